@@ -1,0 +1,53 @@
+# `make demo` trains on real images; `make test` proves that it works. Both set up everything they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
+
+.PHONY: help demo test test-slow check lint format lock clean
+help:  ## Say what each target does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
+
+demo: $(INSTALLED)  ## Set up, train on handwritten digits in about three minutes, print and draw what was memorised
+	$(BIN)/torchrun --standalone --nproc-per-node 1 engine/train.py --config configs/digits_vit.yaml $(ARGS)
+
+test: $(INSTALLED_DEV)  ## Set up and run the default tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(INSTALLED_DEV)  ## Run the tests that take more than a minute each
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(INSTALLED_DEV) lint  ## Lint and the fast tests, within two minutes
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not distributed' $(ARGS)
+
+lint: $(INSTALLED_DEV)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED_DEV)  ## Format, and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(INSTALLED_DEV)  ## Write the versions that are installed into requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^#' > requirements.lock
+
+clean:  ## Remove the virtual environment and caches (never runs/)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "rlpheads needs Python 3.11 or newer; name one: make PYTHON=python3.12 demo"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): $(VENV)/pyvenv.cfg setup.py pyproject.toml requirements.lock
+	@echo "installing rlpheads into $(VENV) (a minute or two; nothing to do next time)"
+	$(PIP) --editable .
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	@echo "installing what the tests and the linters need"
+	$(PIP) --editable '.[test,lint]'
+	@touch $@

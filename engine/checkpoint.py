@@ -1,0 +1,144 @@
+"""Checkpoints: distributed files written to a temporary folder, hashed, and moved into place as a whole.
+
+A checkpoint is `checkpoints/step=000001234/` with torch.distributed.checkpoint's files and `manifest.json`, written
+last: the SHA-256 and size of every file, and the run's progress. One flipped bit would load silently otherwise, and a
+folder without a manifest is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from rlpheads.engine.launch import Launch
+from rlpheads.engine.run_folder import write_atomically
+
+MANIFEST = "manifest.json"
+_REMEDY = "delete that folder to resume from the checkpoint before it"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged or of another run."""
+
+
+def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any], launch: Launch, keep: int) -> Path:
+    """Write the checkpoint of `step` and prune all but the newest `keep`. Collective.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        step: optimizer steps taken.
+        state: tensors, nested by name; sharded or replicated alike.
+        facts: JSON-able progress and identity of the run.
+        launch: the ranks.
+        keep: checkpoints to keep.
+    """
+    final = folder / f"step={step:09d}"
+    temporary = folder / f".step={step:09d}.tmp"
+    if launch.is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier(launch.control)
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), process_group=launch.control)
+    if launch.is_main:
+        files = {path.name: _described(path) for path in sorted(temporary.iterdir())}
+        content = {"step": step, **facts, "files": files}
+        write_atomically(temporary / MANIFEST, json.dumps(content, indent=2) + "\n")
+        _replace_folder(temporary, final)
+        _fsync_folder(folder)
+        for old in _whole(folder)[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier(launch.control)
+    return final
+
+
+def find(folder: Path) -> Path | None:
+    """Return the newest checkpoint that has a manifest, or None."""
+    whole = _whole(folder)
+    return whole[-1] if whole else None
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint says about itself.
+
+    Raises:
+        CheckpointError: the manifest is damaged.
+    """
+    try:
+        return json.loads((checkpoint / MANIFEST).read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged ({error}); {_REMEDY}") from error
+
+
+def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare every file of a checkpoint with its manifest.
+
+    Raises:
+        CheckpointError: a file is missing, or has another size or hash; all of them are named.
+    """
+    problems = [problem for name, facts in manifest["files"].items() if (problem := _problem(checkpoint / name, facts))]
+    if problems:
+        raise CheckpointError(f"{checkpoint} is damaged: {'; '.join(problems)}; {_REMEDY}")
+
+
+def load(checkpoint: Path, state: dict[str, Any], launch: Launch) -> None:
+    """Fill the tensors of `state` in place. Collective.
+
+    Only from a folder that you trust: the format's own metadata can execute code.
+    """
+    dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint), process_group=launch.control)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash a module's names, types and bytes, for comparing two runs."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _replace_folder(temporary: Path, final: Path) -> None:
+    """Move into place; where a resumed run wrote the same step again, the old one goes only after the new is there."""
+    aside = final.with_name(f".{final.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        final.rename(aside)
+    temporary.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _whole(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob(f"step=*/{MANIFEST}"))
+
+
+def _described(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _problem(path: Path, facts: Mapping[str, Any]) -> str | None:
+    if not path.exists():
+        return f"{path.name} is missing"
+    if path.stat().st_size != facts["bytes"]:
+        return f"{path.name} has {path.stat().st_size} bytes, not {facts['bytes']}"
+    if _described(path)["sha256"] != facts["sha256"]:
+        return f"{path.name} does not have the hash that was recorded when it was written"
+    return None
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,235 @@
+"""Files and flags to one `Config`.
+
+The order of precedence: the defaults of `rlpheads.engine.config`, then every `--config` file in the order given, then every
+flag in the order given, wherever the flags stand among the files. A layer sets the keys that it names; mappings such
+as `model.args` are merged key by key.
+
+jsonargparse builds the help from the dataclasses and their docstrings. Values are read here, since it would alter them:
+after a strict parse it still turns the text '1e3' inside `model.args` into 1000.0 and 'null' into null, drops keys such
+as `__path__`, accepts null, .inf and .nan for a plain number and a scalar for a whole group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_origin, get_type_hints
+
+from rlpheads.engine.config import Config
+from rlpheads.engine.config_errors import ConfigError, nearest, shown
+from rlpheads.engine.config_files import dump_yaml, read_config_file
+from rlpheads.engine.config_values import convert, convert_text, describe
+
+__all__ = ["ConfigError", "dump_config", "help_text", "parse_config"]
+
+_SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+_USAGE = "torchrun engine/train.py --config FILE [--config FILE ...] [--KEY VALUE ...]"
+_EPILOG = """\
+Files are YAML or TOML and are layered in the order given; flags override files. A flag is a key of the file with dots:
+--optim.lr 3e-4, --heads.taps "[0, -1]", --model.args.depth 6. A switch may stand alone: --verbose is --verbose true.
+An entry of model.args from an earlier file is taken back with null."""
+
+
+class _Flag(NamedTuple):
+    name: str
+    """As written, with its dashes."""
+    text: str | None
+    """Its value; None where nothing that could be one followed."""
+
+
+def parse_config(argv: Sequence[str]) -> Config:
+    """Return the configuration that the command line `argv` (without the program's name) describes.
+
+    `-h` or `--help` prints every key with its meaning and default, and exits with 0 (under torchrun, rank 0 prints).
+
+    Raises:
+        ConfigError: with the one message a user needs: where, what was given, what is allowed.
+    """
+    if "-h" in argv or "--help" in argv:
+        if os.environ.get("RANK", "0") == "0":
+            print(help_text())
+        raise SystemExit(0)
+    if not argv:
+        raise ConfigError(_nothing_given())
+    flags = _split(argv)
+    files = [_file_name(flag) for flag in flags if flag.name == "--config"]
+    values = _flatten(dataclasses.asdict(Config()))
+    for file in files:
+        for key, value in _walk(read_config_file(file), file):
+            values[key] = _layer(values[key], convert(f"{file}: {key}", value, _schema().leaves[key]))
+    for flag in flags:
+        if flag.name != "--config":
+            key, value = _read_flag(flag)
+            values[key] = _layer(values[key], value)
+    if files and not values["run.name"]:
+        values["run.name"] = Path(files[-1]).stem
+    return _build(Config, values)
+
+
+def dump_config(config: Config) -> str:
+    """Return `config` as YAML with every key, which `parse_config` reads back to an equal object."""
+    return dump_yaml(dataclasses.asdict(config))
+
+
+def help_text() -> str:
+    """Return the help: every key with its meaning, type and default."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(usage=_USAGE, description=f"Train a classifier and measure what it memorises.\n\n{_EPILOG}")
+    parser.add_argument("--config", metavar="FILE", help="YAML or TOML file of keys; may be given several times.")
+    parser.add_class_arguments(Config)
+    for action in parser._actions:  # hide what jsonargparse adds and is not accepted here: --optim FILE, --heads.taps+
+        action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+        if action.dest in _schema().groups:
+            action.help = argparse.SUPPRESS
+    return parser.format_help()
+
+
+class _Schema(NamedTuple):
+    leaves: dict[str, Any]
+    """Type hint by dotted key."""
+    groups: dict[str, list[str]]
+    """Keys directly below, by the dotted key of a group."""
+
+
+@functools.cache
+def _schema() -> _Schema:
+    schema = _Schema({}, {})
+
+    def visit(cls: type, prefix: str) -> None:
+        for name, hint in get_type_hints(cls).items():
+            if dataclasses.is_dataclass(hint):
+                schema.groups[prefix + name] = [f"{prefix}{name}.{below}" for below in get_type_hints(hint)]
+                visit(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+            else:
+                schema.leaves[prefix + name] = hint
+
+    visit(Config, "")
+    return schema
+
+
+def _split(argv: Sequence[str]) -> list[_Flag]:
+    """Cut a command line into flags: `--name=value`, or `--name` and what follows unless that begins with `--`."""
+    flags: list[_Flag] = []
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        name, equals, text = token.partition("=")
+        if not token.startswith("-"):
+            meant = f"--{token}" if equals else f"--config {token}" if Path(token).suffix in (".yaml", ".toml") else ""
+            raise ConfigError(f"{token}: not a flag; allowed: --KEY VALUE" + (f" (meant: {meant})" if meant else ""))
+        if equals:
+            flags.append(_Flag(name, text))
+        elif tokens and not tokens[0].startswith("--"):
+            flags.append(_Flag(name, tokens.pop(0)))
+        else:
+            flags.append(_Flag(name, None))
+    return flags
+
+
+def _file_name(flag: _Flag) -> str:
+    if not flag.text:
+        raise ConfigError("--config: a value is missing; allowed: the name of a YAML or TOML file")
+    return flag.text
+
+
+def _read_flag(flag: _Flag) -> tuple[str, Any]:
+    """Return the dotted key of the field that a flag sets, and the value."""
+    key = flag.name.removeprefix("--")
+    if key in _schema().groups:
+        raise ConfigError(_group_given_a_value("", key, dashes="--", given=flag.text))
+    field, entry = _find_field(key)
+    if not field or not flag.name.startswith("--"):
+        raise ConfigError(_unknown(flag.name, key, dashes="--"))
+    field_hint = _schema().leaves[field]
+    hint = Any if entry else field_hint
+    text = "true" if flag.text is None and hint is bool else flag.text
+    if text is None:
+        raise ConfigError(f"{flag.name}: a value is missing; allowed: {describe(hint)}")
+    value = convert_text(flag.name, text, hint)
+    if not entry:
+        return field, value
+    for name in reversed(entry.split(".")):
+        value = {name: value}
+    return field, convert(flag.name, value, field_hint)
+
+
+def _find_field(key: str) -> tuple[str, str]:
+    """Cut a dotted key into its field and, for a field that is a mapping, the entry: model.args.depth; "" where none."""
+    leaves = _schema().leaves
+    if key in leaves:
+        return key, ""
+    field = next((leaf for leaf in leaves if key.startswith(f"{leaf}.") and get_origin(leaves[leaf]) is dict), "")
+    entry = key[len(field) + 1 :]
+    return (field, entry) if all(entry.split(".")) else ("", "")
+
+
+def _walk(mapping: dict[str, Any], file: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the (dotted key, raw value) pairs of a file's mapping; every key is checked against the dataclasses."""
+    for name, value in mapping.items():
+        key = prefix + name
+        if "." in name and key in _schema().leaves:
+            raise ConfigError(f"{file}: {key}: a dotted key; allowed in a file: nested keys, {_nested(key)}")
+        if key in _schema().leaves:
+            yield key, value
+        elif key not in _schema().groups:
+            raise ConfigError(f"{file}: {_unknown(key, key, dashes='')}")
+        elif isinstance(value, dict):
+            yield from _walk(value, file, f"{key}.")
+        else:
+            raise ConfigError(_group_given_a_value(f"{file}: ", key, dashes="", given=value))
+
+
+def _nested(key: str) -> str:
+    *groups, leaf = key.split(".")
+    return "".join(f"{group}: {{" for group in groups) + f"{leaf}: …" + "}" * len(groups)
+
+
+def _group_given_a_value(where: str, key: str, *, dashes: str, given: object) -> str:
+    below = ", ".join(dashes + name for name in _schema().groups[key])
+    return f"{where}{dashes}{key}: got {shown(given)}, but this is a group; allowed: the keys in it: {below}"
+
+
+def _unknown(given: str, key: str, *, dashes: str) -> str:
+    """Say that there is no such key, and which was meant: one that ends alike (`lr`), else the one spelt most alike."""
+    alike = [leaf for leaf in _schema().leaves if leaf.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = nearest(key.replace("-", "_"), [*_schema().leaves, *_schema().groups, "config"])
+    meant = [close] if close and not alike else alike
+    hint = f"nearest: {', '.join(dashes + name for name in meant)}" if meant else "--help lists every key"
+    return f"{given}: no such key; {hint}"
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = prefix + name
+        flat.update({key: value} if key in _schema().leaves else _flatten(value, f"{key}."))
+    return flat
+
+
+def _layer(below: Any, above: Any) -> Any:
+    """Return `above` laid over `below`: mappings are merged key by key, anything else is replaced."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _layer(below.get(key), value) for key, value in above.items()}
+
+
+def _build(cls: type[Any], values: dict[str, Any], prefix: str = "") -> Any:
+    return cls(
+        **{
+            name: _build(hint, values, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else values[prefix + name]
+            for name, hint in get_type_hints(cls).items()
+        }
+    )
+
+
+def _nothing_given() -> str:
+    shipped = sorted(path.name for path in _SHIPPED.glob("*") if path.suffix in (".yaml", ".toml"))
+    listed = f"\nShipped in configs/: {', '.join(shipped)}" if shipped else ""
+    example = f"configs/{'digits_vit.yaml' if 'digits_vit.yaml' in shipped else 'FILE.yaml'}"
+    return f"no configuration given; allowed: {_USAGE}{listed}\nExample: torchrun engine/train.py --config {example}"

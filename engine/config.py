@@ -1,0 +1,199 @@
+"""The configuration of a run: frozen dataclasses, one for each concern, whose field docstrings are the command line's help.
+
+Every field that changes a result is here, and the resolved configuration is written into the run folder once, at start.
+`rlpheads.engine.command_line` turns files and flags into a `Config`; the checks that need more than one field are in
+`rlpheads.engine.config_checks`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+RegularizerKind = Literal["unlikelihood", "uniform", "reversal", "entropy"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run is written, and what happens when it is already there."""
+
+    dir: str = "runs"
+    """Folder that holds the run folders."""
+    name: str = ""
+    """Name of the run folder; empty: the name of the last --config file without its suffix."""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """auto: continue from the newest whole checkpoint if there is one; must: fail without one; never: fail if the folder exists."""
+    overwrite: bool = False
+    """Delete an existing run folder of this name first."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how an image becomes the model's input."""
+
+    dataset: Literal["digits", "imagefolder"] = "digits"
+    """digits: scikit-learn's 1,797 handwritten digits; imagefolder: ROOT/{train,val}/CLASS/FILE or ROOT/CLASS/FILE."""
+    root: str | None = None
+    """Folder of the images (imagefolder)."""
+    val_fraction: float | None = None
+    """Fraction of each class that is held out when the tree has no val/ folder, in (0, 1)."""
+    loader: Literal["torch"] = "torch"
+    """Which library decodes."""
+    workers: int = 2
+    """Decoding processes for each rank; 0 decodes in the training process. Changes no result."""
+    image_size: int = 224
+    """Side of the square images that the model sees, in pixels."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of a training crop as a fraction of the image, least and most."""
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Width over height of a training crop, least and most."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    eval_crop_fraction: float = 0.875
+    """Evaluation resizes the short side to image_size / this, then crops the centre."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Channel means that are subtracted, in units of full intensity."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Channel standard deviations that are divided by, in units of full intensity."""
+    partial: Literal["drop", "pad"] = "drop"
+    """The last, partial global batch of a training epoch: left out, or filled up with rows that count nowhere."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The classifier under study."""
+
+    name: str = "vit_tiny_patch16_224"
+    """Name of a timm model that offers forward_intermediates."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Arguments for timm.create_model, such as {embed_dim: 192, depth: 6, drop_path_rate: 0.1}."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the class loss, in [0, 1)."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights, which is evaluated beside them; null: none."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """An optimizer of timm's factory and what is done to its gradients."""
+
+    name: str = "adamw"
+    """Name of a timm optimizer."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; not applied to biases and norms."""
+    momentum: float = 0.9
+    """Momentum, or Adam's first beta."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient; null: no clipping."""
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """The random-label prediction heads that measure."""
+
+    labels: int = 10
+    """K, the number of random labels."""
+    draws: int = 1
+    """M, the number of independent random labels of each sample, each with a head of its own at every tap."""
+    taps: Literal["all", "none"] | list[int] = "all"
+    """Blocks whose output a head reads: all, none, or a list of block numbers (negative: from the end)."""
+    pool: Literal["auto", "token", "mean"] = "auto"
+    """How tokens become one feature vector: the class token, the mean of the patch tokens, or as the classifier does."""
+    norm: bool = True
+    """Normalise the features (layer norm without parameters) before the heads."""
+    joint: float = 0.0
+    """Weight μ with which the heads' cross-entropy trains the backbone too (0: heads only)."""
+    balance: Literal["iid", "balanced"] = "iid"
+    """Labels are drawn independently, or each equally often."""
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
+    """Optimizer of the heads."""
+
+
+@dataclass(frozen=True)
+class RegularizerConfig:
+    """The term on the heads' output that trains the backbone to memorise less."""
+
+    kind: RegularizerKind = "unlikelihood"
+    """Which function of the head's output is minimised."""
+    factor: float = 0.0
+    """Weight λ; at 0 the backbone is bit-identical to one trained without heads."""
+    taps: Literal["all"] | list[int] = "all"
+    """Which of the heads' taps are regularised."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rates go, by timm's schedulers, updated at every step."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    """cosine: one cosine to min_lr_fraction; constant: the peak throughout, after the warm-up."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from zero."""
+    min_lr_fraction: float = 0.0
+    """Last learning rate as a fraction of the peak."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured between epochs."""
+
+    every: int = 1
+    """Epochs between evaluations on the held-out split."""
+    clean_every: int = 1
+    """Epochs between passes over the training set without augmentation and with weights at rest; 0: at the end only."""
+    batch_size: int | None = None
+    """Global batch of an evaluation; null: the training batch."""
+
+
+@dataclass(frozen=True)
+class LedgerConfig:
+    """The per-sample record."""
+
+    every: int = 1
+    """Epochs between written ledgers; the last epoch is always written; 0: the last only."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What a run can be continued from."""
+
+    every: int = 1
+    """Epochs between checkpoints; the last epoch and a stop signal always write one."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    seed: int = 0
+    """Seed of every stream of random numbers."""
+    epochs: int = 90
+    """Passes over the training set."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; the schedule still spans all epochs. null: no limit."""
+    batch_size: int = 1024
+    """Global batch: samples of one optimizer step over all ranks."""
+    accumulate: int = 1
+    """Micro-batches that a rank's share of the batch is cut into."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Autocast type of forward and backward; weights and optimizer states stay fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl and updates of the progress display. Changes no result."""
+    verbose: bool = False
+    """Print more: environment, settings, every checkpoint."""
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,0 +1,257 @@
+"""What can be known of a configuration before any process group or image is touched: ranges, contradictions, names, devices.
+
+`rlpheads.engine.command_line` has already made sure of every field's type. The checks go from cheap to dear and stop at
+the first problem, so that a slip in a number is told before timm is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from rlpheads.engine.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from rlpheads.engine.config_errors import ConfigError, nearest, refusal, shown
+
+_NAME_BYTES = 200  # a file system allows 255; the rest is for what is written beside the folder
+_TIMM_LOADS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The numbers from `low` to `high`; an open end does not belong."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        above = number > self.low if self.open_low else number >= self.low
+        below = number < self.high if self.open_high else number <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.open_low else 'at least'} {self.low:g}" if self.low > -math.inf else ""
+        high = f"{'below' if self.open_high else 'at most'} {self.high:g}" if self.high < math.inf else ""
+        return " and ".join(filter(None, (low, high)))
+
+
+_FROM_0 = Interval(0)
+_FROM_1 = Interval(1)
+_ABOVE_0 = Interval(0, open_low=True)
+_FRACTION = Interval(0, 1)
+_BELOW_1 = Interval(0, 1, open_high=True)
+_BETWEEN_0_AND_1 = Interval(0, 1, open_low=True, open_high=True)
+_SHARE = Interval(0, 1, open_low=True)
+_OPTIM = {"lr": _ABOVE_0, "weight_decay": _FROM_0, "momentum": _BELOW_1, "clip_norm": _ABOVE_0}
+
+RANGES: dict[str, Interval] = {
+    "seed": Interval(0, 2**63 - 1),
+    "epochs": _FROM_1,
+    "max_steps": _FROM_1,
+    "batch_size": Interval(2),
+    "accumulate": _FROM_1,
+    "log_every": _FROM_1,
+    "data.val_fraction": _BETWEEN_0_AND_1,
+    "data.workers": _FROM_0,
+    "data.image_size": _FROM_1,
+    "data.crop_scale": _SHARE,
+    "data.crop_ratio": _ABOVE_0,
+    "data.hflip": _FRACTION,
+    "data.eval_crop_fraction": _SHARE,
+    "data.mean": _FRACTION,
+    "data.std": _SHARE,
+    "model.label_smoothing": _BELOW_1,
+    "model.ema_decay": _BETWEEN_0_AND_1,
+    "heads.labels": Interval(2, 2**31 - 1),
+    "heads.draws": _FROM_1,
+    "heads.joint": _FROM_0,
+    "regularizer.factor": _FROM_0,
+    "schedule.warmup_epochs": _FROM_0,
+    "schedule.min_lr_fraction": _FRACTION,
+    "eval.every": _FROM_1,
+    "eval.clean_every": _FROM_0,
+    "eval.batch_size": _FROM_1,
+    "ledger.every": _FROM_0,
+    "checkpoint.every": _FROM_1,
+    "checkpoint.keep": _FROM_1,
+    **{f"{part}.{name}": interval for part in ("optim", "heads.optim") for name, interval in _OPTIM.items()},
+}
+"""What every number of a `Config` may be, by dotted key; for a tuple, each of its numbers. null is not a number."""
+
+
+def check_config(config: Config, world_size: int) -> None:
+    """Make sure that `config` can be run on `world_size` ranks, as far as that shows without data and process groups.
+
+    Builds the model without memory (on torch's meta device), so that its arguments, taps and image size are checked too.
+
+    Raises:
+        ConfigError: the first problem found: the key, what was given, what is allowed.
+    """
+    _check_ranges(config)
+    _check_batches(config, world_size)
+    _check_schedule(config)
+    _check_run(config.run)
+    _check_data(config.data)
+    _check_terms(config)
+    _check_regularized_taps(config)
+    _check_device(config)
+    _check_model_name(config.model)
+    _check_model(config)
+    _check_optimizer("optim", config.optim, config)
+    _check_optimizer("heads.optim", config.heads.optim, config)
+
+
+def _check_ranges(config: Config) -> None:
+    for key, interval in RANGES.items():
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(number is None or number in interval for number in numbers):
+            raise refusal(key, value, f"{'numbers' if isinstance(value, tuple) else 'a number'} {interval}")
+    for key, (least, most) in (("crop_scale", config.data.crop_scale), ("crop_ratio", config.data.crop_ratio)):
+        if least > most:
+            raise refusal(f"data.{key}", (least, most), f"the lesser number first: [{most}, {least}]")
+
+
+def _check_batches(config: Config, world_size: int) -> None:
+    step = 2 * world_size * config.accumulate
+    if config.batch_size % step:
+        product = f"2 x {world_size} (ranks) x {config.accumulate} (accumulate)"
+        raise refusal("batch_size", config.batch_size, _multiple(config.batch_size, step, f"{step} = {product}"))
+    eval_batch_size = config.eval.batch_size
+    if eval_batch_size is not None and eval_batch_size % world_size:
+        allowed = _multiple(eval_batch_size, world_size, f"{world_size}, the number of ranks")
+        raise refusal("eval.batch_size", eval_batch_size, allowed)
+
+
+def _multiple(number: int, step: int, described: str) -> str:
+    below = number // step * step
+    close = f"{below} or {below + step}" if below else f"{step}"
+    return f"a multiple of {described} (nearest: {close})"
+
+
+def _check_schedule(config: Config) -> None:
+    if config.schedule.warmup_epochs > config.epochs:
+        raise refusal("schedule.warmup_epochs", config.schedule.warmup_epochs, f"at most the epochs, {config.epochs}")
+
+
+def _check_run(run: RunConfig) -> None:
+    if not run.name:
+        raise ConfigError("run.name: empty, and no --config file to take it from; allowed: the name of a folder")
+    if run.name in (".", "..") or not run.name.isprintable() or "/" in run.name or "\\" in run.name:
+        raise refusal("run.name", run.name, "the name of one folder, without / or \\ (run.dir says where it lies)")
+    if len(run.name.encode()) > _NAME_BYTES:
+        raise refusal("run.name", run.name, f"at most {_NAME_BYTES} bytes")
+    if not run.dir or "\0" in run.dir:
+        raise refusal("run.dir", run.dir, "the name of a folder; . is the current one")
+    if run.resume == "must" and run.overwrite:
+        raise ConfigError(
+            "run.resume: got must, but run.overwrite deletes what would be resumed; allowed: one of the two"
+        )
+
+
+def _check_data(data: DataConfig) -> None:
+    if data.dataset == "digits":
+        if data.root is not None:
+            raise refusal("data.root", data.root, "null for digits, which come with scikit-learn")
+        return
+    if data.root is None:
+        raise refusal("data.root", None, f"the folder of the images, which {data.dataset} needs: --data.root FOLDER")
+    if not Path(data.root).is_dir():
+        raise refusal("data.root", data.root, "a folder that exists" + _nearest_folder(Path(data.root)))
+
+
+def _nearest_folder(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor does {path.parent})" if "\0" not in str(path) else ""
+    match = nearest(path.name, (entry.name for entry in path.parent.iterdir() if entry.is_dir()))
+    return f" (nearest: {path.parent / match})" if match else ""
+
+
+def _check_terms(config: Config) -> None:
+    for key, value in (("regularizer.factor", config.regularizer.factor), ("heads.joint", config.heads.joint)):
+        if value > 0 and config.heads.taps == "none":
+            raise refusal(key, value, "0 without heads (heads.taps is none); heads at all blocks: heads.taps all")
+    for key, taps in (("heads.taps", config.heads.taps), ("regularizer.taps", config.regularizer.taps)):
+        if taps == []:
+            raise refusal(key, taps, "all or at least one block" + (", or none" if key == "heads.taps" else ""))
+
+
+def _check_regularized_taps(config: Config) -> None:
+    """Refuse what no number of blocks could make right; 11 may be -1, which `_check_model` finds out."""
+    regularized, heads = config.regularizer.taps, config.heads.taps
+    if not (isinstance(regularized, list) and isinstance(heads, list)):
+        return
+    for tap in regularized:
+        if tap not in heads and all((head < 0) == (tap < 0) for head in heads):
+            raise refusal("regularizer.taps", regularized, f"blocks that have a head: heads.taps is {heads}")
+
+
+def _check_device(config: Config) -> None:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ConfigError(
+            f"device: got cuda, but PyTorch {torch.__version__} finds no CUDA device; allowed here: cpu or auto. "
+            "CUDA needs a GPU, its driver and a CUDA build of PyTorch; `rlpheads env` shows what is found"
+        )
+    on_cuda = cuda and config.device != "cpu"
+    if config.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise ConfigError(f"precision: got bf16, which {name} does not have; allowed on this device: fp32")
+
+
+def _check_model_name(model: ModelConfig) -> None:
+    import timm
+
+    if "num_classes" in model.args:
+        raise ConfigError("model.args: got num_classes, which the dataset decides; allowed: any other argument")
+    architecture = model.name.partition(".")[0]  # vit_base_patch16_224.augreg_in1k names weights too
+    if not timm.is_model(architecture):
+        match = nearest(architecture, timm.list_models())
+        hint = f" (nearest: {match})" if match else ""
+        raise refusal("model.name", model.name, f"a model of timm {timm.__version__}{hint}; timm.list_models() names them")
+
+
+def _check_model(config: Config) -> None:
+    import torch
+
+    from rlpheads.engine.models import build_model, tap_dims
+    from rlpheads.memorization.taps import select_taps
+
+    args = {name: value for name, value in config.model.args.items() if name not in _TIMM_LOADS}
+    unloaded = dataclasses.replace(config, model=dataclasses.replace(config.model, args=args))
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = build_model(unloaded, num_classes=2)
+            tap_dims(model, config.data.image_size)
+        taps = select_taps(config.regularizer.taps, model.num_blocks)
+    except AttributeError as error:
+        raise ConfigError(f"model.name: got {config.model.name}, which lacks forward_intermediates: {error}") from error
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ConfigError(f"model: {error}") from error
+    stray = [tap for tap in taps if tap not in model.taps]
+    if stray and config.regularizer.taps != "all":
+        raise refusal("regularizer.taps", config.regularizer.taps, f"blocks that have a head: {list(model.taps)}")
+
+
+def _check_optimizer(key: str, optim: OptimConfig, config: Config) -> None:
+    import timm.optim
+    from torch import nn
+
+    from rlpheads.engine.optimizer import Span, build_part
+
+    known = timm.optim.list_optimizers()
+    if optim.name not in known:
+        match = nearest(optim.name, known)
+        hint = f" (nearest: {match})" if match else ""
+        raise refusal(f"{key}.name", optim.name, f"an optimizer of timm{hint}; timm.optim.list_optimizers() names them")
+    try:
+        build_part(nn.Linear(2, 2), optim, config.schedule, Span(config.epochs, 1), ddp=False)
+    except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"{key}.name: {optim.name} cannot be built here: {error}") from error

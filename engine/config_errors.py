@@ -1,0 +1,33 @@
+"""What every complaint about a configuration shares: its exception, how a value is shown, and the nearest valid choice."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_SHOWN_LENGTH = 80
+_WORDS: dict[object, str] = {None: "null", True: "true", False: "false"}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run. The message names the key or file, what was given and what is allowed."""
+
+
+def shown(value: object) -> str:
+    """Return `value` as a message quotes it: YAML's words for null and booleans, text in quotes, long values cut."""
+    if value is None or isinstance(value, bool):
+        return _WORDS[value]
+    text = repr(value)
+    return text if len(text) <= _SHOWN_LENGTH else text[: _SHOWN_LENGTH - 1] + "…"
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """Return the one of `choices` that `word` was most likely meant to be (case is ignored), or None."""
+    by_lower_case = {choice.lower(): choice for choice in choices}
+    matches = difflib.get_close_matches(word.lower(), by_lower_case, n=1)
+    return by_lower_case[matches[0]] if matches else None
+
+
+def refusal(key: str, given: object, allowed: str) -> ConfigError:
+    """Return the error that says what `key` was given and what it allows."""
+    return ConfigError(f"{key}: got {shown(given)}; allowed: {allowed}")

@@ -1,0 +1,158 @@
+"""What the user sees: a live line on a terminal, plain lines elsewhere, a table for each epoch and one at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from rlpheads.engine.findings import Findings
+
+MISSING = "–"
+
+
+class Display:
+    """Prints a run's progress; on every rank but the first it is given a quiet console and prints nothing.
+
+    Args:
+        console: where to print.
+        num_epochs: epochs of the run.
+        num_steps: steps of one epoch.
+        verbose: print notes too.
+    """
+
+    def __init__(self, console: Console, num_epochs: int, num_steps: int, verbose: bool = False):
+        self._console = console
+        self._num_epochs, self._num_steps = num_epochs, num_steps
+        self._verbose = verbose
+        self._progress = Progress(
+            TextColumn("[bold]epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} {task.description}"),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal and not self._console.quiet:
+            self._progress.start()
+            self._task = self._progress.add_task("", total=self._num_steps, epoch=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """Say something that only a verbose run wants to hear."""
+        if self._verbose:
+            self._console.print(text, highlight=False, style="dim", soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Say something."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def step(self, row: Mapping[str, Any], eta_seconds: float | None) -> None:
+        """Show the figures of the window of steps that ended at `row["step"]`."""
+        done = (row["step"] - 1) % self._num_steps + 1
+        figures = step_line(row, eta_seconds)
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, epoch=row["epoch"], description=figures)
+        else:
+            self.say(f"epoch {row['epoch']} step {done}/{self._num_steps}  {figures}")
+
+    def epoch(self, row: Mapping[str, Any], taps: Sequence[int]) -> None:
+        """Print the table of a finished epoch."""
+        title = (
+            f"epoch {row['epoch']} (of 0–{self._num_epochs - 1})  "
+            f"top-1: train {percent(row.get('train_top1'))}, held-out {percent(row.get('eval_top1'))}"
+            + (f", average {percent(row['eval_ema_top1'])}" if "eval_ema_top1" in row else "")
+            + f"  loss: train {row['train_loss']:.4f}, held-out {number(row.get('eval_loss'))}"
+            + f"  {row['images_per_second']:.0f} img/s, data wait {percent(row['data_wait'])}"
+        )
+        self.say(title)
+        if not taps:
+            return
+        table = Table(title="random-label accuracy", title_justify="left", padding=(0, 1))
+        table.add_column("tap", justify="right")
+        for block in taps:
+            table.add_column(str(block), justify="right")
+        for phase in ("running", "clean", "heldout"):
+            if f"rla_{phase}" in row:
+                table.add_row(phase.replace("heldout", "held-out"), *[percent(value) for value in row[f"rla_{phase}"]])
+        self._console.print(table)
+
+    def findings(self, found: Findings) -> None:
+        """Print what the run found, and loudly whatever cannot be."""
+        if found.taps:
+            self._console.print(findings_table(found))
+        self.say(f"held-out top-1 {percent(found.top1)}")
+        if not found.taps:
+            return
+        bounds = " to ".join(percent(bound) for bound in found.heldout_bounds)
+        if not found.strayed:
+            self.say(f"held-out random-label accuracy is inside its exact binomial bounds ({bounds}) at every tap")
+            return
+        lines = [f"tap {block}, draw {draw}: {percent(accuracy)}" for block, draw, accuracy in found.strayed]
+        self._console.print(
+            Panel(
+                f"Nobody can predict a held-out sample's random label, yet these lie outside {bounds}, where chance "
+                "stays in all but 1 of 10,000 cases:\n" + "\n".join(lines) + "\nDo not trust this run's random-label "
+                "accuracies before you know why: are labels, indices and images matched, and are the splits disjoint?",
+                title="held-out check FAILED",
+                style="bold red",
+            )
+        )
+
+
+def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
+    """Return one line of a window's figures."""
+    parts = [f"loss {row['class_loss']:.4f}"]
+    names = (("head_cross_entropy", "heads"), ("regularizer", "reg"), ("joint", "joint"))
+    parts += [f"{short} {row[name]:.4f}" for name, short in names if name in row]
+    parts.append(f"top-1 {percent(row['top1'])}")
+    if "rla_first" in row:
+        parts.append(f"RLA first {percent(row['rla_first'])} last {percent(row['rla_last'])}")
+    parts.append(f"{row['images_per_second']:.0f} img/s")
+    parts.append(f"wait {percent(row['data_wait'])}")
+    if eta_seconds is not None:
+        parts.append(f"ETA {timedelta(seconds=round(eta_seconds))}")
+    parts.append(f"{memory_in_use() / 2**30:.1f} GiB")
+    return "  ".join(parts)
+
+
+def findings_table(found: Findings) -> Table:
+    """Return the table of a run's random-label accuracies by tap."""
+    table = Table(title="random-label accuracy by tap", title_justify="left", padding=(0, 1))
+    for name in ("tap", "running", "clean", "head-only baseline", "chance", "held-out"):
+        table.add_column(name, justify="right")
+    for tap in found.taps:
+        cells = (tap.running, tap.clean, tap.baseline, found.chance, tap.heldout)
+        table.add_row(str(tap.block), *[percent(value) for value in cells])
+    return table
+
+
+def percent(value: float | None) -> str:
+    """Return a share of one in per cent, with decimals enough for chance at 100,000 labels."""
+    if value is None:
+        return MISSING
+    return f"{100 * value:.2f}%" if value >= 1e-3 or value == 0 else f"{100 * value:.4f}%"
+
+
+def number(value: float | None) -> str:
+    """Return a number with four decimals, or a dash."""
+    return MISSING if value is None else f"{value:.4f}"
+
+
+def memory_in_use() -> int:
+    """Bytes in use: allocated on the GPU where there is one, resident in this process otherwise."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    return psutil.Process().memory_info().rss

@@ -1,0 +1,88 @@
+"""Exact evaluation: every sample of a split once, at any number of ranks, on weights at rest and without augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlpheads.engine.precision import autocast
+from rlpheads.engine.step import Routes, forward_rows, record_rows
+from rlpheads.loaders.batch import Batch, Loader
+from rlpheads.memorization.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split as evaluation reads it: its loader in canonical order, its random labels, and a ledger to fill."""
+
+    loader: Loader
+    table_MN: Tensor
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        loss: mean cross-entropy of the classes, in nats.
+        top1: accuracy of the classes, in [0, 1].
+        rla_TM: random-label accuracy of each tap and draw, in [0, 1].
+        num_samples: samples seen.
+    """
+
+    loss: float
+    top1: float
+    rla_TM: list[list[float]]
+    num_samples: int
+
+    @property
+    def rla_T(self) -> list[float]:  # noqa: N802 - shape suffix
+        """Random-label accuracy of each tap, averaged over its draws."""
+        return [sum(draws) / len(draws) for draws in self.rla_TM]
+
+
+def summarize(ledger: Ledger) -> Evaluation:
+    """Return the averages over a filled, merged ledger."""
+    return Evaluation(ledger.class_loss, ledger.class_accuracy, ledger.label_accuracy_TM.tolist(), ledger.num_seen)
+
+
+def merge(ledger: Ledger, world_size: int) -> None:
+    """Sum a ledger over the ranks: each sample was recorded at one rank and is zero at the others. Collective."""
+    if world_size > 1:
+        for tensor in ledger.tensors().values():
+            dist.all_reduce(tensor)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    heads: nn.Module | None,
+    split: Split,
+    routes: Routes,
+    prepare: Callable[[Batch], tuple[Tensor, Batch]],
+    precision: str,
+) -> Evaluation:
+    """Fill `split.ledger` from one pass over the split and return its averages. Collective.
+
+    Args:
+        model: tapped classifier, in evaluation mode.
+        heads: its heads, in evaluation mode, or None.
+        split: what is evaluated.
+        routes: the terms; only what is measured is computed.
+        prepare: moves a batch to the device and returns its normalised images beside it.
+        precision: autocast type.
+    """
+    split.ledger.reset()
+    split.loader.set_epoch(0)
+    for host_batch in split.loader:
+        images, batch = prepare(host_batch)
+        with autocast(images.device, precision):
+            rows = forward_rows(model, heads, images, batch, split.table_MN, routes)
+        record_rows(split.ledger, batch, rows)
+    merge(split.ledger, routes.world_size)
+    return summarize(split.ledger)

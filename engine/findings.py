@@ -1,0 +1,85 @@
+"""What a run found: random-label accuracies by tap beside chance, the head-only baseline and the held-out check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlpheads.engine.evaluation import Evaluation
+from rlpheads.memorization.intervals import binomial_bounds
+
+
+@dataclass(frozen=True)
+class TapFinding:
+    """One tap of a finished run; accuracies in [0, 1], averaged over draws, None where not measured.
+
+    Attributes:
+        block: number of the block that the tap reads.
+        running: on augmented images while the weights moved (last epoch).
+        clean: on the training set without augmentation, weights at rest (last epoch that measured it).
+        baseline: what a least-squares head alone reaches on features that know nothing of the labels.
+        heldout: on held-out images, where nobody can know the labels.
+    """
+
+    block: int
+    running: float | None
+    clean: float | None
+    baseline: float
+    heldout: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a run found.
+
+    Attributes:
+        top1: held-out accuracy of the classes.
+        chance: 1/K.
+        taps: one finding for each tap.
+        heldout_bounds: least and greatest held-out accuracy of one draw that chance allows (exact binomial).
+        strayed: (block, draw, accuracy) of every held-out accuracy outside these bounds.
+    """
+
+    top1: float
+    chance: float
+    taps: tuple[TapFinding, ...]
+    heldout_bounds: tuple[float, float]
+    strayed: tuple[tuple[int, int, float], ...]
+
+
+def summarize_findings(
+    heldout: Evaluation,
+    history: Sequence[Mapping[str, Any]],
+    blocks: Sequence[int],
+    baselines: Sequence[float],
+    num_labels: int,
+) -> Findings:
+    """Set the accuracies of a run beside chance and baseline.
+
+    Args:
+        heldout: evaluation of the final weights on the held-out split.
+        history: the epoch lines of metrics.jsonl.
+        blocks: block number of every tap.
+        baselines: head-only accuracy of every tap.
+        num_labels: K.
+    """
+    bounds = binomial_bounds(heldout.num_samples, num_labels)
+    strayed = tuple(
+        (block, draw, accuracy)
+        for block, draws in zip(blocks, heldout.rla_TM, strict=True)
+        for draw, accuracy in enumerate(draws)
+        if not bounds.contains(accuracy)
+    )
+    running, clean = _last(history, "rla_running", len(blocks)), _last(history, "rla_clean", len(blocks))
+    taps = tuple(map(TapFinding, blocks, running, clean, baselines, heldout.rla_T))
+    return Findings(heldout.top1, 1 / num_labels, taps, (float(bounds.low), float(bounds.high)), strayed)
+
+
+def draw_figures(folder: Path, found: Findings, history: Sequence[Mapping[str, Any]]) -> None:
+    """Draw random-label accuracy by depth and by epoch into `folder`."""
+
+
+def _last(history: Sequence[Mapping[str, Any]], name: str, num_taps: int) -> Sequence[float | None]:
+    return next((row[name] for row in reversed(history) if name in row), [None] * num_taps)

@@ -1,0 +1,174 @@
+"""A run from its settings to its exit code: check everything, claim the folder, launch, fit, and say how it ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from rlpheads.engine import launch
+from rlpheads.engine.checkpoint import CheckpointError, weights_sha256
+from rlpheads.engine.command_line import dump_config
+from rlpheads.engine.config import Config
+from rlpheads.engine.config_checks import check_config
+from rlpheads.engine.config_errors import ConfigError
+from rlpheads.engine.display import Display
+from rlpheads.engine.environment import collect_environment
+from rlpheads.engine.launch import Launch, Rank
+from rlpheads.engine.learner import num_parameters
+from rlpheads.engine.loop import Outcome, TrainingDiverged, fit
+from rlpheads.engine.models import build_model, tap_dims
+from rlpheads.engine.resume import ResumePoint, Sources, find_resume_point
+from rlpheads.engine.run_folder import RunFolder, RunFolderError, claim, write_atomically
+from rlpheads.engine.step import build_routes
+from rlpheads.engine.streams import stream_seed
+from rlpheads.engine.training import Training, build_training
+from rlpheads.loaders.datasets import DatasetError, open_dataset
+from rlpheads.loaders.torch_loader import ImageReadError, LoaderError
+
+EXIT_DONE, EXIT_FAILED = 0, 1
+EXIT_REQUEUE = 75
+"""BSD's EX_TEMPFAIL: stopped on a signal, whole, and to be started again with the same command."""
+
+
+def run(config: Config) -> int:
+    """Run one training to its end, a stop signal or a failure; return the exit code.
+
+    Raises:
+        ConfigError: settings, images, folder or checkpoint cannot be used; found before a process group is made.
+    """
+    rank = Rank.from_environment()
+    check_config(config, rank.world_size)
+    check_model(config, rank.world_size)
+    sources = open_sources(config)
+    with _claimed(config, rank) as folder:
+        point = _begin(config, sources, folder) if rank.is_main else None
+        with launch.start(config.device) as launched:
+            return _train(config, sources, folder, launched.share(point), launched)
+
+
+def _begin(config: Config, sources: Sources, folder: RunFolder) -> ResumePoint | None:
+    """Find out where to go on; write the resolved settings where there is nothing to go on from."""
+    try:
+        point = find_resume_point(config, folder.checkpoints, sources)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    if point is None:
+        write_atomically(folder.path / "config.yaml", dump_config(config))
+        folder.write_json("environment.json", collect_environment())
+    folder.write_status("running", "started", pid=os.getpid())
+    return point
+
+
+def check_model(config: Config, world_size: int) -> None:
+    """Build the model on the meta device, where it costs nothing, to find out what does not fit.
+
+    Raises:
+        ConfigError: model, taps and image size do not go together.
+    """
+    try:
+        with torch.device("meta"):
+            model = build_model(config, num_classes=2)
+            tap_dims(model, config.data.image_size)
+        build_routes(config, model, world_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def open_sources(config: Config) -> Sources:
+    """List the images.
+
+    Raises:
+        ConfigError: the images are not there, or cannot be split as asked.
+    """
+    data = config.data
+    try:
+        seed = stream_seed(config.seed, "split")
+        sources = Sources(*open_dataset(data.dataset, data.root, val_fraction=data.val_fraction, seed=seed))
+    except DatasetError as error:
+        raise ConfigError(str(error)) from error
+    num_samples = sources.train.manifest.num_samples
+    if data.partial == "drop" and num_samples < config.batch_size:
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, but there are {num_samples} training images, so no batch is ever full; "
+            f"give --batch_size {num_samples - num_samples % 2} or less, or --data.partial pad"
+        )
+    return sources
+
+
+@contextmanager
+def _claimed(config: Config, rank: Rank) -> Iterator[RunFolder]:
+    """Hold the run folder's lock at the main rank; the others write nothing."""
+    if not rank.is_main:
+        yield RunFolder(Path(config.run.dir) / config.run.name)
+        return
+    try:
+        folder, lock = claim(config.run)
+    except RunFolderError as error:
+        raise ConfigError(str(error)) from error
+    with lock:
+        yield folder
+
+
+def _train(config: Config, sources: Sources, folder: RunFolder, point: ResumePoint | None, launched: Launch) -> int:
+    console = Console(quiet=not launched.is_main, width=None if sys.stdout.isatty() else 160)
+    try:
+        training = build_training(config, sources, folder, launched)
+        with Display(console, config.epochs, training.order.num_steps, config.verbose) as display:
+            display.say(opening_line(training))
+            if point is not None:
+                training.resume(point)
+                display.say(f"resumed from {point.checkpoint} at step {training.num_updates}")
+            if launched.is_main:
+                folder.rewind_metrics(training.num_updates)
+            outcome = fit(training, display)
+            _close(training, outcome, display)
+    except (TrainingDiverged, ImageReadError, LoaderError) as error:
+        _fail(folder, launched, error)
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except BaseException as error:
+        _fail(folder, launched, error)
+        raise
+    return EXIT_DONE if outcome.status == "done" else EXIT_REQUEUE
+
+
+def opening_line(training: Training) -> str:
+    """Say in one line what is trained on what."""
+    config, learner = training.config, training.learner
+    heads = "no heads"
+    if learner.heads is not None:
+        heads = (
+            f"{len(learner.dims)} taps x {config.heads.draws} draws x {config.heads.labels} labels "
+            f"({num_parameters(learner.heads.module):,} parameters in the heads)"
+        )
+    return (
+        f"{training.folder.path}: {config.model.name} ({num_parameters(learner.tapped):,} parameters), {heads}, "
+        f"{training.sources.train.manifest.num_samples:,} training and "
+        f"{training.sources.heldout.manifest.num_samples:,} held-out images, {config.precision} on "
+        f"{training.launch.world_size} x {training.launch.device.type}"
+    )
+
+
+def _close(training: Training, outcome: Outcome, display: Display) -> None:
+    if not training.launch.is_main:
+        return
+    hashes = {name: weights_sha256(part.module) for name, part in training.learner.parts}
+    found = outcome.findings
+    facts = {"step": training.num_updates, "weights_sha256": hashes}
+    if found is not None:
+        facts |= {"heldout_check": "failed" if found.strayed else "passed", "top1": found.top1}
+    training.folder.write_status(outcome.status, outcome.reason, **facts)
+    display.say(f"{outcome.status}: {outcome.reason}; everything is in {training.folder.path}")
+    for name, digest in hashes.items():
+        display.say(f"{name} weights sha256 {digest}")
+
+
+def _fail(folder: RunFolder, launched: Launch, error: BaseException) -> None:
+    if launched.is_main:
+        folder.write_status("failed", f"{type(error).__name__}: {error}")

@@ -1,0 +1,222 @@
+"""The loop of a run.
+
+    resume from the newest checkpoint, or start
+    for each epoch that is left:
+        for each batch that is left of it:
+            train_step(batch)                        no host synchronisation
+            read the figures of the step before last; stop if a signal or max_steps says so
+        evaluate held-out (and, when due, the training set without augmentation)
+        write ledger, metrics, summary; then the checkpoint, which closes the epoch
+    check the held-out random-label accuracy against chance, draw the figures, say how it ended
+
+A run that is stopped saves where it stands and goes on from that very sample. A run that is killed goes on from its
+last checkpoint and writes the same numbers again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from rlpheads.engine.display import Display
+from rlpheads.engine.evaluation import Evaluation, Split, evaluate, merge, summarize
+from rlpheads.engine.findings import Findings, draw_figures, summarize_findings
+from rlpheads.engine.resume import Position
+from rlpheads.engine.signals import StopFlag
+from rlpheads.engine.training import Training
+from rlpheads.memorization.ledger import Ledger, LedgerMetadata
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not finite any more."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `done`, or `requeue` when it was stopped and can go on."""
+
+    status: Literal["done", "requeue"]
+    reason: str
+    findings: Findings | None = None
+
+
+def fit(training: Training, display: Display) -> Outcome:
+    """Train from `training.position` to the end, a stop signal or `max_steps`. Collective."""
+    config = training.config
+    stop_flag = StopFlag(training.launch.control, training.launch.world_size)
+    stop_flag.install()
+    try:
+        while training.position.epoch < config.epochs:
+            stopped = _train_epoch(training, display, stop_flag)
+            if stopped is not None:
+                _save(training, display)
+                if stopped == "max_steps":
+                    return _finish(training, display, f"max_steps={config.max_steps} reached")
+                return Outcome("requeue", f"stopped by {stop_flag.reason} after step {training.num_updates}")
+            _finish_epoch(training, display)
+        return _finish(training, display, f"all {config.epochs} epochs trained")
+    finally:
+        stop_flag.drain()
+
+
+def _train_epoch(training: Training, display: Display, stop_flag: StopFlag) -> Literal["signal", "max_steps"] | None:
+    """Train the rest of the position's epoch; say why when it was not trained to its end."""
+    config, clock = training.config, training.clock
+    training.loader.set_epoch(training.position.epoch, training.position.consumed)
+    training.learner.train()
+    stopped: Literal["signal", "max_steps"] | None = None
+    clock.start()
+    batches = iter(training.loader)
+    while True:
+        if config.max_steps is not None and training.num_updates >= config.max_steps:
+            stopped = "max_steps"
+            break
+        with clock.waiting():
+            host_batch = next(batches, None)
+        if host_batch is None:
+            break
+        batch = host_batch.to(training.launch.device, non_blocking=True)
+        training.meters.add(training.step(batch, training.num_updates))
+        training.position = replace(training.position, consumed=training.position.consumed + batch.num_global_rows)
+        clock.step(batch.num_global_rows)
+        _report_window(training, display)
+        if training.num_updates % config.log_every == 0:
+            training.meters.begin_read(training.num_updates)
+        if stop_flag.agreed():
+            stopped = "signal"
+            break
+    clock.stop()
+    _report_window(training, display)
+    training.meters.begin_read(training.num_updates)
+    _report_window(training, display)
+    return stopped
+
+
+def _report_window(training: Training, display: Display) -> None:
+    """Publish the window of steps that was closed last, if it is not published yet."""
+    read = training.meters.finish_read()
+    if read is not None:
+        _publish(training, display, *read)
+
+
+def _publish(training: Training, display: Display, step: int, figures: dict[str, float]) -> None:
+    clock = training.clock
+    if not all(math.isfinite(value) for value in figures.values()):
+        names = ", ".join(f"{name}={value}" for name, value in figures.items() if not math.isfinite(value))
+        raise TrainingDiverged(
+            f"not finite at step {step}: {names}. The last checkpoint is whole; lower optim.lr or "
+            "heads.optim.lr, set optim.clip_norm, or lower regularizer.factor"
+        )
+    row = {"kind": "step", "step": step, "epoch": training.position.epoch, **figures}
+    row |= {f"{name}_lr": part.lr for name, part in training.learner.parts}
+    row |= {"images_per_second": clock.images_per_second, "data_wait": clock.data_wait}
+    if training.launch.is_main:
+        training.folder.append_metrics(row)
+    display.step(row, clock.eta_seconds(_images_left(training)))
+
+
+def _images_left(training: Training) -> int:
+    per_epoch = training.order.num_steps * training.config.batch_size
+    return (training.config.epochs - training.position.epoch) * per_epoch - training.position.consumed
+
+
+def _finish_epoch(training: Training, display: Display) -> None:
+    """Measure, record and close the position's epoch."""
+    config, epoch, folder = training.config, training.position.epoch, training.folder
+    last = epoch + 1 == config.epochs
+    merge(training.running, training.launch.world_size)
+    row: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": training.num_updates}
+    row |= {"lr": training.learner.backbone.lr, **_prefixed("train", "running", summarize(training.running))}
+    recorded = {"running": training.running}
+    if last or _due(config.eval.every, epoch):
+        row |= _prefixed("eval", "heldout", _evaluate(training, training.heldout))
+        row |= _evaluate_average(training)
+        recorded["heldout"] = training.heldout.ledger
+    if last or _due(config.eval.clean_every, epoch):
+        row |= _prefixed("clean", "clean", _evaluate(training, training.clean))
+        recorded["clean"] = training.clean.ledger
+    row |= {"images_per_second": training.clock.images_per_second, "data_wait": training.clock.data_wait}
+    if training.launch.is_main:
+        if last or _due(config.ledger.every, epoch):
+            for phase, ledger in recorded.items():
+                _write_ledger(training, phase, ledger)
+        folder.append_metrics(row)
+        folder.write_summary()
+    display.epoch(row, training.learner.tapped.taps)
+    training.running.reset()
+    training.position = Position(epoch + 1)
+    if last or _due(config.checkpoint.every, epoch):
+        _save(training, display)
+
+
+def _evaluate(training: Training, split: Split) -> Evaluation:
+    learner = training.learner
+    learner.train(False)
+    return evaluate(
+        learner.tapped,
+        None if learner.heads is None else learner.heads.module,
+        split,
+        training.routes.measuring(),
+        training.prepare,
+        training.config.precision,
+    )
+
+
+def _evaluate_average(training: Training) -> dict[str, float]:
+    """Evaluate the moving average of the weights; the heads read live weights only."""
+    ema = training.learner.ema
+    if ema is None:
+        return {}
+    heldout = training.heldout
+    num_samples = training.sources.heldout.manifest.num_samples
+    split = replace(heldout, ledger=Ledger(num_samples, 0, 0, training.launch.device))
+    precision, routes = training.config.precision, training.routes.measuring()
+    found = evaluate(ema.module.eval(), None, split, routes, training.prepare, precision)
+    return {"eval_ema_loss": found.loss, "eval_ema_top1": found.top1}
+
+
+def _prefixed(name: str, phase: str, found: Evaluation) -> dict[str, Any]:
+    figures: dict[str, Any] = {f"{name}_loss": found.loss, f"{name}_top1": found.top1}
+    return figures | ({f"rla_{phase}": found.rla_T} if found.rla_TM else {})
+
+
+def _write_ledger(training: Training, phase: str, ledger: Ledger) -> None:
+    source = training.sources.heldout if phase == "heldout" else training.sources.train
+    metadata = LedgerMetadata(
+        fingerprint=source.manifest.fingerprint,
+        seed=training.config.seed,
+        num_labels=training.config.heads.labels,
+        taps=training.learner.tapped.taps,
+        num_draws=ledger.num_draws,
+        epoch=training.position.epoch,
+        phase=phase,
+        split=source.manifest.split,
+        step=training.num_updates,
+    )
+    ledger.write_parquet(training.folder.ledger(training.position.epoch, phase), metadata)
+
+
+def _save(training: Training, display: Display) -> None:
+    training.save()
+    display.note(f"checkpoint at step {training.num_updates}")
+
+
+def _due(every: int, epoch: int) -> bool:
+    return every > 0 and (epoch + 1) % every == 0
+
+
+def _finish(training: Training, display: Display, reason: str) -> Outcome:
+    """Check the run against chance, draw its figures and print what it found. Collective."""
+    measured_now = training.position.epoch == training.config.epochs and training.heldout.ledger.num_seen
+    heldout = summarize(training.heldout.ledger) if measured_now else _evaluate(training, training.heldout)
+    if not training.launch.is_main:
+        return Outcome("done", reason)
+    history = training.folder.metrics("epoch")
+    found = summarize_findings(
+        heldout, history, training.learner.tapped.taps, training.baselines_T, training.config.heads.labels
+    )
+    if found.taps:
+        draw_figures(training.folder.figures, found, history)
+    display.findings(found)
+    return Outcome("done", reason, found)

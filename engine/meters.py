@@ -1,0 +1,72 @@
+"""Figures of the training steps: summed on the device, averaged over the ranks, read on the host one step late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Meters:
+    """A window of steps whose figures are read without stopping the device.
+
+    Each step adds this rank's share of each figure. `begin_read` starts the reduction of the window and its copy to
+    the host; `finish_read`, called after the next step was issued, returns the averages.
+    """
+
+    def __init__(self, device: torch.device, world_size: int):
+        self._device = device
+        self._world_size = world_size
+        self._names: tuple[str, ...] = ()
+        self._sums = torch.zeros(0, device=device)
+        self._steps = 0
+        self._pending: _Read | None = None
+
+    def add(self, shares: Mapping[str, Tensor]) -> None:
+        """Add one step's figures (0-d tensors on the device); the names must be the same at every step."""
+        values = torch.stack([shares[name].detach().float() for name in shares])
+        if not self._names:
+            self._names = tuple(shares)
+            self._sums = torch.zeros_like(values)
+        self._sums += values
+        self._steps += 1
+
+    def begin_read(self, step: int) -> None:
+        """Close the window at `step` and send its sums on their way to the host. Collective."""
+        if self._steps == 0:
+            return
+        self._pending = _Read(self._names, self._sums, self._steps * self._world_size, step)
+        self._sums = torch.zeros_like(self._sums)
+        self._steps = 0
+
+    def finish_read(self) -> tuple[int, dict[str, float]] | None:
+        """Return the step and the averages of the window that was closed last, once; None if there is none."""
+        if self._pending is None:
+            return None
+        pending, self._pending = self._pending, None
+        return pending.finish()
+
+
+class _Read:
+    """A reduction and a copy to the host that are under way."""
+
+    def __init__(self, names: tuple[str, ...], sums: Tensor, count: int, step: int):
+        self._names, self._count, self._step = names, count, step
+        self._work = dist.all_reduce(sums, async_op=True)
+        self._host = sums
+        self._copied: torch.cuda.Event | None = None
+        if sums.is_cuda:
+            self._work.wait()  # orders the copy behind the reduction on the device; the host goes on
+            self._host = torch.empty_like(sums, device="cpu", pin_memory=True).copy_(sums, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def finish(self) -> tuple[int, dict[str, float]]:
+        """Return the step and the averages; the device has had a step's time to get there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        else:
+            self._work.wait()
+        return self._step, dict(zip(self._names, (self._host / self._count).tolist(), strict=True))

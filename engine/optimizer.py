@@ -1,0 +1,95 @@
+"""Optimizers and learning-rate schedules: timm's factories, one pair for each part that is trained on its own."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rlpheads.engine.config import OptimConfig, ScheduleConfig
+
+FUSED = frozenset({"adam", "adamw", "sgd", "momentum"})
+"""timm names whose torch optimizer has a fused step: one pass over memory and no temporary the size of a parameter."""
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """A module with an optimizer, a schedule and a clipping norm of its own.
+
+    Backbone and heads are two such parts. Nothing couples them: a shared global norm, for one, would let the heads'
+    gradients scale the backbone's.
+    """
+
+    module: nn.Module
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    clip_norm: float | None
+
+    def without_sync(self) -> AbstractContextManager[None]:
+        """Return the context in which gradients stay local, for all but the last micro-batch."""
+        if isinstance(self.wrapped, DistributedDataParallel):
+            return self.wrapped.no_sync()
+        return nullcontext()
+
+    def update(self, num_updates: int) -> None:
+        """Clip, take optimizer step number `num_updates` (from 0) at its scheduled rate, and drop the gradients."""
+        self.scheduler.step_update(num_updates)
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+@dataclass(frozen=True)
+class Span:
+    """The length of a schedule."""
+
+    epochs: int
+    steps_per_epoch: int
+
+
+def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, span: Span, ddp: bool) -> TrainedPart:
+    """Give `module` (already on its device) its optimizer and schedule, and DDP where there are several ranks.
+
+    DDP's buckets are the gradients themselves (`gradient_as_bucket_view`): for heads of 100,000 classes a second copy
+    would be as large as the heads.
+    """
+    wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True) if ddp else module
+    optimizer = create_optimizer_v2(
+        module,
+        opt=optim.name,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+        **({"fused": True} if optim.name in FUSED else {}),
+    )
+    return TrainedPart(module, wrapped, optimizer, _build_scheduler(optimizer, optim, schedule, span), optim.clip_norm)
+
+
+def _build_scheduler(
+    optimizer: torch.optim.Optimizer, optim: OptimConfig, schedule: ScheduleConfig, span: Span
+) -> Scheduler:
+    warmup_steps = schedule.warmup_epochs * span.steps_per_epoch
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=schedule.name,
+        num_epochs=span.epochs,
+        min_lr=schedule.min_lr_fraction * optim.lr,
+        warmup_epochs=schedule.warmup_epochs,
+        warmup_lr=optim.lr / max(1.0, warmup_steps),  # from zero, the first step would do nothing
+        step_on_epochs=False,
+        updates_per_epoch=span.steps_per_epoch,
+    )
+    return scheduler

@@ -1,0 +1,110 @@
+"""Where a run goes on: its newest whole checkpoint, checked to be of this very run before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlpheads.engine.checkpoint import CheckpointError, find, read_manifest, verify
+from rlpheads.engine.config import Config
+from rlpheads.loaders.datasets import ImageSource
+
+FREE_TO_CHANGE = frozenset(
+    {"run", "eval", "ledger", "checkpoint", "max_steps", "log_every", "verbose", "device", "data.workers", "data.root"}
+)
+"""Settings (or groups of them) that a resumed run may change, since they do not change what is learned."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images of a run: the training split and the held-out split."""
+
+    train: ImageSource
+    heldout: ImageSource
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a training is: whole epochs, and samples of the unfinished one. Nothing else is needed to go on."""
+
+    epoch: int = 0
+    consumed: int = 0
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint of this run and the position it was written at."""
+
+    checkpoint: Path
+    position: Position
+
+
+def identity(config: Config, sources: Sources) -> dict[str, Any]:
+    """Return what a checkpoint must share with the run that goes on from it."""
+    return {
+        "fingerprint": sources.train.manifest.fingerprint,
+        "heldout_fingerprint": sources.heldout.manifest.fingerprint,
+        "config": asdict(config),
+    }
+
+
+def find_resume_point(config: Config, checkpoints: Path, sources: Sources) -> ResumePoint | None:
+    """Return where to go on as `run.resume` says, or None to start from the beginning.
+
+    Args:
+        config: settings of the run.
+        checkpoints: the run's folder of checkpoints.
+        sources: the images.
+
+    Raises:
+        CheckpointError: there must be a checkpoint and is none, it is damaged, or it is of other images or settings.
+    """
+    found = None if config.run.resume == "never" else find(checkpoints)
+    if found is None:
+        if config.run.resume == "must":
+            raise CheckpointError(
+                f"run.resume is must, but {checkpoints} holds no whole checkpoint; "
+                "start from the beginning with --run.resume auto"
+            )
+        return None
+    manifest = read_manifest(found)
+    _check_images(sources, manifest)
+    _check_settings(found, asdict(config), manifest["config"])
+    verify(found, manifest)
+    return ResumePoint(found, Position(**manifest["position"]))
+
+
+def _check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:
+    for key, source in (("fingerprint", sources.train), ("heldout_fingerprint", sources.heldout)):
+        here, there = source.manifest.fingerprint, manifest[key]
+        if here != there:
+            raise CheckpointError(
+                f"the {source.manifest.split} images are not those of the checkpoint: their fingerprint is {here}, "
+                f"the checkpoint's is {there}. Restore the images, or start a new run with another --run.name"
+            )
+
+
+def _check_settings(checkpoint: Path, config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    here, there = _flattened(config), _flattened(saved)
+    changed = [
+        f"{key} is {here.get(key)!r} now and was {there.get(key)!r}"
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key) and not {key, key.split(".")[0]} & FREE_TO_CHANGE
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint.parent.parent} was begun with other settings: {'; '.join(changed)}. "
+            "Give it the same settings, or start a new run with another --run.name"
+        )
+
+
+def _flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flattened(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,154 @@
+"""The folder of a run: claimed by one run at a time, and written so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rlpheads.engine.config import RunConfig
+
+Status = Literal["running", "done", "requeue", "failed"]
+
+
+class RunFolderError(ValueError):
+    """The run folder cannot be used as asked; the message says what to do."""
+
+
+class RunFolder:
+    """A run folder that this process holds the lock of.
+
+    Contents: `config.yaml`, `environment.json`, `status.json`, `metrics.jsonl`, `summary.csv`, `ledger/`,
+    `checkpoints/`, `figures/`, `tensorboard/`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the figures."""
+        return self.path / "figures"
+
+    def ledger(self, epoch: int, phase: str) -> Path:
+        """Return the path of one ledger file; `phase` is running, clean or heldout."""
+        return self.path / "ledger" / f"epoch={epoch:04d}" / f"{phase}.parquet"
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replace a JSON file in one move."""
+        write_atomically(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
+
+    def write_status(self, status: Status, reason: str, **facts: Any) -> None:
+        """Say how the run stands: torchrun's exit code tells nothing of a worker's."""
+        self.write_json("status.json", {"status": status, "reason": reason, **facts})
+
+    def status(self) -> dict[str, Any]:
+        """Read status.json back; empty when there is none."""
+        path = self.path / "status.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self, kind: str) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl of one kind (`step` or `epoch`)."""
+        path = self.path / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [row for row in rows if row["kind"] == kind]
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the lines past `step`, and a torn last line: a resumed run writes them again."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            rows = [row for line in path.read_text().splitlines() if (row := _parsed(line)) and row["step"] <= step]
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_summary(self) -> None:
+        """Derive summary.csv (timm's columns first) from the epoch lines of metrics.jsonl."""
+        rows = [_flat(row) for row in self.metrics("epoch")]
+        first = ["epoch", "train_loss", "eval_loss", "eval_top1", "lr"]
+        columns = first + sorted({name for row in rows for name in row} - {*first, "kind"})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path / "summary.csv", text.getvalue())
+
+
+def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
+    """Make or take the run folder as `run.resume` and `run.overwrite` ask, and lock it.
+
+    Returns:
+        The folder and its open lock file; the lock goes when the file is closed or the process ends, however it ends.
+
+    Raises:
+        RunFolderError: another run holds it, or it exists and must not, or holds something that is not a run.
+    """
+    path = Path(config.dir) / config.name
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file, not a run folder; choose another --run.name")
+    occupied = path.is_dir() and any(entry.name != "run.lock" for entry in path.iterdir())
+    if occupied and not (path / "config.yaml").exists():
+        raise RunFolderError(f"{path} exists and is no run folder (it has no config.yaml); choose another --run.name")
+    if occupied and config.resume == "never" and not config.overwrite:
+        raise RunFolderError(
+            f"{path} exists and --run.resume is never; choose another --run.name, resume it with --run.resume auto, "
+            "or delete it with --run.overwrite"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / "run.lock").open("w")
+    except OSError as error:
+        raise RunFolderError(f"cannot write the run folder {path}: {error.strerror}; see --run.dir") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise RunFolderError(f"{path} is in use by another run; choose another --run.name") from error
+    if config.overwrite:
+        for entry in path.iterdir():
+            if entry.name != "run.lock":
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    return RunFolder(path), lock
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all, also after a power failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Spread lists over numbered columns: {"rla_clean": [a, b]} becomes rla_clean_0, rla_clean_1."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        items: Iterable[tuple[str, Any]] = [(name, value)]
+        if isinstance(value, list):
+            items = [(f"{name}_{position}", item) for position, item in enumerate(value)]
+        flat.update(items)
+    return flat

@@ -1,0 +1,60 @@
+"""Stopping on a signal: the handler sets a flag, the ranks agree on the step, and the loop saves outside the handler."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""torchrun and schedulers send SIGTERM; SIGUSR1 is Slurm's early warning; SIGINT is Ctrl-C (a second one kills)."""
+
+
+class StopFlag:
+    """Whether any rank was asked to stop, agreed upon by all ranks at the same step.
+
+    Each step starts an asynchronous all-reduce of the flags on the control group and reads the one that the step
+    before it started, so that no step waits for a message.
+    """
+
+    def __init__(self, control: dist.ProcessGroup, world_size: int):
+        self._control = control
+        self._alone = world_size == 1
+        self._received: int | None = None
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+
+    def install(self) -> None:
+        """Catch the stop signals; the second SIGINT gets Python's own handler back."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self._received = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @property
+    def reason(self) -> str:
+        """Name of the signal that this rank received, or that another rank did."""
+        return signal.Signals(self._received).name if self._received is not None else "a signal at another rank"
+
+    def agreed(self) -> bool:
+        """Whether all ranks stop now. Collective: every rank calls it once a step."""
+        if self._alone:
+            return self._received is not None
+        stop = False
+        if self._pending is not None:
+            work, flag = self._pending
+            work.wait()
+            stop = bool(flag.item())
+        flag = torch.tensor(int(self._received is not None))
+        self._pending = None if stop else (dist.all_reduce(flag, dist.ReduceOp.MAX, self._control, async_op=True), flag)
+        return stop
+
+    def drain(self) -> None:
+        """Wait for the message that is under way, before the process group goes."""
+        if self._pending is not None:
+            self._pending[0].wait()
+            self._pending = None

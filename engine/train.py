@@ -1,0 +1,34 @@
+"""Train a classifier with random-label prediction heads.
+
+torchrun engine/train.py --config configs/digits_vit.yaml --epochs 5
+torchrun --nproc-per-node 8 engine/train.py --config configs/imagenet_vit_b.yaml --data.root /data/imagenet
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rlpheads.engine.command_line import parse_config
+from rlpheads.engine.config_errors import ConfigError
+
+EXIT_CONFIG_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, check, launch and fit; return the exit code.
+
+    Everything that can be wrong with the settings, the folder or the images is found before a process group is made.
+    """
+    try:
+        config = parse_config(sys.argv[1:] if argv is None else argv)
+        from rlpheads.engine import job  # torch and timm load here: --help and typing errors answer at once
+
+        return job.run(config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CONFIG_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The wiring of a run: from a configuration, images and a folder to everything that the loop drives."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from rlpheads.engine import checkpoint
+from rlpheads.engine.clock import Clock
+from rlpheads.engine.config import Config
+from rlpheads.engine.evaluation import Split
+from rlpheads.engine.launch import Launch
+from rlpheads.engine.learner import Learner, build_learner
+from rlpheads.engine.meters import Meters
+from rlpheads.engine.resume import Position, ResumePoint, Sources, identity
+from rlpheads.engine.run_folder import RunFolder
+from rlpheads.engine.step import Routes, TrainStep, build_routes
+from rlpheads.engine.streams import stream_seed
+from rlpheads.loaders.batch import Batch, Loader
+from rlpheads.loaders.datasets import ImageSource
+from rlpheads.loaders.device_transforms import Normalize
+from rlpheads.loaders.order import Order
+from rlpheads.loaders.torch_loader import CropSpec, make_loader
+from rlpheads.memorization.baselines import least_squares_rla
+from rlpheads.memorization.labels import label_table
+from rlpheads.memorization.ledger import Ledger
+
+
+@dataclass
+class Training:
+    """A run, ready to go from `position`."""
+
+    config: Config
+    launch: Launch
+    folder: RunFolder
+    sources: Sources
+    learner: Learner
+    loader: Loader
+    running: Ledger
+    clean: Split
+    heldout: Split
+    routes: Routes
+    normalize: nn.Module
+    meters: Meters
+    clock: Clock
+    position: Position = Position()
+
+    @cached_property
+    def step(self) -> TrainStep:
+        """The training step."""
+        return TrainStep(
+            self.learner, self.normalize, self.clean.table_MN, self.running, self.routes, self.config, self.launch.rank.rank
+        )
+
+    @property
+    def order(self) -> Order:
+        """The order of the training samples."""
+        return self.loader.order
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps taken."""
+        in_epoch = -(-self.position.consumed // self.config.batch_size)
+        return self.position.epoch * self.order.num_steps + in_epoch
+
+    @property
+    def baselines_T(self) -> list[float]:  # noqa: N802 - shape suffix
+        """What a least-squares head alone reaches at every tap, on features that know nothing of the labels."""
+        num_samples = self.sources.train.manifest.num_samples
+        return [least_squares_rla(self.config.heads.labels, num_samples / dim) for dim in self.learner.dims]
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """Move a batch to the device and normalise its images."""
+        batch = batch.to(self.launch.device, non_blocking=True)
+        return self.normalize(batch.images), batch
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment. Collective."""
+        state = self.learner.state() | {"ledger": self._merged_ledger()}
+        facts = {"position": asdict(self.position), "world_size": self.launch.world_size}
+        facts |= identity(self.config, self.sources)
+        keep = self.config.checkpoint.keep
+        checkpoint.save(self.folder.checkpoints, self.num_updates, state, facts, self.launch, keep)
+
+    def resume(self, point: ResumePoint) -> None:
+        """Take up the state of a checkpoint. Collective."""
+        state = self.learner.state() | {"ledger": self.running.tensors()}
+        checkpoint.load(point.checkpoint, state, self.launch)
+        self.learner.load_optimizers(state)
+        if not self.launch.is_main:
+            self.running.reset()  # the ranks' rows were merged when they were saved
+        self.position = point.position
+
+    def _merged_ledger(self) -> dict[str, Tensor]:
+        tensors = self.running.tensors()
+        if self.launch.world_size == 1:
+            return tensors
+        merged = {name: tensor.clone() for name, tensor in tensors.items()}
+        for tensor in merged.values():
+            torch.distributed.all_reduce(tensor)
+        return merged
+
+
+def build_training(config: Config, sources: Sources, folder: RunFolder, launch: Launch) -> Training:
+    """Build everything that a run consists of, on this rank's device."""
+    manifest = sources.train.manifest
+    order = Order(manifest.num_samples, config.batch_size, stream_seed(config.seed, "order"), True, config.data.partial)
+    loader = _loader(config, sources.train, order, launch, train=True)
+    learner = build_learner(config, launch, len(manifest.classes), order.num_steps)
+    routes = build_routes(config, learner.tapped, launch.world_size)
+    return Training(
+        config=config,
+        launch=launch,
+        folder=folder,
+        sources=sources,
+        learner=learner,
+        loader=loader,
+        running=_ledger(config, sources.train, learner, launch),
+        clean=_split(config, sources.train, learner, launch),
+        heldout=_split(config, sources.heldout, learner, launch),
+        routes=routes,
+        normalize=Normalize(config.data.mean, config.data.std).to(launch.device),
+        meters=Meters(launch.device, launch.world_size),
+        clock=Clock(),
+    )
+
+
+def _split(config: Config, source: ImageSource, learner: Learner, launch: Launch) -> Split:
+    manifest = source.manifest
+    wanted = config.eval.batch_size or config.batch_size
+    batch_size = -(-wanted // launch.world_size) * launch.world_size
+    order = Order(manifest.num_samples, batch_size, 0, False, "pad")
+    table = label_table(
+        manifest.num_samples,
+        config.heads.labels,
+        num_draws=config.heads.draws,
+        seed=stream_seed(config.seed, "labels"),
+        split=manifest.split,
+        balance=config.heads.balance if manifest.split == "train" else "iid",
+        device=launch.device,
+    )
+    loader = _loader(config, source, order, launch, train=False)
+    return Split(loader, table, _ledger(config, source, learner, launch))
+
+
+def _loader(config: Config, source: ImageSource, order: Order, launch: Launch, *, train: bool) -> Loader:
+    data = config.data
+    crop = CropSpec(
+        image_size=data.image_size,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        hflip=data.hflip,
+        crop_fraction=data.eval_crop_fraction,
+    )
+    return make_loader(
+        data.loader,
+        source,
+        order,
+        crop,
+        train=train,
+        rank=launch.rank.rank,
+        world_size=launch.world_size,
+        num_workers=data.workers,
+        pin_memory=launch.device.type == "cuda",
+    )
+
+
+def _ledger(config: Config, source: ImageSource, learner: Learner, launch: Launch) -> Ledger:
+    return Ledger(source.manifest.num_samples, len(learner.dims), config.heads.draws, launch.device)

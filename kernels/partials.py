@@ -1,0 +1,88 @@
+"""What passes between the three stages of the loss: a range of classes, what one row keeps of it, what stays with it.
+
+The head's classes may be split into ranges, one a device. Each range is reduced to a handful of numbers for each row
+(`Partials`), small enough to be exchanged; the products that only the range itself needs again stay where they are
+(`Residuals`).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NO_CLASS_SHIFT = -1e30
+"""Shift of a row that has met no class but its own labels: finite, so that differences of shifts are never NaN."""
+
+
+class ClassRange(NamedTuple):
+    """A contiguous range of a linear head's classes; the whole head is the range that starts at 0."""
+
+    weight_KD: Tensor
+    """Weight of the range's classes."""
+    bias_K: Tensor | None
+    """Their bias, or None."""
+    start: int
+    """Label of the range's first class."""
+    num_labels: int
+    """Number of classes of the whole head."""
+
+
+class Needs(NamedTuple):
+    """What will be asked of the partials, so that nothing else is computed."""
+
+    regularizer: str | None
+    """Kind of regularizer whose value is wanted, or None."""
+    feature_gradient: bool
+    """A gradient of the features will be asked for."""
+    weight_gradient: bool
+    """A gradient of the weight or the bias will be asked for."""
+    memory_budget: int
+    """Bytes of exponentials that may be kept for the weight's gradient; what does not fit is recomputed."""
+
+
+class Partials(NamedTuple):
+    """Softmax statistics of each row over one class range; L is the number of labels of a row, 1 or 2.
+
+    The labels' own classes are left out of every sum of exponentials and of both maxima: this is what keeps each loss
+    exact however far a label's logit lies above the others. Σexp itself is not carried, as it would absorb the rest.
+    """
+
+    shift_B: Tensor
+    """s, subtracted from the logits before they are exponentiated; `NO_CLASS_SHIFT` where no class is left."""
+    sum_others_B: Tensor
+    """Σ e^{z_j − s} over the classes that are none of the row's labels."""
+    moment_others_B: Tensor
+    """Σ e^{z_j − s}·(z_j − s) over the same classes; computed for `entropy` only, else 0."""
+    sum_logits_B: Tensor
+    """Σ z_j over all classes of the range; computed for `uniform` only, else 0."""
+    label_logit_LB: Tensor
+    """z at each label; −inf where the label lies outside the range."""
+    max_before_B: Tensor
+    """Largest z_j of the classes below the first label, the second label left out; −inf where there is none."""
+    max_after_B: Tensor
+    """Largest z_j of the classes above the first label, the second label left out; −inf where there is none.
+
+    The two maxima stand for (max, argmax): the first label is the argmax, ties to the lowest index, exactly when its
+    logit is > max_before and ≥ max_after, so that merging them compares no indices. Where one of them settles the
+    question alone (max_before ≥ max_after, or max_after > max_before) the other may be −inf.
+    """
+
+
+class Residuals(NamedTuple):
+    """What the range keeps for its gradients; C is the number of class tiles. Unneeded members are empty."""
+
+    exp_flat: Tensor
+    """e^{z − tile shift}, 0 at the labels, of the first classes, tile after tile, each (B, classes of the tile)."""
+    tile_shift_CB: Tensor
+    """Shift that each tile's exponentials were taken with."""
+    exp_weight_BD: Tensor
+    """U = Σ e^{z_j − s} W_j over the classes that are none of the row's labels."""
+    moment_weight_BD: Tensor
+    """Σ e^{z_j − s}·(z_j − s) W_j over the same classes (`entropy`)."""
+    weight_sum_D: Tensor
+    """Σ W_j over all classes of the range (`uniform`)."""
+
+
+def accumulation_dtype(features_BD: Tensor, weight_KD: Tensor) -> torch.dtype:
+    """Type of every sum and statistic: float64 if an input is, else float32."""
+    return torch.promote_types(torch.promote_types(features_BD.dtype, weight_KD.dtype), torch.float32)

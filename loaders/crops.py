@@ -1,0 +1,145 @@
+"""Where an image is cut: keyed random crops and flips for training, in integers that every loader can follow exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlpheads.loaders.order import FloatArray, Int64Array, uniforms
+
+NUM_TRIES = 10
+NUM_CROP_DRAWS = 2 * NUM_TRIES + 2
+"""Uniform numbers that a random crop takes: (area, ratio) of each try, then top and left."""
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """How an image becomes a square of the model's size.
+
+    Attributes:
+        image_size: Side of the square, in pixels.
+        scale: Least and most area of a training crop, as a fraction of the image.
+        ratio: Least and most width over height of a training crop.
+        hflip: Probability of a horizontal flip in training.
+        crop_fraction: Evaluation resizes the short side to floor(image_size / crop_fraction) and cuts the centre.
+
+    Raises:
+        ValueError: For a value out of its range.
+    """
+
+    image_size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    crop_fraction: float = 0.875
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be at least 1 pixel")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale is {self.scale}; it must be two numbers with 0 < least <= most <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise ValueError(f"ratio is {self.ratio}; it must be two numbers with 0 < least <= most")
+        if not 0 <= self.hflip <= 1:
+            raise ValueError(f"hflip is {self.hflip}; a probability is in [0, 1]")
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction is {self.crop_fraction}; it must be in (0, 1]")
+
+    @property
+    def short_side(self) -> int:
+        """Short side to which evaluation resizes, in pixels (rounded down, as timm does)."""
+        return math.floor(self.image_size / self.crop_fraction)
+
+
+def keyed_crops(
+    crop: CropSpec, seed: int, epoch: int, index_B: Int64Array, sizes_B2: Int64Array
+) -> tuple[Int64Array, NDArray[np.bool_]]:
+    """Return the training crops and flips of some samples, a pure function of (seed, epoch, index) and the image's size.
+
+    Args:
+        crop: Ranges of the draws.
+        seed: Key of the run.
+        epoch: Epoch, from 0.
+        index_B: Canonical indices.
+        sizes_B2: (height, width) of each image, in pixels.
+
+    Returns:
+        int64 (B, 4) boxes of (top, left, height, width) in pixels, and bool (B,), which of them are flipped.
+    """
+    draws_BU = uniforms(seed, epoch, index_B, NUM_CROP_DRAWS, stream="crops")
+    boxes_B4 = random_resized_crop_boxes(draws_BU, sizes_B2[:, 0], sizes_B2[:, 1], crop.scale, crop.ratio)
+    return boxes_B4, flips(seed, epoch, index_B, crop.hflip)
+
+
+def flips(seed: int, epoch: int, index_B: Int64Array, probability: float) -> NDArray[np.bool_]:
+    """Return which samples are flipped in this epoch: bool (B,)."""
+    return uniforms(seed, epoch, index_B, 1, stream="flips")[:, 0] < probability
+
+
+def random_resized_crop_boxes(
+    uniforms_BU: FloatArray,
+    heights_B: Int64Array,
+    widths_B: Int64Array,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Int64Array:
+    """Turn uniform numbers into the crops of "Inception-style" training (Szegedy et al., 2015, arXiv:1409.4842).
+
+    The distribution is that of torchvision's `RandomResizedCrop.get_params`: area uniform, log ratio uniform, up to ten
+    tries until the crop fits, then the largest central crop within the ratios; every position equally likely.
+
+    Args:
+        uniforms_BU: (B, NUM_CROP_DRAWS) in [0, 1).
+        heights_B: Heights of the images, in pixels.
+        widths_B: Widths of the images, in pixels.
+        scale: Least and most area, as a fraction of the image.
+        ratio: Least and most width over height.
+
+    Returns:
+        int64 (B, 4): top, left, height, width in pixels; at least one pixel, all within the image.
+    """
+    areas_B = (heights_B * widths_B).astype(np.float64)
+    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    crop_heights_B, crop_widths_B = _central_fallback(heights_B, widths_B, ratio)
+    searching = np.arange(len(areas_B))
+    for attempt in range(NUM_TRIES):
+        draws = uniforms_BU[searching, 2 * attempt : 2 * attempt + 2]
+        area = areas_B[searching] * (scale[0] + draws[:, 0] * (scale[1] - scale[0]))
+        aspect = np.exp(log_ratio[0] + draws[:, 1] * (log_ratio[1] - log_ratio[0]))
+        width = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+        height = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+        fits = (width > 0) & (height > 0) & (width <= widths_B[searching]) & (height <= heights_B[searching])
+        crop_heights_B[searching[fits]] = height[fits]
+        crop_widths_B[searching[fits]] = width[fits]
+        searching = searching[~fits]
+        if not len(searching):
+            break
+    return _place(uniforms_BU[:, -2:], searching, (heights_B, widths_B), (crop_heights_B, crop_widths_B))
+
+
+def _central_fallback(
+    heights_B: Int64Array, widths_B: Int64Array, ratio: tuple[float, float]
+) -> tuple[Int64Array, Int64Array]:
+    """Return the height and width of the largest crop within the ratios."""
+    tall_B = np.rint(widths_B / ratio[0]).astype(np.int64)
+    wide_B = np.rint(heights_B * ratio[1]).astype(np.int64)
+    return np.clip(tall_B, 1, heights_B), np.clip(wide_B, 1, widths_B)
+
+
+def _place(
+    draws_B2: FloatArray,
+    centred: Int64Array,
+    image_sizes: tuple[Int64Array, Int64Array],
+    crop_sizes: tuple[Int64Array, Int64Array],
+) -> Int64Array:
+    """Put crops anywhere in their images, and those in the rows `centred` in the middle."""
+    boxes_B4 = np.empty((len(draws_B2), 4), dtype=np.int64)
+    for axis in (0, 1):
+        room_B = image_sizes[axis] - crop_sizes[axis]
+        boxes_B4[:, axis] = draws_B2[:, axis] * (room_B + 1)
+        boxes_B4[centred, axis] = room_B[centred] // 2
+        boxes_B4[:, 2 + axis] = crop_sizes[axis]
+    return boxes_B4

@@ -1,0 +1,46 @@
+"""What happens to a batch's pixels on the device, after they crossed the bus as bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """Bytes to standardised numbers: x / 255 less the mean, over the standard deviation, in one multiply-add.
+
+    The constants are buffers, so `.to(device)` moves them; they are not saved with a model's weights.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], *, dtype: torch.dtype = torch.float32) -> None:
+        """Prepare the constants.
+
+        Args:
+            mean: Three channel means, in units of full intensity.
+            std: Three channel standard deviations, in the same units, above 0.
+            dtype: Type of the result; the arithmetic is in float32 at least.
+
+        Raises:
+            ValueError: For other than three finite numbers each, or a deviation that is not above 0.
+        """
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name} is {tuple(values)}; it must be three finite numbers, for red, green and blue")
+        if min(std) <= 0:
+            raise ValueError(f"std is {tuple(std)}; each deviation must be above 0")
+        self.dtype = dtype
+        constants = torch.tensor([mean, std], dtype=torch.float64)
+        arithmetic = torch.promote_types(dtype, torch.float32)
+        self.register_buffer("scale", (1 / (255 * constants[1])).to(arithmetic).view(3, 1, 1), persistent=False)
+        self.register_buffer("offset", (-constants[0] / constants[1]).to(arithmetic).view(3, 1, 1), persistent=False)
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Turn uint8 (B, 3, H, W) into `dtype` (B, 3, H, W), in the same memory format."""
+        return torch.addcmul(self.offset, images_B3HW.to(self.scale.dtype), self.scale).to(self.dtype)

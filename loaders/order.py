@@ -1,0 +1,193 @@
+"""The one sample order, and the random draws that belong to a sample: pure functions of (seed, epoch, index), in numpy alone.
+
+Every loader asks here which samples a rank reads at a step. World size, workers, library and resume point change who reads
+a sample, never which sample it is, nor its crop. Nothing rests on a library's generator, whose stream may change with its
+version: keys are hashed by the finaliser of splitmix64 (Steele, Lea & Flood, 2014; constants of Stafford's variant 13).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+UInt64Array = NDArray[np.uint64]
+Int64Array = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+PADDING = -1
+"""The index of a row that only fills a batch up."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MASK = (1 << 64) - 1
+
+
+def _mix64(words: UInt64Array) -> UInt64Array:
+    """Return splitmix64's finaliser of each word: a bijection of 64 bits in which every input bit moves every output bit."""
+    mixed = words ^ (words >> np.uint64(30))
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def hash64(*words: int | Int64Array | UInt64Array) -> UInt64Array:
+    """Hash a sequence of 64-bit words; arrays broadcast, and integers are taken modulo 2**64.
+
+    For fixed other words this is a bijection in each word, so distinct indices never share a hash.
+
+    Returns:
+        uint64, of the words' broadcast shape.
+    """
+    state = np.zeros(1, dtype=np.uint64)
+    for word in words:
+        bits = np.uint64(word & _MASK) if isinstance(word, int) else np.asarray(word).astype(np.uint64)
+        state = _mix64((state ^ bits) + _GOLDEN)
+    return state.reshape(np.broadcast_shapes(*(np.shape(word) for word in words)))
+
+
+def stream_key(name: str) -> int:
+    """Return the 64-bit word of a named stream, so that a new consumer of randomness never shifts another's draws."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+
+
+def uniforms(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stream: str = "crops") -> FloatArray:
+    """Draw uniform numbers that depend on (seed, stream, epoch, index) alone, never on the batch they are asked for in.
+
+    Returns:
+        float64 (B, num_draws) in [0, 1), multiples of 2**-53. The first columns do not depend on num_draws.
+    """
+    state_B = hash64(seed, stream_key(stream), epoch, index_B)
+    steps_U = np.arange(1, num_draws + 1, dtype=np.uint64) * _GOLDEN
+    bits_BU = _mix64(state_B[:, None] + steps_U)
+    return (bits_BU >> np.uint64(11)) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which sample stands where in an epoch.
+
+    Attributes:
+        num_samples: Samples of the split, N.
+        batch_size: Samples of one global batch, over all ranks.
+        seed: Key of the permutation.
+        shuffle: A new permutation each epoch, or the canonical order.
+        partial: The last, partial global batch of an epoch is dropped, or padded with index -1.
+
+    Raises:
+        ValueError: For sizes below one, an unknown `partial`, or a dropped batch that would leave no step at all.
+    """
+
+    num_samples: int
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    partial: Literal["drop", "pad"] = "drop"
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.partial not in ("drop", "pad"):
+            raise ValueError(f"partial is {self.partial!r}; it must be 'drop' or 'pad'")
+        if self.num_steps == 0:
+            raise ValueError(
+                f"batch_size {self.batch_size} is more than the {self.num_samples} samples, and partial='drop' leaves no "
+                f"step: lower batch_size, or set partial='pad'"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+        whole, rest = divmod(self.num_samples, self.batch_size)
+        return whole + (1 if rest and self.partial == "pad" else 0)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples that an epoch reads, padding not counted."""
+        return min(self.num_samples, self.num_steps * self.batch_size)
+
+    def epoch_indices(self, epoch: int) -> Int64Array:
+        """Return the canonical indices in the order in which the epoch reads them: int64 (N,).
+
+        The permutation sorts the hashes of (seed, epoch, index): the hash is a bijection in the index, so there are no ties.
+        """
+        positions_N = np.arange(self.num_samples, dtype=np.int64)
+        if not self.shuffle:
+            return positions_N
+        return np.argsort(hash64(self.seed, stream_key("order"), epoch, positions_N)).astype(np.int64, copy=False)
+
+    def rank_indices(self, epoch: int, step: int, rank: int, world_size: int) -> Int64Array:
+        """Return what a rank reads at a step: int64 (batch_size / world_size,), with -1 for padding.
+
+        Costs a whole permutation when `shuffle` is set; over many steps, take `epoch_indices` once and `rank_slice` of it.
+        """
+        return self.rank_slice(self.epoch_indices(epoch), step, rank, world_size)
+
+    def rank_slice(self, epoch_indices_N: Int64Array, step: int, rank: int, world_size: int) -> Int64Array:
+        """Cut a rank's share of a step from the epoch's indices: contiguous, of equal size on every rank.
+
+        Returns:
+            int64 (batch_size / world_size,), with -1 for padding, which stands at the end of the last global batch.
+
+        Raises:
+            ValueError: For a step or rank out of range, or a world size that does not fit (see `check_world_size`).
+        """
+        self.check_world_size(world_size)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; it must be in 0..{world_size - 1}")
+        if not 0 <= step < self.num_steps:
+            raise ValueError(f"step is {step}; the epoch has steps 0..{self.num_steps - 1}")
+        num_rows = self.batch_size // world_size
+        start = step * self.batch_size + rank * num_rows
+        share_B = np.full(num_rows, PADDING, dtype=np.int64)
+        read = epoch_indices_N[start : start + num_rows]
+        share_B[: len(read)] = read
+        return share_B
+
+    def check_world_size(self, world_size: int) -> None:
+        """Check that the global batch can be cut for this many ranks.
+
+        Each rank needs an equal share, and an even one in training, where neighbours are mixup partners.
+
+        Raises:
+            ValueError: If it cannot, with the nearest batch size that can.
+        """
+        if world_size < 1:
+            raise ValueError(f"world_size is {world_size}; it must be at least 1")
+        evaluates = not self.shuffle and self.partial == "pad"
+        unit = world_size if evaluates else 2 * world_size
+        if self.batch_size % unit:
+            nearest = max(1, round(self.batch_size / unit)) * unit
+            why = "equal shares" if evaluates else "equal and even shares"
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be cut into {why} for {world_size} rank(s): it must be a multiple of "
+                f"{unit}; the nearest is {nearest}"
+            )
+
+    def rows_at(self, step: int) -> int:
+        """Return how many rows of a step's global batch are samples, not padding."""
+        return min(self.batch_size, self.num_samples - step * self.batch_size)
+
+    def consumed_after(self, step: int) -> int:
+        """Return how many samples of the epoch are read when this step is done."""
+        return min((step + 1) * self.batch_size, self.samples_per_epoch)
+
+    def step_at(self, consumed: int) -> int:
+        """Return the step that follows after `consumed` samples of an epoch; `num_steps` at its end.
+
+        Raises:
+            ValueError: If no step begins there, because the batch size or the dataset is another.
+        """
+        if consumed == self.samples_per_epoch:
+            return self.num_steps
+        if not 0 <= consumed < self.samples_per_epoch or consumed % self.batch_size:
+            raise ValueError(
+                f"no step begins after {consumed} samples: it must be a multiple of the global batch size "
+                f"{self.batch_size} below {self.samples_per_epoch}, or {self.samples_per_epoch}, the end of the epoch"
+            )
+        return consumed // self.batch_size

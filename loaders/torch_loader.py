@@ -1,0 +1,188 @@
+"""The loader on torch.utils.data: stateless workers that are told (epoch, indices) and answer with whole batches."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from rlpheads.loaders.batch import Batch, LoaderOptions, check_state
+from rlpheads.loaders.datasets import ImageSource
+from rlpheads.loaders.decode import ImageReadError
+from rlpheads.loaders.order import Int64Array, Order
+from rlpheads.loaders.torch_transforms import ImageTransform
+
+_DECODED_AT_ONCE = 32
+"""Images that a worker holds at their full size: enough to share the cost of drawing crops, few enough for its memory."""
+
+
+class LoaderError(RuntimeError):
+    """A loader that cannot go on, such as one whose worker died."""
+
+
+class BatchRequest(NamedTuple):
+    """All that a worker needs to know to make one batch."""
+
+    epoch: int
+    index_B: Int64Array
+    num_global_rows: int
+
+
+class TorchLoader:
+    """Batches of a source in the order of an `Order`; see `rlpheads.loaders.batch.Loader`.
+
+    One iteration at a time: beginning another one ends the one before.
+
+    Attributes:
+        order: Which sample stands where.
+        manifest: The samples of the split.
+    """
+
+    def __init__(
+        self, source: ImageSource, order: Order, transform: ImageTransform, options: LoaderOptions | None = None
+    ) -> None:
+        """Prepare; workers start at the first iteration, and stay.
+
+        Raises:
+            ValueError: If the order is for another number of samples, or cannot be cut for this world size.
+        """
+        options = options or LoaderOptions()
+        if order.num_samples != source.manifest.num_samples:
+            raise ValueError(
+                f"the order is for {order.num_samples} samples, but the source has {source.manifest.num_samples}"
+            )
+        order.check_world_size(options.world_size)
+        self.order = order
+        self.manifest = source.manifest
+        self._epoch = 0
+        self._consumed = 0
+        self._requests = _Requests(order, options.rank, options.world_size)
+        self._batches: DataLoader[Batch | ImageReadError] = DataLoader(
+            _BatchDataset(source, transform),
+            batch_size=None,
+            sampler=self._requests,  # type: ignore[arg-type]  # any iterable of what the dataset takes
+            collate_fn=_as_it_is,
+            num_workers=options.num_workers,
+            prefetch_factor=options.prefetch if options.num_workers else None,
+            persistent_workers=options.num_workers > 0,
+            pin_memory=options.pin_memory,
+            worker_init_fn=_leave_signals_to_the_parent,
+            # Its own generator: without one, every iter() takes a number from the global stream.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+        return self.order.num_steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the rest of the current epoch.
+
+        Raises:
+            ImageReadError: If an image cannot be read; the same with any number of workers.
+            LoaderError: If a worker dies.
+        """
+        first_step = self.order.step_at(self._consumed)
+        self._requests.epoch, self._requests.first_step = self._epoch, first_step
+        batches = iter(self._batches)
+        for step in range(first_step, self.order.num_steps):
+            batch = _next_batch(batches)
+            self._consumed = self.order.consumed_after(step)
+            yield batch
+
+    def set_epoch(self, epoch: int, consumed: int = 0) -> None:
+        """Go to a position; the next iteration begins there.
+
+        Raises:
+            ValueError: If no step begins after `consumed` samples.
+        """
+        self.order.step_at(consumed)
+        self._epoch, self._consumed = epoch, consumed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return {"epoch": int, "consumed": int} as of the last batch yielded."""
+        return {"epoch": self._epoch, "consumed": self._consumed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the position that `state_dict` returned.
+
+        Raises:
+            ValueError: If it is not such a state, or no step begins there.
+        """
+        self.set_epoch(*check_state(state))
+
+
+def _next_batch(batches: Iterator[Batch | ImageReadError]) -> Batch:
+    """Take the next batch, or raise what kept a worker from making it."""
+    try:
+        item = next(batches)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise LoaderError(
+            f"a loader worker died; the usual cause is memory (the host's, or /dev/shm): lower the number of workers or "
+            f"of batches read ahead. {error}"
+        ) from error
+    if isinstance(item, ImageReadError):
+        raise item
+    return item
+
+
+@dataclass
+class _Requests:
+    """The sampler: what this rank asks of its workers from a step to the end of an epoch."""
+
+    order: Order
+    rank: int
+    world_size: int
+    epoch: int = 0
+    first_step: int = 0
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        epoch_indices_N = self.order.epoch_indices(self.epoch)
+        for step in range(self.first_step, self.order.num_steps):
+            index_B = self.order.rank_slice(epoch_indices_N, step, self.rank, self.world_size)
+            yield BatchRequest(self.epoch, index_B, self.order.rows_at(step))
+
+
+@dataclass
+class _BatchDataset(Dataset[Batch | ImageReadError]):
+    """What lives in a worker: it holds no position and no generator."""
+
+    source: ImageSource
+    transform: ImageTransform
+
+    def __getitem__(self, request: BatchRequest) -> Batch | ImageReadError:
+        """Make a batch. An error on an image is returned: torch would raise it with a worker's traceback as its message."""
+        try:
+            return self._make_batch(request)
+        except ImageReadError as error:
+            return error
+
+    def _make_batch(self, request: BatchRequest) -> Batch:
+        index_B = request.index_B
+        num_rows = int((index_B >= 0).sum())
+        side = self.transform.image_size
+        images_B3SS = torch.zeros((len(index_B), 3, side, side), dtype=torch.uint8)
+        for start in range(0, num_rows, _DECODED_AT_ONCE):
+            end = min(start + _DECODED_AT_ONCE, num_rows)
+            images = [self.source.read(index) for index in index_B[start:end].tolist()]
+            images_B3SS[start:end] = self.transform(images, index_B[start:end], request.epoch)
+        targets_B = torch.zeros(len(index_B), dtype=torch.int64)
+        targets_B[:num_rows] = torch.from_numpy(self.source.manifest.targets[index_B[:num_rows]])
+        return Batch(images_B3SS, targets_B, torch.from_numpy(index_B), request.num_global_rows)
+
+
+def _as_it_is(item: Batch | ImageReadError) -> Batch | ImageReadError:
+    """Leave a batch alone: it is collated already."""
+    return item
+
+
+def _leave_signals_to_the_parent(worker_id: int) -> None:  # noqa: ARG001
+    """Ignore a stop signal, which a launcher or terminal sends to the whole group: the parent still needs its batches."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

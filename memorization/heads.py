@@ -1,0 +1,248 @@
+"""Random-label prediction heads: one linear classifier of the random labels for each tap and each draw.
+
+A head is the probe that reads how much of the training set's random labels the features let it fit. Its loss and its
+gradients' routes come from `rlpheads.kernels.random_label_loss`: the cross-entropy trains the head alone, the
+regulariser and the joint term train the features alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_loss
+from rlpheads.memorization.arguments import check_count, check_num_labels
+from rlpheads.memorization.labels import stream_key
+
+INITIAL_LOGIT_STD = 0.1
+"""Standard deviation of a fresh head's logits on normalised features, at any width: p is 1/K within a few per cent."""
+
+_SLAB_ELEMENTS = 2**20  # 4 MiB of scratch space while a head of any size is initialised
+
+
+@dataclass(frozen=True)
+class HeadTerms:
+    """Which terms a forward pass computes beside the heads' own cross-entropy.
+
+    Attributes:
+        regularizer: kind of the regulariser, or None.
+        regularized: positions in the list of taps (not block numbers) whose heads are regularised, ascending.
+        joint: also return the cross-entropy whose gradient reaches the features.
+        impl: implementation of the loss.
+    """
+
+    regularizer: str | None = None
+    regularized: tuple[int, ...] = ()
+    joint: bool = False
+    impl: str = "auto"
+
+    def __post_init__(self) -> None:
+        if (self.regularizer is None) != (not self.regularized):
+            raise ValueError(
+                f"a regulariser goes with the taps it acts on: got regularizer={self.regularizer!r} and "
+                f"regularized={self.regularized!r}"
+            )
+        if list(self.regularized) != sorted(set(self.regularized)):
+            raise ValueError(f"regularized taps must ascend without repeats, got {self.regularized!r}")
+
+
+class HeadLosses(NamedTuple):
+    """Per-row results for T taps, M draws and B rows; R is the number of regularised taps.
+
+    Every tensor is float32 (float64 for float64 heads) but `hit_TMB`, which is bool. Nothing is reduced or weighted.
+    """
+
+    cross_entropy_TMB: Tensor
+    """-log p_y in nats; gradient to the heads only."""
+    regularizer_RMB: Tensor | None
+    """The regulariser; gradient to the features only. None without one."""
+    joint_TMB: Tensor | None
+    """-log p_y with gradient to the features only. None unless asked for."""
+    hit_TMB: Tensor
+    """Whether the head predicts the row's random label."""
+    bits_TMB: Tensor
+    """log2 K + log2 p_y."""
+    margin_TMB: Tensor
+    """Logit of the label minus the greatest other logit."""
+
+
+class RandomLabelHead(nn.Module):
+    """Parameters of one linear head: weight (K, D) and bias (K,)."""
+
+    def __init__(self, num_labels: int, dim: int, *, key: int, device: torch.device | str | None, dtype: torch.dtype):
+        super().__init__()
+        self.key = key
+        self.weight = nn.Parameter(torch.empty(num_labels, dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_labels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the initial weights from the head's own stream: the same on any device, the global generator untouched.
+
+        The numbers are made on the CPU and copied slab by slab, so a large head is never held twice. On the meta device
+        nothing happens: call this after `to_empty`.
+        """
+        if self.weight.is_meta:
+            return
+        generator = torch.Generator().manual_seed(self.key)
+        dim = self.weight.shape[1]
+        for slab in self.weight.split(max(1, _SLAB_ELEMENTS // dim)):
+            slab.copy_(torch.empty(slab.shape, dtype=torch.float32).normal_(generator=generator))
+        self.weight.mul_(INITIAL_LOGIT_STD / math.sqrt(dim))
+        self.bias.zero_()
+
+    def extra_repr(self) -> str:
+        """Sizes for `print(module)`."""
+        num_labels, dim = self.weight.shape
+        return f"num_labels={num_labels}, dim={dim}"
+
+
+class RLPHeads(nn.Module):
+    """All heads of a run; `heads[t][m]` reads tap t and predicts draw m.
+
+    Args:
+        tap_dims: D of each tap, in the taps' order.
+        num_labels: K.
+        num_draws: M.
+        seed: seed of the run. Head (t, m) has a stream of its own, so one more tap or draw changes no other head.
+        norm: normalise each row's features to mean 0 and variance 1 (layer norm without parameters) first.
+        device: where the parameters live; "meta" builds shapes only.
+        dtype: of the parameters; float32 by default.
+
+    Raises:
+        ValueError: no taps, fewer than 1 draw or 2 labels, or a width below 1.
+    """
+
+    def __init__(
+        self,
+        tap_dims: Sequence[int],
+        num_labels: int,
+        num_draws: int,
+        *,
+        seed: int,
+        norm: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        _check_sizes(tap_dims, num_labels, num_draws)
+        self.tap_dims = tuple(tap_dims)
+        self.num_labels = num_labels
+        self.num_draws = num_draws
+        self.norm = norm
+        self.heads = nn.ModuleList(
+            nn.ModuleList(
+                RandomLabelHead(num_labels, dim, key=stream_key("heads", seed, t, m), device=device, dtype=dtype)
+                for m in range(num_draws)
+            )
+            for t, dim in enumerate(tap_dims)
+        )
+
+    def reset_parameters(self) -> None:
+        """Give every head its initial weights again."""
+        for head in self.modules():
+            if isinstance(head, RandomLabelHead):
+                head.reset_parameters()
+
+    def forward(self, taps: Sequence[Tensor], labels_MB: Tensor, terms: HeadTerms) -> HeadLosses:
+        """Losses of every head on one batch.
+
+        Args:
+            taps: features (B, D_t), one tensor for each tap, of any float dtype.
+            labels_MB: integer random labels, a row for each draw.
+            terms: what to compute beside the heads' cross-entropy.
+
+        Numerics: the norm is computed in the parameters' dtype. Under autocast on an accelerator the loss then gets
+        features in the autocast dtype, for its matrix products; on a CPU, where bf16 products are rarely faster, they
+        stay in the parameters' dtype. Either way the loss runs outside autocast and accumulates in fp32 or better.
+
+        Raises:
+            ValueError: the taps, the labels or `terms.regularized` do not fit the heads.
+        """
+        self._check_inputs(taps, labels_MB, terms)
+        losses = []
+        for t, features_BD in enumerate(taps):
+            tap_terms = terms if t in terms.regularized else replace(terms, regularizer=None, regularized=())
+            tap_heads = cast("Iterable[RandomLabelHead]", self.heads[t])
+            losses += self._tap_losses(features_BD, tap_heads, labels_MB, tap_terms)
+        return _stack(losses, self.num_draws)
+
+    def _tap_losses(
+        self, features_BD: Tensor, tap_heads: Iterable[RandomLabelHead], labels_MB: Tensor, terms: HeadTerms
+    ) -> list[RandomLabelLoss]:
+        """Compute one tap's losses, draw by draw."""
+        if terms.regularizer is None and not terms.joint:
+            features_BD = features_BD.detach()  # nothing here trains the backbone: keep no graph of the norm either
+        inputs_BD = self._inputs(features_BD)
+        with torch.autocast(inputs_BD.device.type, enabled=False):
+            return [
+                random_label_loss(
+                    inputs_BD,
+                    head.weight.to(inputs_BD.dtype),
+                    labels_B,
+                    bias_K=head.bias,
+                    regularizer=terms.regularizer,
+                    joint=terms.joint,
+                    impl=terms.impl,
+                )
+                for head, labels_B in zip(tap_heads, labels_MB.unbind(), strict=True)
+            ]
+
+    def _inputs(self, features_BD: Tensor) -> Tensor:
+        """Prepare features for the loss: normalised, in the dtype of its matrix products."""
+        inputs_BD = features_BD.to(next(self.parameters()).dtype)
+        if self.norm:
+            with torch.autocast(inputs_BD.device.type, enabled=False):
+                inputs_BD = F.layer_norm(inputs_BD, inputs_BD.shape[-1:])
+        return inputs_BD.to(_product_dtype(inputs_BD))
+
+    def _check_inputs(self, taps: Sequence[Tensor], labels_MB: Tensor, terms: HeadTerms) -> None:
+        given = [tuple(tap.shape) for tap in taps]
+        num_rows = labels_MB.shape[-1]
+        if given != [(num_rows, dim) for dim in self.tap_dims] or labels_MB.shape != (self.num_draws, num_rows):
+            raise ValueError(
+                f"heads for taps of width {list(self.tap_dims)} and {self.num_draws} draws got taps of shape {given} "
+                f"and labels of shape {tuple(labels_MB.shape)}"
+            )
+        if terms.regularized and not 0 <= terms.regularized[0] <= terms.regularized[-1] < len(taps):
+            raise ValueError(f"regularized taps {terms.regularized} are positions in a list of {len(taps)} taps")
+
+
+def _product_dtype(inputs_BD: Tensor) -> torch.dtype:
+    device_type = inputs_BD.device.type
+    if device_type != "cpu" and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return inputs_BD.dtype
+
+
+def _stack(losses: Sequence[RandomLabelLoss], num_draws: int) -> HeadLosses:
+    """Stack tap-major rows (B,) into tensors (T, M, B)."""
+
+    def stack(rows: list[Tensor]) -> Tensor:
+        return torch.stack(rows).unflatten(0, (-1, num_draws))
+
+    regularizer = [loss.regularizer_B for loss in losses if loss.regularizer_B is not None]
+    joint = [loss.joint_B for loss in losses if loss.joint_B is not None]
+    return HeadLosses(
+        cross_entropy_TMB=stack([loss.cross_entropy_B for loss in losses]),
+        regularizer_RMB=stack(regularizer) if regularizer else None,
+        joint_TMB=stack(joint) if joint else None,
+        hit_TMB=stack([loss.hit_B for loss in losses]),
+        bits_TMB=stack([loss.bits_B for loss in losses]),
+        margin_TMB=stack([loss.margin_B for loss in losses]),
+    )
+
+
+def _check_sizes(tap_dims: Sequence[int], num_labels: int, num_draws: int) -> None:
+    check_count("the number of taps with heads", len(tap_dims))
+    for dim in tap_dims:
+        check_count("the width of a tap", dim)
+    check_num_labels(num_labels)
+    check_count("num_draws", num_draws)

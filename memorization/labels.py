@@ -1,0 +1,134 @@
+"""Random labels as a pure function of (seed, split, draw, sample id).
+
+Nothing is drawn from a generator: a sample's label is a hash of who it is, scaled to [0, K). The labels are therefore the
+same on any device, rank, world size, order and loader, they never need broadcasting, and asking for more draws or more
+samples changes none of those already there. Two splits of one run get unrelated labels because the split's name is hashed
+too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from rlpheads.memorization.arguments import check_count, check_num_labels
+
+Balance = Literal["iid", "balanced"]
+
+MAX_LABELS = 2**31  # labels are stored as int32, and the scaling below stays inside int64 up to here
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio: splitmix64's increment, as a signed word
+_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+_LOW_32 = 0xFFFFFFFF
+
+
+def stream_key(*words: str | int) -> int:
+    """Key of the random stream that `words` name: a signed 64-bit integer.
+
+    Streams are told apart by hashing, never by counting, so that adding a consumer shifts no other's stream.
+    """
+    text = json.dumps(words)  # unambiguous: ("a", 1) and ("a/1",) differ
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def hash64(key: int, words_N: Tensor) -> Tensor:
+    """The `words_N`-th outputs of splitmix64 started at `key` (Steele, Lea and Flood 2014), as signed 64-bit words.
+
+    Args:
+        key: a signed 64-bit integer, from `stream_key`.
+        words_N: int64 of any shape.
+
+    Returns:
+        int64 of the same shape and device; int64 products wrap, which is what the hash wants.
+    """
+    z = words_N * _GOLDEN + key
+    z = (z ^ _logical_shift_right(z, 30)) * _MULTIPLIERS[0]
+    z = (z ^ _logical_shift_right(z, 27)) * _MULTIPLIERS[1]
+    return z ^ _logical_shift_right(z, 31)
+
+
+def random_labels(sample_ids_N: Tensor, num_labels: int, *, key: int) -> Tensor:
+    """Independent uniform labels of the given samples: int32 in [0, K), of the ids' shape and device.
+
+    Args:
+        sample_ids_N: int64 canonical indices, in any order and any subset: each label depends on its own id alone.
+        num_labels: K.
+        key: key of the draw, from `label_key`.
+
+    The label is floor(hash·K / 2^64) with all 64 bits of the hash. Its probability is off 1/K by less than 2^-64, so that
+    even products over millions of samples (the e-value 2^T) do not notice; 32 bits would not do for large K.
+    """
+    hash_N = hash64(key, sample_ids_N)
+    high_N = _logical_shift_right(hash_N, 32) * num_labels
+    carry_N = ((hash_N & _LOW_32) * num_labels) >> 32
+    return ((high_N + carry_N) >> 32).to(torch.int32)
+
+
+def label_key(seed: int, split: str, draw: int) -> int:
+    """Key of one draw of one split's labels."""
+    return stream_key("labels", seed, split, draw)
+
+
+def label_table(
+    num_samples: int,
+    num_labels: int,
+    *,
+    num_draws: int,
+    seed: int,
+    split: str,
+    balance: Balance = "iid",
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Every sample's random label in every draw.
+
+    Args:
+        num_samples: N, the samples of the split.
+        num_labels: K, from 2 to 2^31.
+        num_draws: M, independent draws.
+        seed: seed of the run.
+        split: name of the split; other names give unrelated labels.
+        balance: "iid" draws every label independently. "balanced" hands each label out equally often (counts differ by at
+            most 1); its labels depend on N, and are not independent, so e-values of the bits need "iid", and held-out splits use it.
+        device: where the table is computed and lives.
+
+    Returns:
+        int32 (M, N).
+
+    Raises:
+        ValueError: a size is out of range, or `balance` is unknown.
+    """
+    _check_table(num_samples, num_labels, num_draws, balance)
+    label = random_labels if balance == "iid" else _balanced_labels
+    sample_ids_N = torch.arange(num_samples, device=device)
+    return torch.stack([label(sample_ids_N, num_labels, key=label_key(seed, split, draw)) for draw in range(num_draws)])
+
+
+def _balanced_labels(sample_ids_N: Tensor, num_labels: int, *, key: int) -> Tensor:
+    """Cut the samples, in the order of their hashes, into K runs of equal length: int32 (N,)."""
+    num_samples = sample_ids_N.numel()
+    order_N = torch.argsort(hash64(key, sample_ids_N), stable=True)
+    labels_N = torch.empty_like(order_N)
+    labels_N[order_N] = torch.arange(num_samples, device=order_N.device) * num_labels // num_samples
+    return labels_N.to(torch.int32)
+
+
+def _logical_shift_right(x: Tensor, bits: int) -> Tensor:
+    """Shift in zeros from the left: torch's int64 shift copies the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _check_table(num_samples: int, num_labels: int, num_draws: int, balance: str) -> None:
+    check_count("num_samples", num_samples)
+    check_count("num_draws", num_draws)
+    check_num_labels(num_labels)
+    if num_labels > MAX_LABELS:
+        raise ValueError(f"num_labels is {num_labels}; labels are stored as int32, so it must be at most 2**31")
+    choices = get_args(Balance)
+    if balance not in choices:
+        nearest = difflib.get_close_matches(str(balance), choices, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown balance {balance!r}: use one of {', '.join(choices)}; the nearest is {nearest!r}")

@@ -1,0 +1,84 @@
+"""What each sample's history over the epochs says: when it was learned, how often forgotten, how sure the class was.
+
+The first dimension is the epochs (E, in order), the last the samples (N). Epochs are positions in what is given, so a ledger
+that was written every fifth epoch counts in fives. fp64 on the CPU whatever the device of the input.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from rlpheads.memorization.intervals import as_float64
+
+
+class DatasetMap(NamedTuple):
+    """Per sample, fp64 (N,): mean and standard deviation over epochs of the probability of its class, and fraction of hits."""
+
+    confidence_N: Tensor
+    variability_N: Tensor
+    correctness_N: Tensor
+
+
+def first_learned_epoch(hit_EN: Tensor) -> Tensor:
+    """Position of the first epoch in which each sample was hit; E (one past the last) for never. int64 (N,).
+
+    Never-learned samples thus rank last, as a noise score needs it.
+    """
+    hit_EN = _hits(hit_EN)
+    ever_N = hit_EN.any(0)
+    return torch.where(ever_N, hit_EN.to(torch.uint8).argmax(0), len(hit_EN))
+
+
+def forgetting_events(hit_EN: Tensor) -> Tensor:
+    """How often each sample was hit in one epoch and missed in the next. int64 (N,); 0 for a sample never learned.
+
+    Source: Toneva et al., An Empirical Study of Example Forgetting (ICLR 2019).
+    """
+    hit_EN = _hits(hit_EN)
+    return (hit_EN[:-1] & ~hit_EN[1:]).sum(0)
+
+
+def dataset_map(class_loss_EN: Tensor, class_hit_EN: Tensor) -> DatasetMap:
+    """Confidence, variability and correctness of each sample.
+
+    Args:
+        class_loss_EN: cross-entropy of the class in nats without label smoothing, (E, N); the probability is exp(−loss).
+        class_hit_EN: whether the class was predicted, (E, N).
+
+    Source: Swayamdipta et al., Dataset Cartography (EMNLP 2020); the standard deviation divides by E, as there.
+    """
+    hit_EN = _hits(class_hit_EN)
+    if class_loss_EN.shape != hit_EN.shape:
+        raise ValueError(f"losses have shape {tuple(class_loss_EN.shape)}, hits {tuple(hit_EN.shape)}; they must agree")
+    probability_EN = torch.exp(-as_float64(class_loss_EN))
+    return DatasetMap(probability_EN.mean(0), probability_EN.std(0, correction=0), hit_EN.double().mean(0))
+
+
+def noisy_label_auc(score_N: Tensor, noisy_N: Tensor) -> Tensor:
+    """Probability that a mislabelled sample scores above a clean one, ties counting half (area under the ROC curve); 0-d fp64.
+
+    Args:
+        score_N: higher means more suspect, such as `first_learned_epoch`, (N,).
+        noisy_N: bool, whether the sample's class was flipped, (N,).
+    """
+    noisy = noisy_N.detach().to(device="cpu", dtype=torch.bool)
+    score = as_float64(score_N)
+    if score.shape != noisy.shape or score.dim() != 1:
+        raise ValueError(f"score_N and noisy_N must be (N,); given {tuple(score.shape)} and {tuple(noisy.shape)}")
+    num_noisy, num_clean = int(noisy.sum()), int((~noisy).sum())
+    if not num_noisy or not num_clean:
+        raise ValueError(f"an AUC needs noisy and clean samples; given {num_noisy} noisy and {num_clean} clean")
+    if bool(score.isnan().any()):
+        raise ValueError("score_N holds NaN, which has no rank")
+    rank = torch.from_numpy(stats.rankdata(score.numpy()))
+    return (rank[noisy].sum() - num_noisy * (num_noisy + 1) / 2) / (num_noisy * num_clean)
+
+
+def _hits(hit_EN: Tensor) -> Tensor:
+    if hit_EN.dim() != 2 or 0 in hit_EN.shape:
+        raise ValueError(f"a history must have shape (E, N), neither 0; given {tuple(hit_EN.shape)}")
+    return hit_EN.detach().to(device="cpu", dtype=torch.bool)

@@ -1,0 +1,37 @@
+"""Packaging of rlpheads: four top-level folders are installed as the sub-packages of one import package.
+
+`rlpheads.engine` lives in `engine/`, and so on. The folders carry no `__init__.py` (Hugging Face's `kernels` distribution
+registers an import hook that would pick up a regular package called `kernels` in the working directory), so the
+sub-packages are named here one by one. Torch is never imported: building a wheel needs setuptools only.
+"""
+
+from setuptools import setup
+
+ROOMS = ("engine", "loaders", "kernels", "memorization")
+
+DEPENDENCIES = [
+    "torch>=2.14,<2.16",
+    "torchvision>=0.29,<0.31",
+    "timm>=1.0.31,<1.1",
+    "numpy>=2.0,<3",
+    "scipy>=1.14,<2",
+    "scikit-learn>=1.5,<2",
+    "jsonargparse[signatures]>=4.50,<5",
+    "PyYAML>=6.0.2,<7",
+    "rich>=14,<16",
+    "pyarrow>=18",
+    "matplotlib>=3.9,<4",
+    "psutil>=6",
+]
+EXTRAS = {
+    "test": ["pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.120", "build>=1.2", "setuptools>=77", "wheel"],
+    "lint": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML", "scipy-stubs", "types-psutil"],
+}
+
+setup(
+    packages=[f"rlpheads.{room}" for room in ROOMS],
+    package_dir={f"rlpheads.{room}": room for room in ROOMS},
+    install_requires=DEPENDENCIES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["rlpheads=rlpheads.engine.cli:main"]},
+)
