@@ -24,7 +24,7 @@ DEPENDENCIES = [
     "psutil>=6",
 ]
 EXTRAS = {
-    "test": ["pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.120", "build>=1.2", "setuptools>=77", "wheel"],
+    "test": ["pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.120", "build>=1.2", "setuptools>=77", "wheel", "kernels>=0.10"],
     "lint": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML", "scipy-stubs", "types-psutil"],
 }
 

@@ -1,8 +1,8 @@
 """Files and flags to one `Config`.
 
-The order of precedence: the defaults of `rlpheads.engine.config`, then every `--config` file in the order given, then every
-flag in the order given, wherever the flags stand among the files. A layer sets the keys that it names; mappings such
-as `model.args` are merged key by key.
+The order of precedence: the defaults of `rlpheads.engine.config`, then every `--config` file in the order given, then
+every flag in the order given, wherever the flags stand among the files. A layer sets the keys that it names; mappings
+such as `model.args` are merged key by key.
 
 jsonargparse builds the help from the dataclasses and their docstrings. Values are read here, since it would alter them:
 after a strict parse it still turns the text '1e3' inside `model.args` into 1000.0 and 'null' into null, drops keys such
@@ -48,6 +48,7 @@ def parse_config(argv: Sequence[str]) -> Config:
 
     Raises:
         ConfigError: with the one message a user needs: where, what was given, what is allowed.
+
     """
     if "-h" in argv or "--help" in argv:
         if os.environ.get("RANK", "0") == "0":
@@ -103,9 +104,9 @@ def _schema() -> _Schema:
 
     def visit(cls: type, prefix: str) -> None:
         for name, hint in get_type_hints(cls).items():
-            if dataclasses.is_dataclass(hint):
+            if isinstance(hint, type) and dataclasses.is_dataclass(hint):
                 schema.groups[prefix + name] = [f"{prefix}{name}.{below}" for below in get_type_hints(hint)]
-                visit(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+                visit(hint, f"{prefix}{name}.")
             else:
                 schema.leaves[prefix + name] = hint
 
@@ -160,7 +161,7 @@ def _read_flag(flag: _Flag) -> tuple[str, Any]:
 
 
 def _find_field(key: str) -> tuple[str, str]:
-    """Cut a dotted key into its field and, for a field that is a mapping, the entry: model.args.depth; "" where none."""
+    """Cut a dotted key into its field and the entry of a mapping field (model.args, depth); "" where there is none."""
     leaves = _schema().leaves
     if key in leaves:
         return key, ""
@@ -222,7 +223,7 @@ def _layer(below: Any, above: Any) -> Any:
 def _build(cls: type[Any], values: dict[str, Any], prefix: str = "") -> Any:
     return cls(
         **{
-            name: _build(hint, values, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else values[prefix + name]
+            name: values[prefix + name] if prefix + name in values else _build(hint, values, f"{prefix}{name}.")
             for name, hint in get_type_hints(cls).items()
         }
     )

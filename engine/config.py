@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen dataclasses, one for each concern, whose field docstrings are the command line's help.
+"""The configuration of a run: frozen dataclasses, one a concern; their field docstrings are the help.
 
 Every field that changes a result is here, and the resolved configuration is written into the run folder once, at start.
 `rlpheads.engine.command_line` turns files and flags into a `Config`; the checks that need more than one field are in
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Precision = Literal["fp32", "bf16"]
 RegularizerKind = Literal["unlikelihood", "uniform", "reversal", "entropy"]
 
 
@@ -22,7 +23,7 @@ class RunConfig:
     name: str = ""
     """Name of the run folder; empty: the name of the last --config file without its suffix."""
     resume: Literal["auto", "must", "never"] = "auto"
-    """auto: continue from the newest whole checkpoint if there is one; must: fail without one; never: fail if the folder exists."""
+    """auto: continue from the newest whole checkpoint, if any; must: fail without one; never: fail if a run is there."""
     overwrite: bool = False
     """Delete an existing run folder of this name first."""
 
@@ -100,7 +101,7 @@ class HeadsConfig:
     taps: Literal["all", "none"] | list[int] = "all"
     """Blocks whose output a head reads: all, none, or a list of block numbers (negative: from the end)."""
     pool: Literal["auto", "token", "mean"] = "auto"
-    """How tokens become one feature vector: the class token, the mean of the patch tokens, or as the classifier does."""
+    """How tokens become a feature vector: the class token, the mean of the patch tokens, or as the classifier does."""
     norm: bool = True
     """Normalise the features (layer norm without parameters) before the heads."""
     joint: float = 0.0
@@ -179,7 +180,7 @@ class Config:
     """Global batch: samples of one optimizer step over all ranks."""
     accumulate: int = 1
     """Micro-batches that a rank's share of the batch is cut into."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Autocast type of forward and backward; weights and optimizer states stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""

@@ -1,4 +1,4 @@
-"""What can be known of a configuration before any process group or image is touched: ranges, contradictions, names, devices.
+"""What shows in a configuration before any process group or image is touched: ranges, contradictions, names, devices.
 
 `rlpheads.engine.command_line` has already made sure of every field's type. The checks go from cheap to dear and stop at
 the first problem, so that a slip in a number is told before timm is imported.
@@ -85,10 +85,11 @@ RANGES: dict[str, Interval] = {
 def check_config(config: Config, world_size: int) -> None:
     """Make sure that `config` can be run on `world_size` ranks, as far as that shows without data and process groups.
 
-    Builds the model without memory (on torch's meta device), so that its arguments, taps and image size are checked too.
+    Builds the model without memory (on torch's meta device), so that its arguments, taps and image size are checked.
 
     Raises:
         ConfigError: the first problem found: the key, what was given, what is allowed.
+
     """
     _check_ranges(config)
     _check_batches(config, world_size)
@@ -96,7 +97,6 @@ def check_config(config: Config, world_size: int) -> None:
     _check_run(config.run)
     _check_data(config.data)
     _check_terms(config)
-    _check_regularized_taps(config)
     _check_device(config)
     _check_model_name(config.model)
     _check_model(config)
@@ -181,16 +181,6 @@ def _check_terms(config: Config) -> None:
             raise refusal(key, taps, "all or at least one block" + (", or none" if key == "heads.taps" else ""))
 
 
-def _check_regularized_taps(config: Config) -> None:
-    """Refuse what no number of blocks could make right; 11 may be -1, which `_check_model` finds out."""
-    regularized, heads = config.regularizer.taps, config.heads.taps
-    if not (isinstance(regularized, list) and isinstance(heads, list)):
-        return
-    for tap in regularized:
-        if tap not in heads and all((head < 0) == (tap < 0) for head in heads):
-            raise refusal("regularizer.taps", regularized, f"blocks that have a head: heads.taps is {heads}")
-
-
 def _check_device(config: Config) -> None:
     import torch
 
@@ -215,7 +205,9 @@ def _check_model_name(model: ModelConfig) -> None:
     if not timm.is_model(architecture):
         match = nearest(architecture, timm.list_models())
         hint = f" (nearest: {match})" if match else ""
-        raise refusal("model.name", model.name, f"a model of timm {timm.__version__}{hint}; timm.list_models() names them")
+        raise refusal(
+            "model.name", model.name, f"a model of timm {timm.__version__}{hint}; timm.list_models() names them"
+        )
 
 
 def _check_model(config: Config) -> None:
@@ -230,13 +222,13 @@ def _check_model(config: Config) -> None:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = build_model(unloaded, num_classes=2)
             tap_dims(model, config.data.image_size)
-        taps = select_taps(config.regularizer.taps, model.num_blocks)
-    except AttributeError as error:
-        raise ConfigError(f"model.name: got {config.model.name}, which lacks forward_intermediates: {error}") from error
-    except (ValueError, TypeError, ArithmeticError) as error:
+        regularized = select_taps(config.regularizer.taps, model.num_blocks)
+    except ValueError as error:
         raise ConfigError(f"model: {error}") from error
-    stray = [tap for tap in taps if tap not in model.taps]
-    if stray and config.regularizer.taps != "all":
+    except Exception as error:  # timm computes with its arguments unchecked, and any exception may come of that
+        given = f"got {shown(config.model.name)} with model.args {shown(args)}"
+        raise ConfigError(f"model: {given}, which cannot be built: {type(error).__name__}: {error}") from error
+    if config.regularizer.taps != "all" and not set(regularized) <= set(model.taps):
         raise refusal("regularizer.taps", config.regularizer.taps, f"blocks that have a head: {list(model.taps)}")
 
 
@@ -251,6 +243,8 @@ def _check_optimizer(key: str, optim: OptimConfig, config: Config) -> None:
         match = nearest(optim.name, known)
         hint = f" (nearest: {match})" if match else ""
         raise refusal(f"{key}.name", optim.name, f"an optimizer of timm{hint}; timm.optim.list_optimizers() names them")
+    if timm.optim.get_optimizer_info(optim.name).second_order:
+        raise refusal(f"{key}.name", optim.name, "an optimizer that needs first-order gradients only, such as adamw")
     try:
         build_part(nn.Linear(2, 2), optim, config.schedule, Span(config.epochs, 1), ddp=False)
     except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:

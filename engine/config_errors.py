@@ -1,4 +1,4 @@
-"""What every complaint about a configuration shares: its exception, how a value is shown, and the nearest valid choice."""
+"""What every complaint about a configuration shares: the exception, how a value is shown, the nearest valid choice."""
 
 from __future__ import annotations
 

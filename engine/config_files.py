@@ -1,11 +1,12 @@
 """Strict reading and writing of configuration text.
 
-A configuration file is YAML or TOML by its suffix, and both are read with the same strictness: a key given twice, syntax
-that is not understood and bytes that are not UTF-8 are errors that name the file and, where there is one, the line.
+A configuration file is YAML or TOML by its suffix, and both are read with the same strictness: a key given twice,
+syntax that is not understood and bytes that are not UTF-8 are errors that name the file and, where there is one, the
+line.
 
-YAML is read by the plain rules of YAML 1.2: `1e-3` is a number, `010`, `1:30`, `yes`, `off` and dates are text. (PyYAML follows
-YAML 1.1, where they are text, 8, 90, true, false and a date object.) Aliases and tags are refused: they can build
-self-containing and foreign objects, and no configuration needs them.
+YAML is read by the plain rules of YAML 1.2: `1e-3` is a number, `010`, `1:30`, `yes`, `off` and dates are text. (PyYAML
+follows YAML 1.1, where they are text, 8, 90, true, false and a date object.) Aliases and tags are refused: they can
+build self-containing and foreign objects, and no configuration needs them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class _StrictLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own registry)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
+        event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not accepted", event.start_mark)
         if getattr(event, "tag", None) is not None:
@@ -70,10 +71,16 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's dumper that also quotes text which `_StrictLoader` would read as a number, and never writes aliases."""
+    """PyYAML's dumper, but every text and number it writes is read back as it was, and it never writes aliases.
+
+    (PyYAML writes the text 1e-3 without quotes, and U+0085 in quotes of a kind in which it is read as a line break.)
+    """
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True
+
+    def represent_text(self, data: str) -> yaml.Node:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
     def represent_inline_list(self, data: list[Any] | tuple[Any, ...]) -> yaml.Node:
         return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
@@ -84,6 +91,7 @@ for _name, (_pattern, _first) in _PLAIN_SCALARS.items():
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), _first)
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_plain_int)
 _StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_plain_float)
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_representer(list, _Dumper.represent_inline_list)
 _Dumper.add_representer(tuple, _Dumper.represent_inline_list)
 
@@ -93,9 +101,10 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         ConfigError: "line N: what is wrong", without the name of a file.
+
     """
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (derived from SafeLoader)
+        return yaml.load(text, Loader=_StrictLoader)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"line {line}: the character U+{error.character:04X} is not allowed in YAML") from error
@@ -114,6 +123,7 @@ def parse_toml(text: str) -> Any:
 
     Raises:
         ConfigError: what is wrong and, in brackets, at which line, without the name of a file.
+
     """
     try:
         return tomllib.loads(text)
@@ -137,6 +147,7 @@ def read_config_file(name: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: the file is missing, unreadable, not UTF-8, empty, badly written, or no mapping at its top level.
+
     """
     path = Path(name)
     if path.suffix not in _PARSERS:
@@ -179,5 +190,5 @@ def _nearest_file(path: Path) -> str:
 
 
 def dump_yaml(mapping: dict[str, Any]) -> str:
-    """Return `mapping` as YAML: its own order of keys, lists on one line, and text that both YAML 1.1 and 1.2 read back."""
+    """Return `mapping` as YAML: in its order, lists on one line, and so that YAML 1.1 and 1.2 both read its text back."""
     return yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=120)

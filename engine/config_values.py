@@ -35,6 +35,7 @@ def convert(key: str, value: object, hint: Any) -> Any:
 
     Raises:
         ConfigError: `key` was given something that the hint does not allow.
+
     """
     try:
         return _convert(value, hint)
@@ -50,6 +51,7 @@ def convert_text(key: str, text: str, hint: Any) -> Any:
 
     Raises:
         ConfigError: `key` was given something that the hint does not allow.
+
     """
     for read in (_read_null, _read_any if hint is Any else str, _read_yaml):
         try:
@@ -101,7 +103,7 @@ def _read_yaml(text: str) -> Any:
 
 
 def _read_any(text: str) -> Any:
-    """What is no number, boolean, list, mapping or quoted text is text as it stands, '#' and ':' included."""
+    """Read numbers, booleans, lists, mappings and quoted text as YAML; take anything else as it stands, # included."""
     try:
         value = _read_yaml(text)
     except _MismatchError:

@@ -1,4 +1,4 @@
-"""Exact evaluation: every sample of a split once, at any number of ranks, on weights at rest and without augmentation."""
+"""Exact evaluation: every sample of a split once, at any number of ranks, without augmentation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rlpheads.engine.config import Precision
 from rlpheads.engine.precision import autocast
 from rlpheads.engine.step import Routes, forward_rows, record_rows
 from rlpheads.loaders.batch import Batch, Loader
@@ -33,6 +34,7 @@ class Evaluation:
         top1: accuracy of the classes, in [0, 1].
         rla_TM: random-label accuracy of each tap and draw, in [0, 1].
         num_samples: samples seen.
+
     """
 
     loss: float
@@ -65,7 +67,7 @@ def evaluate(
     split: Split,
     routes: Routes,
     prepare: Callable[[Batch], tuple[Tensor, Batch]],
-    precision: str,
+    precision: Precision,
 ) -> Evaluation:
     """Fill `split.ledger` from one pass over the split and return its averages. Collective.
 
@@ -76,6 +78,7 @@ def evaluate(
         routes: the terms; only what is measured is computed.
         prepare: moves a batch to the device and returns its normalised images beside it.
         precision: autocast type.
+
     """
     split.ledger.reset()
     split.loader.set_epoch(0)

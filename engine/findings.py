@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.evaluation import Evaluation
+from rlpheads.memorization.figures import References, plot_rla_by_depth, plot_rla_by_epoch
 from rlpheads.memorization.intervals import binomial_bounds
 
 
@@ -21,6 +22,7 @@ class TapFinding:
         clean: on the training set without augmentation, weights at rest (last epoch that measured it).
         baseline: what a least-squares head alone reaches on features that know nothing of the labels.
         heldout: on held-out images, where nobody can know the labels.
+
     """
 
     block: int
@@ -40,6 +42,7 @@ class Findings:
         taps: one finding for each tap.
         heldout_bounds: least and greatest held-out accuracy of one draw that chance allows (exact binomial).
         strayed: (block, draw, accuracy) of every held-out accuracy outside these bounds.
+
     """
 
     top1: float
@@ -64,6 +67,7 @@ def summarize_findings(
         blocks: block number of every tap.
         baselines: head-only accuracy of every tap.
         num_labels: K.
+
     """
     bounds = binomial_bounds(heldout.num_samples, num_labels)
     strayed = tuple(
@@ -77,8 +81,27 @@ def summarize_findings(
     return Findings(heldout.top1, 1 / num_labels, taps, (float(bounds.low), float(bounds.high)), strayed)
 
 
-def draw_figures(folder: Path, found: Findings, history: Sequence[Mapping[str, Any]]) -> None:
-    """Draw random-label accuracy by depth and by epoch into `folder`."""
+def draw_figures(folder: Path, found: Findings, history: Sequence[Mapping[str, Any]], num_heldout: int) -> None:
+    """Draw random-label accuracy by depth (now) and by epoch into `folder`, as PNG and SVG.
+
+    Args:
+        folder: where the figures go.
+        found: the final accuracies.
+        history: the epoch lines of metrics.jsonl.
+        num_heldout: held-out samples, for the band of chance.
+
+    """
+    blocks = [tap.block for tap in found.taps]
+    references = References(round(1 / found.chance), num_heldout, [tap.baseline for tap in found.taps])
+    now = {phase: [[getattr(tap, phase)] for tap in found.taps] for phase in ("running", "clean", "heldout")}
+    measured = {phase: values for phase, values in now.items() if values[0][0] is not None}
+    plot_rla_by_depth(folder / "rla_by_depth", blocks, measured, references)
+    if history:
+        nothing = [float("nan")] * len(blocks)
+        by_epoch = {
+            phase: [[[value] for value in row.get(f"rla_{phase}", nothing)] for row in history] for phase in measured
+        }
+        plot_rla_by_epoch(folder / "rla_by_epoch", [row["epoch"] for row in history], blocks, by_epoch, references)
 
 
 def _last(history: Sequence[Mapping[str, Any]], name: str, num_taps: int) -> Sequence[float | None]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from rlpheads.engine import launch
@@ -21,15 +20,15 @@ from rlpheads.engine.display import Display
 from rlpheads.engine.environment import collect_environment
 from rlpheads.engine.launch import Launch, Rank
 from rlpheads.engine.learner import num_parameters
-from rlpheads.engine.loop import Outcome, TrainingDiverged, fit
-from rlpheads.engine.models import build_model, tap_dims
+from rlpheads.engine.loop import Outcome, TrainingDivergedError, fit
 from rlpheads.engine.resume import ResumePoint, Sources, find_resume_point
 from rlpheads.engine.run_folder import RunFolder, RunFolderError, claim, write_atomically
-from rlpheads.engine.step import build_routes
 from rlpheads.engine.streams import stream_seed
 from rlpheads.engine.training import Training, build_training
-from rlpheads.loaders.datasets import DatasetError, open_dataset
-from rlpheads.loaders.torch_loader import ImageReadError, LoaderError
+from rlpheads.loaders.datasets import open_dataset
+from rlpheads.loaders.decode import ImageReadError
+from rlpheads.loaders.manifest import DatasetError
+from rlpheads.loaders.torch_loader import LoaderError
 
 EXIT_DONE, EXIT_FAILED = 0, 1
 EXIT_REQUEUE = 75
@@ -41,10 +40,10 @@ def run(config: Config) -> int:
 
     Raises:
         ConfigError: settings, images, folder or checkpoint cannot be used; found before a process group is made.
+
     """
     rank = Rank.from_environment()
     check_config(config, rank.world_size)
-    check_model(config, rank.world_size)
     sources = open_sources(config)
     with _claimed(config, rank) as folder:
         point = _begin(config, sources, folder) if rank.is_main else None
@@ -65,26 +64,12 @@ def _begin(config: Config, sources: Sources, folder: RunFolder) -> ResumePoint |
     return point
 
 
-def check_model(config: Config, world_size: int) -> None:
-    """Build the model on the meta device, where it costs nothing, to find out what does not fit.
-
-    Raises:
-        ConfigError: model, taps and image size do not go together.
-    """
-    try:
-        with torch.device("meta"):
-            model = build_model(config, num_classes=2)
-            tap_dims(model, config.data.image_size)
-        build_routes(config, model, world_size)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def open_sources(config: Config) -> Sources:
     """List the images.
 
     Raises:
         ConfigError: the images are not there, or cannot be split as asked.
+
     """
     data = config.data
     try:
@@ -95,7 +80,7 @@ def open_sources(config: Config) -> Sources:
     num_samples = sources.train.manifest.num_samples
     if data.partial == "drop" and num_samples < config.batch_size:
         raise ConfigError(
-            f"batch_size is {config.batch_size}, but there are {num_samples} training images, so no batch is ever full; "
+            f"batch_size is {config.batch_size}, but there are only {num_samples} training images; "
             f"give --batch_size {num_samples - num_samples % 2} or less, or --data.partial pad"
         )
     return sources
@@ -128,7 +113,7 @@ def _train(config: Config, sources: Sources, folder: RunFolder, point: ResumePoi
                 folder.rewind_metrics(training.num_updates)
             outcome = fit(training, display)
             _close(training, outcome, display)
-    except (TrainingDiverged, ImageReadError, LoaderError) as error:
+    except (TrainingDivergedError, ImageReadError, LoaderError) as error:
         _fail(folder, launched, error)
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED

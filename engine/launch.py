@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
+
 @dataclass(frozen=True)
 class Rank:
     """This process's place as torchrun's environment tells it; one rank of one without torchrun."""
@@ -89,6 +90,8 @@ def start(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[Launch]:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield Launch(rank, device, dist.new_group(backend="gloo"))
+        control = dist.new_group(backend="gloo")
+        assert isinstance(control, dist.ProcessGroup)  # every rank is a member
+        yield Launch(rank, device, control)
     finally:
         dist.destroy_process_group()

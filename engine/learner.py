@@ -30,6 +30,7 @@ class Learner:
             a clipping norm of their own, so that with λ = 0 the backbone is bit-identical with and without them.
         ema: moving average of the backbone's weights (never of the heads'), or None.
         dims: width of every tap.
+
     """
 
     backbone: TrainedPart

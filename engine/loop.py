@@ -28,7 +28,7 @@ from rlpheads.engine.training import Training
 from rlpheads.memorization.ledger import Ledger, LedgerMetadata
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDivergedError(RuntimeError):
     """The loss is not finite any more."""
 
 
@@ -104,7 +104,7 @@ def _publish(training: Training, display: Display, step: int, figures: dict[str,
     clock = training.clock
     if not all(math.isfinite(value) for value in figures.values()):
         names = ", ".join(f"{name}={value}" for name, value in figures.items() if not math.isfinite(value))
-        raise TrainingDiverged(
+        raise TrainingDivergedError(
             f"not finite at step {step}: {names}. The last checkpoint is whole; lower optim.lr or "
             "heads.optim.lr, set optim.clip_norm, or lower regularizer.factor"
         )
@@ -217,6 +217,6 @@ def _finish(training: Training, display: Display, reason: str) -> Outcome:
         heldout, history, training.learner.tapped.taps, training.baselines_T, training.config.heads.labels
     )
     if found.taps:
-        draw_figures(training.folder.figures, found, history)
+        draw_figures(training.folder.figures, found, history, heldout.num_samples)
     display.findings(found)
     return Outcome("done", reason, found)

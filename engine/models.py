@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import timm
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from rlpheads.engine.config import Config, ModelConfig
 from rlpheads.engine.streams import stream_seed
-from rlpheads.memorization.taps import pool_tokens, select_taps
+from rlpheads.memorization.taps import Pool, pool_tokens, select_taps
 
 
 class TappedModel(nn.Module):
@@ -24,15 +25,18 @@ class TappedModel(nn.Module):
         backbone: timm model with `forward_intermediates` and `forward_head`.
         taps: block numbers, ascending.
         pool: how tokens become a feature vector: `token` (the class token) or `mean` (of the patch tokens).
+
     """
 
-    def __init__(self, backbone: nn.Module, taps: Sequence[int], pool: str):
+    backbone: Any  # a timm model; timm has no type for what they all offer
+
+    def __init__(self, backbone: nn.Module, taps: Sequence[int], pool: Pool):
         super().__init__()
         self.backbone = backbone
         self.taps = tuple(taps)
         self.pool = pool
-        self.num_blocks = len(backbone.feature_info)
-        self.has_tokens = "return_prefix_tokens" in inspect.signature(backbone.forward_intermediates).parameters
+        self.num_blocks = len(self.backbone.feature_info)
+        self.has_tokens = "return_prefix_tokens" in inspect.signature(self.backbone.forward_intermediates).parameters
         layout = {"return_prefix_tokens": True, "output_fmt": "NLC"} if self.has_tokens else {"output_fmt": "NCHW"}
         self.intermediates = {"indices": list(self.taps), "norm": False, **layout}
 
@@ -41,6 +45,7 @@ class TappedModel(nn.Module):
 
         Returns:
             logits (B, classes) and, for each tap in order, features (B, D).
+
         """
         if not self.taps:
             return self.backbone(images), ()
@@ -58,6 +63,7 @@ def build_model(config: Config, num_classes: int) -> TappedModel:
 
     Raises:
         ValueError: timm refuses the name or the arguments, or a tap does not exist.
+
     """
     torch.manual_seed(stream_seed(config.seed, "init"))
     backbone = _create(config.model, num_classes)
@@ -70,6 +76,7 @@ def tap_dims(model: TappedModel, image_size: int) -> tuple[int, ...]:
 
     Raises:
         ValueError: the model does not take images of this size.
+
     """
     images = torch.empty(2, 3, image_size, image_size, device="meta")
     try:
@@ -80,14 +87,14 @@ def tap_dims(model: TappedModel, image_size: int) -> tuple[int, ...]:
     return tuple(tap.shape[-1] for tap in taps)
 
 
-def _create(config: ModelConfig, num_classes: int) -> nn.Module:
+def _create(config: ModelConfig, num_classes: int) -> Any:
     try:
         return timm.create_model(config.name, num_classes=num_classes, **config.args)
     except (TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"model.name={config.name} cannot be built with model.args={config.args}: {error}") from error
 
 
-def _pooling(pool: str, backbone: nn.Module) -> str:
+def _pooling(pool: Literal["auto", "token", "mean"], backbone: nn.Module) -> Pool:
     if pool == "token" and not getattr(backbone, "num_prefix_tokens", 0):
         raise ValueError(f"heads.pool=token, but {type(backbone).__name__} has no class token; use mean or auto")
     if pool == "auto":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 
+from rlpheads.engine.config import Precision
 
-def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> AbstractContextManager[object]:
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Return the context in which a forward pass runs."""
     if precision == "fp32":
         return nullcontext()

@@ -43,6 +43,7 @@ class Routes:
         weights: λ and μ.
         label_smoothing: smoothing of the class loss.
         world_size: number of ranks, whose gradients DDP averages.
+
     """
 
     terms: HeadTerms
@@ -60,6 +61,7 @@ def build_routes(config: Config, model: TappedModel, world_size: int) -> Routes:
 
     Raises:
         ValueError: a regularised tap is no block, or has no head.
+
     """
     factor, weights = config.regularizer.factor, TermWeights(config.regularizer.factor, config.heads.joint)
     regularized: tuple[int, ...] = ()
@@ -121,6 +123,7 @@ class TrainStep:
         Returns:
             This rank's share of each figure of the step, as 0-d tensors on the device: their mean over the ranks is
             the figure of the global batch.
+
         """
         # One seed a step instead of a saved generator: dropout continues exactly after a resume at any step.
         torch.manual_seed(stream_seed(self.config.seed, "dropout", num_updates, self.rank))

@@ -19,11 +19,12 @@ from rlpheads.engine.resume import Position, ResumePoint, Sources, identity
 from rlpheads.engine.run_folder import RunFolder
 from rlpheads.engine.step import Routes, TrainStep, build_routes
 from rlpheads.engine.streams import stream_seed
-from rlpheads.loaders.batch import Batch, Loader
+from rlpheads.loaders.batch import Batch, Loader, LoaderOptions
+from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.device_transforms import Normalize
+from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.order import Order
-from rlpheads.loaders.torch_loader import CropSpec, make_loader
 from rlpheads.memorization.baselines import least_squares_rla
 from rlpheads.memorization.labels import label_table
 from rlpheads.memorization.ledger import Ledger
@@ -52,7 +53,13 @@ class Training:
     def step(self) -> TrainStep:
         """The training step."""
         return TrainStep(
-            self.learner, self.normalize, self.clean.table_MN, self.running, self.routes, self.config, self.launch.rank.rank
+            learner=self.learner,
+            normalize=self.normalize,
+            table_MN=self.clean.table_MN,
+            ledger=self.running,
+            routes=self.routes,
+            config=self.config,
+            rank=self.launch.rank.rank,
         )
 
     @property
@@ -155,17 +162,13 @@ def _loader(config: Config, source: ImageSource, order: Order, launch: Launch, *
         hflip=data.hflip,
         crop_fraction=data.eval_crop_fraction,
     )
-    return make_loader(
-        data.loader,
-        source,
-        order,
-        crop,
-        train=train,
+    options = LoaderOptions(
         rank=launch.rank.rank,
         world_size=launch.world_size,
         num_workers=data.workers,
         pin_memory=launch.device.type == "cuda",
     )
+    return make_loader(data.loader, source, order, crop, train=train, options=options)
 
 
 def _ledger(config: Config, source: ImageSource, learner: Learner, launch: Launch) -> Ledger:

@@ -1,8 +1,8 @@
 """What passes between the three stages of the loss: a range of classes, what one row keeps of it, what stays with it.
 
 The head's classes may be split into ranges, one a device. Each range is reduced to a handful of numbers for each row
-(`Partials`), small enough to be exchanged; the products that only the range itself needs again stay where they are
-(`Residuals`).
+(`Partials`), small enough to be exchanged; what only the range's own gradients need (`Products`, `Exponentials`) stays
+where it is.
 """
 
 from typing import NamedTuple
@@ -26,6 +26,11 @@ class ClassRange(NamedTuple):
     num_labels: int
     """Number of classes of the whole head."""
 
+    def detach(self) -> "ClassRange":
+        """The same range, outside every graph."""
+        bias_K = None if self.bias_K is None else self.bias_K.detach()
+        return self._replace(weight_KD=self.weight_KD.detach(), bias_K=bias_K)
+
 
 class Needs(NamedTuple):
     """What will be asked of the partials, so that nothing else is computed."""
@@ -34,7 +39,7 @@ class Needs(NamedTuple):
     """Kind of regularizer whose value is wanted, or None."""
     feature_gradient: bool
     """A gradient of the features will be asked for."""
-    weight_gradient: bool
+    class_gradients: bool
     """A gradient of the weight or the bias will be asked for."""
     memory_budget: int
     """Bytes of exponentials that may be kept for the weight's gradient; what does not fit is recomputed."""
@@ -68,19 +73,33 @@ class Partials(NamedTuple):
     """
 
 
-class Residuals(NamedTuple):
-    """What the range keeps for its gradients; C is the number of class tiles. Unneeded members are empty."""
+class Products(NamedTuple):
+    """Sums over the range's classes with their weights; members that were not asked for are empty."""
 
-    exp_flat: Tensor
-    """e^{z − tile shift}, 0 at the labels, of the first classes, tile after tile, each (B, classes of the tile)."""
-    tile_shift_CB: Tensor
-    """Shift that each tile's exponentials were taken with."""
     exp_weight_BD: Tensor
     """U = Σ e^{z_j − s} W_j over the classes that are none of the row's labels."""
     moment_weight_BD: Tensor
     """Σ e^{z_j − s}·(z_j − s) W_j over the same classes (`entropy`)."""
     weight_sum_D: Tensor
     """Σ W_j over all classes of the range (`uniform`)."""
+
+
+class Exponentials(NamedTuple):
+    """e^{z − tile shift}, 0 at the labels, as far as they were kept; C is the number of class tiles."""
+
+    flat: Tensor
+    """Those of the first tiles, one after another, each (B, classes of the tile); what is missing is recomputed."""
+    tile_shift_CB: Tensor
+    """Shift of each row in each tile."""
+
+
+class LogitGradient(NamedTuple):
+    """dL/dz of every row in the form that the last stage takes."""
+
+    scale_CB: Tensor
+    """Multiplies the exponentials of each tile, as they were taken with the tile's shift."""
+    label_LB: Tensor
+    """dL/dz at the labels."""
 
 
 def accumulation_dtype(features_BD: Tensor, weight_KD: Tensor) -> torch.dtype:

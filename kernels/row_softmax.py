@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlpheads.kernels.partials import Partials
@@ -50,38 +51,34 @@ class RowSoftmax(NamedTuple):
     """Largest logit of a class above the first label; −inf where there is none."""
 
     @property
-    def offset_LB(self) -> Tensor:
+    def offset(self) -> Tensor:
         """z_y − s."""
         return self.label_logit_LB - self.shift_B
 
     @property
-    def log_odds_LB(self) -> Tensor:
+    def log_odds(self) -> Tensor:
         """log(p_y / (1 − p_y)) of each label."""
-        return self.offset_LB - self.log_rest_LB
+        return self.offset - self.log_rest_LB
 
     @property
-    def lse_B(self) -> Tensor:
+    def log_p(self) -> Tensor:
+        """log p_y of each label, without cancellation."""
+        return F.logsigmoid(self.log_odds)
+
+    @property
+    def lse(self) -> Tensor:
         """log Σ e^{z_j}."""
         return self.shift_B + self.log_sum_B
 
     @property
-    def hit_B(self) -> Tensor:
+    def hit(self) -> Tensor:
         """Whether the first label is the argmax, ties to the lowest index: bool."""
         return (self.label_logit_LB[0] > self.max_before_B) & (self.label_logit_LB[0] >= self.max_after_B)
 
     @property
-    def margin_B(self) -> Tensor:
+    def margin(self) -> Tensor:
         """z_y − max_{j≠y} z_j of the first label."""
         return self.label_logit_LB[0] - torch.maximum(self.max_before_B, self.max_after_B)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All members that are tensors, for an autograd rule to save; `restore` is the inverse."""
-        return (*self.labels, *self[2:])
-
-    @classmethod
-    def restore(cls, tensors: Sequence[Tensor], num_labels: int) -> "RowSoftmax":
-        """Rebuild from what `tensors` returned."""
-        return cls(RowLabels(*tensors[:3]), num_labels, *tensors[3:])
 
 
 def row_labels(labels_B: Tensor, pair: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> RowLabels:

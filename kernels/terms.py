@@ -40,12 +40,12 @@ class Term(NamedTuple):
 
 
 def _cross_entropy(rows: RowSoftmax) -> Tensor:
-    return (rows.labels.weight_LB * -F.logsigmoid(rows.log_odds_LB)).sum(0)
+    return (rows.labels.weight_LB * -rows.log_p).sum(0)
 
 
 def _cross_entropy_coefficients(rows: RowSoftmax) -> Coefficients:
     """p_j − w_j; where w > ½ as (1 − w) − (1 − p), which does not cancel as p → 1."""
-    odds_LB, weight_LB = rows.log_odds_LB, rows.labels.weight_LB
+    odds_LB, weight_LB = rows.log_odds, rows.labels.weight_LB
     near_one_LB = (1 - weight_LB) - torch.sigmoid(-odds_LB)
     near_zero_LB = torch.sigmoid(odds_LB) - weight_LB
     label_LB = torch.where(weight_LB > 0.5, near_one_LB, near_zero_LB) * rows.labels.present_LB
@@ -53,16 +53,16 @@ def _cross_entropy_coefficients(rows: RowSoftmax) -> Coefficients:
 
 
 def _unlikelihood(rows: RowSoftmax) -> Tensor:
-    return (rows.labels.weight_LB * -F.logsigmoid(-rows.log_odds_LB)).sum(0)
+    return (rows.labels.weight_LB * -F.logsigmoid(-rows.log_odds)).sum(0)
 
 
 def _unlikelihood_coefficients(rows: RowSoftmax) -> Coefficients:
     """Of one label p_y·(δ_jy − e^{z_j}/Σ_{i≠y} e^{z_i}); with two, each is among the other's rest."""
-    share_LB = rows.labels.weight_LB * torch.sigmoid(rows.log_odds_LB)
+    share_LB = rows.labels.weight_LB * torch.sigmoid(rows.log_odds)
     exp_B = -(share_LB * torch.exp(-rows.log_rest_LB)).sum(0)
     if len(share_LB) == 1:
         return Coefficients(exp_B, share_LB)
-    in_rest_LB = share_LB.flip(0) * torch.exp(rows.offset_LB - rows.log_rest_LB.flip(0)) * rows.labels.present_LB[1]
+    in_rest_LB = share_LB.flip(0) * torch.exp(rows.offset - rows.log_rest_LB.flip(0)) * rows.labels.present_LB[1]
     return Coefficients(exp_B, share_LB - in_rest_LB)
 
 
@@ -81,14 +81,13 @@ def _uniform(rows: RowSoftmax) -> Tensor:
 
 def _uniform_coefficients(rows: RowSoftmax) -> Coefficients:
     """p_j − 1/K."""
-    label_LB = torch.sigmoid(rows.log_odds_LB) * rows.labels.present_LB
+    label_LB = torch.sigmoid(rows.log_odds) * rows.labels.present_LB
     return Coefficients(torch.exp(-rows.log_sum_B), label_LB, uniform=-1 / rows.num_labels)
 
 
 def _entropy(rows: RowSoftmax) -> Tensor:
     """log K − H(p), the entropy written as its labels' terms plus the others', neither of which cancels."""
-    log_p_LB = F.logsigmoid(rows.log_odds_LB)
-    labels_part_B = (-log_p_LB * log_p_LB.exp() * rows.labels.present_LB).sum(0)
+    labels_part_B = (-rows.log_p * rows.log_p.exp() * rows.labels.present_LB).sum(0)
     others_B = torch.exp(rows.log_others_B - rows.log_sum_B)
     others_part_B = others_B * rows.log_sum_B - rows.moment_others_B * torch.exp(-rows.log_sum_B)
     return math.log(rows.num_labels) - (labels_part_B + others_part_B)
@@ -100,15 +99,13 @@ def _entropy_coefficients(rows: RowSoftmax) -> Coefficients:
     At a label, o_y − ō is expanded over the other classes, since o_y and ō agree in all digits as p_y → 1.
     """
     scale_B = torch.exp(-rows.log_sum_B)
-    p_LB = torch.sigmoid(rows.log_odds_LB) * rows.labels.present_LB
+    p_LB = torch.sigmoid(rows.log_odds) * rows.labels.present_LB
     moment_B = rows.moment_others_B * scale_B
-    mean_offset_B = moment_B + (p_LB * rows.offset_LB).sum(0)
-    apart_LB = rows.offset_LB * torch.exp(rows.log_others_B - rows.log_sum_B) - moment_B
-    apart_LB = apart_LB + p_LB.flip(0) * (rows.offset_LB - rows.offset_LB.flip(0))
+    mean_offset_B = moment_B + (p_LB * rows.offset).sum(0)
+    apart_LB = rows.offset * torch.exp(rows.log_others_B - rows.log_sum_B) - moment_B
+    apart_LB = apart_LB + p_LB.flip(0) * (rows.offset - rows.offset.flip(0))
     return Coefficients(-mean_offset_B * scale_B, p_LB * apart_LB, moment_B=scale_B)
 
-
-CROSS_ENTROPY = Term(_cross_entropy, _cross_entropy_coefficients)
 
 REGULARIZERS = {
     "unlikelihood": Term(_unlikelihood, _unlikelihood_coefficients),
@@ -116,9 +113,6 @@ REGULARIZERS = {
     "reversal": Term(_reversal, _reversal_coefficients),
     "entropy": Term(_entropy, _entropy_coefficients),
 }
-"""The regularizers by name: −log(1 − p_y), −(1/K)Σ log p_j, log p_y and KL(p‖uniform), all to be minimised."""
+"""−log(1 − p_y), −(1/K) Σ log p_j, log p_y and KL(p ‖ uniform): all are to be minimised in the features."""
 
-
-def term(kind: str) -> Term:
-    """The term of this name: `cross_entropy` or a regularizer."""
-    return CROSS_ENTROPY if kind == "cross_entropy" else REGULARIZERS[kind]
+TERMS = {"cross_entropy": Term(_cross_entropy, _cross_entropy_coefficients), **REGULARIZERS}

@@ -30,7 +30,7 @@ class Batch:
     num_global_rows: int
 
     def __len__(self) -> int:
-        """Rows of this rank, padding included."""
+        """Return the rows of this rank, padding included."""
         return len(self.index)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
@@ -103,15 +103,15 @@ class LoaderOptions:
 class Loader(Protocol):
     """A stream of batches whose content depends on (seed, epoch, position) alone, and that can stop and go on anywhere.
 
-    `consumed` counts the samples of the epoch, over all ranks, that the batches yielded so far have covered; what was read
-    ahead does not count. It is the same number at any world size.
+    `consumed` counts the samples of the epoch, over all ranks, that the batches yielded so far have covered; what was
+    read ahead does not count. It is the same number at any world size.
     """
 
     order: Order
     manifest: Manifest
 
     def __len__(self) -> int:
-        """Steps of a whole epoch."""
+        """Return the steps of a whole epoch."""
         ...
 
     def __iter__(self) -> Iterator[Batch]:

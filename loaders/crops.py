@@ -1,4 +1,4 @@
-"""Where an image is cut: keyed random crops and flips for training, in integers that every loader can follow exactly."""
+"""Where an image is cut: keyed random crops and flips for training, in integers that every loader follows exactly."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class CropSpec:
 def keyed_crops(
     crop: CropSpec, seed: int, epoch: int, index_B: Int64Array, sizes_B2: Int64Array
 ) -> tuple[Int64Array, NDArray[np.bool_]]:
-    """Return the training crops and flips of some samples, a pure function of (seed, epoch, index) and the image's size.
+    """Return the training crops and flips of some samples, a pure function of (seed, epoch, index) and the size.
 
     Args:
         crop: Ranges of the draws.

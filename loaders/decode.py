@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
@@ -38,8 +38,8 @@ class ImageReadError(ValueError):
 def decode_rgb(data: bytes) -> Tensor:
     """Decode a JPEG, PNG, GIF (its first frame) or WebP file with torchvision, and any other with Pillow.
 
-    Grey, palette and CMYK images are converted, transparency is dropped, 16-bit values are scaled, and the EXIF orientation
-    is not applied (the reference pipelines of ImageNet do not either).
+    Grey, palette and CMYK images are converted, transparency is dropped, 16-bit values are scaled, and the EXIF
+    orientation is not applied (the reference pipelines of ImageNet do not either).
 
     Returns:
         uint8 (3, H, W).
@@ -64,7 +64,7 @@ def _decode_with_pillow(data: bytes, *, torchvision_reason: str) -> Tensor:
     try:
         with Image.open(io.BytesIO(data)) as image:
             pixels_HWC = np.array(image.convert("RGB"))
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ValueError(f"{torchvision_reason} Pillow does not know the format either") from None
     # Pillow's plugins raise whatever their parsing trips over: OSError, SyntaxError, struct.error, ...
     except Exception as error:

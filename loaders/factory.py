@@ -21,7 +21,7 @@ def make_loader(
     order: Order,
     crop: CropSpec,
     *,
-    augment: bool,
+    train: bool,
     options: LoaderOptions | None = None,
 ) -> Loader:
     """Make a loader. All kinds yield the same samples in the same order with the same crops.
@@ -31,7 +31,7 @@ def make_loader(
         source: The images.
         order: Which sample stands where; its seed also keys the crops and flips.
         crop: How an image becomes a square.
-        augment: Random crops and flips, or the central crop of evaluation.
+        train: Random crops and flips, or the central crop of evaluation.
         options: Share of this rank, and its workers.
 
     Raises:
@@ -41,11 +41,11 @@ def make_loader(
         close = difflib.get_close_matches(kind, _ADAPTERS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"there is no loader {kind!r}: it must be one of {', '.join(_ADAPTERS)}{hint}")
-    return _ADAPTERS[kind](source, order, crop, augment, options or LoaderOptions())
+    return _ADAPTERS[kind](source, order, crop, train, options or LoaderOptions())
 
 
-def _torch_loader(source: ImageSource, order: Order, crop: CropSpec, augment: bool, options: LoaderOptions) -> Loader:
-    transform = TrainTransform(crop, order.seed) if augment else EvalTransform(crop)
+def _torch_loader(source: ImageSource, order: Order, crop: CropSpec, train: bool, options: LoaderOptions) -> Loader:
+    transform = TrainTransform(crop, order.seed) if train else EvalTransform(crop)
     return TorchLoader(source, order, transform, options)
 
 

@@ -88,7 +88,7 @@ def scan_image_folder(root: Path, split: str) -> Manifest:
 
     Raises:
         DatasetError: If the root is not a folder, has fewer than two class folders, or one without images; if something
-            cannot be listed; if a link is broken or leads back into itself.
+            cannot be read; if a link is broken or leads back into itself.
     """
     folders = _class_folders(root)
     names: list[bytes] = []
@@ -108,7 +108,7 @@ def scan_image_folder(root: Path, split: str) -> Manifest:
 def _images_below(folder: bytes, name: bytes, ancestors: tuple[tuple[int, int], ...]) -> Iterator[tuple[bytes, int]]:
     """Yield (relative name, bytes of the file) of every image below a folder, in the file system's order."""
     try:
-        status = os.stat(folder)
+        status = Path(os.fsdecode(folder)).stat()
         identity = (status.st_dev, status.st_ino)
         if identity in ancestors:
             raise DatasetError(f"{os.fsdecode(folder)} is a link to a folder that it lies in")
@@ -122,21 +122,21 @@ def _images_below(folder: bytes, name: bytes, ancestors: tuple[tuple[int, int], 
                 elif os.fsdecode(entry.name).lower().endswith(IMAGE_SUFFIXES):
                     yield entry_name, entry.stat().st_size
     except OSError as error:
-        raise DatasetError(f"{os.fsdecode(error.filename or folder)} cannot be listed: {error.strerror}") from error
+        raise DatasetError(f"{os.fsdecode(error.filename or folder)} cannot be read: {error.strerror}") from error
 
 
 def _class_folders(root: Path) -> list[os.DirEntry[bytes]]:
     """Return the visible folders in the root, links to folders included, sorted by the bytes of their names."""
-    if not root.exists():
-        raise DatasetError(f"{root} does not exist{_nearest_sibling(root)}")
-    if not root.is_dir():
-        raise DatasetError(f"{root} is a file, not the folder of a dataset")
     try:
+        if not root.exists():
+            raise DatasetError(f"{root} does not exist{_nearest_sibling(root)}")
+        if not root.is_dir():
+            raise DatasetError(f"{root} is a file, not the folder of a dataset")
         with os.scandir(os.fsencode(root)) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(b".")]
         folders = [entry for entry in visible if entry.is_dir()]
     except OSError as error:
-        raise DatasetError(f"{os.fsdecode(error.filename or root)} cannot be listed: {error.strerror}") from error
+        raise DatasetError(f"{os.fsdecode(error.filename or root)} cannot be read: {error.strerror}") from error
     if not folders:
         images = sum(os.fsdecode(entry.name).lower().endswith(IMAGE_SUFFIXES) for entry in visible)
         found = f"{images} images directly in it; each class needs a folder of its own" if images else "it has none"
@@ -165,9 +165,7 @@ def _check_same_classes(train: Manifest, val: Manifest) -> None:
         if set(here.classes) - set(there.classes)
     ]
     if differences:
-        raise DatasetError(
-            f"train and val of {train.root and train.root.parent} differ in their classes; {'; '.join(differences)}"
-        )
+        raise DatasetError(f"train and val differ in their classes; {'; '.join(differences)}")
 
 
 def _check_train_is_a_split(root: Path, folders: set[str]) -> None:
@@ -183,7 +181,10 @@ def _check_train_is_a_split(root: Path, folders: set[str]) -> None:
 def _no_held_out_images(root: Path, folders: set[str]) -> str:
     """Say what to do when nothing is held out."""
     if "train" not in folders:
-        return f"{root} has no train and val folders; to hold images out of its {len(folders)} class folders, set val_fraction"
+        return (
+            f"{root} has no train and val folders; to hold images out of its {len(folders)} class folders, set "
+            f"val_fraction"
+        )
     beside = sorted(folders & set(_SPLIT_NAMES) - {"train"})
     rename = f", or rename {beside[0]} to val" if beside else ""
     return f"{root} has a train folder but no val folder: set val_fraction to hold images out of train{rename}"
@@ -193,7 +194,7 @@ def _nearest_sibling(path: Path) -> str:
     """Return ' (…)' with a hint at the folder that may have been meant."""
     if not path.parent.is_dir():
         return f" (nor does {path.parent})"
-    close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
     return f" (did you mean {path.parent / close[0]}?)" if close else ""
 
 

@@ -1,8 +1,8 @@
-"""The one sample order, and the random draws that belong to a sample: pure functions of (seed, epoch, index), in numpy alone.
+"""The one sample order, and the random draws that belong to a sample: pure functions of (seed, epoch, index).
 
-Every loader asks here which samples a rank reads at a step. World size, workers, library and resume point change who reads
-a sample, never which sample it is, nor its crop. Nothing rests on a library's generator, whose stream may change with its
-version: keys are hashed by the finaliser of splitmix64 (Steele, Lea & Flood, 2014; constants of Stafford's variant 13).
+Every loader asks here which samples a rank reads at a step. World size, workers, library and resume point change who
+reads a sample, never which sample it is, nor its crop. Nothing rests on a library's generator, whose stream may change
+with its version: keys are hashed by the finaliser of splitmix64 (Steele, Lea & Flood, 2014; Stafford's variant 13).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MASK = (1 << 64) - 1
 
 
 def _mix64(words: UInt64Array) -> UInt64Array:
-    """Return splitmix64's finaliser of each word: a bijection of 64 bits in which every input bit moves every output bit."""
+    """Return splitmix64's finaliser of each word: a bijection in which every bit moves every other."""
     mixed = words ^ (words >> np.uint64(30))
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(27)
@@ -64,7 +64,7 @@ def uniforms(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stre
     state_B = hash64(seed, stream_key(stream), epoch, index_B)
     steps_U = np.arange(1, num_draws + 1, dtype=np.uint64) * _GOLDEN
     bits_BU = _mix64(state_B[:, None] + steps_U)
-    return (bits_BU >> np.uint64(11)) * 2.0**-53
+    return (bits_BU >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Order:
             raise ValueError(f"partial is {self.partial!r}; it must be 'drop' or 'pad'")
         if self.num_steps == 0:
             raise ValueError(
-                f"batch_size {self.batch_size} is more than the {self.num_samples} samples, and partial='drop' leaves no "
-                f"step: lower batch_size, or set partial='pad'"
+                f"batch_size {self.batch_size} is more than the {self.num_samples} samples, and partial='drop' leaves "
+                f"no step: lower batch_size, or set partial='pad'"
             )
 
     @property
@@ -114,7 +114,7 @@ class Order:
     def epoch_indices(self, epoch: int) -> Int64Array:
         """Return the canonical indices in the order in which the epoch reads them: int64 (N,).
 
-        The permutation sorts the hashes of (seed, epoch, index): the hash is a bijection in the index, so there are no ties.
+        The permutation sorts the hashes of (seed, epoch, index), a bijection in the index, so there are no ties.
         """
         positions_N = np.arange(self.num_samples, dtype=np.int64)
         if not self.shuffle:
@@ -124,7 +124,7 @@ class Order:
     def rank_indices(self, epoch: int, step: int, rank: int, world_size: int) -> Int64Array:
         """Return what a rank reads at a step: int64 (batch_size / world_size,), with -1 for padding.
 
-        Costs a whole permutation when `shuffle` is set; over many steps, take `epoch_indices` once and `rank_slice` of it.
+        Costs a whole permutation when `shuffle` is set; over many steps, cut `rank_slice` from one `epoch_indices`.
         """
         return self.rank_slice(self.epoch_indices(epoch), step, rank, world_size)
 
@@ -165,8 +165,8 @@ class Order:
             nearest = max(1, round(self.batch_size / unit)) * unit
             why = "equal shares" if evaluates else "equal and even shares"
             raise ValueError(
-                f"batch_size {self.batch_size} cannot be cut into {why} for {world_size} rank(s): it must be a multiple of "
-                f"{unit}; the nearest is {nearest}"
+                f"batch_size {self.batch_size} cannot be cut into {why} for {world_size} ranks: it must be a multiple "
+                f"of {unit}; the nearest is {nearest}"
             )
 
     def rows_at(self, step: int) -> int:

@@ -24,8 +24,8 @@ def check_val_fraction(val_fraction: float) -> None:
 def stratified_split(manifest: Manifest, val_fraction: float, seed: int) -> tuple[Manifest, Manifest]:
     """Hold out a fraction of every class.
 
-    In each class the samples with the least hashes of (seed, name) are held out, so a split depends neither on the place of
-    the files nor on a generator, and adding or removing a file moves at most one other sample of any class to the other side.
+    In each class the samples with the least hashes of (seed, name) are held out, so a split depends neither on where
+    the files lie nor on a generator, and adding or removing a file moves at most one other sample of any class.
 
     Returns:
         The splits "train" and "val", with at least one sample of every class in both.
@@ -38,7 +38,8 @@ def stratified_split(manifest: Manifest, val_fraction: float, seed: int) -> tupl
     if counts_C.min() < 2:
         lone = manifest.classes[int(counts_C.argmin())]
         raise DatasetError(
-            f"class {lone!r} has {counts_C.min()} image(s); val_fraction needs at least 2 in every class, one for each side"
+            f"class {lone!r} has {counts_C.min()} image(s); val_fraction needs at least 2 in every class, one to "
+            f"train on and one to hold out"
         )
     by_class_and_hash = np.lexsort((_name_hashes(manifest, seed), manifest.targets))
     rank_in_class = np.arange(manifest.num_samples) - np.repeat(np.cumsum(counts_C) - counts_C, counts_C)
@@ -49,7 +50,7 @@ def stratified_split(manifest: Manifest, val_fraction: float, seed: int) -> tupl
 
 
 def _held_out_counts(counts_C: Int64Array, val_fraction: float) -> Int64Array:
-    """Share out ceil(fraction × N) held-out samples over the classes: largest remainders first, one on each side at least."""
+    """Share ceil(fraction × N) out over the classes, largest remainders first, with at least one on each side."""
     exact_C = val_fraction * counts_C
     quotas_C = np.clip(np.floor(exact_C).astype(np.int64), 1, counts_C - 1)
     # The rounding keeps 0.07 × 100 = 7.000000000000001 at 7.

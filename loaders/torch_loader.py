@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -17,18 +17,19 @@ from rlpheads.loaders.order import Int64Array, Order
 from rlpheads.loaders.torch_transforms import ImageTransform
 
 _DECODED_AT_ONCE = 32
-"""Images that a worker holds at their full size: enough to share the cost of drawing crops, few enough for its memory."""
+"""Images that a worker holds at full size: enough to share the cost of drawing crops, few enough for its memory."""
 
 
 class LoaderError(RuntimeError):
     """A loader that cannot go on, such as one whose worker died."""
 
 
-class BatchRequest(NamedTuple):
+@dataclass(frozen=True)
+class _Request:
     """All that a worker needs to know to make one batch."""
 
     epoch: int
-    index_B: Int64Array
+    index: Int64Array
     num_global_rows: int
 
 
@@ -64,7 +65,7 @@ class TorchLoader:
         self._batches: DataLoader[Batch | ImageReadError] = DataLoader(
             _BatchDataset(source, transform),
             batch_size=None,
-            sampler=self._requests,  # type: ignore[arg-type]  # any iterable of what the dataset takes
+            sampler=self._requests,
             collate_fn=_as_it_is,
             num_workers=options.num_workers,
             prefetch_factor=options.prefetch if options.num_workers else None,
@@ -76,7 +77,7 @@ class TorchLoader:
         )
 
     def __len__(self) -> int:
-        """Steps of a whole epoch."""
+        """Return the steps of a whole epoch."""
         return self.order.num_steps
 
     def __iter__(self) -> Iterator[Batch]:
@@ -124,8 +125,8 @@ def _next_batch(batches: Iterator[Batch | ImageReadError]) -> Batch:
         if "DataLoader worker" not in str(error):
             raise
         raise LoaderError(
-            f"a loader worker died; the usual cause is memory (the host's, or /dev/shm): lower the number of workers or "
-            f"of batches read ahead. {error}"
+            f"a loader worker died; the usual cause is memory (the host's, or /dev/shm): lower the number of workers "
+            f"or of batches read ahead. {error}"
         ) from error
     if isinstance(item, ImageReadError):
         raise item
@@ -142,11 +143,11 @@ class _Requests:
     epoch: int = 0
     first_step: int = 0
 
-    def __iter__(self) -> Iterator[BatchRequest]:
+    def __iter__(self) -> Iterator[_Request]:
         epoch_indices_N = self.order.epoch_indices(self.epoch)
         for step in range(self.first_step, self.order.num_steps):
             index_B = self.order.rank_slice(epoch_indices_N, step, self.rank, self.world_size)
-            yield BatchRequest(self.epoch, index_B, self.order.rows_at(step))
+            yield _Request(self.epoch, index_B, self.order.rows_at(step))
 
 
 @dataclass
@@ -156,15 +157,15 @@ class _BatchDataset(Dataset[Batch | ImageReadError]):
     source: ImageSource
     transform: ImageTransform
 
-    def __getitem__(self, request: BatchRequest) -> Batch | ImageReadError:
-        """Make a batch. An error on an image is returned: torch would raise it with a worker's traceback as its message."""
+    def __getitem__(self, request: _Request) -> Batch | ImageReadError:
+        """Make a batch. An image's error is returned: torch would raise it with a worker's traceback as its message."""
         try:
             return self._make_batch(request)
         except ImageReadError as error:
             return error
 
-    def _make_batch(self, request: BatchRequest) -> Batch:
-        index_B = request.index_B
+    def _make_batch(self, request: _Request) -> Batch:
+        index_B = request.index
         num_rows = int((index_B >= 0).sum())
         side = self.transform.image_size
         images_B3SS = torch.zeros((len(index_B), 3, side, side), dtype=torch.uint8)
@@ -177,12 +178,12 @@ class _BatchDataset(Dataset[Batch | ImageReadError]):
         return Batch(images_B3SS, targets_B, torch.from_numpy(index_B), request.num_global_rows)
 
 
-def _as_it_is(item: Batch | ImageReadError) -> Batch | ImageReadError:
+def _as_it_is(item: Any) -> Any:
     """Leave a batch alone: it is collated already."""
     return item
 
 
 def _leave_signals_to_the_parent(worker_id: int) -> None:  # noqa: ARG001
-    """Ignore a stop signal, which a launcher or terminal sends to the whole group: the parent still needs its batches."""
+    """Ignore the signals that a launcher or terminal sends to the whole group: the parent still needs its batches."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -21,13 +21,14 @@ import math
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, special
 
 from rlpheads.memorization.arguments import check_num_labels
 
 _U = np.linspace(-9.0, 9.0, 721)
 _C = np.linspace(-12.0, 12.0, 4801)
-_REMAINING = 1e-12
+_NEGLIGIBLE = 1e-13
 
 
 @lru_cache(maxsize=256)
@@ -41,23 +42,21 @@ def capacity(num_labels: int) -> float:
         ValueError: K is not an integer of at least 2.
     """
     check_num_labels(num_labels)
-    covered = mean_lowered = 0.0
-    for num_lowered in range(num_labels):
-        probability = math.exp(_log_probability_lowered(num_lowered, num_labels))
-        covered += probability
-        mean_lowered += num_lowered * probability
-        if covered > 1 - _REMAINING:
-            break
-    return (num_labels - 1) / mean_lowered
+    probability = lowered_distribution(num_labels)
+    return (num_labels - 1) / float(np.arange(len(probability)) @ probability)
 
 
-def _log_probability_lowered(num_lowered: int, num_labels: int) -> float:
-    """Log P(J = j): the projection lowers exactly j labels."""
+def lowered_distribution(num_labels: int) -> NDArray[np.float64]:
+    """P(J = j) for j = 0, 1, …: how many labels the projection lowers; cut where what remains is below 1e-12."""
     others = num_labels - 1
-    log_choices = (
-        special.gammaln(others + 1) - special.gammaln(num_lowered + 1) - special.gammaln(others - num_lowered + 1)
-    )
-    return float(log_choices + _log_above_mean(num_lowered) + _log_rest_below(num_lowered, others - num_lowered))
+    log_choices = 0.0  # log C(K−1, j), summed up: a difference of log-gammas loses every digit at large K
+    terms: list[float] = []
+    for j in range(num_labels):
+        terms.append(math.exp(log_choices + _log_above_mean(j) + _log_rest_below(j, others - j)))
+        if sum(terms) > 0.5 and terms[-1] < _NEGLIGIBLE:
+            break
+        log_choices += math.log(max(others - j, 1) / (j + 1))
+    return np.array(terms)
 
 
 def _log_above_mean(j: int) -> float:

@@ -18,7 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from rlpheads.memorization.atomic_file import atomic_file
@@ -137,7 +137,9 @@ def plot_rla_by_epoch(
     phases = _phase_arrays(accuracy, (len(epochs), len(taps)))
     figure = _new_figure((1.7 + 2.9 * len(phases), 3.9), title)
     panels = figure.subplots(1, len(phases), squeeze=False)[0]
-    colours = ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.06, 1.0, len(taps))))
+    colours = ListedColormap(
+        matplotlib.colormaps["viridis_r"](np.linspace(1.0, 0.06, len(taps))[::-1])
+    )  # the deepest is dark
     in_view: dict[bool, list[float]] = {True: [], False: []}  # held-out, and the rest
     for axes, (phase, accuracy_ETM) in zip(panels, phases.items(), strict=True):
         values = in_view[phase == "heldout"]
@@ -223,8 +225,8 @@ def _finish_axes(axes: Axes, in_view: Sequence[float]) -> None:
     low, high = float(np.nanmin(in_view)), float(np.nanmax(in_view))
     margin = 0.08 * max(high - low, 0.1 * high)
     axes.set_ylim(low - margin if low > high / 3 else 0.0, min(high + margin, 1.02))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(lambda accuracy, _: f"{100 * accuracy:.4g}%")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

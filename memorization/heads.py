@@ -75,7 +75,9 @@ class HeadLosses(NamedTuple):
 class RandomLabelHead(nn.Module):
     """Parameters of one linear head: weight (K, D) and bias (K,)."""
 
-    def __init__(self, num_labels: int, dim: int, *, key: int, device: torch.device | str | None, dtype: torch.dtype):
+    def __init__(
+        self, num_labels: int, dim: int, *, key: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ):
         super().__init__()
         self.key = key
         self.weight = nn.Parameter(torch.empty(num_labels, dim, device=device, dtype=dtype))
@@ -114,7 +116,7 @@ class RLPHeads(nn.Module):
         seed: seed of the run. Head (t, m) has a stream of its own, so one more tap or draw changes no other head.
         norm: normalise each row's features to mean 0 and variance 1 (layer norm without parameters) first.
         device: where the parameters live; "meta" builds shapes only.
-        dtype: of the parameters; float32 by default.
+        dtype: of the parameters; by default torch's default dtype.
 
     Raises:
         ValueError: no taps, fewer than 1 draw or 2 labels, or a width below 1.
@@ -129,7 +131,7 @@ class RLPHeads(nn.Module):
         seed: int,
         norm: bool = True,
         device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         _check_sizes(tap_dims, num_labels, num_draws)
@@ -161,7 +163,8 @@ class RLPHeads(nn.Module):
 
         Numerics: the norm is computed in the parameters' dtype. Under autocast on an accelerator the loss then gets
         features in the autocast dtype, for its matrix products; on a CPU, where bf16 products are rarely faster, they
-        stay in the parameters' dtype. Either way the loss runs outside autocast and accumulates in fp32 or better.
+        stay in the parameters' dtype. The weights are passed as they are, so that their gradient is never rounded to
+        the autocast dtype. Either way the loss runs outside autocast and accumulates in fp32 or better.
 
         Raises:
             ValueError: the taps, the labels or `terms.regularized` do not fit the heads.
@@ -185,7 +188,7 @@ class RLPHeads(nn.Module):
             return [
                 random_label_loss(
                     inputs_BD,
-                    head.weight.to(inputs_BD.dtype),
+                    head.weight,
                     labels_B,
                     bias_K=head.bias,
                     regularizer=terms.regularizer,

@@ -1,9 +1,9 @@
 """Random labels as a pure function of (seed, split, draw, sample id).
 
-Nothing is drawn from a generator: a sample's label is a hash of who it is, scaled to [0, K). The labels are therefore the
-same on any device, rank, world size, order and loader, they never need broadcasting, and asking for more draws or more
-samples changes none of those already there. Two splits of one run get unrelated labels because the split's name is hashed
-too.
+Nothing is drawn from a generator: a sample's label is a hash of who it is, scaled to [0, K). The labels are therefore
+the same on any device, rank, world size, order and loader, they never need broadcasting, and asking for more draws or
+more samples changes none of those already there. Two splits of one run get unrelated labels because the split's name is
+hashed too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LOW_32 = 0xFFFFFFFF
 
 
 def stream_key(*words: str | int) -> int:
-    """Key of the random stream that `words` name: a signed 64-bit integer.
+    """Hash `words` into the key of the random stream they name: a signed 64-bit integer.
 
     Streams are told apart by hashing, never by counting, so that adding a consumer shifts no other's stream.
     """
@@ -37,7 +37,9 @@ def stream_key(*words: str | int) -> int:
 
 
 def hash64(key: int, words_N: Tensor) -> Tensor:
-    """The `words_N`-th outputs of splitmix64 started at `key` (Steele, Lea and Flood 2014), as signed 64-bit words.
+    """Return the `words_N`-th outputs of splitmix64 started at `key` (Steele, Lea and Flood 2014), as signed words.
+
+    Words count from 1; word 0 hashes the key itself.
 
     Args:
         key: a signed 64-bit integer, from `stream_key`.
@@ -53,15 +55,15 @@ def hash64(key: int, words_N: Tensor) -> Tensor:
 
 
 def random_labels(sample_ids_N: Tensor, num_labels: int, *, key: int) -> Tensor:
-    """Independent uniform labels of the given samples: int32 in [0, K), of the ids' shape and device.
+    """Return independent uniform labels of the given samples: int32 in [0, K), of the ids' shape and device.
 
     Args:
         sample_ids_N: int64 canonical indices, in any order and any subset: each label depends on its own id alone.
         num_labels: K.
         key: key of the draw, from `label_key`.
 
-    The label is floor(hash·K / 2^64) with all 64 bits of the hash. Its probability is off 1/K by less than 2^-64, so that
-    even products over millions of samples (the e-value 2^T) do not notice; 32 bits would not do for large K.
+    The label is floor(hash·K / 2^64) with all 64 bits of the hash. Its probability is off 1/K by less than 2^-64, so
+    that even products over millions of samples (the e-value 2^T) do not notice; 32 bits would not do for large K.
     """
     hash_N = hash64(key, sample_ids_N)
     high_N = _logical_shift_right(hash_N, 32) * num_labels
@@ -70,7 +72,7 @@ def random_labels(sample_ids_N: Tensor, num_labels: int, *, key: int) -> Tensor:
 
 
 def label_key(seed: int, split: str, draw: int) -> int:
-    """Key of one draw of one split's labels."""
+    """Name the stream of one draw of one split's labels."""
     return stream_key("labels", seed, split, draw)
 
 
@@ -92,8 +94,8 @@ def label_table(
         num_draws: M, independent draws.
         seed: seed of the run.
         split: name of the split; other names give unrelated labels.
-        balance: "iid" draws every label independently. "balanced" hands each label out equally often (counts differ by at
-            most 1); its labels depend on N, and are not independent, so e-values of the bits need "iid", and held-out splits use it.
+        balance: "iid" draws every label independently. "balanced" hands each label out equally often (counts differ by
+            at most 1); its labels depend on N and on one another, so the bits' e-values and held-out splits need "iid".
         device: where the table is computed and lives.
 
     Returns:

@@ -1,7 +1,7 @@
 """The ledger: what happened to each training sample in one epoch, written in place by canonical index.
 
-`Ledger` is filled on the device inside the training step, without a host synchronisation, and becomes one Parquet file for
-each epoch and phase. Rows that were not seen are zero in memory, so summing the tensors of several ranks merges them.
+`Ledger` is filled on the device inside the training step, without a host synchronisation, and becomes one Parquet file
+for each epoch and phase. Rows that were not seen are zero in memory: summing the tensors of several ranks merges them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LedgerMetadata:
         num_labels: K.
         taps: block numbers of the taps, in the order of the lists.
         num_draws: M.
-        epoch: epochs finished when the file was written, or under way.
+        epoch: number of the epoch that the rows tell of.
         phase: "running", "clean" or "heldout".
         split: name of the split the random labels were drawn for.
         step: optimizer steps taken when the file was written.

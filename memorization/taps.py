@@ -73,7 +73,7 @@ def _named_taps(spec: str, num_blocks: int) -> tuple[int, ...]:
 
 
 def _block(number: int, num_blocks: int) -> int:
-    """The block that a possibly negative number names."""
+    """Return the block that a possibly negative number names."""
     if isinstance(number, bool) or not isinstance(number, int):
         raise ValueError(f"a tap is a whole number, got {number!r}")
     if not -num_blocks <= number < num_blocks:

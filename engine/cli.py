@@ -1,0 +1,84 @@
+"""The console script `rlpheads`: what is done around a training run; the run itself is `torchrun engine/train.py`.
+
+A command is a function from its parsed arguments to an exit code, with its arguments declared beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return the exit code.
+
+    Without a command the help is printed and the code is 2; so it is, from argparse, for one that is not understood.
+    """
+    parser = _build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.run is None:
+        parser.print_help()
+        return 2
+    return arguments.run(arguments)
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rlpheads",
+        description="Tools around a training run; the run itself is: torchrun engine/train.py --config FILE",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"rlpheads {version('rlpheads')}")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    env = commands.add_parser("env", help="print versions, devices and the source commit", allow_abbrev=False)
+    env.add_argument("--json", action="store_true", help="as JSON, as environment.json of a run folder has it")
+    env.set_defaults(run=_run_env)
+    return parser
+
+
+def _run_env(arguments: argparse.Namespace) -> int:
+    from rlpheads.engine.environment import collect_environment  # imports torch, which the help can do without
+
+    environment = collect_environment()
+    if arguments.json:
+        print(json.dumps(environment, indent=2))
+    else:
+        Console().print(_environment_table(environment))
+    return 0
+
+
+def _environment_table(environment: Mapping[str, Any]) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for section, content in environment.items():
+        table.add_section()
+        for name, value in _rows(section, content):
+            table.add_row(Text(name), Text(value))
+    return table
+
+
+def _rows(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """Yield a (dotted name, value) row for every leaf of nested mappings and lists of mappings."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _rows(f"{name}.{key}", below)
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for position, item in enumerate(value):
+            yield from _rows(f"{name}[{position}]", item)
+    elif isinstance(value, list):
+        yield name, " ".join(map(str, value))
+    else:
+        yield name, "-" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,113 @@
+"""Real runs: torchrun in a process of its own, on the digits, with a network small enough for seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = """
+epochs: 2
+batch_size: 64
+log_every: 1
+device: cpu
+data: {dataset: digits, val_fraction: 0.2, workers: 0, image_size: 8, hflip: 0, crop_scale: [0.8, 1], eval_crop_fraction: 1}
+model: {name: vit_tiny_patch16_224, args: {img_size: 8, patch_size: 4, embed_dim: 24, depth: 2, num_heads: 2, drop_rate: 0.1}}
+heads: {labels: 10, optim: {lr: 0.01}}
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ended."""
+
+    code: int
+    output: str
+    folder: Path
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return json.loads((self.folder / "status.json").read_text())
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return [row for row in rows if row["kind"] == kind]
+
+    @property
+    def ledgers(self) -> dict[str, dict[str, list[Any]]]:
+        """Every ledger file, by its path inside the run, as plain columns."""
+        paths = sorted(self.folder.glob("ledger/*/*.parquet"))
+        return {str(path.relative_to(self.folder)): pq.read_table(path).to_pydict() for path in paths}
+
+
+class Runner:
+    """Starts runs under one folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = folder / "tiny.yaml"
+        self.config.write_text(TINY)
+
+    def command(self, name: str, *flags: str, ranks: int = 1) -> list[str]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        program = [str(ROOT / "engine" / "train.py"), "--config", str(self.config)]
+        if ranks == 1:
+            launcher = [sys.executable]
+        return [*launcher, *program, "--run.dir", str(self.folder), "--run.name", name, *flags]
+
+    def start(self, name: str, *flags: str, ranks: int = 1) -> "subprocess.Popen[str]":
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = self.command(name, *flags, ranks=ranks)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+
+    def finish(self, process: "subprocess.Popen[str]", name: str) -> Finished:
+        try:
+            output, _ = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            pytest.fail(f"the run hangs:\n{output}")
+        return Finished(process.returncode, output, self.folder / name)
+
+    def run(self, name: str, *flags: str, ranks: int = 1) -> Finished:
+        return self.finish(self.start(name, *flags, ranks=ranks), name)
+
+    def wait_for_step(self, name: str, step: int, process: "subprocess.Popen[str]") -> None:
+        """Return as soon as the run has recorded a step at or past `step`."""
+        metrics = self.folder / name / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                pytest.fail(f"the run ended before step {step}:\n{process.stdout.read() if process.stdout else ''}")
+            lines = metrics.read_text().splitlines() if metrics.exists() else []
+            if any(json.loads(line)["step"] >= step for line in lines if line.endswith("}")):
+                return
+            time.sleep(0.01)
+        pytest.fail(f"step {step} was not reached")
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runner: Runner) -> Finished:
+    """The run that the others are compared with."""
+    finished = runner.run("undisturbed")
+    assert finished.code == 0, finished.output
+    return finished
+
+
+KillAt = Callable[[int], None]

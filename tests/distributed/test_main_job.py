@@ -1,0 +1,168 @@
+"""The main job end to end: what it writes, how it stops, dies and goes on, and that ranks change nothing."""
+
+import json
+import os
+import random
+import re
+import signal
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.distributed
+
+
+def without_times(rows):
+    return [{key: value for key, value in row.items() if key not in ("images_per_second", "data_wait")} for row in rows]
+
+
+def same_result(finished, undisturbed):
+    assert finished.status["weights_sha256"] == undisturbed.status["weights_sha256"]
+    assert finished.ledgers == undisturbed.ledgers
+    assert without_times(finished.rows("epoch")) == without_times(undisturbed.rows("epoch"))
+    assert [row["step"] for row in finished.rows("step")] == [row["step"] for row in undisturbed.rows("step")]
+
+
+def test_run_leaves_everything_that_it_promises(undisturbed):
+    folder = undisturbed.folder
+    assert undisturbed.status["status"] == "done"
+    assert undisturbed.status["heldout_check"] == "passed"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["heads"]["labels"] == 10
+    assert json.loads((folder / "environment.json").read_text())
+    assert (folder / "summary.csv").read_text().startswith("epoch,train_loss,eval_loss,eval_top1,lr")
+    assert {path.name for path in (folder / "figures").iterdir()} >= {"rla_by_depth.png", "rla_by_epoch.svg"}
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step=000000022", "step=000000044"]
+    assert "random-label accuracy by tap" in undisturbed.output
+    assert "inside its exact binomial bounds" in undisturbed.output
+
+
+def test_ledger_has_each_scheduled_sample_exactly_once(undisturbed):
+    phases = {"running", "clean", "heldout"}
+    assert set(undisturbed.ledgers) == {f"ledger/epoch={epoch:04d}/{phase}.parquet" for epoch in (0, 1) for phase in phases}
+    for name, columns in undisturbed.ledgers.items():
+        assert columns["index"] == list(range(len(columns["index"])))
+        if "running" in name:  # the last, partial batch is dropped
+            assert sum(columns["count"]) == 22 * 64
+            assert set(columns["count"]) == {0, 1}
+        else:
+            assert set(columns["count"]) == {1}
+
+
+def test_plain_lines_show_what_is_trained(undisturbed):
+    assert re.search(r"epoch 0 step 1/22  loss \d.*heads \d.*top-1 .*RLA first .*last .*GiB", undisturbed.output)
+    assert "\x1b" not in undisturbed.output
+
+
+def test_killed_runs_go_on_to_the_same_end(runner, undisturbed):
+    """SIGKILL at five random steps in turn; the seed is fixed so that a failure can be repeated."""
+    steps = sorted(random.Random(7).sample(range(2, 44), 5))
+    for step in steps:
+        process = runner.start("killed", "--checkpoint.every", "1")
+        runner.wait_for_step("killed", step, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finished = runner.run("killed")
+    assert finished.code == 0, finished.output
+    same_result(finished, undisturbed)
+
+
+def test_stopped_run_saves_its_place_and_goes_on(runner, undisturbed):
+    process = runner.start("stopped")
+    runner.wait_for_step("stopped", 30, process)
+    process.send_signal(signal.SIGTERM)
+    stopped = runner.finish(process, "stopped")
+    assert stopped.code == 75, stopped.output
+    assert stopped.status["status"] == "requeue"
+    assert "SIGTERM" in stopped.status["reason"]
+    step = stopped.status["step"]
+    assert 30 <= step < 44
+    finished = runner.run("stopped")
+    assert f"step={step:09d} at step {step}" in finished.output
+    same_result(finished, undisturbed)
+
+
+def test_stopped_ranks_agree_on_the_step(runner):
+    process = runner.start("both", ranks=2)
+    runner.wait_for_step("both", 5, process)
+    os.kill(process.pid, signal.SIGTERM)  # torchrun passes it on
+    stopped = runner.finish(process, "both")
+    assert stopped.status["status"] == "requeue", stopped.output
+    finished = runner.run("both", ranks=2)
+    assert finished.code == 0, finished.output
+    assert f"at step {stopped.status['step']}" in finished.output
+    for name, columns in finished.ledgers.items():
+        assert max(columns["count"]) == 1, name
+
+
+def test_two_ranks_train_what_one_trains(runner, undisturbed):
+    pair = runner.run("pair", "--max_steps", "20", "--model.args", json.dumps(NO_DROPOUT), ranks=2)
+    single = runner.run("single", "--max_steps", "20", "--model.args", json.dumps(NO_DROPOUT))
+    assert pair.code == single.code == 0, pair.output + single.output
+    losses = [[row["class_loss"], row["head_cross_entropy"]] for row in single.rows("step")]
+    assert len(losses) == 20
+    for row, expected in zip(pair.rows("step"), losses, strict=True):
+        assert [row["class_loss"], row["head_cross_entropy"]] == pytest.approx(expected, rel=1e-4)
+
+
+NO_DROPOUT = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "drop_rate": 0.0}
+
+
+def test_measured_epochs_agree_between_one_rank_and_two(runner):
+    flags = ["--epochs", "1", "--model.args", json.dumps(NO_DROPOUT), "--optim.lr", "1e-4", "--heads.optim.lr", "1e-4"]
+    single, pair = runner.run("one_epoch", *flags), runner.run("one_epoch_pair", *flags, ranks=2)
+    (left,), (right,) = single.rows("epoch"), pair.rows("epoch")
+    assert left["eval_loss"] == pytest.approx(right["eval_loss"], rel=1e-4)
+    assert left["clean_loss"] == pytest.approx(right["clean_loss"], rel=1e-4)
+    ours, theirs = single.ledgers, pair.ledgers
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        for column in ("index", "count", "target", "status"):
+            assert ours[name][column] == theirs[name][column]
+
+
+def test_heads_leave_the_backbone_bit_identical(runner):
+    heads, none = runner.run("heads", "--epochs", "1"), runner.run("none", "--epochs", "1", "--heads.taps", "none")
+    assert heads.code == none.code == 0
+    assert heads.status["weights_sha256"]["backbone"] == none.status["weights_sha256"]["backbone"]
+    assert "heads" not in none.status["weights_sha256"]
+
+
+def test_finished_run_trains_no_further(runner, undisturbed):
+    before = undisturbed.status["weights_sha256"]
+    again = runner.run("undisturbed")
+    assert again.code == 0
+    assert again.status["weights_sha256"] == before
+    assert "resumed from" in again.output
+
+
+def test_other_settings_do_not_resume(runner, undisturbed):
+    refused = runner.run("undisturbed", "--optim.lr", "0.5", "--epochs", "3")
+    assert refused.code == 2
+    assert "epochs is 3 now and was 2; optim.lr is 0.5 now and was 0.001" in refused.output
+    assert "Traceback" not in refused.output
+
+
+def test_resume_must_wants_a_checkpoint(runner):
+    refused = runner.run("nothing_there", "--run.resume", "must")
+    assert refused.code == 2
+    assert "run.resume is must, but" in refused.output
+
+
+def test_flipped_bit_in_a_checkpoint_is_found(runner):
+    finished = runner.run("flipped", "--epochs", "1")
+    (shard,) = finished.folder.glob("checkpoints/*/*.distcp")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    refused = runner.run("flipped", "--epochs", "1")
+    assert refused.code == 2
+    assert "does not have the hash that was recorded" in refused.output
+    assert "Traceback" not in refused.output
+
+
+def test_diverged_run_says_so(runner):
+    diverged = runner.run("diverged", "--optim.lr", "1e30", "--log_every", "1")
+    assert diverged.code == 1
+    assert re.search(r"error: not finite at step \d+: .*lower optim\.lr", diverged.output)
+    assert "Traceback" not in diverged.output
+    assert diverged.status["status"] == "failed"

@@ -1,0 +1,50 @@
+"""A tiny run, in this process: a two-block ViT on the digits."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlpheads.engine import launch
+from rlpheads.engine.config import Config, DataConfig, HeadsConfig, ModelConfig, OptimConfig, RunConfig
+from rlpheads.engine.job import open_sources
+from rlpheads.engine.launch import Launch
+from rlpheads.engine.run_folder import RunFolder
+from rlpheads.engine.training import Training, build_training
+
+
+@pytest.fixture(scope="module")
+def launched() -> Iterator[Launch]:
+    with launch.start("cpu") as started:
+        yield started
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Config:
+    """Two blocks, two taps, two draws of five labels."""
+    return Config(
+        epochs=2,
+        batch_size=32,
+        log_every=5,
+        device="cpu",
+        run=RunConfig(dir=str(tmp_path), name="tiny"),
+        data=DataConfig(workers=0, image_size=8, hflip=0.0, crop_scale=(0.8, 1.0), eval_crop_fraction=1.0),
+        model=ModelConfig(
+            name="vit_tiny_patch16_224",
+            args={"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "drop_rate": 0.1},
+        ),
+        heads=HeadsConfig(labels=5, draws=2, optim=OptimConfig(lr=1e-2, weight_decay=0.0)),
+    )
+
+
+@pytest.fixture
+def build(launched: Launch, tmp_path: Path) -> Callable[[Config], Training]:
+    def built(config: Config, **changes: Any) -> Training:
+        config = replace(config, **changes)
+        folder = RunFolder(tmp_path / "run")
+        folder.path.mkdir(exist_ok=True)
+        return build_training(config, open_sources(config), folder, launched)
+
+    return built

@@ -1,0 +1,279 @@
+"""What is refused before anything starts: ranges, contradictions, names and devices, each with its message."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlpheads.engine.command_line import ConfigError, parse_config
+from rlpheads.engine.config import Config
+from rlpheads.engine.config_checks import RANGES, Interval, check_config
+
+DIGITS = ["--config", str(Path(__file__).parents[2] / "configs" / "digits_vit.yaml"), "--device", "cpu"]
+
+
+def complaint(*flags: str, world_size: int = 1) -> str:
+    config = parse_config([*DIGITS, *flags])
+    with pytest.raises(ConfigError) as caught:
+        check_config(config, world_size)
+    return str(caught.value)
+
+
+def accept(*flags: str, world_size: int = 1) -> None:
+    check_config(parse_config([*DIGITS, *flags]), world_size)
+
+
+NUMBERS = [
+    (["--seed", "-1"], "seed: got -1; allowed: a number at least 0 and at most 9.22337e+18"),
+    (["--epochs", "0"], "epochs: got 0; allowed: a number at least 1"),
+    (["--max_steps", "0"], "max_steps: got 0; allowed: a number at least 1"),
+    (["--batch_size", "1"], "batch_size: got 1; allowed: a number at least 2"),
+    (["--accumulate", "0"], "accumulate: got 0; allowed: a number at least 1"),
+    (["--data.workers", "-1"], "data.workers: got -1; allowed: a number at least 0"),
+    (["--data.image_size", "0"], "data.image_size: got 0; allowed: a number at least 1"),
+    (["--data.val_fraction", "1"], "data.val_fraction: got 1.0; allowed: a number above 0 and below 1"),
+    (["--data.val_fraction", "0"], "data.val_fraction: got 0.0; allowed: a number above 0 and below 1"),
+    (["--data.hflip", "1.5"], "data.hflip: got 1.5; allowed: a number at least 0 and at most 1"),
+    (["--data.crop_scale", "[0, 1]"], "data.crop_scale: got (0.0, 1.0); allowed: numbers above 0 and at most 1"),
+    (["--data.crop_scale", "[0.5, 1.1]"], "data.crop_scale: got (0.5, 1.1); allowed: numbers above 0 and at most 1"),
+    (
+        ["--data.crop_scale", "[1, 0.5]"],
+        "data.crop_scale: got (1.0, 0.5); allowed: the lesser number first: [0.5, 1.0]",
+    ),
+    (["--data.crop_ratio", "[0, 1]"], "data.crop_ratio: got (0.0, 1.0); allowed: numbers above 0"),
+    (
+        ["--data.crop_ratio", "[2, 0.5]"],
+        "data.crop_ratio: got (2.0, 0.5); allowed: the lesser number first: [0.5, 2.0]",
+    ),
+    (["--data.eval_crop_fraction", "0"], "data.eval_crop_fraction: got 0.0; allowed: a number above 0 and at most 1"),
+    (
+        ["--data.mean", "[124, 116, 104]"],
+        "data.mean: got (124.0, 116.0, 104.0); allowed: numbers at least 0 and at most 1",
+    ),
+    (["--data.std", "[0, 1, 1]"], "data.std: got (0.0, 1.0, 1.0); allowed: numbers above 0 and at most 1"),
+    (["--model.label_smoothing", "1"], "model.label_smoothing: got 1.0; allowed: a number at least 0 and below 1"),
+    (["--model.ema_decay", "1"], "model.ema_decay: got 1.0; allowed: a number above 0 and below 1"),
+    (["--optim.lr", "0"], "optim.lr: got 0.0; allowed: a number above 0"),
+    (["--optim.momentum", "1"], "optim.momentum: got 1.0; allowed: a number at least 0 and below 1"),
+    (["--optim.weight_decay", "-0.1"], "optim.weight_decay: got -0.1; allowed: a number at least 0"),
+    (["--optim.clip_norm", "0"], "optim.clip_norm: got 0.0; allowed: a number above 0"),
+    (["--heads.optim.lr", "-1"], "heads.optim.lr: got -1.0; allowed: a number above 0"),
+    (["--heads.labels", "1"], "heads.labels: got 1; allowed: a number at least 2 and at most 2.14748e+09"),
+    (["--heads.draws", "0"], "heads.draws: got 0; allowed: a number at least 1"),
+    (["--heads.joint", "-1"], "heads.joint: got -1.0; allowed: a number at least 0"),
+    (["--regularizer.factor", "-1"], "regularizer.factor: got -1.0; allowed: a number at least 0"),
+    (["--schedule.warmup_epochs", "26"], "schedule.warmup_epochs: got 26.0; allowed: at most the epochs, 25"),
+    (
+        ["--schedule.min_lr_fraction", "2"],
+        "schedule.min_lr_fraction: got 2.0; allowed: a number at least 0 and at most 1",
+    ),
+    (["--eval.batch_size", "0"], "eval.batch_size: got 0; allowed: a number at least 1"),
+    (["--checkpoint.keep", "0"], "checkpoint.keep: got 0; allowed: a number at least 1"),
+]
+
+NO_SLASH = "the name of one folder, without / or \\ (run.dir says where it lies)"
+CONTRADICTIONS = [
+    (["--run.name", "a/b"], f"run.name: got 'a/b'; allowed: {NO_SLASH}"),
+    (["--run.name", ".."], f"run.name: got '..'; allowed: {NO_SLASH}"),
+    (["--run.name", "a\nb"], f"run.name: got 'a\\nb'; allowed: {NO_SLASH}"),
+    (["--run.name", "é" * 101], f"run.name: got '{'é' * 78}…; allowed: at most 200 bytes"),
+    (["--run.dir="], "run.dir: got ''; allowed: the name of a folder; . is the current one"),
+    (
+        ["--run.resume", "must", "--run.overwrite"],
+        "run.resume: got must, but run.overwrite deletes what would be resumed; allowed: one of the two",
+    ),
+    (["--data.root", "images"], "data.root: got 'images'; allowed: null for digits, which come with scikit-learn"),
+    (
+        ["--data.dataset", "imagefolder"],
+        "data.root: got null; allowed: the folder of the images, which imagefolder needs: --data.root FOLDER",
+    ),
+    (
+        ["--regularizer.factor", "1", "--heads.taps", "none"],
+        "regularizer.factor: got 1.0; allowed: 0 without heads (heads.taps is none); heads at all blocks: heads.taps all",
+    ),
+    (
+        ["--heads.joint", "1", "--heads.taps", "none"],
+        "heads.joint: got 1.0; allowed: 0 without heads (heads.taps is none); heads at all blocks: heads.taps all",
+    ),
+    (["--heads.taps", "[]"], "heads.taps: got []; allowed: all or at least one block, or none"),
+    (["--regularizer.taps", "[]"], "regularizer.taps: got []; allowed: all or at least one block"),
+]
+
+NAMES = [
+    (
+        ["--model.name", "vit_tinny_patch16_224"],
+        "(nearest: vit_tiny_patch16_224); timm.list_models() names them",
+    ),
+    (["--model.name", "VIT_TINY_PATCH16_224"], "(nearest: vit_tiny_patch16_224); timm.list_models() names them"),
+    (
+        ["--model.args.num_classes", "3"],
+        "model.args: got num_classes, which the dataset decides; allowed: any other argument",
+    ),
+    (["--model.args.bogus", "1"], "got an unexpected keyword argument 'bogus'"),
+    (["--model.args.num_heads", "0"], "which cannot be built: ZeroDivisionError: integer modulo by zero"),
+    (
+        ["--data.image_size", "32"],
+        "does not take images of 32 x 32 pixels: Input height (32) doesn't match model (16).",
+    ),
+    (["--heads.taps", "[6]"], "the network has 6 blocks, 0 to 5, or -6 to -1 from the end; the nearest is 5"),
+    (["--regularizer.taps", "[-7]"], "the network has 6 blocks, 0 to 5, or -6 to -1 from the end; the nearest is -6"),
+    (
+        ["--heads.taps", "[0, 5]", "--regularizer.taps", "[-2]"],
+        "regularizer.taps: got [-2]; allowed: blocks that have a head: [0, 5]",
+    ),
+    (
+        ["--optim.name", "adamww"],
+        "allowed: an optimizer of timm (nearest: adamw); timm.optim.list_optimizers() names them",
+    ),
+    (
+        ["--heads.optim.name", "sdg"],
+        "allowed: an optimizer of timm (nearest: sgd); timm.optim.list_optimizers() names them",
+    ),
+    (
+        ["--optim.name", "adahessian"],
+        "optim.name: got 'adahessian'; allowed: an optimizer that needs first-order gradients only, such as adamw",
+    ),
+]
+
+
+@pytest.mark.parametrize(("flags", "expected"), [*NUMBERS, *CONTRADICTIONS])
+def test_refused_before_anything_is_imported(flags: list[str], expected: str) -> None:
+    assert complaint(*flags) == expected
+
+
+@pytest.mark.parametrize(("flags", "ending"), NAMES)
+def test_refused_by_the_model_and_optimizers_themselves(flags: list[str], ending: str) -> None:
+    assert complaint(*flags).endswith(ending)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "world_size", "expected"),
+    [
+        (65, 1, 1, "a multiple of 2 = 2 x 1 (ranks) x 1 (accumulate) (nearest: 64 or 66)"),
+        (64, 1, 3, "a multiple of 6 = 2 x 3 (ranks) x 1 (accumulate) (nearest: 60 or 66)"),
+        (8, 3, 2, "a multiple of 12 = 2 x 2 (ranks) x 3 (accumulate) (nearest: 12)"),
+    ],
+)
+def test_batch_that_does_not_split_evenly(batch_size: int, accumulate: int, world_size: int, expected: str) -> None:
+    flags = ["--batch_size", str(batch_size), "--accumulate", str(accumulate)]
+    assert complaint(*flags, world_size=world_size) == f"batch_size: got {batch_size}; allowed: {expected}"
+
+
+@given(batch_size=st.integers(2, 300), accumulate=st.integers(1, 5), world_size=st.integers(1, 6))
+def test_an_even_share_for_every_micro_batch_is_what_decides(batch_size: int, accumulate: int, world_size: int) -> None:
+    config = dataclasses.replace(parse_config(DIGITS), batch_size=batch_size, accumulate=accumulate)
+    config = dataclasses.replace(
+        config, run=dataclasses.replace(config.run, name="")
+    )  # refused right after the batches
+    with pytest.raises(ConfigError) as caught:
+        check_config(config, world_size)
+    micro_batch, rest = divmod(batch_size, world_size * accumulate)
+    is_even = rest == 0 and micro_batch % 2 == 0
+    assert str(caught.value).startswith("run.name: empty" if is_even else "batch_size: ")
+
+
+def test_evaluation_batch_needs_only_equal_shares() -> None:
+    accept("--eval.batch_size", "15", "--batch_size", "60", world_size=3)
+    expected = "eval.batch_size: got 16; allowed: a multiple of 3, the number of ranks (nearest: 15 or 18)"
+    assert complaint("--eval.batch_size", "16", "--batch_size", "60", world_size=3) == expected
+
+
+def test_run_without_a_file_needs_a_name() -> None:
+    with pytest.raises(ConfigError, match="^run.name: empty, and no --config file to take it from"):
+        check_config(parse_config(["--epochs", "3"]), 1)
+
+
+def test_images_must_be_in_a_folder_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "file").touch()
+    flags = ["--data.dataset", "imagefolder", "--data.root"]
+    accept(*flags, str(tmp_path / "imagenet"))
+    wrong = tmp_path / "imagnet"
+    assert complaint(*flags, str(wrong)) == (
+        f"data.root: got {str(wrong)!r}; allowed: a folder that exists (nearest: {tmp_path / 'imagenet'})"
+    )
+    assert complaint(*flags, str(tmp_path / "file")).endswith("allowed: a folder that exists")
+    assert complaint(*flags, str(tmp_path / "a" / "b")).endswith(f"a folder that exists (nor does {tmp_path / 'a'})")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--heads.taps", "none"],
+        ["--heads.taps", "[0, 5]", "--regularizer.taps", "[-1]", "--regularizer.factor", "1"],
+        ["--data.val_fraction", "null"],
+        ["--model.args.pretrained", "true"],
+        ["--model.args.drop_path_rate", "0.1", "--precision", "bf16"],
+        ["--optim.name", "sgd", "--optim.clip_norm", "1", "--schedule.name", "constant"],
+        ["--schedule.warmup_epochs", "25"],
+    ],
+)
+def test_sound_configuration_is_accepted(flags: list[str]) -> None:
+    accept(*flags)
+
+
+def test_checking_draws_no_random_number() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    accept()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_names_the_remedy() -> None:
+    assert complaint("--device", "cuda") == (
+        f"device: got cuda, but PyTorch {torch.__version__} finds no CUDA device; allowed here: cpu or auto. "
+        "CUDA needs a GPU, its driver and a CUDA build of PyTorch; `rlpheads env` shows what is found"
+    )
+    accept("--device", "auto")
+
+
+def test_slips_in_numbers_are_told_before_torch_and_timm_are_imported() -> None:
+    code = (
+        "import sys\n"
+        "from rlpheads.engine.command_line import parse_config\n"
+        "from rlpheads.engine.config_checks import check_config\n"
+        f"try: check_config(parse_config([*{DIGITS!r}, '--optim.lr', '0']), 1)\n"
+        "except ValueError as error: print(error, {'torch', 'timm'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "optim.lr: got 0.0; allowed: a number above 0 set()\n"
+
+
+def numbers_of(cls: type, prefix: str = "") -> set[str]:
+    keys: set[str] = set()
+    for name, hint in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            keys |= numbers_of(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif {hint, *get_args(hint)} & {int, float}:
+            keys.add(prefix + name)
+    return keys
+
+
+def test_every_number_has_a_range() -> None:
+    """A new number in a dataclass is given a range here, or this fails."""
+    assert set(RANGES) == numbers_of(Config)
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside", "words"),
+    [
+        (Interval(1), [1, 2.5, 1e300], [0.999, -1], "at least 1"),
+        (Interval(0, open_low=True), [5e-324], [0, -1], "above 0"),
+        (Interval(0, 1, open_high=True), [0, 0.99], [1, 2, -0.1], "at least 0 and below 1"),
+        (Interval(high=2), [-1e300, 2], [2.1], "at most 2"),
+    ],
+)
+def test_interval(interval: Interval, inside: list[Any], outside: list[Any], words: str) -> None:
+    assert all(number in interval for number in inside)
+    assert not any(number in interval for number in outside)
+    assert str(interval) == words

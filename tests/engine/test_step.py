@@ -1,0 +1,183 @@
+"""The training step: who trains whom, what padding and accumulation change (nothing), and no host synchronisation."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rlpheads.engine.config import Config, RegularizerConfig
+from rlpheads.engine.learner import build_learner
+from rlpheads.engine.step import TrainStep, build_routes
+from rlpheads.engine.training import Training
+from rlpheads.loaders.batch import Batch
+from rlpheads.loaders.device_transforms import Normalize
+from rlpheads.memorization.ledger import Ledger
+
+Build = Callable[..., Training]
+
+
+def take_steps(training: Training, num_steps: int) -> list[dict[str, Tensor]]:
+    training.learner.train()
+    batches = iter(training.loader)
+    return [training.step(next(batches), number) for number in range(num_steps)]
+
+
+def backbone_of(training: Training) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in training.learner.tapped.state_dict().items()}
+
+
+def heads_of(training: Training) -> dict[str, Tensor]:
+    assert training.learner.heads is not None
+    return {name: tensor.clone() for name, tensor in training.learner.heads.module.state_dict().items()}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_heads_leave_the_backbone_bit_identical(tiny: Config, build: Build):
+    clipped = replace(tiny, optim=replace(tiny.optim, clip_norm=0.5))
+    with_heads = build(clipped)
+    without = build(clipped, heads=replace(tiny.heads, taps="none"))
+    take_steps(with_heads, 4)
+    take_steps(without, 4)
+    assert same(backbone_of(with_heads), backbone_of(without))
+
+
+def test_regularizer_trains_the_backbone_and_leaves_the_heads_gradient_alone(tiny: Config, build: Build):
+    plain = build(tiny)
+    regularized = build(tiny, regularizer=RegularizerConfig(kind="uniform", factor=1.0))
+    take_steps(plain, 1)
+    take_steps(regularized, 1)
+    assert same(heads_of(plain), heads_of(regularized))  # the first step sees the same features
+    assert not same(backbone_of(plain), backbone_of(regularized))
+
+
+def test_joint_lets_the_labels_reach_the_backbone(tiny: Config, build: Build):
+    plain, joint = build(tiny), build(tiny, heads=replace(tiny.heads, joint=1.0))
+    take_steps(plain, 1)
+    take_steps(joint, 1)
+    assert not same(backbone_of(plain), backbone_of(joint))
+
+
+def test_only_the_regularized_taps_reach_the_backbone(tiny: Config, build: Build):
+    """A regulariser at the first block changes nothing behind it in the first step."""
+    plain = build(tiny, model=replace(tiny.model, args={**tiny.model.args, "drop_rate": 0.0}))
+    first = build(
+        tiny,
+        model=plain.config.model,
+        regularizer=RegularizerConfig(kind="uniform", factor=10.0, taps=[0]),
+    )
+    take_steps(plain, 1)
+    take_steps(first, 1)
+    changed = {name for name, tensor in backbone_of(plain).items() if not torch.equal(tensor, backbone_of(first)[name])}
+    assert changed
+    assert not any("blocks.1" in name or name.startswith("backbone.head") for name in changed)
+
+
+def test_accumulation_changes_the_sums_by_rounding_only(tiny: Config, build: Build):
+    config = replace(tiny, model=replace(tiny.model, args={**tiny.model.args, "drop_rate": 0.0}))
+    whole, parts = build(config), build(config, accumulate=4)
+    shares, shares_in_parts = take_steps(whole, 1)[0], take_steps(parts, 1)[0]
+    for name, value in shares.items():
+        torch.testing.assert_close(shares_in_parts[name], value, rtol=1e-5, atol=1e-6)
+    left, right = whole.running.tensors(), parts.running.tensors()
+    torch.testing.assert_close(left["class_loss"], right["class_loss"], rtol=1e-5, atol=1e-6)
+    assert torch.equal(left["count"], right["count"])
+
+
+def test_padding_rows_count_nowhere(tiny: Config, build: Build):
+    config = replace(tiny, model=replace(tiny.model, args={**tiny.model.args, "drop_rate": 0.0}))
+    short, padded = build(config), build(config)
+    rows = next(iter(short.loader))
+    half = Batch(rows.images[:16], rows.targets[:16], rows.index[:16], 16)
+    blank = torch.zeros_like(rows.images[:16])
+    full = Batch(
+        torch.cat([half.images, blank]),
+        torch.cat([half.targets, torch.zeros(16, dtype=torch.int64)]),
+        torch.cat([half.index, torch.full((16,), -1)]),
+        16,
+    )
+    short.learner.train()
+    padded.learner.train()
+    expected, obtained = short.step(half, 0), padded.step(full, 0)
+    for name, value in expected.items():
+        torch.testing.assert_close(obtained[name], value, rtol=1e-5, atol=1e-6)
+    assert padded.running.num_seen == 16
+    torch.testing.assert_close(backbone_of(padded), backbone_of(short), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_depends_on_the_step_and_not_on_what_ran_before(tiny: Config, build: Build):
+    straight, disturbed = build(tiny), build(tiny)
+    take_steps(straight, 2)
+    disturbed.learner.train()
+    batches = iter(disturbed.loader)
+    for number in range(2):
+        torch.rand(7)
+        disturbed.step(next(batches), number)
+    assert same(backbone_of(straight), backbone_of(disturbed))
+
+
+@pytest.mark.parametrize("kind", ["unlikelihood", "uniform", "reversal", "entropy"])
+def test_regularizer_lowers_its_own_heads_accuracy(tiny: Config, build: Build, kind: str):
+    """method.md, known answer 7, on the digits: after the same steps a regularised head knows fewer labels."""
+    config = replace(tiny, optim=replace(tiny.optim, lr=3e-3), data=replace(tiny.data, crop_scale=(1.0, 1.0)))
+
+    def last_losses(factor: float) -> float:
+        training = build(config, regularizer=RegularizerConfig(kind=kind, factor=factor))
+        training.learner.train()
+        number = 0
+        for epoch in range(6):
+            training.loader.set_epoch(epoch)
+            for batch in training.loader:
+                shares = training.step(batch, number)
+                number += 1
+        del shares
+        return float(training.running.label_accuracy_TM.mean())
+
+    assert last_losses(5.0) < last_losses(0.0)
+
+
+@pytest.mark.parametrize("kind", [None, "unlikelihood", "entropy"])
+def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | None):
+    """The whole step (taps, heads, clip, accumulation, EMA, ledger) runs on fake tensors, which have no values to read."""
+    config = replace(
+        tiny,
+        accumulate=2,
+        optim=replace(tiny.optim, clip_norm=1.0),
+        model=replace(tiny.model, ema_decay=0.9, label_smoothing=0.1),
+        heads=replace(tiny.heads, joint=0.5, optim=replace(tiny.heads.optim, clip_norm=1.0)),
+        regularizer=RegularizerConfig(kind=kind or "uniform", factor=1.0 if kind else 0.0),
+    )
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        learner = build_learner(config, launched, num_classes=10, steps_per_epoch=5)
+        step = TrainStep(
+            learner=learner,
+            normalize=Normalize(config.data.mean, config.data.std),
+            table_MN=torch.zeros(2, 100, dtype=torch.int32),
+            ledger=Ledger(100, 2, 2),
+            routes=build_routes(config, learner.tapped, 1),
+            config=config,
+            rank=0,
+        )
+        images = torch.zeros(32, 3, 8, 8, dtype=torch.uint8)
+        batch = Batch(images, torch.zeros(32, dtype=torch.int64), torch.zeros(32, dtype=torch.int64), 32)
+        learner.train()
+        for number in range(2):
+            shares = step(batch, number)
+    assert {"class_loss", "head_cross_entropy", "joint", "top1", "rla_first", "rla_last"} <= shares.keys()
+    assert ("regularizer" in shares) == (kind is not None)
+
+
+def test_fake_tensors_do_catch_a_host_read():
+    with FakeTensorMode(), pytest.raises(Exception, match="(?i)data-dependent|item"):
+        torch.zeros(2).sum().item()
+
+
+def test_unknown_regularized_tap_is_refused(tiny: Config, build: Build):
+    config = replace(tiny, heads=replace(tiny.heads, taps=[1]), regularizer=RegularizerConfig(factor=1.0, taps=[0]))
+    with pytest.raises(ValueError, match=r"regularizer\.taps names \[0\], where no head is; heads\.taps are \[1\]"):
+        build(config)

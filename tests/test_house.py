@@ -1,0 +1,110 @@
+"""The house's rules, read off the syntax tree: which room may import which, what a file may be called, no host reads."""
+
+import ast
+import importlib.metadata
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "kernels": {"kernels"},
+    "loaders": {"loaders"},
+    "memorization": {"memorization", "kernels"},
+    "engine": {"engine", "memorization", "kernels", "loaders"},
+}
+SOURCES = sorted(path for room in ALLOWED for path in (ROOT / room).glob("*.py"))
+TRACKED = [*SOURCES, *sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
+
+STEP_FILES = ["engine/step.py", "engine/optimizer.py", "memorization/heads.py", "memorization/regularizer.py"]
+HOST_READS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            modules.add(node.module or "")
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_arrows_between_rooms_run_one_way(path):
+    rooms = {parts[1] for module in imported_modules(path) if (parts := module.split("."))[0] == "rlpheads" and parts[1:]}
+    assert rooms <= ALLOWED[path.parent.name]
+
+
+@pytest.mark.parametrize("path", TRACKED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_are_imported_by_their_full_name(path):
+    bare = {module.split(".")[0] for module in imported_modules(path)} & set(ALLOWED)
+    assert not bare, f"write rlpheads.{min(bare)}"
+
+
+def test_rooms_are_no_regular_packages():
+    present = [room for room in ALLOWED if (ROOT / room / "__init__.py").exists()]
+    assert not present, "with an __init__.py the folder would shadow Hugging Face's kernels package"
+
+
+def test_no_file_bears_the_name_of_a_library():
+    """Torchrun puts engine/ first on sys.path, so that engine/profile.py would be everybody's `profile`."""
+    libraries = set(sys.stdlib_module_names)
+    for name in importlib.metadata.packages_distributions():
+        libraries.add(name)
+    clashes = {path.stem for path in SOURCES} & (libraries - {"rlpheads"})
+    assert not clashes
+
+
+def test_setup_imports_no_torch():
+    assert imported_modules(ROOT / "setup.py") == {"setuptools", "setuptools.setup"}
+
+
+@pytest.mark.parametrize("name", STEP_FILES)
+def test_the_step_reads_nothing_on_the_host(name):
+    tree = ast.parse((ROOT / name).read_text())
+    calls = [node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    assert not HOST_READS & set(calls)
+
+
+def test_the_step_is_among_the_files_that_are_checked():
+    assert all((ROOT / name).exists() for name in STEP_FILES)
+
+
+def test_exact_lock_satisfies_the_ranges():
+    from packaging.requirements import Requirement
+
+    locked = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
+    locked = {name.lower().replace("_", "-"): version for name, version in locked.items()}
+    required = [Requirement(text) for text in importlib.metadata.requires("rlpheads") or []]
+    assert required
+    for requirement in required:
+        name = requirement.name.lower().replace("_", "-")
+        if name in ("setuptools", "wheel"):  # pip freeze leaves the installers out
+            continue
+        assert name in locked, f"{name} is not locked; run make lock"
+        assert requirement.specifier.contains(locked[name]), f"{name}=={locked[name]} is outside {requirement.specifier}"
+
+
+def test_pinned_versions_are_the_ones_that_were_asked_for():
+    lock = (ROOT / "requirements.lock").read_text().split()
+    assert {"torch==2.14.1", "torchvision==0.29.1", "timm==1.0.31"} <= set(lock)
+
+
+def test_nothing_names_a_machine():
+    """No absolute path of a developer's machine, and no package index, is in a file that ships."""
+    suspicious = re.compile(r"(/home/|/root/|/work/|index-url|find-links|pypi\.org)")
+    shipped = [*SOURCES, ROOT / "Makefile", ROOT / "setup.py", ROOT / "requirements.lock", *ROOT.glob("*.md")]
+    shipped += [*ROOT.glob("configs/*"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".ci/*")]
+    found = [str(path.relative_to(ROOT)) for path in shipped if suspicious.search(path.read_text())]
+    assert not found
+
+
+def test_ruff_forbids_what_these_tests_forbid():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert set(settings["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]) == set(ALLOWED)

@@ -1,0 +1,59 @@
+"""A built wheel installs and imports outside the source tree, also beside Hugging Face's `kernels`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REPORT = """
+import importlib, json, kernels
+import rlpheads.engine.config, rlpheads.loaders.order, rlpheads.kernels.random_label_loss, rlpheads.memorization.labels
+from importlib.metadata import version
+print(json.dumps({"engine": rlpheads.engine.config.__file__, "kernels": kernels.__file__, "version": version("rlpheads")}))
+"""
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    import os
+
+    env = {**os.environ, **environment}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    (built,) = folder.glob("rlpheads-*.whl")
+    return built
+
+
+def test_wheel_imports_outside_the_source_tree_beside_hugging_face_kernels(wheel, tmp_path):
+    site = tmp_path / "site"
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", site, wheel, cwd=tmp_path)
+    found = json.loads(run(sys.executable, "-c", REPORT, cwd=tmp_path, PYTHONPATH=str(site)))
+    assert Path(found["engine"]).is_relative_to(site)
+    assert "site-packages" in found["kernels"]
+
+
+def test_source_tree_imports_beside_hugging_face_kernels():
+    """Run in the root, where a folder called kernels is the first thing on sys.path."""
+    found = json.loads(run(sys.executable, "-c", REPORT, cwd=ROOT))
+    assert Path(found["engine"]).is_relative_to(ROOT)
+    assert "site-packages" in found["kernels"]
+
+
+def test_wheel_holds_the_rooms_and_the_console_script_only(wheel):
+    import zipfile
+
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        points = next(archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"rlpheads", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
+    assert "rlpheads = rlpheads.engine.cli:main" in points
