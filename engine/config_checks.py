@@ -98,10 +98,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_data(config.data)
     _check_terms(config)
     _check_device(config)
-    _check_model_name(config.model)
-    _check_model(config)
-    _check_optimizer("optim", config.optim, config)
-    _check_optimizer("heads.optim", config.heads.optim, config)
+    _check_parts(config)
 
 
 def _check_ranges(config: Config) -> None:
@@ -196,6 +193,17 @@ def _check_device(config: Config) -> None:
         raise ConfigError(f"precision: got bf16, which {name} does not have; allowed on this device: fp32")
 
 
+def _check_parts(config: Config) -> None:
+    """Build model and optimizers to see whether they can be; the process's random numbers stay as they were."""
+    import torch
+
+    _check_model_name(config.model)
+    with torch.random.fork_rng(devices=[]):
+        _check_model(config)
+        _check_optimizer("optim", config.optim, config)
+        _check_optimizer("heads.optim", config.heads.optim, config)
+
+
 def _check_model_name(model: ModelConfig) -> None:
     import timm
 
@@ -219,7 +227,7 @@ def _check_model(config: Config) -> None:
     args = {name: value for name, value in config.model.args.items() if name not in _TIMM_LOADS}
     unloaded = dataclasses.replace(config, model=dataclasses.replace(config.model, args=args))
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.device("meta"):
             model = build_model(unloaded, num_classes=2)
             tap_dims(model, config.data.image_size)
         regularized = select_taps(config.regularizer.taps, model.num_blocks)

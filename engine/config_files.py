@@ -42,11 +42,11 @@ class _StrictLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own registry)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event: Any = self.peek_event()
+        event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not accepted", event.start_mark)
+            raise _complaint("aliases (*name) are not accepted", event)
         if getattr(event, "tag", None) is not None:
-            raise yaml.constructor.ConstructorError(None, None, "tags (!name) are not accepted", event.start_mark)
+            raise _complaint("tags (!name) are not accepted", event)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -54,12 +54,9 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                problem = f"a key must be text, got {shown(key)}"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+                raise _complaint(f"a key must be text, got {shown(key)}", key_node)
             if key in mapping:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
+                raise _complaint(f"the key {key!r} is given twice", key_node)
             mapping[key] = self.construct_object(value_node, deep=deep)
         return mapping
 
@@ -68,6 +65,11 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_plain_float(self, node: yaml.ScalarNode) -> float:
         return float(re.sub(r"\.(?=inf|nan)", "", node.value.lower()))
+
+
+def _complaint(problem: str, where: Any) -> yaml.MarkedYAMLError:
+    """Return PyYAML's kind of error at an event or a node."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -190,5 +192,5 @@ def _nearest_file(path: Path) -> str:
 
 
 def dump_yaml(mapping: dict[str, Any]) -> str:
-    """Return `mapping` as YAML: in its order, lists on one line, and so that YAML 1.1 and 1.2 both read its text back."""
+    """Return `mapping` as YAML: in its order, lists on one line, text quoted where YAML 1.1 or 1.2 would misread it."""
     return yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=120)

@@ -6,13 +6,13 @@ import csv
 import fcntl
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from rlpheads.engine.config import RunConfig
+from rlpheads.memorization.atomic_file import atomic_file
 
 Status = Literal["running", "done", "requeue", "failed"]
 
@@ -128,13 +128,8 @@ def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all, also after a power failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -92,7 +92,7 @@ def checked_values(labels: RowLabels, num_labels: int) -> RowLabels:
 
 @torch.library.custom_op("rlpheads::check_label_values", mutates_args=(), device_types="cpu")
 def _check_values_op(labels_LB: Tensor, weight_LB: Tensor, num_labels: int) -> Tensor:
-    """An operator, since Python cannot branch on values under FakeTensorMode or torch.compile."""
+    """Check in an operator, since Python cannot branch on values under FakeTensorMode or torch.compile."""
     if labels_LB.numel() == 0:
         return labels_LB.clone()
     smallest, largest = (int(value) for value in labels_LB.aminmax())

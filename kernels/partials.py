@@ -27,7 +27,7 @@ class ClassRange(NamedTuple):
     """Number of classes of the whole head."""
 
     def detach(self) -> "ClassRange":
-        """The same range, outside every graph."""
+        """Return the same range, outside every graph."""
         bias_K = None if self.bias_K is None else self.bias_K.detach()
         return self._replace(weight_KD=self.weight_KD.detach(), bias_K=bias_K)
 

@@ -100,6 +100,7 @@ def random_label_loss(
         ValueError: for shapes, dtypes or devices that do not fit together, K < 2, labels outside [0, K) or weights
             outside [0, 1] (on the CPU), an unknown `regularizer` or `impl`, an `impl` that cannot run on the device, or a
             negative budget.
+
     """
     arguments.check_head(features_BD, weight_KD, bias_K)
     arguments.check_labels(features_BD, labels_B, pair)
@@ -123,7 +124,7 @@ def random_label_loss(
 
 
 def _resolve_impl(impl: str, device: torch.device) -> str:
-    """The implementation to run on this device."""
+    """Return the implementation to run on this device."""
     arguments.check_choice("impl", impl, IMPLS)
     if impl == "auto":
         return "tiled_cpu" if device.type == "cpu" else "reference"
@@ -135,7 +136,7 @@ def _resolve_impl(impl: str, device: torch.device) -> str:
 def _by_stages(
     features_BD: Tensor, head: ClassRange, labels: RowLabels, needs: Needs, joint: bool, impl: str
 ) -> RandomLabelLoss:
-    """One pass over the classes for every value, then each loss with its own route."""
+    """Run one pass over the classes for every value, then give each loss its own route."""
     fixed_BD, fixed_head = features_BD.detach(), head.detach()
     partials, products, exponentials = KERNELS[impl].local_partials(fixed_BD, fixed_head, labels.index_LB, needs)
     rows = combine([partials], labels, head.num_labels)
@@ -169,7 +170,7 @@ def _by_stages(
 def _by_reference(
     features_BD: Tensor, head: ClassRange, labels: RowLabels, regularizer: str | None, joint: bool
 ) -> RandomLabelLoss:
-    """The same from two materialised logits, each with one side detached."""
+    """Compute the same from two materialised logits, each with one side detached."""
     head_BK = reference.logits(features_BD.detach(), head.weight_KD, head.bias_K)
     fixed_BK = head_BK.detach()
     fixed_head = head.detach()

@@ -16,7 +16,7 @@ from rlpheads.kernels.row_softmax import RowLabels
 
 
 def logits(features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor | None) -> Tensor:
-    """z = X Wᵀ + b, (B, K), in float32, or float64 if an input is."""
+    """Logits z = X Wᵀ + b, (B, K), in float32, or float64 if an input is."""
     dtype = accumulation_dtype(features_BD, weight_KD)
     with torch.autocast(features_BD.device.type, enabled=False):
         return F.linear(features_BD.to(dtype), weight_KD.to(dtype), None if bias_K is None else bias_K.to(dtype))
@@ -47,12 +47,12 @@ def reversal(logits_BK: Tensor, labels: RowLabels) -> Tensor:
     return -cross_entropy(logits_BK, labels)
 
 
-def uniform(logits_BK: Tensor, labels: RowLabels) -> Tensor:  # noqa: ARG001 - one signature for all kinds
+def uniform(logits_BK: Tensor, labels: RowLabels) -> Tensor:
     """−(1/K) Σ_j log p_j, (B,)."""
     return logits_BK.logsumexp(1) - logits_BK.mean(1)
 
 
-def entropy(logits_BK: Tensor, labels: RowLabels) -> Tensor:  # noqa: ARG001 - one signature for all kinds
+def entropy(logits_BK: Tensor, labels: RowLabels) -> Tensor:
     """KL(p ‖ uniform) = Σ_j p_j log p_j + log K, (B,)."""
     log_p_BK = logits_BK.log_softmax(1)
     return (log_p_BK.exp() * log_p_BK).sum(1) + math.log(logits_BK.shape[1])

@@ -62,12 +62,12 @@ class RowSoftmax(NamedTuple):
 
     @property
     def log_p(self) -> Tensor:
-        """log p_y of each label, without cancellation."""
+        """Log p_y of each label, without cancellation."""
         return F.logsigmoid(self.log_odds)
 
     @property
     def lse(self) -> Tensor:
-        """log Σ e^{z_j}."""
+        """Log Σ e^{z_j}."""
         return self.shift_B + self.log_sum_B
 
     @property

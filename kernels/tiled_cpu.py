@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.partials import (
+    NO_CLASS_SHIFT,
     ClassRange,
     Exponentials,
     LogitGradient,
@@ -24,7 +25,6 @@ from rlpheads.kernels.partials import (
     Partials,
     Products,
     accumulation_dtype,
-    NO_CLASS_SHIFT,
 )
 
 TILE_CLASSES = 4096
@@ -133,7 +133,7 @@ class _Head:
         return tile.view(self._scratch, 0, num_rows)
 
     def write_logits(self, tile: _Tile, weight_KD: Tensor, out_BK: Tensor) -> None:
-        """out = X Wᵀ + b."""
+        """Out = X Wᵀ + b."""
         torch.mm(self.features_BD, weight_KD.T, out=out_BK)
         if self._bias_K is not None:
             out_BK.add_(self._bias_K[tile.start : tile.stop])

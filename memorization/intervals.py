@@ -37,13 +37,13 @@ class Interval(NamedTuple):
 
     def contains(self, value: Tensor | float) -> Tensor:
         """Whether `value` (broadcast against the ends) lies inside, ends included; bool."""
-        value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+        value = as_float64(value)
         return (self.low <= value) & (value <= self.high)
 
 
 def as_float64(values: Tensor | float) -> Tensor:
-    """`values` as an fp64 tensor on the CPU, detached."""
-    return torch.as_tensor(values).detach().to(device="cpu", dtype=torch.float64)
+    """`values` as an fp64 tensor on the CPU, detached. A Python float never passes through fp32 on its way."""
+    return torch.as_tensor(values, dtype=torch.float64).detach().cpu()
 
 
 def wilson_interval(num_hits: Tensor | float, num_samples: int, level: float = 0.95) -> Interval:

@@ -148,12 +148,12 @@ class Ledger:
         return int((self.tensors()["status"] == SEEN).sum())
 
     @property
-    def label_accuracy_TM(self) -> Tensor:
+    def label_accuracy_TM(self) -> Tensor:  # noqa: N802 (shape suffix)
         """Random-label accuracy over the samples seen: float64 (T, M), NaN if there are none."""
         return self._mean("hit")
 
     @property
-    def label_bits_TM(self) -> Tensor:
+    def label_bits_TM(self) -> Tensor:  # noqa: N802 (shape suffix)
         """T = Σ b_i, the total bits about the random labels over the samples seen: float64 (T, M)."""
         return self.tensors()["bits"].sum(0, dtype=torch.float64)
 

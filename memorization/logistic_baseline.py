@@ -12,16 +12,18 @@ import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
 from rlpheads.memorization.arguments import check_alpha, check_num_labels
+from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.capacity import capacity
 from rlpheads.memorization.gaussian import normal_rule
 
+CLOSEST_TO_CAPACITY = 2.001
+"""Between 2 and this α the two-label limit is taken here: any n below a million is inside its own transition there."""
 CACHE_VERSION = 1
 LEAST_FEATURES = 16
 LEAST_SAMPLES = 2000
@@ -59,7 +61,7 @@ def logistic_rla(num_labels: int, alpha: float, *, cache_dir: Path | str | None 
         bits = math.log2(num_labels)
         return LogisticBaseline(1.0, bits, bits * alpha / (num_labels - 1))
     if num_labels == 2:
-        return _two_label_limit(float(alpha))
+        return _two_label_limit(max(float(alpha), CLOSEST_TO_CAPACITY))
     return _cached_simulation(num_labels, float(alpha), Path(cache_dir) if cache_dir else default_cache_dir())
 
 
@@ -84,7 +86,7 @@ def _solve_two_labels(alpha: float) -> tuple[float, float]:
     """Log of (σ, λ) that solve the system for κ = 1/α < 1/2 and no signal.
 
     With every label turned to +1 (the features are symmetric), a fitted margin is u = prox_{λℓ}(σZ), ℓ(u) = log(1 + e^−u),
-    where  κσ² = E(u − σZ)²  and  1 − κ = E[1/(1 + λℓ''(u))].  u > 0 exactly when σZ > −λ/2.
+    where  κσ² = E(u − σZ)²  and  κ = E[λℓ''(u)/(1 + λℓ''(u))].  u > 0 exactly when σZ > −λ/2.
 
     Source: Sur and Candès, PNAS 116 (2019) 14516-14525, system (5) at γ = 0.
     """
@@ -94,10 +96,10 @@ def _solve_two_labels(alpha: float) -> tuple[float, float]:
     def residuals(log_unknowns: NDArray[np.float64]) -> list[float]:
         spread, step = np.exp(np.clip(log_unknowns, -80, 80))
         margins = _prox(spread * nodes, step)
-        moved = weights @ (margins / spread - nodes) ** 2 / kappa
-        probability = special.expit(margins)
-        slope = weights @ (1 / (1 + step * probability * (1 - probability)))
-        return [math.log(moved), slope / (1 - kappa) - 1]
+        moved = weights @ (margins / spread - nodes) ** 2
+        curvature = step * special.expit(margins) * special.expit(-margins)
+        shrunk = weights @ (curvature / (1 + curvature))
+        return [math.log(moved / kappa), math.log(shrunk / kappa)]
 
     solution = optimize.root(residuals, _start(alpha), method="hybr", options={"xtol": 1e-12})
     if not np.max(np.abs(residuals(solution.x))) < 1e-7:
@@ -107,7 +109,7 @@ def _solve_two_labels(alpha: float) -> tuple[float, float]:
 
 def _start(alpha: float) -> tuple[float, float]:
     """Where to begin: exact for α → ∞ (ℓ'' = 1/4 everywhere); close to capacity, where both blow up, a farther solution."""
-    if alpha < 2.05:
+    if alpha < 3:
         return _solve_two_labels(2 + 1.5 * (alpha - 2))
     step = 4 / (alpha - 2)
     return math.log(step * math.sqrt(alpha) / 2), math.log(step)
@@ -139,7 +141,8 @@ def _cached_simulation(num_labels: int, alpha: float, folder: Path) -> LogisticB
     num_draws = math.ceil(TOTAL_SAMPLES / num_samples)
     results = [simulate_logistic(num_labels, num_samples, num_features, seed) for seed in range(num_draws)]
     mean = LogisticBaseline(*np.mean([list(asdict(result).values()) for result in results], axis=0).tolist())
-    _write_atomically(path, json.dumps(asdict(mean)))
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(asdict(mean)))
     return mean
 
 
@@ -183,10 +186,3 @@ def simulate_logistic(num_labels: int, num_samples: int, num_features: int, seed
         bits_per_sample=bits,
         bits_per_parameter=bits * num_samples / (num_features * (num_labels - 1)),
     )
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)

@@ -1,4 +1,4 @@
-"""The house's rules, read off the syntax tree: which room may import which, what a file may be called, no host reads."""
+"""The house's rules, read off the syntax tree: who may import whom, what a file may be called, no host reads."""
 
 import ast
 import importlib.metadata
@@ -37,7 +37,9 @@ def imported_modules(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_arrows_between_rooms_run_one_way(path):
-    rooms = {parts[1] for module in imported_modules(path) if (parts := module.split("."))[0] == "rlpheads" and parts[1:]}
+    rooms = {
+        parts[1] for module in imported_modules(path) if (parts := module.split("."))[0] == "rlpheads" and parts[1:]
+    }
     assert rooms <= ALLOWED[path.parent.name]
 
 
@@ -68,7 +70,9 @@ def test_setup_imports_no_torch():
 @pytest.mark.parametrize("name", STEP_FILES)
 def test_the_step_reads_nothing_on_the_host(name):
     tree = ast.parse((ROOT / name).read_text())
-    calls = [node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    calls = [
+        node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
     assert not HOST_READS & set(calls)
 
 
@@ -88,7 +92,9 @@ def test_exact_lock_satisfies_the_ranges():
         if name in ("setuptools", "wheel"):  # pip freeze leaves the installers out
             continue
         assert name in locked, f"{name} is not locked; run make lock"
-        assert requirement.specifier.contains(locked[name]), f"{name}=={locked[name]} is outside {requirement.specifier}"
+        assert requirement.specifier.contains(locked[name]), (
+            f"{name}=={locked[name]} is outside {requirement.specifier}"
+        )
 
 
 def test_pinned_versions_are_the_ones_that_were_asked_for():

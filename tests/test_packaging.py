@@ -12,7 +12,8 @@ REPORT = """
 import importlib, json, kernels
 import rlpheads.engine.config, rlpheads.loaders.order, rlpheads.kernels.random_label_loss, rlpheads.memorization.labels
 from importlib.metadata import version
-print(json.dumps({"engine": rlpheads.engine.config.__file__, "kernels": kernels.__file__, "version": version("rlpheads")}))
+files = {"engine": rlpheads.engine.config.__file__, "kernels": kernels.__file__}
+print(json.dumps({**files, "version": version("rlpheads")}))
 """
 
 

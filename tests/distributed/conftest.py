@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,8 +20,11 @@ epochs: 2
 batch_size: 64
 log_every: 1
 device: cpu
-data: {dataset: digits, val_fraction: 0.2, workers: 0, image_size: 8, hflip: 0, crop_scale: [0.8, 1], eval_crop_fraction: 1}
-model: {name: vit_tiny_patch16_224, args: {img_size: 8, patch_size: 4, embed_dim: 24, depth: 2, num_heads: 2, drop_rate: 0.1}}
+data:
+  {dataset: digits, val_fraction: 0.2, workers: 0, image_size: 8, hflip: 0, crop_scale: [0.8, 1], eval_crop_fraction: 1}
+model:
+  name: vit_tiny_patch16_224
+  args: {img_size: 8, patch_size: 4, embed_dim: 24, depth: 2, num_heads: 2, drop_rate: 0.1}
 heads: {labels: 10, optim: {lr: 0.01}}
 """
 
@@ -43,10 +46,10 @@ class Finished:
         return [row for row in rows if row["kind"] == kind]
 
     @property
-    def ledgers(self) -> dict[str, dict[str, list[Any]]]:
-        """Every ledger file, by its path inside the run, as plain columns."""
+    def ledgers(self) -> dict[str, pa.Table]:
+        """Every ledger file, by its path inside the run."""
         paths = sorted(self.folder.glob("ledger/*/*.parquet"))
-        return {str(path.relative_to(self.folder)): pq.read_table(path).to_pydict() for path in paths}
+        return {str(path.relative_to(self.folder)): pq.read_table(path) for path in paths}
 
 
 class Runner:
@@ -68,7 +71,13 @@ class Runner:
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = self.command(name, *flags, ranks=ranks)
         return subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
 
     def finish(self, process: "subprocess.Popen[str]", name: str) -> Finished:
@@ -108,6 +117,3 @@ def undisturbed(runner: Runner) -> Finished:
     finished = runner.run("undisturbed")
     assert finished.code == 0, finished.output
     return finished
-
-
-KillAt = Callable[[int], None]

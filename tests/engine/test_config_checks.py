@@ -17,7 +17,8 @@ from rlpheads.engine.command_line import ConfigError, parse_config
 from rlpheads.engine.config import Config
 from rlpheads.engine.config_checks import RANGES, Interval, check_config
 
-DIGITS = ["--config", str(Path(__file__).parents[2] / "configs" / "digits_vit.yaml"), "--device", "cpu"]
+CONFIGS = Path(__file__).parents[2] / "configs"
+DIGITS = ["--config", str(CONFIGS / "digits_vit.yaml"), "--device", "cpu"]
 
 
 def complaint(*flags: str, world_size: int = 1) -> str:
@@ -80,6 +81,7 @@ NUMBERS = [
 ]
 
 NO_SLASH = "the name of one folder, without / or \\ (run.dir says where it lies)"
+NO_HEADS = "0 without heads (heads.taps is none); heads at all blocks: heads.taps all"
 CONTRADICTIONS = [
     (["--run.name", "a/b"], f"run.name: got 'a/b'; allowed: {NO_SLASH}"),
     (["--run.name", ".."], f"run.name: got '..'; allowed: {NO_SLASH}"),
@@ -97,11 +99,11 @@ CONTRADICTIONS = [
     ),
     (
         ["--regularizer.factor", "1", "--heads.taps", "none"],
-        "regularizer.factor: got 1.0; allowed: 0 without heads (heads.taps is none); heads at all blocks: heads.taps all",
+        f"regularizer.factor: got 1.0; allowed: {NO_HEADS}",
     ),
     (
         ["--heads.joint", "1", "--heads.taps", "none"],
-        "heads.joint: got 1.0; allowed: 0 without heads (heads.taps is none); heads at all blocks: heads.taps all",
+        f"heads.joint: got 1.0; allowed: {NO_HEADS}",
     ),
     (["--heads.taps", "[]"], "heads.taps: got []; allowed: all or at least one block, or none"),
     (["--regularizer.taps", "[]"], "regularizer.taps: got []; allowed: all or at least one block"),
@@ -187,7 +189,7 @@ def test_evaluation_batch_needs_only_equal_shares() -> None:
 
 
 def test_run_without_a_file_needs_a_name() -> None:
-    with pytest.raises(ConfigError, match="^run.name: empty, and no --config file to take it from"):
+    with pytest.raises(ConfigError, match=r"^run\.name: empty, and no --config file to take it from"):
         check_config(parse_config(["--epochs", "3"]), 1)
 
 
@@ -219,6 +221,15 @@ def test_images_must_be_in_a_folder_that_exists(tmp_path: Path) -> None:
 )
 def test_sound_configuration_is_accepted(flags: list[str]) -> None:
     accept(*flags)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.iterdir()), ids=lambda file: file.name)
+def test_shipped_file_is_sound_once_it_has_images(file: Path, tmp_path: Path) -> None:
+    config = parse_config(["--config", str(file), "--device", "cpu"])
+    if config.data.dataset == "imagefolder":
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(tmp_path)))
+    for world_size in (1, 2, 8):
+        check_config(config, world_size)
 
 
 def test_checking_draws_no_random_number() -> None:

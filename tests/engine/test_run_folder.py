@@ -111,7 +111,16 @@ def test_summary_begins_with_timms_columns_and_spreads_lists(tmp_path):
     folder = RunFolder(tmp_path)
     folder.append_metrics({"kind": "step", "step": 1, "class_loss": 2.0})
     folder.append_metrics(
-        {"kind": "epoch", "step": 2, "epoch": 0, "train_loss": 1.5, "eval_loss": 1.0, "eval_top1": 0.5, "lr": 0.1, "rla_clean": [0.25, 0.5]}
+        {
+            "kind": "epoch",
+            "step": 2,
+            "epoch": 0,
+            "train_loss": 1.5,
+            "eval_loss": 1.0,
+            "eval_top1": 0.5,
+            "lr": 0.1,
+            "rla_clean": [0.25, 0.5],
+        }
     )
     folder.write_summary()
     header, row = (tmp_path / "summary.csv").read_text().splitlines()
@@ -124,7 +133,11 @@ def test_status_is_replaced_as_a_whole(tmp_path):
     assert folder.status() == {}
     folder.write_status("running", "started")
     folder.write_status("done", "all 2 epochs trained", step=4)
-    assert json.loads((tmp_path / "status.json").read_text()) == {"status": "done", "reason": "all 2 epochs trained", "step": 4}
+    assert json.loads((tmp_path / "status.json").read_text()) == {
+        "status": "done",
+        "reason": "all 2 epochs trained",
+        "step": 4,
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 

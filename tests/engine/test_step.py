@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlpheads.engine.config import Config, RegularizerConfig
-from rlpheads.engine.learner import build_learner
+from rlpheads.engine.learner import Learner, build_heads
+from rlpheads.engine.models import build_model
+from rlpheads.engine.optimizer import Span, build_part
 from rlpheads.engine.step import TrainStep, build_routes
 from rlpheads.engine.training import Training
 from rlpheads.loaders.batch import Batch
@@ -141,9 +144,16 @@ def test_regularizer_lowers_its_own_heads_accuracy(tiny: Config, build: Build, k
     assert last_losses(5.0) < last_losses(0.0)
 
 
+def make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Replace a module's parameters by fake ones (timm's constructors compute with values, so they run for real)."""
+    for child in module.modules():
+        for name, parameter in child.named_parameters(recurse=False):
+            setattr(child, name, mode.from_tensor(parameter))
+
+
 @pytest.mark.parametrize("kind", [None, "unlikelihood", "entropy"])
 def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | None):
-    """The whole step (taps, heads, clip, accumulation, EMA, ledger) runs on fake tensors, which have no values to read."""
+    """Taps, heads, clipping, accumulation, EMA and ledger run on fake tensors, which have no values to read."""
     config = replace(
         tiny,
         accumulate=2,
@@ -152,14 +162,25 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
         heads=replace(tiny.heads, joint=0.5, optim=replace(tiny.heads.optim, clip_norm=1.0)),
         regularizer=RegularizerConfig(kind=kind or "uniform", factor=1.0 if kind else 0.0),
     )
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        learner = build_learner(config, launched, num_classes=10, steps_per_epoch=5)
+    model = build_model(config, 10)
+    heads = build_heads(config, (24, 24))
+    ema = ModelEmaV3(model, decay=0.9)
+    span = Span(epochs=2, steps_per_epoch=5)
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        for module in (model, heads, ema):
+            make_fake(module, mode)
+        learner = Learner(
+            build_part(model, config.optim, config.schedule, span, ddp=False),
+            build_part(heads, config.heads.optim, config.schedule, span, ddp=False),
+            ema,
+            dims=(24, 24),
+        )
         step = TrainStep(
             learner=learner,
             normalize=Normalize(config.data.mean, config.data.std),
             table_MN=torch.zeros(2, 100, dtype=torch.int32),
             ledger=Ledger(100, 2, 2),
-            routes=build_routes(config, learner.tapped, 1),
+            routes=build_routes(config, model, 1),
             config=config,
             rank=0,
         )
@@ -173,7 +194,7 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
 
 
 def test_fake_tensors_do_catch_a_host_read():
-    with FakeTensorMode(), pytest.raises(Exception, match="(?i)data-dependent|item"):
+    with FakeTensorMode(), pytest.raises(Exception, match="_local_scalar_dense"):
         torch.zeros(2).sum().item()
 
 

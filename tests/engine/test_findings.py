@@ -1,0 +1,71 @@
+"""A run's findings: averages by tap, references, and the held-out check, which is loud when it fails."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rlpheads.engine.display import Display, percent
+from rlpheads.engine.evaluation import Evaluation
+from rlpheads.engine.findings import Findings, draw_figures, summarize_findings
+
+HISTORY = [
+    {"epoch": 0, "rla_running": [0.1, 0.2], "rla_clean": [0.3, 0.4], "rla_heldout": [0.1, 0.1]},
+    {"epoch": 1, "rla_running": [0.2, 0.3]},
+]
+
+
+def findings(heldout: list[list[float]]) -> Findings:
+    found = Evaluation(loss=1.0, top1=0.96, rla_TM=heldout, num_samples=1000)
+    return summarize_findings(found, HISTORY, blocks=[0, 5], baselines=[0.36, 0.36], num_labels=10)
+
+
+def printed(found: Findings) -> str:
+    out = io.StringIO()
+    Display(Console(file=out, width=120), num_epochs=2, num_steps=3).findings(found)
+    return out.getvalue()
+
+
+def test_last_measured_epoch_is_reported():
+    first, last = findings([[0.1, 0.12], [0.1, 0.1]]).taps
+    assert (first.block, first.running, first.clean) == (0, 0.2, 0.3)
+    assert first.heldout == pytest.approx(0.11)
+    assert (last.block, last.baseline) == (5, 0.36)
+
+
+def test_chance_passes_quietly():
+    text = printed(findings([[0.1, 0.11], [0.09, 0.1]]))
+    assert "inside its exact binomial bounds" in text
+    assert "FAILED" not in text
+
+
+def test_impossible_heldout_accuracy_is_loud_and_named():
+    found = findings([[0.1, 0.1], [0.1, 0.2]])
+    assert found.strayed == ((5, 1, 0.2),)
+    text = printed(found)
+    assert "held-out check FAILED" in text
+    assert "tap 5, draw 1: 20.00%" in text
+
+
+def test_impossible_ignorance_is_loud_too():
+    assert findings([[0.0, 0.1], [0.1, 0.1]]).strayed == ((0, 0, 0.0),)
+
+
+def test_run_without_heads_has_nothing_to_check():
+    found = summarize_findings(Evaluation(1.0, 0.5, [], 100), [{"epoch": 0}], [], [], num_labels=10)
+    assert "top-1 50.00%" in printed(found)
+
+
+def test_figures_are_drawn_with_and_without_history(tmp_path):
+    found = findings([[0.1, 0.11], [0.09, 0.1]])
+    draw_figures(tmp_path / "full", found, HISTORY, num_heldout=1000)
+    assert {path.name for path in (tmp_path / "full").iterdir()} == {
+        f"rla_by_{axis}.{suffix}" for axis in ("depth", "epoch") for suffix in ("png", "svg")
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (0.1234, "12.34%"), (1e-5, "0.0010%"), (0.0, "0.00%"), (1.0, "100.00%")]
+)
+def test_percent_resolves_chance_at_100000_labels(value, text):
+    assert percent(value) == text
