@@ -2,14 +2,15 @@
 
 A random-label head is trained to predict labels drawn at random, while the network below it is trained, through a
 regularizer on the same softmax, to make that harder. Both need the same K logits of each row, which for large K should
-be computed once and never all be held at once. `random_label_loss` returns each loss of each row with the
-gradient route that belongs to it, and what is measured along the way.
+be computed once and never all be held at once. `random_label_loss` returns every row's losses, each with the gradient
+route that belongs to it, and what is measured along the way.
 """
 
 import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlpheads.kernels import arguments, reference
@@ -90,17 +91,17 @@ def random_label_loss(
         impl: `reference` is plain PyTorch and holds B×K logits; `tiled_cpu` streams the classes in tiles, on the CPU;
             `auto` takes `tiled_cpu` on the CPU, else `reference`.
         memory_budget: bytes of exponentials that may be kept from forward to backward, by default 256 MiB. What does
-            not fit (4·B·K bytes would) is recomputed in backward, for at most one more matrix product of the three. It
-            changes no bit of the result, and `reference` ignores it.
+            not fit (all would need 4·B·K bytes) is recomputed in backward, at the price of at most one matrix product
+            more. `reference` ignores it.
 
     Returns:
-        A `RandomLabelLoss`. Backward may run repeatedly under `retain_graph`, but is itself not differentiable.
+        A `RandomLabelLoss`. Backward may run repeatedly under `retain_graph`; it is itself differentiable under
+        `reference` only, and refuses otherwise.
 
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit together, K < 2, labels outside [0, K) or weights
             outside [0, 1] (on the CPU), an unknown `regularizer` or `impl`, an `impl` that cannot run on the device, or a
             negative budget.
-
     """
     arguments.check_head(features_BD, weight_KD, bias_K)
     arguments.check_labels(features_BD, labels_B, pair)
@@ -177,7 +178,7 @@ def _by_reference(
     features_BK = fixed_BK
     if joint or regularizer is not None:
         features_BK = reference.logits(features_BD, fixed_head.weight_KD, fixed_head.bias_K)
-    log_p_B = torch.nn.functional.logsigmoid(reference.log_odds(fixed_BK, labels.index_LB)[0])
+    log_p_B = F.logsigmoid(reference.log_odds(fixed_BK, labels.index_LB)[0])
     return RandomLabelLoss(
         cross_entropy_B=reference.cross_entropy(head_BK, labels),
         regularizer_B=None if regularizer is None else reference.REGULARIZERS[regularizer](features_BK, labels),

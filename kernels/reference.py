@@ -53,9 +53,17 @@ def uniform(logits_BK: Tensor, labels: RowLabels) -> Tensor:
 
 
 def entropy(logits_BK: Tensor, labels: RowLabels) -> Tensor:
-    """KL(p ‖ uniform) = Σ_j p_j log p_j + log K, (B,)."""
-    log_p_BK = logits_BK.log_softmax(1)
-    return (log_p_BK.exp() * log_p_BK).sum(1) + math.log(logits_BK.shape[1])
+    """KL(p ‖ uniform) = log K − H(p), (B,).
+
+    H(p) is that of "the top class or the rest" plus (1 − p_top) times that of the rest. In Σ_j p_j log p_j a top class
+    far above the rest would hide them: its gradient is off by 2 % at a margin of 40 even in float64.
+    """
+    top_B1 = logits_BK.argmax(1, keepdim=True)
+    odds_B = _log_odds_of_one(logits_BK, top_B1)
+    log_q_BK = logits_BK.scatter(1, top_B1, -torch.inf).log_softmax(1).scatter(1, top_B1, 0.0)
+    rest_entropy_B = -(log_q_BK.exp() * log_q_BK).sum(1)
+    split_entropy_B = -torch.sigmoid(odds_B) * F.logsigmoid(odds_B) - torch.sigmoid(-odds_B) * F.logsigmoid(-odds_B)
+    return math.log(logits_BK.shape[1]) - split_entropy_B - torch.sigmoid(-odds_B) * rest_entropy_B
 
 
 REGULARIZERS = {"unlikelihood": unlikelihood, "uniform": uniform, "reversal": reversal, "entropy": entropy}

@@ -52,32 +52,32 @@ class RowSoftmax(NamedTuple):
 
     @property
     def offset(self) -> Tensor:
-        """z_y − s."""
+        """Label logits relative to the shift, z_y − s, (L, B)."""
         return self.label_logit_LB - self.shift_B
 
     @property
     def log_odds(self) -> Tensor:
-        """log(p_y / (1 − p_y)) of each label."""
+        """Log-odds log(p_y / (1 − p_y)) of each label, (L, B)."""
         return self.offset - self.log_rest_LB
 
     @property
     def log_p(self) -> Tensor:
-        """Log p_y of each label, without cancellation."""
+        """Log p_y of each label, (L, B), without cancellation."""
         return F.logsigmoid(self.log_odds)
 
     @property
     def lse(self) -> Tensor:
-        """Log Σ e^{z_j}."""
+        """Log Σ e^{z_j} over all classes, (B,)."""
         return self.shift_B + self.log_sum_B
 
     @property
     def hit(self) -> Tensor:
-        """Whether the first label is the argmax, ties to the lowest index: bool."""
+        """Whether the first label is the argmax, ties to the lowest index, (B,) bool."""
         return (self.label_logit_LB[0] > self.max_before_B) & (self.label_logit_LB[0] >= self.max_after_B)
 
     @property
     def margin(self) -> Tensor:
-        """z_y − max_{j≠y} z_j of the first label."""
+        """Margin z_y − max_{j≠y} z_j of the first label, (B,)."""
         return self.label_logit_LB[0] - torch.maximum(self.max_before_B, self.max_after_B)
 
 

@@ -86,7 +86,7 @@ def _uniform_coefficients(rows: RowSoftmax) -> Coefficients:
 
 
 def _entropy(rows: RowSoftmax) -> Tensor:
-    """Log K − H(p), the entropy written as its labels' terms plus the others', neither of which cancels."""
+    """KL(p ‖ uniform) = log K − H(p), the entropy written as its labels' terms plus the others', neither of which cancels."""
     labels_part_B = (-rows.log_p * rows.log_p.exp() * rows.labels.present_LB).sum(0)
     others_B = torch.exp(rows.log_others_B - rows.log_sum_B)
     others_part_B = others_B * rows.log_sum_B - rows.moment_others_B * torch.exp(-rows.log_sum_B)

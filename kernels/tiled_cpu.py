@@ -27,8 +27,8 @@ from rlpheads.kernels.partials import (
     accumulation_dtype,
 )
 
-TILE_CLASSES = 4096
-"""Classes of a tile. Its weight, logits and product should fit the last-level cache."""
+TILE_CLASSES = 8192
+"""Classes of a tile: few enough for its logits to stay in the cache, enough for its matrix products to be efficient."""
 
 
 def local_partials(
@@ -66,7 +66,7 @@ def local_class_gradients(
 
 
 def _num_kept(needs: Needs, num_rows: int, num_classes: int, itemsize: int) -> int:
-    """Number of classes, whole tiles of them, whose exponentials fit the budget."""
+    """Count the classes, in whole tiles, whose exponentials fit the budget."""
     if not needs.class_gradients:
         return 0
     num_fitting = needs.memory_budget // max(num_rows * itemsize, 1)
@@ -133,7 +133,7 @@ class _Head:
         return tile.view(self._scratch, 0, num_rows)
 
     def write_logits(self, tile: _Tile, weight_KD: Tensor, out_BK: Tensor) -> None:
-        """Out = X Wᵀ + b."""
+        """Write the logits X Wᵀ + b."""
         torch.mm(self.features_BD, weight_KD.T, out=out_BK)
         if self._bias_K is not None:
             out_BK.add_(self._bias_K[tile.start : tile.stop])
@@ -198,10 +198,12 @@ class _Sums:
         if self._products:
             self.moment_weight_BD.addmm_(moment_BK, weight_KD)
 
-    def maxima(self, first_label_B: Tensor) -> tuple[Tensor, Tensor]:
+    def maxima(self, first_label_B: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """Largest other logit below and above the first label, which is counted from the range's start."""
+        num_tiles = len(self.tile_max_CB)
+        tile_C1 = torch.arange(num_tiles)[:, None]
         label_tile_B = first_label_B.div(TILE_CLASSES, rounding_mode="floor")
-        tile_C1 = torch.arange(len(self.tile_max_CB))[:, None]
+        label_tile_B.masked_fill_(first_label_B >= num_classes, num_tiles)  # beyond the end of a ragged last tile
         before_B = self.tile_max_CB.masked_fill(tile_C1 >= label_tile_B, -torch.inf).amax(0)
         after_B = self.tile_max_CB.masked_fill(tile_C1 <= label_tile_B, -torch.inf).amax(0)
         return torch.maximum(before_B, self.own_before_B), torch.maximum(after_B, self.own_after_B)
@@ -245,7 +247,7 @@ def _partials_op(
         if bias_K is not None:
             sum_logits_B += bias_K.sum(dtype=weight_sum_D.dtype)
     partials = [sums.shift_B, sums.sum_B, sums.moment_B, sum_logits_B, sums.label_logit_LB]
-    partials.extend(sums.maxima(labels_LB[0] - start))
+    partials.extend(sums.maxima(labels_LB[0] - start, num_classes))
     return [*partials, sums.exp_weight_BD, sums.moment_weight_BD, weight_sum_D, exp_flat, sums.tile_shift_CB]
 
 
@@ -296,19 +298,15 @@ def _class_gradients_op(
             exp_BK.sub_(tile_shift_CB[tile.number][:, None]).exp_()
         scale_B, label_N = scale_CB[tile.number], label_LB.flatten()[tile.slot_N]
         if for_weight:
-            tile_gradient_KD = weight_gradient_KD[tile.start : tile.stop]
-            sum_KD = (
-                tile_gradient_KD
-                if tile_gradient_KD.dtype == scale_B.dtype
-                else exp_BK.new_empty(tile_gradient_KD.shape)
-            )
+            out_KD = weight_gradient_KD[tile.start : tile.stop]
+            sum_KD = out_KD if out_KD.dtype == scale_B.dtype else exp_BK.new_empty(out_KD.shape)
             torch.mm(exp_BK.T, head.features_BD * scale_B[:, None], out=sum_KD)
             sum_KD.index_add_(0, tile.column_N, head.features_BD[tile.row_N] * label_N[:, None])
-            tile_gradient_KD.copy_(sum_KD)
+            out_KD.copy_(sum_KD)  # rounds a narrower weight's gradient; else it is itself
         if for_bias:
-            tile_gradient_K = bias_gradient_K[tile.start : tile.stop]
-            torch.mv(exp_BK.T, scale_B, out=tile_gradient_K)
-            tile_gradient_K.index_add_(0, tile.column_N, label_N)
+            sum_K = bias_gradient_K[tile.start : tile.stop]
+            torch.mv(exp_BK.T, scale_B, out=sum_K)
+            sum_K.index_add_(0, tile.column_N, label_N)
     bias_dtype = weight_KD.dtype if bias_K is None else bias_K.dtype
     return weight_gradient_KD, bias_gradient_K.to(bias_dtype)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,8 @@ from rlpheads.loaders.torch_transforms import ImageTransform
 
 _DECODED_AT_ONCE = 32
 """Images that a worker holds at full size: enough to share the cost of drawing crops, few enough for its memory."""
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class LoaderError(RuntimeError):
@@ -71,7 +76,7 @@ class TorchLoader:
             prefetch_factor=options.prefetch if options.num_workers else None,
             persistent_workers=options.num_workers > 0,
             pin_memory=options.pin_memory,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_heed_the_parent_alone,
             # Its own generator: without one, every iter() takes a number from the global stream.
             generator=torch.Generator(),
         )
@@ -89,7 +94,8 @@ class TorchLoader:
         """
         first_step = self.order.step_at(self._consumed)
         self._requests.epoch, self._requests.first_step = self._epoch, first_step
-        batches = iter(self._batches)
+        with _starting_workers():
+            batches = iter(self._batches)
         for step in range(first_step, self.order.num_steps):
             batch = _next_batch(batches)
             self._consumed = self.order.consumed_after(step)
@@ -129,7 +135,8 @@ def _next_batch(batches: Iterator[Batch | ImageReadError]) -> Batch:
             f"or of batches read ahead. {error}"
         ) from error
     if isinstance(item, ImageReadError):
-        raise item
+        # A new one: raised itself, `item` would hold this frame, and so the workers, in a cycle of references.
+        raise ImageReadError(*item.args)
     return item
 
 
@@ -183,7 +190,39 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _leave_signals_to_the_parent(worker_id: int) -> None:  # noqa: ARG001
-    """Ignore the signals that a launcher or terminal sends to the whole group: the parent still needs its batches."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _starting_workers() -> Iterator[None]:
+    """Keep signals out of the start of the workers, and torch's handler for dead workers out of this process.
+
+    Whatever starts within has the stop signals blocked from its first moment. Torch's handler of SIGCHLD raises wherever
+    the main thread happens to be, in the middle of a checkpoint for one; without it a death is still found, within five
+    seconds, but where a batch is asked for.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    on_death = signal.getsignal(signal.SIGCHLD)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if in_main_thread and on_death is not None:
+            signal.signal(signal.SIGCHLD, on_death)
+
+
+def _heed_the_parent_alone(worker_id: int) -> None:  # noqa: ARG001
+    """Let the stop signals of a launcher or terminal pass: the parent gets them too, and still needs its batches.
+
+    Ignoring them outright would also ignore the SIGTERM with which the parent ends its workers when it exits, and then
+    waits for them without end.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    threading.Thread(target=_exit_when_the_parent_says_so, daemon=True).start()
+
+
+def _exit_when_the_parent_says_so() -> None:
+    """Take the blocked signals off the queue until it is the parent's SIGTERM."""
+    while True:
+        taken = signal.sigwaitinfo(_STOP_SIGNALS)
+        if taken.si_signo == signal.SIGTERM and taken.si_pid == os.getppid():
+            # The worker holds nothing that needs an orderly end.
+            os._exit(0)

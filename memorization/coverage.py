@@ -1,8 +1,8 @@
 """Do the intervals cover? Simulated cases in which the truth is set by hand, thousands at a time.
 
 An interval of level 95 % must contain the truth in 93-97 % of 2,000 cases (the count's own standard deviation is half a
-point). Two kinds are left out on purpose, since they promise at least their level and no more: the exact binomial bounds (hits are
-whole numbers) and McDiarmid's half-width (a worst case).
+point). Two kinds are left out on purpose, since they promise at least their level and no more: the exact binomial bounds
+(hits are whole numbers) and McDiarmid's half-width (a worst case).
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ class Bits(NamedTuple):
     total: Tensor
     per_sample: Tensor
     per_head_parameter: Tensor
+    per_network_parameter: Tensor | None
     log2_e_value: Tensor
     p_bound: Tensor
 
@@ -64,7 +65,14 @@ def rademacher_estimate(accuracy: Tensor | float, num_labels: int) -> Tensor:
     return (num_labels * as_float64(accuracy) - 1) / (num_labels - 1)
 
 
-def stored_bits(bits_N: Tensor, num_labels: int, num_features: int, seen_N: Tensor | None = None) -> Bits:
+def stored_bits(
+    bits_N: Tensor,
+    num_labels: int,
+    num_features: int,
+    seen_N: Tensor | None = None,
+    *,
+    num_network_parameters: int | None = None,
+) -> Bits:
     """Sum the bits b_i = log2 K + log2 p_i(y_i) of the samples: a lower bound on what is stored about the labels.
 
     Args:
@@ -72,18 +80,22 @@ def stored_bits(bits_N: Tensor, num_labels: int, num_features: int, seen_N: Tens
         num_labels: K.
         num_features: d; a linear head has d·(K−1) parameters that matter (softmax is blind to a shift).
         seen_N: bool (N,), the samples that count; default all.
+        num_network_parameters: parameters of the backbone, for a run with joint heads, whose backbone stores labels too.
 
     Returns:
         Bits of shape (...). For labels that were drawn i.i.d. and predictions that do not depend on them E[2^T] = 1.
     """
     check_num_labels(num_labels)
     check_count("num_features", num_features)
+    if num_network_parameters is not None:
+        check_count("num_network_parameters", num_network_parameters)
     selected = _select(bits_N, seen_N)
     total = selected.sum(-1)
     return Bits(
         total=total,
         per_sample=total / selected.shape[-1],
         per_head_parameter=total / (num_features * (num_labels - 1)),
+        per_network_parameter=None if num_network_parameters is None else total / num_network_parameters,
         log2_e_value=total,
         p_bound=torch.exp2(-total.clamp(min=0.0)),
     )

@@ -66,9 +66,9 @@ def sample_scores(hit_MN: Tensor, num_labels: int) -> SampleScores:
 
 
 def needed_draws(num_samples: int, num_labels: int, num_resolved: int = 1, rate: float = 0.05) -> int:
-    """Smallest M with K^−M ≤ rate·R/n: the draws that can resolve R memorised samples among n at that false discovery rate.
+    """Draws M that can resolve R memorised samples among n: the smallest M ≥ ln(n/(rate·R))/ln K.
 
-    It is M ≥ ln(n/(rate·R))/ln K: a sample hit in every draw has p-value K^−M, and Benjamini-Hochberg accepts R of them at rate·R/n.
+    A sample hit in every draw has the p-value K^−M, and Benjamini-Hochberg accepts R of them where that is at most rate·R/n.
     """
     check_num_labels(num_labels)
     check_count("num_samples", num_samples)
@@ -99,4 +99,6 @@ def memorized_set(hit_MN: Tensor, num_labels: int, *, num_resolved: int = 1, rat
     p_value = stats.binom.sf(hits.sum(0).numpy() - 1, num_draws, 1 / num_labels)
     adjusted = torch.from_numpy(stats.false_discovery_control(p_value, method="bh"))
     resolvable = num_draws >= least
-    return MemorizedSet(adjusted <= rate if resolvable else None, torch.from_numpy(p_value), adjusted, resolvable, least)
+    return MemorizedSet(
+        adjusted <= rate if resolvable else None, torch.from_numpy(p_value), adjusted, resolvable, least
+    )

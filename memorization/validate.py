@@ -7,6 +7,7 @@ simulation in which the truth is set by hand. To add an answer, write a function
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def main(checks: Sequence[Check] = CHECKS, console: Console | None = None) -> in
 
 def title(check: Check) -> str:
     """First line of a check's docstring."""
-    return (check.__doc__ or getattr(check, "__name__", "check")).strip().splitlines()[0].rstrip(".")
+    return (inspect.getdoc(check) or "Untitled").splitlines()[0].rstrip(".")
 
 
 def render(results: Sequence[tuple[str, Sequence[KnownAnswer]]]) -> Table:
@@ -62,12 +63,12 @@ def render(results: Sequence[tuple[str, Sequence[KnownAnswer]]]) -> Table:
                 answer.name,
                 f"{bound}{answer.expected:.6g}",
                 f"{answer.obtained:.6g}",
-                f"{answer.tolerance:.1g}",
+                f"{answer.tolerance:.2g}",
                 verdict,
             )
     return table
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
     sys.exit(main())

@@ -97,10 +97,11 @@ def test_stopped_ranks_agree_on_the_step(runner):
     runner.wait_for_step("both", 5, process)
     os.kill(process.pid, signal.SIGTERM)  # torchrun passes it on
     stopped = runner.finish(process, "both")
-    assert stopped.status["status"] == "requeue", stopped.output
+    status = stopped.status
+    assert status["status"] == "requeue", stopped.output
     finished = runner.run("both", ranks=2)
     assert finished.code == 0, finished.output
-    assert f"at step {stopped.status['step']}" in finished.output
+    assert f"at step {status['step']}" in finished.output
     for name, columns in finished.ledgers.items():
         assert max(columns["count"].to_pylist()) == 1, name
 

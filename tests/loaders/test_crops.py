@@ -51,7 +51,7 @@ MEASURES = {
 
 
 def test_area_and_ratio_are_drawn_from_the_given_ranges():
-    """A large square image never rejects: area is uniform, log ratio uniform, and so is the position in the room left."""
+    """A large square image never rejects: area and log ratio are uniform, and so is the position in the room left."""
     height = width = 4000
     top, left, crop_height, crop_width = boxes_of(20_000, height, width, CropSpec(16, (0.1, 0.5), (0.8, 1.25))).T
     area = crop_height * crop_width / (height * width)

@@ -69,6 +69,7 @@ def test_a_jpeg_of_torchvision_is_read_too():
     assert torch.equal(decode_rgb(encode_jpeg(flat).numpy().tobytes()), flat)
 
 
+@pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

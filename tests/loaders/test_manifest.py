@@ -83,5 +83,5 @@ def test_padding_has_no_name(index):
 
 
 def test_samples_that_are_not_files_have_no_path():
-    with pytest.raises(ValueError, match="cat/2.jpg has no path"):
+    with pytest.raises(ValueError, match=r"cat/2\.jpg has no path"):
         make().path(1)

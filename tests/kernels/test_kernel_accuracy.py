@@ -1,0 +1,92 @@
+"""Low-precision results against float64, at every margin, spread and order of the logits."""
+
+import pytest
+import torch
+from kernel_problems import KINDS, Problem, evaluate, make_problem, margin_problem, relative_error
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+GRADIENTS = ("weight_gradient", "regularizer_gradient", "joint_gradient")
+
+
+def assert_as_accurate_as_plain(problem: Problem, kind: str) -> None:
+    """The error in float32 is at most twice the plain implementation's in float32, and 1e-6."""
+    truth = evaluate(problem.to(torch.float32).to(torch.float64), kind, "reference")
+    plain = evaluate(problem.to(torch.float32), kind, "reference")
+    tiled = evaluate(problem.to(torch.float32), kind, "tiled_cpu")
+    for name in GRADIENTS:
+        bound = 2 * relative_error(plain[name], truth[name]) + 1e-6
+        assert relative_error(tiled[name], truth[name]) <= bound, name
+    for name in ("cross_entropy_B", "regularizer_B", "bits_B", "margin_B", "lse_B"):
+        scale = 1 + truth[name].abs().max()
+        plain_error, error = ((result[name].double() - truth[name]).abs().max() / scale for result in (plain, tiled))
+        assert error <= 2 * plain_error + 1e-6, name
+
+
+@kinds
+@pytest.mark.parametrize("margin", [0, 4, 8, 12, 16, 24, 40, 80])
+def test_every_margin(kind: str, margin: int, tile_classes: int) -> None:
+    assert_as_accurate_as_plain(margin_problem(margin), kind)
+
+
+@pytest.mark.parametrize("margin", [4, 12, 16, 40, 80])
+@pytest.mark.parametrize("impl", ["reference", "tiled_cpu"])
+def test_unlikelihood_approaches_its_limit(margin: int, impl: str) -> None:
+    """As p_y → 1 the gradient tends to W_y minus the others' softmax mean of W; p_y/(1 − p_y)·S is NaN from 16 on."""
+    problem = margin_problem(margin).to(torch.float32)
+    weight_KD, labels_B = problem.weight_KD.double(), problem.labels_B
+    logits_BK = problem.features_BD.double() @ weight_KD.T
+    others_BK = logits_BK.scatter(1, labels_B[:, None], -torch.inf)
+    p_B = torch.sigmoid(logits_BK.gather(1, labels_B[:, None])[:, 0] - others_BK.logsumexp(1))
+    expected_BD = p_B[:, None] * (weight_KD[labels_B] - others_BK.softmax(1) @ weight_KD)
+    result = evaluate(problem, "unlikelihood", impl)
+    assert relative_error(result["regularizer_gradient"], expected_BD) < 2e-6
+
+
+@kinds
+def test_entropy_like_gradients_survive_a_dominant_class_that_is_no_label(kind: str) -> None:
+    problem = margin_problem(60)
+    other = Problem(problem.features_BD, problem.weight_KD, (problem.labels_B + 1) % 500)
+    assert_as_accurate_as_plain(other, kind)
+
+
+@kinds
+@pytest.mark.parametrize("spread", [0.01, 0.1, 1.0, 10.0, 30.0])
+def test_every_spread(kind: str, spread: float, tile_classes: int) -> None:
+    assert_as_accurate_as_plain(make_problem(3, 16, 700, num_features=24, spread=spread), kind)
+
+
+@kinds
+@pytest.mark.parametrize(("first", "last"), [(-300, 300), (300, -300)])
+def test_logits_that_rise_or_fall_by_hundreds(kind: str, first: int, last: int, small_tiles: int) -> None:
+    """A running maximum that climbs far beyond the range of exp, tile after tile, and one that never moves."""
+    logits_K = torch.linspace(first, last, 60, dtype=torch.float64)
+    labels_B = torch.tensor([0, 1, 29, 30, 58, 59])
+    problem = Problem(torch.ones(6, 1, dtype=torch.float64), logits_K[:, None].contiguous(), labels_B)
+    assert_as_accurate_as_plain(problem, kind)
+
+
+@kinds
+def test_a_label_far_above_the_first_classes(kind: str) -> None:
+    """Its own term is no part of any sum, so that it cannot overflow one."""
+    problem = make_problem(2, 8, 9000, num_features=3)
+    labels_B = torch.arange(8) * 1000 + 500
+    weight_KD = problem.weight_KD.clone()
+    weight_KD[labels_B] = 200 * problem.features_BD / problem.features_BD.square().sum(1, keepdim=True)
+    result = evaluate(Problem(problem.features_BD, weight_KD, labels_B).to(torch.float32), kind, "tiled_cpu")
+    assert all(value.isfinite().all() for value in result.values() if value.is_floating_point())
+    assert_as_accurate_as_plain(Problem(problem.features_BD, weight_KD, labels_B), kind)
+
+
+def test_a_row_of_nan_leaves_the_other_rows_alone() -> None:
+    problem = make_problem(1, 4, 30)
+    broken_BD = problem.features_BD.clone()
+    broken_BD[1] = torch.nan
+    clean = evaluate(problem, "unlikelihood", "tiled_cpu")
+    broken = evaluate(
+        Problem(broken_BD, problem.weight_KD, problem.labels_B, problem.bias_K), "unlikelihood", "tiled_cpu"
+    )
+    keep = [0, 2, 3]
+    for name in ("cross_entropy_B", "regularizer_B", "bits_B", "regularizer_gradient"):
+        torch.testing.assert_close(broken[name][keep], clean[name][keep])
+        assert broken[name][1].isnan().all()
+    assert not broken["hit_B"][1]
