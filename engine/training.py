@@ -137,7 +137,7 @@ def build_training(config: Config, sources: Sources, folder: RunFolder, launch: 
 
 def _split(config: Config, source: ImageSource, learner: Learner, launch: Launch) -> Split:
     manifest = source.manifest
-    wanted = config.eval.batch_size or config.batch_size
+    wanted = min(config.eval.batch_size or config.batch_size, manifest.num_samples)  # no more padding than it takes
     batch_size = -(-wanted // launch.world_size) * launch.world_size
     order = Order(manifest.num_samples, batch_size, 0, False, "pad")
     table = label_table(

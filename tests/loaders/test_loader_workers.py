@@ -1,5 +1,6 @@
 """Workers under real signals, and under both ways to start them."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,8 @@ import torch
 
 from rlpheads.loaders.batch import Batch, Loader, LoaderOptions
 from rlpheads.loaders.crops import CropSpec
+from rlpheads.loaders.datasets import open_dataset
+from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.order import Order
 from rlpheads.loaders.torch_loader import LoaderError
@@ -56,16 +59,42 @@ def test_a_killed_worker_ends_the_epoch_with_a_clear_error(digits):
     assert loader.state_dict() == {"epoch": 0, "consumed": consumed}
 
 
-def test_workers_end_with_their_loader(digits):
-    loader, batches, workers = start(digits, num_workers=2)
-    del loader, batches
+def wait_for_the_end_of(workers: list[int]) -> None:
     for worker in workers:
-        for _ in range(100):
+        for _ in range(50):
             if worker not in {process.pid for process in multiprocessing.active_children()}:
                 break
             time.sleep(0.1)
         else:
             pytest.fail(f"worker {worker} still runs")
+
+
+def test_workers_end_with_their_loader(digits):
+    loader, batches, workers = start(digits, num_workers=2)
+    del loader, batches
+    wait_for_the_end_of(workers)
+
+
+def test_workers_end_after_an_unreadable_image(write_tree):
+    """By reference counts alone: an error that keeps its loader in a cycle would leave the workers to the collector."""
+    before = {process.pid for process in multiprocessing.active_children()}
+    root = write_tree({f"{split}/{label}": ["1.png", "2.png"] for split in ("train", "val") for label in "ab"})
+    (root / "train" / "a" / "1.png").write_bytes(b"no image")
+    source, _ = open_dataset("imagefolder", root, seed=0)
+    order, options = Order(4, 2, shuffle=False), LoaderOptions(num_workers=2)
+    gc.disable()
+    try:
+        loader = make_loader("torch", source, order, CropSpec(16), train=True, options=options)
+        workers = []
+        try:
+            next(iter(loader))
+        except ImageReadError:
+            workers = [child.pid for child in multiprocessing.active_children() if child.pid not in before]
+        assert len(workers) == 2
+        del loader
+        wait_for_the_end_of(workers)
+    finally:
+        gc.enable()
 
 
 SCRIPT = """
