@@ -293,8 +293,8 @@ def test_dump_is_plain_yaml_in_the_order_of_the_dataclasses() -> None:
     text = dump_config(config)
     loaded = yaml.safe_load(text)
     assert list(loaded) == [field.name for field in dataclasses.fields(Config)]
-    assert loaded["data"]["crop_scale"] == [0.7, 1.0]
-    assert "crop_scale: [0.7, 1.0]\n" in text
+    assert loaded["data"]["crop_scale"] == [0.85, 1.0]
+    assert "crop_scale: [0.85, 1.0]\n" in text
     assert dump_config(config) == text
 
 

@@ -71,7 +71,7 @@ NUMBERS = [
     (["--heads.draws", "0"], "heads.draws: got 0; allowed: a number at least 1"),
     (["--heads.joint", "-1"], "heads.joint: got -1.0; allowed: a number at least 0"),
     (["--regularizer.factor", "-1"], "regularizer.factor: got -1.0; allowed: a number at least 0"),
-    (["--schedule.warmup_epochs", "26"], "schedule.warmup_epochs: got 26.0; allowed: at most the epochs, 25"),
+    (["--schedule.warmup_epochs", "41"], "schedule.warmup_epochs: got 41.0; allowed: at most the epochs, 40"),
     (
         ["--schedule.min_lr_fraction", "2"],
         "schedule.min_lr_fraction: got 2.0; allowed: a number at least 0 and at most 1",
@@ -123,7 +123,7 @@ NAMES = [
     (["--model.args.num_heads", "0"], "which cannot be built: ZeroDivisionError: integer modulo by zero"),
     (
         ["--data.image_size", "32"],
-        "does not take images of 32 x 32 pixels: Input height (32) doesn't match model (16).",
+        "does not take images of 32 x 32 pixels: Input height (32) doesn't match model (8).",
     ),
     (["--heads.taps", "[6]"], "the network has 6 blocks, 0 to 5, or -6 to -1 from the end; the nearest is 5"),
     (["--regularizer.taps", "[-7]"], "the network has 6 blocks, 0 to 5, or -6 to -1 from the end; the nearest is -6"),

@@ -274,20 +274,20 @@ def test_mixed_dtypes_keep_the_precision_of_each_gradient(impl: str) -> None:
 
 
 @impls
-def test_autocast_does_not_lower_the_precision(impl: str) -> None:
+@kinds
+def test_autocast_does_not_lower_the_precision(impl: str, kind: str) -> None:
     problem = make_problem(1, 16, 40).to(torch.float32)
-    outside = evaluate(problem, "entropy", impl)
+    outside = evaluate(problem, kind, impl)
+    features_BD, weight_KD = problem.features_BD.requires_grad_(), problem.weight_KD.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         inside = random_label_loss(
-            problem.features_BD,
-            problem.weight_KD,
-            problem.labels_B,
-            bias_K=problem.bias_K,
-            regularizer="entropy",
-            impl=impl,
+            features_BD, weight_KD, problem.labels_B, bias_K=problem.bias_K, regularizer=kind, impl=impl
         )
     for name in ("cross_entropy_B", "regularizer_B", "lse_B", "margin_B"):
-        torch.testing.assert_close(getattr(inside, name), outside[name])
+        torch.testing.assert_close(getattr(inside, name).detach(), outside[name])
+    (inside.cross_entropy_B + inside.regularizer_B).sum().backward()
+    torch.testing.assert_close(weight_KD.grad, outside["weight_gradient"])
+    torch.testing.assert_close(features_BD.grad, outside["regularizer_gradient"])
 
 
 # ---------------------------------------------------------------------------------------------------------- clear refusals
