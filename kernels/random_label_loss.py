@@ -25,6 +25,9 @@ IMPLS = ("auto", "reference", *KERNELS)
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
 """Bytes of exponentials that are kept for backward unless the caller says otherwise."""
 
+SMALL_LOGITS = 2**17
+"""Entries of B x K up to which `auto` writes all logits out: below, a call costs more than its arithmetic."""
+
 
 class RandomLabelLoss(NamedTuple):
     """What `random_label_loss` returns: all (B,), float32, or float64 if an input is; `hit_B` is bool.
@@ -89,7 +92,7 @@ def random_label_loss(
             `reversal` log p_y, unbounded below; `entropy` Σ_j p_j log p_j + log K = KL(p ‖ uniform); or None.
         joint: whether to return `joint_B`.
         impl: `reference` is plain PyTorch and holds B×K logits; `tiled_cpu` streams the classes in tiles, on the CPU;
-            `auto` takes `tiled_cpu` on the CPU, else `reference`.
+            `auto` takes `tiled_cpu` on the CPU unless the logits are few (`SMALL_LOGITS`), else `reference`.
         memory_budget: bytes of exponentials that may be kept from forward to backward, by default 256 MiB. What does
             not fit (all would need 4·B·K bytes) is recomputed in backward, at the price of at most one matrix product
             more. `reference` ignores it.
@@ -107,7 +110,7 @@ def random_label_loss(
     arguments.check_labels(features_BD, labels_B, pair)
     arguments.check_regularizer(regularizer)
     arguments.check_memory_budget(memory_budget)
-    impl = _resolve_impl(impl, features_BD.device)
+    impl = _resolve_impl(impl, features_BD, len(weight_KD))
     head = ClassRange(weight_KD, bias_K, start=0, num_labels=len(weight_KD))
     labels = arguments.checked_values(
         row_labels(labels_B, pair, accumulation_dtype(features_BD, weight_KD)), head.num_labels
@@ -124,13 +127,16 @@ def random_label_loss(
     return _by_stages(features_BD, head, labels, needs, joint, impl)
 
 
-def _resolve_impl(impl: str, device: torch.device) -> str:
-    """Return the implementation to run on this device."""
+def _resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
+    """Return the implementation to run on this device and size."""
     arguments.check_choice("impl", impl, IMPLS)
+    on_cpu = features_BD.device.type == "cpu"
     if impl == "auto":
-        return "tiled_cpu" if device.type == "cpu" else "reference"
-    if impl == "tiled_cpu" and device.type != "cpu":
-        raise ValueError(f"impl 'tiled_cpu' runs on the CPU; the features are on {device}: use 'auto' or 'reference'")
+        return "tiled_cpu" if on_cpu and len(features_BD) * num_labels > SMALL_LOGITS else "reference"
+    if impl == "tiled_cpu" and not on_cpu:
+        raise ValueError(
+            f"impl 'tiled_cpu' runs on the CPU; the features are on {features_BD.device}: use 'auto' or 'reference'"
+        )
     return impl
 
 
