@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -41,6 +42,11 @@ def _build_parser() -> argparse.ArgumentParser:
     env = commands.add_parser("env", help="print versions, devices and the source commit", allow_abbrev=False)
     env.add_argument("--json", action="store_true", help="as JSON, as environment.json of a run folder has it")
     env.set_defaults(run=_run_env)
+    canaries = commands.add_parser("canaries", help="say which measure finds the planted samples", allow_abbrev=False)
+    canaries.add_argument("folder", metavar="RUN", type=Path, help="run folder, with canaries.parquet and ledgers")
+    canaries.add_argument("--phase", choices=("running", "clean"), default="running", help="which ledgers are read")
+    canaries.add_argument("--json", action="store_true", help="as JSON")
+    canaries.set_defaults(run=_run_canaries)
     return parser
 
 
@@ -53,6 +59,12 @@ def _run_env(arguments: argparse.Namespace) -> int:
     else:
         Console().print(_environment_table(environment))
     return 0
+
+
+def _run_canaries(arguments: argparse.Namespace) -> int:
+    from rlpheads.engine.canary_report import run_canaries  # imports torch, which the help can do without
+
+    return run_canaries(arguments.folder, arguments.phase, as_json=arguments.json)
 
 
 def _environment_table(environment: Mapping[str, Any]) -> Table:

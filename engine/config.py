@@ -29,6 +29,20 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class CanaryConfig:
+    """Training samples planted to see whether the measures find them; see `rlpheads canaries`. Counts of 0: none."""
+
+    mislabelled: int = 0
+    """Training images that are given a wrong class."""
+    repeated: int = 0
+    """Training images that stand in the training set several times."""
+    repeats: int | list[int] = field(default_factory=lambda: [2, 4, 8])
+    """How many times in total; a list: the repeated images take its numbers in turn."""
+    near_duplicates: int = 0
+    """Training images of which a copy, a tenth darker, is added."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read, and how an image becomes the model's input."""
 
@@ -58,6 +72,9 @@ class DataConfig:
     """Channel standard deviations that are divided by, in units of full intensity."""
     partial: Literal["drop", "pad"] = "drop"
     """The last, partial global batch of a training epoch: left out, or filled up with rows that count nowhere."""
+    label_noise: float = 0.0
+    """Fraction of the training images whose class is replaced by another, each other class as likely, in [0, 1)."""
+    canaries: CanaryConfig = field(default_factory=CanaryConfig)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,11 @@ RANGES: dict[str, Interval] = {
     "data.eval_crop_fraction": _SHARE,
     "data.mean": _FRACTION,
     "data.std": _SHARE,
+    "data.label_noise": _BELOW_1,
+    "data.canaries.mislabelled": _FROM_0,
+    "data.canaries.repeated": _FROM_0,
+    "data.canaries.repeats": Interval(2),
+    "data.canaries.near_duplicates": _FROM_0,
     "model.label_smoothing": _BELOW_1,
     "model.ema_decay": _BETWEEN_0_AND_1,
     "heads.labels": Interval(2, 2**31 - 1),
@@ -79,7 +84,7 @@ RANGES: dict[str, Interval] = {
     "checkpoint.keep": _FROM_1,
     **{f"{part}.{name}": interval for part in ("optim", "heads.optim") for name, interval in _OPTIM.items()},
 }
-"""What every number of a `Config` may be, by dotted key; for a tuple, each of its numbers. null is not a number."""
+"""What every number of a `Config` may be, by dotted key; for a tuple or list, each of its numbers. null is not a number."""
 
 
 def check_config(config: Config, world_size: int) -> None:
@@ -106,9 +111,10 @@ def _check_ranges(config: Config) -> None:
         value: Any = config
         for name in key.split("."):
             value = getattr(value, name)
-        numbers = value if isinstance(value, tuple) else (value,)
+        several = isinstance(value, (tuple, list))
+        numbers = value if several else (value,)
         if not all(number is None or number in interval for number in numbers):
-            raise refusal(key, value, f"{'numbers' if isinstance(value, tuple) else 'a number'} {interval}")
+            raise refusal(key, value, f"{'numbers' if several else 'a number'} {interval}")
     for key, (least, most) in (("crop_scale", config.data.crop_scale), ("crop_ratio", config.data.crop_ratio)):
         if least > most:
             raise refusal(f"data.{key}", (least, most), f"the lesser number first: [{most}, {least}]")
@@ -152,6 +158,8 @@ def _check_run(run: RunConfig) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
+    if data.canaries.repeats == []:
+        raise refusal("data.canaries.repeats", [], "a number at least 2, or a list of them")
     if data.dataset == "digits":
         if data.root is not None:
             raise refusal("data.root", data.root, "null for digits, which come with scikit-learn")

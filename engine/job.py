@@ -21,6 +21,7 @@ from rlpheads.engine.environment import collect_environment
 from rlpheads.engine.launch import Launch, Rank
 from rlpheads.engine.learner import num_parameters
 from rlpheads.engine.loop import Outcome, TrainingDivergedError, fit
+from rlpheads.engine.planting import planted, write_truth
 from rlpheads.engine.resume import ResumePoint, Sources, find_resume_point
 from rlpheads.engine.run_folder import RunFolder, RunFolderError, claim, write_atomically
 from rlpheads.engine.streams import stream_seed
@@ -59,6 +60,7 @@ def _begin(config: Config, sources: Sources, folder: RunFolder) -> ResumePoint |
         raise ConfigError(str(error)) from error
     if point is None:
         write_atomically(folder.path / "config.yaml", dump_config(config))
+        write_truth(sources.train, folder.path)
         folder.write_json("environment.json", collect_environment())
     folder.write_status("running", "started", pid=os.getpid())
     return point
@@ -74,7 +76,8 @@ def open_sources(config: Config) -> Sources:
     data = config.data
     try:
         seed = stream_seed(config.seed, "split")
-        sources = Sources(*open_dataset(data.dataset, data.root, val_fraction=data.val_fraction, seed=seed))
+        train, heldout = open_dataset(data.dataset, data.root, val_fraction=data.val_fraction, seed=seed)
+        sources = Sources(planted(train, data, stream_seed(config.seed, "canaries")), heldout)
     except DatasetError as error:
         raise ConfigError(str(error)) from error
     num_samples = sources.train.manifest.num_samples

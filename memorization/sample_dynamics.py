@@ -33,6 +33,17 @@ def first_learned_epoch(hit_EN: Tensor) -> Tensor:
     return torch.where(ever_N, hit_EN.to(torch.uint8).argmax(0), len(hit_EN))
 
 
+def learned_for_good_epoch(hit_EN: Tensor) -> Tensor:
+    """Position of the first epoch from which each sample was hit to the end; E for one missed in the last. int64 (N,).
+
+    Unlike the first hit, it is not moved by the lucky hits of a network that has learned nothing yet.
+
+    Source: Maini et al., Characterizing Datapoints via Second-Split Forgetting (NeurIPS 2022), first-split learning time.
+    """
+    hit_EN = _hits(hit_EN)
+    return len(hit_EN) - hit_EN.flip(0).to(torch.int64).cumprod(0).sum(0)
+
+
 def forgetting_events(hit_EN: Tensor) -> Tensor:
     """How often each sample was hit in one epoch and missed in the next. int64 (N,); 0 for a sample never learned.
 

@@ -78,7 +78,13 @@ def largest_saved(memory_budget: int | None, num_rows: int, num_labels: int) -> 
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         random_label_loss(
-            features_BD, weight_KD, problem.labels_B, regularizer="entropy", joint=True, memory_budget=memory_budget
+            features_BD,
+            weight_KD,
+            problem.labels_B,
+            regularizer="entropy",
+            joint=True,
+            impl="tiled_cpu",
+            memory_budget=memory_budget,
         )
     return max(sizes)
 
