@@ -47,7 +47,33 @@ def _build_parser() -> argparse.ArgumentParser:
     canaries.add_argument("--phase", choices=("running", "clean"), default="running", help="which ledgers are read")
     canaries.add_argument("--json", action="store_true", help="as JSON")
     canaries.set_defaults(run=_run_canaries)
+    audit = commands.add_parser("audit", help="refit probes to the features of a checkpoint", allow_abbrev=False)
+    _add_audit_arguments(audit)
+    audit.set_defaults(run=_run_audit)
     return parser
+
+
+def _add_audit_arguments(audit: argparse.ArgumentParser) -> None:
+    audit.description = (
+        "Refit probes to frozen features of a run. Label excess: does a tap hold the run's own random labels? Membership "
+        "excess: are training images told apart more easily than held-out ones? Writes RUN/audit/*.json."
+    )
+    audit.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    audit.add_argument("--epoch", type=int, help="the checkpoint of the end of this epoch; default: the newest one")
+    audit.add_argument(
+        "--taps",
+        help="places such as 0,-1,3.attn (in block 3, after its attention); all: every block; inside: after attention "
+        "and after MLP of every block; default: the run's own taps",
+    )
+    audit.add_argument("--probe", default="least_squares", help="least_squares (default), logistic or two_layer")
+    audit.add_argument("--hidden", type=int, help="hidden units of two_layer")
+    audit.add_argument("--draws", type=int, default=8, help="fresh draws of the labels, at least 4; default: 8")
+    audit.add_argument("--level", type=float, default=0.95, help="coverage of the intervals; default: 0.95")
+    audit.add_argument("--root", help="folder of the images, if they were moved since the run")
+    audit.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if there is one"
+    )
+    audit.add_argument("--json", action="store_true", help="print what is written, in place of the table")
 
 
 def _run_env(arguments: argparse.Namespace) -> int:
@@ -65,6 +91,14 @@ def _run_canaries(arguments: argparse.Namespace) -> int:
     from rlpheads.engine.canary_report import run_canaries  # imports torch, which the help can do without
 
     return run_canaries(arguments.folder, arguments.phase, as_json=arguments.json)
+
+
+def _run_audit(arguments: argparse.Namespace) -> int:
+    from rlpheads.engine.audit_run import AuditOptions, run_audit  # imports torch, which the help can do without
+
+    names = ("taps", "probe", "hidden", "draws", "level", "device")
+    options = AuditOptions(**{name: getattr(arguments, name) for name in names})
+    return run_audit(arguments.folder, arguments.epoch, arguments.root, options, as_json=arguments.json)
 
 
 def _environment_table(environment: Mapping[str, Any]) -> Table:

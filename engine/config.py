@@ -115,6 +115,9 @@ class HeadsConfig:
     """K, the number of random labels."""
     draws: int = 1
     """M, the number of independent random labels of each sample, each with a head of its own at every tap."""
+    audit_draws: int | None = None
+    """Further draws whose heads only measure: the regulariser and the joint term never see their labels, so they find
+    memory that a regulariser hides from its own heads. null: 1 where there is a regulariser or joint term, else 0."""
     taps: Literal["all", "none"] | list[int] = "all"
     """Blocks whose output a head reads: all, none, or a list of block numbers (negative: from the end)."""
     pool: Literal["auto", "token", "mean"] = "auto"
@@ -139,6 +142,11 @@ class RegularizerConfig:
     """Weight λ; at 0 the backbone is bit-identical to one trained without heads."""
     taps: Literal["all"] | list[int] = "all"
     """Which of the heads' taps are regularised."""
+    target: float | None = None
+    """Wanted clean random-label accuracy of the audit heads minus the head-only baseline, averaged over the regularised
+    taps (0.02: two points above it). λ then starts at factor and is steered after every clean pass; null: λ is factor."""
+    target_rate: float = 20.0
+    """How hard λ is steered: a clean pass multiplies it by exp(target_rate x (accuracy - baseline - target))."""
 
 
 @dataclass(frozen=True)

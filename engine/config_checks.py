@@ -72,8 +72,11 @@ RANGES: dict[str, Interval] = {
     "model.ema_decay": _BETWEEN_0_AND_1,
     "heads.labels": Interval(2, 2**31 - 1),
     "heads.draws": _FROM_1,
+    "heads.audit_draws": _FROM_0,
     "heads.joint": _FROM_0,
     "regularizer.factor": _FROM_0,
+    "regularizer.target": Interval(-1, 1),
+    "regularizer.target_rate": _ABOVE_0,
     "schedule.warmup_epochs": _FROM_0,
     "schedule.min_lr_fraction": _FRACTION,
     "eval.every": _FROM_1,
@@ -102,6 +105,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_run(config.run)
     _check_data(config.data)
     _check_terms(config)
+    _check_target(config)
     _check_device(config)
     _check_parts(config)
 
@@ -184,6 +188,20 @@ def _check_terms(config: Config) -> None:
     for key, taps in (("heads.taps", config.heads.taps), ("regularizer.taps", config.regularizer.taps)):
         if taps == []:
             raise refusal(key, taps, "all or at least one block" + (", or none" if key == "heads.taps" else ""))
+
+
+def _check_target(config: Config) -> None:
+    target = config.regularizer.target
+    if target is None:
+        return
+    if config.regularizer.factor == 0:
+        raise refusal("regularizer.target", target, "null while regularizer.factor, where λ starts, is 0")
+    if config.heads.audit_draws == 0:
+        raise refusal(
+            "regularizer.target", target, "null while heads.audit_draws is 0: audit heads measure the distance"
+        )
+    if config.eval.clean_every == 0:
+        raise refusal("regularizer.target", target, "null while eval.clean_every is 0: λ is steered after a clean pass")
 
 
 def _check_device(config: Config) -> None:

@@ -85,9 +85,11 @@ class Display:
         table.add_column("tap", justify="right")
         for block in taps:
             table.add_column(str(block), justify="right")
-        for phase in ("running", "clean", "heldout"):
-            if f"rla_{phase}" in row:
-                table.add_row(phase.replace("heldout", "held-out"), *[percent(value) for value in row[f"rla_{phase}"]])
+        for prefix in ("", "audit_"):
+            for phase in ("running", "clean", "heldout"):
+                if (rla_T := row.get(f"{prefix}rla_{phase}")) is not None:
+                    name = f"{prefix}{phase}".replace("_", " ").replace("heldout", "held-out")
+                    table.add_row(name, *[percent(value) for value in rla_T])
         self._console.print(table)
 
     def findings(self, found: Findings) -> None:
@@ -132,10 +134,10 @@ def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
 def findings_table(found: Findings) -> Table:
     """Return the table of a run's random-label accuracies by tap."""
     table = Table(title="random-label accuracy by tap", title_justify="left", padding=(0, 1))
-    for name in ("tap", "running", "clean", "head-only baseline", "chance", "held-out"):
+    for name in ("tap", "running", "clean", "audit clean", "head-only baseline", "chance", "held-out"):
         table.add_column(name, justify="right")
     for tap in found.taps:
-        cells = (tap.running, tap.clean, tap.baseline, found.chance, tap.heldout)
+        cells = (tap.running, tap.clean, tap.audit, tap.baseline, found.chance, tap.heldout)
         table.add_row(str(tap.block), *[percent(value) for value in cells])
     return table
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlpheads.engine.config import Precision
+from rlpheads.engine.models import Network
 from rlpheads.engine.precision import autocast
 from rlpheads.engine.step import Routes, forward_rows, record_rows
 from rlpheads.loaders.batch import Batch, Loader
@@ -32,7 +33,7 @@ class Evaluation:
     Attributes:
         loss: mean cross-entropy of the classes, in nats.
         top1: accuracy of the classes, in [0, 1].
-        rla_TM: random-label accuracy of each tap and draw, in [0, 1].
+        rla_TM: random-label accuracy of each tap and draw, in [0, 1]; the audit heads' draws come last.
         num_samples: samples seen.
 
     """
@@ -42,10 +43,9 @@ class Evaluation:
     rla_TM: list[list[float]]
     num_samples: int
 
-    @property
-    def rla_T(self) -> list[float]:  # noqa: N802 - shape suffix
-        """Random-label accuracy of each tap, averaged over its draws."""
-        return [sum(draws) / len(draws) for draws in self.rla_TM]
+    def rla_T(self, draws: slice = slice(None)) -> list[float]:  # noqa: N802 - shape suffix
+        """Return the random-label accuracy of each tap, averaged over the given draws (all of them)."""
+        return [sum(chosen := rla_M[draws]) / len(chosen) for rla_M in self.rla_TM]
 
 
 def summarize(ledger: Ledger) -> Evaluation:
@@ -62,8 +62,7 @@ def merge(ledger: Ledger, world_size: int) -> None:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
-    heads: nn.Module | None,
+    network: Network,
     split: Split,
     routes: Routes,
     prepare: Callable[[Batch], tuple[Tensor, Batch]],
@@ -72,8 +71,7 @@ def evaluate(
     """Fill `split.ledger` from one pass over the split and return its averages. Collective.
 
     Args:
-        model: tapped classifier, in evaluation mode.
-        heads: its heads, in evaluation mode, or None.
+        network: tapped classifier and its heads, in evaluation mode.
         split: what is evaluated.
         routes: the terms; only what is measured is computed.
         prepare: moves a batch to the device and returns its normalised images beside it.
@@ -85,7 +83,7 @@ def evaluate(
     for host_batch in split.loader:
         images, batch = prepare(host_batch)
         with autocast(images.device, precision):
-            rows = forward_rows(model, heads, images, batch, split.table_MN, routes)
+            rows = forward_rows(network, images, batch, split.table_MN, routes)
         record_rows(split.ledger, batch, rows)
     merge(split.ledger, routes.world_size)
     return summarize(split.ledger)

@@ -20,6 +20,7 @@ class TapFinding:
         block: number of the block that the tap reads.
         running: on augmented images while the weights moved (last epoch).
         clean: on the training set without augmentation, weights at rest (last epoch that measured it).
+        audit: clean, of the audit heads, whose labels the regulariser never saw.
         baseline: what a least-squares head alone reaches on features that know nothing of the labels.
         heldout: on held-out images, where nobody can know the labels.
 
@@ -28,6 +29,7 @@ class TapFinding:
     block: int
     running: float | None
     clean: float | None
+    audit: float | None
     baseline: float
     heldout: float
 
@@ -76,8 +78,10 @@ def summarize_findings(
         for draw, accuracy in enumerate(draws)
         if not bounds.contains(accuracy)
     )
-    running, clean = _last(history, "rla_running", len(blocks)), _last(history, "rla_clean", len(blocks))
-    taps = tuple(map(TapFinding, blocks, running, clean, baselines, heldout.rla_T))
+    names = ("rla_running", "rla_clean", "audit_rla_clean")
+    last = [_last(history, name, len(blocks)) for name in names]
+    columns = zip(blocks, *last, baselines, heldout.rla_T(), strict=True)
+    taps = tuple(TapFinding(*column) for column in columns)
     return Findings(heldout.top1, 1 / num_labels, taps, (float(bounds.low), float(bounds.high)), strayed)
 
 

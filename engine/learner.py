@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from rlpheads.engine.config import Config
 from rlpheads.engine.launch import Launch
-from rlpheads.engine.models import TappedModel, build_model, tap_dims
+from rlpheads.engine.models import Network, TappedModel, build_model, tap_dims
 from rlpheads.engine.optimizer import Span, TrainedPart, build_part
 from rlpheads.engine.streams import stream_seed
 from rlpheads.memorization.heads import RLPHeads
@@ -28,6 +28,8 @@ class Learner:
         backbone: the tapped classifier.
         heads: the random-label prediction heads, or None when no tap is read. They have a wrapper, an optimizer and
             a clipping norm of their own, so that with λ = 0 the backbone is bit-identical with and without them.
+        audit: heads on draws of the labels that nothing but their own loss ever sees, or None; apart from `heads` in
+            everything, so that they change nothing.
         ema: moving average of the backbone's weights (never of the heads'), or None.
         dims: width of every tap.
 
@@ -35,6 +37,7 @@ class Learner:
 
     backbone: TrainedPart
     heads: TrainedPart | None
+    audit: TrainedPart | None
     ema: ModelEmaV3 | None
     dims: tuple[int, ...]
 
@@ -44,6 +47,20 @@ class Learner:
         yield "backbone", self.backbone
         if self.heads is not None:
             yield "heads", self.heads
+        if self.audit is not None:
+            yield "audit", self.audit
+
+    @property
+    def wrapped(self) -> Network:
+        """The modules as training runs them, in their wrappers."""
+        heads, audit = (None if part is None else part.wrapped for part in (self.heads, self.audit))
+        return Network(self.backbone.wrapped, heads, audit)
+
+    @property
+    def bare(self) -> Network:
+        """The modules as evaluation runs them, without wrappers."""
+        heads, audit = (None if part is None else part.module for part in (self.heads, self.audit))
+        return Network(self.backbone.module, heads, audit)
 
     @property
     def tapped(self) -> TappedModel:
@@ -96,18 +113,29 @@ def build_learner(config: Config, launch: Launch, num_classes: int, steps_per_ep
     ddp = launch.world_size > 1
     model = build_model(config, num_classes).to(launch.device)
     backbone = build_part(model, config.optim, config.schedule, span, ddp)
-    heads = None
-    if dims:
-        module = build_heads(config, dims).to(launch.device)
-        heads = build_part(module, config.heads.optim, config.schedule, span, ddp)
     decay = config.model.ema_decay
-    return Learner(backbone, heads, None if decay is None else ModelEmaV3(model, decay=decay), dims)
+    ema = None if decay is None else ModelEmaV3(model, decay=decay)
+
+    def part(name: str, num_draws: int) -> TrainedPart | None:
+        if not dims or not num_draws:
+            return None
+        module = build_heads(config, dims, name, num_draws).to(launch.device)
+        return build_part(module, config.heads.optim, config.schedule, span, ddp)
+
+    return Learner(backbone, part("heads", config.heads.draws), part("audit", num_audit_draws(config)), ema, dims)
 
 
-def build_heads(config: Config, dims: tuple[int, ...]) -> RLPHeads:
-    """Build the heads, one for each tap and draw, from the stream `heads`."""
-    seed = stream_seed(config.seed, "heads")
-    return RLPHeads(dims, config.heads.labels, config.heads.draws, seed=seed, norm=config.heads.norm)
+def build_heads(config: Config, dims: tuple[int, ...], name: str, num_draws: int) -> RLPHeads:
+    """Build heads, one for each tap and draw, from the stream `name`."""
+    seed = stream_seed(config.seed, name)
+    return RLPHeads(dims, config.heads.labels, num_draws, seed=seed, norm=config.heads.norm)
+
+
+def num_audit_draws(config: Config) -> int:
+    """Return the draws that audit heads measure; one by default where something acts on the labels."""
+    if config.heads.audit_draws is not None:
+        return config.heads.audit_draws
+    return int(config.regularizer.factor > 0 or config.heads.joint > 0)
 
 
 def num_parameters(module: nn.Module) -> int:

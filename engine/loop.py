@@ -16,12 +16,15 @@ last checkpoint and writes the same numbers again.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, Literal
 
 from rlpheads.engine.display import Display
 from rlpheads.engine.evaluation import Evaluation, Split, evaluate, merge, summarize
 from rlpheads.engine.findings import Findings, draw_figures, summarize_findings
+from rlpheads.engine.models import Network
 from rlpheads.engine.resume import Position
 from rlpheads.engine.signals import StopFlag
 from rlpheads.engine.training import Training
@@ -127,15 +130,16 @@ def _finish_epoch(training: Training, display: Display) -> None:
     last = epoch + 1 == config.epochs
     merge(training.running, training.launch.world_size)
     row: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": training.num_updates}
-    row |= {"lr": training.learner.backbone.lr, **_prefixed("train", "running", summarize(training.running))}
+    row |= {"lr": training.learner.backbone.lr, **_figures(training, "train", "running", summarize(training.running))}
     recorded = {"running": training.running}
     if last or _due(config.eval.every, epoch):
-        row |= _prefixed("eval", "heldout", _evaluate(training, training.heldout))
+        row |= _figures(training, "eval", "heldout", _evaluate(training, training.heldout))
         row |= _evaluate_average(training)
         recorded["heldout"] = training.heldout.ledger
     if last or _due(config.eval.clean_every, epoch):
-        row |= _prefixed("clean", "clean", _evaluate(training, training.clean))
+        row |= _figures(training, "clean", "clean", _evaluate(training, training.clean))
         recorded["clean"] = training.clean.ledger
+        row |= _steer(training, row)
     row |= {"images_per_second": training.clock.images_per_second, "data_wait": training.clock.data_wait}
     if training.launch.is_main:
         if last or _due(config.ledger.every, epoch):
@@ -150,12 +154,25 @@ def _finish_epoch(training: Training, display: Display) -> None:
         _save(training, display)
 
 
+def _steer(training: Training, row: Mapping[str, Any]) -> dict[str, float]:
+    """Move λ towards `regularizer.target`: dual ascent on ln λ. Every rank computes the same from the merged ledgers."""
+    settings, weights = training.config.regularizer, training.routes.weights
+    if weights.factor == 0:
+        return {}
+    labels = training.config.heads.labels
+    figures = {"regularizer_factor": weights.factor, "regularizer_factor_per_label": weights.factor_per_label(labels)}
+    if settings.target is not None:
+        accuracy_T, baseline_T = row["audit_rla_clean"], training.baselines_T
+        excess = fmean(accuracy_T[tap] - baseline_T[tap] for tap in training.routes.terms.regularized)
+        training.set_factor(weights.factor * math.exp(settings.target_rate * (excess - settings.target)))
+    return figures
+
+
 def _evaluate(training: Training, split: Split) -> Evaluation:
     learner = training.learner
     learner.train(False)
     return evaluate(
-        learner.tapped,
-        None if learner.heads is None else learner.heads.module,
+        learner.bare,
         split,
         training.routes.measuring(),
         training.prepare,
@@ -170,15 +187,20 @@ def _evaluate_average(training: Training) -> dict[str, float]:
         return {}
     heldout = training.heldout
     num_samples = training.sources.heldout.manifest.num_samples
-    split = replace(heldout, ledger=Ledger(num_samples, 0, 0, training.launch.device))
+    split = replace(heldout, ledger=Ledger(num_samples, 0, 1, training.launch.device))
     precision, routes = training.config.precision, training.routes.measuring()
-    found = evaluate(ema.module.eval(), None, split, routes, training.prepare, precision)
+    found = evaluate(Network(ema.module.eval(), None, None), split, routes, training.prepare, precision)
     return {"eval_ema_loss": found.loss, "eval_ema_top1": found.top1}
 
 
-def _prefixed(name: str, phase: str, found: Evaluation) -> dict[str, Any]:
+def _figures(training: Training, name: str, phase: str, found: Evaluation) -> dict[str, Any]:
     figures: dict[str, Any] = {f"{name}_loss": found.loss, f"{name}_top1": found.top1}
-    return figures | ({f"rla_{phase}": found.rla_T} if found.rla_TM else {})
+    num_draws = training.config.heads.draws
+    if training.learner.heads is not None:
+        figures[f"rla_{phase}"] = found.rla_T(slice(num_draws))
+    if training.learner.audit is not None:
+        figures[f"audit_rla_{phase}"] = found.rla_T(slice(num_draws, None))
+    return figures
 
 
 def _write_ledger(training: Training, phase: str, ledger: Ledger) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -56,6 +56,14 @@ class TappedModel(nn.Module):
         if isinstance(block, tuple):
             return pool_tokens(block[0], block[1], self.pool)
         return pool_tokens(block, None, self.pool)
+
+
+class Network(NamedTuple):
+    """The modules that a forward pass runs through: wrapped ones in training, bare ones in evaluation."""
+
+    model: nn.Module
+    heads: nn.Module | None
+    audit: nn.Module | None
 
 
 def build_model(config: Config, num_classes: int) -> TappedModel:

@@ -35,10 +35,11 @@ class Position:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint of this run and the position it was written at."""
+    """A checkpoint of this run, the position it was written at, and the regulariser's λ at that moment."""
 
     checkpoint: Path
     position: Position
+    factor: float
 
 
 def identity(config: Config, sources: Sources) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def find_resume_point(config: Config, checkpoints: Path, sources: Sources) -> Re
     _check_images(sources, manifest)
     _check_settings(found, asdict(config), manifest["config"])
     verify(found, manifest)
-    return ResumePoint(found, Position(**manifest["position"]))
+    return ResumePoint(found, Position(**manifest["position"]), manifest["regularizer_factor"])
 
 
 def _check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:

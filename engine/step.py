@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rlpheads.engine.config import Config
 from rlpheads.engine.learner import Learner
-from rlpheads.engine.models import TappedModel
+from rlpheads.engine.models import Network, TappedModel
 from rlpheads.engine.precision import autocast
 from rlpheads.engine.streams import stream_seed
 from rlpheads.loaders.batch import Batch
@@ -32,6 +32,7 @@ class RowLosses(NamedTuple):
     smoothed_loss_B: Tensor
     class_hit_B: Tensor
     heads: HeadLosses | None
+    audit: HeadLosses | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Routes:
         terms: what the heads compute.
         weights: λ and μ.
         label_smoothing: smoothing of the class loss.
+        num_draws: draws that the heads (not the audit heads) learn.
         world_size: number of ranks, whose gradients DDP averages.
 
     """
@@ -49,6 +51,7 @@ class Routes:
     terms: HeadTerms
     weights: TermWeights
     label_smoothing: float
+    num_draws: int
     world_size: int
 
     def measuring(self) -> Routes:
@@ -72,37 +75,40 @@ def build_routes(config: Config, model: TappedModel, world_size: int) -> Routes:
             raise ValueError(f"regularizer.taps names {missing}, where no head is; heads.taps are {list(model.taps)}")
         regularized = tuple(model.taps.index(block) for block in blocks)
     terms = HeadTerms(config.regularizer.kind if regularized else None, regularized, joint=config.heads.joint > 0)
-    return Routes(terms, weights, config.model.label_smoothing, world_size)
+    return Routes(terms, weights, config.model.label_smoothing, config.heads.draws, world_size)
 
 
-def forward_rows(
-    model: nn.Module, heads: nn.Module | None, images: Tensor, batch: Batch, table_MN: Tensor, routes: Routes
-) -> RowLosses:
-    """Run model and heads on normalised images and return every row's losses; padding rows hold finite rubbish."""
-    logits, taps = model(images)
+def forward_rows(network: Network, images: Tensor, batch: Batch, table_MN: Tensor, routes: Routes) -> RowLosses:
+    """Return every row's losses on normalised images; padding rows hold finite rubbish.
+
+    Args:
+        network: model, heads and audit heads.
+        images: float (B, 3, H, W).
+        batch: the rows' targets and indices.
+        table_MN: random labels, those of the heads' draws first and those of the audit heads behind them.
+        routes: the terms of the heads; audit heads have none but their own loss.
+    """
+    logits, taps = network.model(images)
     log_p = F.log_softmax(logits.float(), dim=-1)
     class_loss_B = -log_p.gather(1, batch.targets[:, None]).squeeze(1)
     smoothing = routes.label_smoothing
     smoothed_loss_B = (1 - smoothing) * class_loss_B - smoothing * log_p.mean(-1) if smoothing else class_loss_B
-    head_losses = None
-    if heads is not None:
-        labels_MB = table_MN[:, batch.index.clamp(min=0)]
-        head_losses = heads(taps, labels_MB, routes.terms)
-    return RowLosses(class_loss_B, smoothed_loss_B, logits.argmax(-1) == batch.targets, head_losses)
+    labels_MB = table_MN[:, batch.index.clamp(min=0)]
+    own_MB, audit_MB = labels_MB[: routes.num_draws], labels_MB[routes.num_draws :]
+    heads = None if network.heads is None else network.heads(taps, own_MB, routes.terms)
+    audit = None if network.audit is None else network.audit(taps, audit_MB, HeadTerms())
+    return RowLosses(class_loss_B, smoothed_loss_B, logits.argmax(-1) == batch.targets, heads, audit)
 
 
 def record_rows(ledger: Ledger, batch: Batch, rows: RowLosses) -> None:
-    """Write every row of a batch into the ledger at its index."""
-    heads = rows.heads
-    ledger.record(
-        batch.index,
-        batch.targets,
-        rows.class_loss_B.detach(),
-        rows.class_hit_B,
-        None if heads is None else heads.hit_TMB,
-        None if heads is None else heads.bits_TMB.detach(),
-        None if heads is None else heads.margin_TMB.detach(),
+    """Write every row of a batch into the ledger at its index, the audit heads' draws behind the heads' own."""
+    heads = [losses for losses in (rows.heads, rows.audit) if losses is not None]
+    hit_TMB, bits_TMB, margin_TMB = (
+        torch.cat([getattr(losses, name).detach() for losses in heads], dim=1) if heads else None
+        for name in ("hit_TMB", "bits_TMB", "margin_TMB")
     )
+    class_loss_B = rows.class_loss_B.detach()
+    ledger.record(batch.index, batch.targets, class_loss_B, rows.class_hit_B, hit_TMB, bits_TMB, margin_TMB)
 
 
 @dataclass(frozen=True)
@@ -135,27 +141,20 @@ class TrainStep:
         return {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
 
     def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
-        backbone, heads = self.learner.backbone, self.learner.heads
         with autocast(batch.images.device, self.config.precision):
-            rows = forward_rows(
-                backbone.wrapped,
-                None if heads is None else heads.wrapped,
-                self.normalize(batch.images),
-                batch,
-                self.table_MN,
-                self.routes,
-            )
+            rows = forward_rows(self.learner.wrapped, self.normalize(batch.images), batch, self.table_MN, self.routes)
         valid_B = batch.index >= 0
         scale = self.routes.world_size / batch.num_global_rows
-        class_loss = torch.where(valid_B, rows.smoothed_loss_B, 0.0).sum() * scale
-        shares = {"class_loss": class_loss.detach(), "top1": (rows.class_hit_B & valid_B).sum() * scale}
-        total = class_loss
-        if rows.heads is not None:
-            terms = combine(rows.heads, valid_B, batch.num_global_rows, self.routes.world_size, self.routes.weights)
+        total = torch.where(valid_B, rows.smoothed_loss_B, 0.0).sum() * scale
+        shares = {"class_loss": total.detach(), "top1": (rows.class_hit_B & valid_B).sum() * scale}
+        for prefix, losses, weights in (("", rows.heads, self.routes.weights), ("audit_", rows.audit, TermWeights())):
+            if losses is None:
+                continue
+            terms = combine(losses, valid_B, batch.num_global_rows, self.routes.world_size, weights)
             total = total + terms.total
-            shares |= terms.scalars
-            hits_TM = (rows.heads.hit_TMB & valid_B).sum(-1) * scale
-            shares |= {"rla_first": hits_TM[0].mean(), "rla_last": hits_TM[-1].mean()}
+            shares |= {prefix + name: value for name, value in terms.scalars.items()}
+            hits_TM = (losses.hit_TMB & valid_B).sum(-1) * scale
+            shares |= {f"{prefix}rla_first": hits_TM[0].mean(), f"{prefix}rla_last": hits_TM[-1].mean()}
         total.backward()
         record_rows(self.ledger, batch, rows)
         return shares

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from rlpheads.engine.clock import Clock
 from rlpheads.engine.config import Config
 from rlpheads.engine.evaluation import Split
 from rlpheads.engine.launch import Launch
-from rlpheads.engine.learner import Learner, build_learner
+from rlpheads.engine.learner import Learner, build_learner, num_audit_draws
 from rlpheads.engine.meters import Meters
 from rlpheads.engine.resume import Position, ResumePoint, Sources, identity
 from rlpheads.engine.run_folder import RunFolder
@@ -49,9 +48,9 @@ class Training:
     clock: Clock
     position: Position = Position()
 
-    @cached_property
+    @property
     def step(self) -> TrainStep:
-        """The training step."""
+        """The training step, with the regulariser's present λ."""
         return TrainStep(
             learner=self.learner,
             normalize=self.normalize,
@@ -87,7 +86,8 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint of this moment. Collective."""
         state = self.learner.state() | {"ledger": self._merged_ledger()}
-        facts = {"position": asdict(self.position), "world_size": self.launch.world_size}
+        facts = {"position": asdict(self.position), "regularizer_factor": self.routes.weights.factor}
+        facts |= {"world_size": self.launch.world_size}
         facts |= identity(self.config, self.sources)
         keep = self.config.checkpoint.keep
         checkpoint.save(self.folder.checkpoints, self.num_updates, state, facts, self.launch, keep)
@@ -100,6 +100,11 @@ class Training:
         if not self.launch.is_main:
             self.running.reset()  # the ranks' rows were merged when they were saved
         self.position = point.position
+        self.set_factor(point.factor)
+
+    def set_factor(self, factor: float) -> None:
+        """Set the regulariser's λ."""
+        self.routes = replace(self.routes, weights=replace(self.routes.weights, factor=factor))
 
     def _merged_ledger(self) -> dict[str, Tensor]:
         tensors = self.running.tensors()
@@ -143,7 +148,7 @@ def _split(config: Config, source: ImageSource, learner: Learner, launch: Launch
     table = label_table(
         manifest.num_samples,
         config.heads.labels,
-        num_draws=config.heads.draws,
+        num_draws=config.heads.draws + num_audit_draws(config),
         seed=stream_seed(config.seed, "labels"),
         split=manifest.split,
         balance=config.heads.balance if manifest.split == "train" else "iid",
@@ -172,4 +177,6 @@ def _loader(config: Config, source: ImageSource, order: Order, launch: Launch, *
 
 
 def _ledger(config: Config, source: ImageSource, learner: Learner, launch: Launch) -> Ledger:
-    return Ledger(source.manifest.num_samples, len(learner.dims), config.heads.draws, launch.device)
+    return Ledger(
+        source.manifest.num_samples, len(learner.dims), config.heads.draws + num_audit_draws(config), launch.device
+    )

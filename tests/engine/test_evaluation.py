@@ -10,8 +10,7 @@ from rlpheads.engine.evaluation import evaluate
 
 def evaluated(training, split):
     training.learner.train(False)
-    heads = training.learner.heads.module
-    return evaluate(training.learner.tapped, heads, split, training.routes.measuring(), training.prepare, "fp32")
+    return evaluate(training.learner.bare, split, training.routes.measuring(), training.prepare, "fp32")
 
 
 @pytest.mark.parametrize("batch_size", [32, 360, 7])
@@ -51,4 +50,4 @@ def test_untrained_heads_are_at_chance(tiny, build):
     training = build(tiny)
     found = evaluated(training, training.clean)
     assert all(0.15 < accuracy < 0.25 for draws in found.rla_TM for accuracy in draws)
-    assert len(found.rla_T) == 2
+    assert len(found.rla_T()) == 2

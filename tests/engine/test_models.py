@@ -76,6 +76,6 @@ def test_every_shipped_config_builds_on_the_meta_device(path, tmp_path):
     with torch.device("meta"):
         model = build_model(config, 1000)
         dims = tap_dims(model, config.data.image_size)
-        heads = build_heads(config, dims)
+        heads = build_heads(config, dims, "heads", config.heads.draws)
     assert len(dims) == len(model.taps) > 0
     assert num_parameters(heads) == sum((dim + 1) * config.heads.labels * config.heads.draws for dim in dims)

@@ -163,23 +163,24 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
         regularizer=RegularizerConfig(kind=kind or "uniform", factor=1.0 if kind else 0.0),
     )
     model = build_model(config, 10)
-    heads = build_heads(config, (24, 24))
+    heads, audit = build_heads(config, (24, 24), "heads", 2), build_heads(config, (24, 24), "audit", 1)
     ema = ModelEmaV3(model, decay=0.9)
     span = Span(epochs=2, steps_per_epoch=5)
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        for module in (model, heads, ema):
+        for module in (model, heads, audit, ema):
             make_fake(module, mode)
         learner = Learner(
             build_part(model, config.optim, config.schedule, span, ddp=False),
             build_part(heads, config.heads.optim, config.schedule, span, ddp=False),
+            build_part(audit, config.heads.optim, config.schedule, span, ddp=False),
             ema,
             dims=(24, 24),
         )
         step = TrainStep(
             learner=learner,
             normalize=Normalize(config.data.mean, config.data.std),
-            table_MN=torch.zeros(2, 100, dtype=torch.int32),
-            ledger=Ledger(100, 2, 2),
+            table_MN=torch.zeros(3, 100, dtype=torch.int32),
+            ledger=Ledger(100, 2, 3),
             routes=build_routes(config, model, 1),
             config=config,
             rank=0,
@@ -196,6 +197,25 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
 def test_fake_tensors_do_catch_a_host_read():
     with FakeTensorMode(), pytest.raises(Exception, match="_local_scalar_dense"):
         torch.zeros(2).sum().item()
+
+
+def test_audit_heads_change_nothing(tiny: Config, build: Build):
+    """Not the backbone, not the heads: their labels reach nothing but themselves."""
+    regularized = replace(tiny, regularizer=RegularizerConfig(kind="uniform", factor=1.0))
+    plain = build(regularized, heads=replace(tiny.heads, audit_draws=0))
+    audited = build(regularized, heads=replace(tiny.heads, audit_draws=2))
+    take_steps(plain, 3)
+    shares = take_steps(audited, 3)[-1]
+    assert same(backbone_of(plain), backbone_of(audited))
+    assert same(heads_of(plain), heads_of(audited))
+    assert {"audit_head_cross_entropy", "audit_rla_first"} <= shares.keys()
+    assert audited.running.label_accuracy_TM.shape == (2, 4)
+
+
+def test_audit_is_on_by_default_where_something_acts_on_the_labels(tiny: Config, build: Build):
+    assert build(tiny).learner.audit is None
+    assert build(tiny, regularizer=RegularizerConfig(factor=1.0)).learner.audit is not None
+    assert build(tiny, heads=replace(tiny.heads, joint=1.0)).learner.audit is not None
 
 
 def test_unknown_regularized_tap_is_refused(tiny: Config, build: Build):

@@ -1,0 +1,339 @@
+"""Probes: classifiers of random labels that are fitted to frozen features, from nothing, and read by their accuracy.
+
+Every probe fits one head for each draw of the labels, all draws together, from streamed blocks of features: memory grows
+with D² and M·K·D, never with the number of samples. What a probe reaches on its own training rows is its result; on
+labels that the features know nothing of, that is a property of the features' geometry (rank, leverages) and of n, d, K.
+
+The least-squares and the logistic probe have an intercept and are invariant under invertible affine maps of the features:
+they see which directions there are, not how large they are. The two-layer probe does see scales.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from rlpheads.kernels.random_label_loss import random_label_loss
+from rlpheads.memorization.arguments import check_count, check_num_labels
+from rlpheads.memorization.baselines import least_squares_rla
+from rlpheads.memorization.feature_blocks import Features, GaussianFeatures, iterate_rows
+from rlpheads.memorization.labels import stream_key
+
+RANK_TOLERANCE = 1e-6
+"""Directions of the features whose standard deviation is below this share of the features' root mean square norm are
+rounding (of float32, about 1e-7) and are left out: the sum of layer-normalised features, for one."""
+
+CONTROL_DRAWS = 2
+_SCORES_AT_ONCE = 2**22  # 32 MiB of scores
+_GRADIENT_TOLERANCE = 1e-7
+_CHANGE_TOLERANCE = 1e-12
+
+
+class ProbeFit(NamedTuple):
+    """What a probe reached.
+
+    Attributes:
+        accuracy_M: random-label accuracy of each draw on the rows that were fitted, fp64 (M,) on the CPU.
+        rank: directions that the features span, the constant not counted.
+    """
+
+    accuracy_M: Tensor
+    rank: int
+
+
+class Probe(Protocol):
+    """A kind of probe."""
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        ...
+
+    def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
+        """Fit one head for each row of `labels_MN` (integers (M, N) in [0, K)) to features (N, D)."""
+        ...
+
+    def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
+        """Random-label accuracy of the same probe on N × D Gaussian features: what the head does by itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the rows of some features and over the rows of every label, fp64.
+
+    Attributes:
+        num_samples: N.
+        mean_D: mean of the features.
+        whitener_DR: (x − mean) @ whitener has the identity as its covariance; R is the rank.
+        label_sums_MKD: sum of the centred features of each label in each draw.
+        label_shares_MK: share of the samples that have each label.
+    """
+
+    num_samples: int
+    mean_D: Tensor
+    whitener_DR: Tensor
+    label_sums_MKD: Tensor
+    label_shares_MK: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Directions that the features span."""
+        return self.whitener_DR.shape[1]
+
+
+@dataclass(frozen=True)
+class LeastSquaresProbe:
+    """Regression of the centred one-hot labels on the centred features, without penalty, by streamed normal equations.
+
+    All draws share the Gram matrix, so a draw costs little. Its accuracy on Gaussian features has a closed form
+    (`rlpheads.memorization.baselines.least_squares_rla`). Of many equally good solutions it takes the smallest.
+    """
+
+    name: str = "least_squares"
+
+    def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
+        """Fit and score in two passes; see `Probe`."""
+        moments = collect_moments(features, labels_MN, num_labels)
+        whitener_DR = moments.whitener_DR
+        # In whitened coordinates the Gram matrix is N times the identity.
+        weight_MKD = moments.label_sums_MKD @ whitener_DR @ whitener_DR.T / moments.num_samples
+
+        def scores(block_BD: Tensor, draw: int) -> Tensor:
+            return (block_BD - moments.mean_D) @ weight_MKD[draw].T + moments.label_shares_MK[draw]
+
+        return ProbeFit(score_accuracy(features, labels_MN, num_labels, scores), moments.rank)
+
+    def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
+        """Closed form; see `Probe`."""
+        return least_squares_rla(num_labels, labels_MN.shape[-1] / num_features)
+
+
+@dataclass(frozen=True)
+class LogisticProbe:
+    """Multinomial logistic regression without penalty, by L-BFGS over whole passes in fp64.
+
+    It is parametrised in whitened coordinates, where it converges in few passes. Below capacity the loss has no minimum:
+    the fit stops where the gradient is tiny, with every label fitted.
+
+    Attributes:
+        max_passes: passes over the features at most.
+    """
+
+    max_passes: int = 500
+    name: str = "logistic"
+
+    def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
+        """Fit all draws at once; see `Probe`."""
+        moments = collect_moments(features, labels_MN[:0], num_labels)
+        num_draws, whitener_DR = len(labels_MN), moments.whitener_DR
+        weight_MKR = whitener_DR.new_zeros(num_draws, num_labels, moments.rank).requires_grad_()
+        bias_MK = whitener_DR.new_zeros(num_draws, num_labels).requires_grad_()
+
+        def head(draw: int) -> tuple[Tensor, Tensor]:
+            weight_KD = weight_MKR[draw] @ whitener_DR.T
+            return weight_KD, bias_MK[draw] - weight_KD @ moments.mean_D
+
+        def row_losses(block_BD: Tensor, labels_B: Tensor, draw: int) -> Tensor:
+            weight_KD, bias_K = head(draw)
+            return random_label_loss(block_BD, weight_KD, labels_B, bias_K=bias_K).cross_entropy_B
+
+        def scores(block_BD: Tensor, draw: int) -> Tensor:
+            weight_KD, bias_K = head(draw)
+            return block_BD @ weight_KD.T + bias_K
+
+        _minimise([weight_MKR, bias_MK], features, labels_MN, row_losses, self.max_passes)
+        return ProbeFit(score_accuracy(features, labels_MN, num_labels, scores), moments.rank)
+
+    def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
+        """Simulate; see `Probe`."""
+        return _simulated_control(self, labels_MN, num_features, num_labels)
+
+
+@dataclass(frozen=True)
+class TwoLayerProbe:
+    """A hidden layer of rectified units and a logistic layer on it, fitted by L-BFGS for a fixed number of passes.
+
+    The features are centred and divided by one number, so their spectrum stays. Every draw begins at the same weights,
+    so that draws differ by their labels alone. The loss is not convex: read it beside its own control, no closed form.
+
+    Attributes:
+        hidden: units of the hidden layer.
+        max_passes: passes over the features at most.
+    """
+
+    hidden: int = 32
+    max_passes: int = 200
+    name: str = "two_layer"
+
+    def __post_init__(self) -> None:
+        check_count("hidden", self.hidden)
+
+    def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
+        """Fit all draws at once; see `Probe`."""
+        moments = collect_moments(features, labels_MN[:0], num_labels)
+        parameters = self._initial(len(labels_MN), num_labels, moments)
+        inner_MHD, inner_bias_MH, outer_MKH, outer_bias_MK = parameters
+
+        def hidden(block_BD: Tensor, draw: int) -> Tensor:
+            centred_BD = block_BD - moments.mean_D
+            return torch.relu(centred_BD @ inner_MHD[draw].T + inner_bias_MH[draw])
+
+        def row_losses(block_BD: Tensor, labels_B: Tensor, draw: int) -> Tensor:
+            hidden_BH = hidden(block_BD, draw)
+            loss = random_label_loss(hidden_BH, outer_MKH[draw], labels_B, bias_K=outer_bias_MK[draw], joint=True)
+            assert loss.joint_B is not None
+            # The outer layer's gradient comes from the one, the inner layer's from the other: both are the same value.
+            return loss.cross_entropy_B + loss.joint_B - loss.joint_B.detach()
+
+        def scores(block_BD: Tensor, draw: int) -> Tensor:
+            return hidden(block_BD, draw) @ outer_MKH[draw].T + outer_bias_MK[draw]
+
+        _minimise(parameters, features, labels_MN, row_losses, self.max_passes)
+        return ProbeFit(score_accuracy(features, labels_MN, num_labels, scores), moments.rank)
+
+    def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
+        """Simulate; see `Probe`."""
+        return _simulated_control(self, labels_MN, num_features, num_labels)
+
+    def _initial(self, num_draws: int, num_labels: int, moments: Moments) -> list[Tensor]:
+        """Return inner weights and biases, outer weights and biases; scales as He et al. (2015) for unit features."""
+        num_features = len(moments.mean_D)
+        key = stream_key("two-layer probe", self.hidden, num_features, num_labels)
+        generator = torch.Generator().manual_seed(key)
+        # Σ of the variances: the whitener's columns are eigenvectors over their standard deviations.
+        total_variance = (moments.whitener_DR.square().sum(0) ** -1).sum()
+        inner_HD = torch.randn(self.hidden, num_features, generator=generator, dtype=torch.float64)
+        outer_KH = torch.randn(num_labels, self.hidden, generator=generator, dtype=torch.float64) / math.sqrt(
+            self.hidden
+        )
+        inner_HD = inner_HD.to(total_variance) * math.sqrt(2) * total_variance.clamp(min=1e-300) ** -0.5
+        shapes = [inner_HD, inner_HD.new_zeros(self.hidden), outer_KH.to(inner_HD), inner_HD.new_zeros(num_labels)]
+        return [tensor.expand(num_draws, *tensor.shape).clone().requires_grad_() for tensor in shapes]
+
+
+def collect_moments(features: Features, labels_MN: Tensor, num_labels: int) -> Moments:
+    """Sum over the rows in one pass.
+
+    Args:
+        features: features (N, D).
+        labels_MN: integers (M, N) in [0, K); M may be 0.
+        num_labels: K.
+
+    Raises:
+        ValueError: no rows, rows of different widths, or not as many rows as labels.
+    """
+    check_num_labels(num_labels)
+    totals: tuple[Tensor, Tensor, Tensor] | None = None
+    for block_BD, labels_MB in iterate_rows(features, labels_MN):
+        if totals is None:
+            totals = _no_totals(block_BD, len(labels_MN), num_labels)
+        total_D, gram_DD, sums_MKD = totals
+        if block_BD.shape[1] != len(total_D):
+            raise ValueError(f"a block of features is {block_BD.shape[1]} wide, the ones before it {len(total_D)}")
+        total_D += block_BD.sum(0)
+        gram_DD.addmm_(block_BD.T, block_BD)
+        for sums_KD, labels_B in zip(sums_MKD, labels_MB, strict=True):
+            sums_KD.index_add_(0, labels_B, block_BD)
+    if totals is None:
+        raise ValueError("there are no rows of features to fit a probe to")
+    total_D, gram_DD, sums_MKD = totals
+    num_samples = labels_MN.shape[-1]
+    mean_D = total_D / num_samples
+    shares_MK = _label_shares(labels_MN, num_labels).to(mean_D)
+    return Moments(
+        num_samples=num_samples,
+        mean_D=mean_D,
+        whitener_DR=_whitener(gram_DD / num_samples, mean_D),
+        label_sums_MKD=sums_MKD - shares_MK[:, :, None] * total_D,
+        label_shares_MK=shares_MK,
+    )
+
+
+def score_accuracy(
+    features: Features, labels_MN: Tensor, num_labels: int, scores: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """Share of the rows whose own label has the highest score, for each draw: fp64 (M,) on the CPU.
+
+    Args:
+        features: features (N, D).
+        labels_MN: integers (M, N).
+        num_labels: K.
+        scores: (rows of features in fp64 (B, D), draw) → scores (B, K).
+    """
+    num_draws, num_samples = labels_MN.shape
+    hits_M = torch.zeros(num_draws, dtype=torch.int64)
+    num_rows = max(1, _SCORES_AT_ONCE // num_labels)
+    with torch.no_grad():
+        for block_BD, labels_MB in iterate_rows(features, labels_MN):
+            for part_BD, labels_MP in zip(block_BD.split(num_rows), labels_MB.split(num_rows, dim=1), strict=True):
+                hits = [(scores(part_BD, draw).argmax(1) == labels_MP[draw]).sum() for draw in range(num_draws)]
+                hits_M += torch.stack(hits).cpu()
+    return hits_M.double() / num_samples
+
+
+def _no_totals(block_BD: Tensor, num_draws: int, num_labels: int) -> tuple[Tensor, Tensor, Tensor]:
+    dim = block_BD.shape[1]
+    return block_BD.new_zeros(dim), block_BD.new_zeros(dim, dim), block_BD.new_zeros(num_draws, num_labels, dim)
+
+
+def _label_shares(labels_MN: Tensor, num_labels: int) -> Tensor:
+    num_draws, num_samples = labels_MN.shape
+    counts_MK = torch.zeros(num_draws, num_labels, dtype=torch.float64, device=labels_MN.device)
+    counts_MK.scatter_add_(1, labels_MN.long(), counts_MK.new_ones(num_draws, num_samples))
+    return counts_MK / num_samples
+
+
+def _whitener(second_moment_DD: Tensor, mean_D: Tensor) -> Tensor:
+    """Return eigenvectors of the covariance over their standard deviations, without the directions that are rounding."""
+    variances_D, vectors_DD = torch.linalg.eigh(second_moment_DD - torch.outer(mean_D, mean_D))
+    kept_D = variances_D > RANK_TOLERANCE**2 * second_moment_DD.trace()
+    return vectors_DD[:, kept_D] / variances_D[kept_D].sqrt()
+
+
+def _minimise(
+    parameters: Sequence[Tensor],
+    features: Features,
+    labels_MN: Tensor,
+    row_losses: Callable[[Tensor, Tensor, int], Tensor],
+    max_passes: int,
+) -> None:
+    """Lower the mean over the rows, summed over the draws, of `row_losses(rows, labels, draw)` in place, by L-BFGS."""
+    num_samples = labels_MN.shape[-1]
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=max_passes,
+        max_eval=max_passes,
+        tolerance_grad=_GRADIENT_TOLERANCE,
+        tolerance_change=_CHANGE_TOLERANCE,
+        line_search_fn="strong_wolfe",
+    )
+
+    def evaluate() -> float:
+        optimizer.zero_grad()
+        total = 0.0
+        for block_BD, labels_MB in iterate_rows(features, labels_MN):
+            rows = [row_losses(block_BD, labels_B, draw).sum() for draw, labels_B in enumerate(labels_MB)]
+            loss = torch.stack(rows).sum() / num_samples
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    optimizer.step(evaluate)
+
+
+def _simulated_control(probe: Probe, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
+    """Fit the probe to Gaussian features and the first few draws."""
+    features = GaussianFeatures(labels_MN.shape[-1], num_features)
+    return float(probe(features, labels_MN[:CONTROL_DRAWS], num_labels).accuracy_M.mean())
+
+
+PROBES: dict[str, type[LeastSquaresProbe] | type[LogisticProbe] | type[TwoLayerProbe]] = {
+    probe.name: probe for probe in (LeastSquaresProbe, LogisticProbe, TwoLayerProbe)
+}
+"""The probes by name."""

@@ -1,0 +1,71 @@
+"""The loop's own decisions: how λ is steered, when a run has diverged, what an epoch leaves behind."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from rlpheads.engine.config import RegularizerConfig
+from rlpheads.engine.display import Display
+from rlpheads.engine.loop import TrainingDivergedError, fit
+from rlpheads.engine.resume import ResumePoint
+
+
+def trained(training) -> tuple[list[dict], str]:
+    out = io.StringIO()
+    console = Console(file=out, width=160)
+    fit(training, Display(console, training.config.epochs, training.order.num_steps, verbose=True))
+    return training.folder.metrics("epoch"), out.getvalue()
+
+
+def steered(tiny, build, target: float, epochs: int = 3) -> list[float]:
+    regularizer = RegularizerConfig(kind="uniform", factor=0.5, target=target)
+    rows, _ = trained(build(tiny, epochs=epochs, regularizer=regularizer))
+    return [row["regularizer_factor"] for row in rows]
+
+
+def test_factor_rises_while_too_much_is_memorised_and_falls_otherwise(tiny, build):
+    """At first the heads know nothing: they are at chance, far below what a head alone could do (29 points)."""
+    rising, falling = steered(tiny, build, target=-0.5), steered(tiny, build, target=0.0)
+    assert rising[0] == falling[0] == 0.5
+    assert rising == sorted(rising)
+    assert rising[-1] > 0.5 > falling[-1]
+
+
+def test_factor_is_left_alone_without_a_target_and_reported_by_label(tiny, build):
+    rows, _ = trained(build(tiny, regularizer=RegularizerConfig(kind="uniform", factor=0.5)))
+    assert [row["regularizer_factor"] for row in rows] == [0.5, 0.5]
+    assert rows[0]["regularizer_factor_per_label"] == 0.1
+    assert "audit_rla_clean" in rows[0]
+
+
+def test_factor_is_part_of_the_checkpoint(tiny, build):
+    training = build(tiny, regularizer=RegularizerConfig(kind="uniform", factor=0.5, target=0.0))
+    training.set_factor(0.125)
+    training.save()
+    (saved,) = training.folder.checkpoints.iterdir()
+    assert json.loads((saved / "manifest.json").read_text())["regularizer_factor"] == 0.125
+    again = build(tiny, regularizer=training.config.regularizer)
+    again.resume(ResumePoint(saved, training.position, 0.125))
+    assert again.step.routes.weights.factor == 0.125
+
+
+def test_run_without_heads_trains_and_prints_no_random_labels(tiny, build):
+    rows, text = trained(build(tiny, heads=replace(tiny.heads, taps="none")))
+    assert len(rows) == 2
+    assert not any("rla" in name for row in rows for name in row)
+    assert "random-label" not in text
+
+
+def test_average_of_the_weights_is_evaluated_beside_them(tiny, build):
+    rows, text = trained(build(tiny, model=replace(tiny.model, ema_decay=0.5)))
+    assert {"eval_ema_top1", "eval_top1"} <= rows[0].keys()
+    assert "average" in text
+
+
+def test_infinite_loss_ends_the_run(tiny, build):
+    training = build(tiny, optim=replace(tiny.optim, lr=1e30), log_every=1)
+    with pytest.raises(TrainingDivergedError, match=r"not finite at step \d+: .*class_loss=.*lower optim\.lr"):
+        trained(training)
