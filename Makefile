@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
@@ -14,13 +15,13 @@ demo: $(INSTALLED)  ## Set up, train on handwritten digits in about three minute
 	$(BIN)/torchrun --standalone --nproc-per-node 1 engine/train.py --config configs/digits_vit.yaml $(ARGS)
 
 test: $(INSTALLED_DEV)  ## Set up and run the default tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(INSTALLED_DEV)  ## Run the tests that take more than a minute each
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests, within two minutes
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not distributed' $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not distributed' $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ EXTRAS = {
     "test": [
         "pytest>=8.3",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "hypothesis>=6.120",
         "build>=1.2",
         "setuptools>=77",

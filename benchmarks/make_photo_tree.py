@@ -26,7 +26,6 @@ def make_tree(root: Path, num_images: dict[str, int], num_classes: int, size: tu
         num_classes: classes, c0000 and on.
         size: width and height of every image in pixels.
         quality: JPEG quality, 1 to 95.
-
     """
     photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     for split, count in num_images.items():

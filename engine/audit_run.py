@@ -143,7 +143,6 @@ def run_audit(folder: Path, epoch: int | None, root: str | None, options: AuditO
         root: likewise.
         options: how to audit.
         as_json: print the JSON in place of the table.
-
     """
     try:
         opened = open_run(folder, epoch, root)
@@ -168,7 +167,6 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
 
     Raises:
         RunError: an unknown probe or place, a value out of its range, or no room for the features.
-
     """
     options.check()
     probe = make_probe(options)
@@ -209,7 +207,6 @@ def make_probe(options: AuditOptions) -> Probe:
 
     Raises:
         RunError: there is no such probe, or it has no hidden layer, or that many hidden units cannot be.
-
     """
     if options.probe not in PROBES:
         close = nearest(options.probe, PROBES)

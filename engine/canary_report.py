@@ -40,7 +40,6 @@ class CanaryReport:
         auc: by measure, then by kind.
         spearman: by measure: correlation with the number of copies, over the repeated images.
         remarks: what is missing, and what to run for it.
-
     """
 
     phase: str
@@ -76,7 +75,6 @@ def collect_report(folder: Path, phase: str = "running") -> CanaryReport:
         FileNotFoundError: there are no canaries, or no ledgers of this phase.
         CanaryError: the canaries are not those of the ledgers.
         LedgerError: a ledger cannot be read.
-
     """
     if not (folder / CANARIES_FILE).is_file():
         raise FileNotFoundError(

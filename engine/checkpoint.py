@@ -41,7 +41,6 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
         facts: JSON-able progress and identity of the run.
         launch: the ranks.
         keep: checkpoints to keep.
-
     """
     final = folder / f"step={step:09d}"
     temporary = folder / f".step={step:09d}.tmp"
@@ -73,7 +72,6 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the manifest is damaged.
-
     """
     try:
         return json.loads((checkpoint / MANIFEST).read_text())
@@ -86,7 +84,6 @@ def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
 
     Raises:
         CheckpointError: a file is missing, or has another size or hash; all of them are named.
-
     """
     problems = [problem for name, facts in manifest["files"].items() if (problem := _problem(checkpoint / name, facts))]
     if problems:

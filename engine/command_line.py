@@ -48,7 +48,6 @@ def parse_config(argv: Sequence[str]) -> Config:
 
     Raises:
         ConfigError: with the one message a user needs: where, what was given, what is allowed.
-
     """
     if "-h" in argv or "--help" in argv:
         if os.environ.get("RANK", "0") == "0":

@@ -55,7 +55,7 @@ class DataConfig:
     loader: Literal["torch"] = "torch"
     """Which library decodes."""
     workers: int = 2
-    """Decoding processes for each rank; 0 decodes in the training process. Changes no result."""
+    """Decoding processes for each rank, at most one for each core; 0 decodes in the training process. Changes no result."""
     image_size: int = 224
     """Side of the square images that the model sees, in pixels."""
     crop_scale: tuple[float, float] = (0.08, 1.0)

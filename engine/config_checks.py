@@ -97,7 +97,6 @@ def check_config(config: Config, world_size: int) -> None:
 
     Raises:
         ConfigError: the first problem found: the key, what was given, what is allowed.
-
     """
     _check_ranges(config)
     _check_batches(config, world_size)

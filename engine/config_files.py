@@ -103,7 +103,6 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         ConfigError: "line N: what is wrong", without the name of a file.
-
     """
     try:
         return yaml.load(text, Loader=_StrictLoader)
@@ -125,7 +124,6 @@ def parse_toml(text: str) -> Any:
 
     Raises:
         ConfigError: what is wrong and, in brackets, at which line, without the name of a file.
-
     """
     try:
         return tomllib.loads(text)
@@ -149,7 +147,6 @@ def read_config_file(name: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: the file is missing, unreadable, not UTF-8, empty, badly written, or no mapping at its top level.
-
     """
     path = Path(name)
     if path.suffix not in _PARSERS:

@@ -35,7 +35,6 @@ def convert(key: str, value: object, hint: Any) -> Any:
 
     Raises:
         ConfigError: `key` was given something that the hint does not allow.
-
     """
     try:
         return _convert(value, hint)
@@ -51,7 +50,6 @@ def convert_text(key: str, text: str, hint: Any) -> Any:
 
     Raises:
         ConfigError: `key` was given something that the hint does not allow.
-
     """
     for read in (_read_null, _read_any if hint is Any else str, _read_yaml):
         try:

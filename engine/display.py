@@ -26,7 +26,6 @@ class Display:
         num_epochs: epochs of the run.
         num_steps: steps of one epoch.
         verbose: print notes too.
-
     """
 
     def __init__(self, console: Console, num_epochs: int, num_steps: int, verbose: bool = False):

@@ -35,7 +35,6 @@ class Evaluation:
         top1: accuracy of the classes, in [0, 1].
         rla_TM: random-label accuracy of each tap and draw, in [0, 1]; the audit heads' draws come last.
         num_samples: samples seen.
-
     """
 
     loss: float
@@ -76,7 +75,6 @@ def evaluate(
         routes: the terms; only what is measured is computed.
         prepare: moves a batch to the device and returns its normalised images beside it.
         precision: autocast type.
-
     """
     split.ledger.reset()
     split.loader.set_epoch(0)

@@ -23,7 +23,6 @@ class TapFinding:
         audit: clean, of the audit heads, whose labels the regulariser never saw.
         baseline: what a least-squares head alone reaches on features that know nothing of the labels.
         heldout: on held-out images, where nobody can know the labels.
-
     """
 
     block: int
@@ -44,7 +43,6 @@ class Findings:
         taps: one finding for each tap.
         heldout_bounds: least and greatest held-out accuracy of one draw that chance allows (exact binomial).
         strayed: (block, draw, accuracy) of every held-out accuracy outside these bounds.
-
     """
 
     top1: float
@@ -69,7 +67,6 @@ def summarize_findings(
         blocks: block number of every tap.
         baselines: head-only accuracy of every tap.
         num_labels: K.
-
     """
     bounds = binomial_bounds(heldout.num_samples, num_labels)
     strayed = tuple(
@@ -93,7 +90,6 @@ def draw_figures(folder: Path, found: Findings, history: Sequence[Mapping[str, A
         found: the final accuracies.
         history: the epoch lines of metrics.jsonl.
         num_heldout: held-out samples, for the band of chance.
-
     """
     blocks = [tap.block for tap in found.taps]
     references = References(round(1 / found.chance), num_heldout, [tap.baseline for tap in found.taps])

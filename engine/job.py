@@ -41,7 +41,6 @@ def run(config: Config) -> int:
 
     Raises:
         ConfigError: settings, images, folder or checkpoint cannot be used; found before a process group is made.
-
     """
     rank = Rank.from_environment()
     check_config(config, rank.world_size)
@@ -71,7 +70,6 @@ def open_sources(config: Config) -> Sources:
 
     Raises:
         ConfigError: the images are not there, or cannot be split as asked.
-
     """
     data = config.data
     try:

@@ -32,7 +32,6 @@ class Learner:
             everything, so that they change nothing.
         ema: moving average of the backbone's weights (never of the heads'), or None.
         dims: width of every tap.
-
     """
 
     backbone: TrainedPart

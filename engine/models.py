@@ -25,7 +25,6 @@ class TappedModel(nn.Module):
         backbone: timm model with `forward_intermediates` and `forward_head`.
         taps: block numbers, ascending.
         pool: how tokens become a feature vector: `token` (the class token) or `mean` (of the patch tokens).
-
     """
 
     backbone: Any  # a timm model; timm has no type for what they all offer
@@ -36,8 +35,9 @@ class TappedModel(nn.Module):
         self.taps = tuple(taps)
         self.pool = pool
         self.num_blocks = len(self.backbone.feature_info)
-        self.has_tokens = "return_prefix_tokens" in inspect.signature(self.backbone.forward_intermediates).parameters
-        layout = {"return_prefix_tokens": True, "output_fmt": "NLC"} if self.has_tokens else {"output_fmt": "NCHW"}
+        layout: dict[str, Any] = {"output_fmt": "NLC" if _gives_tokens(self.backbone) else "NCHW"}
+        if _gives_prefix_tokens(self.backbone):  # some models without them fail when they are asked for them
+            layout["return_prefix_tokens"] = True
         self.intermediates = {"indices": list(self.taps), "norm": False, **layout}
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -45,7 +45,6 @@ class TappedModel(nn.Module):
 
         Returns:
             logits (B, classes) and, for each tap in order, features (B, D).
-
         """
         if not self.taps:
             return self.backbone(images), ()
@@ -71,7 +70,6 @@ def build_model(config: Config, num_classes: int) -> TappedModel:
 
     Raises:
         ValueError: timm refuses the name or the arguments, or a tap does not exist.
-
     """
     torch.manual_seed(stream_seed(config.seed, "init"))
     backbone = _create(config.model, num_classes)
@@ -84,7 +82,6 @@ def tap_dims(model: TappedModel, image_size: int) -> tuple[int, ...]:
 
     Raises:
         ValueError: the model does not take images of this size.
-
     """
     images = torch.empty(2, 3, image_size, image_size, device="meta")
     try:
@@ -103,8 +100,17 @@ def _create(config: ModelConfig, num_classes: int) -> Any:
 
 
 def _pooling(pool: Literal["auto", "token", "mean"], backbone: nn.Module) -> Pool:
-    if pool == "token" and not getattr(backbone, "num_prefix_tokens", 0):
+    has_token = _gives_prefix_tokens(backbone)
+    if pool == "token" and not has_token:
         raise ValueError(f"heads.pool=token, but {type(backbone).__name__} has no class token; use mean or auto")
     if pool == "auto":
-        return "token" if getattr(backbone, "global_pool", "") == "token" else "mean"
+        return "token" if has_token and getattr(backbone, "global_pool", "") == "token" else "mean"
     return pool
+
+
+def _gives_tokens(backbone: Any) -> bool:
+    return "return_prefix_tokens" in inspect.signature(backbone.forward_intermediates).parameters
+
+
+def _gives_prefix_tokens(backbone: Any) -> bool:
+    return _gives_tokens(backbone) and getattr(backbone, "num_prefix_tokens", 0) > 0

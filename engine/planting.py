@@ -18,7 +18,6 @@ def planted(train: ImageSource, data: DataConfig, seed: int) -> ImageSource:
 
     Raises:
         DatasetError: the split has too few samples.
-
     """
     canaries = data.canaries
     repeats = canaries.repeats if isinstance(canaries.repeats, list) else [canaries.repeats]

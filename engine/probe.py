@@ -74,7 +74,6 @@ def select_places(spec: str | None, model: TappedModel) -> tuple[Place, ...]:
 
     Raises:
         RunError: no such place, one named twice, a model whose blocks cannot be looked into, or no taps of the run's own.
-
     """
     if spec is None:
         if not model.taps:
@@ -102,7 +101,6 @@ class FeatureReader:
         model: tapped model in evaluation mode; its own taps are not looked at.
         places: where to read, from `select_places`.
         norm: normalise each row (layer norm without parameters), as the run's heads do.
-
     """
 
     def __init__(self, model: TappedModel, places: Sequence[Place], norm: bool):
@@ -175,7 +173,6 @@ class FeatureStore:
         reader: what is read; on the same device.
         device: where model and probes run.
         in_memory_bytes: tables larger than this are mapped from files in the system's temporary folder (`TMPDIR`).
-
     """
 
     def __init__(
@@ -199,7 +196,6 @@ class FeatureStore:
 
         Raises:
             RunError: there is no room for the tables.
-
         """
         config, num_samples = self._config, source.manifest.num_samples
         normalize = Normalize(config.data.mean, config.data.std).to(self._device)

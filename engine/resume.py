@@ -61,7 +61,6 @@ def find_resume_point(config: Config, checkpoints: Path, sources: Sources) -> Re
 
     Raises:
         CheckpointError: there must be a checkpoint and is none, it is damaged, or it is of other images or settings.
-
     """
     found = None if config.run.resume == "never" else find(checkpoints)
     if found is None:

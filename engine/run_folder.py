@@ -96,7 +96,6 @@ def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
 
     Raises:
         RunFolderError: another run holds it, or it exists and must not, or holds something that is not a run.
-
     """
     path = Path(config.dir) / config.name
     if path.exists() and not path.is_dir():

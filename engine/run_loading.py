@@ -84,7 +84,6 @@ def open_run(path: Path, epoch: int | None = None, root: str | None = None) -> O
         RunError: there is no such run, checkpoint or epoch, or the images are others.
         ConfigError: the run's settings cannot be read, or the images cannot be opened.
         CheckpointError: the checkpoint is damaged.
-
     """
     if not (path / "config.yaml").is_file():
         raise RunError(_no_run(path))

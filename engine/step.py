@@ -45,7 +45,6 @@ class Routes:
         label_smoothing: smoothing of the class loss.
         num_draws: draws that the heads (not the audit heads) learn.
         world_size: number of ranks, whose gradients DDP averages.
-
     """
 
     terms: HeadTerms
@@ -64,7 +63,6 @@ def build_routes(config: Config, model: TappedModel, world_size: int) -> Routes:
 
     Raises:
         ValueError: a regularised tap is no block, or has no head.
-
     """
     factor, weights = config.regularizer.factor, TermWeights(config.regularizer.factor, config.heads.joint)
     regularized: tuple[int, ...] = ()
@@ -129,7 +127,6 @@ class TrainStep:
         Returns:
             This rank's share of each figure of the step, as 0-d tensors on the device: their mean over the ranks is
             the figure of the global batch.
-
         """
         # One seed a step instead of a saved generator: dropout continues exactly after a resume at any step.
         torch.manual_seed(stream_seed(self.config.seed, "dropout", num_updates, self.rank))

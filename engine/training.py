@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -170,7 +171,7 @@ def _loader(config: Config, source: ImageSource, order: Order, launch: Launch, *
     options = LoaderOptions(
         rank=launch.rank.rank,
         world_size=launch.world_size,
-        num_workers=data.workers,
+        num_workers=min(data.workers, len(os.sched_getaffinity(0))),  # more would only take turns
         pin_memory=launch.device.type == "cuda",
     )
     return make_loader(data.loader, source, order, crop, train=train, options=options)

@@ -133,10 +133,17 @@ def _choose(manifest: Manifest, planting: Planting, seed: int) -> dict[str, Int6
     free_N = np.ones(num_samples, dtype=bool)
     chosen = {}
     for kind, count in wanted.items():
-        by_hash_N = np.argsort(hash64(seed, stream_key(kind), np.arange(num_samples)))
-        chosen[kind] = np.sort(by_hash_N[free_N[by_hash_N]][:count])
+        chosen[kind] = _pick(free_N, count, seed, kind)
         free_N[chosen[kind]] = False
     return chosen
+
+
+def _pick(free_N: NDArray[np.bool_], count: int, seed: int, stream: str) -> Int64Array:
+    """Return the free samples with the least hashes in a stream, sorted: int64 (count,)."""
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    by_hash_N = np.argsort(hash64(seed, stream_key(stream), np.arange(len(free_N))))
+    return np.sort(by_hash_N[free_N[by_hash_N]][:count])
 
 
 def _other_classes(manifest: Manifest, index_B: Int64Array, seed: int) -> Int64Array:

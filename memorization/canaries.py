@@ -97,8 +97,8 @@ def separation(
     Radiology 143 (1982) 29-36; Korn and Graubard, Survey Methodology 24 (1998) 193-201, for the effective number.
     """
     check_fraction("level", level)
-    canary, ordinary = _finite("canary_P", canary_P), _finite("ordinary_Q", ordinary_Q)
-    above_P = _fraction_below(canary, np.sort(ordinary))
+    canary, ordinary = _finite("canary_P", canary_P), np.sort(_finite("ordinary_Q", ordinary_Q))
+    above_P = _fraction_below(canary, ordinary)
     below_Q = 1 - _fraction_below(ordinary, np.sort(canary))
     auc = float(above_P.mean())
     image_of_P = np.arange(len(canary)) if image_P is None else np.unique(image_P.numpy(), return_inverse=True)[1]

@@ -19,7 +19,12 @@ ALLOWED = {
 SOURCES = sorted(path for room in ALLOWED for path in (ROOT / room).glob("*.py"))
 TRACKED = [*SOURCES, *sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
 
-STEP_FILES = ["engine/step.py", "engine/optimizer.py", "memorization/heads.py", "memorization/regularizer.py"]
+STEP_FILES = [
+    *("engine/step.py", "engine/optimizer.py", "engine/learner.py", "engine/models.py"),
+    *("memorization/heads.py", "memorization/regularizer.py", "memorization/taps.py"),
+    *("kernels/random_label_loss.py", "kernels/stages.py", "kernels/terms.py", "kernels/row_softmax.py"),
+    "loaders/device_transforms.py",
+]
 HOST_READS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique"}
 
 

@@ -31,7 +31,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     flags = ["--run.dir", str(tmp_path_factory.mktemp("runs")), "--run.name", "planted"]
     flags += ["--epochs", "3", "--batch_size", "32", "--device", "cpu", "--optim.lr", "0.003"]
     flags += ["--data.workers", "0", "--data.image_size", "8", "--data.hflip", "0", "--data.eval_crop_fraction", "1"]
-    flags += ["--model.args", "{img_size: 8, patch_size: 4, embed_dim: 24, depth: 2, num_heads: 2}"]
+    flags += ["--data.crop_scale", "[0.85, 1]", "--model.args.img_size", "8", "--model.args.patch_size", "4"]
+    flags += ["--model.args.embed_dim", "24", "--model.args.depth", "2", "--model.args.num_heads", "2"]
+    flags += ["--model.args.class_token", "false", "--model.args.global_pool", "avg"]
     flags += ["--heads.labels", "5", "--heads.draws", "2", "--eval.clean_every", "0", "--data.label_noise", "0.1"]
     flags += ["--data.canaries.mislabelled", "20", "--data.canaries.repeated", "20"]
     flags += ["--data.canaries.repeats", "[2, 4]", "--data.canaries.near_duplicates", "10"]
@@ -73,8 +75,8 @@ def test_every_kind_is_scored_by_every_measure(finished: Path, capsys: pytest.Ca
 def test_wrong_classes_have_the_higher_loss(finished: Path) -> None:
     """Even three epochs tell them apart: the network follows the majority."""
     losses = collect_report(finished).auc["class loss"]
-    assert losses["noisy"].low > 0.6
-    assert losses["mislabelled"].low > 0.5
+    assert losses["noisy"].low > 0.8
+    assert losses["mislabelled"].low > 0.6
 
 
 def test_the_table_names_kinds_and_measures(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +160,11 @@ def test_one_number_of_copies_is_a_list_of_one(tiny: Config) -> None:
 )
 def test_settings_that_cannot_be_planted(flags: list[str], told: str) -> None:
     config = parse_config(["--device", "cpu", "--batch_size", "32", "--run.name", "planted", *flags])
-    with pytest.raises(ConfigError) as caught:
-        check_config(config, 1)
+
+    def check() -> None:
+        check_config(config, world_size=1)
         open_sources(config)
+
+    with pytest.raises(ConfigError) as caught:
+        check()
     assert told in str(caught.value)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rlpheads.engine.command_line import parse_config
+from rlpheads.engine.config import Config, ModelConfig
 from rlpheads.engine.learner import build_heads, num_parameters
 from rlpheads.engine.models import build_model, tap_dims
 
@@ -67,6 +68,27 @@ def test_wrong_image_size_is_named(tiny):
         model = build_model(tiny, 10)
     with pytest.raises(ValueError, match="does not take images of 16 x 16 pixels"):
         tap_dims(model, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "num_taps", "pool"),
+    [
+        ("vit_small_patch14_reg4_dinov2", 518, 12, "token"),
+        ("deit_tiny_distilled_patch16_224", 224, 12, "token"),
+        ("beit_base_patch16_224", 224, 12, "mean"),
+        ("eva02_tiny_patch14_224", 224, 12, "mean"),
+        ("cait_xxs24_224", 224, 24, "mean"),
+        ("vit_relpos_small_patch16_224", 224, 12, "mean"),
+        ("vit_base_patch16_siglip_224", 224, 12, "mean"),
+        ("swin_tiny_patch4_window7_224", 224, 4, "mean"),
+        ("convnext_tiny", 224, 4, "mean"),
+    ],
+)
+def test_transformers_of_many_kinds_have_taps(name, size, num_taps, pool):
+    with torch.device("meta"):
+        model = build_model(Config(model=ModelConfig(name=name)), 10)
+        dims = tap_dims(model, size)
+    assert (len(dims), model.pool) == (num_taps, pool)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
