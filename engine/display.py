@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -13,7 +13,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from rlpheads.engine.findings import Findings
+if TYPE_CHECKING:
+    from rlpheads.engine.findings import Findings
 
 MISSING = "–"
 

@@ -19,16 +19,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlpheads.engine.display import Display
 from rlpheads.engine.evaluation import Evaluation, Split, evaluate, merge, summarize
-from rlpheads.engine.findings import Findings, draw_figures, summarize_findings
 from rlpheads.engine.models import Network
 from rlpheads.engine.resume import Position
 from rlpheads.engine.signals import StopFlag
 from rlpheads.engine.training import Training
 from rlpheads.memorization.ledger import Ledger, LedgerMetadata
+
+if TYPE_CHECKING:
+    from rlpheads.engine.findings import Findings
 
 
 class TrainingDivergedError(RuntimeError):
@@ -230,6 +232,8 @@ def _due(every: int, epoch: int) -> bool:
 
 def _finish(training: Training, display: Display, reason: str) -> Outcome:
     """Check the run against chance, draw its figures and print what it found. Collective."""
+    from rlpheads.engine.findings import draw_figures, summarize_findings  # scipy and matplotlib load after training
+
     measured_now = training.position.epoch == training.config.epochs and training.heldout.ledger.num_seen
     heldout = summarize(training.heldout.ledger) if measured_now else _evaluate(training, training.heldout)
     if not training.launch.is_main:

@@ -65,11 +65,15 @@ class OpenedRun:
         Only from a folder that you trust: the checkpoint format's own metadata can execute code.
         """
         model = build_model(self.config, len(self.sources.train.manifest.classes))
-        state = {"backbone": model.state_dict()}
+        self.load_weights("backbone", model)
+        return model.eval().requires_grad_(False)
+
+    def load_weights(self, part: str, module: nn.Module) -> None:
+        """Fill a module with the checkpoint's weights of one part (`backbone`, `heads`, ...), in place."""
+        state = {part: module.state_dict()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is: one process reads all
             dcp.load(state, storage_reader=dcp.FileSystemReader(self.saved.path), no_dist=True)
-        return model.eval().requires_grad_(False)
 
 
 def open_run(path: Path, epoch: int | None = None, root: str | None = None) -> OpenedRun:

@@ -89,9 +89,10 @@ def separation(
         level: nominal coverage.
 
     The interval is Wilson's for as many trials as would give DeLong's variance, which for copies is taken over images
-    (Obuchowski). They are at most 4·I·Q/(I + Q) for I images, what Hanley and McNeil's variance comes to for an area near
-    1: DeLong's is 0 where no canary is among the ordinary samples, and too small where only a few are. With fewer than
-    two images or ordinary samples the interval is [0, 1].
+    (Obuchowski). They are at most 4·W·Q/(W + Q), what Hanley and McNeil's variance comes to for an area near 1: DeLong's is
+    0 where no canary is among the ordinary samples, and too small where only a few are. W counts witnesses: the canaries,
+    by as much fewer as their being copies raises the variance, yet one an image. With fewer than two images or ordinary
+    samples the interval is [0, 1].
 
     Source: DeLong et al., Biometrics 44 (1988) 837-845; Obuchowski, Biometrics 53 (1997) 567-578; Hanley and McNeil,
     Radiology 143 (1982) 29-36; Korn and Graubard, Survey Methodology 24 (1998) 193-201, for the effective number.
@@ -108,7 +109,9 @@ def separation(
         return Separation(auc, 0.0, 1.0)
     clustered = num_images / (num_images - 1) * float((excess_I**2).sum()) / len(canary) ** 2
     variance = clustered + float(below_Q.var(ddof=1)) / num_ordinary
-    trials = 4 * num_images * num_ordinary / (num_images + num_ordinary)
+    witnesses = min(float(above_P.var(ddof=1)) / clustered, len(canary)) if clustered > 0 else 0
+    witnesses = max(witnesses, num_images)
+    trials = 4 * witnesses * num_ordinary / (witnesses + num_ordinary)
     if variance > 0:
         trials = min(trials, auc * (1 - auc) / variance)
     whole = max(1, math.floor(trials))
