@@ -15,16 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlpheads.engine.planting import CANARIES_FILE
-from rlpheads.memorization.canaries import (
-    REPEATED,
-    Canaries,
-    CanaryError,
-    Correlation,
-    Separation,
-    correlate_copies,
-    read_canaries,
-    separate_kinds,
-)
+from rlpheads.memorization.canaries import REPEATED, Correlation, Separation, correlate_copies, separate_kinds
+from rlpheads.memorization.canary_file import Canaries, CanaryError, read_canaries
 from rlpheads.memorization.ledger import LedgerError, read_ledger
 from rlpheads.memorization.sample_history import DYNAMIC_MEASURES, SampleHistory, gather_history, sample_measures
 

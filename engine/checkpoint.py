@@ -24,7 +24,6 @@ from rlpheads.engine.launch import Launch
 from rlpheads.engine.run_folder import write_atomically
 
 MANIFEST = "manifest.json"
-_REMEDY = "delete that folder to resume from the checkpoint before it"
 
 
 class CheckpointError(ValueError):
@@ -45,7 +44,8 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
     final = folder / f"step={step:09d}"
     temporary = folder / f".step={step:09d}.tmp"
     if launch.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in folder.glob(".step=*.tmp"):  # of saves that were killed
+            shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
     dist.barrier(launch.control)
     dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), process_group=launch.control)
@@ -53,17 +53,26 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
         files = {path.name: _described(path) for path in sorted(temporary.iterdir())}
         content = {"step": step, **facts, "files": files}
         write_atomically(temporary / MANIFEST, json.dumps(content, indent=2) + "\n")
-        _replace_folder(temporary, final)
+        _move_into_place(temporary, final)
         _fsync_folder(folder)
-        for old in _whole(folder)[:-keep]:
+        for old in list_whole(folder)[:-keep]:
             shutil.rmtree(old)
     dist.barrier(launch.control)
     return final
 
 
+def list_whole(folder: Path) -> list[Path]:
+    """Return the checkpoints that have a manifest, the oldest first."""
+    return sorted(path.parent for path in folder.glob(f"step=*/{MANIFEST}"))
+
+
 def find(folder: Path) -> Path | None:
-    """Return the newest checkpoint that has a manifest, or None."""
-    whole = _whole(folder)
+    """Return the newest checkpoint that has a manifest, or None; put back one that a killed save had set aside."""
+    for aside in folder.glob(".step=*.old"):
+        final = folder / aside.name.removeprefix(".").removesuffix(".old")
+        if not final.exists():
+            aside.rename(final)
+    whole = list_whole(folder)
     return whole[-1] if whole else None
 
 
@@ -76,7 +85,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         return json.loads((checkpoint / MANIFEST).read_text())
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged ({error}); {_REMEDY}") from error
+        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged ({error}); {_remedy(checkpoint)}") from error
 
 
 def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
@@ -87,7 +96,7 @@ def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
     """
     problems = [problem for name, facts in manifest["files"].items() if (problem := _problem(checkpoint / name, facts))]
     if problems:
-        raise CheckpointError(f"{checkpoint} is damaged: {'; '.join(problems)}; {_REMEDY}")
+        raise CheckpointError(f"{checkpoint} is damaged: {'; '.join(problems)}; {_remedy(checkpoint)}")
 
 
 def load(checkpoint: Path, state: dict[str, Any], launch: Launch) -> None:
@@ -107,18 +116,20 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _replace_folder(temporary: Path, final: Path) -> None:
-    """Move into place; where a resumed run wrote the same step again, the old one goes only after the new is there."""
+def _move_into_place(temporary: Path, final: Path) -> None:
+    """Replace what was saved at the same step before (at the end of its epoch's training, say, but before its end)."""
     aside = final.with_name(f".{final.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
     if final.exists():
         final.rename(aside)
     temporary.rename(final)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _whole(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob(f"step=*/{MANIFEST}"))
+def _remedy(checkpoint: Path) -> str:
+    before = [path.name for path in list_whole(checkpoint.parent) if path < checkpoint]
+    if before:
+        return f"delete that folder to resume from {before[-1]}"
+    return "there is none before it: begin again with --run.overwrite or another --run.name"
 
 
 def _described(path: Path) -> dict[str, Any]:

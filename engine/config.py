@@ -51,7 +51,7 @@ class DataConfig:
     root: str | None = None
     """Folder of the images (imagefolder)."""
     val_fraction: float | None = None
-    """Fraction of each class that is held out when the tree has no val/ folder, in (0, 1)."""
+    """Fraction of each class that is held out when the tree has no val/ folder, in (0, 1); null: 0.2 for digits."""
     loader: Literal["torch"] = "torch"
     """Which library decodes."""
     workers: int = 2
@@ -139,7 +139,7 @@ class RegularizerConfig:
     kind: RegularizerKind = "unlikelihood"
     """Which function of the head's output is minimised."""
     factor: float = 0.0
-    """Weight λ; at 0 the backbone is bit-identical to one trained without heads."""
+    """Weight λ; at 0 (and heads.joint 0) the backbone is bit-identical to one trained without heads."""
     taps: Literal["all"] | list[int] = "all"
     """Which of the heads' taps are regularised."""
     target: float | None = None
@@ -156,7 +156,7 @@ class ScheduleConfig:
     name: Literal["cosine", "constant"] = "cosine"
     """cosine: one cosine to min_lr_fraction; constant: the peak throughout, after the warm-up."""
     warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from zero."""
+    """Epochs of linear warm-up."""
     min_lr_fraction: float = 0.0
     """Last learning rate as a fraction of the peak."""
 
@@ -212,7 +212,7 @@ class Config:
     log_every: int = 10
     """Steps between lines of metrics.jsonl and updates of the progress display. Changes no result."""
     verbose: bool = False
-    """Print more: environment, settings, every checkpoint."""
+    """Say when a checkpoint is written."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

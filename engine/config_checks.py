@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_terms(config)
     _check_target(config)
     _check_device(config)
-    _check_parts(config)
+    _check_parts(config, world_size)
 
 
 def _check_ranges(config: Config) -> None:
@@ -213,18 +214,24 @@ def _check_device(config: Config) -> None:
             "CUDA needs a GPU, its driver and a CUDA build of PyTorch; `rlpheads env` shows what is found"
         )
     on_cuda = cuda and config.device != "cpu"
+    num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if on_cuda and num_local_ranks > torch.cuda.device_count():
+        raise ConfigError(
+            f"device: got {num_local_ranks} ranks on this node, which has {torch.cuda.device_count()} CUDA device(s); "
+            f"allowed: --nproc-per-node {torch.cuda.device_count()} or less, or --device cpu"
+        )
     if config.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
         raise ConfigError(f"precision: got bf16, which {name} does not have; allowed on this device: fp32")
 
 
-def _check_parts(config: Config) -> None:
+def _check_parts(config: Config, world_size: int) -> None:
     """Build model and optimizers to see whether they can be; the process's random numbers stay as they were."""
     import torch
 
     _check_model_name(config.model)
     with torch.random.fork_rng(devices=[]):
-        _check_model(config)
+        _check_model(config, world_size)
         _check_optimizer("optim", config.optim, config)
         _check_optimizer("heads.optim", config.heads.optim, config)
 
@@ -243,7 +250,7 @@ def _check_model_name(model: ModelConfig) -> None:
         )
 
 
-def _check_model(config: Config) -> None:
+def _check_model(config: Config, world_size: int) -> None:
     import torch
 
     from rlpheads.engine.models import build_model, tap_dims
@@ -261,6 +268,11 @@ def _check_model(config: Config) -> None:
     except Exception as error:  # timm computes with its arguments unchecked, and any exception may come of that
         given = f"got {shown(config.model.name)} with model.args {shown(args)}"
         raise ConfigError(f"model: {given}, which cannot be built: {type(error).__name__}: {error}") from error
+    if world_size > 1 and any("running_mean" in name for name, _ in model.named_buffers()):
+        raise ConfigError(
+            f"model.name: got {shown(config.model.name)}, whose batch norm keeps statistics of one rank's images; "
+            "allowed on several ranks: a model without batch norm"
+        )
     if config.regularizer.taps != "all" and not set(regularized) <= set(model.taps):
         raise refusal("regularizer.taps", config.regularizer.taps, f"blocks that have a head: {list(model.taps)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_SHOWN_LENGTH = 80
+_SHOWN_LENGTH = 300
 _WORDS: dict[object, str] = {None: "null", True: "true", False: "false"}
 
 

@@ -26,11 +26,13 @@ class Display:
         console: where to print.
         num_epochs: epochs of the run.
         num_steps: steps of one epoch.
+        device: where the run's memory is.
         verbose: print notes too.
     """
 
-    def __init__(self, console: Console, num_epochs: int, num_steps: int, verbose: bool = False):
+    def __init__(self, console: Console, num_epochs: int, num_steps: int, device: torch.device, verbose: bool = False):
         self._console = console
+        self._device = device
         self._num_epochs, self._num_steps = num_epochs, num_steps
         self._verbose = verbose
         self._progress = Progress(
@@ -63,7 +65,7 @@ class Display:
     def step(self, row: Mapping[str, Any], eta_seconds: float | None) -> None:
         """Show the figures of the window of steps that ended at `row["step"]`."""
         done = (row["step"] - 1) % self._num_steps + 1
-        figures = step_line(row, eta_seconds)
+        figures = f"{step_line(row, eta_seconds)}  {memory_in_use(self._device) / 2**30:.1f} GiB"
         if self._task is not None:
             self._progress.update(self._task, completed=done, epoch=row["epoch"], description=figures)
         else:
@@ -127,7 +129,6 @@ def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
     parts.append(f"wait {percent(row['data_wait'])}")
     if eta_seconds is not None:
         parts.append(f"ETA {timedelta(seconds=round(eta_seconds))}")
-    parts.append(f"{memory_in_use() / 2**30:.1f} GiB")
     return "  ".join(parts)
 
 
@@ -154,8 +155,8 @@ def number(value: float | None) -> str:
     return MISSING if value is None else f"{value:.4f}"
 
 
-def memory_in_use() -> int:
-    """Bytes in use: allocated on the GPU where there is one, resident in this process otherwise."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated()
+def memory_in_use(device: torch.device) -> int:
+    """Bytes in use: allocated on a GPU, or resident in this process for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss

@@ -59,6 +59,10 @@ def merge(ledger: Ledger, world_size: int) -> None:
             dist.all_reduce(tensor)
 
 
+class EvaluationInterruptedError(RuntimeError):
+    """A stop signal came during an evaluation."""
+
+
 @torch.no_grad()
 def evaluate(
     network: Network,
@@ -66,6 +70,7 @@ def evaluate(
     routes: Routes,
     prepare: Callable[[Batch], tuple[Tensor, Batch]],
     precision: Precision,
+    interrupted: Callable[[], bool],
 ) -> Evaluation:
     """Fill `split.ledger` from one pass over the split and return its averages. Collective.
 
@@ -75,6 +80,10 @@ def evaluate(
         routes: the terms; only what is measured is computed.
         prepare: moves a batch to the device and returns its normalised images beside it.
         precision: autocast type.
+        interrupted: asked after every batch at every rank, with one answer for all; True ends the evaluation.
+
+    Raises:
+        EvaluationInterruptedError: `interrupted` said so.
     """
     split.ledger.reset()
     split.loader.set_epoch(0)
@@ -83,5 +92,7 @@ def evaluate(
         with autocast(images.device, precision):
             rows = forward_rows(network, images, batch, split.table_MN, routes)
         record_rows(split.ledger, batch, rows)
+        if interrupted():
+            raise EvaluationInterruptedError
     merge(split.ledger, routes.world_size)
     return summarize(split.ledger)

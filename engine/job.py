@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,13 +19,14 @@ from rlpheads.engine.command_line import dump_config
 from rlpheads.engine.config import Config
 from rlpheads.engine.config_checks import check_config
 from rlpheads.engine.config_errors import ConfigError
+from rlpheads.engine.config_files import read_config_file
 from rlpheads.engine.display import Display
 from rlpheads.engine.environment import collect_environment
 from rlpheads.engine.launch import Launch, Rank
 from rlpheads.engine.learner import num_parameters
 from rlpheads.engine.loop import Outcome, TrainingDivergedError, fit
 from rlpheads.engine.planting import planted, write_truth
-from rlpheads.engine.resume import ResumePoint, Sources, find_resume_point
+from rlpheads.engine.resume import ResumePoint, Sources, check_settings, find_resume_point
 from rlpheads.engine.run_folder import RunFolder, RunFolderError, claim, write_atomically
 from rlpheads.engine.streams import stream_seed
 from rlpheads.engine.training import Training, build_training
@@ -55,14 +59,37 @@ def _begin(config: Config, sources: Sources, folder: RunFolder) -> ResumePoint |
     """Find out where to go on; write the resolved settings where there is nothing to go on from."""
     try:
         point = find_resume_point(config, folder.checkpoints, sources)
+        if point is None:
+            _check_nothing_is_lost(config, folder)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     if point is None:
+        folder.clear()  # what a start that ended before its first checkpoint left
         write_atomically(folder.path / "config.yaml", dump_config(config))
-        write_truth(sources.train, folder.path)
         folder.write_json("environment.json", collect_environment())
+        write_truth(sources.train, folder.path)
+    for old in folder.path.glob("failed.rank*.json"):
+        old.unlink()
     folder.write_status("running", "started", pid=os.getpid())
     return point
+
+
+def _check_nothing_is_lost(config: Config, folder: RunFolder) -> None:
+    """Refuse to begin again where a run has results, or was begun with other settings.
+
+    Raises:
+        CheckpointError: with the remedy.
+    """
+    settings = folder.path / "config.yaml"
+    if not settings.exists():
+        return
+    status = folder.status().get("status")
+    if status in ("done", "requeue"):
+        raise CheckpointError(
+            f"{folder.path} holds a run that is {status}, but no checkpoint to go on from; "
+            "begin again with --run.overwrite, or choose another --run.name"
+        )
+    check_settings(folder.path, asdict(config), read_config_file(str(settings)))
 
 
 def open_sources(config: Config) -> Sources:
@@ -104,17 +131,18 @@ def _claimed(config: Config, rank: Rank) -> Iterator[RunFolder]:
 def _train(config: Config, sources: Sources, folder: RunFolder, point: ResumePoint | None, launched: Launch) -> int:
     console = Console(quiet=not launched.is_main, width=None if sys.stdout.isatty() else 160)
     try:
+        _check_same_images(sources, launched)
         training = build_training(config, sources, folder, launched)
-        with Display(console, config.epochs, training.order.num_steps, config.verbose) as display:
+        with Display(console, config.epochs, training.order.num_steps, launched.device, config.verbose) as display:
             display.say(opening_line(training))
             if point is not None:
                 training.resume(point)
                 display.say(f"resumed from {point.checkpoint} at step {training.num_updates}")
             if launched.is_main:
-                folder.rewind_metrics(training.num_updates)
+                folder.rewind_metrics(training.num_updates, training.position.epoch)
             outcome = fit(training, display)
             _close(training, outcome, display)
-    except (TrainingDivergedError, ImageReadError, LoaderError) as error:
+    except (TrainingDivergedError, ImageReadError, LoaderError, DatasetError) as error:
         _fail(folder, launched, error)
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -122,6 +150,21 @@ def _train(config: Config, sources: Sources, folder: RunFolder, point: ResumePoi
         _fail(folder, launched, error)
         raise
     return EXIT_DONE if outcome.status == "done" else EXIT_REQUEUE
+
+
+def _check_same_images(sources: Sources, launched: Launch) -> None:
+    """Compare what this rank sees with what the main rank sees: an index must mean the same image everywhere.
+
+    Raises:
+        DatasetError: they differ.
+    """
+    here = [source.manifest.fingerprint for source in (sources.train, sources.heldout)]
+    there = launched.share(here)
+    if here != there:
+        raise DatasetError(
+            f"rank {launched.rank.rank} sees other images than rank 0: fingerprints {here}, not {there}; "
+            "give every node the same files"
+        )
 
 
 def opening_line(training: Training) -> str:
@@ -144,11 +187,16 @@ def opening_line(training: Training) -> str:
 def _close(training: Training, outcome: Outcome, display: Display) -> None:
     if not training.launch.is_main:
         return
-    hashes = {name: weights_sha256(part.module) for name, part in training.learner.parts}
+    modules = {name: part.module for name, part in training.learner.parts}
+    if training.learner.ema is not None:
+        modules["ema"] = training.learner.ema.module
+    hashes = {name: weights_sha256(module) for name, module in modules.items()}
     found = outcome.findings
-    facts = {"step": training.num_updates, "weights_sha256": hashes}
+    facts: dict[str, Any] = {"step": training.num_updates, "weights_sha256": hashes}
     if found is not None:
-        facts |= {"heldout_check": "failed" if found.strayed else "passed", "top1": found.top1}
+        facts["top1"] = found.top1
+        if found.taps:
+            facts["heldout_check"] = "failed" if found.strayed else "passed"
     training.folder.write_status(outcome.status, outcome.reason, **facts)
     display.say(f"{outcome.status}: {outcome.reason}; everything is in {training.folder.path}")
     for name, digest in hashes.items():
@@ -156,5 +204,12 @@ def _close(training: Training, outcome: Outcome, display: Display) -> None:
 
 
 def _fail(folder: RunFolder, launched: Launch, error: BaseException) -> None:
-    if launched.is_main:
-        folder.write_status("failed", f"{type(error).__name__}: {error}")
+    """Say why. The rank that failed first is heard: the others only lose their connection to it."""
+    reason = f"{type(error).__name__}: {error}"
+    if not launched.is_main:
+        folder.write_json(f"failed.rank{launched.rank.rank:04d}.json", {"reason": reason})
+        return
+    others = [
+        f"{path.name}: {json.loads(path.read_text())['reason']}" for path in folder.path.glob("failed.rank*.json")
+    ]
+    folder.write_status("failed", "; ".join([*others, reason]))

@@ -89,9 +89,7 @@ def start(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[Launch]:
         dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        control = dist.new_group(backend="gloo")
-        assert isinstance(control, dist.ProcessGroup)  # every rank is a member
-        yield Launch(rank, device, control)
-    finally:
-        dist.destroy_process_group()
+    control = dist.new_group(backend="gloo")
+    assert isinstance(control, dist.ProcessGroup)  # every rank is a member
+    yield Launch(rank, device, control)
+    dist.destroy_process_group()  # not after an exception: it would wait for messages that never come

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlpheads.engine.config import RegularizerConfig
 from rlpheads.engine.display import Display
-from rlpheads.engine.evaluation import Evaluation, Split, evaluate, merge, summarize
+from rlpheads.engine.evaluation import Evaluation, EvaluationInterruptedError, Split, evaluate, merge, summarize
 from rlpheads.engine.models import Network
 from rlpheads.engine.resume import Position
 from rlpheads.engine.signals import StopFlag
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 class TrainingDivergedError(RuntimeError):
     """The loss is not finite any more."""
+
+
+class TrainingStoppedError(RuntimeError):
+    """A stop signal came during training."""
 
 
 @dataclass(frozen=True)
@@ -53,49 +58,54 @@ def fit(training: Training, display: Display) -> Outcome:
     stop_flag.install()
     try:
         while training.position.epoch < config.epochs:
-            stopped = _train_epoch(training, display, stop_flag)
-            if stopped is not None:
+            if _train_epoch(training, display, stop_flag) == "max_steps":
                 _save(training, display)
-                if stopped == "max_steps":
-                    return _finish(training, display, f"max_steps={config.max_steps} reached")
-                return Outcome("requeue", f"stopped by {stop_flag.reason} after step {training.num_updates}")
-            _finish_epoch(training, display)
-        return _finish(training, display, f"all {config.epochs} epochs trained")
+                return _finish(training, display, stop_flag, f"max_steps={config.max_steps} reached")
+            _finish_epoch(training, display, stop_flag)
+        return _finish(training, display, stop_flag, f"all {config.epochs} epochs trained")
+    except (TrainingStoppedError, EvaluationInterruptedError):
+        if training.position != training.saved:
+            _save(training, display)
+        return Outcome("requeue", f"stopped by {stop_flag.reason} after step {training.num_updates}")
     finally:
         stop_flag.drain()
 
 
-def _train_epoch(training: Training, display: Display, stop_flag: StopFlag) -> Literal["signal", "max_steps"] | None:
-    """Train the rest of the position's epoch; say why when it was not trained to its end."""
-    config, clock = training.config, training.clock
+def _train_epoch(training: Training, display: Display, stop_flag: StopFlag) -> Literal["trained", "max_steps"]:
+    """Train the rest of the position's epoch, or as much of it as `max_steps` allows.
+
+    Raises:
+        TrainingStoppedError: on a stop signal.
+    """
+    clock = training.clock
     training.loader.set_epoch(training.position.epoch, training.position.consumed)
     training.learner.train()
-    stopped: Literal["signal", "max_steps"] | None = None
+    stopped = False
     clock.start()
     batches = iter(training.loader)
-    while True:
-        if config.max_steps is not None and training.num_updates >= config.max_steps:
-            stopped = "max_steps"
-            break
+    while training.epoch_has_steps_left and not training.reached_max_steps and not stopped:
         with clock.waiting():
-            host_batch = next(batches, None)
-        if host_batch is None:
-            break
-        batch = host_batch.to(training.launch.device, non_blocking=True)
-        training.meters.add(training.step(batch, training.num_updates))
+            host_batch = next(batches)
+        images, batch = training.prepare(host_batch)
+        training.meters.add(training.step(images, batch, training.num_updates))
         training.position = replace(training.position, consumed=training.position.consumed + batch.num_global_rows)
         clock.step(batch.num_global_rows)
         _report_window(training, display)
-        if training.num_updates % config.log_every == 0:
-            training.meters.begin_read(training.num_updates)
-        if stop_flag.agreed():
-            stopped = "signal"
-            break
+        if training.num_updates % training.config.log_every == 0:
+            _close_window(training)
+        stopped = stop_flag.agreed()
     clock.stop()
     _report_window(training, display)
-    training.meters.begin_read(training.num_updates)
+    _close_window(training)
     _report_window(training, display)
-    return stopped
+    if stopped:
+        raise TrainingStoppedError
+    return "max_steps" if training.epoch_has_steps_left else "trained"
+
+
+def _close_window(training: Training) -> None:
+    rates = {f"{name}_lr": part.lr for name, part in training.learner.parts}
+    training.meters.begin_read(training.num_updates, **rates)
 
 
 def _report_window(training: Training, display: Display) -> None:
@@ -114,7 +124,6 @@ def _publish(training: Training, display: Display, step: int, figures: dict[str,
             "heads.optim.lr, set optim.clip_norm, or lower regularizer.factor"
         )
     row = {"kind": "step", "step": step, "epoch": training.position.epoch, **figures}
-    row |= {f"{name}_lr": part.lr for name, part in training.learner.parts}
     row |= {"images_per_second": clock.images_per_second, "data_wait": clock.data_wait}
     if training.launch.is_main:
         training.folder.append_metrics(row)
@@ -126,22 +135,23 @@ def _images_left(training: Training) -> int:
     return (training.config.epochs - training.position.epoch) * per_epoch - training.position.consumed
 
 
-def _finish_epoch(training: Training, display: Display) -> None:
+def _finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> None:
     """Measure, record and close the position's epoch."""
     config, epoch, folder = training.config, training.position.epoch, training.folder
     last = epoch + 1 == config.epochs
-    merge(training.running, training.launch.world_size)
     row: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": training.num_updates}
-    row |= {"lr": training.learner.backbone.lr, **_figures(training, "train", "running", summarize(training.running))}
+    row["lr"] = training.learner.backbone.lr
     recorded = {"running": training.running}
     if last or _due(config.eval.every, epoch):
-        row |= _figures(training, "eval", "heldout", _evaluate(training, training.heldout))
-        row |= _evaluate_average(training)
+        row |= _figures(training, "eval", "heldout", _evaluate(training, training.heldout, stop_flag))
+        row |= _evaluate_average(training, stop_flag)
         recorded["heldout"] = training.heldout.ledger
     if last or _due(config.eval.clean_every, epoch):
-        row |= _figures(training, "clean", "clean", _evaluate(training, training.clean))
-        recorded["clean"] = training.clean.ledger
+        row |= _figures(training, "clean", "clean", _evaluate(training, training.clean, stop_flag))
         row |= _steer(training, row)
+        recorded["clean"] = training.clean.ledger
+    merge(training.running, training.launch.world_size)  # after the last moment at which a stop would save it
+    row |= _figures(training, "train", "running", summarize(training.running))
     row |= {"images_per_second": training.clock.images_per_second, "data_wait": training.clock.data_wait}
     if training.launch.is_main:
         if last or _due(config.ledger.every, epoch):
@@ -166,11 +176,21 @@ def _steer(training: Training, row: Mapping[str, Any]) -> dict[str, float]:
     if settings.target is not None:
         accuracy_T, baseline_T = row["audit_rla_clean"], training.baselines_T
         excess = fmean(accuracy_T[tap] - baseline_T[tap] for tap in training.routes.terms.regularized)
-        training.set_factor(weights.factor * math.exp(settings.target_rate * (excess - settings.target)))
+        training.set_factor(_steered(weights.factor, settings, excess - settings.target))
     return figures
 
 
-def _evaluate(training: Training, split: Split) -> Evaluation:
+def _steered(factor: float, settings: RegularizerConfig, too_much: float) -> float:
+    """Return the next λ: at most ten times up or down at once, and within a thousand times where it started.
+
+    Without these bounds λ would wind down by many orders of magnitude while the heads have learned nothing yet, and
+    take as long to come back.
+    """
+    step = min(max(settings.target_rate * too_much, -math.log(10)), math.log(10))
+    return min(max(factor * math.exp(step), settings.factor / 1000), settings.factor * 1000)
+
+
+def _evaluate(training: Training, split: Split, stop_flag: StopFlag) -> Evaluation:
     learner = training.learner
     learner.train(False)
     return evaluate(
@@ -179,10 +199,11 @@ def _evaluate(training: Training, split: Split) -> Evaluation:
         training.routes.measuring(),
         training.prepare,
         training.config.precision,
+        stop_flag.agreed,
     )
 
 
-def _evaluate_average(training: Training) -> dict[str, float]:
+def _evaluate_average(training: Training, stop_flag: StopFlag) -> dict[str, float]:
     """Evaluate the moving average of the weights; the heads read live weights only."""
     ema = training.learner.ema
     if ema is None:
@@ -191,7 +212,9 @@ def _evaluate_average(training: Training) -> dict[str, float]:
     num_samples = training.sources.heldout.manifest.num_samples
     split = replace(heldout, ledger=Ledger(num_samples, 0, 1, training.launch.device))
     precision, routes = training.config.precision, training.routes.measuring()
-    found = evaluate(Network(ema.module.eval(), None, None), split, routes, training.prepare, precision)
+    found = evaluate(
+        Network(ema.module.eval(), None, None), split, routes, training.prepare, precision, stop_flag.agreed
+    )
     return {"eval_ema_loss": found.loss, "eval_ema_top1": found.top1}
 
 
@@ -230,12 +253,12 @@ def _due(every: int, epoch: int) -> bool:
     return every > 0 and (epoch + 1) % every == 0
 
 
-def _finish(training: Training, display: Display, reason: str) -> Outcome:
+def _finish(training: Training, display: Display, stop_flag: StopFlag, reason: str) -> Outcome:
     """Check the run against chance, draw its figures and print what it found. Collective."""
     from rlpheads.engine.findings import draw_figures, summarize_findings  # scipy and matplotlib load after training
 
     measured_now = training.position.epoch == training.config.epochs and training.heldout.ledger.num_seen
-    heldout = summarize(training.heldout.ledger) if measured_now else _evaluate(training, training.heldout)
+    heldout = summarize(training.heldout.ledger) if measured_now else _evaluate(training, training.heldout, stop_flag)
     if not training.launch.is_main:
         return Outcome("done", reason)
     history = training.folder.metrics("epoch")

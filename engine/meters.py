@@ -33,11 +33,16 @@ class Meters:
         self._sums += values
         self._steps += 1
 
-    def begin_read(self, step: int) -> None:
-        """Close the window at `step` and send its sums on their way to the host. Collective."""
+    def begin_read(self, step: int, **beside: float) -> None:
+        """Close the window at `step` and send its sums on their way to the host. Collective.
+
+        Args:
+            step: optimizer steps taken.
+            beside: figures that the host knows at this moment, to be returned beside the averages.
+        """
         if self._steps == 0:
             return
-        self._pending = _Read(self._names, self._sums, self._steps * self._world_size, step)
+        self._pending = _Read(self._names, self._sums, self._steps * self._world_size, step, beside)
         self._sums = torch.zeros_like(self._sums)
         self._steps = 0
 
@@ -52,8 +57,8 @@ class Meters:
 class _Read:
     """A reduction and a copy to the host that are under way."""
 
-    def __init__(self, names: tuple[str, ...], sums: Tensor, count: int, step: int):
-        self._names, self._count, self._step = names, count, step
+    def __init__(self, names: tuple[str, ...], sums: Tensor, count: int, step: int, beside: dict[str, float]):
+        self._names, self._count, self._step, self._beside = names, count, step, beside
         self._work = dist.all_reduce(sums, async_op=True)
         self._host = sums
         self._copied: torch.cuda.Event | None = None
@@ -69,4 +74,5 @@ class _Read:
             self._copied.synchronize()
         else:
             self._work.wait()
-        return self._step, dict(zip(self._names, (self._host / self._count).tolist(), strict=True))
+        averages = dict(zip(self._names, (self._host / self._count).tolist(), strict=True))
+        return self._step, averages | self._beside

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -74,8 +75,18 @@ def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, 
         weight_decay=optim.weight_decay,
         momentum=optim.momentum,
         **({"fused": True} if optim.name in FUSED else {}),
+        **_betas(optim),
     )
     return TrainedPart(module, wrapped, optimizer, _build_scheduler(optimizer, optim, schedule, span), optim.clip_norm)
+
+
+def _betas(optim: OptimConfig) -> dict[str, tuple[float, ...]]:
+    """Return the optimizer's own betas with the momentum as the first, where it has betas."""
+    info = get_optimizer_info(optim.name)
+    if not info.has_betas:
+        return {}
+    default = inspect.signature(info.opt_class).parameters["betas"].default
+    return {"betas": (optim.momentum, *default[1:])}
 
 
 def _build_scheduler(

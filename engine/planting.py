@@ -7,7 +7,7 @@ from pathlib import Path
 from rlpheads.engine.config import DataConfig
 from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.planted import PlantedSource, Planting, plant
-from rlpheads.memorization.canaries import Canaries, write_canaries
+from rlpheads.memorization.canary_file import Canaries, write_canaries
 
 CANARIES_FILE = "canaries.parquet"
 """Name of the file, in a run folder, that tells the planted samples from the others."""

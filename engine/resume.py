@@ -72,7 +72,7 @@ def find_resume_point(config: Config, checkpoints: Path, sources: Sources) -> Re
         return None
     manifest = read_manifest(found)
     _check_images(sources, manifest)
-    _check_settings(found, asdict(config), manifest["config"])
+    check_settings(found.parent.parent, asdict(config), manifest["config"])
     verify(found, manifest)
     return ResumePoint(found, Position(**manifest["position"]), manifest["regularizer_factor"])
 
@@ -87,16 +87,22 @@ def _check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:
             )
 
 
-def _check_settings(checkpoint: Path, config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def check_settings(run: Path, config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Compare the settings of a run with those it was begun with.
+
+    Raises:
+        CheckpointError: they differ in what is learned; each difference is named.
+    """
     here, there = _flattened(config), _flattened(saved)
+    free = FREE_TO_CHANGE - ({"eval"} if config["regularizer"]["target"] is not None else set())  # it steers λ
     changed = [
         f"{key} is {here.get(key)!r} now and was {there.get(key)!r}"
         for key in sorted(here.keys() | there.keys())
-        if here.get(key) != there.get(key) and not {key, key.split(".")[0]} & FREE_TO_CHANGE
+        if here.get(key) != there.get(key) and not {key, key.split(".")[0]} & free
     ]
     if changed:
         raise CheckpointError(
-            f"{checkpoint.parent.parent} was begun with other settings: {'; '.join(changed)}. "
+            f"{run} was begun with other settings: {'; '.join(changed)}. "
             "Give it the same settings, or start a new run with another --run.name"
         )
 

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,11 @@ from rlpheads.memorization.atomic_file import atomic_file
 Status = Literal["running", "done", "requeue", "failed"]
 
 
+LOCK = "run.lock"
+RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+"""Environment variables in which launchers count how often they started this job again."""
+
+
 class RunFolderError(ValueError):
     """The run folder cannot be used as asked; the message says what to do."""
 
@@ -25,7 +31,7 @@ class RunFolder:
     """A run folder that this process holds the lock of.
 
     Contents: `config.yaml`, `environment.json`, `status.json`, `metrics.jsonl`, `summary.csv`, `ledger/`,
-    `checkpoints/`, `figures/`, `tensorboard/`.
+    `checkpoints/`, `figures/`.
     """
 
     def __init__(self, path: Path):
@@ -58,6 +64,15 @@ class RunFolder:
         path = self.path / "status.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
+    def clear(self) -> None:
+        """Delete everything but the lock; `config.yaml`, which says that this is a run folder, goes last."""
+        entries = [entry for entry in self.path.iterdir() if entry.name != LOCK]
+        for entry in sorted(entries, key=lambda entry: entry.name == "config.yaml"):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:
@@ -69,11 +84,12 @@ class RunFolder:
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [row for row in rows if row["kind"] == kind]
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop the lines past `step`, and a torn last line: a resumed run writes them again."""
+    def rewind_metrics(self, step: int, epoch: int) -> None:
+        """Drop what comes after `step` steps and `epoch` finished epochs, and a torn last line: it is written again."""
         path = self.path / "metrics.jsonl"
         if path.exists():
             rows = [row for line in path.read_text().splitlines() if (row := _parsed(line)) and row["step"] <= step]
+            rows = [row for row in rows if row["kind"] != "epoch" or row["epoch"] < epoch]
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_summary(self) -> None:
@@ -91,8 +107,11 @@ class RunFolder:
 def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
     """Make or take the run folder as `run.resume` and `run.overwrite` ask, and lock it.
 
+    A process that a launcher started again (torchrun after a failure, Slurm after a requeue) goes on with what its
+    first start made: `run.overwrite` then deletes nothing, and `run.resume never` refuses nothing.
+
     Returns:
-        The folder and its open lock file; the lock goes when the file is closed or the process ends, however it ends.
+        The folder and its open lock file; the lock goes when the file is closed or this process ends, however it ends.
 
     Raises:
         RunFolderError: another run holds it, or it exists and must not, or holds something that is not a run.
@@ -100,29 +119,29 @@ def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
     path = Path(config.dir) / config.name
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file, not a run folder; choose another --run.name")
-    occupied = path.is_dir() and any(entry.name != "run.lock" for entry in path.iterdir())
+    occupied = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
     if occupied and not (path / "config.yaml").exists():
         raise RunFolderError(f"{path} exists and is no run folder (it has no config.yaml); choose another --run.name")
-    if occupied and config.resume == "never" and not config.overwrite:
+    restarted = any(int(os.environ.get(name) or 0) > 0 for name in RESTART_COUNTS)
+    if occupied and config.resume == "never" and not config.overwrite and not restarted:
         raise RunFolderError(
             f"{path} exists and --run.resume is never; choose another --run.name, resume it with --run.resume auto, "
             "or delete it with --run.overwrite"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / "run.lock").open("w")
+        lock = (path / LOCK).open("w")
     except OSError as error:
         raise RunFolderError(f"cannot write the run folder {path}: {error.strerror}; see --run.dir") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by loader workers
     except OSError as error:
         lock.close()
         raise RunFolderError(f"{path} is in use by another run; choose another --run.name") from error
-    if config.overwrite:
-        for entry in path.iterdir():
-            if entry.name != "run.lock":
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    return RunFolder(path), lock
+    folder = RunFolder(path)
+    if config.overwrite and not restarted:
+        folder.clear()
+    return folder, lock
 
 
 def write_atomically(path: Path, text: str) -> None:

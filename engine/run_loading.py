@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
+from torch import nn
 
 from rlpheads.engine.checkpoint import MANIFEST, read_manifest, verify
 from rlpheads.engine.command_line import parse_config

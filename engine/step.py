@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlpheads.engine.config import Config
 from rlpheads.engine.learner import Learner
@@ -111,17 +111,16 @@ def record_rows(ledger: Ledger, batch: Batch, rows: RowLosses) -> None:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """The training step, callable with a batch of this rank's rows that is already on the device."""
+    """The training step, callable with normalised images and this rank's batch, both on the device."""
 
     learner: Learner
-    normalize: nn.Module
     table_MN: Tensor
     ledger: Ledger
     routes: Routes
     config: Config
     rank: int
 
-    def __call__(self, batch: Batch, num_updates: int) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, batch: Batch, num_updates: int) -> dict[str, Tensor]:
         """Take optimizer step number `num_updates` (from 0).
 
         Returns:
@@ -130,16 +129,17 @@ class TrainStep:
         """
         # One seed a step instead of a saved generator: dropout continues exactly after a resume at any step.
         torch.manual_seed(stream_seed(self.config.seed, "dropout", num_updates, self.rank))
-        micro_batches = batch.chunks(self.config.accumulate)
+        num_parts = self.config.accumulate
+        parts = list(zip(images.chunk(num_parts), batch.chunks(num_parts), strict=True))
         with self.learner.without_sync():
-            shares = [self._forward_backward(micro) for micro in micro_batches[:-1]]
-        shares.append(self._forward_backward(micro_batches[-1]))
+            shares = [self._forward_backward(*part) for part in parts[:-1]]
+        shares.append(self._forward_backward(*parts[-1]))
         self.learner.update(num_updates)
         return {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
 
-    def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
-        with autocast(batch.images.device, self.config.precision):
-            rows = forward_rows(self.learner.wrapped, self.normalize(batch.images), batch, self.table_MN, self.routes)
+    def _forward_backward(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+        with autocast(images.device, self.config.precision):
+            rows = forward_rows(self.learner.wrapped, images, batch, self.table_MN, self.routes)
         valid_B = batch.index >= 0
         scale = self.routes.world_size / batch.num_global_rows
         total = torch.where(valid_B, rows.smoothed_loss_B, 0.0).sum() * scale

@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 engine/train.py --config configs/imagenet_vit_b.yaml
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return job.run(config)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the other ranks of the node found the same
+            print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG_ERROR
 
 

@@ -48,13 +48,13 @@ class Training:
     meters: Meters
     clock: Clock
     position: Position = Position()
+    saved: Position | None = None
 
     @property
     def step(self) -> TrainStep:
         """The training step, with the regulariser's present λ."""
         return TrainStep(
             learner=self.learner,
-            normalize=self.normalize,
             table_MN=self.clean.table_MN,
             ledger=self.running,
             routes=self.routes,
@@ -68,10 +68,19 @@ class Training:
         return self.loader.order
 
     @property
+    def epoch_has_steps_left(self) -> bool:
+        """Whether the position's epoch is not trained to its end."""
+        return self.order.step_at(self.position.consumed) < self.order.num_steps
+
+    @property
+    def reached_max_steps(self) -> bool:
+        """Whether `max_steps` allows no further step."""
+        return self.config.max_steps is not None and self.num_updates >= self.config.max_steps
+
+    @property
     def num_updates(self) -> int:
         """Optimizer steps taken."""
-        in_epoch = -(-self.position.consumed // self.config.batch_size)
-        return self.position.epoch * self.order.num_steps + in_epoch
+        return self.position.epoch * self.order.num_steps + self.order.step_at(self.position.consumed)
 
     @property
     def baselines_T(self) -> list[float]:  # noqa: N802 - shape suffix
@@ -92,6 +101,7 @@ class Training:
         facts |= identity(self.config, self.sources)
         keep = self.config.checkpoint.keep
         checkpoint.save(self.folder.checkpoints, self.num_updates, state, facts, self.launch, keep)
+        self.saved = self.position
 
     def resume(self, point: ResumePoint) -> None:
         """Take up the state of a checkpoint. Collective."""
@@ -100,7 +110,7 @@ class Training:
         self.learner.load_optimizers(state)
         if not self.launch.is_main:
             self.running.reset()  # the ranks' rows were merged when they were saved
-        self.position = point.position
+        self.position = self.saved = point.position
         self.set_factor(point.factor)
 
     def set_factor(self, factor: float) -> None:
@@ -173,6 +183,7 @@ def _loader(config: Config, source: ImageSource, order: Order, launch: Launch, *
         world_size=launch.world_size,
         num_workers=min(data.workers, len(os.sched_getaffinity(0))),  # more would only take turns
         pin_memory=launch.device.type == "cuda",
+        keep_workers=train,  # evaluation is rare: its workers would only take memory
     )
     return make_loader(data.loader, source, order, crop, train=train, options=options)
 

@@ -80,6 +80,7 @@ class LoaderOptions:
         num_workers: Processes that decode; 0 decodes in this one.
         prefetch: Batches that each worker reads ahead.
         pin_memory: Copy into page-locked memory, for a GPU.
+        keep_workers: Let the workers wait for the next epoch instead of starting them anew.
 
     Raises:
         ValueError: For a value out of its range.
@@ -90,6 +91,7 @@ class LoaderOptions:
     num_workers: int = 0
     prefetch: int = 2
     pin_memory: bool = False
+    keep_workers: bool = True
 
     def __post_init__(self) -> None:
         least = {"world_size": 1, "num_workers": 0, "prefetch": 1}

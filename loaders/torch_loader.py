@@ -74,7 +74,7 @@ class TorchLoader:
             collate_fn=_as_it_is,
             num_workers=options.num_workers,
             prefetch_factor=options.prefetch if options.num_workers else None,
-            persistent_workers=options.num_workers > 0,
+            persistent_workers=options.keep_workers and options.num_workers > 0,
             pin_memory=options.pin_memory,
             worker_init_fn=_heed_the_parent_alone,
             # Its own generator: without one, every iter() takes a number from the global stream.

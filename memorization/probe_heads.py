@@ -11,7 +11,7 @@ they see which directions there are, not how large they are. The two-layer probe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -30,8 +30,9 @@ rounding (of float32, about 1e-7) and are left out: the sum of layer-normalised 
 
 CONTROL_DRAWS = 2
 _SCORES_AT_ONCE = 2**22  # 32 MiB of scores
-_GRADIENT_TOLERANCE = 1e-7
+_GRADIENT_TOLERANCE = 1e-6
 _CHANGE_TOLERANCE = 1e-12
+_PASSES_AT_ONCE = 20
 
 
 class ProbeFit(NamedTuple):
@@ -86,6 +87,11 @@ class Moments:
         """Directions that the features span."""
         return self.whitener_DR.shape[1]
 
+    @property
+    def total_variance(self) -> Tensor:
+        """Sum of the variances of all directions, 0-d."""
+        return self.whitener_DR.square().sum(0).reciprocal().sum()  # a column's norm is one over a standard deviation
+
 
 @dataclass(frozen=True)
 class LeastSquaresProbe:
@@ -139,16 +145,19 @@ class LogisticProbe:
             weight_KD = weight_MKR[draw] @ whitener_DR.T
             return weight_KD, bias_MK[draw] - weight_KD @ moments.mean_D
 
-        def row_losses(block_BD: Tensor, labels_B: Tensor, draw: int) -> Tensor:
+        def loss(block_BD: Tensor, labels_B: Tensor, draw: int) -> Tensor:
             weight_KD, bias_K = head(draw)
-            return random_label_loss(block_BD, weight_KD, labels_B, bias_K=bias_K).cross_entropy_B
+            return random_label_loss(block_BD, weight_KD, labels_B, bias_K=bias_K).cross_entropy_B.sum()
 
         def scores(block_BD: Tensor, draw: int) -> Tensor:
             weight_KD, bias_K = head(draw)
             return block_BD @ weight_KD.T + bias_K
 
-        _minimise([weight_MKR, bias_MK], features, labels_MN, row_losses, self.max_passes)
-        return ProbeFit(score_accuracy(features, labels_MN, num_labels, scores), moments.rank)
+        for _ in _minimise([weight_MKR, bias_MK], features, labels_MN, loss, self.max_passes):
+            accuracy_M = score_accuracy(features, labels_MN, num_labels, scores)
+            if bool((accuracy_M == 1).all()):
+                break
+        return ProbeFit(accuracy_M, moments.rank)
 
     def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
         """Simulate; see `Probe`."""
@@ -184,18 +193,21 @@ class TwoLayerProbe:
             centred_BD = block_BD - moments.mean_D
             return torch.relu(centred_BD @ inner_MHD[draw].T + inner_bias_MH[draw])
 
-        def row_losses(block_BD: Tensor, labels_B: Tensor, draw: int) -> Tensor:
+        def loss(block_BD: Tensor, labels_B: Tensor, draw: int) -> Tensor:
             hidden_BH = hidden(block_BD, draw)
-            loss = random_label_loss(hidden_BH, outer_MKH[draw], labels_B, bias_K=outer_bias_MK[draw], joint=True)
-            assert loss.joint_B is not None
-            # The outer layer's gradient comes from the one, the inner layer's from the other: both are the same value.
-            return loss.cross_entropy_B + loss.joint_B - loss.joint_B.detach()
+            rows = random_label_loss(hidden_BH, outer_MKH[draw], labels_B, bias_K=outer_bias_MK[draw], joint=True)
+            assert rows.joint_B is not None
+            # One value twice: the outer layer's gradient comes from the one, the inner layer's from the other.
+            return (rows.cross_entropy_B + rows.joint_B - rows.joint_B.detach()).sum()
 
         def scores(block_BD: Tensor, draw: int) -> Tensor:
             return hidden(block_BD, draw) @ outer_MKH[draw].T + outer_bias_MK[draw]
 
-        _minimise(parameters, features, labels_MN, row_losses, self.max_passes)
-        return ProbeFit(score_accuracy(features, labels_MN, num_labels, scores), moments.rank)
+        for _ in _minimise(parameters, features, labels_MN, loss, self.max_passes):
+            accuracy_M = score_accuracy(features, labels_MN, num_labels, scores)
+            if bool((accuracy_M == 1).all()):
+                break
+        return ProbeFit(accuracy_M, moments.rank)
 
     def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
         """Simulate; see `Probe`."""
@@ -206,15 +218,13 @@ class TwoLayerProbe:
         num_features = len(moments.mean_D)
         key = stream_key("two-layer probe", self.hidden, num_features, num_labels)
         generator = torch.Generator().manual_seed(key)
-        # Σ of the variances: the whitener's columns are eigenvectors over their standard deviations.
-        total_variance = (moments.whitener_DR.square().sum(0) ** -1).sum()
         inner_HD = torch.randn(self.hidden, num_features, generator=generator, dtype=torch.float64)
-        outer_KH = torch.randn(num_labels, self.hidden, generator=generator, dtype=torch.float64) / math.sqrt(
-            self.hidden
-        )
-        inner_HD = inner_HD.to(total_variance) * math.sqrt(2) * total_variance.clamp(min=1e-300) ** -0.5
-        shapes = [inner_HD, inner_HD.new_zeros(self.hidden), outer_KH.to(inner_HD), inner_HD.new_zeros(num_labels)]
-        return [tensor.expand(num_draws, *tensor.shape).clone().requires_grad_() for tensor in shapes]
+        outer_KH = torch.randn(num_labels, self.hidden, generator=generator, dtype=torch.float64)
+        spread = moments.total_variance.sqrt()
+        inner_HD = inner_HD.to(spread) * math.sqrt(2) / torch.where(spread > 0, spread, 1.0)
+        outer_KH = outer_KH.to(spread) / math.sqrt(self.hidden)
+        layers = [inner_HD, inner_HD.new_zeros(self.hidden), outer_KH, outer_KH.new_zeros(num_labels)]
+        return [tensor.expand(num_draws, *tensor.shape).clone().requires_grad_() for tensor in layers]
 
 
 def collect_moments(features: Features, labels_MN: Tensor, num_labels: int) -> Moments:
@@ -300,31 +310,41 @@ def _minimise(
     parameters: Sequence[Tensor],
     features: Features,
     labels_MN: Tensor,
-    row_losses: Callable[[Tensor, Tensor, int], Tensor],
+    loss: Callable[[Tensor, Tensor, int], Tensor],
     max_passes: int,
-) -> None:
-    """Lower the mean over the rows, summed over the draws, of `row_losses(rows, labels, draw)` in place, by L-BFGS."""
-    num_samples = labels_MN.shape[-1]
+) -> Iterator[None]:
+    """Lower `loss(rows, labels, draw)`, summed over rows and draws, in place by L-BFGS; yield every few passes.
+
+    The last yield is where the gradient is tiny or the passes are spent.
+    """
+    num_samples, num_passes = labels_MN.shape[-1], 0
+
+    def evaluate() -> float:
+        nonlocal num_passes
+        num_passes += 1
+        optimizer.zero_grad()
+        total = 0.0
+        for block_BD, labels_MB in iterate_rows(features, labels_MN):
+            for draw, labels_B in enumerate(labels_MB):  # one graph at a time
+                share = loss(block_BD, labels_B, draw) / num_samples
+                share.backward()
+                total += float(share.detach())
+        return total
+
     optimizer = torch.optim.LBFGS(
         parameters,
-        max_iter=max_passes,
-        max_eval=max_passes,
+        max_iter=_PASSES_AT_ONCE,
+        max_eval=_PASSES_AT_ONCE,
         tolerance_grad=_GRADIENT_TOLERANCE,
         tolerance_change=_CHANGE_TOLERANCE,
         line_search_fn="strong_wolfe",
     )
-
-    def evaluate() -> float:
-        optimizer.zero_grad()
-        total = 0.0
-        for block_BD, labels_MB in iterate_rows(features, labels_MN):
-            rows = [row_losses(block_BD, labels_B, draw).sum() for draw, labels_B in enumerate(labels_MB)]
-            loss = torch.stack(rows).sum() / num_samples
-            loss.backward()
-            total += float(loss.detach())
-        return total
-
-    optimizer.step(evaluate)
+    while num_passes < max_passes:
+        before = num_passes
+        optimizer.step(evaluate)
+        yield
+        if num_passes - before < _PASSES_AT_ONCE:  # it stopped of its own accord
+            return
 
 
 def _simulated_control(probe: Probe, labels_MN: Tensor, num_features: int, num_labels: int) -> float:

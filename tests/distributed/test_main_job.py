@@ -4,10 +4,12 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 
 import pytest
 import yaml
+from PIL import Image
 
 pytestmark = pytest.mark.distributed
 
@@ -77,6 +79,22 @@ def test_killed_runs_go_on_to_the_same_end(runner, undisturbed):
     same_result(finished, undisturbed)
 
 
+def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner):
+    """Two ranks, workers, average, accumulation, regulariser and audit heads."""
+    flags = ["--data.workers", "1", "--model.ema_decay", "0.9", "--accumulate", "2", "--optim.clip_norm", "1"]
+    flags += ["--regularizer.kind", "uniform", "--regularizer.factor", "1", "--regularizer.target", "-0.1"]
+    whole = runner.run("whole_pair", *flags, ranks=2)
+    assert whole.code == 0, whole.output
+    process = runner.start("killed_pair", *flags, ranks=2)
+    runner.wait_for_step("killed_pair", 30, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished = runner.run("killed_pair", *flags, ranks=2)
+    assert finished.code == 0, finished.output
+    assert {"backbone", "heads", "audit", "ema"} == set(finished.status["weights_sha256"])
+    same_result(finished, whole)
+
+
 def test_stopped_run_saves_its_place_and_goes_on(runner, undisturbed):
     process = runner.start("stopped")
     runner.wait_for_step("stopped", 30, process)
@@ -137,6 +155,60 @@ def test_heads_leave_the_backbone_bit_identical(runner):
     assert heads.code == none.code == 0
     assert heads.status["weights_sha256"]["backbone"] == none.status["weights_sha256"]["backbone"]
     assert "heads" not in none.status["weights_sha256"]
+
+
+def test_finished_run_without_its_checkpoints_is_not_lost(runner):
+    finished = runner.run("bare", "--epochs", "1")
+    for saved in (finished.folder / "checkpoints").iterdir():
+        shutil.rmtree(saved)
+    before = (finished.folder / "metrics.jsonl").read_bytes()
+    refused = runner.run("bare", "--epochs", "1", "--max_steps", "1")
+    assert refused.code == 2
+    assert (
+        "holds a run that is done, but no checkpoint to go on from; begin again with --run.overwrite" in refused.output
+    )
+    assert (finished.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_first_rank_to_fail_is_heard(runner, tmp_path):
+    """A picture that is damaged after the scan is read by the second rank only."""
+    random_bytes = random.Random(0)
+    for split, count in (("train", 16), ("val", 4)):
+        for number in range(count):
+            folder = tmp_path / split / f"c{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = bytes(random_bytes.randrange(256) for _ in range(8 * 8 * 3))
+            Image.frombytes("RGB", (8, 8), pixels).save(folder / f"{number:02d}.png")
+    flags = ["--data.dataset", "imagefolder", "--data.root", str(tmp_path), "--data.val_fraction", "null"]
+    flags += ["--batch_size", "16", "--epochs", "1"]
+    assert runner.run("whole_tree", *flags, ranks=2).code == 0
+    for victim in (tmp_path / "train" / "c0").iterdir():
+        content = victim.read_bytes()
+        victim.write_bytes(content[:20] + bytes(len(content) - 20))
+    failed = runner.run("damaged_tree", *flags, ranks=2)
+    assert failed.code == 1
+    assert failed.status["status"] == "failed"
+    assert "ImageReadError" in failed.status["reason"]
+    assert ".png" in failed.status["reason"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "0"], "epochs: got 0"),
+        (["--optim.lrr", "1"], "optim.lrr"),
+        (["--model.name", "vit_tinny_patch16_224"], "vit_tiny_patch16_224"),
+        (["--data.dataset", "imagefolder", "--data.root", "nowhere"], "a folder that exists"),
+        (["--batch_size", "4096"], "batch_size is 4096, but there are only"),
+    ],
+)
+def test_wrong_input_ends_with_one_line_before_anything_is_made(runner, flags, message):
+    refused = runner.run("refused", *flags)
+    assert refused.code == 2
+    (line,) = refused.output.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not refused.folder.exists()
 
 
 def test_finished_run_trains_no_further(runner, undisturbed):

@@ -18,7 +18,7 @@ from rlpheads.engine.config import CanaryConfig, Config
 from rlpheads.engine.config_checks import check_config
 from rlpheads.engine.config_errors import ConfigError
 from rlpheads.engine.job import open_sources, run
-from rlpheads.memorization.canaries import read_canaries
+from rlpheads.memorization.canary_file import read_canaries
 from rlpheads.memorization.ledger import read_ledger
 
 KINDS = {"mislabelled": 20, "near_duplicate": 20, "noisy": 144, "repeated": 60}  # 20 images take 2 and 4 places in turn

@@ -67,6 +67,19 @@ def test_same_step_is_replaced(tmp_path, launched):
     assert [path.name for path in tmp_path.iterdir()] == [saved.name]
 
 
+def test_checkpoint_set_aside_by_a_killed_save_is_found(tmp_path, launched):
+    save(tmp_path, 5, launched).rename(tmp_path / ".step=000000005.old")
+    found = checkpoint.find(tmp_path)
+    assert found == tmp_path / "step=000000005"
+    verified(found)
+
+
+def test_leftovers_of_other_steps_are_swept(tmp_path, launched):
+    (tmp_path / ".step=000000003.tmp").mkdir()
+    save(tmp_path, 5, launched)
+    assert [path.name for path in tmp_path.iterdir()] == ["step=000000005"]
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -86,7 +99,15 @@ def test_damage_is_named(tmp_path, launched, damage, message):
     saved = save(tmp_path, 1, launched)
     (shard,) = saved.glob("*.distcp")
     damage(shard)
-    with pytest.raises(CheckpointError, match=f"{shard.name} {message}.*delete that folder"):
+    with pytest.raises(CheckpointError, match=f"{shard.name} {message}.*begin again with --run.overwrite"):
+        verified(saved)
+
+
+def test_remedy_names_the_checkpoint_before(tmp_path, launched):
+    save(tmp_path, 1, launched)
+    saved = save(tmp_path, 2, launched)
+    (saved / ".metadata").unlink()
+    with pytest.raises(CheckpointError, match="delete that folder to resume from step=000000001"):
         verified(saved)
 
 

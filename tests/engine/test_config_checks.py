@@ -86,7 +86,7 @@ CONTRADICTIONS = [
     (["--run.name", "a/b"], f"run.name: got 'a/b'; allowed: {NO_SLASH}"),
     (["--run.name", ".."], f"run.name: got '..'; allowed: {NO_SLASH}"),
     (["--run.name", "a\nb"], f"run.name: got 'a\\nb'; allowed: {NO_SLASH}"),
-    (["--run.name", "é" * 101], f"run.name: got '{'é' * 78}…; allowed: at most 200 bytes"),
+    (["--run.name", "é" * 101], f"run.name: got '{'é' * 101}'; allowed: at most 200 bytes"),
     (["--run.dir="], "run.dir: got ''; allowed: the name of a folder; . is the current one"),
     (
         ["--run.resume", "must", "--run.overwrite"],
@@ -186,6 +186,19 @@ def test_evaluation_batch_needs_only_equal_shares() -> None:
     accept("--eval.batch_size", "15", "--batch_size", "60", world_size=3)
     expected = "eval.batch_size: got 16; allowed: a multiple of 3, the number of ranks (nearest: 15 or 18)"
     assert complaint("--eval.batch_size", "16", "--batch_size", "60", world_size=3) == expected
+
+
+def test_batch_norm_is_refused_on_several_ranks() -> None:
+    config = parse_config(
+        ["--run.name", "bn", "--model.name", "resnet18", "--data.image_size", "32", "--device", "cpu"]
+    )
+    check_config(config, 1)
+    with pytest.raises(ConfigError) as caught:
+        check_config(config, 2)
+    assert str(caught.value) == (
+        "model.name: got 'resnet18', whose batch norm keeps statistics of one rank's images; "
+        "allowed on several ranks: a model without batch norm"
+    )
 
 
 def test_run_without_a_file_needs_a_name() -> None:

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlpheads.engine.evaluation import evaluate
+from rlpheads.engine.evaluation import EvaluationInterruptedError, evaluate
 
 
 def evaluated(training, split):
     training.learner.train(False)
-    return evaluate(training.learner.bare, split, training.routes.measuring(), training.prepare, "fp32")
+    return evaluate(training.learner.bare, split, training.routes.measuring(), training.prepare, "fp32", lambda: False)
 
 
 @pytest.mark.parametrize("batch_size", [32, 360, 7])
@@ -51,3 +51,11 @@ def test_untrained_heads_are_at_chance(tiny, build):
     found = evaluated(training, training.clean)
     assert all(0.15 < accuracy < 0.25 for draws in found.rla_TM for accuracy in draws)
     assert len(found.rla_T()) == 2
+
+
+def test_interrupted_evaluation_says_so(tiny, build):
+    training = build(tiny)
+    with pytest.raises(EvaluationInterruptedError):
+        evaluate(
+            training.learner.bare, training.heldout, training.routes.measuring(), training.prepare, "fp32", lambda: True
+        )

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+import torch
 from rich.console import Console
 
 from rlpheads.engine.display import Display, percent
@@ -22,7 +23,7 @@ def findings(heldout: list[list[float]]) -> Findings:
 
 def printed(found: Findings) -> str:
     out = io.StringIO()
-    Display(Console(file=out, width=120), num_epochs=2, num_steps=3).findings(found)
+    Display(Console(file=out, width=120), 2, 3, torch.device("cpu")).findings(found)
     return out.getvalue()
 
 

@@ -16,7 +16,10 @@ from rlpheads.engine.resume import ResumePoint
 def trained(training) -> tuple[list[dict], str]:
     out = io.StringIO()
     console = Console(file=out, width=160)
-    fit(training, Display(console, training.config.epochs, training.order.num_steps, verbose=True))
+    fit(
+        training,
+        Display(console, training.config.epochs, training.order.num_steps, training.launch.device, verbose=True),
+    )
     return training.folder.metrics("epoch"), out.getvalue()
 
 
@@ -32,6 +35,22 @@ def test_factor_rises_while_too_much_is_memorised_and_falls_otherwise(tiny, buil
     assert rising[0] == falling[0] == 0.5
     assert rising == sorted(rising)
     assert rising[-1] > 0.5 > falling[-1]
+
+
+def test_factor_stays_within_bounds_however_hard_it_is_steered(tiny, build):
+    regularizer = RegularizerConfig(kind="uniform", factor=0.5, target=0.9, target_rate=1e9)
+    rows, _ = trained(build(tiny, epochs=6, regularizer=regularizer))
+    factors = [row["regularizer_factor"] for row in rows]
+    assert factors[1] == pytest.approx(0.05)
+    assert factors[-1] == pytest.approx(0.5e-3)
+
+
+def test_max_steps_at_the_end_of_an_epoch_leaves_the_epoch_whole(tiny, build):
+    training = build(tiny)
+    training.config = replace(tiny, max_steps=training.order.num_steps)
+    rows, _ = trained(training)
+    assert [row["epoch"] for row in rows] == [0]
+    assert training.folder.ledger(0, "running").exists()
 
 
 def test_factor_is_left_alone_without_a_target_and_reported_by_label(tiny, build):

@@ -19,8 +19,8 @@ def test_window_is_averaged_and_read_once(launched):
     assert step == 3
     assert figures == {"loss": pytest.approx(3.0), "hits": pytest.approx(3.0)}
     assert meters.finish_read() is None
-    meters.begin_read(step=4)
-    assert meters.finish_read() == (4, {"loss": 100.0, "hits": 0.0})
+    meters.begin_read(step=4, backbone_lr=0.5)
+    assert meters.finish_read() == (4, {"loss": 100.0, "hits": 0.0, "backbone_lr": 0.5})
 
 
 def test_empty_window_reads_nothing(launched):

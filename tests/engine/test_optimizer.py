@@ -55,6 +55,12 @@ def test_clipping_bounds_the_step():
     assert float(moved.norm()) == pytest.approx(0.25, rel=1e-4)
 
 
+@pytest.mark.parametrize(("name", "betas"), [("adamw", (0.8, 0.999)), ("lion", (0.8, 0.99))])
+def test_momentum_is_the_first_beta(name, betas):
+    trained = part(OptimConfig(name=name, momentum=0.8))
+    assert trained.optimizer.param_groups[0]["betas"] == betas
+
+
 def test_gradients_are_dropped_after_a_step():
     trained = part()
     rates(trained, [0])

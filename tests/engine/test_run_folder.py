@@ -44,10 +44,37 @@ def test_folder_in_use_is_refused_by_another_process(wanted):
 
 def test_overwriting_a_folder_in_use_deletes_nothing(wanted):
     folder = occupied(wanted)
+    code = "import sys; from rlpheads.engine.run_folder import claim; from rlpheads.engine.config import RunConfig\n"
+    code += "claim(RunConfig(dir=sys.argv[1], name='mine', overwrite=True))"
     _, lock = claim(wanted)
-    with lock, pytest.raises(RunFolderError, match="in use"):
-        claim(replace(wanted, overwrite=True))
+    with lock:
+        second = subprocess.run([sys.executable, "-c", code, wanted.dir], capture_output=True, text=True)
+    assert "is in use by another run" in second.stderr
     assert (folder / "config.yaml").exists()
+
+
+def test_lock_goes_with_its_process_whoever_lives_on(wanted):
+    """A loader worker outlives a killed run for a while."""
+    code = "import os, sys, time; from rlpheads.engine.run_folder import claim\n"
+    code += "from rlpheads.engine.config import RunConfig\n"
+    code += "claimed = claim(RunConfig(dir=sys.argv[1], name='mine'))\n"
+    code += "if os.fork(): os.kill(os.getpid(), 9)\ntime.sleep(20)"
+    first = subprocess.run(
+        [sys.executable, "-c", code, wanted.dir], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    assert first.returncode == -9
+    _, lock = claim(wanted)
+    lock.close()
+
+
+@pytest.mark.parametrize("count", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_restarted_job_keeps_what_its_first_start_made(wanted, monkeypatch, count):
+    folder = occupied(wanted)
+    monkeypatch.setenv(count, "1")
+    for flags in ({"overwrite": True}, {"resume": "never"}):
+        _, lock = claim(replace(wanted, **flags))
+        lock.close()
+    assert (folder / "checkpoints").exists()
 
 
 def test_resume_never_refuses_what_is_there(wanted):
@@ -101,10 +128,13 @@ def test_rewinding_drops_later_lines_and_a_torn_one(tmp_path):
     folder = RunFolder(tmp_path)
     for step in (10, 20, 30):
         folder.append_metrics({"kind": "step", "step": step})
+    folder.append_metrics({"kind": "epoch", "step": 20, "epoch": 0})
+    folder.append_metrics({"kind": "epoch", "step": 20, "epoch": 1})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "step", "st')
-    folder.rewind_metrics(20)
+    folder.rewind_metrics(20, epoch=1)
     assert [row["step"] for row in folder.metrics("step")] == [10, 20]
+    assert [row["epoch"] for row in folder.metrics("epoch")] == [0]
 
 
 def test_summary_begins_with_timms_columns_and_spreads_lists(tmp_path):

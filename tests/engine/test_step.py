@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlpheads.engine.config import Config, RegularizerConfig
 from rlpheads.engine.learner import Learner, build_heads
+from rlpheads.engine.meters import Meters
 from rlpheads.engine.models import build_model
 from rlpheads.engine.optimizer import Span, build_part
 from rlpheads.engine.step import TrainStep, build_routes
@@ -25,7 +26,7 @@ Build = Callable[..., Training]
 def take_steps(training: Training, num_steps: int) -> list[dict[str, Tensor]]:
     training.learner.train()
     batches = iter(training.loader)
-    return [training.step(next(batches), number) for number in range(num_steps)]
+    return [training.step(*training.prepare(next(batches)), number) for number in range(num_steps)]
 
 
 def backbone_of(training: Training) -> dict[str, Tensor]:
@@ -106,7 +107,8 @@ def test_padding_rows_count_nowhere(tiny: Config, build: Build):
     )
     short.learner.train()
     padded.learner.train()
-    expected, obtained = short.step(half, 0), padded.step(full, 0)
+    expected = short.step(*short.prepare(half), 0)
+    obtained = padded.step(*padded.prepare(full), 0)
     for name, value in expected.items():
         torch.testing.assert_close(obtained[name], value, rtol=1e-5, atol=1e-6)
     assert padded.running.num_seen == 16
@@ -120,7 +122,7 @@ def test_dropout_depends_on_the_step_and_not_on_what_ran_before(tiny: Config, bu
     batches = iter(disturbed.loader)
     for number in range(2):
         torch.rand(7)
-        disturbed.step(next(batches), number)
+        disturbed.step(*disturbed.prepare(next(batches)), number)
     assert same(backbone_of(straight), backbone_of(disturbed))
 
 
@@ -136,9 +138,8 @@ def test_regularizer_lowers_its_own_heads_accuracy(tiny: Config, build: Build, k
         for epoch in range(6):
             training.loader.set_epoch(epoch)
             for batch in training.loader:
-                shares = training.step(batch, number)
+                training.step(*training.prepare(batch), number)
                 number += 1
-        del shares
         return float(training.running.label_accuracy_TM.mean())
 
     assert last_losses(5.0) < last_losses(0.0)
@@ -178,7 +179,6 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
         )
         step = TrainStep(
             learner=learner,
-            normalize=Normalize(config.data.mean, config.data.std),
             table_MN=torch.zeros(3, 100, dtype=torch.int32),
             ledger=Ledger(100, 2, 3),
             routes=build_routes(config, model, 1),
@@ -187,9 +187,12 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
         )
         images = torch.zeros(32, 3, 8, 8, dtype=torch.uint8)
         batch = Batch(images, torch.zeros(32, dtype=torch.int64), torch.zeros(32, dtype=torch.int64), 32)
+        normalize = Normalize(config.data.mean, config.data.std)
+        meters = Meters(torch.device("cpu"), world_size=1)
         learner.train()
         for number in range(2):
-            shares = step(batch, number)
+            shares = step(normalize(batch.images), batch, number)
+            meters.add(shares)
     assert {"class_loss", "head_cross_entropy", "joint", "top1", "rla_first", "rla_last"} <= shares.keys()
     assert ("regularizer" in shares) == (kind is not None)
 

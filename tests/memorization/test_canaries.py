@@ -11,15 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from rlpheads.memorization.canaries import (
-    Canaries,
-    CanaryError,
-    correlate_copies,
-    read_canaries,
-    separate_kinds,
-    separation,
-    write_canaries,
-)
+from rlpheads.memorization.canaries import correlate_copies, separate_kinds, separation
+from rlpheads.memorization.canary_file import Canaries, CanaryError, read_canaries, write_canaries
 from rlpheads.memorization.ledger import SEEN, UNSEEN, LedgerError, LedgerMetadata, LedgerTable
 from rlpheads.memorization.sample_dynamics import learned_for_good_epoch, noisy_label_auc
 from rlpheads.memorization.sample_history import DYNAMIC_MEASURES, gather_history, sample_measures

@@ -1,0 +1,80 @@
+"""The truth about a run's planted samples, as a file beside its ledgers. Needs no scipy: a training writes it at its start."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rlpheads.memorization.atomic_file import atomic_file
+
+
+class CanaryError(ValueError):
+    """A file of canaries that cannot be read, or does not fit the ledgers."""
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """Which samples of a training split were planted: arrays over P of them, sorted by index.
+
+    Attributes:
+        fingerprint: of the manifest that they stand in.
+        index: int64, canonical index.
+        kind: text, such as "mislabelled". All copies of an image are of its kind, the original among them.
+        original: int64, index of the image that this one is a copy of; the index itself where it is no copy.
+        true_class: int64, the class before it was replaced.
+    """
+
+    fingerprint: str
+    index: NDArray[np.int64]
+    kind: NDArray[np.str_]
+    original: NDArray[np.int64]
+    true_class: NDArray[np.int64]
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Number of samples of each kind, by name."""
+        names, counts = np.unique(self.kind, return_counts=True)
+        return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+def write_canaries(path: str | Path, canaries: Canaries) -> None:
+    """Write the planted samples to one file, whole or not at all."""
+    columns = {name: getattr(canaries, name) for name in _SCHEMA.names}
+    text = json.dumps({"version": _VERSION, "fingerprint": canaries.fingerprint})
+    schema = _SCHEMA.with_metadata({_METADATA_KEY: text.encode()})
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}, schema=schema), temporary)
+
+
+def read_canaries(path: str | Path) -> Canaries:
+    """Read a file of planted samples.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CanaryError: the file is damaged, or of another kind or version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of canaries {path}")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise CanaryError(f"{path} is no readable Parquet file: {error}") from error
+    told = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+    if told.get("version") != _VERSION or not table.schema.equals(_SCHEMA):
+        raise CanaryError(f"{path} is no file of canaries of version {_VERSION}")
+    columns = {name: table.column(name).to_numpy().copy() for name in _SCHEMA.names}  # Arrow's own are read-only
+    return Canaries(told["fingerprint"], **columns | {"kind": columns["kind"].astype(np.str_)})
+
+
+_VERSION = 1
+_METADATA_KEY = b"rlpheads.canaries"
+_SCHEMA = pa.schema(
+    [("index", pa.int64()), ("kind", pa.string()), ("original", pa.int64()), ("true_class", pa.int64())]
+)
