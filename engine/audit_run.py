@@ -127,7 +127,8 @@ class RunAudit:
     @property
     def is_saturated(self) -> bool:
         """Whether the probe fits nearly every fresh label somewhere, so that it can show no excess there."""
-        return any(_mean(tap.found.fresh_F) >= NEARLY_EVERYTHING for tap in self.taps)
+        fits = [values for tap in self.taps for values in (tap.found.fresh_F, tap.found.members_F, tap.found.heldout_F)]
+        return any(_mean(values) >= NEARLY_EVERYTHING for values in fits)
 
     def to_json(self) -> str:
         """Return everything as JSON text."""
@@ -157,7 +158,9 @@ def run_audit(folder: Path, epoch: int | None, root: str | None, options: AuditO
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(audit_table(audit))
     if audit.is_saturated:
-        console.print("The probe fits nearly every fresh label: it can show no excess there; take a smaller probe.")
+        console.print(
+            "Where the probe fits nearly every fresh label it can show no excess: take a smaller one, or least_squares."
+        )
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
     return 0
 
@@ -253,7 +256,7 @@ def audit_table(audit: RunAudit) -> Table:
     level = percent(audit.taps[0].found.label_excess.level).replace(".00", "")
     title = (
         f"{audit.run}, {when}: {audit.probe['name']} probes, K = {audit.num_labels}, λ = {audit.regularizer_factor:g}, "
-        f"μ = {audit.joint:g}; chance {percent(audit.chance)}, intervals of {level}"
+        f"μ = {audit.joint:g}; chance {percent(audit.chance)}, intervals of {level}, for each tap by itself"
     )
     table = Table(title=title, title_justify="left", padding=(0, 1))
     n, equal = f"n = {audit.num_train}", f"n = {audit.num_equal}"

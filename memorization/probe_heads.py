@@ -125,7 +125,7 @@ class LogisticProbe:
     """Multinomial logistic regression without penalty, by L-BFGS over whole passes in fp64.
 
     It is parametrised in whitened coordinates, where it converges in few passes. Below capacity the loss has no minimum:
-    the fit stops where the gradient is tiny, with every label fitted.
+    the fit stops where every label is fitted.
 
     Attributes:
         max_passes: passes over the features at most.
@@ -133,6 +133,9 @@ class LogisticProbe:
 
     max_passes: int = 500
     name: str = "logistic"
+
+    def __post_init__(self) -> None:
+        check_count("max_passes", self.max_passes)
 
     def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
         """Fit all draws at once; see `Probe`."""
@@ -182,6 +185,7 @@ class TwoLayerProbe:
 
     def __post_init__(self) -> None:
         check_count("hidden", self.hidden)
+        check_count("max_passes", self.max_passes)
 
     def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
         """Fit all draws at once; see `Probe`."""

@@ -324,3 +324,11 @@ def test_an_audit_as_json_is_the_file_and_the_same_again(detached, capsys):
     (path,) = (detached / "audit").glob(f"{open_run(detached).saved.path.name}_least_squares.json")
     assert printed[0] == printed[1] == path.read_text()
     assert [tap["tap"] for tap in json.loads(printed[0])["taps"]] == ["0", "1.attn"]
+
+
+def test_a_probe_that_fits_everything_says_so(detached, capsys):
+    arguments = ["audit", str(detached), "--taps", "1", "--draws", "4", "--probe", "two_layer"]
+    assert main([*arguments, "--hidden", "64"]) == 0
+    assert "it can show no excess" in capsys.readouterr().out
+    assert main(arguments[:-2]) == 0
+    assert "it can show no excess" not in capsys.readouterr().out
