@@ -13,7 +13,7 @@ class Clock:
     """Counts training time, images and time spent waiting for data.
 
     The first `warmup_steps` steps after a start are left out of the rate (allocators, caches and compilation settle in
-    them), and everything inside `paused()` is left out of training time.
+    them), and so is everything between `stop()` and `start()`.
     """
 
     warmup_steps: int = 2
@@ -49,15 +49,6 @@ class Clock:
             self._since = self.now()
         else:
             self._images += num_images
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the time inside out of training time."""
-        self.stop()
-        try:
-            yield
-        finally:
-            self.start()
 
     @property
     def training_seconds(self) -> float:

@@ -71,19 +71,25 @@ def find_resume_point(config: Config, checkpoints: Path, sources: Sources) -> Re
             )
         return None
     manifest = read_manifest(found)
-    _check_images(sources, manifest)
+    check_images(sources, manifest)
     check_settings(found.parent.parent, asdict(config), manifest["config"])
     verify(found, manifest)
     return ResumePoint(found, Position(**manifest["position"]), manifest["regularizer_factor"])
 
 
-def _check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:
+def check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:
+    """Compare the images with those that a checkpoint was made from: an index must mean the same image.
+
+    Raises:
+        CheckpointError: they differ; both fingerprints are shown.
+    """
     for key, source in (("fingerprint", sources.train), ("heldout_fingerprint", sources.heldout)):
         here, there = source.manifest.fingerprint, manifest[key]
         if here != there:
             raise CheckpointError(
                 f"the {source.manifest.split} images are not those of the checkpoint: their fingerprint is {here}, "
-                f"the checkpoint's is {there}. Restore the images, or start a new run with another --run.name"
+                f"the checkpoint's is {there}. Its random labels belong to its own images: restore them, or start a new "
+                "run with another --run.name"
             )
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from rlpheads.engine.checkpoint import MANIFEST, read_manifest, verify
+from rlpheads.engine.checkpoint import CheckpointError, list_whole, read_manifest, verify
 from rlpheads.engine.command_line import parse_config
 from rlpheads.engine.config import Config
 from rlpheads.engine.config_errors import nearest
 from rlpheads.engine.job import open_sources
 from rlpheads.engine.models import TappedModel, build_model
-from rlpheads.engine.resume import Position, Sources
+from rlpheads.engine.resume import Position, Sources, check_images
 from rlpheads.engine.run_folder import RunFolder
 
 
@@ -99,15 +98,17 @@ def open_run(path: Path, epoch: int | None = None, root: str | None = None) -> O
     saved = _choose(folder, epoch)
     manifest = read_manifest(saved.path)
     sources = open_sources(config)
-    _check_images(sources, manifest)
-    verify(saved.path, manifest)
+    try:
+        check_images(sources, manifest)
+        verify(saved.path, manifest)
+    except CheckpointError as error:
+        raise RunError(str(error)) from error
     return OpenedRun(folder, config, sources, saved)
 
 
 def list_checkpoints(folder: RunFolder) -> list[SavedState]:
     """Return the whole checkpoints of a run, the oldest first."""
-    paths = sorted(manifest.parent for manifest in folder.checkpoints.glob(f"step=*/{MANIFEST}"))
-    manifests = [(path, read_manifest(path)) for path in paths]
+    manifests = [(path, read_manifest(path)) for path in list_whole(folder.checkpoints)]
     return [SavedState(path, manifest["step"], Position(**manifest["position"])) for path, manifest in manifests]
 
 
@@ -127,16 +128,6 @@ def _choose(folder: RunFolder, epoch: int | None) -> SavedState:
             "More are kept with --checkpoint.keep and --checkpoint.every"
         )
     return chosen
-
-
-def _check_images(sources: Sources, manifest: dict[str, Any]) -> None:
-    for key, source in (("fingerprint", sources.train), ("heldout_fingerprint", sources.heldout)):
-        here, there = source.manifest.fingerprint, manifest[key]
-        if here != there:
-            raise RunError(
-                f"the {source.manifest.split} images are not those of the run: their fingerprint is {here}, the run's is "
-                f"{there}. Its random labels belong to its own images: restore them, or say where they are with --root"
-            )
 
 
 def _no_run(path: Path) -> str:

@@ -265,7 +265,7 @@ def test_other_images_are_refused(detached, tmp_path):
     shutil.copytree(detached, copy)
     config = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(config.replace("val_fraction: 0.9", "val_fraction: 0.8"))
-    with pytest.raises(RunError, match="the train images are not those of the run"):
+    with pytest.raises(RunError, match="the train images are not those of the checkpoint"):
         open_run(copy)
 
 
