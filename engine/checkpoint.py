@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import nn
 
 from rlpheads.engine.launch import Launch
 from rlpheads.engine.run_folder import write_atomically
+from rlpheads.memorization.atomic_file import flush_to_disk
 
 MANIFEST = "manifest.json"
 
@@ -54,7 +54,7 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
         content = {"step": step, **facts, "files": files}
         write_atomically(temporary / MANIFEST, json.dumps(content, indent=2) + "\n")
         _move_into_place(temporary, final)
-        _fsync_folder(folder)
+        flush_to_disk(folder)
         for old in list_whole(folder)[:-keep]:
             shutil.rmtree(old)
     dist.barrier(launch.control)
@@ -145,11 +145,3 @@ def _problem(path: Path, facts: Mapping[str, Any]) -> str | None:
     if _described(path)["sha256"] != facts["sha256"]:
         return f"{path.name} does not have the hash that was recorded when it was written"
     return None
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
