@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from rlpheads.engine.findings import Findings
@@ -36,22 +38,20 @@ class Display:
         self._num_epochs, self._num_steps = num_epochs, num_steps
         self._verbose = verbose
         self._progress = Progress(
-            TextColumn("[bold]epoch {task.fields[epoch]}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} {task.description}"),
-            console=console,
-            transient=True,
+            TextColumn("[bold]epoch {task.fields[epoch]}"), BarColumn(None), MofNCompleteColumn(), expand=True
         )
         self._task: TaskID | None = None
+        self._figures = Text()  # below the bar, where it may wrap: no figure is cut off on a narrow terminal
+        self._live = Live(Group(self._progress, self._figures), console=console, transient=True)
 
     def __enter__(self) -> Display:
         if self._console.is_terminal and not self._console.quiet:
-            self._progress.start()
             self._task = self._progress.add_task("", total=self._num_steps, epoch=0)
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def note(self, text: str) -> None:
         """Say something that only a verbose run wants to hear."""
@@ -67,7 +67,8 @@ class Display:
         done = (row["step"] - 1) % self._num_steps + 1
         figures = f"{step_line(row, eta_seconds)}  {memory_in_use(self._device) / 2**30:.1f} GiB"
         if self._task is not None:
-            self._progress.update(self._task, completed=done, epoch=row["epoch"], description=figures)
+            self._progress.update(self._task, completed=done, epoch=row["epoch"])
+            self._figures.plain = figures
         else:
             self.say(f"epoch {row['epoch']} step {done}/{self._num_steps}  {figures}")
 
@@ -135,11 +136,20 @@ def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
 def findings_table(found: Findings) -> Table:
     """Return the table of a run's random-label accuracies by tap."""
     table = Table(title="random-label accuracy by tap", title_justify="left", padding=(0, 1))
-    for name in ("tap", "running", "clean", "audit clean", "head-only baseline", "chance", "held-out"):
+    columns: dict[str, list[float | None]] = {
+        "running": [tap.running for tap in found.taps],
+        "clean": [tap.clean for tap in found.taps],
+        "audit clean": [tap.audit for tap in found.taps],
+        "head-only baseline": [tap.baseline for tap in found.taps],
+        "chance": [found.chance for _ in found.taps],
+        "held-out": [tap.heldout for tap in found.taps],
+    }
+    if all(audit is None for audit in columns["audit clean"]):
+        del columns["audit clean"]
+    for name in ("tap", *columns):
         table.add_column(name, justify="right")
-    for tap in found.taps:
-        cells = (tap.running, tap.clean, tap.audit, tap.baseline, found.chance, tap.heldout)
-        table.add_row(str(tap.block), *[percent(value) for value in cells])
+    for tap, values in zip(found.taps, zip(*columns.values(), strict=True), strict=True):
+        table.add_row(str(tap.block), *map(percent, values))
     return table
 
 

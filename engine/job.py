@@ -199,6 +199,8 @@ def _close(training: Training, outcome: Outcome, display: Display) -> None:
             facts["heldout_check"] = "failed" if found.strayed else "passed"
     training.folder.write_status(outcome.status, outcome.reason, **facts)
     display.say(f"{outcome.status}: {outcome.reason}; everything is in {training.folder.path}")
+    if found is not None and found.taps:
+        display.say(f"figures: {training.folder.figures / 'rla_by_depth.png'} and rla_by_epoch.png")
     for name, digest in hashes.items():
         display.say(f"{name} weights sha256 {digest}")
 

@@ -57,6 +57,15 @@ def test_run_without_heads_has_nothing_to_check():
     assert "top-1 50.00%" in printed(found)
 
 
+def test_audit_column_is_there_where_audit_heads_were():
+    audited = [{**HISTORY[0], "audit_rla_clean": [0.45, 0.55]}, HISTORY[1]]
+    found = Evaluation(loss=1.0, top1=0.96, rla_TM=[[0.1], [0.1]], num_samples=1000)
+    with_audit = printed(summarize_findings(found, audited, [0, 5], [0.36, 0.36], num_labels=10))
+    assert "audit clean" in with_audit
+    assert "55.00%" in with_audit
+    assert "audit clean" not in printed(findings([[0.1], [0.1]]))
+
+
 def test_figures_are_drawn_with_and_without_history(tmp_path):
     found = findings([[0.1, 0.11], [0.09, 0.1]])
     draw_figures(tmp_path / "full", found, HISTORY, num_heldout=1000)
