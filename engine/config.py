@@ -72,6 +72,8 @@ class DataConfig:
     """Channel standard deviations that are divided by, in units of full intensity."""
     partial: Literal["drop", "pad"] = "drop"
     """The last, partial global batch of a training epoch: left out, or filled up with rows that count nowhere."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """An image that cannot be read: end the run and name it, or leave it out, named, counted and marked in the ledger."""
     label_noise: float = 0.0
     """Fraction of the training images whose class is replaced by another, each other class as likely, in [0, 1)."""
     canaries: CanaryConfig = field(default_factory=CanaryConfig)

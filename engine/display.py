@@ -79,6 +79,7 @@ class Display:
             f"top-1: train {percent(row.get('train_top1'))}, held-out {percent(row.get('eval_top1'))}"
             + (f", average {percent(row['eval_ema_top1'])}" if "eval_ema_top1" in row else "")
             + f"  loss: train {row['train_loss']:.4f}, held-out {number(row.get('eval_loss'))}"
+            + _skipped_of(row)
             + f"  {row['images_per_second']:.0f} img/s, data wait {percent(row['data_wait'])}"
         )
         self.say(title)
@@ -126,11 +127,20 @@ def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
     parts.append(f"top-1 {percent(row['top1'])}")
     if "rla_first" in row:
         parts.append(f"RLA first {percent(row['rla_first'])} last {percent(row['rla_last'])}")
+    if row.get("skipped"):
+        parts.append(f"skipped {percent(row['skipped'])}")
     parts.append(f"{row['images_per_second']:.0f} img/s")
     parts.append(f"wait {percent(row['data_wait'])}")
     if eta_seconds is not None:
         parts.append(f"ETA {timedelta(seconds=round(eta_seconds))}")
     return "  ".join(parts)
+
+
+def _skipped_of(row: Mapping[str, Any]) -> str:
+    """Say how many images of each pass of an epoch could not be read; nothing where all could."""
+    passes = (("train", "train_skipped"), ("clean", "clean_skipped"), ("held-out", "eval_skipped"))
+    counts = [f"{name} {row[key]}" for name, key in passes if row.get(key)]
+    return f"  unreadable and skipped: {', '.join(counts)}" if counts else ""
 
 
 def findings_table(found: Findings) -> Table:

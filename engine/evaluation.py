@@ -35,12 +35,14 @@ class Evaluation:
         top1: accuracy of the classes, in [0, 1].
         rla_TM: random-label accuracy of each tap and draw, in [0, 1]; the audit heads' draws come last.
         num_samples: samples seen.
+        num_skipped: samples that could not be read and were left out.
     """
 
     loss: float
     top1: float
     rla_TM: list[list[float]]
     num_samples: int
+    num_skipped: int = 0
 
     def rla_T(self, draws: slice = slice(None)) -> list[float]:  # noqa: N802 - shape suffix
         """Return the random-label accuracy of each tap, averaged over the given draws (all of them)."""
@@ -49,7 +51,8 @@ class Evaluation:
 
 def summarize(ledger: Ledger) -> Evaluation:
     """Return the averages over a filled, merged ledger."""
-    return Evaluation(ledger.class_loss, ledger.class_accuracy, ledger.label_accuracy_TM.tolist(), ledger.num_seen)
+    rla_TM = ledger.label_accuracy_TM.tolist()
+    return Evaluation(ledger.class_loss, ledger.class_accuracy, rla_TM, ledger.num_seen, ledger.num_skipped)
 
 
 def merge(ledger: Ledger, world_size: int) -> None:

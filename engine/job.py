@@ -144,7 +144,7 @@ def _train(config: Config, sources: Sources, folder: RunFolder, point: ResumePoi
             _close(training, outcome, display)
     except (TrainingDivergedError, ImageReadError, LoaderError, DatasetError) as error:
         _fail(folder, launched, error)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_remedy(error)}", file=sys.stderr)
         return EXIT_FAILED
     except BaseException as error:
         _fail(folder, launched, error)
@@ -193,6 +193,7 @@ def _close(training: Training, outcome: Outcome, display: Display) -> None:
     hashes = {name: weights_sha256(module) for name, module in modules.items()}
     found = outcome.findings
     facts: dict[str, Any] = {"step": training.num_updates, "weights_sha256": hashes}
+    facts["skipped"] = _skipped_of_the_last_epoch(training.folder)
     if found is not None:
         facts["top1"] = found.top1
         if found.taps:
@@ -203,6 +204,18 @@ def _close(training: Training, outcome: Outcome, display: Display) -> None:
         display.say(f"figures: {training.folder.figures / 'rla_by_depth.png'} and rla_by_epoch.png")
     for name, digest in hashes.items():
         display.say(f"{name} weights sha256 {digest}")
+
+
+def _skipped_of_the_last_epoch(folder: RunFolder) -> dict[str, int]:
+    """Return how many images each pass of the last finished epoch left out, where it left any out."""
+    last: dict[str, Any] = next(reversed(folder.metrics("epoch")), {})
+    return {name: count for name, count in last.items() if name.endswith("_skipped") and count}
+
+
+def _remedy(error: Exception) -> str:
+    if not isinstance(error, ImageReadError):
+        return ""
+    return ". Start again with --data.on_error skip to leave unreadable images out (named, counted and marked in the ledger)"
 
 
 def _fail(folder: RunFolder, launched: Launch, error: BaseException) -> None:

@@ -220,6 +220,7 @@ def _evaluate_average(training: Training, stop_flag: StopFlag) -> dict[str, floa
 
 def _figures(training: Training, name: str, phase: str, found: Evaluation) -> dict[str, Any]:
     figures: dict[str, Any] = {f"{name}_loss": found.loss, f"{name}_top1": found.top1}
+    figures[f"{name}_skipped"] = found.num_skipped
     num_draws = training.config.heads.draws
     if training.learner.heads is not None:
         figures[f"rla_{phase}"] = found.rla_T(slice(num_draws))

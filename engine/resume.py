@@ -12,9 +12,13 @@ from rlpheads.engine.config import Config
 from rlpheads.loaders.datasets import ImageSource
 
 FREE_TO_CHANGE = frozenset(
-    {"run", "eval", "ledger", "checkpoint", "max_steps", "log_every", "verbose", "device", "data.workers", "data.root"}
+    {"run", "eval", "ledger", "checkpoint", "max_steps", "log_every", "verbose", "device"}
+    | {"data.workers", "data.root", "data.on_error"}
 )
-"""Settings (or groups of them) that a resumed run may change, since they do not change what is learned."""
+"""Settings (or groups of them) that a resumed run may change, since they do not change what is learned.
+
+`data.on_error` is one: where it would have mattered before, the run had ended.
+"""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,10 @@ def forward_rows(network: Network, images: Tensor, batch: Batch, table_MN: Tenso
 
 
 def record_rows(ledger: Ledger, batch: Batch, rows: RowLosses) -> None:
-    """Write every row of a batch into the ledger at its index, the audit heads' draws behind the heads' own."""
+    """Write every row of a batch into the ledger at its index, the audit heads' draws behind the heads' own.
+
+    Rows that could not be read are marked as skipped; how many is known to the host, so that nothing waits.
+    """
     heads = [losses for losses in (rows.heads, rows.audit) if losses is not None]
     hit_TMB, bits_TMB, margin_TMB = (
         torch.cat([getattr(losses, name).detach() for losses in heads], dim=1) if heads else None
@@ -107,6 +110,8 @@ def record_rows(ledger: Ledger, batch: Batch, rows: RowLosses) -> None:
     )
     class_loss_B = rows.class_loss_B.detach()
     ledger.record(batch.index, batch.targets, class_loss_B, rows.class_hit_B, hit_TMB, bits_TMB, margin_TMB)
+    if batch.skipped:
+        ledger.skip(batch.skipped_index.to(batch.index.device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,7 @@ class TrainStep:
         scale = self.routes.world_size / batch.num_global_rows
         total = torch.where(valid_B, rows.smoothed_loss_B, 0.0).sum() * scale
         shares = {"class_loss": total.detach(), "top1": (rows.class_hit_B & valid_B).sum() * scale}
+        shares["skipped"] = total.new_full((), len(batch.skipped) * scale)
         for prefix, losses, weights in (("", rows.heads, self.routes.weights), ("audit_", rows.audit, TermWeights())):
             if losses is None:
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from rlpheads.engine.learner import Learner, build_learner, num_audit_draws
 from rlpheads.engine.meters import Meters
 from rlpheads.engine.resume import Position, ResumePoint, Sources, identity
 from rlpheads.engine.run_folder import RunFolder
+from rlpheads.engine.skipping import SkipNotices
 from rlpheads.engine.step import Routes, TrainStep, build_routes
 from rlpheads.engine.streams import stream_seed
 from rlpheads.loaders.batch import Batch, Loader, LoaderOptions
@@ -49,6 +50,7 @@ class Training:
     clock: Clock
     position: Position = Position()
     saved: Position | None = None
+    notices: SkipNotices = field(default_factory=SkipNotices)
 
     @property
     def step(self) -> TrainStep:
@@ -89,7 +91,8 @@ class Training:
         return [least_squares_rla(self.config.heads.labels, num_samples / dim) for dim in self.learner.dims]
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """Move a batch to the device and normalise its images."""
+        """Name what could not be read of a batch, move it to the device and normalise its images."""
+        self.notices.tell(batch.skipped)
         batch = batch.to(self.launch.device, non_blocking=True)
         return self.normalize(batch.images), batch
 
@@ -184,6 +187,7 @@ def _loader(config: Config, source: ImageSource, order: Order, launch: Launch, *
         num_workers=min(data.workers, len(os.sched_getaffinity(0))),  # more would only take turns
         pin_memory=launch.device.type == "cuda",
         keep_workers=train,  # evaluation is rare: its workers would only take memory
+        on_error=data.on_error,
     )
     return make_loader(data.loader, source, order, crop, train=train, options=options)
 

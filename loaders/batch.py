@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.manifest import Manifest
-from rlpheads.loaders.order import Order
+from rlpheads.loaders.order import PADDING, Order
+
+OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
@@ -21,17 +24,35 @@ class Batch:
         images: uint8 (B, 3, H, W), red, green, blue.
         targets: int64 (B,), position of the class in `Manifest.classes`.
         index: int64 (B,), canonical index; -1 marks a padding row (black image, target 0) that counts nowhere.
-        num_global_rows: Rows of the whole global batch, over all ranks, that are not padding.
+        num_global_rows: Rows of the whole global batch, over all ranks, that the order scheduled: all that are not there
+            to fill it up. Skipped rows count among them, so that this number needs no word from other ranks: a mean over
+            the batch gives every readable row the same weight at any world size, and a skipped one the loss 0.
+        skipped: Why rows of this rank could not be read, one error for each, naming index and path; only under
+            `LoaderOptions.on_error` "skip". Such a row is a padding row where its image would have stood.
     """
 
     images: Tensor
     targets: Tensor
     index: Tensor
     num_global_rows: int
+    skipped: tuple[ImageReadError, ...] = ()
 
     def __len__(self) -> int:
         """Return the rows of this rank, padding included."""
         return len(self.index)
+
+    @property
+    def skipped_index(self) -> Tensor:
+        """Canonical indices of this rank's skipped rows: int64 (S,), on the host."""
+        return torch.tensor([error.index for error in self.skipped], dtype=torch.int64)
+
+    def skip_rows(self, errors: Mapping[int, ImageReadError]) -> Batch:
+        """Turn rows (by their position in the batch) that could not be read into padding: in place, nothing is copied."""
+        for row in errors:
+            self.images[row] = 0
+            self.targets[row] = 0
+            self.index[row] = PADDING
+        return replace(self, skipped=self.skipped + tuple(errors.values()))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Copy to a device; without waiting, if `non_blocking` and the batch is pinned."""
@@ -54,6 +75,8 @@ class Batch:
     def chunks(self, num_chunks: int) -> list[Batch]:
         """Cut into equal micro-batches, as views in order; `num_global_rows` stays that of the global batch.
 
+        The first holds all of `skipped`.
+
         Raises:
             ValueError: If the rows cannot be cut into that many equal parts.
         """
@@ -65,8 +88,8 @@ class Batch:
             )
         columns = (self.images.chunk(num_chunks), self.targets.chunk(num_chunks), self.index.chunk(num_chunks))
         return [
-            replace(self, images=images, targets=targets, index=index)
-            for images, targets, index in zip(*columns, strict=True)
+            replace(self, images=images, targets=targets, index=index, skipped=() if position else self.skipped)
+            for position, (images, targets, index) in enumerate(zip(*columns, strict=True))
         ]
 
 
@@ -81,6 +104,8 @@ class LoaderOptions:
         prefetch: Batches that each worker reads ahead.
         pin_memory: Copy into page-locked memory, for a GPU.
         keep_workers: Let the workers wait for the next epoch instead of starting them anew.
+        on_error: What an unreadable image does: "raise" ends the iteration with its `ImageReadError`; "skip" makes it a
+            padding row that `Batch.skipped` tells of.
 
     Raises:
         ValueError: For a value out of its range.
@@ -92,8 +117,11 @@ class LoaderOptions:
     prefetch: int = 2
     pin_memory: bool = False
     keep_workers: bool = True
+    on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
+        if self.on_error not in get_args(OnError):
+            raise ValueError(f"on_error is {self.on_error!r}; it must be one of {', '.join(get_args(OnError))}")
         least = {"world_size": 1, "num_workers": 0, "prefetch": 1}
         for name, least_value in least.items():
             if getattr(self, name) < least_value:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rlpheads.loaders.batch import Batch, LoaderOptions, check_state
@@ -68,7 +69,7 @@ class TorchLoader:
         self._consumed = 0
         self._requests = _Requests(order, options.rank, options.world_size)
         self._batches: DataLoader[Batch | ImageReadError] = DataLoader(
-            _BatchDataset(source, transform),
+            _BatchDataset(source, transform, skip=options.on_error == "skip"),
             batch_size=None,
             sampler=self._requests,
             collate_fn=_as_it_is,
@@ -89,7 +90,7 @@ class TorchLoader:
         """Yield the rest of the current epoch.
 
         Raises:
-            ImageReadError: If an image cannot be read; the same with any number of workers.
+            ImageReadError: If an image cannot be read and is not to be skipped; the same with any number of workers.
             LoaderError: If a worker dies.
         """
         first_step = self.order.step_at(self._consumed)
@@ -163,6 +164,7 @@ class _BatchDataset(Dataset[Batch | ImageReadError]):
 
     source: ImageSource
     transform: ImageTransform
+    skip: bool
 
     def __getitem__(self, request: _Request) -> Batch | ImageReadError:
         """Make a batch. An image's error is returned: torch would raise it with a worker's traceback as its message."""
@@ -176,13 +178,28 @@ class _BatchDataset(Dataset[Batch | ImageReadError]):
         num_rows = int((index_B >= 0).sum())
         side = self.transform.image_size
         images_B3SS = torch.zeros((len(index_B), 3, side, side), dtype=torch.uint8)
+        errors: dict[int, ImageReadError] = {}
         for start in range(0, num_rows, _DECODED_AT_ONCE):
-            end = min(start + _DECODED_AT_ONCE, num_rows)
-            images = [self.source.read(index) for index in index_B[start:end].tolist()]
-            images_B3SS[start:end] = self.transform(images, index_B[start:end], request.epoch)
+            images = self._read(index_B, range(start, min(start + _DECODED_AT_ONCE, num_rows)), errors)
+            if rows := list(images):
+                images_B3SS[rows] = self.transform(list(images.values()), index_B[rows], request.epoch)
         targets_B = torch.zeros(len(index_B), dtype=torch.int64)
         targets_B[:num_rows] = torch.from_numpy(self.source.manifest.targets[index_B[:num_rows]])
-        return Batch(images_B3SS, targets_B, torch.from_numpy(index_B), request.num_global_rows)
+        return Batch(images_B3SS, targets_B, torch.from_numpy(index_B), request.num_global_rows).skip_rows(errors)
+
+    def _read(self, index_B: Int64Array, rows: range, errors: dict[int, ImageReadError]) -> dict[int, Tensor]:
+        """Return the images of some rows, by row; what cannot be read goes to `errors`, or is raised."""
+        images = {}
+        for row in rows:
+            index = int(index_B[row])
+            try:
+                images[row] = self.source.read(index)
+            except ImageReadError as error:
+                if not self.skip:
+                    raise
+                # Of the row's own index, where the source named the image that this one is a copy of.
+                errors[row] = ImageReadError(index, error.path, error.reason)
+        return images
 
 
 def _as_it_is(item: Any) -> Any:

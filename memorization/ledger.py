@@ -148,6 +148,11 @@ class Ledger:
         return int((self.tensors()["status"] == SEEN).sum())
 
     @property
+    def num_skipped(self) -> int:
+        """Samples that were reached so far, but left out."""
+        return int((self.tensors()["status"] == SKIPPED).sum())
+
+    @property
     def label_accuracy_TM(self) -> Tensor:  # noqa: N802 (shape suffix)
         """Random-label accuracy over the samples seen: float64 (T, M), NaN if there are none."""
         return self._mean("hit")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rlpheads.loaders.batch import Batch, LoaderOptions, check_state
+from rlpheads.loaders.decode import ImageReadError
 
 
 def make_batch(num_rows: int) -> Batch:
@@ -35,6 +36,22 @@ def test_a_batch_moves_whole():
     assert moved.images.dtype == torch.uint8
 
 
+def test_skipped_rows_become_padding_and_say_why():
+    error = ImageReadError(300, "cat/3.jpg", "the file is empty")
+    batch = make_batch(6).skip_rows({3: error})
+    assert batch.index.tolist() == [0, 100, 200, -1, 400, 500]
+    assert batch.targets.tolist() == [0, 10, 20, 0, 40, 50]
+    assert batch.images[:, 0, 0, 0].tolist() == [0, 1, 2, 0, 4, 5]
+    assert batch.num_global_rows == 23
+    assert batch.to("meta").skipped == (error,)
+    assert batch.skip_rows({}).skipped == (error,)
+    assert batch.skipped_index.tolist() == [300]
+    assert batch.skipped_index.dtype == torch.int64
+    chunks = batch.chunks(3)
+    assert [len(chunk.skipped) for chunk in chunks] == [1, 0, 0]
+    assert chunks[1].index.tolist() == [200, -1]
+
+
 @pytest.mark.gpu
 def test_a_pinned_batch_reaches_the_gpu_unchanged():
     batch = make_batch(4)
@@ -52,6 +69,7 @@ def test_a_pinned_batch_reaches_the_gpu_unchanged():
         ({"world_size": 0}, "world_size is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"prefetch": 0}, "prefetch is 0"),
+        ({"on_error": "ignore"}, "on_error is 'ignore'; it must be one of raise, skip"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
