@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from rlpheads.engine.device_wait import DeviceWait
+
 
 @dataclass
 class Clock:
@@ -14,10 +16,16 @@ class Clock:
 
     The first `warmup_steps` steps after a start are left out of the rate (allocators, caches and compilation settle in
     them), and so is everything between `stop()` and `start()`.
+
+    Attributes:
+        warmup_steps: steps that are left out.
+        now: seconds on the host.
+        device_wait: counts waiting on the device instead, where steps run on one.
     """
 
     warmup_steps: int = 2
     now: Callable[[], float] = time.perf_counter
+    device_wait: DeviceWait | None = None
     _steps: int = 0
     _images: int = 0
     _waited: float = 0.0
@@ -37,9 +45,14 @@ class Clock:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Count the time inside as waiting for data (it is training time too)."""
-        before = self.now()
-        yield
-        if self._steps >= self.warmup_steps:
+        if self._steps < self.warmup_steps:
+            yield
+        elif self.device_wait is not None:
+            with self.device_wait.measuring():
+                yield
+        else:
+            before = self.now()
+            yield
             self._waited += self.now() - before
 
     def step(self, num_images: int) -> None:
@@ -64,7 +77,8 @@ class Clock:
     @property
     def data_wait(self) -> float:
         """Share of training time, in [0, 1], that was spent waiting for the next batch."""
-        return self._waited / self.training_seconds if self._images else 0.0
+        waited = self._waited if self.device_wait is None else self.device_wait.seconds
+        return waited / self.training_seconds if self._images else 0.0
 
     def eta_seconds(self, images_left: int) -> float | None:
         """Seconds of training left at the present rate; None before there is a rate."""

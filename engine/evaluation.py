@@ -81,7 +81,7 @@ def evaluate(
         network: tapped classifier and its heads, in evaluation mode.
         split: what is evaluated.
         routes: the terms; only what is measured is computed.
-        prepare: moves a batch to the device and returns its normalised images beside it.
+        prepare: returns a delivered batch's normalised images beside it.
         precision: autocast type.
         interrupted: asked after every batch at every rank, with one answer for all; True ends the evaluation.
 
@@ -90,8 +90,8 @@ def evaluate(
     """
     split.ledger.reset()
     split.loader.set_epoch(0)
-    for host_batch in split.loader:
-        images, batch = prepare(host_batch)
+    for delivered in split.loader:
+        images, batch = prepare(delivered)
         with autocast(images.device, precision):
             rows = forward_rows(network, images, batch, split.table_MN, routes)
         record_rows(split.ledger, batch, rows)

@@ -85,8 +85,8 @@ def _train_epoch(training: Training, display: Display, stop_flag: StopFlag) -> L
     batches = iter(training.loader)
     while training.epoch_has_steps_left and not training.reached_max_steps and not stopped:
         with clock.waiting():
-            host_batch = next(batches)
-        images, batch = training.prepare(host_batch)
+            delivered = next(batches)
+        images, batch = training.prepare(delivered)
         training.meters.add(training.step(images, batch, training.num_updates))
         training.position = replace(training.position, consumed=training.position.consumed + batch.num_global_rows)
         clock.step(batch.num_global_rows)

@@ -34,6 +34,7 @@ from rlpheads.engine.run_loading import RunError
 from rlpheads.loaders.batch import Loader, LoaderOptions
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.datasets import ImageSource
+from rlpheads.loaders.delivery import deliver
 from rlpheads.loaders.device_transforms import Normalize
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.order import Order
@@ -200,14 +201,14 @@ class FeatureStore:
         config, num_samples = self._config, source.manifest.num_samples
         normalize = Normalize(config.data.mean, config.data.std).to(self._device)
         tables: list[Tensor] = []
-        for host_batch in eval_loader(config, source, self._device):
-            batch = host_batch.to(self._device, non_blocking=True)
+        for batch in eval_loader(config, source, self._device):
             with torch.no_grad(), autocast(self._device, config.precision):
                 features = [features_BD.cpu() for features_BD in self._reader(normalize(batch.images))]
             tables = tables or self._allocate(num_samples, [features_BD.shape[1] for features_BD in features])
-            seen_B = host_batch.index >= 0
+            index_B = batch.index.cpu()
+            seen_B = index_B >= 0
             for table_ND, features_BD in zip(tables, features, strict=True):
-                table_ND[host_batch.index[seen_B]] = features_BD[seen_B]
+                table_ND[index_B[seen_B]] = features_BD[seen_B]
         return [FeatureTable(table_ND, self._device) for table_ND in tables]
 
     def _allocate(self, num_samples: int, dims: Sequence[int]) -> list[Tensor]:
@@ -226,10 +227,10 @@ class FeatureStore:
 
 
 def eval_loader(config: Config, source: ImageSource, device: torch.device) -> Loader:
-    """Make a loader of a whole split, without augmentation, in canonical order, for this process alone."""
+    """Make a loader of a whole split onto a device, without augmentation, in canonical order, for this process alone."""
     num_samples = source.manifest.num_samples
     batch_size = min(config.eval.batch_size or config.batch_size, num_samples)
-    return make_loader(
+    loader = make_loader(
         config.data.loader,
         source,
         Order(num_samples, batch_size, 0, False, "pad"),
@@ -237,6 +238,7 @@ def eval_loader(config: Config, source: ImageSource, device: torch.device) -> Lo
         train=False,
         options=LoaderOptions(num_workers=config.data.workers, pin_memory=device.type == "cuda"),
     )
+    return deliver(loader, device)
 
 
 def _read_place(text: str, model: TappedModel) -> Place:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rlpheads.engine import checkpoint
 from rlpheads.engine.clock import Clock
 from rlpheads.engine.config import Config
+from rlpheads.engine.device_wait import DeviceWait
 from rlpheads.engine.evaluation import Split
 from rlpheads.engine.launch import Launch
 from rlpheads.engine.learner import Learner, build_learner, num_audit_draws
@@ -23,6 +24,7 @@ from rlpheads.engine.streams import stream_seed
 from rlpheads.loaders.batch import Batch, Loader, LoaderOptions
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.datasets import ImageSource
+from rlpheads.loaders.delivery import deliver
 from rlpheads.loaders.device_transforms import Normalize
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.order import Order
@@ -91,9 +93,8 @@ class Training:
         return [least_squares_rla(self.config.heads.labels, num_samples / dim) for dim in self.learner.dims]
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """Name what could not be read of a batch, move it to the device and normalise its images."""
+        """Name what could not be read of a batch that lies on the device, and return its normalised images and itself."""
         self.notices.tell(batch.skipped)
-        batch = batch.to(self.launch.device, non_blocking=True)
         return self.normalize(batch.images), batch
 
     def save(self) -> None:
@@ -150,7 +151,7 @@ def build_training(config: Config, sources: Sources, folder: RunFolder, launch: 
         routes=routes,
         normalize=Normalize(config.data.mean, config.data.std).to(launch.device),
         meters=Meters(launch.device, launch.world_size),
-        clock=Clock(),
+        clock=Clock(device_wait=None if launch.device.type == "cpu" else DeviceWait(launch.device)),
     )
 
 
@@ -189,7 +190,7 @@ def _loader(config: Config, source: ImageSource, order: Order, launch: Launch, *
         keep_workers=train,  # evaluation is rare: its workers would only take memory
         on_error=data.on_error,
     )
-    return make_loader(data.loader, source, order, crop, train=train, options=options)
+    return deliver(make_loader(data.loader, source, order, crop, train=train, options=options), launch.device)
 
 
 def _ledger(config: Config, source: ImageSource, learner: Learner, launch: Launch) -> Ledger:

@@ -42,5 +42,8 @@ class Normalize(nn.Module):
         self.register_buffer("offset", (-constants[0] / constants[1]).to(arithmetic).view(3, 1, 1), persistent=False)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Turn uint8 (B, 3, H, W) into `dtype` (B, 3, H, W), in the same memory format."""
-        return torch.addcmul(self.offset, images_B3HW.to(self.scale.dtype), self.scale).to(self.dtype)
+        """Turn uint8 (B, 3, H, W) into `dtype` (B, 3, H, W), in the same memory format.
+
+        The multiply-add reads the bytes themselves: a cast of its own would write and read a float copy of the batch.
+        """
+        return torch.addcmul(self.offset, images_B3HW, self.scale).to(self.dtype)

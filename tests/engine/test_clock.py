@@ -1,5 +1,7 @@
 """The clock counts training alone."""
 
+from contextlib import contextmanager
+
 import pytest
 
 from rlpheads.engine.clock import Clock
@@ -58,3 +60,21 @@ def test_data_wait_is_a_share_of_training_time():
     trained(clock, hand, 1, seconds=9.0, wait=9.0)
     trained(clock, hand, 5, seconds=1.0, wait=0.25)
     assert clock.data_wait == pytest.approx(0.25)
+
+
+def test_waiting_is_counted_on_the_device_where_there_is_one():
+    """The host is away for nine tenths of each step, but the device misses a tenth only."""
+
+    class Device:
+        seconds = 0.0
+
+        @contextmanager
+        def measuring(self):
+            yield
+            self.seconds += 0.1
+
+    hand = Hand()
+    clock = Clock(warmup_steps=1, now=hand, device_wait=Device())
+    clock.start()
+    trained(clock, hand, 4, seconds=1.0, wait=0.9)
+    assert clock.data_wait == pytest.approx(0.1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as F
 
 from rlpheads.loaders.device_transforms import Normalize
@@ -37,6 +38,22 @@ def test_it_keeps_the_memory_format_and_the_checkpoint_clean():
 def test_it_never_waits_for_the_device():
     with FakeTensorMode():
         assert Normalize(MEAN, STD)(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).shape == (2, 3, 4, 4)
+
+
+def test_it_is_one_operation():
+    class Operations(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    normalize, images = Normalize(MEAN, STD), all_bytes()
+    with Operations() as operations:
+        normalize(images)
+    assert operations.names == ["aten::addcmul"]
 
 
 @pytest.mark.parametrize(
