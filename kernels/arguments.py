@@ -1,18 +1,51 @@
 """Checks of the loss's arguments: one clear ValueError each, and no look at a tensor's values on a GPU."""
 
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlpheads.kernels.label_source import Labels, Pair
+from rlpheads.kernels.partials import accumulation_dtype
 from rlpheads.kernels.row_softmax import RowLabels
 from rlpheads.kernels.terms import REGULARIZERS
 
 LABEL_DTYPES = (torch.int32, torch.int64)
 
 
+def check_heads(features: list[Tensor], weights: list[Tensor], biases: list[Tensor | None]) -> None:
+    """Check every head, and that the heads of one call agree in what they must."""
+    for number, (features_BD, weight_KD, bias_K) in enumerate(zip(features, weights, biases, strict=True)):
+        try:
+            check_head(features_BD, weight_KD, bias_K)
+            _check_device("features", features_BD, features[0])
+        except ValueError as error:
+            raise _named(error, number, len(features)) from None
+    for what, values in (
+        ("rows (B)", [len(features_BD) for features_BD in features]),
+        ("labels (K)", [len(weight_KD) for weight_KD in weights]),
+        ("dtype of their sums", [accumulation_dtype(*pair) for pair in zip(features, weights, strict=True)]),
+    ):
+        if len(set(values)) > 1:
+            raise ValueError(f"the heads of one call must have the same {what}; got {values}: call once for each kind")
+
+
+def check_lists(heads: dict[str, list[Any] | None]) -> None:
+    """Check that there is a head, and one entry for each head in every list that is given."""
+    lengths = {name: len(entries) for name, entries in heads.items() if entries is not None}
+    if len(set(lengths.values())) > 1:
+        given = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise ValueError(f"every list must have one entry for each head; got {given}")
+    if 0 in lengths.values():
+        raise ValueError("at least one head is needed; got empty lists")
+
+
 def check_head(features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor | None) -> None:
     """Check the shapes, dtypes and devices of the features and the linear head."""
+    for name, tensor in (("features", features_BD), ("weight", weight_KD), ("bias", bias_K)):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name != "bias"):
+            raise ValueError(f"{name} must be a tensor; got {type(tensor).__name__}")
     if features_BD.ndim != 2 or weight_KD.ndim != 2 or features_BD.shape[1] != weight_KD.shape[1]:
         raise ValueError(
             "features must be (B, D) and weight (K, D) with the same D; "
@@ -29,20 +62,18 @@ def check_head(features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor | None) ->
         _check_device(name, tensor, features_BD)
 
 
-def check_labels(features_BD: Tensor, labels_B: Tensor, pair: tuple[Tensor, Tensor] | None) -> None:
-    """Check the shapes, dtypes and devices of the labels and of the pair, if there is one."""
-    _check_indices("labels", labels_B, features_BD)
-    if pair is None:
-        return
-    if not isinstance(pair, tuple) or len(pair) != 2:
-        raise ValueError(f"pair must be a tuple (labels, weight of the first label); got {type(pair).__name__}")
-    _check_indices("pair's labels", pair[0], features_BD)
-    if pair[1].shape != labels_B.shape or not pair[1].is_floating_point():
-        raise ValueError(
-            f"pair's weight must be floating-point and ({len(features_BD)},), one for each row of features; "
-            f"got {pair[1].dtype} {tuple(pair[1].shape)}"
-        )
-    _check_device("pair's weight", pair[1], features_BD)
+def check_labels(features: list[Tensor], labels: list[Labels], pairs: list[Pair | None]) -> None:
+    """Check the shapes, dtypes and devices of every head's labels, and of its pair if it has one."""
+    num_pairs = sum(pair is not None for pair in pairs)
+    if num_pairs not in (0, len(pairs)):
+        raise ValueError(f"there must be pairs for all heads or for none; got a pair for {num_pairs} of {len(pairs)}")
+    for number, (features_BD, head_labels, pair) in enumerate(zip(features, labels, pairs, strict=True)):
+        try:
+            _check_labels("labels", head_labels, features_BD)
+            if pair is not None:
+                _check_pair(pair, features_BD)
+        except ValueError as error:
+            raise _named(error, number, len(features)) from None
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -66,6 +97,52 @@ def check_memory_budget(memory_budget: int | None) -> None:
         isinstance(memory_budget, bool) or not isinstance(memory_budget, int) or memory_budget < 0
     ):
         raise ValueError(f"memory_budget must be a number of bytes, 0 or more, or None; got {memory_budget!r}")
+
+
+def _named(error: ValueError, number: int, num_heads: int) -> ValueError:
+    """Return the same error with the head's number in front where there are several."""
+    return ValueError(f"head {number}: {error}") if num_heads > 1 else error
+
+
+def _check_pair(pair: Pair, features_BD: Tensor) -> None:
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise ValueError(f"pair must be a tuple (labels, weight of the first label); got {type(pair).__name__}")
+    labels, weight_B = pair
+    _check_labels("pair's labels", labels, features_BD)
+    if not isinstance(weight_B, Tensor):
+        raise ValueError(f"pair's weight must be a tensor; got {type(weight_B).__name__}")
+    if weight_B.shape != features_BD.shape[:1] or not weight_B.is_floating_point():
+        raise ValueError(
+            f"pair's weight must be floating-point and ({len(features_BD)},), one for each row of features; "
+            f"got {weight_B.dtype} {tuple(weight_B.shape)}"
+        )
+    _check_device("pair's weight", weight_B, features_BD)
+
+
+def _check_labels(name: str, labels: Labels, features_BD: Tensor) -> None:
+    if isinstance(labels, Tensor):
+        _check_indices(name, labels, features_BD)
+        return
+    if not isinstance(labels, tuple) or len(labels) != 3 or not all(isinstance(part, Tensor) for part in labels[:2]):
+        raise ValueError(f"{name} must be a tensor or a tuple (table, index, draw); got {_kind(labels)}")
+    table_MN, index_B, draw = labels
+    if table_MN.ndim != 2 or table_MN.dtype not in LABEL_DTYPES or table_MN.shape[1] == 0:
+        raise ValueError(
+            f"the table of {name} must be int32 or int64 and (M, N), a row for each draw and a column for each sample; "
+            f"got {table_MN.dtype} {tuple(table_MN.shape)}"
+        )
+    _check_device(f"the table of {name}", table_MN, features_BD)
+    _check_indices(f"the index of {name}", index_B, features_BD)
+    if isinstance(draw, bool) or not isinstance(draw, int) or not 0 <= draw < len(table_MN):
+        raise ValueError(
+            f"the draw of {name} must be an integer in [0, {len(table_MN)}), a row of its table; got {draw!r}"
+        )
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, tuple):
+        return type(value).__name__
+    return f"a tuple ({', '.join(type(part).__name__ for part in value)})"
 
 
 def _check_indices(name: str, indices_B: Tensor, features_BD: Tensor) -> None:

@@ -7,6 +7,7 @@ route that belongs to it, and what is measured along the way.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlpheads.kernels import arguments, reference
-from rlpheads.kernels.partials import ClassRange, Needs, accumulation_dtype
-from rlpheads.kernels.row_softmax import RowLabels, combine, row_labels
-from rlpheads.kernels.stages import KERNELS, attach_class_gradients, attach_feature_gradient, local_feature_gradient
+from rlpheads.kernels.label_source import Labels, Pair, gather_labels
+from rlpheads.kernels.partials import ClassRange, Needs, Partials, accumulation_dtype
+from rlpheads.kernels.row_softmax import RowLabels, by_head, combine, row_labels
+from rlpheads.kernels.stages import (
+    KERNELS,
+    LocalHead,
+    attach_class_gradients,
+    attach_feature_gradient,
+    local_feature_gradient,
+)
 from rlpheads.kernels.terms import TERMS
 
 IMPLS = ("auto", "reference", *KERNELS)
@@ -54,10 +62,10 @@ class RandomLabelLoss(NamedTuple):
 def random_label_loss(
     features_BD: Tensor,
     weight_KD: Tensor,
-    labels_B: Tensor,
+    labels: Labels,
     *,
     bias_K: Tensor | None = None,
-    pair: tuple[Tensor, Tensor] | None = None,
+    pair: Pair | None = None,
     regularizer: str | None = None,
     joint: bool = False,
     impl: str = "auto",
@@ -80,14 +88,17 @@ def random_label_loss(
     computed. Every value and gradient is exact at any margin: p_y → 1 loses no digits of 1 − p_y.
 
     Args:
-        features_BD: (B, D), floating-point; B may be 0.
+        features_BD: (B, D), floating-point; B may be 0. Under autocast they are rounded to its dtype first, as those of
+            any linear layer are.
         weight_KD: (K, D), floating-point, K ≥ 2. It may differ from the features in dtype; gradients have the dtype of
             what they belong to, and are accumulated in float32 (float64 if an input is float64).
-        labels_B: (B,) int32 or int64 in [0, K). The range is checked on the CPU only.
+        labels: (B,) int32 or int64 in [0, K); or (table, index, draw), of which the labels are table[draw, index]: `table`
+            is (M, N), `index` (B,), both int32 or int64, `draw` an integer. An index of −1 marks a padding row: what is
+            returned for it is finite and means nothing. Ranges are checked on the CPU only.
         bias_K: (K,), or None for a head without bias.
-        pair: (labels, weight), both (B,): second label of each row, as for mixup, and the weight in [0, 1] of the
-            *first*. Cross-entropy, `unlikelihood` and `reversal` become the weighted sum of the two labels' losses; hit,
-            bits and margin stay those of the first. No gradient reaches the weight.
+        pair: (labels, weight): second label of each row, as for mixup, in either form of `labels`, and the weight (B,) in
+            [0, 1] of the *first*. Cross-entropy, `unlikelihood` and `reversal` become the weighted sum of the two labels'
+            losses; hit, bits and margin stay those of the first. No gradient reaches the weight.
         regularizer: what is minimised in the features: `unlikelihood` −log(1 − p_y); `uniform` −(1/K) Σ_j log p_j;
             `reversal` log p_y, unbounded below; `entropy` Σ_j p_j log p_j + log K = KL(p ‖ uniform); or None.
         joint: whether to return `joint_B`.
@@ -99,32 +110,138 @@ def random_label_loss(
 
     Returns:
         A `RandomLabelLoss`. Backward may run repeatedly under `retain_graph`; it is itself differentiable under
-        `reference` only, and refuses otherwise.
+        `reference` only: otherwise differentiating twice raises a RuntimeError that says so.
 
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit together, K < 2, labels outside [0, K) or weights
             outside [0, 1] (on the CPU), an unknown `regularizer` or `impl`, an `impl` that cannot run on the device, or a
             negative budget.
     """
-    arguments.check_head(features_BD, weight_KD, bias_K)
-    arguments.check_labels(features_BD, labels_B, pair)
+    return random_label_losses(
+        [features_BD],
+        [weight_KD],
+        [labels],
+        biases=[bias_K],
+        pairs=[pair],
+        regularizer=regularizer,
+        joint=joint,
+        impl=impl,
+        memory_budget=memory_budget,
+    )[0]
+
+
+def random_label_losses(
+    features: Tensor | Sequence[Tensor],
+    weights: Sequence[Tensor],
+    labels: Sequence[Labels],
+    *,
+    biases: Sequence[Tensor | None] | None = None,
+    pairs: Sequence[Pair | None] | None = None,
+    regularizer: str | None = None,
+    joint: bool = False,
+    impl: str = "auto",
+    memory_budget: int | None = None,
+) -> list[RandomLabelLoss]:
+    """`random_label_loss` of several heads in one call, for less than so many calls cost: all rows share one arithmetic.
+
+    Args:
+        features: (B, D) features that all heads read, as the draws of one tap do; or a sequence with the features of each
+            head, whose widths D may differ.
+        weights: (K, D) weight of each head; K, B and the dtype of the sums are the same for all.
+        labels: labels of each head.
+        biases: bias (K,) or None of each head; None for heads without bias.
+        pairs: pair or None of each head, pairs for all or for none; None for rows of one label.
+        regularizer: as for one head; all heads have the same.
+        joint: as for one head.
+        impl: as for one head.
+        memory_budget: as for one head; each head may keep so much.
+
+    Returns:
+        One `RandomLabelLoss` for each head, equal to what `random_label_loss` returns for it alone.
+
+    Raises:
+        ValueError: as for one head, with the head's number; lists that differ in length or are empty; heads that differ
+            in B, K or the dtype of their sums; pairs for some of the heads only.
+    """
+    heads = _Heads(
+        [features] * len(weights) if isinstance(features, Tensor) else list(features),
+        list(weights),
+        [None] * len(weights) if biases is None else list(biases),
+    )
+    label_list = list(labels)
+    pair_list: list[Pair | None] = [None] * len(weights) if pairs is None else list(pairs)
+    arguments.check_lists({**heads._asdict(), "labels": label_list, "pairs": pair_list})
+    arguments.check_heads(*heads)
+    arguments.check_labels(heads.features, label_list, pair_list)
     arguments.check_regularizer(regularizer)
     arguments.check_memory_budget(memory_budget)
-    impl = _resolve_impl(impl, features_BD, len(weight_KD))
-    head = ClassRange(weight_KD, bias_K, start=0, num_labels=len(weight_KD))
-    labels = arguments.checked_values(
-        row_labels(labels_B, pair, accumulation_dtype(features_BD, weight_KD)), head.num_labels
-    )
+    impl = _resolve_impl(impl, heads.features[0], heads.num_labels)
+    rows = _gathered(label_list, pair_list, accumulation_dtype(heads.features[0], heads.weights[0]))
+    rows = arguments.checked_values(rows, heads.num_labels)
+    heads = _autocast(heads)
     if impl == "reference":
-        return _by_reference(features_BD, head, labels, regularizer, joint)
-    with_gradient = torch.is_grad_enabled()
-    needs = Needs(
-        regularizer=regularizer,
-        feature_gradient=with_gradient and features_BD.requires_grad and (joint or regularizer is not None),
-        class_gradients=with_gradient and (weight_KD.requires_grad or (bias_K is not None and bias_K.requires_grad)),
-        memory_budget=DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget,
-    )
-    return _by_stages(features_BD, head, labels, needs, joint, impl)
+        loss = _by_reference(heads, rows, regularizer, joint)
+    else:
+        budget = DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget
+        loss = _by_stages(heads, rows, heads.needs(regularizer, joint, budget), joint, impl)
+    return _split(loss, len(weights))
+
+
+class _Heads(NamedTuple):
+    """The features, weight and bias of each head."""
+
+    features: list[Tensor]
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.weights[0])
+
+    def needs(self, regularizer: str | None, joint: bool, memory_budget: int) -> Needs:
+        """What will be asked of the heads: whatever any of them needs."""
+        with_gradient = torch.is_grad_enabled()
+        parameters = [parameter for parameter in (*self.weights, *self.biases) if parameter is not None]
+        return Needs(
+            regularizer=regularizer,
+            feature_gradient=with_gradient
+            and (joint or regularizer is not None)
+            and any(features_BD.requires_grad for features_BD in self.features),
+            class_gradients=with_gradient and any(parameter.requires_grad for parameter in parameters),
+            memory_budget=memory_budget,
+        )
+
+
+def _gathered(labels: list[Labels], pairs: list[Pair | None], dtype: torch.dtype) -> RowLabels:
+    """Return the labels of all heads' rows, one head after another."""
+    first_R = _cat([gather_labels(head_labels) for head_labels in labels])
+    given = [pair for pair in pairs if pair is not None]
+    if not given:
+        return row_labels(first_R, None, dtype)
+    second_R = _cat([gather_labels(second) for second, _ in given])
+    return row_labels(first_R, (second_R, _cat([weight_B for _, weight_B in given])), dtype)
+
+
+def _autocast(heads: _Heads) -> _Heads:
+    """Round the features as autocast would for a linear layer; sums and statistics keep their dtype."""
+    device_type = heads.features[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return heads
+    dtype = torch.get_autocast_dtype(device_type)
+    return heads._replace(features=[x_BD if x_BD.dtype == torch.float64 else x_BD.to(dtype) for x_BD in heads.features])
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate along the rows, the last dimension."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
+
+
+def _split(loss: RandomLabelLoss, num_heads: int) -> list[RandomLabelLoss]:
+    """Cut the rows of all heads into those of each."""
+    if num_heads == 1:
+        return [loss]
+    cut = {name: by_head(rows, num_heads) for name, rows in loss._asdict().items() if rows is not None}
+    return [loss._replace(**{name: rows[number] for name, rows in cut.items()}) for number in range(num_heads)]
 
 
 def _resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
@@ -140,57 +257,65 @@ def _resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
     return impl
 
 
-def _by_stages(
-    features_BD: Tensor, head: ClassRange, labels: RowLabels, needs: Needs, joint: bool, impl: str
-) -> RandomLabelLoss:
-    """Run one pass over the classes for every value, then give each loss its own route."""
-    fixed_BD, fixed_head = features_BD.detach(), head.detach()
-    partials, products, exponentials = KERNELS[impl].local_partials(fixed_BD, fixed_head, labels.index_LB, needs)
-    rows = combine([partials], labels, head.num_labels)
+def _by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, impl: str) -> RandomLabelLoss:
+    """Run one pass over the classes of each head for every value, then give each loss its own route."""
+    num_heads, num_labels = len(heads.weights), heads.num_labels
+    labels_of_heads, passes, local_heads = by_head(labels.index_LB, num_heads), [], []
+    for features_BD, weight_KD, bias_K, labels_LB in zip(*heads, labels_of_heads, strict=True):
+        head, fixed_BD = ClassRange(weight_KD, bias_K, 0, num_labels), features_BD.detach()
+        passes.append(KERNELS[impl].local_partials(fixed_BD, head.detach(), labels_LB, needs))
+        local_heads.append(LocalHead(fixed_BD, head, passes[-1][2]))
+    partials = Partials(*(_cat(parts) for parts in zip(*(partials for partials, _, _ in passes), strict=True)))
+    rows = combine([partials], labels, num_labels)
 
     def reaching_features(kind: str) -> Tensor:
-        value_B = TERMS[kind].value_B(rows)
+        value_R = TERMS[kind].value_B(rows)
         if not needs.feature_gradient:
-            return value_B
-        coefficients = TERMS[kind].coefficients(rows)
-        gradient_BD = local_feature_gradient(fixed_head, rows, coefficients, partials, products)
-        return attach_feature_gradient(features_BD, value_B, gradient_BD)
+            return value_R
+        coefficients = TERMS[kind].coefficients(rows).by_head(num_heads)
+        gradients = [
+            local_feature_gradient(local.head.detach(), labels_LB, shift_B, coefficients_of_head, partials, products)
+            for local, labels_LB, shift_B, coefficients_of_head, (partials, products, _) in zip(
+                local_heads, labels_of_heads, by_head(rows.shift_B, num_heads), coefficients, passes, strict=True
+            )
+        ]
+        return attach_feature_gradient(value_R, heads.features, gradients)
 
-    cross_entropy_B = TERMS["cross_entropy"].value_B(rows)
-    bits_B = (math.log(head.num_labels) + rows.log_p[0]) / math.log(2)
+    cross_entropy_R = TERMS["cross_entropy"].value_B(rows)
+    bits_R = (math.log(num_labels) + rows.log_p[0]) / math.log(2)
     if needs.class_gradients:
         coefficients = TERMS["cross_entropy"].coefficients(rows)
-        cross_entropy_B = attach_class_gradients(
-            cross_entropy_B, fixed_BD, head, rows, coefficients, exponentials, impl
-        )
+        cross_entropy_R = attach_class_gradients(cross_entropy_R, local_heads, rows, coefficients, impl)
     return RandomLabelLoss(
-        cross_entropy_B=cross_entropy_B,
+        cross_entropy_B=cross_entropy_R,
         regularizer_B=None if needs.regularizer is None else reaching_features(needs.regularizer),
         joint_B=reaching_features("cross_entropy") if joint else None,
         hit_B=rows.hit,
-        bits_B=bits_B,
+        bits_B=bits_R,
         margin_B=rows.margin,
         lse_B=rows.lse,
     )
 
 
-def _by_reference(
-    features_BD: Tensor, head: ClassRange, labels: RowLabels, regularizer: str | None, joint: bool
-) -> RandomLabelLoss:
-    """Compute the same from two materialised logits, each with one side detached."""
-    head_BK = reference.logits(features_BD.detach(), head.weight_KD, head.bias_K)
-    fixed_BK = head_BK.detach()
-    fixed_head = head.detach()
-    features_BK = fixed_BK
+def _by_reference(heads: _Heads, labels: RowLabels, regularizer: str | None, joint: bool) -> RandomLabelLoss:
+    """Compute the same from the materialised logits of all rows, twice, each time with one side detached."""
+    head_RK = torch.cat([reference.logits(x_BD.detach(), w_KD, b_K) for x_BD, w_KD, b_K in zip(*heads, strict=True)])
+    fixed_RK = features_RK = head_RK.detach()
     if joint or regularizer is not None:
-        features_BK = reference.logits(features_BD, fixed_head.weight_KD, fixed_head.bias_K)
-    log_p_B = F.logsigmoid(reference.log_odds(fixed_BK, labels.index_LB)[0])
+        fixed = [ClassRange(w_KD, b_K, 0, len(w_KD)).detach() for _, w_KD, b_K in zip(*heads, strict=True)]
+        features_RK = torch.cat(
+            [
+                reference.logits(x_BD, head.weight_KD, head.bias_K)
+                for x_BD, head in zip(heads.features, fixed, strict=True)
+            ]
+        )
+    log_p_R = F.logsigmoid(reference.log_odds(fixed_RK, labels.index_LB)[0])
     return RandomLabelLoss(
-        cross_entropy_B=reference.cross_entropy(head_BK, labels),
-        regularizer_B=None if regularizer is None else reference.REGULARIZERS[regularizer](features_BK, labels),
-        joint_B=reference.cross_entropy(features_BK, labels) if joint else None,
-        hit_B=reference.is_argmax(fixed_BK, labels.index_LB[0]),
-        bits_B=(math.log(head.num_labels) + log_p_B) / math.log(2),
-        margin_B=reference.margin(fixed_BK, labels.index_LB[0]),
-        lse_B=fixed_BK.logsumexp(1),
+        cross_entropy_B=reference.cross_entropy(head_RK, labels),
+        regularizer_B=None if regularizer is None else reference.REGULARIZERS[regularizer](features_RK, labels),
+        joint_B=reference.cross_entropy(features_RK, labels) if joint else None,
+        hit_B=reference.is_argmax(fixed_RK, labels.index_LB[0]),
+        bits_B=(math.log(heads.num_labels) + log_p_R) / math.log(2),
+        margin_B=reference.margin(fixed_RK, labels.index_LB[0]),
+        lse_B=fixed_RK.logsumexp(1),
     )

@@ -96,6 +96,13 @@ def row_labels(labels_B: Tensor, pair: tuple[Tensor, Tensor] | None, dtype: torc
     return RowLabels(index_LB, weight_LB, torch.stack([torch.ones_like(distinct_B), distinct_B]))
 
 
+def by_head(rows: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    """Cut the last dimension, the rows of all heads one head after another, into those of each head."""
+    if num_heads == 1:
+        return (rows,)
+    return rows.unflatten(-1, (num_heads, rows.shape[-1] // num_heads)).unbind(-2)
+
+
 def combine(parts: Sequence[Partials], labels: RowLabels, num_labels: int) -> RowSoftmax:
     """Merge the partials of all class ranges, given in the order of their classes, whatever their shifts.
 

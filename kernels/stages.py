@@ -7,15 +7,16 @@ and runs the last on each range again: `local_feature_gradient`, to be summed ov
 a loss reaches either the head or the features, never both.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rlpheads.kernels import tiled_cpu
 from rlpheads.kernels.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
-from rlpheads.kernels.row_softmax import RowSoftmax
+from rlpheads.kernels.row_softmax import RowSoftmax, by_head
 from rlpheads.kernels.terms import Coefficients
 
 
@@ -43,14 +44,28 @@ KERNELS: dict[str, Kernel] = {"tiled_cpu": tiled_cpu}
 """The implementations by their name."""
 
 
+class LocalHead(NamedTuple):
+    """What attaching the class gradients takes of one head, or of one class range of a head."""
+
+    features_BD: Tensor
+    """Outside every graph."""
+    head: ClassRange
+    exponentials: Exponentials
+
+
 def local_feature_gradient(
-    head: ClassRange, rows: RowSoftmax, coefficients: Coefficients, partials: Partials, products: Products
+    head: ClassRange,
+    labels_LB: Tensor,
+    shift_B: Tensor,
+    coefficients: Coefficients,
+    partials: Partials,
+    products: Products,
 ) -> Tensor:
-    """The range's part of each row's dL/dx: (B, D) in the accumulation dtype.
+    """The range's part of each row's dL/dx: (B, D) in the accumulation dtype; `shift_B` is that of the combined rows.
 
     A combination of what the first stage summed over the classes, so that no class is visited again but the labels'.
     """
-    offset_B = partials.shift_B - rows.shift_B
+    offset_B = partials.shift_B - shift_B
     factor_B = offset_B.exp()
     exp_B = coefficients.exp_B
     if coefficients.moment_B is not None:
@@ -60,72 +75,130 @@ def local_feature_gradient(
         gradient_BD = torch.addcmul(gradient_BD, (factor_B * coefficients.moment_B)[:, None], products.moment_weight_BD)
     if coefficients.uniform:
         gradient_BD = gradient_BD + coefficients.uniform * products.weight_sum_D
-    for index_B, label_B in zip(rows.labels.index_LB - head.start, coefficients.label_LB, strict=True):
+    for index_B, label_B in zip(labels_LB - head.start, coefficients.label_LB, strict=True):
         inside_B = (index_B >= 0) & (index_B < len(head.weight_KD))
         weight_BD = head.weight_KD.index_select(0, index_B.clamp(0, len(head.weight_KD) - 1)).to(gradient_BD.dtype)
         gradient_BD = torch.addcmul(gradient_BD, torch.where(inside_B, label_B, 0)[:, None], weight_BD)
     return gradient_BD
 
 
-def attach_feature_gradient(features_BD: Tensor, value_B: Tensor, gradient_BD: Tensor) -> Tensor:
-    """`value_B` as a function of the features alone, with this gradient in each row."""
-    return _FeatureRoute.apply(features_BD, value_B, gradient_BD)
+def attach_feature_gradient(value_B: Tensor, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """`value_B` as a function of the features alone, with these gradients in the rows.
+
+    The rows are those of all heads, one head after another, each with features (B, D) and gradient (B, D) of its own.
+    Heads may read the same features.
+    """
+    distinct: list[Tensor] = []
+    read_by_head = []
+    for features_BD in features:
+        places = [place for place, other_BD in enumerate(distinct) if other_BD is features_BD]
+        read_by_head.append(places[0] if places else len(distinct))
+        if not places:
+            distinct.append(features_BD)
+    return _FeatureRoute.apply(value_B, tuple(read_by_head), *distinct, *gradients)
 
 
 def attach_class_gradients(
-    value_B: Tensor,
-    features_BD: Tensor,
-    head: ClassRange,
-    rows: RowSoftmax,
-    coefficients: Coefficients,
-    exponentials: Exponentials,
-    impl: str,
+    value_B: Tensor, heads: Sequence[LocalHead], rows: RowSoftmax, coefficients: Coefficients, impl: str
 ) -> Tensor:
-    """`value_B` as a function of the range's weight and bias alone; their gradients are computed in backward."""
-    gradient = LogitGradient(
-        coefficients.exp_B * torch.exp(exponentials.tile_shift_CB - rows.shift_B), coefficients.label_LB
-    )
-    saved = (features_BD, rows.labels.index_LB, *exponentials, *gradient)
-    return _ClassRoute.apply(head.weight_KD, head.bias_K, value_B, head.start, head.num_labels, impl, *saved)
+    """`value_B` as a function of the heads' weights and biases alone; their gradients are computed in backward.
+
+    The rows are those of all heads, one head after another.
+    """
+    saved: list[Tensor] = []
+    for head, shift_B, exp_B, label_LB, labels_LB in zip(
+        heads,
+        by_head(rows.shift_B, len(heads)),
+        by_head(coefficients.exp_B, len(heads)),
+        by_head(coefficients.label_LB, len(heads)),
+        by_head(rows.labels.index_LB, len(heads)),
+        strict=True,
+    ):
+        scale_CB = exp_B * torch.exp(head.exponentials.tile_shift_CB - shift_B)
+        saved += [head.features_BD, labels_LB, *head.exponentials, scale_CB, label_LB]
+    ranges = [(local.head.start, local.head.num_labels) for local in heads]
+    parameters = [parameter for local in heads for parameter in (local.head.weight_KD, local.head.bias_K)]
+    return _ClassRoute.apply(value_B, ranges, impl, *parameters, *saved)
+
+
+class _Refused(torch.autograd.Function):
+    """The identity, whose own derivative is refused: what gradients are wrapped in that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ARG004
+        raise RuntimeError(
+            "random_label_loss was differentiated twice (create_graph=True); its tiled and fused implementations have first "
+            "derivatives only: pass impl='reference', which holds all B×K logits"
+        )
+
+
+def _once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Compute a gradient outside every graph; should it be differentiated all the same, say so."""
+
+    @wraps(backward)
+    def refusing(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            gradients = backward(ctx, upstream_B)
+        if not torch.is_grad_enabled():
+            return gradients
+        with_graph = [None if gradient is None else gradient.requires_grad_() for gradient in gradients]
+        return tuple(None if gradient is None else _Refused.apply(gradient) for gradient in with_graph)
+
+    return refusing
 
 
 class _FeatureRoute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features_BD: Tensor, value_B: Tensor, gradient_BD: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient_BD)
-        ctx.dtype = features_BD.dtype
+    def forward(ctx: Any, value_B: Tensor, read_by_head: Sequence[int], *tensors: Tensor) -> Tensor:
+        num_distinct = len(tensors) - len(read_by_head)
+        ctx.save_for_backward(*tensors[num_distinct:])
+        ctx.read_by_head = read_by_head
+        ctx.dtypes = [features_BD.dtype for features_BD in tensors[:num_distinct]]
         return value_B.clone()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream_B: Tensor) -> tuple[Tensor, None, None]:
-        (gradient_BD,) = ctx.saved_tensors
-        return (upstream_B[:, None] * gradient_BD).to(ctx.dtype), None, None
+    @_once
+    def backward(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:
+        num_heads = len(ctx.read_by_head)
+        sums: list[Tensor | None] = [None] * len(ctx.dtypes)
+        for place, upstream_of_head_B, gradient_BD in zip(
+            ctx.read_by_head, by_head(upstream_B, num_heads), ctx.saved_tensors, strict=True
+        ):
+            sum_BD, upstream_B1 = sums[place], upstream_of_head_B[:, None]
+            sums[place] = upstream_B1 * gradient_BD if sum_BD is None else sum_BD.addcmul(upstream_B1, gradient_BD)
+        of_features = [sum_BD.to(dtype) for sum_BD, dtype in zip(sums, ctx.dtypes, strict=True) if sum_BD is not None]
+        return (None, None, *of_features, *[None] * num_heads)
 
 
 class _ClassRoute(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        weight_KD: Tensor,
-        bias_K: Tensor | None,
-        value_B: Tensor,
-        start: int,
-        num_labels: int,
-        impl: str,
-        *saved: Tensor,
+        ctx: Any, value_B: Tensor, ranges: Sequence[tuple[int, int]], impl: str, *tensors: Tensor | None
     ) -> Tensor:
-        ctx.save_for_backward(weight_KD, bias_K, *saved)
-        ctx.range, ctx.impl = (start, num_labels), impl
+        ctx.save_for_backward(*tensors)
+        ctx.ranges, ctx.impl = ranges, impl
         return value_B.clone()
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:
-        weight_KD, bias_K, features_BD, labels_LB, flat, tile_shift_CB, scale_CB, label_LB = ctx.saved_tensors
-        head = ClassRange(weight_KD, bias_K, *ctx.range)
-        gradient = LogitGradient(upstream_B * scale_CB, upstream_B * label_LB)
-        gradients = KERNELS[ctx.impl].local_class_gradients(
-            features_BD, head, labels_LB, Exponentials(flat, tile_shift_CB), gradient, ctx.needs_input_grad[:2]
-        )
-        return (*gradients, *[None] * 10)
+        num_heads = len(ctx.ranges)
+        tensors = ctx.saved_tensors
+        gradients: list[Tensor | None] = []
+        for number, upstream_of_head_B in enumerate(by_head(upstream_B, num_heads)):
+            weight_KD, bias_K = tensors[2 * number : 2 * number + 2]
+            saved = tensors[2 * num_heads + 6 * number :][:6]
+            features_BD, labels_LB, flat, tile_shift_CB, scale_CB, label_LB = saved
+            gradients += KERNELS[ctx.impl].local_class_gradients(
+                features_BD,
+                ClassRange(weight_KD, bias_K, *ctx.ranges[number]),
+                labels_LB,
+                Exponentials(flat, tile_shift_CB),
+                LogitGradient(upstream_of_head_B * scale_CB, upstream_of_head_B * label_LB),
+                ctx.needs_input_grad[3 + 2 * number : 5 + 2 * number],
+            )
+        return (None, None, None, *gradients, *[None] * (6 * num_heads))

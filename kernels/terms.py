@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlpheads.kernels.row_softmax import RowSoftmax
+from rlpheads.kernels.row_softmax import RowSoftmax, by_head
 
 
 class Coefficients(NamedTuple):
@@ -30,6 +30,14 @@ class Coefficients(NamedTuple):
     """Multiplies e^{z_j − s}·(z_j − s) of every other class."""
     uniform: float = 0.0
     """Is added at every class, labels included."""
+
+    def by_head(self, num_heads: int) -> "list[Coefficients]":
+        """Cut the rows of several heads, one head after another, into those of each."""
+        if num_heads == 1:
+            return [self]
+        exp, label = by_head(self.exp_B, num_heads), by_head(self.label_LB, num_heads)
+        moment = [None] * num_heads if self.moment_B is None else by_head(self.moment_B, num_heads)
+        return [Coefficients(*parts, self.uniform) for parts in zip(exp, label, moment, strict=True)]
 
 
 class Term(NamedTuple):

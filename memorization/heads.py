@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_loss
+from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_losses
 from rlpheads.memorization.arguments import check_count, check_num_labels
 from rlpheads.memorization.labels import stream_key
 
@@ -170,33 +170,32 @@ class RLPHeads(nn.Module):
             ValueError: the taps, the labels or `terms.regularized` do not fit the heads.
         """
         self._check_inputs(taps, labels_MB, terms)
-        losses = []
-        for t, features_BD in enumerate(taps):
-            tap_terms = terms if t in terms.regularized else replace(terms, regularizer=None, regularized=())
-            tap_heads = cast("Iterable[RandomLabelHead]", self.heads[t])
-            losses += self._tap_losses(features_BD, tap_heads, labels_MB, tap_terms)
-        return _stack(losses, self.num_draws)
+        others = tuple(t for t in range(len(taps)) if t not in terms.regularized)
+        losses: dict[int, list[RandomLabelLoss]] = {}
+        for positions, kind in ((terms.regularized, terms.regularizer), (others, None)):
+            if positions:
+                losses |= self._losses(positions, [taps[t] for t in positions], labels_MB, terms, kind)
+        return _stack([loss for t in range(len(taps)) for loss in losses[t]], self.num_draws)
 
-    def _tap_losses(
-        self, features_BD: Tensor, tap_heads: Iterable[RandomLabelHead], labels_MB: Tensor, terms: HeadTerms
-    ) -> list[RandomLabelLoss]:
-        """Compute one tap's losses, draw by draw."""
-        if terms.regularizer is None and not terms.joint:
-            features_BD = features_BD.detach()  # nothing here trains the backbone: keep no graph of the norm either
-        inputs_BD = self._inputs(features_BD)
-        with torch.autocast(inputs_BD.device.type, enabled=False):
-            return [
-                random_label_loss(
-                    inputs_BD,
-                    head.weight,
-                    labels_B,
-                    bias_K=head.bias,
-                    regularizer=terms.regularizer,
-                    joint=terms.joint,
-                    impl=terms.impl,
-                )
-                for head, labels_B in zip(tap_heads, labels_MB.unbind(), strict=True)
-            ]
+    def _losses(
+        self, positions: Sequence[int], taps: Sequence[Tensor], labels_MB: Tensor, terms: HeadTerms, kind: str | None
+    ) -> dict[int, list[RandomLabelLoss]]:
+        """Compute the losses of the heads at some taps, under one kind of regulariser, in one call."""
+        if kind is None and not terms.joint:
+            taps = [features_BD.detach() for features_BD in taps]  # keep no graph of the norm either
+        features = [inputs_BD for inputs_BD in map(self._inputs, taps) for _ in range(self.num_draws)]
+        heads = [head for t in positions for head in cast("Iterable[RandomLabelHead]", self.heads[t])]
+        with torch.autocast(features[0].device.type, enabled=False):
+            losses = random_label_losses(
+                features,
+                [head.weight for head in heads],
+                [*labels_MB.unbind()] * len(positions),
+                biases=[head.bias for head in heads],
+                regularizer=kind,
+                joint=terms.joint,
+                impl=terms.impl,
+            )
+        return {t: losses[n * self.num_draws :][: self.num_draws] for n, t in enumerate(positions)}
 
     def _inputs(self, features_BD: Tensor) -> Tensor:
         """Prepare features for the loss: normalised, in the dtype of its matrix products."""

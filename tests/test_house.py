@@ -24,6 +24,7 @@ STEP_FILES = [
     *("memorization/heads.py", "memorization/regularizer.py", "memorization/taps.py"),
     *("kernels/random_label_loss.py", "kernels/stages.py", "kernels/terms.py", "kernels/row_softmax.py"),
     *("loaders/device_transforms.py", "loaders/delivery.py", "engine/device_wait.py"),
+    "kernels/label_source.py",
 ]
 HOST_READS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique"}
 

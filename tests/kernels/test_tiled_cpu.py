@@ -14,7 +14,7 @@ from rlpheads.kernels import tiled_cpu
 from rlpheads.kernels.partials import ClassRange, Needs
 from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.kernels.row_softmax import combine, row_labels
-from rlpheads.kernels.stages import attach_class_gradients, local_feature_gradient
+from rlpheads.kernels.stages import LocalHead, attach_class_gradients, local_feature_gradient
 from rlpheads.kernels.terms import TERMS
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -129,13 +129,17 @@ def test_class_ranges_combine_to_the_whole(kind: str, cuts: tuple[int, ...], see
 
     term, cross_entropy = TERMS[kind], TERMS["cross_entropy"]
     gradient_BD = sum(
-        local_feature_gradient(head, rows, term.coefficients(rows), partials, products)
+        local_feature_gradient(head, labels.index_LB, rows.shift_B, term.coefficients(rows), partials, products)
         for head, (partials, products, _) in zip(heads, stage_one, strict=True)
     )
     value_B = cross_entropy.value_B(rows)
     by_range = [
         attach_class_gradients(
-            value_B, problem.features_BD, head, rows, cross_entropy.coefficients(rows), exponentials, "tiled_cpu"
+            value_B,
+            [LocalHead(problem.features_BD, head, exponentials)],
+            rows,
+            cross_entropy.coefficients(rows),
+            "tiled_cpu",
         )
         for head, (_, _, exponentials) in zip(heads, stage_one, strict=True)
     ]

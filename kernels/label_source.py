@@ -1,0 +1,39 @@
+"""Where a row's labels come from: a tensor, or a table of every sample's labels that is read by the sample's index."""
+
+import torch
+from torch import Tensor
+
+Labels = Tensor | tuple[Tensor, Tensor, int]
+"""Labels (B,), or (table (M, N), index (B,), draw): row b's label is table[draw, index[b]]. An index of −1 marks a padding
+row, which reads some label in range: its losses are finite, and the caller leaves them out."""
+
+Pair = tuple[Labels, Tensor]
+"""Second labels, and the weight in [0, 1] of the first."""
+
+
+def gather_labels(labels: Labels) -> Tensor:
+    """The labels as int64 (B,); of a table by one gather on its device."""
+    if isinstance(labels, Tensor):
+        return labels.long()
+    table_MN, index_B, draw = labels
+    if index_B.device.type == "cpu":
+        return _gather_op(table_MN, index_B, draw)
+    return table_MN[draw].index_select(0, index_B.clamp(min=0)).long()
+
+
+@torch.library.custom_op("rlpheads::gather_labels", mutates_args=(), device_types="cpu")
+def _gather_op(table_MN: Tensor, index_B: Tensor, draw: int) -> Tensor:
+    """Check the index in an operator, since Python cannot branch on values under FakeTensorMode or torch.compile."""
+    if index_B.numel():
+        smallest, largest = (int(value) for value in index_B.aminmax())
+        if smallest < -1 or largest >= table_MN.shape[1]:
+            raise ValueError(
+                f"index must be in [0, {table_MN.shape[1]}), a column of the table, or -1 for a padding row; "
+                f"got indices from {smallest} to {largest}"
+            )
+    return table_MN[draw].index_select(0, index_B.clamp(min=0)).to(torch.int64, copy=True)
+
+
+@_gather_op.register_fake
+def _(table_MN: Tensor, index_B: Tensor, draw: int) -> Tensor:
+    return index_B.new_empty(index_B.shape, dtype=torch.int64)
