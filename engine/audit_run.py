@@ -230,7 +230,7 @@ def audit_labels(run: OpenedRun, num_draws: int) -> AuditLabels:
     heads, seed = run.config.heads, run.config.seed
     own_MN = label_table(
         run.sources.train.manifest.num_samples,
-        heads.labels,
+        heads.num_labels,
         num_draws=heads.draws,
         seed=stream_seed(seed, "labels"),
         split=run.sources.train.manifest.split,
@@ -239,7 +239,7 @@ def audit_labels(run: OpenedRun, num_draws: int) -> AuditLabels:
     num_heldout = run.sources.heldout.manifest.num_samples
     fresh_seed = stream_seed(seed, "refitted probes")
     return draw_audit_labels(
-        own_MN, num_heldout, heads.labels, num_draws=num_draws, seed=fresh_seed, balance=heads.balance
+        own_MN, num_heldout, heads.num_labels, num_draws=num_draws, seed=fresh_seed, balance=heads.balance
     )
 
 
@@ -254,9 +254,10 @@ def audit_table(audit: RunAudit) -> Table:
     """Return the table of an audit."""
     when = f"end of epoch {audit.epoch}" if audit.epoch is not None else f"step {audit.step}"
     level = percent(audit.taps[0].found.label_excess.level).replace(".00", "")
+    factor = f"λ = {audit.regularizer_factor:g} (λ/K = {audit.regularizer_factor / audit.num_labels:g})"
     title = (
-        f"{audit.run}, {when}: {audit.probe['name']} probes, K = {audit.num_labels}, λ = {audit.regularizer_factor:g}, "
-        f"μ = {audit.joint:g}; chance {percent(audit.chance)}, intervals of {level}, for each tap by itself"
+        f"{audit.run}, {when}: {audit.probe['name']} probes, K = {audit.num_labels}, {factor}, μ = {audit.joint:g}; "
+        f"chance {percent(audit.chance)}, intervals of {level}, for each tap by itself"
     )
     table = Table(title=title, title_justify="left", padding=(0, 1))
     n, equal = f"n = {audit.num_train}", f"n = {audit.num_equal}"

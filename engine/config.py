@@ -113,8 +113,9 @@ class OptimConfig:
 class HeadsConfig:
     """The random-label prediction heads that measure."""
 
-    labels: int = 10
-    """K, the number of random labels."""
+    labels: int | Literal["auto"] = 10
+    """K, the number of random labels. auto: the largest with which the heads alone stay within 5 points of chance on
+    this many images and features; settled when the run begins, and written into its config.yaml."""
     draws: int = 1
     """M, the number of independent random labels of each sample, each with a head of its own at every tap."""
     audit_draws: int | None = None
@@ -132,6 +133,17 @@ class HeadsConfig:
     """Labels are drawn independently, or each equally often."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
     """Optimizer of the heads."""
+
+    @property
+    def num_labels(self) -> int:
+        """K, once it is settled.
+
+        Raises:
+            ValueError: it is still auto.
+        """
+        if self.labels == "auto":
+            raise ValueError("heads.labels is auto, and is settled only when a run begins")
+        return self.labels
 
 
 @dataclass(frozen=True)

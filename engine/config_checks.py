@@ -88,7 +88,8 @@ RANGES: dict[str, Interval] = {
     "checkpoint.keep": _FROM_1,
     **{f"{part}.{name}": interval for part in ("optim", "heads.optim") for name, interval in _OPTIM.items()},
 }
-"""What every number of a `Config` may be, by dotted key; for a tuple or list, each of its numbers. null is not a number."""
+"""What every number of a `Config` may be, by dotted key; for a tuple or list, each of its numbers. null is not a
+number, nor is a word where one is allowed (auto)."""
 
 
 def check_config(config: Config, world_size: int) -> None:
@@ -117,7 +118,7 @@ def _check_ranges(config: Config) -> None:
             value = getattr(value, name)
         several = isinstance(value, (tuple, list))
         numbers = value if several else (value,)
-        if not all(number is None or number in interval for number in numbers):
+        if not all(number is None or isinstance(number, str) or number in interval for number in numbers):
             raise refusal(key, value, f"{'numbers' if several else 'a number'} {interval}")
     for key, (least, most) in (("crop_scale", config.data.crop_scale), ("crop_ratio", config.data.crop_ratio)):
         if least > most:
@@ -185,6 +186,8 @@ def _check_terms(config: Config) -> None:
     for key, value in (("regularizer.factor", config.regularizer.factor), ("heads.joint", config.heads.joint)):
         if value > 0 and config.heads.taps == "none":
             raise refusal(key, value, "0 without heads (heads.taps is none); heads at all blocks: heads.taps all")
+    if config.heads.labels == "auto" and config.heads.taps == "none":
+        raise refusal("heads.labels", "auto", "a number where no tap has a head (heads.taps is none)")
     for key, taps in (("heads.taps", config.heads.taps), ("regularizer.taps", config.regularizer.taps)):
         if taps == []:
             raise refusal(key, taps, "all or at least one block" + (", or none" if key == "heads.taps" else ""))

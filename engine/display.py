@@ -62,6 +62,10 @@ class Display:
         """Say something."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Say something that the user should act on, or know when reading the figures."""
+        self._console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True, style="yellow")
+
     def step(self, row: Mapping[str, Any], eta_seconds: float | None) -> None:
         """Show the figures of the window of steps that ended at `row["step"]`."""
         done = (row["step"] - 1) % self._num_steps + 1
@@ -82,6 +86,8 @@ class Display:
             + _skipped_of(row)
             + f"  {row['images_per_second']:.0f} img/s, data wait {percent(row['data_wait'])}"
         )
+        if "regularizer_factor" in row:
+            title += f"  λ {row['regularizer_factor']:.4g} (λ/K {row['regularizer_factor_per_label']:.4g})"
         self.say(title)
         if not taps:
             return
@@ -100,6 +106,8 @@ class Display:
         """Print what the run found, and loudly whatever cannot be."""
         if found.taps:
             self._console.print(findings_table(found))
+            if found.taps[0].bits is not None:
+                self._console.print(bits_table(found))
         self.say(f"held-out top-1 {percent(found.top1)}")
         if not found.taps:
             return
@@ -161,6 +169,27 @@ def findings_table(found: Findings) -> Table:
     for tap, values in zip(found.taps, zip(*columns.values(), strict=True), strict=True):
         table.add_row(str(tap.block), *map(percent, values))
     return table
+
+
+def bits_table(found: Findings) -> Table:
+    """Return the table of the bits that the heads hold about the training images' random labels."""
+    caption = (
+        "T = sum of log2 K + log2 p over the clean training images, the mean over draws. Predictions that do not know the "
+        "labels (drawn i.i.d.) reach T or more with a probability of at most 2^-T"
+    )
+    table = Table(title="bits about the random labels", title_justify="left", caption=caption, caption_justify="left")
+    audited = found.taps[0].audit_bits is not None
+    for name in ("tap", "T", "bits per sample", "bits per head parameter", *(["T, audit heads"] if audited else [])):
+        table.add_column(name, justify="right")
+    for tap in found.taps:
+        bits = (tap.bits_per_sample, tap.bits_per_head_parameter)
+        audit = [_whole(tap.audit_bits)] if audited else []
+        table.add_row(str(tap.block), _whole(tap.bits), *map(number, bits), *audit)
+    return table
+
+
+def _whole(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.1f}"
 
 
 def percent(value: float | None) -> str:

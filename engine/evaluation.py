@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,7 @@ class Evaluation:
         loss: mean cross-entropy of the classes, in nats.
         top1: accuracy of the classes, in [0, 1].
         rla_TM: random-label accuracy of each tap and draw, in [0, 1]; the audit heads' draws come last.
+        bits_TM: bits about the random labels, summed over the samples, of each tap and draw.
         num_samples: samples seen.
         num_skipped: samples that could not be read and were left out.
     """
@@ -41,18 +43,36 @@ class Evaluation:
     loss: float
     top1: float
     rla_TM: list[list[float]]
+    bits_TM: list[list[float]]
     num_samples: int
     num_skipped: int = 0
 
-    def rla_T(self, draws: slice = slice(None)) -> list[float]:  # noqa: N802 - shape suffix
-        """Return the random-label accuracy of each tap, averaged over the given draws (all of them)."""
-        return [sum(chosen := rla_M[draws]) / len(chosen) for rla_M in self.rla_TM]
+    @property
+    def rla_T(self) -> list[float]:  # noqa: N802 - shape suffix
+        """Random-label accuracy of each tap, averaged over the draws."""
+        return [fmean(rla_M) for rla_M in self.rla_TM]
+
+    @property
+    def bits_T(self) -> list[float]:  # noqa: N802 - shape suffix
+        """Bits about the random labels of each tap, averaged over the draws."""
+        return [fmean(bits_M) for bits_M in self.bits_TM]
+
+    def of_draws(self, draws: slice) -> Evaluation:
+        """Return the evaluation with some of the draws alone."""
+        rla_TM, bits_TM = ([values_M[draws] for values_M in values_TM] for values_TM in (self.rla_TM, self.bits_TM))
+        return replace(self, rla_TM=rla_TM, bits_TM=bits_TM)
 
 
 def summarize(ledger: Ledger) -> Evaluation:
     """Return the averages over a filled, merged ledger."""
-    rla_TM = ledger.label_accuracy_TM.tolist()
-    return Evaluation(ledger.class_loss, ledger.class_accuracy, rla_TM, ledger.num_seen, ledger.num_skipped)
+    return Evaluation(
+        loss=ledger.class_loss,
+        top1=ledger.class_accuracy,
+        rla_TM=ledger.label_accuracy_TM.tolist(),
+        bits_TM=ledger.label_bits_TM.tolist(),
+        num_samples=ledger.num_seen,
+        num_skipped=ledger.num_skipped,
+    )
 
 
 def merge(ledger: Ledger, world_size: int) -> None:

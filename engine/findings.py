@@ -23,6 +23,10 @@ class TapFinding:
         audit: clean, of the audit heads, whose labels the regulariser never saw.
         baseline: what a least-squares head alone reaches on features that know nothing of the labels.
         heldout: on held-out images, where nobody can know the labels.
+        bits: T, bits about one labelling of the training images without augmentation, weights at rest.
+        bits_per_sample: T over the images; log2 K where every label is known.
+        bits_per_head_parameter: T over d·(K − 1).
+        audit_bits: T of the audit heads.
     """
 
     block: int
@@ -31,6 +35,10 @@ class TapFinding:
     audit: float | None
     baseline: float
     heldout: float
+    bits: float | None = None
+    bits_per_sample: float | None = None
+    bits_per_head_parameter: float | None = None
+    audit_bits: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,9 @@ def summarize_findings(
         for draw, accuracy in enumerate(draws)
         if not bounds.contains(accuracy)
     )
-    names = ("rla_running", "rla_clean", "audit_rla_clean")
-    last = [_last(history, name, len(blocks)) for name in names]
-    columns = zip(blocks, *last, baselines, heldout.rla_T(), strict=True)
-    taps = tuple(TapFinding(*column) for column in columns)
+    columns = {name: _last(history, row, len(blocks)) for name, row in _ROWS.items()}
+    columns |= {"block": blocks, "baseline": baselines, "heldout": heldout.rla_T}
+    taps = tuple(TapFinding(**dict(zip(columns, tap, strict=True))) for tap in zip(*columns.values(), strict=True))
     return Findings(heldout.top1, 1 / num_labels, taps, (float(bounds.low), float(bounds.high)), strayed)
 
 
@@ -102,6 +109,18 @@ def draw_figures(folder: Path, found: Findings, history: Sequence[Mapping[str, A
             phase: [[[value] for value in row.get(f"rla_{phase}", nothing)] for row in history] for phase in measured
         }
         plot_rla_by_epoch(folder / "rla_by_epoch", [row["epoch"] for row in history], blocks, by_epoch, references)
+
+
+_ROWS = {
+    "running": "rla_running",
+    "clean": "rla_clean",
+    "audit": "audit_rla_clean",
+    "bits": "bits_clean",
+    "bits_per_sample": "bits_per_sample_clean",
+    "bits_per_head_parameter": "bits_per_head_parameter_clean",
+    "audit_bits": "audit_bits_clean",
+}
+"""Where a finding stands in the epoch lines of metrics.jsonl."""
 
 
 def _last(history: Sequence[Mapping[str, Any]], name: str, num_taps: int) -> Sequence[float | None]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -22,6 +22,7 @@ from rlpheads.engine.config_errors import ConfigError
 from rlpheads.engine.config_files import read_config_file
 from rlpheads.engine.display import Display
 from rlpheads.engine.environment import collect_environment
+from rlpheads.engine.label_choice import settle_labels
 from rlpheads.engine.launch import Launch, Rank
 from rlpheads.engine.learner import num_parameters
 from rlpheads.engine.loop import Outcome, TrainingDivergedError, fit
@@ -50,13 +51,27 @@ def run(config: Config) -> int:
     check_config(config, rank.world_size)
     sources = open_sources(config)
     with _claimed(config, rank) as folder:
-        point = _begin(config, sources, folder) if rank.is_main else None
+        begun = _begin(config, sources, folder) if rank.is_main else None
         with launch.start(config.device) as launched:
-            return _train(config, sources, folder, launched.share(point), launched)
+            begun = launched.share(begun)
+            assert begun is not None  # the main rank has begun
+            return _train(begun, sources, folder, launched)
 
 
-def _begin(config: Config, sources: Sources, folder: RunFolder) -> ResumePoint | None:
-    """Find out where to go on; write the resolved settings where there is nothing to go on from."""
+class _Begun(NamedTuple):
+    """What the main rank found out before the ranks meet."""
+
+    config: Config
+    """With a number for heads.labels, also where that was auto."""
+    point: ResumePoint | None
+    """Where to go on, if anywhere."""
+    warnings: tuple[str, ...]
+    """What the user should be told, now and at the end."""
+
+
+def _begin(config: Config, sources: Sources, folder: RunFolder) -> _Begun:
+    """Settle what is open, and find out where to go on; write the settings where there is nothing to go on from."""
+    config, warnings = settle_labels(config, sources, folder.path)
     try:
         point = find_resume_point(config, folder.checkpoints, sources)
         if point is None:
@@ -70,8 +85,8 @@ def _begin(config: Config, sources: Sources, folder: RunFolder) -> ResumePoint |
         write_truth(sources.train, folder.path)
     for old in folder.path.glob("failed.rank*.json"):
         old.unlink()
-    folder.write_status("running", "started", pid=os.getpid())
-    return point
+    folder.write_status("running", "started", pid=os.getpid(), warnings=warnings)
+    return _Begun(config, point, warnings)
 
 
 def _check_nothing_is_lost(config: Config, folder: RunFolder) -> None:
@@ -128,20 +143,23 @@ def _claimed(config: Config, rank: Rank) -> Iterator[RunFolder]:
         yield folder
 
 
-def _train(config: Config, sources: Sources, folder: RunFolder, point: ResumePoint | None, launched: Launch) -> int:
+def _train(begun: _Begun, sources: Sources, folder: RunFolder, launched: Launch) -> int:
+    config, point = begun.config, begun.point
     console = Console(quiet=not launched.is_main, width=None if sys.stdout.isatty() else 160)
     try:
         _check_same_images(sources, launched)
         training = build_training(config, sources, folder, launched)
         with Display(console, config.epochs, training.order.num_steps, launched.device, config.verbose) as display:
             display.say(opening_line(training))
+            for warning in begun.warnings:
+                display.warn(warning)
             if point is not None:
                 training.resume(point)
                 display.say(f"resumed from {point.checkpoint} at step {training.num_updates}")
             if launched.is_main:
                 folder.rewind_metrics(training.num_updates, training.position.epoch)
             outcome = fit(training, display)
-            _close(training, outcome, display)
+            _close(training, outcome, display, begun.warnings)
     except (TrainingDivergedError, ImageReadError, LoaderError, DatasetError) as error:
         _fail(folder, launched, error)
         print(f"error: {error}{_remedy(error)}", file=sys.stderr)
@@ -173,7 +191,7 @@ def opening_line(training: Training) -> str:
     heads = "no heads"
     if learner.heads is not None:
         heads = (
-            f"{len(learner.dims)} taps x {config.heads.draws} draws x {config.heads.labels} labels "
+            f"{len(learner.dims)} taps x {config.heads.draws} draws x {config.heads.num_labels} labels "
             f"({num_parameters(learner.heads.module):,} parameters in the heads)"
         )
     return (
@@ -184,7 +202,7 @@ def opening_line(training: Training) -> str:
     )
 
 
-def _close(training: Training, outcome: Outcome, display: Display) -> None:
+def _close(training: Training, outcome: Outcome, display: Display, warnings: tuple[str, ...]) -> None:
     if not training.launch.is_main:
         return
     modules = {name: part.module for name, part in training.learner.parts}
@@ -192,7 +210,7 @@ def _close(training: Training, outcome: Outcome, display: Display) -> None:
         modules["ema"] = training.learner.ema.module
     hashes = {name: weights_sha256(module) for name, module in modules.items()}
     found = outcome.findings
-    facts: dict[str, Any] = {"step": training.num_updates, "weights_sha256": hashes}
+    facts: dict[str, Any] = {"step": training.num_updates, "weights_sha256": hashes, "warnings": warnings}
     facts["skipped"] = _skipped_of_the_last_epoch(training.folder)
     if found is not None:
         facts["top1"] = found.top1

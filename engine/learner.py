@@ -7,14 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from rlpheads.engine.config import Config
 from rlpheads.engine.launch import Launch
-from rlpheads.engine.models import Network, TappedModel, build_model, tap_dims
+from rlpheads.engine.models import Network, TappedModel, build_model, planned_tap_dims
 from rlpheads.engine.optimizer import Span, TrainedPart, build_part
 from rlpheads.engine.streams import stream_seed
 from rlpheads.memorization.heads import RLPHeads
@@ -106,8 +105,7 @@ def build_learner(config: Config, launch: Launch, num_classes: int, steps_per_ep
 
     Weights are drawn on the CPU and then moved, so that a seed means the same network on every device.
     """
-    with torch.device("meta"):
-        dims = tap_dims(build_model(config, num_classes), config.data.image_size)
+    dims = planned_tap_dims(config, num_classes)
     span = Span(config.epochs, steps_per_epoch)
     ddp = launch.world_size > 1
     model = build_model(config, num_classes).to(launch.device)
@@ -127,7 +125,7 @@ def build_learner(config: Config, launch: Launch, num_classes: int, steps_per_ep
 def build_heads(config: Config, dims: tuple[int, ...], name: str, num_draws: int) -> RLPHeads:
     """Build heads, one for each tap and draw, from the stream `name`."""
     seed = stream_seed(config.seed, name)
-    return RLPHeads(dims, config.heads.labels, num_draws, seed=seed, norm=config.heads.norm)
+    return RLPHeads(dims, config.heads.num_labels, num_draws, seed=seed, norm=config.heads.norm)
 
 
 def num_audit_draws(config: Config) -> int:

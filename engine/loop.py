@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlpheads.engine.config import RegularizerConfig
 from rlpheads.engine.display import Display
 from rlpheads.engine.evaluation import Evaluation, EvaluationInterruptedError, Split, evaluate, merge, summarize
+from rlpheads.engine.label_figures import Sizes, label_figures
+from rlpheads.engine.learner import num_audit_draws, num_parameters
 from rlpheads.engine.models import Network
 from rlpheads.engine.resume import Position
 from rlpheads.engine.signals import StopFlag
@@ -140,7 +142,7 @@ def _finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> 
     config, epoch, folder = training.config, training.position.epoch, training.folder
     last = epoch + 1 == config.epochs
     row: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": training.num_updates}
-    row["lr"] = training.learner.backbone.lr
+    row |= {"lr": training.learner.backbone.lr, **_factors(training)}
     recorded = {"running": training.running}
     if last or _due(config.eval.every, epoch):
         row |= _figures(training, "eval", "heldout", _evaluate(training, training.heldout, stop_flag))
@@ -148,7 +150,7 @@ def _finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> 
         recorded["heldout"] = training.heldout.ledger
     if last or _due(config.eval.clean_every, epoch):
         row |= _figures(training, "clean", "clean", _evaluate(training, training.clean, stop_flag))
-        row |= _steer(training, row)
+        _steer(training, row)
         recorded["clean"] = training.clean.ledger
     merge(training.running, training.launch.world_size)  # after the last moment at which a stop would save it
     row |= _figures(training, "train", "running", summarize(training.running))
@@ -166,18 +168,23 @@ def _finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> 
         _save(training, display)
 
 
-def _steer(training: Training, row: Mapping[str, Any]) -> dict[str, float]:
-    """Move λ towards `regularizer.target`: dual ascent on ln λ. Every rank computes the same from the merged ledgers."""
-    settings, weights = training.config.regularizer, training.routes.weights
+def _factors(training: Training) -> dict[str, float]:
+    """Return λ as it was in this epoch, and λ/K: at chance the gradient of `unlikelihood` is proportional to 1/K."""
+    weights, num_labels = training.routes.weights, training.config.heads.num_labels
     if weights.factor == 0:
         return {}
-    labels = training.config.heads.labels
-    figures = {"regularizer_factor": weights.factor, "regularizer_factor_per_label": weights.factor_per_label(labels)}
-    if settings.target is not None:
-        accuracy_T, baseline_T = row["audit_rla_clean"], training.baselines_T
-        excess = fmean(accuracy_T[tap] - baseline_T[tap] for tap in training.routes.terms.regularized)
-        training.set_factor(_steered(weights.factor, settings, excess - settings.target))
-    return figures
+    per_label = weights.factor_per_label(num_labels)
+    return {"regularizer_factor": weights.factor, "regularizer_factor_per_label": per_label}
+
+
+def _steer(training: Training, row: Mapping[str, Any]) -> None:
+    """Move λ towards `regularizer.target`: dual ascent on ln λ. Every rank computes the same from the merged ledgers."""
+    settings, factor = training.config.regularizer, training.routes.weights.factor
+    if factor == 0 or settings.target is None:
+        return
+    accuracy_T, baseline_T = row["audit_rla_clean"], training.baselines_T
+    excess = fmean(accuracy_T[tap] - baseline_T[tap] for tap in training.routes.terms.regularized)
+    training.set_factor(_steered(factor, settings, excess - settings.target))
 
 
 def _steered(factor: float, settings: RegularizerConfig, too_much: float) -> float:
@@ -221,11 +228,18 @@ def _evaluate_average(training: Training, stop_flag: StopFlag) -> dict[str, floa
 def _figures(training: Training, name: str, phase: str, found: Evaluation) -> dict[str, Any]:
     figures: dict[str, Any] = {f"{name}_loss": found.loss, f"{name}_top1": found.top1}
     figures[f"{name}_skipped"] = found.num_skipped
-    num_draws = training.config.heads.draws
-    if training.learner.heads is not None:
-        figures[f"rla_{phase}"] = found.rla_T(slice(num_draws))
-    if training.learner.audit is not None:
-        figures[f"audit_rla_{phase}"] = found.rla_T(slice(num_draws, None))
+    num_draws, learner = training.config.heads.draws, training.learner
+    sizes = Sizes(
+        num_labels=training.config.heads.num_labels,
+        dims=learner.dims,
+        num_network_parameters=num_parameters(learner.tapped),
+        joint=training.config.heads.joint > 0,
+    )
+    if learner.heads is not None:
+        figures |= label_figures(found.of_draws(slice(num_draws)), phase, sizes)
+    if learner.audit is not None:
+        audit = label_figures(found.of_draws(slice(num_draws, None)), phase, replace(sizes, joint=False))
+        figures |= {f"audit_{name}": values_T for name, values_T in audit.items()}
     return figures
 
 
@@ -234,9 +248,10 @@ def _write_ledger(training: Training, phase: str, ledger: Ledger) -> None:
     metadata = LedgerMetadata(
         fingerprint=source.manifest.fingerprint,
         seed=training.config.seed,
-        num_labels=training.config.heads.labels,
+        num_labels=training.config.heads.num_labels,
         taps=training.learner.tapped.taps,
         num_draws=ledger.num_draws,
+        num_audit_draws=num_audit_draws(training.config),
         epoch=training.position.epoch,
         phase=phase,
         split=source.manifest.split,
@@ -264,7 +279,7 @@ def _finish(training: Training, display: Display, stop_flag: StopFlag, reason: s
         return Outcome("done", reason)
     history = training.folder.metrics("epoch")
     found = summarize_findings(
-        heldout, history, training.learner.tapped.taps, training.baselines_T, training.config.heads.labels
+        heldout, history, training.learner.tapped.taps, training.baselines_T, training.config.heads.num_labels
     )
     if found.taps:
         draw_figures(training.folder.figures, found, history, heldout.num_samples)

@@ -77,6 +77,16 @@ def build_model(config: Config, num_classes: int) -> TappedModel:
     return TappedModel(backbone, taps, _pooling(config.heads.pool, backbone))
 
 
+def planned_tap_dims(config: Config, num_classes: int) -> tuple[int, ...]:
+    """Return the width D of every tap of the configured model, without making its weights.
+
+    Raises:
+        ValueError: as `build_model` and `tap_dims`.
+    """
+    with torch.device("meta"):
+        return tap_dims(build_model(config, num_classes), config.data.image_size)
+
+
 def tap_dims(model: TappedModel, image_size: int) -> tuple[int, ...]:
     """Return the width D of every tap, from a forward pass of `model`, built on the meta device, that computes nothing.
 

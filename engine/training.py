@@ -90,7 +90,7 @@ class Training:
     def baselines_T(self) -> list[float]:  # noqa: N802 - shape suffix
         """What a least-squares head alone reaches at every tap, on features that know nothing of the labels."""
         num_samples = self.sources.train.manifest.num_samples
-        return [least_squares_rla(self.config.heads.labels, num_samples / dim) for dim in self.learner.dims]
+        return [least_squares_rla(self.config.heads.num_labels, num_samples / dim) for dim in self.learner.dims]
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Name what could not be read of a batch that lies on the device, and return its normalised images and itself."""
@@ -162,7 +162,7 @@ def _split(config: Config, source: ImageSource, learner: Learner, launch: Launch
     order = Order(manifest.num_samples, batch_size, 0, False, "pad")
     table = label_table(
         manifest.num_samples,
-        config.heads.labels,
+        config.heads.num_labels,
         num_draws=config.heads.draws + num_audit_draws(config),
         seed=stream_seed(config.seed, "labels"),
         split=manifest.split,

@@ -38,11 +38,13 @@ class LedgerMetadata:
         seed: seed of the run, hence of the random labels.
         num_labels: K.
         taps: block numbers of the taps, in the order of the lists.
-        num_draws: M.
+        num_draws: M, audit draws included.
         epoch: number of the epoch that the rows tell of.
         phase: "running", "clean" or "heldout".
         split: name of the split the random labels were drawn for.
         step: optimizer steps taken when the file was written.
+        num_audit_draws: how many of the M draws, the last ones, were learned by audit heads alone. Files of version 1 do
+            not say: 0, as if all were the heads' own.
     """
 
     fingerprint: str
@@ -54,6 +56,14 @@ class LedgerMetadata:
     phase: str
     split: str
     step: int
+    num_audit_draws: int = 0
+
+    @property
+    def draws(self) -> dict[str, slice]:
+        """The draws of the heads' own ("own") and those of the audit heads ("audit"), without groups that are empty."""
+        num_own = self.num_draws - self.num_audit_draws
+        groups = {"own": slice(0, num_own), "audit": slice(num_own, self.num_draws)}
+        return {name: group for name, group in groups.items() if group.start < group.stop}
 
 
 class Ledger:
@@ -181,6 +191,8 @@ class Ledger:
         Raises:
             LedgerError: `metadata` tells of other taps or draws than the ledger has.
         """
+        if not 0 <= metadata.num_audit_draws <= metadata.num_draws:
+            raise LedgerError(f"metadata of {metadata.num_audit_draws} audit draws among {metadata.num_draws} draws")
         if (len(metadata.taps), metadata.num_draws) != (self.num_taps, self.num_draws):
             raise LedgerError(
                 f"metadata of {len(metadata.taps)} taps and {metadata.num_draws} draws for a ledger of {self.num_taps} "
@@ -261,7 +273,8 @@ def read_ledger(path: str | Path) -> LedgerTable:
         ) from error
 
 
-_VERSION = 1
+_VERSION = 2
+_READABLE_VERSIONS = (1, 2)  # version 1 has no num_audit_draws
 _METADATA_KEY = b"rlpheads.ledger"
 _LIST_ELEMENTS_PER_GROUP = 2**21  # a row group costs about 20 MB of memory while it is written or read
 _LISTS = ("hit", "bits", "margin")
@@ -288,7 +301,7 @@ def _schema(metadata: LedgerMetadata) -> pa.Schema:
     types = {name: pa.from_numpy_dtype(dtype) for name, dtype in _DTYPES.items()}
     fields = [pa.field(name, pa.list_(kind) if name in _LISTS else kind) for name, kind in types.items()]
     text = json.dumps({"version": _VERSION, **asdict(metadata)})
-    return pa.schema(fields, metadata={_METADATA_KEY: text.encode()})
+    return pa.schema(fields, metadata={_METADATA_KEY: text.encode()})  # equals() compares the fields alone
 
 
 def _to_arrow(rows: dict[str, NDArray[Any]], schema: pa.Schema) -> pa.Table:
@@ -309,8 +322,8 @@ def _read_metadata(path: Path, schema: pa.Schema) -> LedgerMetadata:
         raise LedgerError(f"{path} is a Parquet file, but not a ledger: it has no {_METADATA_KEY.decode()!r} metadata")
     values = json.loads(text)
     version = values.pop("version", None)
-    if version != _VERSION:
-        raise LedgerError(f"{path} is a ledger of version {version}, and this code reads version {_VERSION}")
+    if version not in _READABLE_VERSIONS:
+        raise LedgerError(f"{path} is a ledger of version {version}, and this code reads versions up to {_VERSION}")
     return LedgerMetadata(**{**values, "taps": tuple(values["taps"])})
 
 

@@ -33,8 +33,9 @@ class SampleHistory:
         class_hit_EN: bool; False where not seen.
         class_loss_EN: fp32, nats; NaN where not seen.
         hit_TMN: fp64, random-label hits averaged over the epochs that reached the sample; NaN for one never reached.
-        bits_TN: fp64, bits about the random label, averaged over those epochs and over the draws.
-        margin_TN: fp64, margin of the random label, averaged likewise.
+        bits_GTN: fp64, bits about the random label, averaged over those epochs and over the draws of each group of
+            `metadata.draws`: the heads' own, and those of the audit heads if there are any.
+        margin_GTN: fp64, margin of the random label, averaged likewise.
     """
 
     metadata: LedgerMetadata
@@ -43,8 +44,8 @@ class SampleHistory:
     class_hit_EN: Tensor
     class_loss_EN: Tensor
     hit_TMN: Tensor
-    bits_TN: Tensor
-    margin_TN: Tensor
+    bits_GTN: Tensor
+    margin_GTN: Tensor
 
     @property
     def seen_N(self) -> Tensor:  # noqa: N802 (shape suffix)
@@ -55,8 +56,8 @@ class SampleHistory:
 def gather_history(tables: Iterable[LedgerTable]) -> SampleHistory:
     """Gather the ledgers of one phase, given in the order of their epochs.
 
-    They are taken one at a time, and the columns of the heads are summed at once: memory is 6·E + 8·T·(M + 2) bytes a
-    sample, not that of E ledgers.
+    They are taken one at a time, and the columns of the heads are summed at once: memory is 6·E + 8·T·(M + 2·G) bytes a
+    sample for G groups of draws, not that of E ledgers.
 
     Raises:
         LedgerError: there is none, or they are not of one run and phase.
@@ -68,16 +69,16 @@ def gather_history(tables: Iterable[LedgerTable]) -> SampleHistory:
         told.append(table.metadata)
         _check_same_run(told[0], told[-1])
         classes.append((table.seen, table.class_hit & table.seen, table.class_loss))
-        columns = (table.hit, table.bits.mean(1, dtype=np.float64), table.margin.mean(1, dtype=np.float64))
+        columns = (table.hit, _group_means(table, table.bits), _group_means(table, table.margin))
         terms = [np.where(table.seen, column, 0.0) for column in columns]
         sums = [total + term for total, term in zip(sums, terms, strict=True)] if sums else terms
     if not told:
         raise LedgerError("a history needs at least one ledger")
     seen_EN, class_hit_EN, class_loss_EN = (torch.from_numpy(np.stack(column)) for column in zip(*classes, strict=True))
     times_N = seen_EN.sum(0).double()  # never reached: 0/0 is the NaN that it should be
-    hit_TMN, bits_TN, margin_TN = (torch.from_numpy(total) / times_N for total in sums)
+    hit_TMN, bits_GTN, margin_GTN = (torch.from_numpy(total) / times_N for total in sums)
     epochs = tuple(metadata.epoch for metadata in told)
-    return SampleHistory(told[-1], epochs, seen_EN, class_hit_EN, class_loss_EN, hit_TMN, bits_TN, margin_TN)
+    return SampleHistory(told[-1], epochs, seen_EN, class_hit_EN, class_loss_EN, hit_TMN, bits_GTN, margin_GTN)
 
 
 def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
@@ -85,7 +86,7 @@ def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
 
     An epoch that did not reach a sample (a dropped partial batch) counts as a repetition of the one before; before the
     first one that did, the sample was not learned. Measures of the random labels are averages over the epochs, one for each
-    tap; `DYNAMIC_MEASURES` need two epochs.
+    tap, of the heads' own draws and, apart ("audit label …"), of the audit heads'; `DYNAMIC_MEASURES` need two epochs.
     """
     hit_EN, loss_EN = _filled(history)
     class_map = dataset_map(loss_EN, hit_EN)
@@ -99,12 +100,20 @@ def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
     }
     if len(history.epochs) < 2:
         measures = {name: values_N for name, values_N in measures.items() if name not in DYNAMIC_MEASURES}
-    for position, tap in enumerate(history.metadata.taps):
-        scores = sample_scores(history.hit_TMN[position], history.metadata.num_labels)
-        measures[f"label score, block {tap}"] = scores.score_N
-        measures[f"label bits, block {tap}"] = history.bits_TN[position]
-        measures[f"label margin, block {tap}"] = history.margin_TN[position]
+    for group, (name, draws) in enumerate(history.metadata.draws.items()):
+        prefix = "" if name == "own" else f"{name} "
+        for position, tap in enumerate(history.metadata.taps):
+            scores = sample_scores(history.hit_TMN[position, draws], history.metadata.num_labels)
+            measures[f"{prefix}label score, block {tap}"] = scores.score_N
+            measures[f"{prefix}label bits, block {tap}"] = history.bits_GTN[group, position]
+            measures[f"{prefix}label margin, block {tap}"] = history.margin_GTN[group, position]
     return {name: torch.where(history.seen_N, values_N.double(), torch.nan) for name, values_N in measures.items()}
+
+
+def _group_means(table: LedgerTable, values_TMN: np.ndarray) -> np.ndarray:
+    """Average (T, M, N) over the draws of each group: fp64 (G, T, N)."""
+    groups = table.metadata.draws.values()
+    return np.stack([values_TMN[:, draws].mean(1, dtype=np.float64) for draws in groups])
 
 
 def _filled(history: SampleHistory) -> tuple[Tensor, Tensor]:

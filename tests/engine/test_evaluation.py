@@ -50,7 +50,7 @@ def test_untrained_heads_are_at_chance(tiny, build):
     training = build(tiny)
     found = evaluated(training, training.clean)
     assert all(0.15 < accuracy < 0.25 for draws in found.rla_TM for accuracy in draws)
-    assert len(found.rla_T()) == 2
+    assert len(found.rla_T) == 2
 
 
 def test_interrupted_evaluation_says_so(tiny, build):

@@ -17,7 +17,7 @@ HISTORY = [
 
 
 def findings(heldout: list[list[float]]) -> Findings:
-    found = Evaluation(loss=1.0, top1=0.96, rla_TM=heldout, num_samples=1000)
+    found = Evaluation(loss=1.0, top1=0.96, rla_TM=heldout, bits_TM=[], num_samples=1000)
     return summarize_findings(found, HISTORY, blocks=[0, 5], baselines=[0.36, 0.36], num_labels=10)
 
 
@@ -53,17 +53,27 @@ def test_impossible_ignorance_is_loud_too():
 
 
 def test_run_without_heads_has_nothing_to_check():
-    found = summarize_findings(Evaluation(1.0, 0.5, [], 100), [{"epoch": 0}], [], [], num_labels=10)
+    found = summarize_findings(Evaluation(1.0, 0.5, [], [], 100), [{"epoch": 0}], [], [], num_labels=10)
     assert "top-1 50.00%" in printed(found)
 
 
 def test_audit_column_is_there_where_audit_heads_were():
     audited = [{**HISTORY[0], "audit_rla_clean": [0.45, 0.55]}, HISTORY[1]]
-    found = Evaluation(loss=1.0, top1=0.96, rla_TM=[[0.1], [0.1]], num_samples=1000)
+    found = Evaluation(loss=1.0, top1=0.96, rla_TM=[[0.1], [0.1]], bits_TM=[], num_samples=1000)
     with_audit = printed(summarize_findings(found, audited, [0, 5], [0.36, 0.36], num_labels=10))
     assert "audit clean" in with_audit
     assert "55.00%" in with_audit
     assert "audit clean" not in printed(findings([[0.1], [0.1]]))
+
+
+def test_bits_are_told_with_what_they_prove():
+    bits = {"bits_clean": [120.5, -3.0], "bits_per_sample_clean": [0.1205, -0.003]}
+    bits |= {"bits_per_head_parameter_clean": [0.5, -0.01], "audit_bits_clean": [7.25, 1.0]}
+    found = Evaluation(loss=1.0, top1=0.96, rla_TM=[[0.1], [0.1]], bits_TM=[], num_samples=1000)
+    text = printed(summarize_findings(found, [{**HISTORY[0], **bits}], [0, 5], [0.36, 0.36], num_labels=10))
+    assert [word for word in ("120.5", "0.1205", "0.5000", "7.2", "-3.0") if word not in text] == []
+    assert "probability of at most 2^-T" in text
+    assert "bits about" not in printed(findings([[0.1], [0.1]]))
 
 
 def test_figures_are_drawn_with_and_without_history(tmp_path):

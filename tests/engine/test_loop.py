@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -11,6 +12,7 @@ from rlpheads.engine.config import RegularizerConfig
 from rlpheads.engine.display import Display
 from rlpheads.engine.loop import TrainingDivergedError, fit
 from rlpheads.engine.resume import ResumePoint
+from rlpheads.memorization.ledger import read_ledger
 
 
 def trained(training) -> tuple[list[dict], str]:
@@ -88,3 +90,20 @@ def test_infinite_loss_ends_the_run(tiny, build):
     training = build(tiny, optim=replace(tiny.optim, lr=1e30), log_every=1)
     with pytest.raises(TrainingDivergedError, match=r"not finite at step \d+: .*class_loss=.*lower optim\.lr"):
         trained(training)
+
+
+def test_epoch_lines_hold_the_bits_of_own_and_audit_heads(tiny, build):
+    """Against the ledger's own rows, which hold every sample's bits."""
+    training = build(tiny, epochs=1, heads=replace(tiny.heads, audit_draws=1, joint=0.5))
+    (row,), _ = trained(training)
+    table = read_ledger(training.folder.ledger(0, "clean"))
+    assert table.metadata.draws == {"own": slice(0, 2), "audit": slice(2, 3)}
+    for prefix, draws in (("", slice(0, 2)), ("audit_", slice(2, 3))):
+        total_T = table.bits[:, draws].sum(-1, dtype=np.float64).mean(1)
+        assert row[f"{prefix}bits_clean"] == pytest.approx(total_T.tolist(), rel=1e-6)
+        assert row[f"{prefix}bits_per_sample_clean"] == pytest.approx((total_T / 1437).tolist(), rel=1e-6)
+        assert row[f"{prefix}bits_per_head_parameter_clean"] == pytest.approx((total_T / (24 * 4)).tolist(), rel=1e-6)
+    num_parameters = sum(parameter.numel() for parameter in training.learner.tapped.parameters())
+    per_parameter = [bits / num_parameters for bits in row["bits_clean"]]
+    assert row["bits_per_network_parameter_clean"] == pytest.approx(per_parameter)
+    assert "audit_bits_per_network_parameter_clean" not in row

@@ -172,6 +172,15 @@ class TestHistory:
         assert measures["label bits, block 3"].tolist() == pytest.approx([0, -1 / 3, -2])
         assert measures["label margin, block 0"].tolist() == pytest.approx([0, -1 / 3, -2])
 
+    def test_audit_draws_are_measured_apart(self):
+        table = ledger(0, [1, 0], [0.5, 1.5])
+        audited = replace(table, metadata=replace(table.metadata, num_audit_draws=1))
+        measures = sample_measures(gather_history([audited]))
+        assert measures["label bits, block 0"].tolist() == [0.5, 1.5]
+        assert measures["audit label bits, block 0"].tolist() == [2.5, 3.5]
+        assert measures["audit label score, block 3"].tolist() == [1, -0.25]
+        assert "audit label bits, block 0" not in sample_measures(gather_history([table]))
+
     def test_an_epoch_that_did_not_reach_a_sample_changes_nothing_of_it(self):
         reached = [ledger(epoch, [1, 1], [1, 1]) for epoch in range(4)]
         reached[1] = ledger(1, [1, 1], [1, 1], seen=[True, False])

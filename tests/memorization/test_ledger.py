@@ -306,7 +306,7 @@ def test_a_ledger_of_a_later_version_is_refused(tmp_path):
     new_ledger().write_parquet(path, METADATA)
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({b"rlpheads.ledger": json.dumps({"version": 99})}), path)
-    with pytest.raises(LedgerError, match="version 99, and this code reads version 1"):
+    with pytest.raises(LedgerError, match="version 99, and this code reads versions up to 2"):
         read_ledger(path)
 
 
@@ -314,3 +314,26 @@ def test_a_ledger_of_a_later_version_is_refused(tmp_path):
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(ValueError, match="must be an integer of at least"):
         Ledger(*sizes)
+
+
+def test_draws_of_audit_heads_are_told_apart(tmp_path):
+    metadata = replace(METADATA, num_audit_draws=1)
+    new_ledger().write_parquet(tmp_path / "ledger.parquet", metadata)
+    read = read_ledger(tmp_path / "ledger.parquet").metadata
+    assert read == metadata
+    assert read.draws == {"own": slice(0, 1), "audit": slice(1, 2)}
+    assert METADATA.draws == {"own": slice(0, 2)}
+    assert replace(METADATA, num_audit_draws=2).draws == {"audit": slice(0, 2)}
+    with pytest.raises(LedgerError, match="3 audit draws among 2 draws"):
+        new_ledger().write_parquet(tmp_path / "other.parquet", replace(METADATA, num_audit_draws=3))
+
+
+def test_a_file_of_version_1_is_read_as_having_no_audit_draws(tmp_path):
+    path = tmp_path / "ledger.parquet"
+    new_ledger().write_parquet(path, METADATA)
+    table = pq.read_table(path)
+    told = json.loads(table.schema.metadata[b"rlpheads.ledger"])
+    del told["num_audit_draws"]
+    old = json.dumps(told | {"version": 1}).encode()
+    pq.write_table(table.replace_schema_metadata({b"rlpheads.ledger": old}), path)
+    assert read_ledger(path).metadata == METADATA

@@ -1,0 +1,68 @@
+"""`heads.labels: auto`, from the command line to the run folder, and what is said where the heads alone fit everything."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rlpheads.engine.command_line import parse_config
+from rlpheads.engine.config import Config
+from rlpheads.engine.config_checks import check_config
+from rlpheads.engine.config_errors import ConfigError
+from rlpheads.engine.config_files import read_config_file
+from rlpheads.engine.job import open_sources, run
+from rlpheads.engine.label_choice import settle_labels
+from rlpheads.memorization.ledger import read_ledger
+
+
+def with_labels(config: Config, labels: int | str, **heads: object) -> Config:
+    return replace(config, heads=replace(config.heads, labels=labels, **heads))  # type: ignore[arg-type]
+
+
+def test_auto_is_a_value_of_the_command_line():
+    assert parse_config(["--run.name", "x", "--heads.labels", "auto"]).heads.labels == "auto"
+    assert parse_config(["--run.name", "x", "--heads.labels", "7"]).heads.num_labels == 7
+    with pytest.raises(ConfigError, match=r"heads\.labels.*got 'atuo'.*auto"):
+        parse_config(["--run.name", "x", "--heads.labels", "atuo"])
+
+
+def test_auto_takes_two_labels_on_the_digits_and_says_why(tiny, tmp_path):
+    settled = settle_labels(with_labels(tiny, "auto"), open_sources(tiny), tmp_path)
+    assert settled.config == with_labels(tiny, 2)
+    assert "n=1437 samples and d=24 features" in settled.warnings[0]
+    assert "K=2, where it reaches 0.55" in settled.warnings[0] or "no number of labels" in settled.warnings[0]
+
+
+def test_a_given_number_is_kept_and_warned_about_where_the_head_alone_fits_everything(tiny, tmp_path):
+    sources = open_sources(tiny)
+    assert settle_labels(with_labels(tiny, 5), sources, tmp_path) == (with_labels(tiny, 5), ())
+    config, (warning,) = settle_labels(with_labels(tiny, 1000), sources, tmp_path)
+    assert config.heads.labels == 1000
+    assert "a linear head fits every one of 1000 random labels" in warning
+
+
+def test_without_heads_there_is_nothing_to_choose(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"heads\.labels.*heads\.taps is none"):
+        check_config(with_labels(tiny, "auto", taps="none"), world_size=1)
+    assert settle_labels(with_labels(tiny, 10**6, taps="none"), open_sources(tiny), tmp_path).warnings == ()
+
+
+def test_a_run_keeps_the_number_that_it_was_begun_with(tiny, tmp_path):
+    """The settings in the folder stand for an older version of the rule that chose another number."""
+    (tmp_path / "config.yaml").write_text("heads: {labels: 9}\n")
+    assert settle_labels(with_labels(tiny, "auto"), open_sources(tiny), tmp_path).config == with_labels(tiny, 9)
+
+
+def test_a_run_with_auto_is_whole_and_goes_on(tiny, capsys):
+    config = with_labels(replace(tiny, epochs=1, max_steps=3), "auto")
+    assert run(config) == 0
+    first = capsys.readouterr().out
+    folder = Path(config.run.dir) / config.run.name
+    assert "warning: heads.labels: " in first
+    assert "2 labels" in first
+    assert read_config_file(str(folder / "config.yaml"))["heads"]["labels"] == 2
+    assert run(replace(config, max_steps=None)) == 0
+    assert "resumed from" in capsys.readouterr().out
+    assert read_ledger(folder / "ledger" / "epoch=0000" / "clean.parquet").metadata.num_labels == 2
+    assert "n=1437" in json.loads((folder / "status.json").read_text())["warnings"][0]
