@@ -23,8 +23,11 @@ DEPENDENCIES = [
     "matplotlib>=3.9,<4",
     "psutil>=6",
 ]
+PHOTOGRAPHS = ["scikit-image>=0.24,<1"]  # eight of the ten of data.dataset patches
 EXTRAS = {
+    "patches": PHOTOGRAPHS,
     "test": [
+        *PHOTOGRAPHS,
         "pytest>=8.3",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

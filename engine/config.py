@@ -43,25 +43,75 @@ class CanaryConfig:
 
 
 @dataclass(frozen=True)
+class SyntheticConfig:
+    """How many images data.dataset synthetic computes; their side is data.image_size."""
+
+    train: int = 10_000
+    """Training images."""
+    val: int = 1_000
+    """Held-out images."""
+    classes: int = 10
+    """Classes, as equally often as can be."""
+
+
+@dataclass(frozen=True)
+class SubsetConfig:
+    """Which part of the training images is used. The choice is keyed by the images' names: less lies within more."""
+
+    fraction: float = 1.0
+    """Fraction of every class that is kept, in (0, 1], rounded up."""
+    per_class: int | None = None
+    """Images of each class, alike for all; null: as many as fraction says."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to training images on the device. Every draw is keyed by (seed, epoch, index), in any loader."""
+
+    cutout: int = 0
+    """Side in pixels of a square that is covered with the mean colour, its centre anywhere in the image; 0: none."""
+    erase: float = 0.0
+    """Probability of random erasing: a box is covered, after normalisation."""
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    """Area of the erased box as a fraction of the image, least and most."""
+    erase_ratio: tuple[float, float] = (0.3, 10 / 3)
+    """Height over width of the erased box, least and most; the logarithm is uniform."""
+    erase_fill: Literal["noise", "colour", "mean"] = "noise"
+    """What covers the box: a normal number for each pixel, one colour of normal numbers, or the mean colour."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read, and how an image becomes the model's input."""
 
-    dataset: Literal["digits", "imagefolder"] = "digits"
-    """digits: scikit-learn's 1,797 handwritten digits; imagefolder: ROOT/{train,val}/CLASS/FILE or ROOT/CLASS/FILE."""
+    dataset: Literal["digits", "patches", "synthetic", "imagefolder", "cifar10", "cifar100"] = "digits"
+    """digits: scikit-learn's 1,797 handwritten digits; patches: tiles of 32 x 32 pixels, of ten photographs inside
+    scikit-image and scikit-learn; synthetic: computed noise, for throughput; imagefolder: ROOT/{train,val}/CLASS/FILE or
+    ROOT/CLASS/FILE; cifar10, cifar100: the official Python files in ROOT."""
     root: str | None = None
-    """Folder of the images (imagefolder)."""
+    """Folder of the images (imagefolder, cifar10, cifar100)."""
+    download: bool = False
+    """Fetch CIFAR's archive into root where it is missing."""
     val_fraction: float | None = None
-    """Fraction of each class that is held out when the tree has no val/ folder, in (0, 1); null: 0.2 for digits."""
+    """Fraction of each class that is held out where a data set has no split of its own (digits, patches, a tree without
+    a val/ folder), in (0, 1); null: 0.2 for digits and patches."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
     loader: Literal["torch"] = "torch"
     """Which library decodes."""
     workers: int = 2
     """Decoding processes for each rank, at most one for each core; 0 decodes in the training process. Changes no result."""
     image_size: int = 224
     """Side of the square images that the model sees, in pixels."""
+    crop: Literal["random_resized", "pad"] = "random_resized"
+    """How training cuts an image out: a box of random area and ratio, or the whole image, shifted within a black margin
+    (CIFAR's way; of an image that is not square, the largest square in its middle)."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of a training crop as a fraction of the image, least and most."""
+    """Area of a training crop as a fraction of the image, least and most (random_resized)."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    """Width over height of a training crop, least and most."""
+    """Width over height of a training crop, least and most (random_resized)."""
+    crop_padding: int = 4
+    """Margin in pixels of the model's image (pad)."""
     hflip: float = 0.5
     """Probability of a horizontal flip in training."""
     eval_crop_fraction: float = 0.875
@@ -74,8 +124,11 @@ class DataConfig:
     """The last, partial global batch of a training epoch: left out, or filled up with rows that count nowhere."""
     on_error: Literal["raise", "skip"] = "raise"
     """An image that cannot be read: end the run and name it, or leave it out, named, counted and marked in the ledger."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     label_noise: float = 0.0
-    """Fraction of the training images whose class is replaced by another, each other class as likely, in [0, 1)."""
+    """Fraction of the training images whose class is replaced by another, in [0, 1)."""
+    label_noise_kind: Literal["symmetric", "pairwise"] = "symmetric"
+    """By which class: each other as likely, or always the next one (the first after the last)."""
     canaries: CanaryConfig = field(default_factory=CanaryConfig)
 
 

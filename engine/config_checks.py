@@ -60,6 +60,16 @@ RANGES: dict[str, Interval] = {
     "data.image_size": _FROM_1,
     "data.crop_scale": _SHARE,
     "data.crop_ratio": _ABOVE_0,
+    "data.crop_padding": _FROM_1,
+    "data.synthetic.train": Interval(2),
+    "data.synthetic.val": Interval(2),
+    "data.synthetic.classes": Interval(2),
+    "data.subset.fraction": _SHARE,
+    "data.subset.per_class": _FROM_1,
+    "data.augment.cutout": _FROM_0,
+    "data.augment.erase": _FRACTION,
+    "data.augment.erase_area": _SHARE,
+    "data.augment.erase_ratio": _ABOVE_0,
     "data.hflip": _FRACTION,
     "data.eval_crop_fraction": _SHARE,
     "data.mean": _FRACTION,
@@ -91,6 +101,9 @@ RANGES: dict[str, Interval] = {
 """What every number of a `Config` may be, by dotted key; for a tuple or list, each of its numbers. null is not a
 number, nor is a word where one is allowed (auto)."""
 
+LEAST_AND_MOST = ("data.crop_scale", "data.crop_ratio", "data.augment.erase_area", "data.augment.erase_ratio")
+"""Pairs of numbers of which the first may not exceed the second."""
+
 
 def check_config(config: Config, world_size: int) -> None:
     """Make sure that `config` can be run on `world_size` ranks, as far as that shows without data and process groups.
@@ -113,16 +126,22 @@ def check_config(config: Config, world_size: int) -> None:
 
 def _check_ranges(config: Config) -> None:
     for key, interval in RANGES.items():
-        value: Any = config
-        for name in key.split("."):
-            value = getattr(value, name)
+        value = _value(config, key)
         several = isinstance(value, (tuple, list))
         numbers = value if several else (value,)
         if not all(number is None or isinstance(number, str) or number in interval for number in numbers):
             raise refusal(key, value, f"{'numbers' if several else 'a number'} {interval}")
-    for key, (least, most) in (("crop_scale", config.data.crop_scale), ("crop_ratio", config.data.crop_ratio)):
+    for key in LEAST_AND_MOST:
+        least, most = _value(config, key)
         if least > most:
-            raise refusal(f"data.{key}", (least, most), f"the lesser number first: [{most}, {least}]")
+            raise refusal(key, (least, most), f"the lesser number first: [{most}, {least}]")
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
 
 
 def _check_batches(config: Config, world_size: int) -> None:
@@ -163,15 +182,22 @@ def _check_run(run: RunConfig) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
+    from rlpheads.loaders.datasets import WITHOUT_ROOT
+
     if data.canaries.repeats == []:
         raise refusal("data.canaries.repeats", [], "a number at least 2, or a list of them")
-    if data.dataset == "digits":
+    if data.subset.per_class is not None and data.subset.fraction != 1:
+        raise refusal("data.subset.fraction", data.subset.fraction, "1 where data.subset.per_class says how many")
+    is_cifar = data.dataset in ("cifar10", "cifar100")
+    if data.download and not is_cifar:
+        raise refusal("data.download", True, "false: only cifar10 and cifar100 can be fetched")
+    if data.dataset in WITHOUT_ROOT:
         if data.root is not None:
-            raise refusal("data.root", data.root, "null for digits, which come with scikit-learn")
+            raise refusal("data.root", data.root, f"null for {data.dataset}, which {WITHOUT_ROOT[data.dataset]}")
         return
     if data.root is None:
         raise refusal("data.root", None, f"the folder of the images, which {data.dataset} needs: --data.root FOLDER")
-    if not Path(data.root).is_dir():
+    if not data.download and not Path(data.root).is_dir():
         raise refusal("data.root", data.root, "a folder that exists" + _nearest_folder(Path(data.root)))
 
 

@@ -34,6 +34,8 @@ from rlpheads.engine.training import Training, build_training
 from rlpheads.loaders.datasets import open_dataset
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.manifest import DatasetError
+from rlpheads.loaders.subset import take_subset
+from rlpheads.loaders.synthetic import SyntheticSpec
 from rlpheads.loaders.torch_loader import LoaderError
 
 EXIT_DONE, EXIT_FAILED = 0, 1
@@ -115,8 +117,15 @@ def open_sources(config: Config) -> Sources:
     """
     data = config.data
     try:
-        seed = stream_seed(config.seed, "split")
-        train, heldout = open_dataset(data.dataset, data.root, val_fraction=data.val_fraction, seed=seed)
+        train, heldout = open_dataset(
+            data.dataset,
+            data.root,
+            val_fraction=data.val_fraction,
+            seed=stream_seed(config.seed, "split"),
+            download=data.download,
+            synthetic=SyntheticSpec(**asdict(data.synthetic), side=data.image_size),
+        )
+        train = take_subset(train, data.subset.fraction, data.subset.per_class, stream_seed(config.seed, "subset"))
         sources = Sources(planted(train, data, stream_seed(config.seed, "canaries")), heldout)
     except DatasetError as error:
         raise ConfigError(str(error)) from error

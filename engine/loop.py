@@ -88,7 +88,7 @@ def _train_epoch(training: Training, display: Display, stop_flag: StopFlag) -> L
     while training.epoch_has_steps_left and not training.reached_max_steps and not stopped:
         with clock.waiting():
             delivered = next(batches)
-        images, batch = training.prepare(delivered)
+        images, batch = training.prepare_training(delivered)
         training.meters.add(training.step(images, batch, training.num_updates))
         training.position = replace(training.position, consumed=training.position.consumed + batch.num_global_rows)
         clock.step(batch.num_global_rows)

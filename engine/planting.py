@@ -22,7 +22,12 @@ def planted(train: ImageSource, data: DataConfig, seed: int) -> ImageSource:
     canaries = data.canaries
     repeats = canaries.repeats if isinstance(canaries.repeats, list) else [canaries.repeats]
     planting = Planting(
-        data.label_noise, canaries.mislabelled, canaries.repeated, tuple(repeats), canaries.near_duplicates
+        data.label_noise,
+        canaries.mislabelled,
+        canaries.repeated,
+        tuple(repeats),
+        canaries.near_duplicates,
+        noise_kind=data.label_noise_kind,
     )
     return plant(train, planting, seed)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlpheads.engine import checkpoint
+from rlpheads.engine.augmenting import augment_spec
 from rlpheads.engine.clock import Clock
 from rlpheads.engine.config import Config
 from rlpheads.engine.device_wait import DeviceWait
@@ -21,6 +22,7 @@ from rlpheads.engine.run_folder import RunFolder
 from rlpheads.engine.skipping import SkipNotices
 from rlpheads.engine.step import Routes, TrainStep, build_routes
 from rlpheads.engine.streams import stream_seed
+from rlpheads.loaders.augment import Augment
 from rlpheads.loaders.batch import Batch, Loader, LoaderOptions
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.datasets import ImageSource
@@ -48,6 +50,7 @@ class Training:
     heldout: Split
     routes: Routes
     normalize: nn.Module
+    augment: Augment
     meters: Meters
     clock: Clock
     position: Position = Position()
@@ -97,6 +100,11 @@ class Training:
         self.notices.tell(batch.skipped)
         return self.normalize(batch.images), batch
 
+    def prepare_training(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """Do the same with a batch of the position's epoch to train on, whose images are augmented too."""
+        self.notices.tell(batch.skipped)
+        return self.augment(batch.images, batch.index, self.position.epoch), batch
+
     def save(self) -> None:
         """Write a checkpoint of this moment. Collective."""
         state = self.learner.state() | {"ledger": self._merged_ledger()}
@@ -138,6 +146,8 @@ def build_training(config: Config, sources: Sources, folder: RunFolder, launch: 
     loader = _loader(config, sources.train, order, launch, train=True)
     learner = build_learner(config, launch, len(manifest.classes), order.num_steps)
     routes = build_routes(config, learner.tapped, launch.world_size)
+    normalize = Normalize(config.data.mean, config.data.std)
+    augment = Augment(augment_spec(config.data), normalize, order.seed)
     return Training(
         config=config,
         launch=launch,
@@ -149,7 +159,8 @@ def build_training(config: Config, sources: Sources, folder: RunFolder, launch: 
         clean=_split(config, sources.train, learner, launch),
         heldout=_split(config, sources.heldout, learner, launch),
         routes=routes,
-        normalize=Normalize(config.data.mean, config.data.std).to(launch.device),
+        normalize=normalize.to(launch.device),
+        augment=augment.to(launch.device),
         meters=Meters(launch.device, launch.world_size),
         clock=Clock(device_wait=None if launch.device.type == "cpu" else DeviceWait(launch.device)),
     )
@@ -181,6 +192,7 @@ def _loader(config: Config, source: ImageSource, order: Order, launch: Launch, *
         ratio=data.crop_ratio,
         hflip=data.hflip,
         crop_fraction=data.eval_crop_fraction,
+        kind="whole" if data.crop == "pad" else "random_resized",
     )
     options = LoaderOptions(
         rank=launch.rank.rank,

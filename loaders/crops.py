@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ class CropSpec:
         ratio: Least and most width over height of a training crop.
         hflip: Probability of a horizontal flip in training.
         crop_fraction: Evaluation resizes the short side to floor(image_size / crop_fraction) and cuts the centre.
+        kind: What training cuts out: "random_resized" takes a box of random area and ratio, "whole" the largest central
+            square, which is then shifted on the device (`rlpheads.loaders.augment_boxes.PadCrop`).
 
     Raises:
         ValueError: For a value out of its range.
@@ -35,6 +38,7 @@ class CropSpec:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
     crop_fraction: float = 0.875
+    kind: Literal["random_resized", "whole"] = "random_resized"
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -69,9 +73,17 @@ def keyed_crops(
     Returns:
         int64 (B, 4) boxes of (top, left, height, width) in pixels, and bool (B,), which of them are flipped.
     """
+    flip_B = flips(seed, epoch, index_B, crop.hflip)
+    if crop.kind == "whole":
+        return central_squares(sizes_B2), flip_B
     draws_BU = uniforms(seed, epoch, index_B, NUM_CROP_DRAWS, stream="crops")
-    boxes_B4 = random_resized_crop_boxes(draws_BU, sizes_B2[:, 0], sizes_B2[:, 1], crop.scale, crop.ratio)
-    return boxes_B4, flips(seed, epoch, index_B, crop.hflip)
+    return random_resized_crop_boxes(draws_BU, sizes_B2[:, 0], sizes_B2[:, 1], crop.scale, crop.ratio), flip_B
+
+
+def central_squares(sizes_B2: Int64Array) -> Int64Array:
+    """Return the largest square in the middle of each image: int64 (B, 4) of (top, left, height, width) in pixels."""
+    sides_B2 = np.repeat(sizes_B2.min(axis=1, keepdims=True), 2, axis=1)
+    return np.concatenate([(sizes_B2 - sides_B2) // 2, sides_B2], axis=1)
 
 
 def flips(seed: int, epoch: int, index_B: Int64Array, probability: float) -> NDArray[np.bool_]:

@@ -8,11 +8,21 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rlpheads.loaders.digits import DEFAULT_VAL_FRACTION, open_digits
+from rlpheads.loaders import digits, patches
+from rlpheads.loaders.cifar import open_cifar
 from rlpheads.loaders.image_folder import ImageFolderSource, open_image_folder
 from rlpheads.loaders.manifest import DatasetError, Manifest
+from rlpheads.loaders.synthetic import SyntheticSpec, open_synthetic
 
-DATASETS = ("digits", "imagefolder")
+WITH_ROOT = ("imagefolder", "cifar10", "cifar100")
+"""Data sets that lie in a folder of the user's."""
+WITHOUT_ROOT = {
+    "digits": "come with scikit-learn",
+    "patches": "come with scikit-image and scikit-learn",
+    "synthetic": "are computed",
+}
+"""Data sets that need no folder, and why."""
+DATASETS = (*WITHOUT_ROOT, *WITH_ROOT)
 
 
 class ImageSource(Protocol):
@@ -37,29 +47,55 @@ class ImageSource(Protocol):
 
 
 def open_dataset(
-    name: str, root: str | Path | None = None, *, val_fraction: float | None = None, seed: int
+    name: str,
+    root: str | Path | None = None,
+    *,
+    val_fraction: float | None = None,
+    seed: int,
+    download: bool = False,
+    synthetic: SyntheticSpec | None = None,
 ) -> tuple[ImageSource, ImageSource]:
     """Open a dataset's training and held-out split.
 
     Args:
-        name: "digits" (scikit-learn's, 8 × 8) or "imagefolder" (ROOT/{train,val}/CLASS/FILE, or ROOT/CLASS/FILE).
-        root: Folder of the images; none for the digits.
-        val_fraction: Fraction of each class that is held out where the dataset has no split of its own; for the digits
-            0.2 unless given.
+        name: "digits" (scikit-learn's, 8 × 8), "patches" (32 × 32, of photographs in scikit-image and scikit-learn),
+            "synthetic", "cifar10", "cifar100", or "imagefolder" (ROOT/{train,val}/CLASS/FILE, or ROOT/CLASS/FILE).
+        root: Folder of the images, where the dataset lies in one.
+        val_fraction: Fraction of each class that is held out where the dataset has no split of its own; for digits and
+            patches 0.2 unless given.
         seed: Key of that split.
+        download: Fetch CIFAR where it is missing.
+        synthetic: How many synthetic images.
 
     Raises:
         DatasetError: If the dataset is unknown or not there, or its tree has another form; the message says what to do.
     """
+    _check_name_and_root(name, root)
+    if val_fraction is not None and name in ("cifar10", "cifar100", "synthetic"):
+        raise DatasetError(f"{name} has held-out images of its own: leave val_fraction out")
     if name == "digits":
-        if root is not None:
-            raise DatasetError(f"the digits come with scikit-learn: root must be left out, not {str(root)!r}")
-        return open_digits(val_fraction=DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction, seed=seed)
+        return digits.open_digits(val_fraction=_or(val_fraction, digits.DEFAULT_VAL_FRACTION), seed=seed)
+    if name == "patches":
+        return patches.open_patches(val_fraction=_or(val_fraction, patches.DEFAULT_VAL_FRACTION), seed=seed)
+    if name == "synthetic":
+        return open_synthetic(synthetic or SyntheticSpec())
+    folder = Path(root or "").expanduser()
     if name == "imagefolder":
-        if root is None:
-            raise DatasetError("imagefolder needs root, the folder of the images")
-        train, val = open_image_folder(Path(root).expanduser(), val_fraction=val_fraction, seed=seed)
+        train, val = open_image_folder(folder, val_fraction=val_fraction, seed=seed)
         return ImageFolderSource(train), ImageFolderSource(val)
-    close = difflib.get_close_matches(name, DATASETS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise DatasetError(f"there is no dataset {name!r}: it must be one of {', '.join(DATASETS)}{hint}")
+    return open_cifar(name, folder, download=download)
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
+def _check_name_and_root(name: str, root: str | Path | None) -> None:
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise DatasetError(f"there is no dataset {name!r}: it must be one of {', '.join(DATASETS)}{hint}")
+    if root is not None and name in WITHOUT_ROOT:
+        raise DatasetError(f"the {name} images {WITHOUT_ROOT[name]}: root must be left out, not {str(root)!r}")
+    if root is None and name in WITH_ROOT:
+        raise DatasetError(f"{name} needs root, the folder of the images")

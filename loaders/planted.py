@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +28,11 @@ class Planting:
 
     Attributes:
         label_noise: Fraction of the samples whose class is replaced by another, in [0, 1); the number is rounded.
-        mislabelled: Samples whose class is replaced in the same way, but told apart from the noise.
+        mislabelled: Samples whose class is replaced by another, each as likely; told apart from the noise.
         repeated: Images that stand in the split several times.
         repeats: How many times in total, at least 2; the images take these numbers in turn.
         near_duplicates: Images of which a copy, a tenth darker, is added.
+        noise_kind: Which class noise gives: "symmetric", each other one as likely, or "pairwise", always the next one.
     """
 
     label_noise: float = 0.0
@@ -38,6 +40,7 @@ class Planting:
     repeated: int = 0
     repeats: tuple[int, ...] = (2, 4, 8)
     near_duplicates: int = 0
+    noise_kind: Literal["symmetric", "pairwise"] = "symmetric"
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,9 @@ def plant(source: ImageSource, planting: Planting, seed: int) -> ImageSource:
     if not any(map(len, chosen.values())):
         return source
     targets_N = manifest.targets.copy()
-    wrong = np.concatenate([chosen[MISLABELLED], chosen[NOISY]])
-    targets_N[wrong] = _other_classes(manifest, wrong, seed)
+    for kind in (MISLABELLED, NOISY):
+        pairwise = kind == NOISY and planting.noise_kind == "pairwise"
+        targets_N[chosen[kind]] = _other_classes(manifest, chosen[kind], seed, pairwise=pairwise)
     repeats = np.resize(np.asarray(planting.repeats, dtype=np.int64), len(chosen[REPEATED]))
     exact, darker = np.repeat(chosen[REPEATED], repeats - 1), chosen[NEAR_DUPLICATE]
     suffixes = [f"#{copy}" for count in repeats for copy in range(2, count + 1)] + ["#darker"] * len(darker)
@@ -146,13 +150,13 @@ def _pick(free_N: NDArray[np.bool_], count: int, seed: int, stream: str) -> Int6
     return np.sort(by_hash_N[free_N[by_hash_N]][:count])
 
 
-def _other_classes(manifest: Manifest, index_B: Int64Array, seed: int) -> Int64Array:
-    """Return for each sample one of the classes that it is not of, each as likely: int64 (B,)."""
+def _other_classes(manifest: Manifest, index_B: Int64Array, seed: int, *, pairwise: bool) -> Int64Array:
+    """Return for each sample one of the classes that it is not of, each as likely, or the next one: int64 (B,)."""
     num_classes = len(manifest.classes)
     if num_classes < 2 and len(index_B):
         raise DatasetError(f"split {manifest.split!r} has one class only: there is no wrong one to give to a sample")
     uniform_B = uniforms(seed, 0, index_B, 1, stream="wrong class")[:, 0]
-    step_B = 1 + (uniform_B * (num_classes - 1)).astype(np.int64)
+    step_B = 1 + (0 if pairwise else (uniform_B * (num_classes - 1)).astype(np.int64))
     return (manifest.targets[index_B] + step_B) % num_classes
 
 

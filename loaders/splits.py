@@ -6,6 +6,7 @@ import hashlib
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlpheads.loaders.manifest import DatasetError, Manifest
 from rlpheads.loaders.order import Int64Array
@@ -41,12 +42,18 @@ def stratified_split(manifest: Manifest, val_fraction: float, seed: int) -> tupl
             f"class {lone!r} has {counts_C.min()} image(s); val_fraction needs at least 2 in every class, one to "
             f"train on and one to hold out"
         )
+    held_out_N = least_of_each_class(manifest, _held_out_counts(counts_C, val_fraction), seed)
+    return manifest.select(~held_out_N, "train"), manifest.select(held_out_N, "val")
+
+
+def least_of_each_class(manifest: Manifest, quotas_C: Int64Array, seed: int) -> NDArray[np.bool_]:
+    """Mark the `quotas_C[c]` samples of each class c that have the least hashes of (seed, name): bool (N,)."""
+    counts_C = np.bincount(manifest.targets, minlength=len(manifest.classes))
     by_class_and_hash = np.lexsort((_name_hashes(manifest, seed), manifest.targets))
     rank_in_class = np.arange(manifest.num_samples) - np.repeat(np.cumsum(counts_C) - counts_C, counts_C)
-    held_out_N = np.zeros(manifest.num_samples, dtype=bool)
-    quotas_C = _held_out_counts(counts_C, val_fraction)
-    held_out_N[by_class_and_hash] = rank_in_class < np.repeat(quotas_C, counts_C)
-    return manifest.select(~held_out_N, "train"), manifest.select(held_out_N, "val")
+    marked_N = np.zeros(manifest.num_samples, dtype=bool)
+    marked_N[by_class_and_hash] = rank_in_class < np.repeat(quotas_C, counts_C)
+    return marked_N
 
 
 def _held_out_counts(counts_C: Int64Array, val_fraction: float) -> Int64Array:

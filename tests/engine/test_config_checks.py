@@ -54,6 +54,16 @@ NUMBERS = [
         ["--data.crop_ratio", "[2, 0.5]"],
         "data.crop_ratio: got (2.0, 0.5); allowed: the lesser number first: [0.5, 2.0]",
     ),
+    (["--data.crop_padding", "0"], "data.crop_padding: got 0; allowed: a number at least 1"),
+    (["--data.subset.fraction", "0"], "data.subset.fraction: got 0.0; allowed: a number above 0 and at most 1"),
+    (["--data.subset.per_class", "0"], "data.subset.per_class: got 0; allowed: a number at least 1"),
+    (["--data.synthetic.classes", "1"], "data.synthetic.classes: got 1; allowed: a number at least 2"),
+    (["--data.augment.cutout", "-1"], "data.augment.cutout: got -1; allowed: a number at least 0"),
+    (["--data.augment.erase", "2"], "data.augment.erase: got 2.0; allowed: a number at least 0 and at most 1"),
+    (
+        ["--data.augment.erase_area", "[0.3, 0.1]"],
+        "data.augment.erase_area: got (0.3, 0.1); allowed: the lesser number first: [0.1, 0.3]",
+    ),
     (["--data.eval_crop_fraction", "0"], "data.eval_crop_fraction: got 0.0; allowed: a number above 0 and at most 1"),
     (
         ["--data.mean", "[124, 116, 104]"],
@@ -93,6 +103,19 @@ CONTRADICTIONS = [
         "run.resume: got must, but run.overwrite deletes what would be resumed; allowed: one of the two",
     ),
     (["--data.root", "images"], "data.root: got 'images'; allowed: null for digits, which come with scikit-learn"),
+    (
+        ["--data.dataset", "patches", "--data.root", "images"],
+        "data.root: got 'images'; allowed: null for patches, which come with scikit-image and scikit-learn",
+    ),
+    (
+        ["--data.dataset", "cifar100"],
+        "data.root: got null; allowed: the folder of the images, which cifar100 needs: --data.root FOLDER",
+    ),
+    (["--data.download"], "data.download: got true; allowed: false: only cifar10 and cifar100 can be fetched"),
+    (
+        ["--data.subset.fraction", "0.5", "--data.subset.per_class", "10"],
+        "data.subset.fraction: got 0.5; allowed: 1 where data.subset.per_class says how many",
+    ),
     (
         ["--data.dataset", "imagefolder"],
         "data.root: got null; allowed: the folder of the images, which imagefolder needs: --data.root FOLDER",

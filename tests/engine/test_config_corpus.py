@@ -11,6 +11,9 @@ from rlpheads.engine.command_line import ConfigError, parse_config
 WHOLE = "a whole number (10, not 10.0 or 1e1)"
 PLAIN = "a mapping of names to null, true, false, finite numbers, text, or lists and mappings of these"
 OPTIM_KEYS = "optim.name, optim.lr, optim.weight_decay, optim.momentum, optim.clip_norm"
+DATASETS = "digits, patches, synthetic, imagefolder, cifar10 or cifar100"
+FILLS = "noise, colour or mean"
+SUBSET_KEYS = "data.subset.fraction, data.subset.per_class"
 MODEL_FLAGS = "--model.name, --model.args, --model.label_smoothing, --model.ema_decay"
 
 YAML_VALUES = [
@@ -59,8 +62,15 @@ YAML_VALUES = [
     ("run: {name: null}", "run.name: got null; allowed: text"),
     ("data: {root: true}", "data.root: got true; allowed: text or null"),
     # choices
-    ("data: {dataset: digit}", "data.dataset: got 'digit'; allowed: digits or imagefolder (nearest: digits)"),
-    ("data: {dataset: null}", "data.dataset: got null; allowed: digits or imagefolder"),
+    ("data: {dataset: digit}", f"data.dataset: got 'digit'; allowed: {DATASETS} (nearest: digits)"),
+    ("data: {dataset: CIFAR100}", f"data.dataset: got 'CIFAR100'; allowed: {DATASETS} (nearest: cifar100)"),
+    ("data: {dataset: null}", f"data.dataset: got null; allowed: {DATASETS}"),
+    (
+        "data: {augment: {erase_fill: color}}",
+        f"data.augment.erase_fill: got 'color'; allowed: {FILLS} (nearest: colour)",
+    ),
+    ("data: {augment: {cutout: 0.5}}", f"data.augment.cutout: got 0.5; allowed: {WHOLE}"),
+    ("data: {subset: 0.1}", "data.subset: got 0.1, but this is a group; allowed: the keys in it: " + SUBSET_KEYS),
     ("precision: FP32", "precision: got 'FP32'; allowed: fp32 or bf16 (nearest: fp32)"),
     # lists
     (
@@ -157,7 +167,7 @@ FLAGS = [
     (["--verbose", "1"], "--verbose: got '1'; allowed: true or false"),
     (["--heads.taps", "-1"], "--heads.taps: got '-1'; allowed: all, none or a list of whole numbers such as [0, -1]"),
     (["--data.crop_scale", "0.3,1"], "--data.crop_scale: got '0.3,1'; allowed: a list of 2 finite numbers"),
-    (["--data.dataset", "Digit"], "--data.dataset: got 'Digit'; allowed: digits or imagefolder (nearest: digits)"),
+    (["--data.dataset", "Digit"], f"--data.dataset: got 'Digit'; allowed: {DATASETS} (nearest: digits)"),
     (["--model.args", "6"], f"--model.args: got '6'; allowed: {PLAIN}"),
     (["--run.name", "a\udcff"], "--run.name: got 'a\\udcff'; allowed: text"),
     (["stray"], "stray: not a flag; allowed: --KEY VALUE"),
