@@ -7,10 +7,15 @@ import os
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as F
+
+from rlpheads.loaders.image_headers import PNG_SIGNATURE, image_size
+
+MOST_PIXELS = 178_956_970
+"""Larger images are refused: half a gigabyte once decoded. Pillow's own limit, twice its `Image.MAX_IMAGE_PIXELS`."""
 
 
 class ImageReadError(ValueError):
@@ -36,37 +41,54 @@ class ImageReadError(ValueError):
 
 
 def decode_rgb(data: bytes) -> Tensor:
-    """Decode a JPEG, PNG, GIF (its first frame) or WebP file with torchvision, and any other with Pillow.
+    """Decode a JPEG, GIF (its first frame) or WebP file with torchvision, and any other with Pillow.
 
     Grey, palette and CMYK images are converted, transparency is dropped, 16-bit values are scaled, and the EXIF
     orientation is not applied (the reference pipelines of ImageNet do not either).
+
+    PNG is Pillow's: torchvision 0.29's decoder ends the whole process, by a segmentation fault, on most damaged files.
 
     Returns:
         uint8 (3, H, W).
 
     Raises:
-        ValueError: If neither can decode it, with both their reasons.
+        ValueError: If it cannot be decoded, with the reason (of both where both were asked), or has too many pixels.
     """
     if not data:
         raise ValueError("the file is empty")
+    _check_size(data)
+    if data.startswith(PNG_SIGNATURE):
+        return _decode_with_pillow(data)
     try:
         pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:
         return _decode_with_pillow(data, torchvision_reason=str(error).rpartition(", ")[2])
-    if pixels.ndim == 4:
-        pixels = pixels[0]
-    if pixels.dtype == torch.uint16:
-        pixels = F.to_dtype(pixels, torch.uint8, scale=True)
-    return pixels
+    return pixels[0] if pixels.ndim == 4 else pixels
 
 
-def _decode_with_pillow(data: bytes, *, torchvision_reason: str) -> Tensor:
+def _check_size(data: bytes) -> None:
+    """Refuse a header of a few bytes that asks for gigabytes of memory."""
+    height, width = image_size(data) or (1, 1)
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"it has {height} x {width} pixels, more than the {MOST_PIXELS:,} that are decoded")
+
+
+def _decode_with_pillow(data: bytes, *, torchvision_reason: str = "") -> Tensor:
+    before = f"{torchvision_reason} " if torchvision_reason else ""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            pixels_HWC = np.array(image.convert("RGB"))
+            pixels_HWC = _rgb_of(image)
     except UnidentifiedImageError:
-        raise ValueError(f"{torchvision_reason} Pillow does not know the format either") from None
+        raise ValueError(f"{before}Pillow does not know the format{' either' if before else ''}") from None
     # Pillow's plugins raise whatever their parsing trips over: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        raise ValueError(f"{torchvision_reason} Pillow: {error}") from error
+        raise ValueError(f"{before}Pillow: {error}") from error
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
+def _rgb_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Return uint8 (H, W, 3); Pillow itself clips grey of 16 bits at 255 where it should scale it."""
+    if image.mode.startswith("I;16"):
+        grey_HW = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey_HW[:, :, None], 3, axis=2)
+    return np.array(image.convert("RGB"))
