@@ -88,9 +88,11 @@ class Exponentials(NamedTuple):
     """e^{z − tile shift}, 0 at the labels, as far as they were kept; C is the number of class tiles."""
 
     flat: Tensor
-    """Those of the first tiles, one after another, each (B, classes of the tile); what is missing is recomputed."""
+    """Those of the first tiles, in a layout of the implementation's own; what is missing is recomputed."""
     tile_shift_CB: Tensor
     """Shift of each row in each tile."""
+    tile_base_CB: Tensor | None = None
+    """What was subtracted from the exponentials of each row in each tile before they were rounded (`triton`)."""
 
 
 class LogitGradient(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlpheads.kernels import arguments, reference
+from rlpheads.kernels import arguments, reference, triton_loss
 from rlpheads.kernels.label_source import Labels, Pair, gather_labels
 from rlpheads.kernels.partials import ClassRange, Needs, Partials, accumulation_dtype
 from rlpheads.kernels.row_softmax import RowLabels, by_head, combine, row_labels
@@ -103,10 +103,12 @@ def random_label_loss(
             `reversal` log p_y, unbounded below; `entropy` Σ_j p_j log p_j + log K = KL(p ‖ uniform); or None.
         joint: whether to return `joint_B`.
         impl: `reference` is plain PyTorch and holds B×K logits; `tiled_cpu` streams the classes in tiles, on the CPU;
-            `auto` takes `tiled_cpu` on the CPU unless the logits are few (`SMALL_LOGITS`), else `reference`.
-        memory_budget: bytes of exponentials that may be kept from forward to backward, by default 256 MiB. What does
-            not fit (all would need 4·B·K bytes) is recomputed in backward, at the price of at most one matrix product
-            more. `reference` ignores it.
+            `triton` does so on a CUDA GPU, with matrix products in the features' dtype (float16, bfloat16, float32).
+            `auto` takes the one that fits the device, and `reference` where neither does (`triton_loss.refusal`) or where
+            the logits on a CPU are few (`SMALL_LOGITS`).
+        memory_budget: bytes of exponentials that may be kept from forward to backward, by default 256 MiB. What does not
+            fit (all are B·K numbers, of 2 bytes for 16-bit features on a GPU, else of 4) is recomputed in backward, at the
+            price of at most one matrix product more. `reference` ignores it.
 
     Returns:
         A `RandomLabelLoss`. Backward may run repeatedly under `retain_graph`; it is itself differentiable under
@@ -248,8 +250,13 @@ def _resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
     """Return the implementation to run on this device and size."""
     arguments.check_choice("impl", impl, IMPLS)
     on_cpu = features_BD.device.type == "cpu"
+    if impl == "auto" and on_cpu:
+        return "tiled_cpu" if len(features_BD) * num_labels > SMALL_LOGITS else "reference"
+    refusal = triton_loss.refusal(features_BD) if impl in ("auto", "triton") else None
     if impl == "auto":
-        return "tiled_cpu" if on_cpu and len(features_BD) * num_labels > SMALL_LOGITS else "reference"
+        return "reference" if refusal else "triton"
+    if impl == "triton" and refusal:
+        raise ValueError(f"impl 'triton' {refusal}: use 'auto' or 'reference'")
     if impl == "tiled_cpu" and not on_cpu:
         raise ValueError(
             f"impl 'tiled_cpu' runs on the CPU; the features are on {features_BD.device}: use 'auto' or 'reference'"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rlpheads.kernels import tiled_cpu
+from rlpheads.kernels import tiled_cpu, triton_loss
 from rlpheads.kernels.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
 from rlpheads.kernels.row_softmax import RowSoftmax, by_head
 from rlpheads.kernels.terms import Coefficients
@@ -40,7 +40,7 @@ class Kernel(Protocol):
         """Last stage: gradients of the range's weight and bias, each None unless wanted."""
 
 
-KERNELS: dict[str, Kernel] = {"tiled_cpu": tiled_cpu}
+KERNELS: dict[str, Kernel] = {"tiled_cpu": tiled_cpu, "triton": triton_loss}
 """The implementations by their name."""
 
 
@@ -105,7 +105,7 @@ def attach_class_gradients(
 
     The rows are those of all heads, one head after another.
     """
-    saved: list[Tensor] = []
+    saved: list[Tensor | None] = []
     for head, shift_B, exp_B, label_LB, labels_LB in zip(
         heads,
         by_head(rows.shift_B, len(heads)),
@@ -191,14 +191,14 @@ class _ClassRoute(torch.autograd.Function):
         gradients: list[Tensor | None] = []
         for number, upstream_of_head_B in enumerate(by_head(upstream_B, num_heads)):
             weight_KD, bias_K = tensors[2 * number : 2 * number + 2]
-            saved = tensors[2 * num_heads + 6 * number :][:6]
-            features_BD, labels_LB, flat, tile_shift_CB, scale_CB, label_LB = saved
+            saved = tensors[2 * num_heads + 7 * number :][:7]
+            features_BD, labels_LB, *exponentials, scale_CB, label_LB = saved
             gradients += KERNELS[ctx.impl].local_class_gradients(
                 features_BD,
                 ClassRange(weight_KD, bias_K, *ctx.ranges[number]),
                 labels_LB,
-                Exponentials(flat, tile_shift_CB),
+                Exponentials(*exponentials),
                 LogitGradient(upstream_of_head_B * scale_CB, upstream_of_head_B * label_LB),
                 ctx.needs_input_grad[3 + 2 * number : 5 + 2 * number],
             )
-        return (None, None, None, *gradients, *[None] * (6 * num_heads))
+        return (None, None, None, *gradients, *[None] * (7 * num_heads))

@@ -60,7 +60,7 @@ def local_class_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Last stage: gradients of the range's weight and bias, each None unless wanted."""
     weight_gradient_KD, bias_gradient_K = _class_gradients_op(
-        features_BD, head.weight_KD, head.bias_K, labels_LB, head.start, *exponentials, *gradient, *wanted
+        features_BD, head.weight_KD, head.bias_K, labels_LB, head.start, *exponentials[:2], *gradient, *wanted
     )
     return weight_gradient_KD if wanted[0] else None, bias_gradient_K if wanted[1] else None
 
