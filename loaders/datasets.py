@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -42,6 +42,27 @@ class ImageSource(Protocol):
 
         Raises:
             ImageReadError: If it cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class EncodedSource(Protocol):
+    """A source whose images, or some of them, lie in files: `read` is `decode` of what `encoded` returns."""
+
+    def encoded(self, index: int) -> bytes | None:
+        """Return the bytes of an image's file; None where `read` is the only way to the image.
+
+        Raises:
+            ImageReadError: If the file cannot be read.
+        """
+        ...
+
+    def decode(self, index: int, data: bytes) -> Tensor:
+        """Decode what `encoded` returned for this index: uint8 (3, H, W).
+
+        Raises:
+            ImageReadError: If it is not a whole image.
         """
         ...
 

@@ -38,17 +38,35 @@ class ImageFolderSource:
         Raises:
             ImageReadError: If the file is gone, changed its size since the scan, or is not a whole image.
         """
+        return self.decode(index, self.encoded(index))
+
+    def encoded(self, index: int) -> bytes:
+        """Read the bytes of one image's file.
+
+        Raises:
+            ImageReadError: If the file is gone, or changed its size since the scan.
+        """
         path = self.manifest.path(index)
         try:
             data = path.read_bytes()
-            listed = int(self.manifest.sizes[index])
-            if len(data) != listed:
-                raise ValueError(f"it has {len(data)} bytes, but {listed} when the folder was scanned")
-            return decode_rgb(data)
         except OSError as error:
             raise ImageReadError(int(index), str(path), error.strerror or str(error)) from error
+        listed = int(self.manifest.sizes[index])
+        if len(data) != listed:
+            reason = f"it has {len(data)} bytes, but {listed} when the folder was scanned"
+            raise ImageReadError(int(index), str(path), reason)
+        return data
+
+    def decode(self, index: int, data: bytes) -> Tensor:
+        """Decode the bytes of one image's file: uint8 (3, H, W).
+
+        Raises:
+            ImageReadError: If they are not a whole image.
+        """
+        try:
+            return decode_rgb(data)
         except ValueError as error:
-            raise ImageReadError(int(index), str(path), str(error)) from error
+            raise ImageReadError(int(index), str(self.manifest.path(index)), str(error)) from error
 
 
 def open_image_folder(root: Path, *, val_fraction: float | None, seed: int) -> tuple[Manifest, Manifest]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlpheads.loaders.datasets import ImageSource
+from rlpheads.loaders.datasets import EncodedSource, ImageSource
 from rlpheads.loaders.manifest import DatasetError, Manifest
 from rlpheads.loaders.order import Int64Array, hash64, stream_key, uniforms
 
@@ -85,11 +85,32 @@ class PlantedSource:
         Raises:
             ImageReadError: If it cannot be read; a copy's error names the original.
         """
+        original, darker = self._original(index)
+        image = self.source.read(original)
+        return image - image // 10 if darker else image
+
+    def encoded(self, index: int) -> bytes | None:
+        """Return the bytes of an image's file; None where there is none, or where a copy is not exact.
+
+        Raises:
+            ImageReadError: If it cannot be read; a copy's error names the original.
+        """
+        original, darker = self._original(index)
+        return self.source.encoded(original) if isinstance(self.source, EncodedSource) and not darker else None
+
+    def decode(self, index: int, data: bytes) -> Tensor:
+        """Decode what `encoded` returned: uint8 (3, H, W).
+
+        Raises:
+            ImageReadError: If it is not a whole image; a copy's error names the original.
+        """
+        assert isinstance(self.source, EncodedSource)
+        return self.source.decode(self._original(index)[0], data)
+
+    def _original(self, index: int) -> tuple[int, bool]:
+        """Return which image of the source this is, and whether it is a darker copy."""
         copy = index - self.source.manifest.num_samples
-        if copy < 0:
-            return self.source.read(index)
-        image = self.source.read(int(self.copied[copy]))
-        return image if copy < self.num_exact else image - image // 10
+        return (index, False) if copy < 0 else (int(self.copied[copy]), copy >= self.num_exact)
 
 
 def plant(source: ImageSource, planting: Planting, seed: int) -> ImageSource:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from rlpheads.loaders.datasets import ImageSource
+from rlpheads.loaders.datasets import EncodedSource, ImageSource
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.manifest import DatasetError, Manifest
 from rlpheads.loaders.order import Int64Array
@@ -34,8 +36,32 @@ class SubsetSource:
         Raises:
             ImageReadError: If it cannot be read; with the index in the subset.
         """
-        try:
+        with self._own_index(index):
             return self.source.read(int(self.rows[index]))
+
+    def encoded(self, index: int) -> bytes | None:
+        """Return the bytes of an image's file; None where there is none.
+
+        Raises:
+            ImageReadError: If it cannot be read; with the index in the subset.
+        """
+        with self._own_index(index):
+            return self.source.encoded(int(self.rows[index])) if isinstance(self.source, EncodedSource) else None
+
+    def decode(self, index: int, data: bytes) -> Tensor:
+        """Decode what `encoded` returned: uint8 (3, H, W).
+
+        Raises:
+            ImageReadError: If it is not a whole image; with the index in the subset.
+        """
+        assert isinstance(self.source, EncodedSource)
+        with self._own_index(index):
+            return self.source.decode(int(self.rows[index]), data)
+
+    @contextmanager
+    def _own_index(self, index: int) -> Iterator[None]:
+        try:
+            yield
         except ImageReadError as error:
             raise ImageReadError(int(index), error.path, error.reason) from error
 

@@ -25,6 +25,7 @@ STEP_FILES = [
     *("kernels/random_label_loss.py", "kernels/stages.py", "kernels/terms.py", "kernels/row_softmax.py"),
     *("loaders/device_transforms.py", "loaders/delivery.py", "engine/device_wait.py"),
     "kernels/label_source.py",
+    *("kernels/triton_loss.py", "kernels/triton_passes.py", "kernels/triton_launch.py", "kernels/triton_tiles.py"),
     *("loaders/device_transforms.py", "loaders/keyed_random.py", "loaders/augment.py", "loaders/augment_boxes.py"),
 ]
 HOST_READS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique"}
