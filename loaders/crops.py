@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rlpheads.loaders.order import FloatArray, Int64Array, uniforms
+from rlpheads.loaders.order import FloatArray, Int64Array, SampleStream, uniforms
 
 NUM_TRIES = 10
 NUM_CROP_DRAWS = 2 * NUM_TRIES + 2
@@ -76,8 +76,8 @@ def keyed_crops(
     flip_B = flips(seed, epoch, index_B, crop.hflip)
     if crop.kind == "whole":
         return central_squares(sizes_B2), flip_B
-    draws_BU = uniforms(seed, epoch, index_B, NUM_CROP_DRAWS, stream="crops")
-    return random_resized_crop_boxes(draws_BU, sizes_B2[:, 0], sizes_B2[:, 1], crop.scale, crop.ratio), flip_B
+    stream = SampleStream.of(seed, epoch, index_B, "crops")
+    return random_resized_crop_boxes(stream, sizes_B2[:, 0], sizes_B2[:, 1], crop.scale, crop.ratio), flip_B
 
 
 def central_squares(sizes_B2: Int64Array) -> Int64Array:
@@ -92,7 +92,7 @@ def flips(seed: int, epoch: int, index_B: Int64Array, probability: float) -> NDA
 
 
 def random_resized_crop_boxes(
-    uniforms_BU: FloatArray,
+    stream: SampleStream,
     heights_B: Int64Array,
     widths_B: Int64Array,
     scale: tuple[float, float],
@@ -104,7 +104,7 @@ def random_resized_crop_boxes(
     tries until the crop fits, then the largest central crop within the ratios; every position equally likely.
 
     Args:
-        uniforms_BU: (B, NUM_CROP_DRAWS) in [0, 1).
+        stream: Uniform numbers of each sample, of which a crop takes NUM_CROP_DRAWS.
         heights_B: Heights of the images, in pixels.
         widths_B: Widths of the images, in pixels.
         scale: Least and most area, as a fraction of the image.
@@ -113,45 +113,46 @@ def random_resized_crop_boxes(
     Returns:
         int64 (B, 4): top, left, height, width in pixels; at least one pixel, all within the image.
     """
-    areas_B = (heights_B * widths_B).astype(np.float64)
-    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
-    crop_heights_B, crop_widths_B = _central_fallback(heights_B, widths_B, ratio)
-    searching = np.arange(len(areas_B))
-    for attempt in range(NUM_TRIES):
-        draws = uniforms_BU[searching, 2 * attempt : 2 * attempt + 2]
-        area = areas_B[searching] * (scale[0] + draws[:, 0] * (scale[1] - scale[0]))
-        aspect = np.exp(log_ratio[0] + draws[:, 1] * (log_ratio[1] - log_ratio[0]))
-        width = np.rint(np.sqrt(area * aspect)).astype(np.int64)
-        height = np.rint(np.sqrt(area / aspect)).astype(np.int64)
-        fits = (width > 0) & (height > 0) & (width <= widths_B[searching]) & (height <= heights_B[searching])
-        crop_heights_B[searching[fits]] = height[fits]
-        crop_widths_B[searching[fits]] = width[fits]
-        searching = searching[~fits]
-        if not len(searching):
-            break
-    return _place(uniforms_BU[:, -2:], searching, (heights_B, widths_B), (crop_heights_B, crop_widths_B))
-
-
-def _central_fallback(
-    heights_B: Int64Array, widths_B: Int64Array, ratio: tuple[float, float]
-) -> tuple[Int64Array, Int64Array]:
-    """Return the height and width of the largest crop within the ratios."""
-    tall_B = np.rint(widths_B / ratio[0]).astype(np.int64)
-    wide_B = np.rint(heights_B * ratio[1]).astype(np.int64)
-    return np.clip(tall_B, 1, heights_B), np.clip(wide_B, 1, widths_B)
-
-
-def _place(
-    draws_B2: FloatArray,
-    centred: Int64Array,
-    image_sizes: tuple[Int64Array, Int64Array],
-    crop_sizes: tuple[Int64Array, Int64Array],
-) -> Int64Array:
-    """Put crops anywhere in their images, and those in the rows `centred` in the middle."""
-    boxes_B4 = np.empty((len(draws_B2), 4), dtype=np.int64)
-    for axis in (0, 1):
-        room_B = image_sizes[axis] - crop_sizes[axis]
-        boxes_B4[:, axis] = draws_B2[:, axis] * (room_B + 1)
+    shape = _ShapeRanges(scale, ratio)
+    area_B, log_ratio_B, *place_2B = stream.uniforms(np.array([0, 1, NUM_CROP_DRAWS - 2, NUM_CROP_DRAWS - 1]))
+    crop_heights_B, crop_widths_B, fits_B = shape.crops(area_B, log_ratio_B, heights_B, widths_B)
+    # Most crops fit at the first try. All other tries of those that do not are made at once: on arrays this short, calls
+    # cost more than numbers.
+    failed = np.flatnonzero(~fits_B)
+    draws_UF = stream.of_rows(failed).uniforms(np.arange(2, 2 * NUM_TRIES))
+    heights_VF, widths_VF, fits_VF = shape.crops(draws_UF[0::2], draws_UF[1::2], heights_B[failed], widths_B[failed])
+    first_F = fits_VF.argmax(axis=0), np.arange(len(failed))
+    crop_heights_B[failed], crop_widths_B[failed] = heights_VF[first_F], widths_VF[first_F]
+    centred = failed[~fits_VF[first_F]]
+    crop_heights_B[centred], crop_widths_B[centred] = shape.largest(heights_B[centred], widths_B[centred])
+    boxes_B4 = np.empty((len(heights_B), 4), dtype=np.int64)
+    for axis, sides_B, crop_sides_B in ((0, heights_B, crop_heights_B), (1, widths_B, crop_widths_B)):
+        room_B = sides_B - crop_sides_B
+        boxes_B4[:, axis] = place_2B[axis] * (room_B + 1)
         boxes_B4[centred, axis] = room_B[centred] // 2
-        boxes_B4[:, 2 + axis] = crop_sizes[axis]
+        boxes_B4[:, 2 + axis] = crop_sides_B
     return boxes_B4
+
+
+@dataclass(frozen=True)
+class _ShapeRanges:
+    """Which crops are drawn: least and most area as a fraction of the image, and width over height."""
+
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+
+    def crops(
+        self, area: FloatArray, log_ratio: FloatArray, heights_B: Int64Array, widths_B: Int64Array
+    ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+        """Return heights and widths in whole pixels, and whether they fit, for uniform numbers (B,) or (tries, B)."""
+        least = math.log(self.ratio[0])
+        pixels = (heights_B * widths_B) * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
+        aspect = np.exp(least + log_ratio * (math.log(self.ratio[1]) - least))
+        heights, widths = np.rint(np.sqrt(pixels / aspect)), np.rint(np.sqrt(pixels * aspect))
+        fits = (heights <= heights_B) & (widths <= widths_B) & (np.minimum(heights, widths) > 0)
+        return heights, widths, fits
+
+    def largest(self, heights_B: Int64Array, widths_B: Int64Array) -> tuple[FloatArray, FloatArray]:
+        """Return the height and width of the largest crop within the ratios."""
+        tall_B, wide_B = np.rint(widths_B / self.ratio[0]), np.rint(heights_B * self.ratio[1])
+        return np.clip(tall_B, 1, heights_B), np.clip(wide_B, 1, widths_B)

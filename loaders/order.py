@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -46,10 +47,16 @@ def hash64(*words: int | Int64Array | UInt64Array) -> UInt64Array:
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
         bits = np.uint64(word & _MASK) if isinstance(word, int) else np.asarray(word).astype(np.uint64)
-        state = _mix64((state ^ bits) + _GOLDEN)
+        state = _absorb(state, bits)
     return state.reshape(np.broadcast_shapes(*(np.shape(word) for word in words)))
 
 
+def _absorb(state: UInt64Array, words: UInt64Array | np.uint64) -> UInt64Array:
+    """Take in one more word."""
+    return _mix64((state ^ words) + _GOLDEN)
+
+
+@lru_cache(maxsize=64)
 def stream_key(name: str) -> int:
     """Return the 64-bit word of a named stream, so that a new consumer of randomness never shifts another's draws."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
@@ -61,10 +68,40 @@ def uniforms(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stre
     Returns:
         float64 (B, num_draws) in [0, 1), multiples of 2**-53. The first columns do not depend on num_draws.
     """
-    state_B = hash64(seed, stream_key(stream), epoch, index_B)
-    steps_U = np.arange(1, num_draws + 1, dtype=np.uint64) * _GOLDEN
-    bits_BU = _mix64(state_B[:, None] + steps_U)
-    return (bits_BU >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return SampleStream.of(seed, epoch, index_B, stream).uniforms(np.arange(num_draws)).T
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """The uniform numbers of some samples, to be drawn a few at a time: what is not asked for costs nothing.
+
+    Attributes:
+        state_B: uint64 (B,), a hash of what the numbers depend on.
+    """
+
+    state_B: UInt64Array
+
+    @classmethod
+    def of(cls, seed: int, epoch: int, index_B: Int64Array, stream: str) -> SampleStream:
+        """Begin the stream of that name for some samples."""
+        return cls(_absorb(_stream_state(seed, stream, epoch), index_B.astype(np.uint64)))
+
+    def of_rows(self, rows: Int64Array) -> SampleStream:
+        """Return the stream of some of the samples."""
+        return SampleStream(self.state_B[rows])
+
+    def uniforms(self, positions_U: Int64Array) -> FloatArray:
+        """Return the numbers at some positions, from 0: float64 (U, B) in [0, 1), one contiguous row a position."""
+        steps_U1 = (positions_U + 1).astype(np.uint64)[:, None] * _GOLDEN
+        bits_UB = _mix64(steps_U1 + self.state_B)
+        bits_UB >>= np.uint64(11)
+        return bits_UB.astype(np.float64) * 2.0**-53
+
+
+@lru_cache(maxsize=256)
+def _stream_state(seed: int, stream: str, epoch: int) -> UInt64Array:
+    """Return the hash's state behind all words but the index, which a whole epoch shares."""
+    return hash64(seed, stream_key(stream), epoch)
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from rlpheads.loaders.batch import Batch, LoaderOptions, check_state
 from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.decode import ImageReadError
-from rlpheads.loaders.order import Int64Array, Order
+from rlpheads.loaders.order import Order
+from rlpheads.loaders.torch_batches import BatchMaker, Request, Whereabouts
 from rlpheads.loaders.torch_transforms import ImageTransform
-
-_DECODED_AT_ONCE = 32
-"""Images that a worker holds at full size: enough to share the cost of drawing crops, few enough for its memory."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class LoaderError(RuntimeError):
     """A loader that cannot go on, such as one whose worker died."""
-
-
-@dataclass(frozen=True)
-class _Request:
-    """All that a worker needs to know to make one batch."""
-
-    epoch: int
-    index: Int64Array
-    num_global_rows: int
 
 
 class TorchLoader:
@@ -67,9 +55,10 @@ class TorchLoader:
         self.manifest = source.manifest
         self._epoch = 0
         self._consumed = 0
+        self._whereabouts = Whereabouts(options.num_workers)
         self._requests = _Requests(order, options.rank, options.world_size)
         self._batches: DataLoader[Batch | ImageReadError] = DataLoader(
-            _BatchDataset(source, transform, skip=options.on_error == "skip"),
+            BatchMaker(source, transform, options.on_error == "skip", self._whereabouts),
             batch_size=None,
             sampler=self._requests,
             collate_fn=_as_it_is,
@@ -98,9 +87,34 @@ class TorchLoader:
         with _starting_workers():
             batches = iter(self._batches)
         for step in range(first_step, self.order.num_steps):
-            batch = _next_batch(batches)
+            batch = self._next(batches)
             self._consumed = self.order.consumed_after(step)
             yield batch
+
+    def _next(self, batches: Iterator[Batch | ImageReadError]) -> Batch:
+        """Take the next batch, or raise what kept a worker from making it."""
+        try:
+            item = next(batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise LoaderError(self._obituary(str(error))) from error
+        if isinstance(item, ImageReadError):
+            # A new one: raised itself, `item` would hold this frame, and so the workers, in a cycle of references.
+            raise ImageReadError(*item.args)
+        return item
+
+    def _obituary(self, report: str) -> str:
+        """Say what a worker died of, as far as that can be known."""
+        index = self._whereabouts.of_the_dead(report)
+        reading = ""
+        if index is not None:
+            name = self.manifest.name(index) if self.manifest.root is None else self.manifest.path(index)
+            reading = f" while it read image {index} ({name})"
+        return (
+            f"a loader worker died{reading}; the usual cause is memory (the host's, or /dev/shm): lower the number of "
+            f"workers or of batches read ahead. If it is always the same image, take it out. {report}"
+        )
 
     def set_epoch(self, epoch: int, consumed: int = 0) -> None:
         """Go to a position; the next iteration begins there.
@@ -124,23 +138,6 @@ class TorchLoader:
         self.set_epoch(*check_state(state))
 
 
-def _next_batch(batches: Iterator[Batch | ImageReadError]) -> Batch:
-    """Take the next batch, or raise what kept a worker from making it."""
-    try:
-        item = next(batches)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise LoaderError(
-            f"a loader worker died; the usual cause is memory (the host's, or /dev/shm): lower the number of workers "
-            f"or of batches read ahead. {error}"
-        ) from error
-    if isinstance(item, ImageReadError):
-        # A new one: raised itself, `item` would hold this frame, and so the workers, in a cycle of references.
-        raise ImageReadError(*item.args)
-    return item
-
-
 @dataclass
 class _Requests:
     """The sampler: what this rank asks of its workers from a step to the end of an epoch."""
@@ -151,55 +148,11 @@ class _Requests:
     epoch: int = 0
     first_step: int = 0
 
-    def __iter__(self) -> Iterator[_Request]:
+    def __iter__(self) -> Iterator[Request]:
         epoch_indices_N = self.order.epoch_indices(self.epoch)
         for step in range(self.first_step, self.order.num_steps):
             index_B = self.order.rank_slice(epoch_indices_N, step, self.rank, self.world_size)
-            yield _Request(self.epoch, index_B, self.order.rows_at(step))
-
-
-@dataclass
-class _BatchDataset(Dataset[Batch | ImageReadError]):
-    """What lives in a worker: it holds no position and no generator."""
-
-    source: ImageSource
-    transform: ImageTransform
-    skip: bool
-
-    def __getitem__(self, request: _Request) -> Batch | ImageReadError:
-        """Make a batch. An image's error is returned: torch would raise it with a worker's traceback as its message."""
-        try:
-            return self._make_batch(request)
-        except ImageReadError as error:
-            return error
-
-    def _make_batch(self, request: _Request) -> Batch:
-        index_B = request.index
-        num_rows = int((index_B >= 0).sum())
-        side = self.transform.image_size
-        images_B3SS = torch.zeros((len(index_B), 3, side, side), dtype=torch.uint8)
-        errors: dict[int, ImageReadError] = {}
-        for start in range(0, num_rows, _DECODED_AT_ONCE):
-            images = self._read(index_B, range(start, min(start + _DECODED_AT_ONCE, num_rows)), errors)
-            if rows := list(images):
-                images_B3SS[rows] = self.transform(list(images.values()), index_B[rows], request.epoch)
-        targets_B = torch.zeros(len(index_B), dtype=torch.int64)
-        targets_B[:num_rows] = torch.from_numpy(self.source.manifest.targets[index_B[:num_rows]])
-        return Batch(images_B3SS, targets_B, torch.from_numpy(index_B), request.num_global_rows).skip_rows(errors)
-
-    def _read(self, index_B: Int64Array, rows: range, errors: dict[int, ImageReadError]) -> dict[int, Tensor]:
-        """Return the images of some rows, by row; what cannot be read goes to `errors`, or is raised."""
-        images = {}
-        for row in rows:
-            index = int(index_B[row])
-            try:
-                images[row] = self.source.read(index)
-            except ImageReadError as error:
-                if not self.skip:
-                    raise
-                # Of the row's own index, where the source named the image that this one is a copy of.
-                errors[row] = ImageReadError(index, error.path, error.reason)
-        return images
+            yield Request(self.epoch, index_B, self.order.rows_at(step))
 
 
 def _as_it_is(item: Any) -> Any:

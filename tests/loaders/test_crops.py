@@ -1,5 +1,7 @@
 """Crops and flips: torchvision's distribution, always inside the image, keyed by the sample."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from rlpheads.loaders.crops import NUM_CROP_DRAWS, CropSpec, flips, keyed_crops, random_resized_crop_boxes
+from rlpheads.loaders.crops import NUM_CROP_DRAWS, NUM_TRIES, CropSpec, flips, keyed_crops
 from rlpheads.loaders.order import uniforms
 
 sides = st.integers(1, 700)
@@ -90,15 +92,37 @@ def test_crops_are_those_of_the_sample_whatever_the_batch():
         assert (changed != boxes).any(axis=1).sum() > 50  # very long images fall back to the centre
 
 
-def test_more_draws_than_a_crop_takes_change_nothing_before_the_position():
-    draws = uniforms(0, 0, np.arange(5), NUM_CROP_DRAWS)
-    side = np.full(5, 100)
-    shifted = draws.copy()
-    shifted[:, -2:] = 0
-    boxes = random_resized_crop_boxes(draws, side, side, (0.1, 1), (1, 1))
-    cornered = random_resized_crop_boxes(shifted, side, side, (0.1, 1), (1, 1))
-    np.testing.assert_array_equal(boxes[:, 2:], cornered[:, 2:])
-    assert (cornered[:, :2] == 0).all()
+def plain_crop(draws: np.ndarray, height: int, width: int, spec: CropSpec) -> list[int]:
+    """The crop of one image by the loop of torchvision's `get_params`, from the same uniform numbers."""
+    logs = [math.log(bound) for bound in spec.ratio]
+    for attempt in range(NUM_TRIES):
+        area = height * width * (spec.scale[0] + draws[2 * attempt] * (spec.scale[1] - spec.scale[0]))
+        aspect = float(np.exp(logs[0] + draws[2 * attempt + 1] * (logs[1] - logs[0])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return [int(draws[-2] * (height - h + 1)), int(draws[-1] * (width - w + 1)), h, w]
+    h = min(max(round(width / spec.ratio[0]), 1), height)
+    w = min(max(round(height * spec.ratio[1]), 1), width)
+    return [(height - h) // 2, (width - w) // 2, h, w]
+
+
+@given(
+    sizes=st.lists(st.tuples(sides, sides), min_size=1, max_size=30),
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([(0.08, 1.0), (1.0, 1.0), (0.5, 0.6)]),
+    ratio=st.sampled_from([(3 / 4, 4 / 3), (1.0, 1.0), (1 / 3, 0.5), (2.0, 3.0)]),
+)
+def test_crops_are_those_of_the_plain_loop(sizes, seed, scale, ratio):
+    spec, index = CropSpec(16, scale, ratio), np.arange(len(sizes))
+    boxes, _ = keyed_crops(spec, seed, 5, index, np.array(sizes))
+    draws = uniforms(seed, 5, index, NUM_CROP_DRAWS, stream="crops")
+    assert boxes.tolist() == [plain_crop(draws[i], *size, spec) for i, size in enumerate(sizes)]
+
+
+def test_a_batch_of_no_images_has_no_crops():
+    boxes, flipped = keyed_crops(CropSpec(16), 0, 0, np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.int64))
+    assert boxes.shape == (0, 4)
+    assert len(flipped) == 0
 
 
 def test_flips_have_their_probability():

@@ -138,7 +138,9 @@ for batch in load(source, 2, num_workers=2, prefetch=1):
         env={**os.environ, "PYTHONPATH": path},
     )
     assert done.returncode == 1
-    assert "LoaderError: a loader worker died" in done.stderr
+    index = 3 + sorted(f"{number}.jpg" for number in range(30)).index("7.jpg")
+    named = f"LoaderError: a loader worker died while it read image {index} ({tmp_path}/train/odd/7.jpg)"
+    assert named in done.stderr, done.stderr
 
 
 @given(st.sampled_from([file for file in CORPUS if file.outcome is Outcome.READ]))
