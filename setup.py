@@ -26,6 +26,11 @@ DEPENDENCIES = [
 PHOTOGRAPHS = ["scikit-image>=0.24,<1"]  # eight of the ten of data.dataset patches
 EXTRAS = {
     "patches": PHOTOGRAPHS,
+    "ffcv": [
+        "ffcv>=1.0.2,<1.1",  # source only: setup_ffcv.sh installs what its build needs
+        "numba>=0.60",
+        "setuptools>=77",  # FFCV imports distutils, which Python 3.12 leaves to setuptools
+    ],
     "test": [
         *PHOTOGRAPHS,
         "pytest>=8.3",

@@ -89,7 +89,7 @@ class DataConfig:
     scikit-image and scikit-learn; synthetic: computed noise, for throughput; imagefolder: ROOT/{train,val}/CLASS/FILE or
     ROOT/CLASS/FILE; cifar10, cifar100: the official Python files in ROOT."""
     root: str | None = None
-    """Folder of the images (imagefolder, cifar10, cifar100)."""
+    """Folder of the images (imagefolder, cifar10, cifar100), or of the store that `rlpheads convert` made of any."""
     download: bool = False
     """Fetch CIFAR's archive into root where it is missing."""
     val_fraction: float | None = None
@@ -97,8 +97,8 @@ class DataConfig:
     a val/ folder), in (0, 1); null: 0.2 for digits and patches."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     subset: SubsetConfig = field(default_factory=SubsetConfig)
-    loader: Literal["torch"] = "torch"
-    """Which library decodes."""
+    loader: Literal["torch", "ffcv"] = "torch"
+    """Which library decodes. torch: any images, in worker processes; ffcv: a store, in threads."""
     workers: int = 2
     """Decoding processes for each rank, at most one for each core; 0 decodes in the training process. Changes no result."""
     image_size: int = 224

@@ -182,6 +182,7 @@ def _check_run(run: RunConfig) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
+    from rlpheads.loaders.beton import is_store
     from rlpheads.loaders.datasets import WITHOUT_ROOT
 
     if data.canaries.repeats == []:
@@ -192,7 +193,7 @@ def _check_data(data: DataConfig) -> None:
     if data.download and not is_cifar:
         raise refusal("data.download", True, "false: only cifar10 and cifar100 can be fetched")
     if data.dataset in WITHOUT_ROOT:
-        if data.root is not None:
+        if data.root is not None and not is_store(Path(data.root)):
             raise refusal("data.root", data.root, f"null for {data.dataset}, which {WITHOUT_ROOT[data.dataset]}")
         return
     if data.root is None:

@@ -86,6 +86,30 @@ def central_squares(sizes_B2: Int64Array) -> Int64Array:
     return np.concatenate([(sizes_B2 - sides_B2) // 2, sides_B2], axis=1)
 
 
+def central_boxes(crop: CropSpec, sizes_B2: Int64Array) -> tuple[FloatArray, Int64Array]:
+    """Return the box of each image that a resize of its short side and a central crop come to, in one resampling.
+
+    Sizes and places are rounded as torchvision's `resize` and `center_crop` do.
+
+    Args:
+        crop: Size and margin.
+        sizes_B2: (height, width) of each image, in pixels.
+
+    Returns:
+        float64 (B, 4) boxes of (top, left, height, width) in pixels of the image, which may begin between two; and int64
+        (B, 4): first row, first column, row and column behind the last, that a triangle as wide as one step can reach.
+    """
+    short_B1 = sizes_B2.min(axis=1, keepdims=True)
+    resized_B2 = np.where(sizes_B2 == short_B1, crop.short_side, crop.short_side * sizes_B2 // short_B1)
+    step_B2 = sizes_B2 / resized_B2
+    start_B2 = np.rint((resized_B2 - crop.image_size) / 2) * step_B2
+    length_B2 = crop.image_size * step_B2
+    reach_B2 = np.maximum(step_B2, 1)
+    first_B2 = np.floor(start_B2 - reach_B2).clip(0).astype(np.int64)
+    end_B2 = np.minimum(np.ceil(start_B2 + length_B2 + reach_B2).astype(np.int64), sizes_B2)
+    return np.concatenate([start_B2, length_B2], axis=1), np.concatenate([first_B2, end_B2], axis=1)
+
+
 def flips(seed: int, epoch: int, index_B: Int64Array, probability: float) -> NDArray[np.bool_]:
     """Return which samples are flipped in this epoch: bool (B,)."""
     return uniforms(seed, epoch, index_B, 1, stream="flips")[:, 0] < probability

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Callable
 
 from rlpheads.loaders.batch import Loader, LoaderOptions
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.datasets import ImageSource
+from rlpheads.loaders.manifest import DatasetError
 from rlpheads.loaders.order import Order
+from rlpheads.loaders.stored_rows import find_stored_rows
 from rlpheads.loaders.torch_loader import TorchLoader
 from rlpheads.loaders.torch_transforms import EvalTransform, TrainTransform
 
@@ -27,7 +30,7 @@ def make_loader(
     """Make a loader. All kinds yield the same samples in the same order with the same crops.
 
     Args:
-        kind: Which library decodes: "torch".
+        kind: Which library decodes: "torch" or "ffcv" (of a store only).
         source: The images.
         order: Which sample stands where; its seed also keys the crops and flips.
         crop: How an image becomes a square.
@@ -36,12 +39,26 @@ def make_loader(
 
     Raises:
         ValueError: For an unknown kind, or an order that does not fit the source or the world size.
+        DatasetError: If the library is not there, or cannot read the source.
+    """
+    check_loader(kind, source)
+    return _ADAPTERS[kind](source, order, crop, train, options or LoaderOptions())
+
+
+def check_loader(kind: str, source: ImageSource) -> None:
+    """Make sure that a loader is there and can read a source, without importing its library.
+
+    Raises:
+        ValueError: For an unknown kind.
+        DatasetError: If the library is not there, or cannot read the source, with what to do.
     """
     if kind not in _ADAPTERS:
         close = difflib.get_close_matches(kind, _ADAPTERS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"there is no loader {kind!r}: it must be one of {', '.join(_ADAPTERS)}{hint}")
-    return _ADAPTERS[kind](source, order, crop, train, options or LoaderOptions())
+    if kind == "ffcv":
+        check_ffcv()
+        find_stored_rows(source)
 
 
 def _torch_loader(source: ImageSource, order: Order, crop: CropSpec, train: bool, options: LoaderOptions) -> Loader:
@@ -49,4 +66,24 @@ def _torch_loader(source: ImageSource, order: Order, crop: CropSpec, train: bool
     return TorchLoader(source, order, transform, options)
 
 
-_ADAPTERS: dict[str, Adapter] = {"torch": _torch_loader}
+def _ffcv_loader(source: ImageSource, order: Order, crop: CropSpec, train: bool, options: LoaderOptions) -> Loader:
+    from rlpheads.loaders.ffcv_loader import FfcvLoader  # imports FFCV, which takes seconds
+
+    return FfcvLoader(source, order, crop, train=train, options=options)
+
+
+def check_ffcv() -> None:
+    """Make sure that FFCV is there, without importing it.
+
+    Raises:
+        DatasetError: If it is not, with how to install it.
+    """
+    if importlib.util.find_spec("ffcv") is None:
+        raise DatasetError(
+            "the ffcv loader needs FFCV, which is not installed: it is built here from Debian's headers. As root, "
+            "`make ffcv` installs both; otherwise have `apt-get install g++ pkg-config libturbojpeg0-dev "
+            "libopencv-imgproc-dev libgl1 libglib2.0-0` run, then `make ffcv`"
+        )
+
+
+_ADAPTERS: dict[str, Adapter] = {"torch": _torch_loader, "ffcv": _ffcv_loader}
