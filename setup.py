@@ -24,15 +24,15 @@ DEPENDENCIES = [
     "psutil>=6",
 ]
 PHOTOGRAPHS = ["scikit-image>=0.24,<1"]  # eight of the ten of data.dataset patches
+DALI = [
+    "nvidia-dali-cuda130>=2.4,<3; platform_system == 'Linux'"
+]  # for the CUDA of torch's wheels; decodes without a GPU too
 EXTRAS = {
     "patches": PHOTOGRAPHS,
-    "ffcv": [
-        "ffcv>=1.0.2,<1.1",  # source only: setup_ffcv.sh installs what its build needs
-        "numba>=0.60",
-        "setuptools>=77",  # FFCV imports distutils, which Python 3.12 leaves to setuptools
-    ],
+    "dali": DALI,
     "test": [
         *PHOTOGRAPHS,
+        *DALI,
         "pytest>=8.3",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

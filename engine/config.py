@@ -81,6 +81,20 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class DaliConfig:
+    """How DALI decodes, where it is the loader."""
+
+    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where: auto is the GPU that trains, if there is one. A GPU's JPEGs differ from a CPU's by a level here and there."""
+    hardware_share: float = 0.65
+    """Share of the JPEGs that a GPU's hardware engine decodes, where it has one (A100, H100 and later); best found by
+    trying."""
+    largest_image: tuple[int, int] = (0, 0)
+    """Height and width in pixels for which the decoder sets memory of the GPU aside at the start; 0, 0: it grows, and each
+    time pauses. [6430, 5980] holds all of ImageNet."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read, and how an image becomes the model's input."""
 
@@ -89,7 +103,7 @@ class DataConfig:
     scikit-image and scikit-learn; synthetic: computed noise, for throughput; imagefolder: ROOT/{train,val}/CLASS/FILE or
     ROOT/CLASS/FILE; cifar10, cifar100: the official Python files in ROOT."""
     root: str | None = None
-    """Folder of the images (imagefolder, cifar10, cifar100), or of the store that `rlpheads convert` made of any."""
+    """Folder of the images (imagefolder, cifar10, cifar100)."""
     download: bool = False
     """Fetch CIFAR's archive into root where it is missing."""
     val_fraction: float | None = None
@@ -97,10 +111,13 @@ class DataConfig:
     a val/ folder), in (0, 1); null: 0.2 for digits and patches."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     subset: SubsetConfig = field(default_factory=SubsetConfig)
-    loader: Literal["torch", "ffcv"] = "torch"
-    """Which library decodes. torch: any images, in worker processes; ffcv: a store, in threads."""
+    loader: Literal["torch", "dali"] = "torch"
+    """Which library decodes: torchvision, or NVIDIA DALI (the extra [dali]). Same samples, same crops; pixels differ by a
+    fifth of a level on average."""
+    dali: DaliConfig = field(default_factory=DaliConfig)
     workers: int = 2
-    """Decoding processes for each rank, at most one for each core; 0 decodes in the training process. Changes no result."""
+    """Decoding processes (torch) or threads (dali) for each rank, at most one for each core; 0 decodes in the training
+    process. Changes no result."""
     image_size: int = 224
     """Side of the square images that the model sees, in pixels."""
     crop: Literal["random_resized", "pad"] = "random_resized"

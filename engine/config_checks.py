@@ -57,6 +57,8 @@ RANGES: dict[str, Interval] = {
     "log_every": _FROM_1,
     "data.val_fraction": _BETWEEN_0_AND_1,
     "data.workers": _FROM_0,
+    "data.dali.hardware_share": _FRACTION,
+    "data.dali.largest_image": _FROM_0,
     "data.image_size": _FROM_1,
     "data.crop_scale": _SHARE,
     "data.crop_ratio": _ABOVE_0,
@@ -121,6 +123,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_terms(config)
     _check_target(config)
     _check_device(config)
+    _check_loader(config)
     _check_parts(config, world_size)
 
 
@@ -182,7 +185,6 @@ def _check_run(run: RunConfig) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
-    from rlpheads.loaders.beton import is_store
     from rlpheads.loaders.datasets import WITHOUT_ROOT
 
     if data.canaries.repeats == []:
@@ -193,7 +195,7 @@ def _check_data(data: DataConfig) -> None:
     if data.download and not is_cifar:
         raise refusal("data.download", True, "false: only cifar10 and cifar100 can be fetched")
     if data.dataset in WITHOUT_ROOT:
-        if data.root is not None and not is_store(Path(data.root)):
+        if data.root is not None:
             raise refusal("data.root", data.root, f"null for {data.dataset}, which {WITHOUT_ROOT[data.dataset]}")
         return
     if data.root is None:
@@ -253,6 +255,25 @@ def _check_device(config: Config) -> None:
     if config.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
         raise ConfigError(f"precision: got bf16, which {name} does not have; allowed on this device: fp32")
+
+
+def _check_loader(config: Config) -> None:
+    """Make sure that the library that decodes is there, and the device that it decodes on."""
+    import torch
+
+    from rlpheads.loaders.factory import check_loader
+    from rlpheads.loaders.manifest import DatasetError
+
+    settings = config.data.dali
+    try:
+        check_loader(config.data.loader)
+    except DatasetError as error:
+        raise ConfigError(f"data.loader: got {shown(config.data.loader)}, but {error}") from error
+    if min(settings.largest_image) == 0 < max(settings.largest_image):
+        raise refusal("data.dali.largest_image", settings.largest_image, "a height and a width, or [0, 0]")
+    on_cuda = config.device != "cpu" and torch.cuda.is_available()
+    if config.data.loader == "dali" and settings.decode == "gpu" and not on_cuda:
+        raise refusal("data.dali.decode", "gpu", "auto or cpu where the model is not on a GPU")
 
 
 def _check_parts(config: Config, world_size: int) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from rlpheads.engine.config import Config
 from rlpheads.engine.config_errors import nearest
+from rlpheads.engine.loading import dali_options
 from rlpheads.engine.models import TappedModel
 from rlpheads.engine.precision import autocast
 from rlpheads.engine.run_loading import RunError
@@ -236,7 +237,11 @@ def eval_loader(config: Config, source: ImageSource, device: torch.device) -> Lo
         Order(num_samples, batch_size, 0, False, "pad"),
         CropSpec(image_size=config.data.image_size, crop_fraction=config.data.eval_crop_fraction),
         train=False,
-        options=LoaderOptions(num_workers=config.data.workers, pin_memory=device.type == "cuda"),
+        options=LoaderOptions(
+            num_workers=config.data.workers,
+            pin_memory=device.type == "cuda",
+            dali=dali_options(config.data.dali, device),
+        ),
     )
     return deliver(loader, device)
 

@@ -16,6 +16,7 @@ from rlpheads.engine.device_wait import DeviceWait
 from rlpheads.engine.evaluation import Split
 from rlpheads.engine.launch import Launch
 from rlpheads.engine.learner import Learner, build_learner, num_audit_draws
+from rlpheads.engine.loading import dali_options
 from rlpheads.engine.meters import Meters
 from rlpheads.engine.resume import Position, ResumePoint, Sources, identity
 from rlpheads.engine.run_folder import RunFolder
@@ -201,6 +202,7 @@ def _loader(config: Config, source: ImageSource, order: Order, launch: Launch, *
         pin_memory=launch.device.type == "cuda",
         keep_workers=train,  # evaluation is rare: its workers would only take memory
         on_error=data.on_error,
+        dali=dali_options(data.dali, launch.device),
     )
     return deliver(make_loader(data.loader, source, order, crop, train=train, options=options), launch.device)
 

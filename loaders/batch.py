@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from rlpheads.loaders.dali_options import DaliOptions
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.manifest import Manifest
 from rlpheads.loaders.order import PADDING, Order
@@ -106,6 +107,7 @@ class LoaderOptions:
         keep_workers: Let the workers wait for the next epoch instead of starting them anew.
         on_error: What an unreadable image does: "raise" ends the iteration with its `ImageReadError`; "skip" makes it a
             padding row that `Batch.skipped` tells of.
+        dali: Where DALI decodes, for the loader on DALI.
 
     Raises:
         ValueError: For a value out of its range.
@@ -118,6 +120,7 @@ class LoaderOptions:
     pin_memory: bool = False
     keep_workers: bool = True
     on_error: OnError = "raise"
+    dali: DaliOptions = field(default_factory=DaliOptions)
 
     def __post_init__(self) -> None:
         if self.on_error not in get_args(OnError):

@@ -17,10 +17,9 @@ from rlpheads.loaders.batch import Batch, LoaderOptions, check_state
 from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.order import Order
+from rlpheads.loaders.stop_signals import STOP_SIGNALS, stop_signals_blocked
 from rlpheads.loaders.torch_batches import BatchMaker, Request, Whereabouts
 from rlpheads.loaders.torch_transforms import ImageTransform
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class LoaderError(RuntimeError):
@@ -170,11 +169,10 @@ def _starting_workers() -> Iterator[None]:
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_death = signal.getsignal(signal.SIGCHLD)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
-        yield
+        with stop_signals_blocked():
+            yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if in_main_thread and on_death is not None:
             signal.signal(signal.SIGCHLD, on_death)
 
@@ -185,14 +183,14 @@ def _heed_the_parent_alone(worker_id: int) -> None:  # noqa: ARG001
     Ignoring them outright would also ignore the SIGTERM with which the parent ends its workers when it exits, and then
     waits for them without end.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     threading.Thread(target=_exit_when_the_parent_says_so, daemon=True).start()
 
 
 def _exit_when_the_parent_says_so() -> None:
     """Take the blocked signals off the queue until it is the parent's SIGTERM."""
     while True:
-        taken = signal.sigwaitinfo(_STOP_SIGNALS)
+        taken = signal.sigwaitinfo(STOP_SIGNALS)
         if taken.si_signo == signal.SIGTERM and taken.si_pid == os.getppid():
             # The worker holds nothing that needs an orderly end.
             os._exit(0)

@@ -1,0 +1,23 @@
+"""The signals that stop a run, kept from what a loader starts: the training process alone answers them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Block the stop signals here for a moment; threads and processes started within have them blocked for good.
+
+    A signal to a process goes to any thread that lets it through. Should it be a library's thread, the main thread goes
+    on with the call that it is in, however long that waits.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -1,0 +1,39 @@
+"""Trees and loaders for the tests that every kind of loader must pass."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rlpheads.loaders.batch import Loader, LoaderOptions
+from rlpheads.loaders.crops import CropSpec
+from rlpheads.loaders.datasets import ImageSource, open_dataset
+from rlpheads.loaders.factory import make_loader
+from rlpheads.loaders.order import Order
+
+KINDS = ("torch", "dali")
+
+
+def write_ramps(root: Path, num_images: int, longest: int = 200) -> ImageSource:
+    """Write JPEGs of many sizes whose red says the column and whose green says the row, and open them as one split.
+
+    Whatever was cut out of one can be read off its pixels. Of four classes, so that the order of files mixes them.
+    """
+    random = np.random.default_rng(num_images)
+    for split, count in (("train", num_images), ("val", 4)):
+        for number in range(count):
+            height, width = random.integers(longest // 4, longest, 2, endpoint=True)
+            rows, columns = np.mgrid[:height, :width]
+            pixels_HWC = np.stack([columns, rows, np.full_like(rows, number % 256)], axis=-1).astype(np.uint8)
+            folder = root / split / f"class{number % 4}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels_HWC).save(folder / f"{number:04d}.jpg", quality=100, subsampling=0)
+    return open_dataset("imagefolder", root, seed=0)[0]
+
+
+def loader_of(
+    kind: str, source: ImageSource, crop: CropSpec, batch_size: int, *, train: bool = True, **options
+) -> Loader:
+    """Make a loader: shuffled with seed 3, dropping nothing, or in canonical order."""
+    order = Order(source.manifest.num_samples, batch_size, 3, shuffle=train, partial="pad")
+    return make_loader(kind, source, order, crop, train=train, options=LoaderOptions(**options))
