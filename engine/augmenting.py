@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlpheads.engine.config import DataConfig
-from rlpheads.loaders.augment_spec import AugmentSpec, EraseSpec
+from rlpheads.loaders.augment_spec import AugmentSpec, EraseSpec, PolicySpec
 
 
 def augment_spec(data: DataConfig) -> AugmentSpec:
@@ -11,6 +11,14 @@ def augment_spec(data: DataConfig) -> AugmentSpec:
     augment = data.augment
     return AugmentSpec(
         padding=data.crop_padding if data.crop == "pad" else 0,
+        policy=PolicySpec(
+            augment.policy,
+            augment.rand_ops,
+            augment.rand_magnitude,
+            augment.rand_magnitude_std,
+            augment.rand_probability,
+        ),
+        color_jitter=augment.color_jitter,
         cutout=augment.cutout,
         erase=EraseSpec(augment.erase, augment.erase_area, augment.erase_ratio, augment.erase_fill),
     )

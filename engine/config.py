@@ -68,6 +68,19 @@ class SubsetConfig:
 class AugmentConfig:
     """What is done to training images on the device. Every draw is keyed by (seed, epoch, index), in any loader."""
 
+    policy: Literal["none", "rand", "trivial", "auto_imagenet", "auto_cifar10", "three"] = "none"
+    """Operations chosen for each image: rand: RandAugment; trivial: TrivialAugment, one operation of any strength; auto_...:
+    AutoAugment as learned on that data; three: grey, solarised or blurred (DeiT III). The rand_ keys are for rand alone."""
+    rand_ops: int = 2
+    """Operations in a row."""
+    rand_magnitude: float = 9.0
+    """How strong they are, from 0 to 30, as in the paper and torchvision; timm's m9 with inc1 is 27."""
+    rand_magnitude_std: float = 0.0
+    """Standard deviation of the magnitude, over images and operations; timm's mstd0.5 is 1.5."""
+    rand_probability: float = 1.0
+    """Probability of each operation; timm's is 0.5."""
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """How far brightness, contrast and saturation go from 1, and the hue from 0 (at most 0.5), after the policy."""
     cutout: int = 0
     """Side in pixels of a square that is covered with the mean colour, its centre anywhere in the image; 0: none."""
     erase: float = 0.0
@@ -76,7 +89,7 @@ class AugmentConfig:
     """Area of the erased box as a fraction of the image, least and most."""
     erase_ratio: tuple[float, float] = (0.3, 10 / 3)
     """Height over width of the erased box, least and most; the logarithm is uniform."""
-    erase_fill: Literal["noise", "colour", "mean"] = "noise"
+    erase_fill: Literal["noise", "color", "mean"] = "noise"
     """What covers the box: a normal number for each pixel, one colour of normal numbers, or the mean colour."""
 
 

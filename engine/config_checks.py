@@ -68,6 +68,11 @@ RANGES: dict[str, Interval] = {
     "data.synthetic.classes": Interval(2),
     "data.subset.fraction": _SHARE,
     "data.subset.per_class": _FROM_1,
+    "data.augment.rand_ops": _FROM_1,
+    "data.augment.rand_magnitude": Interval(0, 30),
+    "data.augment.rand_magnitude_std": _FROM_0,
+    "data.augment.rand_probability": _FRACTION,
+    "data.augment.color_jitter": _FROM_0,
     "data.augment.cutout": _FROM_0,
     "data.augment.erase": _FRACTION,
     "data.augment.erase_area": _SHARE,
@@ -105,6 +110,10 @@ number, nor is a word where one is allowed (auto)."""
 
 LEAST_AND_MOST = ("data.crop_scale", "data.crop_ratio", "data.augment.erase_area", "data.augment.erase_ratio")
 """Pairs of numbers of which the first may not exceed the second."""
+
+
+BLUR_REACH = 6
+"""The blur of policy `three` reaches this many pixels to each side, and mirrors the image at its edges."""
 
 
 def check_config(config: Config, world_size: int) -> None:
@@ -191,6 +200,7 @@ def _check_data(data: DataConfig) -> None:
         raise refusal("data.canaries.repeats", [], "a number at least 2, or a list of them")
     if data.subset.per_class is not None and data.subset.fraction != 1:
         raise refusal("data.subset.fraction", data.subset.fraction, "1 where data.subset.per_class says how many")
+    _check_augment(data)
     is_cifar = data.dataset in ("cifar10", "cifar100")
     if data.download and not is_cifar:
         raise refusal("data.download", True, "false: only cifar10 and cifar100 can be fetched")
@@ -202,6 +212,15 @@ def _check_data(data: DataConfig) -> None:
         raise refusal("data.root", None, f"the folder of the images, which {data.dataset} needs: --data.root FOLDER")
     if not data.download and not Path(data.root).is_dir():
         raise refusal("data.root", data.root, "a folder that exists" + _nearest_folder(Path(data.root)))
+
+
+def _check_augment(data: DataConfig) -> None:
+    augment = data.augment
+    if augment.color_jitter[3] > 0.5:
+        raise refusal("data.augment.color_jitter", augment.color_jitter, "a hue, the last number, of at most 0.5")
+    if augment.policy == "three" and data.image_size <= BLUR_REACH:
+        allowed = f"another policy for images of {BLUR_REACH} pixels or less, which it cannot blur"
+        raise refusal("data.augment.policy", augment.policy, allowed)
 
 
 def _nearest_folder(path: Path) -> str:

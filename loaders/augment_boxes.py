@@ -70,7 +70,7 @@ class Cutout(nn.Module):
         draws_B2 = self.stream.uniforms(epoch, index_B, num_draws=2)
         start_B2 = _scaled(draws_B2, size).to(torch.int64) - self.side // 2
         covered_B1HW = box_mask(start_B2, torch.full_like(start_B2, self.side), size)
-        return images_B3HW.masked_fill(covered_B1HW, 0.0)
+        return images_B3HW * ~covered_B1HW
 
 
 class RandomErasing(nn.Module):

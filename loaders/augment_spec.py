@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-Fill = Literal["noise", "colour", "mean"]
+Fill = Literal["noise", "color", "mean"]
+Policy = Literal["none", "rand", "trivial", "auto_imagenet", "auto_cifar10", "three"]
+POLICIES: tuple[str, ...] = get_args(Policy)
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class EraseSpec:
         probability: of a box, for each image.
         area: least and most area of the box, as a fraction of the image.
         ratio: least and most height over width of the box.
-        fill: what covers the box: "noise" (each pixel standard normal, after normalisation), "colour" (one such colour for
+        fill: what covers the box: "noise" (each pixel standard normal, after normalisation), "color" (one such colour for
             the box), "mean" (the mean colour).
 
     Raises:
@@ -35,7 +37,35 @@ class EraseSpec:
             raise ValueError(f"erase area is {self.area}; it must be two numbers with 0 < least <= most <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             raise ValueError(f"erase ratio is {self.ratio}; it must be two numbers with 0 < least <= most")
-        check_choice("erase fill", self.fill, ("noise", "colour", "mean"))
+        check_choice("erase fill", self.fill, get_args(Fill))
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A policy that chooses operations for each image.
+
+    Attributes:
+        name: one of POLICIES.
+        ops: operations in a row ("rand").
+        magnitude: strength from 0 to 30 ("rand").
+        magnitude_std: standard deviation of the strength over images and operations ("rand").
+        probability: of each operation ("rand").
+
+    Raises:
+        ValueError: For a value out of its range.
+    """
+
+    name: Policy = "none"
+    ops: int = 2
+    magnitude: float = 9.0
+    magnitude_std: float = 0.0
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("policy", self.name, POLICIES)
+        check_fraction("policy probability", self.probability)
+        if self.ops < 1 or not 0 <= self.magnitude <= 30 or not self.magnitude_std >= 0:
+            raise ValueError(f"{self}: ops is at least 1, magnitude in [0, 30] and magnitude_std at least 0")
 
 
 @dataclass(frozen=True)
@@ -44,6 +74,8 @@ class AugmentSpec:
 
     Attributes:
         padding: pixels of black around the image, out of which its size is cut anywhere; 0: none.
+        policy: operations that are chosen for each image.
+        color_jitter: how far brightness, contrast and saturation go from 1, and the hue from 0, at most 0.5; 0: not at all.
         cutout: side in pixels of a square that is covered with the mean colour; 0: none.
         erase: random erasing.
 
@@ -52,6 +84,8 @@ class AugmentSpec:
     """
 
     padding: int = 0
+    policy: PolicySpec = field(default_factory=PolicySpec)
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     cutout: int = 0
     erase: EraseSpec = field(default_factory=EraseSpec)
 
@@ -59,6 +93,8 @@ class AugmentSpec:
         for name in ("padding", "cutout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 pixels")
+        if not all(x >= 0 for x in self.color_jitter) or self.color_jitter[3] > 0.5:
+            raise ValueError(f"color_jitter is {self.color_jitter}; each is at least 0, and the last at most 0.5")
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -58,6 +58,18 @@ NUMBERS = [
     (["--data.subset.fraction", "0"], "data.subset.fraction: got 0.0; allowed: a number above 0 and at most 1"),
     (["--data.subset.per_class", "0"], "data.subset.per_class: got 0; allowed: a number at least 1"),
     (["--data.synthetic.classes", "1"], "data.synthetic.classes: got 1; allowed: a number at least 2"),
+    (
+        ["--data.augment.rand_magnitude", "31"],
+        "data.augment.rand_magnitude: got 31.0; allowed: a number at least 0 and at most 30",
+    ),
+    (
+        ["--data.augment.color_jitter", "[0.4, 0.4, 0.4, 0.6]"],
+        "data.augment.color_jitter: got (0.4, 0.4, 0.4, 0.6); allowed: a hue, the last number, of at most 0.5",
+    ),
+    (
+        ["--data.augment.policy", "three", "--data.image_size", "6"],
+        "data.augment.policy: got 'three'; allowed: another policy for images of 6 pixels or less, which it cannot blur",
+    ),
     (["--data.augment.cutout", "-1"], "data.augment.cutout: got -1; allowed: a number at least 0"),
     (["--data.augment.erase", "2"], "data.augment.erase: got 2.0; allowed: a number at least 0 and at most 1"),
     (

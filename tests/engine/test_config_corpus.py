@@ -12,7 +12,8 @@ WHOLE = "a whole number (10, not 10.0 or 1e1)"
 PLAIN = "a mapping of names to null, true, false, finite numbers, text, or lists and mappings of these"
 OPTIM_KEYS = "optim.name, optim.lr, optim.weight_decay, optim.momentum, optim.clip_norm"
 DATASETS = "digits, patches, synthetic, imagefolder, cifar10 or cifar100"
-FILLS = "noise, colour or mean"
+AUGMENT_POLICIES = "none, rand, trivial, auto_imagenet, auto_cifar10 or three"
+FILLS = "noise, color or mean"
 SUBSET_KEYS = "data.subset.fraction, data.subset.per_class"
 MODEL_FLAGS = "--model.name, --model.args, --model.label_smoothing, --model.ema_decay"
 
@@ -66,8 +67,13 @@ YAML_VALUES = [
     ("data: {dataset: CIFAR100}", f"data.dataset: got 'CIFAR100'; allowed: {DATASETS} (nearest: cifar100)"),
     ("data: {dataset: null}", f"data.dataset: got null; allowed: {DATASETS}"),
     (
-        "data: {augment: {erase_fill: color}}",
-        f"data.augment.erase_fill: got 'color'; allowed: {FILLS} (nearest: colour)",
+        "data: {augment: {erase_fill: colour}}",
+        f"data.augment.erase_fill: got 'colour'; allowed: {FILLS} (nearest: color)",
+    ),
+    ("data: {augment: {policy: randaugment}}", f"data.augment.policy: got 'randaugment'; allowed: {AUGMENT_POLICIES}"),
+    (
+        "data: {augment: {policy: rand-m9}}",
+        f"data.augment.policy: got 'rand-m9'; allowed: {AUGMENT_POLICIES} (nearest: rand)",
     ),
     ("data: {augment: {cutout: 0.5}}", f"data.augment.cutout: got 0.5; allowed: {WHOLE}"),
     ("data: {subset: 0.1}", "data.subset: got 0.1, but this is a group; allowed: the keys in it: " + SUBSET_KEYS),

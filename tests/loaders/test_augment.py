@@ -1,19 +1,24 @@
 """The whole way from bytes to the model's input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlpheads.loaders.augment import Augment
-from rlpheads.loaders.augment_spec import AugmentSpec, EraseSpec
+from rlpheads.loaders.augment_spec import AugmentSpec, EraseSpec, PolicySpec
 from rlpheads.loaders.crops import CropSpec, keyed_crops
 from rlpheads.loaders.device_transforms import Normalize
 
 NORMALIZE = Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 IMAGES = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 INDEX = torch.arange(16)
-EVERYTHING = AugmentSpec(padding=4, cutout=8, erase=EraseSpec(0.5))
+EVERYTHING = AugmentSpec(
+    padding=4, policy=PolicySpec("rand"), color_jitter=(0.3, 0.3, 0.3, 0.0), cutout=8, erase=EraseSpec(0.5)
+)
 
 
 def test_nothing_asked_for_is_normalisation_alone():
@@ -44,6 +49,14 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert not torch.equal(Augment(EVERYTHING, NORMALIZE, 1)(IMAGES, INDEX, 0), first)
 
 
+def test_a_large_batch_is_cut_into_parts_that_change_nothing():
+    augment = Augment(EVERYTHING, NORMALIZE, 0)
+    many = IMAGES.repeat(20, 1, 1, 1)
+    index = torch.arange(len(many))
+    whole = augment(many, index, 1)
+    assert torch.equal(whole[200:216], augment(many[200:216], index[200:216], 1))
+
+
 def test_the_memory_format_stays():
     augment = Augment(EVERYTHING, NORMALIZE, 0)
     plain = augment(IMAGES, INDEX, 0)
@@ -70,3 +83,16 @@ def test_the_whole_image_is_the_largest_central_square():
 def test_negative_sizes_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} is -1"):
         AugmentSpec(**{name: -1})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["rand", "auto_cifar10", "three"])
+def test_it_compiles_as_one_graph_for_every_epoch(policy):
+    """Without a graph break; the epoch becomes an input after the second one, so that no later one compiles again."""
+    torch._dynamo.reset()
+    augment = Augment(replace(EVERYTHING, policy=PolicySpec(policy)), NORMALIZE, 0)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(augment, fullgraph=True, backend=counter)
+    for epoch in range(2, 7):
+        assert torch.equal(compiled(IMAGES, INDEX, epoch), augment(IMAGES, INDEX, epoch))
+    assert counter.frame_count <= 2

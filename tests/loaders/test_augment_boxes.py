@@ -71,7 +71,7 @@ def test_noise_is_normal_in_the_box_alone_and_a_colour_is_one_colour():
     base = torch.full((400, 3, 16, 16), 9.0)
     index = torch.arange(400)
     noisy = RandomErasing(EraseSpec(1.0, fill="noise"), 0)(base, index, 0)
-    coloured = RandomErasing(EraseSpec(1.0, fill="colour"), 0)(base, index, 0)
+    coloured = RandomErasing(EraseSpec(1.0, fill="color"), 0)(base, index, 0)
     covered = noisy != 9
     assert torch.equal(covered, coloured != 9)
     assert stats.kstest(noisy[covered].numpy(), "norm").pvalue > 1e-3
@@ -103,7 +103,7 @@ def test_a_mask_hangs_over_every_edge():
         ({"probability": 1.1}, "a probability is in"),
         ({"area": (0.5, 0.1)}, "least <= most"),
         ({"ratio": (0.0, 1.0)}, "0 < least"),
-        ({"fill": "nois"}, "one of noise, colour, mean"),
+        ({"fill": "nois"}, "one of noise, color, mean"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong, message):
