@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow check lint format lock clean
+.PHONY: help demo test test-slow check lint format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -35,6 +35,9 @@ format: $(INSTALLED_DEV)  ## Format, and fix what ruff can fix
 lock: $(INSTALLED_DEV)  ## Write the versions that are installed into requirements.lock
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^#' > requirements.lock
 
+ffcv: $(INSTALLED)  ## Install FFCV, for --data.loader ffcv; demo and test do it too, where it can be done
+	@./setup_ffcv.sh
+
 clean:  ## Remove the virtual environment and caches (never runs/)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 
@@ -43,10 +46,11 @@ $(VENV)/pyvenv.cfg:
 		{ echo "rlpheads needs Python 3.11 or newer; name one: make PYTHON=python3.12 demo"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): $(VENV)/pyvenv.cfg setup.py pyproject.toml requirements.lock
+$(INSTALLED): $(VENV)/pyvenv.cfg setup.py pyproject.toml requirements.lock setup_ffcv.sh
 	@echo "installing rlpheads into $(VENV) (a minute or two; nothing to do next time)"
 	@$(PIP) --editable '.[dali]' || \
 		{ echo "NVIDIA DALI is not to be had here: going on without it (data.loader: torch decodes)"; $(PIP) --editable .; }
+	@./setup_ffcv.sh
 	@touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)

@@ -24,12 +24,16 @@ DEPENDENCIES = [
     "psutil>=6",
 ]
 PHOTOGRAPHS = ["scikit-image>=0.24,<1"]  # eight of the ten of data.dataset patches
-DALI = [
-    "nvidia-dali-cuda130>=2.4,<3; platform_system == 'Linux'"
-]  # for the CUDA of torch's wheels; decodes without a GPU too
+# For the CUDA of torch's own wheels. It decodes without a GPU, too.
+DALI = ["nvidia-dali-cuda130>=2.4,<3; platform_system == 'Linux'"]
 EXTRAS = {
     "patches": PHOTOGRAPHS,
     "dali": DALI,
+    "ffcv": [
+        "ffcv>=1.0.2,<1.1",  # source only: setup_ffcv.sh installs what its build needs
+        "numba>=0.60",
+        "setuptools>=77",  # FFCV imports distutils, which Python 3.12 leaves to setuptools
+    ],
     "test": [
         *PHOTOGRAPHS,
         *DALI,

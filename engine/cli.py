@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -50,7 +52,37 @@ def _build_parser() -> argparse.ArgumentParser:
     audit = commands.add_parser("audit", help="refit probes to the features of a checkpoint", allow_abbrev=False)
     _add_audit_arguments(audit)
     audit.set_defaults(run=_run_audit)
+    convert = commands.add_parser("convert", help="make the store that the ffcv loader reads", allow_abbrev=False)
+    _add_convert_arguments(convert)
+    convert.set_defaults(run=_run_convert)
     return parser
+
+
+def _add_convert_arguments(convert: argparse.ArgumentParser) -> None:
+    convert.description = (
+        "Write a dataset's images into a store, STORE/train.beton and STORE/val.beton, in FFCV's format and canonical order, "
+        "for --data.root STORE --data.loader ffcv. Broken off, the same command goes on where it stopped."
+    )
+    add = convert.add_argument
+    add("--data.root", dest="root", metavar="FOLDER", help="folder of the images, as of a run")
+    add("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
+    add("--data.dataset", dest="dataset", default="imagefolder", help="as of a run; default: imagefolder")
+    add("--data.val_fraction", dest="val_fraction", type=float, help="as of a run, if the images have no val folder")
+    add("--seed", type=int, default=0, help="as of a run: with val_fraction it decides what is held out; default: 0")
+    add("--mode", default="jpg", help="jpg (default), raw (pixels: larger, faster), smart or proportion (some of each)")
+    add("--long", type=int, dest="long_side", metavar="PIXELS", help="make images smaller whose long side is longer")
+    add("--short", type=int, dest="short_side", metavar="PIXELS", help="make images smaller whose short side is longer")
+    add("--quality", type=int, help="JPEG quality; default: keep JPEG files that stay as large as they are, others 90")
+    add("--smart-bytes", type=int, default=196_608, help="smart: JPEG where the pixels take more; default: 196608")
+    add("--proportion", type=float, default=0.5, help="proportion: this fraction as JPEG; default: 0.5")
+    add("--data.on_error", dest="on_error", choices=("raise", "skip"), default="raise", help="as of a run")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="encoding processes; default: one for each core")
+    add(
+        "--page-size",
+        type=int,
+        default=8 << 20,
+        help="bytes of FFCV's pages; an image lies within one; default: 8388608",
+    )
 
 
 def _add_audit_arguments(audit: argparse.ArgumentParser) -> None:
@@ -99,6 +131,23 @@ def _run_audit(arguments: argparse.Namespace) -> int:
     names = ("taps", "probe", "hidden", "draws", "level", "device")
     options = AuditOptions(**{name: getattr(arguments, name) for name in names})
     return run_audit(arguments.folder, arguments.epoch, arguments.root, options, as_json=arguments.json)
+
+
+def _run_convert(arguments: argparse.Namespace) -> int:
+    from rlpheads.engine.convert import ConvertOptions, run_convert  # imports torch, which the help can do without
+    from rlpheads.loaders.image_encoding import Encoding
+
+    encoding = ("mode", "long_side", "short_side", "quality", "smart_bytes", "proportion")
+    others = ("dataset", "root", "val_fraction", "seed", "out", "on_error", "workers", "page_size")
+    try:
+        options = ConvertOptions(
+            encoding=Encoding(**{name: getattr(arguments, name) for name in encoding}),
+            **{name: getattr(arguments, name) for name in others},
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return run_convert(options)
 
 
 def _environment_table(environment: Mapping[str, Any]) -> Table:

@@ -116,7 +116,7 @@ class DataConfig:
     scikit-image and scikit-learn; synthetic: computed noise, for throughput; imagefolder: ROOT/{train,val}/CLASS/FILE or
     ROOT/CLASS/FILE; cifar10, cifar100: the official Python files in ROOT."""
     root: str | None = None
-    """Folder of the images (imagefolder, cifar10, cifar100)."""
+    """Folder of the images (imagefolder, cifar10, cifar100), or of the store that `rlpheads convert` made of any."""
     download: bool = False
     """Fetch CIFAR's archive into root where it is missing."""
     val_fraction: float | None = None
@@ -124,13 +124,13 @@ class DataConfig:
     a val/ folder), in (0, 1); null: 0.2 for digits and patches."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     subset: SubsetConfig = field(default_factory=SubsetConfig)
-    loader: Literal["torch", "dali"] = "torch"
-    """Which library decodes: torchvision, or NVIDIA DALI (the extra [dali]). Same samples, same crops; pixels differ by a
-    fifth of a level on average."""
+    loader: Literal["torch", "ffcv", "dali"] = "torch"
+    """Which library decodes. torch: any images, in worker processes; ffcv: a store, in threads; dali: any images, in
+    threads or on the GPU. The same samples and crops; pixels differ by a fifth of a level on average."""
     dali: DaliConfig = field(default_factory=DaliConfig)
     workers: int = 2
-    """Decoding processes (torch) or threads (dali) for each rank, at most one for each core; 0 decodes in the training
-    process. Changes no result."""
+    """Decoding processes (torch) or threads (ffcv, dali) for each rank, at most one for each core; 0: torch decodes in
+    the training process. Changes no result."""
     image_size: int = 224
     """Side of the square images that the model sees, in pixels."""
     crop: Literal["random_resized", "pad"] = "random_resized"

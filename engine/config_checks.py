@@ -132,7 +132,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_terms(config)
     _check_target(config)
     _check_device(config)
-    _check_loader(config)
+    _check_dali(config)
     _check_parts(config, world_size)
 
 
@@ -194,6 +194,7 @@ def _check_run(run: RunConfig) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
+    from rlpheads.loaders.beton import is_store
     from rlpheads.loaders.datasets import WITHOUT_ROOT
 
     if data.canaries.repeats == []:
@@ -205,7 +206,7 @@ def _check_data(data: DataConfig) -> None:
     if data.download and not is_cifar:
         raise refusal("data.download", True, "false: only cifar10 and cifar100 can be fetched")
     if data.dataset in WITHOUT_ROOT:
-        if data.root is not None:
+        if data.root is not None and not is_store(Path(data.root)):
             raise refusal("data.root", data.root, f"null for {data.dataset}, which {WITHOUT_ROOT[data.dataset]}")
         return
     if data.root is None:
@@ -276,18 +277,10 @@ def _check_device(config: Config) -> None:
         raise ConfigError(f"precision: got bf16, which {name} does not have; allowed on this device: fp32")
 
 
-def _check_loader(config: Config) -> None:
-    """Make sure that the library that decodes is there, and the device that it decodes on."""
+def _check_dali(config: Config) -> None:
     import torch
 
-    from rlpheads.loaders.factory import check_loader
-    from rlpheads.loaders.manifest import DatasetError
-
     settings = config.data.dali
-    try:
-        check_loader(config.data.loader)
-    except DatasetError as error:
-        raise ConfigError(f"data.loader: got {shown(config.data.loader)}, but {error}") from error
     if min(settings.largest_image) == 0 < max(settings.largest_image):
         raise refusal("data.dali.largest_image", settings.largest_image, "a height and a width, or [0, 0]")
     on_cuda = config.device != "cpu" and torch.cuda.is_available()

@@ -33,6 +33,7 @@ from rlpheads.engine.streams import stream_seed
 from rlpheads.engine.training import Training, build_training
 from rlpheads.loaders.datasets import open_dataset
 from rlpheads.loaders.decode import ImageReadError
+from rlpheads.loaders.factory import check_loader
 from rlpheads.loaders.manifest import DatasetError
 from rlpheads.loaders.subset import take_subset
 from rlpheads.loaders.synthetic import SyntheticSpec
@@ -125,6 +126,7 @@ def open_sources(config: Config) -> Sources:
             download=data.download,
             synthetic=SyntheticSpec(**asdict(data.synthetic), side=data.image_size),
         )
+        check_loader(data.loader, heldout)
         train = take_subset(train, data.subset.fraction, data.subset.per_class, stream_seed(config.seed, "subset"))
         sources = Sources(planted(train, data, stream_seed(config.seed, "canaries")), heldout)
     except DatasetError as error:

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from rlpheads.loaders import digits, patches
+from rlpheads.loaders.beton import is_store, open_store
 from rlpheads.loaders.cifar import open_cifar
 from rlpheads.loaders.image_folder import ImageFolderSource, open_image_folder
 from rlpheads.loaders.manifest import DatasetError, Manifest
@@ -81,7 +82,7 @@ def open_dataset(
     Args:
         name: "digits" (scikit-learn's, 8 × 8), "patches" (32 × 32, of photographs in scikit-image and scikit-learn),
             "synthetic", "cifar10", "cifar100", or "imagefolder" (ROOT/{train,val}/CLASS/FILE, or ROOT/CLASS/FILE).
-        root: Folder of the images, where the dataset lies in one.
+        root: Folder of the images, where the dataset lies in one; or for any dataset that of a store made of it.
         val_fraction: Fraction of each class that is held out where the dataset has no split of its own; for digits and
             patches 0.2 unless given.
         seed: Key of that split.
@@ -91,6 +92,8 @@ def open_dataset(
     Raises:
         DatasetError: If the dataset is unknown or not there, or its tree has another form; the message says what to do.
     """
+    if root is not None and name in DATASETS and is_store(Path(root).expanduser()):
+        return open_store(Path(root).expanduser(), name, split_key(name, val_fraction, seed))
     _check_name_and_root(name, root)
     if val_fraction is not None and name in ("cifar10", "cifar100", "synthetic"):
         raise DatasetError(f"{name} has held-out images of its own: leave val_fraction out")
@@ -105,6 +108,13 @@ def open_dataset(
         train, val = open_image_folder(folder, val_fraction=val_fraction, seed=seed)
         return ImageFolderSource(train), ImageFolderSource(val)
     return open_cifar(name, folder, download=download)
+
+
+def split_key(name: str, val_fraction: float | None, seed: int) -> str | None:
+    """Return what decides which samples are held out, in words; None where the dataset has splits of its own."""
+    defaults = {"digits": digits.DEFAULT_VAL_FRACTION, "patches": patches.DEFAULT_VAL_FRACTION}
+    fraction = defaults.get(name) if val_fraction is None else val_fraction
+    return None if fraction is None else f"val_fraction {fraction} and seed {seed}"
 
 
 def _or(given: float | None, default: float) -> float:

@@ -14,6 +14,7 @@ from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.manifest import DatasetError
 from rlpheads.loaders.order import Order
+from rlpheads.loaders.stored_rows import find_stored_rows
 from rlpheads.loaders.torch_loader import TorchLoader
 from rlpheads.loaders.torch_transforms import EvalTransform, TrainTransform
 
@@ -32,7 +33,7 @@ def make_loader(
     """Make a loader. All kinds yield the same samples in the same order with the same crops.
 
     Args:
-        kind: Which library decodes: "torch" or "dali".
+        kind: Which library decodes: "torch", "dali" or "ffcv" (of a store only).
         source: The images.
         order: Which sample stands where; its seed also keys the crops and flips.
         crop: How an image becomes a square.
@@ -43,11 +44,26 @@ def make_loader(
         ValueError: For an unknown kind, or an order that does not fit the source or the world size.
         DatasetError: If the library is not there, or cannot read the source.
     """
+    check_loader(kind, source)
+    return _ADAPTERS[kind](source, order, crop, train, options or LoaderOptions())
+
+
+def check_loader(kind: str, source: ImageSource) -> None:
+    """Make sure that a loader is there and can read a source, without importing its library.
+
+    Raises:
+        ValueError: For an unknown kind.
+        DatasetError: If the library is not there, or cannot read the source, with what to do.
+    """
     if kind not in _ADAPTERS:
         close = difflib.get_close_matches(kind, _ADAPTERS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"there is no loader {kind!r}: it must be one of {', '.join(_ADAPTERS)}{hint}")
-    return _ADAPTERS[kind](source, order, crop, train, options or LoaderOptions())
+    if kind == "ffcv":
+        check_ffcv()
+        find_stored_rows(source)
+    if kind == "dali":
+        check_dali()
 
 
 def _torch_loader(source: ImageSource, order: Order, crop: CropSpec, train: bool, options: LoaderOptions) -> Loader:
@@ -55,35 +71,47 @@ def _torch_loader(source: ImageSource, order: Order, crop: CropSpec, train: bool
     return TorchLoader(source, order, transform, options)
 
 
+def _ffcv_loader(source: ImageSource, order: Order, crop: CropSpec, train: bool, options: LoaderOptions) -> Loader:
+    from rlpheads.loaders.ffcv_loader import FfcvLoader  # imports FFCV, which takes seconds
+
+    return FfcvLoader(source, order, crop, train=train, options=options)
+
+
 def _dali_loader(source: ImageSource, order: Order, crop: CropSpec, train: bool, options: LoaderOptions) -> Loader:
-    _check_dali()
     from rlpheads.loaders.dali_loader import DaliLoader
 
     return DaliLoader(source, order, crop, train=train, options=options)
 
 
-def check_loader(kind: str) -> None:
-    """Make sure that a loader's library is there, without importing it.
+def check_ffcv() -> None:
+    """Make sure that FFCV is there, without importing it.
 
     Raises:
         DatasetError: If it is not, with how to install it.
     """
-    if kind in _CHECKS:
-        _CHECKS[kind]()
+    if importlib.util.find_spec("ffcv") is None:
+        raise DatasetError(
+            "the ffcv loader needs FFCV, which is not installed: it is built here from Debian's headers. As root, "
+            "`make ffcv` installs both; otherwise have `apt-get install g++ pkg-config libturbojpeg0-dev "
+            "libopencv-imgproc-dev libgl1 libglib2.0-0` run, then `make ffcv`"
+        )
 
 
-def _check_dali() -> None:
-    nvidia = importlib.util.find_spec("nvidia")  # a namespace: other packages of NVIDIA's lie in it too
+def check_dali() -> None:
+    """Make sure that DALI is there, without importing it.
+
+    Raises:
+        DatasetError: If it is not, with how to install the build for torch's CUDA.
+    """
+    nvidia = importlib.util.find_spec("nvidia")  # a namespace, which other packages of NVIDIA's share
     folders = [] if nvidia is None else [Path(folder) for folder in nvidia.submodule_search_locations or ()]
     if any((folder / "dali").is_dir() for folder in folders):
         return
-    major = (torch.version.cuda or "13").split(".")[0]
-    package = "nvidia-dali-cuda120" if major == "12" else "nvidia-dali-cuda130"
+    package = "nvidia-dali-cuda120" if (torch.version.cuda or "").startswith("12.") else "nvidia-dali-cuda130"
     raise DatasetError(
-        f"the dali loader needs NVIDIA DALI, which is not installed: run `pip install {package}` (Linux only; about 500 "
+        f"the dali loader needs NVIDIA DALI, which is not installed: run `pip install {package}` (for Linux; about 500 "
         "MB), or leave the decoding to torchvision with --data.loader torch"
     )
 
 
-_ADAPTERS: dict[str, Adapter] = {"torch": _torch_loader, "dali": _dali_loader}
-_CHECKS: dict[str, Callable[[], None]] = {"dali": _check_dali}
+_ADAPTERS: dict[str, Adapter] = {"torch": _torch_loader, "ffcv": _ffcv_loader, "dali": _dali_loader}

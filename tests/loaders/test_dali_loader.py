@@ -224,8 +224,8 @@ def test_without_dali_there_is_one_message_with_the_remedy(monkeypatch, photogra
         loader_of("dali", photographs, CROP, 8)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     with pytest.raises(DatasetError, match=r"pip install nvidia-dali-cuda120.*--data\.loader torch"):
-        check_loader("dali")
-    check_loader("torch")
+        check_loader("dali", photographs)
+    check_loader("torch", photographs)
 
 
 @pytest.mark.parametrize(

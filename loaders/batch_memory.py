@@ -1,0 +1,42 @@
+"""Memory for batches that is used again once nobody holds the batch any more."""
+
+from __future__ import annotations
+
+import weakref
+from queue import Empty, SimpleQueue
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class BatchMemory:
+    """Blocks of uint8 memory, each given out again only when no tensor lies on it any more.
+
+    So a caller may keep any batch; fresh memory for every batch would cost the kernel's work of clearing it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, pinned: bool) -> None:
+        """Prepare.
+
+        Args:
+            shape: Of every block.
+            pinned: Page-locked, for copies to a GPU.
+        """
+        self._shape = shape
+        self._pinned = pinned
+        self._free: SimpleQueue[NDArray[np.uint8]] = SimpleQueue()
+
+    def take(self) -> Tensor:
+        """Return uint8 memory with anything in it."""
+        if self._pinned:
+            # Torch's own pool of pinned memory also waits for copies to a device that are still under way.
+            return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True)
+        try:
+            block = self._free.get_nowait()
+        except Empty:
+            block = np.empty(self._shape, dtype=np.uint8)
+        lent = block.view()  # the tensor and all views of it hold this object, and nothing else does
+        weakref.finalize(lent, self._free.put, block).atexit = False
+        return torch.from_numpy(lent)
