@@ -17,7 +17,7 @@ from torch import Tensor
 from rlpheads.engine.config_errors import nearest
 from rlpheads.engine.display import percent
 from rlpheads.engine.launch import choose_device
-from rlpheads.engine.probe import FeatureReader, FeatureStore, select_places
+from rlpheads.engine.probe import FeatureReader, FeatureStore, read_places
 from rlpheads.engine.run_folder import write_atomically
 from rlpheads.engine.run_loading import OpenedRun, RunError, open_run
 from rlpheads.engine.streams import stream_seed
@@ -41,7 +41,7 @@ class AuditOptions:
     """How a run is audited.
 
     Attributes:
-        taps: places, as `rlpheads.engine.probe.select_places` reads them; None: the run's own taps.
+        taps: places, as `rlpheads.engine.probe.read_places` reads them; None: the run's own taps.
         probe: kind of probe.
         hidden: hidden units of the two-layer probe; None: its default.
         draws: fresh draws of the labels.
@@ -175,7 +175,7 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
     probe = make_probe(options)
     device = choose_device(options.device, local_rank=0)
     model = run.load_model().to(device)
-    reader = FeatureReader(model, select_places(options.taps, model), norm=run.config.heads.norm)
+    reader = FeatureReader(model, read_places(options.taps, model), norm=run.config.heads.norm)
     labels = audit_labels(run, options.draws)
     with FeatureStore(run.config, reader, device) as store:
         train, heldout = store.read(run.sources.train), store.read(run.sources.heldout)

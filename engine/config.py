@@ -170,6 +170,15 @@ class ModelConfig:
     """Name of a timm model that offers forward_intermediates."""
     args: dict[str, Any] = field(default_factory=dict)
     """Arguments for timm.create_model, such as {embed_dim: 192, depth: 6, drop_path_rate: 0.1}."""
+    pretrained: bool = False
+    """Start from the weights that timm publishes for the name, fetched from the Hugging Face hub unless they are there."""
+    checkpoint: str | None = None
+    """Start from the weights in a local file (safetensors, or a .pth of timm's or PyTorch's); null: none."""
+    frozen: bool = False
+    """Leave the weights as they are and train the heads alone: to measure a network, in evaluation mode."""
+    sync_batchnorm: bool = False
+    """Batch norm over the images of all ranks; a network with batch norm needs it on several ranks. Changes nothing on
+    one. Micro-batches (accumulate) are normalised one by one."""
     label_smoothing: float = 0.0
     """Label smoothing of the class loss, in [0, 1)."""
     ema_decay: float | None = None
@@ -204,8 +213,9 @@ class HeadsConfig:
     audit_draws: int | None = None
     """Further draws whose heads only measure: the regulariser and the joint term never see their labels, so they find
     memory that a regulariser hides from its own heads. null: 1 where there is a regulariser or joint term, else 0."""
-    taps: Literal["all", "none"] | list[int] = "all"
-    """Blocks whose output a head reads: all, none, or a list of block numbers (negative: from the end)."""
+    taps: Literal["all", "none", "inside"] | list[int | str] = "all"
+    """Where heads read: after all blocks (or stages), nowhere, inside all blocks (after attention and after the MLP), or a
+    list of places: block numbers (negative: from the end), 3.attn, 3.mlp, names of modules such as layer2.0."""
     pool: Literal["auto", "token", "mean"] = "auto"
     """How tokens become a feature vector: the class token, the mean of the patch tokens, or as the classifier does."""
     norm: bool = True
@@ -237,8 +247,8 @@ class RegularizerConfig:
     """Which function of the head's output is minimised."""
     factor: float = 0.0
     """Weight λ; at 0 (and heads.joint 0) the backbone is bit-identical to one trained without heads."""
-    taps: Literal["all"] | list[int] = "all"
-    """Which of the heads' taps are regularised."""
+    taps: Literal["all"] | list[int | str] = "all"
+    """Which of the heads' taps are regularised, by the same names."""
     target: float | None = None
     """Wanted clean random-label accuracy of the audit heads minus the head-only baseline, averaged over the regularised
     taps (0.02: two points above it). λ then starts at factor and is steered after every clean pass; null: λ is factor."""

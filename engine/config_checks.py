@@ -12,11 +12,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rlpheads.engine.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from rlpheads.engine.config import Config, DataConfig, RunConfig
 from rlpheads.engine.config_errors import ConfigError, nearest, refusal, shown
+from rlpheads.engine.model_checks import check_parts
 
 _NAME_BYTES = 200  # a file system allows 255; the rest is for what is written beside the folder
-_TIMM_LOADS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +130,11 @@ def check_config(config: Config, world_size: int) -> None:
     _check_run(config.run)
     _check_data(config.data)
     _check_terms(config)
+    _check_model_settings(config)
     _check_target(config)
     _check_device(config)
     _check_dali(config)
-    _check_parts(config, world_size)
+    check_parts(config, world_size)
 
 
 def _check_ranges(config: Config) -> None:
@@ -231,6 +232,23 @@ def _nearest_folder(path: Path) -> str:
     return f" (nearest: {path.parent / match})" if match else ""
 
 
+def _check_model_settings(config: Config) -> None:
+    model = config.model
+    if model.pretrained and model.checkpoint is not None:
+        raise ConfigError("model.checkpoint: got a file, and model.pretrained too; allowed: one of the two")
+    if not model.frozen:
+        return
+    if config.heads.taps == "none":
+        raise ConfigError(
+            "model.frozen: got true, and heads.taps is none; allowed: heads, or there is nothing to train"
+        )
+    for key, value in (("regularizer.factor", config.regularizer.factor), ("heads.joint", config.heads.joint)):
+        if value > 0:
+            raise refusal(key, value, "0 while model.frozen: nothing but the heads is trained")
+    if model.ema_decay is not None:
+        raise refusal("model.ema_decay", model.ema_decay, "null while model.frozen: the weights never move")
+
+
 def _check_terms(config: Config) -> None:
     for key, value in (("regularizer.factor", config.regularizer.factor), ("heads.joint", config.heads.joint)):
         if value > 0 and config.heads.taps == "none":
@@ -239,7 +257,7 @@ def _check_terms(config: Config) -> None:
         raise refusal("heads.labels", "auto", "a number where no tap has a head (heads.taps is none)")
     for key, taps in (("heads.taps", config.heads.taps), ("regularizer.taps", config.regularizer.taps)):
         if taps == []:
-            raise refusal(key, taps, "all or at least one block" + (", or none" if key == "heads.taps" else ""))
+            raise refusal(key, taps, "all or at least one place" + (", or none" if key == "heads.taps" else ""))
 
 
 def _check_target(config: Config) -> None:
@@ -286,74 +304,3 @@ def _check_dali(config: Config) -> None:
     on_cuda = config.device != "cpu" and torch.cuda.is_available()
     if config.data.loader == "dali" and settings.decode == "gpu" and not on_cuda:
         raise refusal("data.dali.decode", "gpu", "auto or cpu where the model is not on a GPU")
-
-
-def _check_parts(config: Config, world_size: int) -> None:
-    """Build model and optimizers to see whether they can be; the process's random numbers stay as they were."""
-    import torch
-
-    _check_model_name(config.model)
-    with torch.random.fork_rng(devices=[]):
-        _check_model(config, world_size)
-        _check_optimizer("optim", config.optim, config)
-        _check_optimizer("heads.optim", config.heads.optim, config)
-
-
-def _check_model_name(model: ModelConfig) -> None:
-    import timm
-
-    if "num_classes" in model.args:
-        raise ConfigError("model.args: got num_classes, which the dataset decides; allowed: any other argument")
-    architecture = model.name.partition(".")[0]  # vit_base_patch16_224.augreg_in1k names weights too
-    if not timm.is_model(architecture):
-        match = nearest(architecture, timm.list_models())
-        hint = f" (nearest: {match})" if match else ""
-        raise refusal(
-            "model.name", model.name, f"a model of timm {timm.__version__}{hint}; timm.list_models() names them"
-        )
-
-
-def _check_model(config: Config, world_size: int) -> None:
-    import torch
-
-    from rlpheads.engine.models import build_model, tap_dims
-    from rlpheads.memorization.taps import select_taps
-
-    args = {name: value for name, value in config.model.args.items() if name not in _TIMM_LOADS}
-    unloaded = dataclasses.replace(config, model=dataclasses.replace(config.model, args=args))
-    try:
-        with torch.device("meta"):
-            model = build_model(unloaded, num_classes=2)
-            tap_dims(model, config.data.image_size)
-        regularized = select_taps(config.regularizer.taps, model.num_blocks)
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
-    except Exception as error:  # timm computes with its arguments unchecked, and any exception may come of that
-        given = f"got {shown(config.model.name)} with model.args {shown(args)}"
-        raise ConfigError(f"model: {given}, which cannot be built: {type(error).__name__}: {error}") from error
-    if world_size > 1 and any("running_mean" in name for name, _ in model.named_buffers()):
-        raise ConfigError(
-            f"model.name: got {shown(config.model.name)}, whose batch norm keeps statistics of one rank's images; "
-            "allowed on several ranks: a model without batch norm"
-        )
-    if config.regularizer.taps != "all" and not set(regularized) <= set(model.taps):
-        raise refusal("regularizer.taps", config.regularizer.taps, f"blocks that have a head: {list(model.taps)}")
-
-
-def _check_optimizer(key: str, optim: OptimConfig, config: Config) -> None:
-    import timm.optim
-    from torch import nn
-
-    from rlpheads.engine.optimizer import Span, build_part
-
-    known = timm.optim.list_optimizers()
-    if optim.name not in known:
-        match = nearest(optim.name, known)
-        hint = f" (nearest: {match})" if match else ""
-        raise refusal(f"{key}.name", optim.name, f"an optimizer of timm{hint}; timm.optim.list_optimizers() names them")
-    if timm.optim.get_optimizer_info(optim.name).second_order:
-        raise refusal(f"{key}.name", optim.name, "an optimizer that needs first-order gradients only, such as adamw")
-    try:
-        build_part(nn.Linear(2, 2), optim, config.schedule, Span(config.epochs, 1), ddp=False)
-    except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"{key}.name: {optim.name} cannot be built here: {error}") from error

@@ -23,7 +23,7 @@ _ONE = {
     types.NoneType: "null",
     Any: "null, true, false, a finite number, text, or a list or mapping of these",
 }
-_MANY = {int: "whole numbers", float: "finite numbers", str: "texts"}
+_MANY = {int: "whole numbers", float: "finite numbers", str: "texts", int | str: "whole numbers and texts"}
 
 
 class _MismatchError(Exception):
@@ -72,7 +72,7 @@ def _alternatives(hint: Any) -> list[str]:
     if origin in (Union, types.UnionType):
         return [alternative for arg in args for alternative in _alternatives(arg)]
     if origin is list:
-        return [f"a list of {_MANY[args[0]]} such as [0, -1]"]
+        return [f"a list of {_MANY[args[0]]} such as {'[0, -1]' if args[0] is int else '[0, 3.attn]'}"]
     if origin is tuple:
         return [f"a list of {len(args)} {_MANY[args[0]]}"]
     return [_ONE[origin or hint]]

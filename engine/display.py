@@ -76,7 +76,7 @@ class Display:
         else:
             self.say(f"epoch {row['epoch']} step {done}/{self._num_steps}  {figures}")
 
-    def epoch(self, row: Mapping[str, Any], taps: Sequence[int]) -> None:
+    def epoch(self, row: Mapping[str, Any], taps: Sequence[int | str]) -> None:
         """Print the table of a finished epoch."""
         title = (
             f"epoch {row['epoch']} (of 0–{self._num_epochs - 1})  "

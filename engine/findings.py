@@ -17,7 +17,7 @@ class TapFinding:
     """One tap of a finished run; accuracies in [0, 1], averaged over draws, None where not measured.
 
     Attributes:
-        block: number of the block that the tap reads.
+        block: name of the tap: the number of the block that it reads, or text.
         running: on augmented images while the weights moved (last epoch).
         clean: on the training set without augmentation, weights at rest (last epoch that measured it).
         audit: clean, of the audit heads, whose labels the regulariser never saw.
@@ -29,7 +29,7 @@ class TapFinding:
         audit_bits: T of the audit heads.
     """
 
-    block: int
+    block: int | str
     running: float | None
     clean: float | None
     audit: float | None
@@ -57,13 +57,13 @@ class Findings:
     chance: float
     taps: tuple[TapFinding, ...]
     heldout_bounds: tuple[float, float]
-    strayed: tuple[tuple[int, int, float], ...]
+    strayed: tuple[tuple[int | str, int, float], ...]
 
 
 def summarize_findings(
     heldout: Evaluation,
     history: Sequence[Mapping[str, Any]],
-    blocks: Sequence[int],
+    blocks: Sequence[int | str],
     baselines: Sequence[float],
     num_labels: int,
 ) -> Findings:
@@ -72,7 +72,7 @@ def summarize_findings(
     Args:
         heldout: evaluation of the final weights on the held-out split.
         history: the epoch lines of metrics.jsonl.
-        blocks: block number of every tap.
+        blocks: name of every tap.
         baselines: head-only accuracy of every tap.
         num_labels: K.
     """

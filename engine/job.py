@@ -159,9 +159,11 @@ def _train(begun: _Begun, sources: Sources, folder: RunFolder, launched: Launch)
     console = Console(quiet=not launched.is_main, width=None if sys.stdout.isatty() else 160)
     try:
         _check_same_images(sources, launched)
-        training = build_training(config, sources, folder, launched)
+        training = build_training(config, sources, folder, launched, fresh=point is None)
         with Display(console, config.epochs, training.order.num_steps, launched.device, config.verbose) as display:
             display.say(opening_line(training))
+            if training.learner.origin and point is None:
+                display.say(training.learner.origin)
             for warning in begun.warnings:
                 display.warn(warning)
             if point is not None:

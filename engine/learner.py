@@ -11,11 +11,14 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
+from rlpheads.engine.batch_norm import synchronise_batch_norm
 from rlpheads.engine.config import Config
+from rlpheads.engine.initial_weights import load_weights
 from rlpheads.engine.launch import Launch
-from rlpheads.engine.models import Network, TappedModel, build_model, planned_tap_dims
-from rlpheads.engine.optimizer import Span, TrainedPart, build_part
+from rlpheads.engine.models import Network, build_model, planned_tap_dims
+from rlpheads.engine.optimizer import FrozenPart, Span, TrainedPart, build_part
 from rlpheads.engine.streams import stream_seed
+from rlpheads.engine.tapped_model import TappedModel
 from rlpheads.memorization.heads import RLPHeads
 
 
@@ -24,29 +27,38 @@ class Learner:
     """What a training step changes and a checkpoint keeps.
 
     Attributes:
-        backbone: the tapped classifier.
+        backbone: the tapped classifier, trained or frozen.
         heads: the random-label prediction heads, or None when no tap is read. They have a wrapper, an optimizer and
             a clipping norm of their own, so that with λ = 0 the backbone is bit-identical with and without them.
         audit: heads on draws of the labels that nothing but their own loss ever sees, or None; apart from `heads` in
             everything, so that they change nothing.
         ema: moving average of the backbone's weights (never of the heads'), or None.
         dims: width of every tap.
+        origin: where the weights come from, if not from the seed.
     """
 
-    backbone: TrainedPart
+    backbone: TrainedPart | FrozenPart
     heads: TrainedPart | None
     audit: TrainedPart | None
     ema: ModelEmaV3 | None
     dims: tuple[int, ...]
+    origin: str = ""
 
     @property
-    def parts(self) -> Iterator[tuple[str, TrainedPart]]:
-        """The parts that are trained, by name."""
+    def parts(self) -> Iterator[tuple[str, TrainedPart | FrozenPart]]:
+        """The parts, by name."""
         yield "backbone", self.backbone
         if self.heads is not None:
             yield "heads", self.heads
         if self.audit is not None:
             yield "audit", self.audit
+
+    @property
+    def trained_parts(self) -> Iterator[tuple[str, TrainedPart]]:
+        """The parts that have an optimizer, by name."""
+        for name, part in self.parts:
+            if isinstance(part, TrainedPart):
+                yield name, part
 
     @property
     def wrapped(self) -> Network:
@@ -83,12 +95,12 @@ class Learner:
     def train(self, mode: bool = True) -> None:
         """Switch every part between training and evaluation mode."""
         for _, part in self.parts:
-            part.wrapped.train(mode)
+            part.train(mode)
 
     def state(self) -> dict[str, Any]:
         """Return every tensor that a checkpoint keeps, by reference (nothing is copied)."""
         state: dict[str, Any] = {name: part.module.state_dict() for name, part in self.parts}
-        for name, part in self.parts:
+        for name, part in self.trained_parts:
             state[f"{name}_optimizer"] = get_optimizer_state_dict(part.module, part.optimizer)
         if self.ema is not None:
             state["ema"] = self.ema.module.state_dict()
@@ -96,20 +108,32 @@ class Learner:
 
     def load_optimizers(self, state: dict[str, Any]) -> None:
         """Hand the optimizers' part of a loaded `state()` back (the modules' tensors were filled in place)."""
-        for name, part in self.parts:
+        for name, part in self.trained_parts:
             set_optimizer_state_dict(part.module, part.optimizer, state[f"{name}_optimizer"])
 
 
-def build_learner(config: Config, launch: Launch, num_classes: int, steps_per_epoch: int) -> Learner:
+def build_learner(
+    config: Config, launch: Launch, num_classes: int, steps_per_epoch: int, *, fresh: bool = True
+) -> Learner:
     """Build model, heads, optimizers and average on the run's device.
 
     Weights are drawn on the CPU and then moved, so that a seed means the same network on every device.
+
+    Args:
+        config: settings of the run.
+        launch: the ranks and the device.
+        num_classes: outputs of the classifier.
+        steps_per_epoch: optimizer steps of an epoch.
+        fresh: fill the model with the weights it is to start from; not needed where a checkpoint of the run follows.
     """
     dims = planned_tap_dims(config, num_classes)
     span = Span(config.epochs, steps_per_epoch)
     ddp = launch.world_size > 1
-    model = build_model(config, num_classes).to(launch.device)
-    backbone = build_part(model, config.optim, config.schedule, span, ddp)
+    model, origin = _initial_model(config, num_classes, fresh)
+    model.to(launch.device)
+    if ddp and config.model.sync_batchnorm:
+        synchronise_batch_norm(model, launch.device)
+    backbone = FrozenPart(model) if config.model.frozen else build_part(model, config.optim, config.schedule, span, ddp)
     decay = config.model.ema_decay
     ema = None if decay is None else ModelEmaV3(model, decay=decay)
 
@@ -119,7 +143,16 @@ def build_learner(config: Config, launch: Launch, num_classes: int, steps_per_ep
         module = build_heads(config, dims, name, num_draws).to(launch.device)
         return build_part(module, config.heads.optim, config.schedule, span, ddp)
 
-    return Learner(backbone, part("heads", config.heads.draws), part("audit", num_audit_draws(config)), ema, dims)
+    heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))
+    return Learner(backbone, heads, audit, ema, dims, origin)
+
+
+def _initial_model(config: Config, num_classes: int, fresh: bool) -> tuple[TappedModel, str]:
+    """Build the model with the weights that it starts from; say where they come from, if not from the seed."""
+    model = build_model(config, num_classes, pretrained=config.model.pretrained and fresh)
+    if config.model.checkpoint is not None and fresh:
+        return model, load_weights(model.backbone, config.model.checkpoint)
+    return model, f"timm's weights for {config.model.name}" if config.model.pretrained else ""
 
 
 def build_heads(config: Config, dims: tuple[int, ...], name: str, num_draws: int) -> RLPHeads:

@@ -33,6 +33,10 @@ class TrainedPart:
     scheduler: Scheduler
     clip_norm: float | None
 
+    def train(self, mode: bool) -> None:
+        """Switch between training and evaluation mode."""
+        self.wrapped.train(mode)
+
     def without_sync(self) -> AbstractContextManager[None]:
         """Return the context in which gradients stay local, for all but the last micro-batch."""
         if isinstance(self.wrapped, DistributedDataParallel):
@@ -51,6 +55,34 @@ class TrainedPart:
     def lr(self) -> float:
         """Learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+
+@dataclass(frozen=True)
+class FrozenPart:
+    """A module that is run and never changed: always in evaluation mode, without gradients, optimizer and wrapper."""
+
+    module: nn.Module
+    lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.module.requires_grad_(False)
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """The module itself."""
+        return self.module
+
+    def train(self, mode: bool) -> None:
+        """Stay in evaluation mode."""
+        del mode
+        self.module.eval()
+
+    def without_sync(self) -> AbstractContextManager[None]:
+        """Return a context: there is nothing to reduce."""
+        return nullcontext()
+
+    def update(self, num_updates: int) -> None:
+        """Change nothing."""
 
 
 @dataclass(frozen=True)

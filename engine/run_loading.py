@@ -14,9 +14,10 @@ from rlpheads.engine.command_line import parse_config
 from rlpheads.engine.config import Config
 from rlpheads.engine.config_errors import nearest
 from rlpheads.engine.job import open_sources
-from rlpheads.engine.models import TappedModel, build_model
+from rlpheads.engine.models import build_model
 from rlpheads.engine.resume import Position, Sources, check_images
 from rlpheads.engine.run_folder import RunFolder
+from rlpheads.engine.tapped_model import TappedModel
 
 
 class RunError(ValueError):

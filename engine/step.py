@@ -15,14 +15,14 @@ from torch import Tensor
 
 from rlpheads.engine.config import Config
 from rlpheads.engine.learner import Learner
-from rlpheads.engine.models import Network, TappedModel
+from rlpheads.engine.models import Network
 from rlpheads.engine.precision import autocast
 from rlpheads.engine.streams import stream_seed
+from rlpheads.engine.tapped_model import TappedModel
 from rlpheads.loaders.batch import Batch
 from rlpheads.memorization.heads import HeadLosses, HeadTerms
 from rlpheads.memorization.ledger import Ledger
 from rlpheads.memorization.regularizer import TermWeights, combine
-from rlpheads.memorization.taps import select_taps
 
 
 class RowLosses(NamedTuple):
@@ -62,16 +62,16 @@ def build_routes(config: Config, model: TappedModel, world_size: int) -> Routes:
     """Translate the configured regulariser and joint weight into terms over the model's taps.
 
     Raises:
-        ValueError: a regularised tap is no block, or has no head.
+        ValueError: a regularised tap is no place, or has no head.
     """
     factor, weights = config.regularizer.factor, TermWeights(config.regularizer.factor, config.heads.joint)
     regularized: tuple[int, ...] = ()
     if factor > 0:
         chosen = config.regularizer.taps
-        blocks = model.taps if chosen == "all" else select_taps(chosen, model.num_blocks)
-        if missing := sorted(set(blocks) - set(model.taps)):
+        places = model.places if chosen == "all" else model.select(chosen)
+        if missing := [place.name for place in places if place not in model.places]:
             raise ValueError(f"regularizer.taps names {missing}, where no head is; heads.taps are {list(model.taps)}")
-        regularized = tuple(model.taps.index(block) for block in blocks)
+        regularized = tuple(model.places.index(place) for place in places)
     terms = HeadTerms(config.regularizer.kind if regularized else None, regularized, joint=config.heads.joint > 0)
     return Routes(terms, weights, config.model.label_smoothing, config.heads.draws, world_size)
 

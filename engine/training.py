@@ -140,12 +140,14 @@ class Training:
         return merged
 
 
-def build_training(config: Config, sources: Sources, folder: RunFolder, launch: Launch) -> Training:
-    """Build everything that a run consists of, on this rank's device."""
+def build_training(
+    config: Config, sources: Sources, folder: RunFolder, launch: Launch, *, fresh: bool = True
+) -> Training:
+    """Build everything that a run consists of, on this rank's device; `fresh`: it begins, and resumes nothing."""
     manifest = sources.train.manifest
     order = Order(manifest.num_samples, config.batch_size, stream_seed(config.seed, "order"), True, config.data.partial)
     loader = _loader(config, sources.train, order, launch, train=True)
-    learner = build_learner(config, launch, len(manifest.classes), order.num_steps)
+    learner = build_learner(config, launch, len(manifest.classes), order.num_steps, fresh=fresh)
     routes = build_routes(config, learner.tapped, launch.world_size)
     normalize = Normalize(config.data.mean, config.data.std)
     augment = Augment(augment_spec(config.data), normalize, order.seed)

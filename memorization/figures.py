@@ -64,13 +64,17 @@ _BASELINE_LINE: dict[str, Any] = {"color": _INK, "linestyle": _DOTTED, "linewidt
 
 
 def plot_rla_by_depth(
-    path: str | Path, taps: Sequence[int], accuracy: Mapping[str, ArrayLike], references: References, title: str = ""
+    path: str | Path,
+    taps: Sequence[int | str],
+    accuracy: Mapping[str, ArrayLike],
+    references: References,
+    title: str = "",
 ) -> tuple[Path, Path]:
     """Draw random-label accuracy against the depth of the tap, at one moment of a run.
 
     Args:
         path: where to write; its suffix, if it is .png or .svg, gives way to both.
-        taps: T block numbers, ascending.
+        taps: names of T taps in the order of depth: block numbers, drawn to scale, or text.
         accuracy: (T, M) fractions under any of "clean", "running" and "heldout". The line is the mean over the M draws;
             with several draws each is a faint dot. NaN leaves a gap.
         references: chance, held-out band and baseline.
@@ -83,25 +87,30 @@ def plot_rla_by_depth(
         ValueError: no phase, an unknown one, or an array of another shape.
     """
     phases = _phase_arrays(accuracy, (len(taps),))
+    depths = [tap for tap in taps if isinstance(tap, int)]
+    numbered = len(depths) == len(taps)
+    if not numbered:
+        depths = list(range(len(taps)))
     figure = _new_figure((6.4, 4.4), title)
     axes = figure.add_subplot()
     in_view = _draw_references(axes, references, phases)
     if references.baseline is not None:
         baseline_T = np.broadcast_to(np.asarray(references.baseline, dtype=float), (len(taps),))
-        ends = [taps[0] - 0.4, *taps, taps[-1] + 0.4]  # across the whole panel, as chance is
+        ends = [depths[0] - 0.4, *depths, depths[-1] + 0.4]  # across the whole panel, as chance is
         axes.plot(ends, np.pad(baseline_T, 1, mode="edge"), label="head-only baseline", **_BASELINE_LINE)
         in_view.extend(baseline_T)
     for phase, accuracy_TM in phases.items():
         style = _PHASES[phase]
         if accuracy_TM.shape[1] > 1:
-            axes.plot(taps, accuracy_TM, color=style.colour, marker="o", linestyle="none", **_DRAW_DOT)
-        (line,) = axes.plot(taps, accuracy_TM.mean(1), color=style.colour, label=style.label, zorder=3, **_LINE)
+            axes.plot(depths, accuracy_TM, color=style.colour, marker="o", linestyle="none", **_DRAW_DOT)
+        (line,) = axes.plot(depths, accuracy_TM.mean(1), color=style.colour, label=style.label, zorder=3, **_LINE)
         line.set(linestyle=style.linestyle, marker=style.marker, **_MARKER)
         in_view.extend(accuracy_TM.ravel())
     _finish_axes(axes, in_view)
-    axes.set_xlabel("block")
-    axes.set_xlim(taps[0] - 0.4, taps[-1] + 0.4)
-    axes.set_xticks(taps[:: -(-len(taps) // _MAX_TICKS)])
+    axes.set_xlabel("block" if numbered else "tap")
+    axes.set_xlim(depths[0] - 0.4, depths[-1] + 0.4)
+    shown = slice(None, None, -(-len(taps) // _MAX_TICKS))
+    axes.set_xticks(depths[shown], [str(tap) for tap in taps[shown]], rotation=0 if numbered else 45)
     axes.set_ylabel("random-label accuracy")
     _legend(figure, [axes])
     return _save(figure, path)
@@ -110,7 +119,7 @@ def plot_rla_by_depth(
 def plot_rla_by_epoch(
     path: str | Path,
     epochs: Sequence[int],
-    taps: Sequence[int],
+    taps: Sequence[int | str],
     accuracy: Mapping[str, ArrayLike],
     references: References,
     title: str = "",
@@ -122,7 +131,7 @@ def plot_rla_by_epoch(
     Args:
         path: where to write; its suffix, if it is .png or .svg, gives way to both.
         epochs: E epochs, ascending.
-        taps: T block numbers, ascending.
+        taps: names of T taps in the order of depth.
         accuracy: (E, T, M) fractions under any of "clean", "running" and "heldout"; lines are means over the M draws.
             An epoch of NaN is one in which the phase was not measured: the lines pass over it.
         references: chance, held-out band and baseline.
@@ -208,15 +217,17 @@ def _draw_epochs(
     return drawn_ET.ravel()
 
 
-def _depth_scale(figure: Figure, panels: NDArray[np.object_], taps: Sequence[int], colours: ListedColormap) -> None:
-    """Say which colour is which block."""
+def _depth_scale(
+    figure: Figure, panels: NDArray[np.object_], taps: Sequence[int | str], colours: ListedColormap
+) -> None:
+    """Say which colour is which tap."""
     norm = BoundaryNorm(np.arange(len(taps) + 1) - 0.5, len(taps))
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), pad=0.015, aspect=24)
     shown = range(0, len(taps), -(-len(taps) // _MAX_TICKS))
     bar.set_ticks(list(shown), labels=[str(taps[t]) for t in shown])
     bar.minorticks_off()
     bar.ax.tick_params(length=0, labelsize=8.5, labelcolor=_INK)
-    bar.ax.set_title("block", fontsize=9, color=_INK, pad=6)
+    bar.ax.set_title("tap", fontsize=9, color=_INK, pad=6)
     bar.outline.set_visible(False)
 
 

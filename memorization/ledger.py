@@ -37,7 +37,7 @@ class LedgerMetadata:
         fingerprint: of the dataset's manifest.
         seed: seed of the run, hence of the random labels.
         num_labels: K.
-        taps: block numbers of the taps, in the order of the lists.
+        taps: names of the taps (block numbers, or text), in the order of the lists.
         num_draws: M, audit draws included.
         epoch: number of the epoch that the rows tell of.
         phase: "running", "clean" or "heldout".
@@ -50,7 +50,7 @@ class LedgerMetadata:
     fingerprint: str
     seed: int
     num_labels: int
-    taps: tuple[int, ...]
+    taps: tuple[int | str, ...]
     num_draws: int
     epoch: int
     phase: str

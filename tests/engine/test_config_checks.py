@@ -140,8 +140,8 @@ CONTRADICTIONS = [
         ["--heads.joint", "1", "--heads.taps", "none"],
         f"heads.joint: got 1.0; allowed: {NO_HEADS}",
     ),
-    (["--heads.taps", "[]"], "heads.taps: got []; allowed: all or at least one block, or none"),
-    (["--regularizer.taps", "[]"], "regularizer.taps: got []; allowed: all or at least one block"),
+    (["--heads.taps", "[]"], "heads.taps: got []; allowed: all or at least one place, or none"),
+    (["--regularizer.taps", "[]"], "regularizer.taps: got []; allowed: all or at least one place"),
 ]
 
 NAMES = [
@@ -164,7 +164,7 @@ NAMES = [
     (["--regularizer.taps", "[-7]"], "the network has 6 blocks, 0 to 5, or -6 to -1 from the end; the nearest is -6"),
     (
         ["--heads.taps", "[0, 5]", "--regularizer.taps", "[-2]"],
-        "regularizer.taps: got [-2]; allowed: blocks that have a head: [0, 5]",
+        "regularizer.taps: got [-2]; allowed: taps that have a head: [0, 5]",
     ),
     (
         ["--optim.name", "adamww"],
@@ -261,7 +261,8 @@ def test_images_must_be_in_a_folder_that_exists(tmp_path: Path) -> None:
         ["--heads.taps", "none"],
         ["--heads.taps", "[0, 5]", "--regularizer.taps", "[-1]", "--regularizer.factor", "1"],
         ["--data.val_fraction", "null"],
-        ["--model.args.pretrained", "true"],
+        ["--heads.taps", "[0.attn, -1]", "--regularizer.taps", "[0.attn]", "--regularizer.factor", "1"],
+        ["--model.frozen"],
         ["--model.args.drop_path_rate", "0.1", "--precision", "bf16"],
         ["--optim.name", "sgd", "--optim.clip_norm", "1", "--schedule.name", "constant"],
         ["--schedule.warmup_epochs", "25"],

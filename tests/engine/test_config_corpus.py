@@ -15,7 +15,11 @@ DATASETS = "digits, patches, synthetic, imagefolder, cifar10 or cifar100"
 AUGMENT_POLICIES = "none, rand, trivial, auto_imagenet, auto_cifar10 or three"
 FILLS = "noise, color or mean"
 SUBSET_KEYS = "data.subset.fraction, data.subset.per_class"
-MODEL_FLAGS = "--model.name, --model.args, --model.label_smoothing, --model.ema_decay"
+PLACES = "all, none, inside or a list of whole numbers and texts such as [0, 3.attn]"
+MODEL_FLAGS = (
+    "--model.name, --model.args, --model.pretrained, --model.checkpoint, --model.frozen, --model.sync_batchnorm, "
+    "--model.label_smoothing, --model.ema_decay"
+)
 
 YAML_VALUES = [
     # unknown keys
@@ -81,17 +85,17 @@ YAML_VALUES = [
     # lists
     (
         "heads: {taps: al}",
-        "heads.taps: got 'al'; allowed: all, none or a list of whole numbers such as [0, -1] (nearest: all)",
+        f"heads.taps: got 'al'; allowed: {PLACES} (nearest: all)",
     ),
-    ("heads: {taps: 3}", "heads.taps: got 3; allowed: all, none or a list of whole numbers such as [0, -1]"),
+    ("heads: {taps: 3}", f"heads.taps: got 3; allowed: {PLACES}"),
     (
         "heads: {taps: [0, 1.0]}",
-        "heads.taps: got [0, 1.0]; allowed: all, none or a list of whole numbers such as [0, -1]",
+        f"heads.taps: got [0, 1.0]; allowed: {PLACES}",
     ),
-    ("heads: {taps: [true]}", "heads.taps: got [True]; allowed: all, none or a list of whole numbers such as [0, -1]"),
+    ("heads: {taps: [true]}", f"heads.taps: got [True]; allowed: {PLACES}"),
     (
         "regularizer: {taps: none}",
-        "regularizer.taps: got 'none'; allowed: all or a list of whole numbers such as [0, -1]",
+        "regularizer.taps: got 'none'; allowed: all or a list of whole numbers and texts such as [0, 3.attn]",
     ),
     ("data: {crop_scale: 0.3}", "data.crop_scale: got 0.3; allowed: a list of 2 finite numbers"),
     ("data: {crop_scale: [0.3]}", "data.crop_scale: got [0.3]; allowed: a list of 2 finite numbers"),
@@ -171,7 +175,7 @@ FLAGS = [
     (["--optim.lr", ".nan"], "--optim.lr: got '.nan'; allowed: a finite number"),
     (["--verbose", "yes"], "--verbose: got 'yes'; allowed: true or false"),
     (["--verbose", "1"], "--verbose: got '1'; allowed: true or false"),
-    (["--heads.taps", "-1"], "--heads.taps: got '-1'; allowed: all, none or a list of whole numbers such as [0, -1]"),
+    (["--heads.taps", "-1"], f"--heads.taps: got '-1'; allowed: {PLACES}"),
     (["--data.crop_scale", "0.3,1"], "--data.crop_scale: got '0.3,1'; allowed: a list of 2 finite numbers"),
     (["--data.dataset", "Digit"], f"--data.dataset: got 'Digit'; allowed: {DATASETS} (nearest: digits)"),
     (["--model.args", "6"], f"--model.args: got '6'; allowed: {PLAIN}"),

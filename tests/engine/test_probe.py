@@ -28,12 +28,13 @@ from rlpheads.engine.config import (
 from rlpheads.engine.job import open_sources
 from rlpheads.engine.learner import build_heads
 from rlpheads.engine.models import build_model
-from rlpheads.engine.probe import FeatureReader, FeatureStore, Place, eval_loader, select_places
+from rlpheads.engine.probe import FeatureReader, FeatureStore, eval_loader, read_places
 from rlpheads.engine.run_loading import RunError, open_run
 from rlpheads.loaders.device_transforms import Normalize
 from rlpheads.memorization.baselines import least_squares_rla
 from rlpheads.memorization.heads import HeadTerms
 from rlpheads.memorization.ledger import read_ledger
+from rlpheads.memorization.taps import Place
 
 CPU = torch.device("cpu")
 
@@ -93,7 +94,7 @@ def model_and_images(config: Config):
     ],
 )
 def test_places_are_read_in_the_order_of_depth(tiny, spec, names):
-    assert list(map(str, select_places(spec, build_model(tiny, 10)))) == names
+    assert list(map(str, read_places(spec, build_model(tiny, 10)))) == names
 
 
 @pytest.mark.parametrize(
@@ -101,21 +102,21 @@ def test_places_are_read_in_the_order_of_depth(tiny, spec, names):
     [
         ("2", "the nearest is 1"),
         ("0.attention", "nearest: 0.attn"),
-        ("insde", "nearest: inside"),
+        ("insde", "no place 'insde'"),
         ("0,,1", "no place ''"),
-        ("1,1.mlp", "names one place twice, as 1 and as 1.mlp"),
+        ("1,1.mlp", "name one place twice, as 1 and as 1.mlp"),
     ],
 )
 def test_unknown_places_are_answered_with_the_nearest(tiny, spec, said):
     with pytest.raises(RunError, match=said):
-        select_places(spec, build_model(tiny, 10))
+        read_places(spec, build_model(tiny, 10))
 
 
 def test_a_run_without_taps_must_name_places(tiny):
     model = build_model(replace(tiny, heads=replace(tiny.heads, taps="none")), 10)
     with pytest.raises(RunError, match="heads.taps is none"):
-        select_places(None, model)
-    assert select_places("1", model) == (Place(1),)
+        read_places(None, model)
+    assert read_places("1", model) == (Place(1),)
 
 
 def test_blocks_of_another_kind_are_not_looked_into(tiny):
@@ -123,10 +124,10 @@ def test_blocks_of_another_kind_are_not_looked_into(tiny):
         tiny, model=ModelConfig("vit_relpos_small_patch16_rpn_224", {**tiny.model.args, "drop_rate": 0})
     )
     with pytest.raises(RunError, match=r"inside a \w*Block the residual stream is not known; use 1"):
-        select_places("1.attn", build_model(post_norm, 10))
+        read_places("1.attn", build_model(post_norm, 10))
     convolutional = replace(tiny, model=ModelConfig("resnet10t", {}))
     with pytest.raises(RunError, match="not a stack of transformer blocks; use 0"):
-        select_places("0.attn", build_model(convolutional, 10))
+        read_places("0.attn", build_model(convolutional, 10))
 
 
 # Features
@@ -145,7 +146,7 @@ def test_features_are_the_residual_stream_pooled_and_normalised(tiny, pool):
         expected.append(stream)
         stream = stream + block.mlp(block.norm2(stream))
         expected.append(stream)
-    features = FeatureReader(model, select_places("inside", model), norm=True)(images)
+    features = FeatureReader(model, read_places("inside", model), norm=True)(images)
     for place_BD, tokens_BLD in zip(features, expected, strict=True):
         pooled_BD = tokens_BLD[:, 0] if pool == "token" else tokens_BLD[:, 1:].mean(1)
         torch.testing.assert_close(place_BD, layer_norm(pooled_BD, (24,)), atol=1e-5, rtol=1e-5)
@@ -153,8 +154,8 @@ def test_features_are_the_residual_stream_pooled_and_normalised(tiny, pool):
 
 def test_features_of_blocks_are_what_the_runs_heads_read(tiny):
     model, images = model_and_images(tiny)
-    raw = FeatureReader(model, select_places("all", model), norm=False)(images)
-    after_mlp = FeatureReader(model, select_places("0.mlp,1.mlp", model), norm=False)(images)
+    raw = FeatureReader(model, read_places("all", model), norm=False)(images)
+    after_mlp = FeatureReader(model, read_places("0.mlp,1.mlp", model), norm=False)(images)
     for features, same, tap in zip(raw, after_mlp, model(images)[1], strict=True):
         assert torch.equal(features, tap)
         assert torch.equal(same, tap)
@@ -163,7 +164,7 @@ def test_features_of_blocks_are_what_the_runs_heads_read(tiny):
 def test_reading_leaves_no_hooks_and_does_not_change_the_logits(tiny):
     model, images = model_and_images(tiny)
     before = model(images)[0]
-    FeatureReader(model, select_places("inside", model), norm=True)(images)
+    FeatureReader(model, read_places("inside", model), norm=True)(images)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     assert torch.equal(model(images)[0], before)
 
@@ -174,7 +175,7 @@ def test_tables_are_in_canonical_order_whatever_the_batch_and_wherever_they_lie(
     config = replace(tiny, eval=replace(tiny.eval, batch_size=batch_size))
     model = build_model(config, 10).eval()
     source = open_sources(config).heldout
-    reader = FeatureReader(model, select_places("0,1.attn", model), norm=True)
+    reader = FeatureReader(model, read_places("0,1.attn", model), norm=True)
     with FeatureStore(config, reader, CPU, in_memory_bytes) as store:
         tables = store.read(source)
         normalize = Normalize(config.data.mean, config.data.std)
@@ -186,7 +187,7 @@ def test_tables_are_in_canonical_order_whatever_the_batch_and_wherever_they_lie(
 def test_large_tables_are_files_that_go_away(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model = build_model(tiny, 10).eval()
-    reader = FeatureReader(model, select_places("all", model), norm=True)
+    reader = FeatureReader(model, read_places("all", model), norm=True)
     with FeatureStore(tiny, reader, CPU, in_memory_bytes=0) as store:
         store.read(open_sources(tiny).heldout)
         files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -220,7 +221,7 @@ def test_features_and_own_labels_reproduce_the_runs_own_ledger(detached):
     """The run's saved heads, on what the audit reads and on the labels that it takes for the run's own."""
     run = open_run(detached)
     model = run.load_model()
-    with FeatureStore(run.config, FeatureReader(model, select_places(None, model), norm=False), CPU) as store:
+    with FeatureStore(run.config, FeatureReader(model, read_places(None, model), norm=False), CPU) as store:
         taps = [table.table_ND for table in store.read(run.sources.train)]
     heads = build_heads(run.config, (24, 24), "heads", run.config.heads.draws)
     run.load_weights("heads", heads)

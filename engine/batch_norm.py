@@ -1,0 +1,67 @@
+"""Batch norm over the images of all ranks, on any device."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import SyncBatchNormAct
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SyncBatchNormCPU(nn.SyncBatchNorm):
+    """What torch.nn.SyncBatchNorm does, where torch has it on accelerators only.
+
+    Mean and variance come from two passes (the variance of what is centred), each with an all-reduce that gradients pass
+    through. Every rank has as many images.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Normalise (B, C, …) in training by all ranks' statistics, else by the running ones."""
+        if not self.training:
+            return super().forward(maps)
+        axes = [axis for axis in range(maps.ndim) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(maps.ndim)]
+        count = maps.numel() // maps.shape[1] * dist.get_world_size()
+        wide = maps.float()
+        mean_C = all_reduce(wide.sum(axes)) / count
+        centred = wide - mean_C.view(shape)
+        variance_C = all_reduce(centred.square().sum(axes)) / count
+        self._keep(mean_C.detach(), variance_C.detach() * (count / (count - 1)))
+        scaled = centred * torch.rsqrt(variance_C + self.eps).view(shape)
+        if self.affine:
+            scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
+        return scaled.to(maps.dtype)
+
+    def _keep(self, mean_C: Tensor, variance_C: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean_C, share)
+        self.running_var.lerp_(variance_C, share)
+
+
+class SyncBatchNormActCPU(SyncBatchNormAct, SyncBatchNormCPU):
+    """timm's batch norm with activation: its `forward` calls the next class's, which is `SyncBatchNormCPU`'s."""
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether anything in a module keeps statistics of its batches."""
+    return any(name.rpartition(".")[2] == "running_mean" for name, _ in module.named_buffers())
+
+
+def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Let every batch norm in a module use the images of all ranks of the default group, in place.
+
+    The layers get another class and stay the objects that they are: hooks on them, and others' references, go on working.
+    """
+    plain, activating = (
+        (SyncBatchNormCPU, SyncBatchNormActCPU) if device.type == "cpu" else (nn.SyncBatchNorm, SyncBatchNormAct)
+    )
+    for child in module.modules():
+        if isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
+            child.__class__ = activating if isinstance(child, BatchNormAct2d) else plain
+            child.process_group = None  # type: ignore[assignment]
