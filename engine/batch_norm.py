@@ -11,12 +11,15 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class SyncBatchNormCPU(nn.SyncBatchNorm):
+class SyncBatchNormCPU(_BatchNorm):
     """What torch.nn.SyncBatchNorm does, where torch has it on accelerators only.
 
     Mean and variance come from two passes (the variance of what is centred), each with an all-reduce that gradients pass
     through. Every rank has as many images.
     """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take maps of any number of axes."""
 
     def forward(self, maps: Tensor) -> Tensor:
         """Normalise (B, C, …) in training by all ranks' statistics, else by the running ones."""
@@ -44,8 +47,15 @@ class SyncBatchNormCPU(nn.SyncBatchNorm):
         self.running_var.lerp_(variance_C, share)
 
 
-class SyncBatchNormActCPU(SyncBatchNormAct, SyncBatchNormCPU):
-    """timm's batch norm with activation: its `forward` calls the next class's, which is `SyncBatchNormCPU`'s."""
+class SyncBatchNormActCPU(SyncBatchNormCPU):
+    """The same for timm's batch norm with dropout and activation."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Normalise, drop and activate (B, C, …)."""
+        return self.act(self.drop(super().forward(maps)))
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -62,6 +72,6 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
         (SyncBatchNormCPU, SyncBatchNormActCPU) if device.type == "cpu" else (nn.SyncBatchNorm, SyncBatchNormAct)
     )
     for child in module.modules():
-        if isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
+        if isinstance(child, _BatchNorm) and not isinstance(child, (nn.SyncBatchNorm, SyncBatchNormCPU)):
             child.__class__ = activating if isinstance(child, BatchNormAct2d) else plain
-            child.process_group = None  # type: ignore[assignment]
+            child.process_group = None  # type: ignore[assignment]  # the default group

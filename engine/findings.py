@@ -83,7 +83,7 @@ def summarize_findings(
         for draw, accuracy in enumerate(draws)
         if not bounds.contains(accuracy)
     )
-    columns = {name: _last(history, row, len(blocks)) for name, row in _ROWS.items()}
+    columns: dict[str, Sequence[Any]] = {name: _last(history, row, len(blocks)) for name, row in _ROWS.items()}
     columns |= {"block": blocks, "baseline": baselines, "heldout": heldout.rla_T}
     taps = tuple(TapFinding(**dict(zip(columns, tap, strict=True))) for tap in zip(*columns.values(), strict=True))
     return Findings(heldout.top1, 1 / num_labels, taps, (float(bounds.low), float(bounds.high)), strayed)

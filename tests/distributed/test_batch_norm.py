@@ -46,10 +46,12 @@ def test_two_ranks_normalise_as_one_does(tmp_path):
         assert torch.equal(ranks[0][name], ranks[1][name])
 
 
+@pytest.mark.slow
 def test_a_run_with_batch_norm_learns_the_same_on_two_ranks(runner):
-    flags = ["--model.name", "wrn_16_4", "--model.args", "{}", "--model.sync_batchnorm", "--max_steps", "4"]
+    flags = ["--model.name", "wrn_16_4", "--model.sync_batchnorm", "--max_steps", "4"]
+    for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "drop_rate"):
+        flags += [f"--model.args.{name}", "null"]
     flags += ["--heads.taps", "[stages.1.0, -1]", "--epochs", "1", "--batch_size", "16", "--eval.batch_size", "360"]
-    flags += ["--config", str(runner.wide)]
     one, two = runner.run("bn_one", *flags), runner.run("bn_two", *flags, ranks=2)
     assert one.code == 0, one.output
     assert two.code == 0, two.output

@@ -230,9 +230,14 @@ def test_batch_norm_is_refused_on_several_ranks() -> None:
     check_config(config, 1)
     with pytest.raises(ConfigError) as caught:
         check_config(config, 2)
+    synchronised = dataclasses.replace(config.model, sync_batchnorm=True)
+    check_config(dataclasses.replace(config, model=synchronised), 2)
+    padded = dataclasses.replace(config, data=dataclasses.replace(config.data, partial="pad"))
+    with pytest.raises(ConfigError, match=r"data\.partial: got 'pad'; allowed: drop for a network with batch norm"):
+        check_config(padded, 1)
     assert str(caught.value) == (
         "model.name: got 'resnet18', whose batch norm keeps statistics of one rank's images; "
-        "allowed on several ranks: a model without batch norm"
+        "allowed on several ranks: --model.sync_batchnorm, or a model without batch norm"
     )
 
 

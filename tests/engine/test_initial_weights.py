@@ -1,5 +1,6 @@
 """Weights from a local file: every format that timm writes, and a clear word for whatever does not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,9 @@ def test_other_networks_are_refused_with_what_differs(tmp_path):
     with pytest.raises(WeightsError, match="12 of 32 tensors are not in it"):
         load_weights(network(), shallow)
     wider = written(tmp_path / "wider.pth", network(embed_dim=48).state_dict())
-    with pytest.raises(WeightsError, match=r"have another shape \(cls_token is \(1, 1, 48\) in it and \(1, 1, 24\) here"):
+    with pytest.raises(
+        WeightsError, match=r"have another shape \(cls_token is \(1, 1, 48\) in it and \(1, 1, 24\) here"
+    ):
         load_weights(network(), wider)
 
 
@@ -82,8 +85,8 @@ def test_a_refused_file_leaves_the_model_as_it_was(tmp_path):
     assert same(network(seed=2), model)
 
 
-def complaint(*flags: str) -> str:
-    config = parse_config(["--config", DIGITS, "--device", "cpu", *flags])
+def complaint(*flags: str, base: tuple[str, ...] = ("--config", DIGITS)) -> str:
+    config = parse_config([*base, "--device", "cpu", *flags])
     with pytest.raises(ConfigError) as caught:
         check_config(config, 1)
     return str(caught.value)
@@ -115,9 +118,46 @@ def test_files_that_are_none_are_named_before_anything_is_built(tmp_path):
 def test_published_weights_that_cannot_be_had_are_told_with_the_remedy():
     """The tests run without a network, as the machines do for which local files are meant."""
     assert complaint("--model.pretrained", "--model.name", "vit_tiny_patch16_224").endswith("--model.checkpoint FILE")
-    assert "timm publishes no weights for wrn_16_4" in complaint("--model.pretrained", "--model.name", "wrn_16_4")
+    wide = ("--run.name", "wide", "--model.name", "wrn_16_4", "--data.image_size", "32")
+    assert "timm publishes no weights for wrn_16_4" in complaint("--model.pretrained", base=wide)
     twice = complaint("--model.pretrained", "--model.checkpoint", "x.pth")
     assert twice == "model.checkpoint: got a file, and model.pretrained too; allowed: one of the two"
     assert complaint("--model.args.pretrained", "true") == (
         "model.args: got pretrained; weights to start from are given by model.pretrained or model.checkpoint"
     )
+
+
+def test_a_frozen_network_is_measured_and_never_changes(tiny, build, tmp_path):
+    """Its heads learn; not even the statistics of batch norm, or dropout, move with it."""
+    file = written(tmp_path / "w.safetensors", network(seed=1).state_dict())
+    model = replace(tiny.model, checkpoint=file, frozen=True)
+    training = build(replace(tiny, model=model))
+    training.learner.train()
+    heads = {name: tensor.clone() for name, tensor in training.learner.heads.module.state_dict().items()}
+    batches = iter(training.loader)
+    for step in range(3):
+        training.step(*training.prepare(next(batches)), step)
+    backbone = training.learner.tapped.backbone
+    assert same(network(seed=1), backbone)
+    assert not backbone.training
+    assert all(
+        not torch.equal(heads[name], tensor) for name, tensor in training.learner.heads.module.state_dict().items()
+    )
+    assert "backbone" in training.learner.state()
+    assert "backbone_optimizer" not in training.learner.state()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--heads.taps", "none"],
+            "model.frozen: got true, and heads.taps is none; allowed: heads, or there is nothing",
+        ),
+        (["--regularizer.factor", "1"], "regularizer.factor: got 1.0; allowed: 0 while model.frozen"),
+        (["--heads.joint", "1"], "heads.joint: got 1.0; allowed: 0 while model.frozen"),
+        (["--model.ema_decay", "0.9"], "model.ema_decay: got 0.9; allowed: null while model.frozen"),
+    ],
+)
+def test_what_a_frozen_network_leaves_nothing_to_do_for_is_refused(flags, message):
+    assert complaint("--model.frozen", *flags).startswith(message)

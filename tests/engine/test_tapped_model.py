@@ -33,7 +33,7 @@ def images(size: int = 32) -> torch.Tensor:
         ("cait_xxs24_224", INSIDE_OUT),
         ("eva02_tiny_patch14_224", {**INSIDE_OUT, "img_size": 28, "patch_size": 14}),
         ("convit_tiny", {"depth": 2}),
-        ("vit_relpos_small_patch16_224", {**INSIDE_OUT, "embed_dim": 48, "num_heads": 3}),
+        ("vit_relpos_small_patch16_224", {**INSIDE_OUT, "embed_dim": 48, "num_heads": 3, "init_values": 0.5}),
     ],
 )
 def test_after_attention_is_the_residual_stream(name, args):
@@ -72,7 +72,7 @@ def test_channels_last_maps_and_tokens_with_a_class_token_are_told_apart():
 
 
 def test_a_classifiers_own_input_is_read_as_it_is():
-    model = tapped("wrn_16_4", ["head.flatten"])
+    model = tapped("wrn_16_4", ["head.global_pool"])
     assert tap_dims(model.to("meta"), 32) == (256,)
 
 
