@@ -227,7 +227,7 @@ def _depth_scale(
     bar.set_ticks(list(shown), labels=[str(taps[t]) for t in shown])
     bar.minorticks_off()
     bar.ax.tick_params(length=0, labelsize=8.5, labelcolor=_INK)
-    bar.ax.set_title("tap", fontsize=9, color=_INK, pad=6)
+    bar.ax.set_title("block" if all(isinstance(tap, int) for tap in taps) else "tap", fontsize=9, color=_INK, pad=6)
     bar.outline.set_visible(False)
 
 
