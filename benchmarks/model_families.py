@@ -143,7 +143,8 @@ def _bad_gradients(modules: dict[str, nn.Module]) -> Iterable[str]:
 def table(results: list[Result]) -> Table:
     tried = [result for result in results if result.tried]
     working = sum(not result.reason for result in tried)
-    title = f"{working} of {len(tried)} families tried work, {len(results) - len(tried)} not tried (timm {timm.__version__}, torch {torch.__version__})"
+    title = f"{working} of {len(tried)} families tried work, {len(results) - len(tried)} are too large to be tried"
+    title += f" (timm {timm.__version__}, torch {torch.__version__})"
     shown = Table(title=title, title_justify="left", padding=(0, 1))
     for column in ("family", "model", "parameters", "image", "taps", "widths", "pool", "seconds", "result"):
         shown.add_column(column, overflow="fold")
