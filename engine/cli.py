@@ -55,6 +55,11 @@ def _build_parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="make the store that the ffcv loader reads", allow_abbrev=False)
     _add_convert_arguments(convert)
     convert.set_defaults(run=_run_convert)
+    verify = commands.add_parser(
+        "verify", help="find the images that cannot be read, for all loaders", allow_abbrev=False
+    )
+    _add_verify_arguments(verify)
+    verify.set_defaults(run=_run_verify)
     return parser
 
 
@@ -82,6 +87,23 @@ def _add_convert_arguments(convert: argparse.ArgumentParser) -> None:
         type=int,
         default=8 << 20,
         help="bytes of FFCV's pages; an image lies within one; default: 8388608",
+    )
+
+
+def _add_verify_arguments(verify: argparse.ArgumentParser) -> None:
+    verify.description = (
+        "Decode every file of a tree once, strictly, and write down what is not whole: a run then refuses to start or leaves "
+        "it out (data.on_error), whatever library decodes. Exit code 0: all is fine; 1: something is not."
+    )
+    verify.add_argument(
+        "--data.root", dest="root", metavar="TREE", type=Path, required=True, help="folder of the images"
+    )
+    verify.add_argument(
+        "--out", type=Path, help="folder of what is found; default: TREE/.rlpheads (else data.verified)"
+    )
+    verify.add_argument("--workers", type=int, help="decoding processes; default: one for each core")
+    verify.add_argument(
+        "--again", action="store_true", help="begin anew; default: go on with what is not looked at yet"
     )
 
 
@@ -148,6 +170,13 @@ def _run_convert(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return run_convert(options)
+
+
+def _run_verify(arguments: argparse.Namespace) -> int:
+    from rlpheads.engine.verify_run import VerifyOptions, run_verify  # imports torch, which the help can do without
+
+    options = {name: getattr(arguments, name) for name in ("root", "out", "workers", "again")}
+    return run_verify(VerifyOptions(**options))
 
 
 def _environment_table(environment: Mapping[str, Any]) -> Table:

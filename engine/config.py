@@ -152,6 +152,8 @@ class DataConfig:
     """Channel standard deviations that are divided by, in units of full intensity."""
     partial: Literal["drop", "pad"] = "drop"
     """The last, partial global batch of a training epoch: left out, or filled up with rows that count nowhere."""
+    verified: str | None = None
+    """Folder in which `rlpheads verify` wrote what it found of an imagefolder; null: ROOT/.rlpheads, where there is one."""
     on_error: Literal["raise", "skip"] = "raise"
     """An image that cannot be read: end the run and name it, or leave it out, named, counted and marked in the ledger."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

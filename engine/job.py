@@ -38,6 +38,7 @@ from rlpheads.loaders.manifest import DatasetError
 from rlpheads.loaders.subset import take_subset
 from rlpheads.loaders.synthetic import SyntheticSpec
 from rlpheads.loaders.torch_loader import LoaderError
+from rlpheads.loaders.verified import check_readable
 
 EXIT_DONE, EXIT_FAILED = 0, 1
 EXIT_REQUEUE = 75
@@ -125,10 +126,13 @@ def open_sources(config: Config) -> Sources:
             seed=stream_seed(config.seed, "split"),
             download=data.download,
             synthetic=SyntheticSpec(**asdict(data.synthetic), side=data.image_size),
+            verified=data.verified,
         )
         check_loader(data.loader, heldout)
         train = take_subset(train, data.subset.fraction, data.subset.per_class, stream_seed(config.seed, "subset"))
         sources = Sources(planted(train, data, stream_seed(config.seed, "canaries")), heldout)
+        for source in (sources.train, sources.heldout):
+            check_readable(source.manifest, data.on_error)
     except DatasetError as error:
         raise ConfigError(str(error)) from error
     num_samples = sources.train.manifest.num_samples
@@ -246,7 +250,10 @@ def _skipped_of_the_last_epoch(folder: RunFolder) -> dict[str, int]:
 def _remedy(error: Exception) -> str:
     if not isinstance(error, ImageReadError):
         return ""
-    return ". Start again with --data.on_error skip to leave unreadable images out (named, counted and marked in the ledger)"
+    return (
+        ". Start again with --data.on_error skip to leave unreadable images out (named, counted and marked in the ledger); "
+        "`rlpheads verify --data.root TREE` finds them all beforehand"
+    )
 
 
 def _fail(folder: RunFolder, launched: Launch, error: BaseException) -> None:

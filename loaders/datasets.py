@@ -76,6 +76,7 @@ def open_dataset(
     seed: int,
     download: bool = False,
     synthetic: SyntheticSpec | None = None,
+    verified: str | Path | None = None,
 ) -> tuple[ImageSource, ImageSource]:
     """Open a dataset's training and held-out split.
 
@@ -88,6 +89,7 @@ def open_dataset(
         seed: Key of that split.
         download: Fetch CIFAR where it is missing.
         synthetic: How many synthetic images.
+        verified: Folder in which `rlpheads verify` wrote what it found of an imagefolder; None: in the root, if anywhere.
 
     Raises:
         DatasetError: If the dataset is unknown or not there, or its tree has another form; the message says what to do.
@@ -105,7 +107,8 @@ def open_dataset(
         return open_synthetic(synthetic or SyntheticSpec())
     folder = Path(root or "").expanduser()
     if name == "imagefolder":
-        train, val = open_image_folder(folder, val_fraction=val_fraction, seed=seed)
+        found = None if verified is None else Path(verified).expanduser()
+        train, val = open_image_folder(folder, val_fraction=val_fraction, seed=seed, verified=found)
         return ImageFolderSource(train), ImageFolderSource(val)
     return open_cifar(name, folder, download=download)
 

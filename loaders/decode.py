@@ -62,7 +62,9 @@ def decode_rgb(data: bytes) -> Tensor:
     try:
         pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:
-        return _decode_with_pillow(data, torchvision_reason=str(error).rpartition(", ")[2])
+        unknown = "Unsupported image file" in str(error)
+        reason = "torchvision does not know the format." if unknown else str(error).rpartition(", ")[2]
+        return _decode_with_pillow(data, torchvision_reason=reason)
     return pixels[0] if pixels.ndim == 4 else pixels
 
 

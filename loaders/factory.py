@@ -17,6 +17,7 @@ from rlpheads.loaders.order import Order
 from rlpheads.loaders.stored_rows import find_stored_rows
 from rlpheads.loaders.torch_loader import TorchLoader
 from rlpheads.loaders.torch_transforms import EvalTransform, TrainTransform
+from rlpheads.loaders.verified import check_readable
 
 Adapter = Callable[[ImageSource, Order, CropSpec, bool, LoaderOptions], Loader]
 
@@ -42,10 +43,13 @@ def make_loader(
 
     Raises:
         ValueError: For an unknown kind, or an order that does not fit the source or the world size.
-        DatasetError: If the library is not there, or cannot read the source.
+        DatasetError: If the library is not there, or cannot read the source; if images are known to be unreadable, and are
+            not to be skipped.
     """
     check_loader(kind, source)
-    return _ADAPTERS[kind](source, order, crop, train, options or LoaderOptions())
+    options = options or LoaderOptions()
+    check_readable(source.manifest, options.on_error)
+    return _ADAPTERS[kind](source, order, crop, train, options)
 
 
 def check_loader(kind: str, source: ImageSource) -> None:

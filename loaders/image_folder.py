@@ -14,6 +14,7 @@ from torch import Tensor
 from rlpheads.loaders.decode import ImageReadError, decode_rgb
 from rlpheads.loaders.manifest import DatasetError, Manifest
 from rlpheads.loaders.splits import check_val_fraction, stratified_split
+from rlpheads.loaders.verified import with_findings
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Files with another suffix are not samples. The list of torchvision's ImageFolder, and GIF."""
@@ -44,9 +45,11 @@ class ImageFolderSource:
         """Read the bytes of one image's file.
 
         Raises:
-            ImageReadError: If the file is gone, or changed its size since the scan.
+            ImageReadError: If the file is gone, changed its size since the scan, or is known to be unreadable.
         """
         path = self.manifest.path(index)
+        if index in self.manifest.unreadable:
+            raise ImageReadError(int(index), str(path), self.manifest.unreadable[index])
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -69,8 +72,16 @@ class ImageFolderSource:
             raise ImageReadError(int(index), str(self.manifest.path(index)), str(error)) from error
 
 
-def open_image_folder(root: Path, *, val_fraction: float | None, seed: int) -> tuple[Manifest, Manifest]:
+def open_image_folder(
+    root: Path, *, val_fraction: float | None, seed: int, verified: Path | None = None
+) -> tuple[Manifest, Manifest]:
     """Scan ROOT/{train,val}/CLASS/..., or ROOT/CLASS/... or ROOT/train/CLASS/... of which `val_fraction` is held out.
+
+    Args:
+        root: Folder of the images.
+        val_fraction: Fraction of each class that is held out.
+        seed: Key of that split.
+        verified: Where `rlpheads verify` wrote what it found; None: in the root, if anywhere.
 
     Returns:
         The splits "train" and "val".
@@ -80,13 +91,13 @@ def open_image_folder(root: Path, *, val_fraction: float | None, seed: int) -> t
     """
     if val_fraction is not None:
         check_val_fraction(val_fraction)
-    folders = {os.fsdecode(entry.name) for entry in _class_folders(root)}
+    folders = _folders(root)
     if {"train", "val"} <= folders:
         if val_fraction is not None:
             raise DatasetError(
                 f"{root} has a val folder already: leave val_fraction out, or point root at {root / 'train'}"
             )
-        train, val = scan_image_folder(root / "train", "train"), scan_image_folder(root / "val", "val")
+        train, val = (with_findings(manifest, root, verified) for manifest in scan_splits(root))
         _check_same_classes(train, val)
         return train, val
     if "val" in folders:
@@ -95,8 +106,20 @@ def open_image_folder(root: Path, *, val_fraction: float | None, seed: int) -> t
         _check_train_is_a_split(root, folders)
     if val_fraction is None:
         raise DatasetError(_no_held_out_images(root, folders))
-    whole = scan_image_folder(root / "train" if "train" in folders else root, "train")
-    return stratified_split(whole, val_fraction, seed)
+    (whole,) = scan_splits(root)
+    return stratified_split(with_findings(whole, root, verified), val_fraction, seed)
+
+
+def scan_splits(root: Path) -> list[Manifest]:
+    """Scan the folders that a tree consists of: train and val, or what both are taken from, as split "train".
+
+    Raises:
+        DatasetError: For a tree of another form.
+    """
+    folders = _folders(root)
+    if {"train", "val"} <= folders:
+        return [scan_image_folder(root / split, split) for split in ("train", "val")]
+    return [scan_image_folder(root / "train" if "train" in folders else root, "train")]
 
 
 def scan_image_folder(root: Path, split: str) -> Manifest:
@@ -141,6 +164,10 @@ def _images_below(folder: bytes, name: bytes, ancestors: tuple[tuple[int, int], 
                     yield entry_name, entry.stat().st_size
     except OSError as error:
         raise DatasetError(f"{os.fsdecode(error.filename or folder)} cannot be read: {error.strerror}") from error
+
+
+def _folders(root: Path) -> set[str]:
+    return {os.fsdecode(entry.name) for entry in _class_folders(root)}
 
 
 def _class_folders(root: Path) -> list[os.DirEntry[bytes]]:

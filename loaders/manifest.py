@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,8 @@ class Manifest:
         classes: Names of the classes, sorted.
         root: Folder that the names are relative to; None where there are no files.
         split: Name of the split, such as "train".
+        unreadable: Why samples are known to be unreadable, by canonical index; no loader decodes them
+            (`rlpheads.loaders.verified`). Not part of the fingerprint.
     """
 
     name_bytes: NDArray[np.uint8]
@@ -47,6 +49,7 @@ class Manifest:
     classes: tuple[str, ...]
     root: Path | None
     split: str
+    unreadable: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def from_columns(
@@ -121,6 +124,7 @@ class Manifest:
     def select(self, keep_N: NDArray[np.bool_], split: str) -> Manifest:
         """Return the kept samples, in the same order, as a split of its own with the same classes."""
         lengths_N = np.diff(self.name_offsets)
+        place_N = np.cumsum(keep_N) - 1
         return Manifest(
             name_bytes=self.name_bytes[np.repeat(keep_N, lengths_N)],
             name_offsets=np.concatenate([[0], np.cumsum(lengths_N[keep_N])]).astype(np.int64),
@@ -129,6 +133,7 @@ class Manifest:
             classes=self.classes,
             root=self.root,
             split=split,
+            unreadable={int(place_N[index]): why for index, why in self.unreadable.items() if keep_N[index]},
         )
 
     def __eq__(self, other: object) -> bool:

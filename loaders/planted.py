@@ -198,7 +198,14 @@ def _appended(manifest: Manifest, copied_A: Int64Array, suffixes: list[str]) -> 
         name_offsets=np.concatenate([manifest.name_offsets, manifest.name_offsets[-1] + copies.name_offsets[1:]]),
         targets=np.concatenate([manifest.targets, copies.targets]),
         sizes=np.concatenate([manifest.sizes, copies.sizes]),
+        unreadable={**manifest.unreadable, **_unreadable_copies(manifest, copied_A)},
     )
+
+
+def _unreadable_copies(manifest: Manifest, copied_A: Int64Array) -> dict[int, str]:
+    """Return why copies are unreadable: because their originals are."""
+    originals = enumerate(copied_A.tolist(), start=manifest.num_samples)
+    return {index: manifest.unreadable[original] for index, original in originals if original in manifest.unreadable}
 
 
 def _truth(manifest: Manifest, chosen: dict[str, Int64Array], kind_A: NDArray[np.str_], copied_A: Int64Array) -> Truth:

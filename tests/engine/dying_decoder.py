@@ -1,0 +1,12 @@
+"""A decoder with a fault that ends its process, as torchvision's for PNG has; a module of its own, quick to import."""
+
+import os
+import signal
+
+from rlpheads.loaders.verified import examine_files
+
+
+def dies_at_seven(paths: list[str], sizes: list[int]) -> list:
+    if any(path.endswith("007.jpg") for path in paths):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return examine_files(paths, sizes)
