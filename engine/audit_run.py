@@ -101,6 +101,7 @@ class RunAudit:
         regularizer_factor: λ of the run.
         joint: μ of the run.
         fingerprint: of the training images.
+        options: how it was audited.
         taps: what was found, in the order of depth.
     """
 
@@ -117,6 +118,7 @@ class RunAudit:
     regularizer_factor: float
     joint: float
     fingerprint: str
+    options: AuditOptions
     taps: tuple[TapAudit, ...]
 
     @property
@@ -201,6 +203,7 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
         regularizer_factor=run.config.regularizer.factor,
         joint=run.config.heads.joint,
         fingerprint=run.sources.train.manifest.fingerprint,
+        options=options,
         taps=tuple(taps),
     )
 
@@ -245,9 +248,14 @@ def audit_labels(run: OpenedRun, num_draws: int) -> AuditLabels:
 
 def write_audit(run: OpenedRun, audit: RunAudit) -> Path:
     """Write `audit/STEP_PROBE.json` in the run folder in one move, over an older audit of that checkpoint and probe."""
-    path = run.folder.path / "audit" / f"{audit.checkpoint}_{audit.probe['name']}.json"
+    path = audit_path(run, audit.probe["name"])
     write_atomically(path, audit.to_json())
     return path
+
+
+def audit_path(run: OpenedRun, probe: str) -> Path:
+    """Return where the audit of a run's checkpoint by a kind of probe is written."""
+    return run.folder.path / "audit" / f"{run.saved.path.name}_{probe}.json"
 
 
 def audit_table(audit: RunAudit) -> Table:
@@ -263,7 +271,7 @@ def audit_table(audit: RunAudit) -> Table:
     n, equal = f"n = {audit.num_train}", f"n = {audit.num_equal}"
     table.add_column("tap")
     table.add_column("rank / d", justify="right")
-    for name in (f"own labels\n{n}", f"fresh labels\n{n}", "label excess\npoints", f"head alone\n{n}"):
+    for name in (f"own labels\n{n}", f"fresh labels\n{n}", "label excess\npoints", "luck\npoints", f"head alone\n{n}"):
         table.add_column(name, justify="right")
     for name in (f"training\n{equal}", f"held-out\n{equal}", "membership excess\npoints", f"head alone\n{equal}"):
         table.add_column(name, justify="right")
@@ -275,6 +283,7 @@ def audit_table(audit: RunAudit) -> Table:
             percent(_mean(found.own_M)),
             percent(_mean(found.fresh_F)),
             _points(found.label_excess),
+            f"± {100 * found.label_excess.luck:.2f}",
             percent(tap.control.all_rows),
             percent(_mean(found.members_F)),
             percent(_mean(found.heldout_F)),
@@ -285,9 +294,9 @@ def audit_table(audit: RunAudit) -> Table:
 
 
 def _points(excess: Excess) -> str:
-    """Return an excess in percentage points; bold where its interval leaves out 0."""
+    """Return an excess in percentage points; bold where it is not by luck."""
     text = f"{100 * excess.value:+.2f} ± {100 * excess.half_width:.2f}"
-    return text if excess.low <= 0 <= excess.high else f"[bold]{text}[/bold]"
+    return f"[bold]{text}[/bold]" if excess.is_positive or excess.is_negative else text
 
 
 def _mean(values: Iterable[float]) -> float:

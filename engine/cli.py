@@ -60,6 +60,9 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     _add_verify_arguments(verify)
     verify.set_defaults(run=_run_verify)
+    study = commands.add_parser("study", help="train, audit and compare the runs of a study", allow_abbrev=False)
+    _add_study_arguments(study)
+    study.set_defaults(run=_run_study)
     return parser
 
 
@@ -128,6 +131,23 @@ def _add_audit_arguments(audit: argparse.ArgumentParser) -> None:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if there is one"
     )
     audit.add_argument("--json", action="store_true", help="print what is written, in place of the table")
+
+
+def _add_study_arguments(study: argparse.ArgumentParser) -> None:
+    study.description = (
+        "Train every run of a study (arms x grid x seeds) that is not finished, audit it, and report means with intervals "
+        "across seeds. The same command goes on where it was stopped."
+    )
+    study.add_argument("file", metavar="STUDY", type=Path, help="YAML or TOML file, such as those in studies/")
+    study.add_argument("--out", type=Path, help="folder of the runs and the results; default: runs/STUDY")
+    study.add_argument("--nproc-per-node", type=int, default=1, help="processes of each run; default: 1")
+    study.add_argument("--json", action="store_true", help="print what is written, in place of the table")
+
+
+def _run_study(arguments: argparse.Namespace) -> int:
+    from rlpheads.engine.study import run_study  # imports torch, which the help can do without
+
+    return run_study(arguments.file, arguments.out, arguments.nproc_per_node, as_json=arguments.json)
 
 
 def _run_env(arguments: argparse.Namespace) -> int:

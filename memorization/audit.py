@@ -47,8 +47,35 @@ class Excess:
 
     @property
     def is_positive(self) -> bool:
-        """Whether the whole interval lies above 0."""
+        """Whether it is above 0, and not by luck: the whole interval is."""
         return self.low > 0
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether it is below 0, and not by luck."""
+        return self.high < 0
+
+
+@dataclass(frozen=True)
+class LabelExcess(Excess):
+    """A label excess: its interval speaks about these features and these own labels, `luck` about whether it means anything.
+
+    Attributes:
+        luck: what the excess stays within, either way, with probability `level` where the features know nothing of the
+            own labels.
+    """
+
+    luck: float
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether it is above what luck explains."""
+        return self.value > self.luck
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether it is further below 0 than luck explains."""
+        return self.value < -self.luck
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +121,7 @@ class FeatureAudit:
     fresh_F: tuple[float, ...]
     members_F: tuple[float, ...]
     heldout_F: tuple[float, ...]
-    label_excess: Excess
+    label_excess: LabelExcess
     membership_excess: Excess
     rank: int
     member_rank: int
@@ -191,14 +218,17 @@ def head_control(labels: AuditLabels, num_features: int, probe: Probe) -> HeadCo
     )
 
 
-def label_excess(own_M: Tensor, fresh_F: Tensor, level: float = 0.95) -> Excess:
-    """Mean over the run's own draws minus mean over fresh draws, with Student's t interval for two groups.
+def label_excess(own_M: Tensor, fresh_F: Tensor, level: float = 0.95) -> LabelExcess:
+    """Mean over the run's own draws minus the accuracy expected of fresh labels, with two statements about it.
 
-    Both groups are taken to scatter alike (pooled variance, M + F − 2 degrees of freedom): that is exact where the
-    features know nothing of the own labels, since own and fresh labels are then exchangeable. One own draw has no scatter
-    of its own: with M = 1 the formula is the prediction interval of one further fresh draw, mean ± t_{F−1}·s·√(1 + 1/F),
-    whose noise scale is the fresh draws' alone. Far from 0 the own draws scatter somewhat more, and one of them then lies in a
-    nominal 95 % interval in 91 to 93 of 100 simulated cases (several draws: 93 to 95); the sign is not in doubt there.
+    * The interval is for these features and these own labels, both held fixed: then the own accuracy is a plain number,
+      and what is uncertain is the fresh labels' expectation. It is Student's t interval of the mean over fresh draws.
+    * `luck` answers whether the features know the own labels at all. If they do not, own and fresh labels are
+      exchangeable, and the excess stays within t_{M+F−2}·s·√(1/M + 1/F) with probability `level` (s pooled). With one own
+      draw that is the prediction interval of one more fresh draw.
+
+    Nothing is claimed about other labels, or the same training begun anew: own draws that features do know scatter more
+    than fresh ones, by how much one run cannot tell. Compare several runs for that (`rlpheads study`).
 
     Args:
         own_M: accuracies, M ≥ 1.
@@ -208,18 +238,23 @@ def label_excess(own_M: Tensor, fresh_F: Tensor, level: float = 0.95) -> Excess:
     Raises:
         ValueError: no own or fewer than two fresh draws.
 
-    Source: Student's two-sample t; e.g. Hahn and Meeker, Statistical Intervals (1991), section 4.8, for M = 1.
+    Source: Student's t; for luck e.g. Hahn and Meeker, Statistical Intervals (1991), section 4.8.
     """
     check_fraction("level", level)
     own, fresh = as_float64(own_M), as_float64(fresh_F)
     check_count("the number of own draws", len(own))
     check_count("the number of fresh draws", len(fresh), 2)
+    expected = draw_interval(fresh, level)
     freedom = len(own) + len(fresh) - 2
     squares = sum(float((group - group.mean()).square().sum()) for group in (own, fresh))
     error = math.sqrt(squares / freedom * (1 / len(own) + 1 / len(fresh)))
-    value = float(own.mean() - fresh.mean())
-    half = float(stats.t.isf((1 - level) / 2, freedom)) * error
-    return Excess(value, value - half, value + half, level)
+    return LabelExcess(
+        value=float(own.mean() - fresh.mean()),
+        low=float(own.mean() - expected.high),
+        high=float(own.mean() - expected.low),
+        level=level,
+        luck=float(stats.t.isf((1 - level) / 2, freedom)) * error,
+    )
 
 
 def membership_excess(members_F: Tensor, heldout_F: Tensor, level: float = 0.95) -> Excess:

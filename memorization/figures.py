@@ -113,7 +113,7 @@ def plot_rla_by_depth(
     axes.set_xticks(depths[shown], [str(tap) for tap in taps[shown]], rotation=0 if numbered else 45)
     axes.set_ylabel("random-label accuracy")
     _legend(figure, [axes])
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_rla_by_epoch(
@@ -164,7 +164,7 @@ def plot_rla_by_epoch(
     panels[0].set_ylabel("random-label accuracy")
     _depth_scale(figure, panels, taps, colours)
     _legend(figure, panels)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _phase_arrays(accuracy: Mapping[str, ArrayLike], shape: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
@@ -265,7 +265,7 @@ def _legend(figure: Figure, panels: Sequence[Axes] | NDArray[np.object_]) -> Non
     )
 
 
-def _save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
+def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     """Write `figure` as PNG and SVG; equal figures give equal files."""
     path = Path(path)
     base = path.with_suffix("") if path.suffix in (".png", ".svg") else path

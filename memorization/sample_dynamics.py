@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from rlpheads.memorization.arguments import check_count
 from rlpheads.memorization.intervals import as_float64
 
 
@@ -23,14 +24,24 @@ class DatasetMap(NamedTuple):
     correctness_N: Tensor
 
 
-def first_learned_epoch(hit_EN: Tensor) -> Tensor:
-    """Position of the first epoch in which each sample was hit; E (one past the last) for never. int64 (N,).
+def first_learned_epoch(hit_EN: Tensor, consecutive: int = 1) -> Tensor:
+    """Position of the first epoch that begins a run of hits of each sample; E (one past the last) for none. int64 (N,).
 
     Never-learned samples thus rank last, as a noise score needs it.
+
+    Args:
+        hit_EN: hits, (E, N).
+        consecutive: how many hits in a row; a run that the last epoch cuts short counts. With 1, the literal first hit, a
+            lucky guess of a network that has learned nothing yet is taken for learning: with C classes one sample in C is
+            hit in any of the first epochs. Three in a row are so by luck once in C³.
     """
+    check_count("consecutive", consecutive)
     hit_EN = _hits(hit_EN)
-    ever_N = hit_EN.any(0)
-    return torch.where(ever_N, hit_EN.to(torch.uint8).argmax(0), len(hit_EN))
+    run_EN = hit_EN.clone()
+    for ahead in range(1, min(consecutive, len(hit_EN))):
+        run_EN[:-ahead] &= hit_EN[ahead:]
+    ever_N = run_EN.any(0)
+    return torch.where(ever_N, run_EN.to(torch.uint8).argmax(0), len(hit_EN))
 
 
 def learned_for_good_epoch(hit_EN: Tensor) -> Tensor:

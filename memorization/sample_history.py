@@ -18,7 +18,16 @@ from rlpheads.memorization.sample_dynamics import (
 )
 from rlpheads.memorization.sample_scores import sample_scores
 
-DYNAMIC_MEASURES = ("first learned epoch", "learned for good", "forgetting events", "class variability")
+CONSECUTIVE = 3
+"""Hits in a row that count as learning, beside the literal first one."""
+
+DYNAMIC_MEASURES = (
+    "first learned epoch",
+    f"first of {CONSECUTIVE} in a row",
+    "learned for good",
+    "forgetting events",
+    "class variability",
+)
 """Measures that compare epochs: one epoch cannot give them."""
 
 
@@ -92,6 +101,7 @@ def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
     class_map = dataset_map(loss_EN, hit_EN)
     measures = {
         "first learned epoch": first_learned_epoch(hit_EN),
+        f"first of {CONSECUTIVE} in a row": first_learned_epoch(hit_EN, CONSECUTIVE),
         "learned for good": learned_for_good_epoch(hit_EN),
         "forgetting events": forgetting_events(hit_EN),
         "class loss": loss_EN.double().mean(0),

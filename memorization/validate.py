@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rlpheads.memorization import closed_form_answers, coverage, simulated_answers, trained_answers
+from rlpheads.memorization import closed_form_answers, coverage, excess_coverage, simulated_answers, trained_answers
 from rlpheads.memorization.known_answer import Check, KnownAnswer
 
 CHECKS: tuple[Check, ...] = (
@@ -24,6 +24,7 @@ CHECKS: tuple[Check, ...] = (
     *simulated_answers.CHECKS,
     *trained_answers.CHECKS,
     coverage.interval_coverage,
+    excess_coverage.excess_coverage,
 )
 
 

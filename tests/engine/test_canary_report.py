@@ -63,7 +63,7 @@ def test_every_kind_is_scored_by_every_measure(finished: Path, capsys: pytest.Ca
     assert report["kinds"] == KINDS
     assert report["epochs"] == [0, 1, 2]
     assert report["remarks"] == []
-    named = ["first learned epoch", "learned for good", "forgetting events"]
+    named = ["first learned epoch", "first of 3 in a row", "learned for good", "forgetting events"]
     named += ["class loss", "class confidence", "class variability"]
     heads = [f"label {name}, block {tap}" for tap in (0, 1) for name in ("score", "bits", "margin")]
     assert list(report["auc"]) == named + heads == list(report["spearman"])
@@ -93,7 +93,9 @@ def test_one_ledger_gives_no_dynamics_and_says_what_would(finished: Path, capsys
     assert "class loss" in report["auc"]
     assert "first learned epoch" not in report["auc"]
     (remark,) = report["remarks"]
-    assert remark.startswith("not measured, for want of a second clean ledger: first learned epoch, learned for good,")
+    assert remark.startswith(
+        "not measured, for want of a second clean ledger: first learned epoch, first of 3 in a row, "
+    )
     assert remark.endswith("run with --ledger.every 1 --eval.clean_every 1")
 
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlpheads.memorization import excess_coverage
 from rlpheads.memorization.audit import (
     audit_features,
     draw_audit_labels,
@@ -172,7 +173,8 @@ def test_blocks_must_be_equally_wide_float_matrices():
 def test_features_that_know_nothing_show_no_excess(probe):
     found = audit_features(gaussian(600, 20), gaussian(300, 20, seed=5), labels_for(600, 300), probe, level=0.999)
     for excess in (found.label_excess, found.membership_excess):
-        assert excess.low < 0 < excess.high
+        assert not excess.is_positive
+        assert not excess.is_negative
         assert abs(excess.value) < 0.08
 
 
@@ -200,7 +202,7 @@ def test_more_directions_on_one_side_are_membership(probe, member_has_more):
     assert sign * found.membership_excess.value > 0.1
     assert found.membership_excess.is_positive is member_has_more
     assert (found.member_rank, found.heldout_rank) == ((40, 10) if member_has_more else (10, 40))
-    assert found.label_excess.low < 0 < found.label_excess.high or abs(found.label_excess.value) < 0.05
+    assert not found.label_excess.is_positive or found.label_excess.value < 0.05
 
 
 def test_two_layers_see_noise_that_an_affine_probe_cannot():
@@ -251,21 +253,25 @@ def test_controls_belong_to_their_numbers_of_rows():
 # Intervals
 
 
-def test_one_own_draw_is_judged_by_the_prediction_interval():
+def test_the_luck_of_one_own_draw_is_that_of_one_more_fresh_draw():
     fresh = torch.tensor([0.30, 0.32, 0.28, 0.31, 0.29])
     excess = label_excess(torch.tensor([0.40]), fresh)
-    half = 2.7764451 * float(fresh.double().std()) * (1 + 1 / 5) ** 0.5
+    scatter = 2.7764451 * float(fresh.double().std())
     assert excess.value == pytest.approx(0.10, abs=1e-7)
-    assert excess.half_width == pytest.approx(half, rel=1e-5)
+    assert excess.luck == pytest.approx(scatter * (1 + 1 / 5) ** 0.5, rel=1e-5)
+    assert excess.half_width == pytest.approx(scatter * (1 / 5) ** 0.5, rel=1e-5)
+    assert excess.is_positive
+    below = label_excess(torch.tensor([0.29]), fresh)
+    assert not below.is_negative  # its interval, which is of these labels alone, may leave out 0 all the same
 
 
-def test_label_excess_is_the_two_sample_t_test():
+def test_the_luck_of_several_own_draws_is_the_two_sample_t_test():
     from scipy import stats
 
     own, fresh = torch.tensor([0.33, 0.36, 0.34]), torch.tensor([0.30, 0.32, 0.28, 0.31])
     expected = stats.ttest_ind(own.double(), fresh.double()).confidence_interval(0.9)
     excess = label_excess(own, fresh, 0.9)
-    assert (excess.low, excess.high) == pytest.approx((expected.low, expected.high))
+    assert excess.luck == pytest.approx((expected.high - expected.low) / 2)
 
 
 def test_membership_excess_is_the_interval_of_the_differences():
@@ -282,8 +288,28 @@ def test_label_excess_covers_on_real_fits(num_own):
     num_draws = num_own + 5
     accuracy = LeastSquaresProbe()(gaussian(200, 20), table(200, 1000 * num_draws), K).accuracy_M.view(1000, num_draws)
     excesses = [label_excess(row[:num_own], row[num_own:]) for row in accuracy]
-    covered = np.mean([excess.low <= 0 <= excess.high for excess in excesses])
+    covered = np.mean([abs(excess.value) <= excess.luck for excess in excesses])
     assert 0.93 <= covered <= 0.97
+
+
+def test_the_excesses_cover_in_simulated_audits(monkeypatch):
+    """400 audits each; 2,000 are in the table of known answers. The error of the share is .011."""
+    monkeypatch.setattr(excess_coverage, "NUM_CASES", 400)
+    monkeypatch.setattr(excess_coverage, "NUM_FEATURE_SETS", 2)
+    covered, excess = excess_coverage.label_excess_coverage(strength=1.0, num_own=1, num_fresh=8)
+    assert 0.91 <= covered <= 0.985
+    assert excess > 0.4
+    covered, excess = excess_coverage.membership_excess_coverage(unevenness=1.0, num_fresh=6)
+    assert 0.91 <= covered <= 0.985
+    assert abs(excess) > 0.01
+
+
+def test_the_simulation_of_the_coverage_can_fail():
+    """Negative control: the interval of a label excess is none for labels that were never drawn (it is for its own)."""
+    simulation = next(excess_coverage.simulate(num_own=1, num_fresh=8, seed=0))
+    excesses = [label_excess(draws_F[:1], draws_F[1:]) for draws_F in simulation.fresh_CF]
+    covered = np.mean([excess.low <= 0 <= excess.high for excess in excesses])
+    assert covered < 0.8
 
 
 @given(st.integers(1, 300), st.data())

@@ -34,6 +34,13 @@ def test_one_epoch_has_nothing_to_forget():
     assert forgetting_events(HISTORY_EN[:1]).tolist() == [0] * 5
 
 
+@given(st.lists(st.booleans(), min_size=1, max_size=9), st.integers(1, 4))
+def test_hits_in_a_row_agree_with_a_plain_loop(history, consecutive):
+    found = first_learned_epoch(torch.tensor(history)[:, None], consecutive)
+    starts = [e for e in range(len(history)) if all(history[e : e + consecutive])]
+    assert found.tolist() == [starts[0] if starts else len(history)]
+
+
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=8))
 def test_histories_agree_with_a_plain_loop(history):
     hit_EN = torch.tensor(history)
