@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlpheads.engine.config_errors import nearest
 from rlpheads.engine.display import percent
+from rlpheads.engine.label_choice import run_labels
 from rlpheads.engine.launch import choose_device
 from rlpheads.engine.probe import FeatureReader, FeatureStore, read_places
 from rlpheads.engine.run_folder import write_atomically
@@ -32,8 +33,7 @@ from rlpheads.memorization.audit import (
     head_control,
 )
 from rlpheads.memorization.baselines import NEARLY_EVERYTHING
-from rlpheads.memorization.labels import label_table
-from rlpheads.memorization.probe_heads import PROBES, Probe, TwoLayerProbe
+from rlpheads.memorization.probe_heads import PROBES, ClassBlockProbe, Probe, TwoLayerProbe
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,9 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
         RunError: an unknown probe or place, a value out of its range, or no room for the features.
     """
     options.check()
-    probe = make_probe(options)
+    probe: Probe = make_probe(options)
+    if run.config.heads.balance == "per_class":
+        probe = ClassBlockProbe(probe)
     device = choose_device(options.device, local_rank=0)
     model = run.load_model().to(device)
     reader = FeatureReader(model, read_places(options.taps, model), norm=run.config.heads.norm)
@@ -194,7 +196,7 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
         checkpoint=run.saved.path.name,
         step=run.saved.step,
         epoch=run.saved.epoch,
-        probe=_described(probe),
+        probe=_described(make_probe(options)),
         num_labels=labels.num_labels,
         num_own_draws=len(labels.own_MN),
         num_fresh_draws=options.draws,
@@ -230,19 +232,19 @@ def make_probe(options: AuditOptions) -> Probe:
 
 def audit_labels(run: OpenedRun, num_draws: int) -> AuditLabels:
     """Return the run's own labels of its training images beside fresh ones, which no run of this seed was trained with."""
-    heads, seed = run.config.heads, run.config.seed
-    own_MN = label_table(
-        run.sources.train.manifest.num_samples,
-        heads.num_labels,
-        num_draws=heads.draws,
-        seed=stream_seed(seed, "labels"),
-        split=run.sources.train.manifest.split,
-        balance=heads.balance,
-    )
-    num_heldout = run.sources.heldout.manifest.num_samples
-    fresh_seed = stream_seed(seed, "refitted probes")
+    heads, train, heldout = run.config.heads, run.sources.train.manifest, run.sources.heldout.manifest
+    own_MN = run_labels(run.config, train, heads.draws)
+    classes = None
+    if heads.balance == "per_class":
+        classes = torch.from_numpy(train.targets), torch.from_numpy(heldout.targets)
     return draw_audit_labels(
-        own_MN, num_heldout, heads.num_labels, num_draws=num_draws, seed=fresh_seed, balance=heads.balance
+        own_MN,
+        heldout.num_samples,
+        heads.num_labels,
+        num_draws=num_draws,
+        seed=stream_seed(run.config.seed, "refitted probes"),
+        balance="balanced" if heads.balance == "balanced" else "iid",
+        classes=classes,
     )
 
 

@@ -224,8 +224,9 @@ class HeadsConfig:
     """Normalise the features (layer norm without parameters) before the heads."""
     joint: float = 0.0
     """Weight μ with which the heads' cross-entropy trains the backbone too (0: heads only)."""
-    balance: Literal["iid", "balanced"] = "iid"
-    """Labels are drawn independently, or each equally often."""
+    balance: Literal["iid", "balanced", "per_class"] = "iid"
+    """iid: labels are drawn independently; balanced: each equally often; per_class: independently, heads.labels of them
+    for each class, and a head chooses among those of the image's class."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
     """Optimizer of the heads."""
 
@@ -239,6 +240,10 @@ class HeadsConfig:
         if self.labels == "auto":
             raise ValueError("heads.labels is auto, and is settled only when a run begins")
         return self.labels
+
+    def num_blocks(self, num_classes: int) -> int:
+        """Return how many heads of K labels one head is made of: one for each class, or one for all."""
+        return num_classes if self.balance == "per_class" else 1
 
 
 @dataclass(frozen=True)

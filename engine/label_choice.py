@@ -1,4 +1,4 @@
-"""How many random labels a run has: settled once, when it begins, from its images and the widths of its taps."""
+"""The random labels of a run: how many there are, settled once when it begins, and which each sample has."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from rlpheads.engine.config import Config
 from rlpheads.engine.config_files import read_config_file
 from rlpheads.engine.models import planned_tap_dims
 from rlpheads.engine.resume import Sources
+from rlpheads.engine.streams import stream_seed
+from rlpheads.loaders.manifest import Manifest
 from rlpheads.memorization.baselines import auto_labels, warning_for
+from rlpheads.memorization.class_blocks import into_class_blocks
+from rlpheads.memorization.labels import label_table
 
 
 class SettledLabels(NamedTuple):
@@ -34,7 +41,9 @@ def settle_labels(config: Config, sources: Sources, folder: Path) -> SettledLabe
     dims = planned_tap_dims(config, len(sources.train.manifest.classes))
     if not dims:
         return SettledLabels(config, ())
-    num_samples, num_features = sources.train.manifest.num_samples, max(dims)
+    manifest = sources.train.manifest
+    num_samples = manifest.num_samples // config.heads.num_blocks(len(manifest.classes))  # of one block's head
+    num_samples, num_features = max(num_samples, 1), max(dims)
     if config.heads.labels != "auto":
         warning = warning_for(config.heads.labels, num_samples, num_features)
         return SettledLabels(config, _told(warning))
@@ -43,6 +52,30 @@ def settle_labels(config: Config, sources: Sources, folder: Path) -> SettledLabe
     if begun not in (None, choice.num_labels):
         return settle_labels(_with_labels(config, begun), sources, folder)
     return SettledLabels(_with_labels(config, choice.num_labels), _told(choice.warning))
+
+
+def run_labels(config: Config, manifest: Manifest, num_draws: int, device: torch.device | str | None = None) -> Tensor:
+    """Return the random labels of a split in a run: int32 (M, N), in [0, K), or in [0, C·K) with labels for each class.
+
+    Args:
+        config: settings of the run, K settled.
+        manifest: the split.
+        num_draws: M; the draws of the audit heads come behind those of the heads.
+        device: where the table is computed and lives.
+    """
+    balanced = config.heads.balance == "balanced" and manifest.split == "train"  # held-out labels are always i.i.d.
+    table_MN = label_table(
+        manifest.num_samples,
+        config.heads.num_labels,
+        num_draws=num_draws,
+        seed=stream_seed(config.seed, "labels"),
+        split=manifest.split,
+        balance="balanced" if balanced else "iid",
+        device=device,
+    )
+    if config.heads.balance != "per_class":
+        return table_MN
+    return into_class_blocks(table_MN, torch.from_numpy(manifest.targets), config.heads.num_labels)
 
 
 def _begun_with(folder: Path) -> int | None:

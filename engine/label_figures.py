@@ -13,12 +13,14 @@ class Sizes:
 
     Attributes:
         num_labels: K.
+        num_blocks: heads of K labels in one head: the classes, where each has labels of its own, else 1.
         dims: width D of every tap.
         num_network_parameters: parameters of the backbone.
         joint: whether the backbone learns the labels too, so that it holds bits about them.
     """
 
     num_labels: int
+    num_blocks: int
     dims: tuple[int, ...]
     num_network_parameters: int
     joint: bool
@@ -37,7 +39,8 @@ def label_figures(found: Evaluation, phase: str, sizes: Sizes) -> dict[str, list
         f"bits_{phase}": bits_T,
         f"bits_per_sample_{phase}": [bits / found.num_samples for bits in bits_T],
         f"bits_per_head_parameter_{phase}": [
-            bits / (dim * (sizes.num_labels - 1)) for bits, dim in zip(bits_T, sizes.dims, strict=True)
+            bits / (sizes.num_blocks * dim * (sizes.num_labels - 1))
+            for bits, dim in zip(bits_T, sizes.dims, strict=True)
         ],
     }
     if sizes.joint:

@@ -140,7 +140,7 @@ def build_learner(
     def part(name: str, num_draws: int) -> TrainedPart | None:
         if not dims or not num_draws:
             return None
-        module = build_heads(config, dims, name, num_draws).to(launch.device)
+        module = build_heads(config, dims, name, num_draws, config.heads.num_blocks(num_classes)).to(launch.device)
         return build_part(module, config.heads.optim, config.schedule, span, ddp)
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))
@@ -155,10 +155,10 @@ def _initial_model(config: Config, num_classes: int, fresh: bool) -> tuple[Tappe
     return model, f"timm's weights for {config.model.name}" if config.model.pretrained else ""
 
 
-def build_heads(config: Config, dims: tuple[int, ...], name: str, num_draws: int) -> RLPHeads:
-    """Build heads, one for each tap and draw, from the stream `name`."""
-    seed = stream_seed(config.seed, name)
-    return RLPHeads(dims, config.heads.num_labels, num_draws, seed=seed, norm=config.heads.norm)
+def build_heads(config: Config, dims: tuple[int, ...], name: str, num_draws: int, num_blocks: int = 1) -> RLPHeads:
+    """Build heads, one for each tap and draw, from the stream `name`; `num_blocks` as for `RLPHeads`."""
+    seed, num_labels = stream_seed(config.seed, name), config.heads.num_labels
+    return RLPHeads(dims, num_labels, num_draws, seed=seed, num_blocks=num_blocks, norm=config.heads.norm)
 
 
 def num_audit_draws(config: Config) -> int:

@@ -231,6 +231,7 @@ def _figures(training: Training, name: str, phase: str, found: Evaluation) -> di
     num_draws, learner = training.config.heads.draws, training.learner
     sizes = Sizes(
         num_labels=training.config.heads.num_labels,
+        num_blocks=training.config.heads.num_blocks(len(training.sources.train.manifest.classes)),
         dims=learner.dims,
         num_network_parameters=num_parameters(learner.tapped),
         joint=training.config.heads.joint > 0,

@@ -14,6 +14,7 @@ from rlpheads.engine.clock import Clock
 from rlpheads.engine.config import Config
 from rlpheads.engine.device_wait import DeviceWait
 from rlpheads.engine.evaluation import Split
+from rlpheads.engine.label_choice import run_labels
 from rlpheads.engine.launch import Launch
 from rlpheads.engine.learner import Learner, build_learner, num_audit_draws
 from rlpheads.engine.loading import dali_options
@@ -32,7 +33,6 @@ from rlpheads.loaders.device_transforms import Normalize
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.order import Order
 from rlpheads.memorization.baselines import least_squares_rla
-from rlpheads.memorization.labels import label_table
 from rlpheads.memorization.ledger import Ledger
 
 
@@ -93,7 +93,8 @@ class Training:
     @property
     def baselines_T(self) -> list[float]:  # noqa: N802 - shape suffix
         """What a least-squares head alone reaches at every tap, on features that know nothing of the labels."""
-        num_samples = self.sources.train.manifest.num_samples
+        manifest = self.sources.train.manifest
+        num_samples = manifest.num_samples / self.config.heads.num_blocks(len(manifest.classes))
         return [least_squares_rla(self.config.heads.num_labels, num_samples / dim) for dim in self.learner.dims]
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Batch]:
@@ -174,15 +175,7 @@ def _split(config: Config, source: ImageSource, learner: Learner, launch: Launch
     wanted = min(config.eval.batch_size or config.batch_size, manifest.num_samples)  # no more padding than it takes
     batch_size = -(-wanted // launch.world_size) * launch.world_size
     order = Order(manifest.num_samples, batch_size, 0, False, "pad")
-    table = label_table(
-        manifest.num_samples,
-        config.heads.num_labels,
-        num_draws=config.heads.draws + num_audit_draws(config),
-        seed=stream_seed(config.seed, "labels"),
-        split=manifest.split,
-        balance=config.heads.balance if manifest.split == "train" else "iid",
-        device=launch.device,
-    )
+    table = run_labels(config, manifest, config.heads.draws + num_audit_draws(config), launch.device)
     loader = _loader(config, source, order, launch, train=False)
     return Split(loader, table, _ledger(config, source, learner, launch))
 

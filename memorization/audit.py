@@ -22,6 +22,7 @@ from scipy import stats
 from torch import Tensor
 
 from rlpheads.memorization.arguments import check_count, check_fraction
+from rlpheads.memorization.class_blocks import into_class_blocks
 from rlpheads.memorization.feature_blocks import Features, RowSubset
 from rlpheads.memorization.intervals import as_float64, draw_interval
 from rlpheads.memorization.labels import Balance, hash64, label_table, stream_key
@@ -142,7 +143,14 @@ class HeadControl:
 
 
 def draw_audit_labels(
-    own_MN: Tensor, num_heldout: int, num_labels: int, *, num_draws: int, seed: int, balance: Balance = "iid"
+    own_MN: Tensor,
+    num_heldout: int,
+    num_labels: int,
+    *,
+    num_draws: int,
+    seed: int,
+    balance: Balance = "iid",
+    classes: tuple[Tensor, Tensor] | None = None,
 ) -> AuditLabels:
     """Draw fresh labels and choose the rows of the comparison at equal n; all keyed by `seed`.
 
@@ -153,6 +161,8 @@ def draw_audit_labels(
         num_draws: F, fresh draws, at least 4.
         seed: another stream than that of the run's own labels.
         balance: how the run's own labels were drawn, which `fresh_FN` must share to be comparable.
+        classes: of the training samples (N,) and of the held-out ones, where each class has K labels of its own: fresh
+            labels are then such labels too (`rlpheads.memorization.class_blocks`), as the own ones must be.
 
     Raises:
         ValueError: fewer than 4 draws, or sizes out of range.
@@ -162,17 +172,21 @@ def draw_audit_labels(
     num_samples = own_MN.shape[-1]
     num_equal = min(num_samples, num_heldout)
 
-    def table(length: int, split: str, how: Balance = "iid") -> Tensor:
-        return label_table(length, num_labels, num_draws=num_draws, seed=seed, split=split, balance=how)
+    members_E = keyed_subset(num_samples, num_equal, stream_key("audited members", seed))
+    heldout_E = keyed_subset(num_heldout, num_equal, stream_key("audited held-out", seed))
+
+    def table(rows_R: Tensor, side: int, split: str, how: Balance = "iid") -> Tensor:
+        labels_FR = label_table(len(rows_R), num_labels, num_draws=num_draws, seed=seed, split=split, balance=how)
+        return labels_FR if classes is None else into_class_blocks(labels_FR, classes[side][rows_R], num_labels)
 
     return AuditLabels(
         num_labels=num_labels,
         own_MN=own_MN,
-        fresh_FN=table(num_samples, "fresh", balance),
-        members_E=keyed_subset(num_samples, num_equal, stream_key("audited members", seed)),
-        heldout_E=keyed_subset(num_heldout, num_equal, stream_key("audited held-out", seed)),
-        members_FE=table(num_equal, "members"),
-        non_members_FE=table(num_equal, "held-out"),
+        fresh_FN=table(torch.arange(num_samples), 0, "fresh", balance),
+        members_E=members_E,
+        heldout_E=heldout_E,
+        members_FE=table(members_E, 0, "members"),
+        non_members_FE=table(heldout_E, 1, "held-out"),
     )
 
 

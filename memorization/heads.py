@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_losses
 from rlpheads.memorization.arguments import check_count, check_num_labels
+from rlpheads.memorization.class_blocks import class_block_loss
 from rlpheads.memorization.labels import stream_key
 
 INITIAL_LOGIT_STD = 0.1
@@ -113,6 +114,8 @@ class RLPHeads(nn.Module):
         tap_dims: D of each tap, in the taps' order.
         num_labels: K.
         num_draws: M.
+        num_blocks: 1, or the number of classes C: labels are then in [0, C·K), and each head chooses among the K of the
+            row's class (`rlpheads.memorization.class_blocks`).
         seed: seed of the run. Head (t, m) has a stream of its own, so one more tap or draw changes no other head.
         norm: normalise each row's features to mean 0 and variance 1 (layer norm without parameters) first.
         device: where the parameters live; "meta" builds shapes only.
@@ -129,19 +132,24 @@ class RLPHeads(nn.Module):
         num_draws: int,
         *,
         seed: int,
+        num_blocks: int = 1,
         norm: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
         _check_sizes(tap_dims, num_labels, num_draws)
+        check_count("num_blocks", num_blocks)
         self.tap_dims = tuple(tap_dims)
         self.num_labels = num_labels
         self.num_draws = num_draws
+        self.num_blocks = num_blocks
         self.norm = norm
         self.heads = nn.ModuleList(
             nn.ModuleList(
-                RandomLabelHead(num_labels, dim, key=stream_key("heads", seed, t, m), device=device, dtype=dtype)
+                RandomLabelHead(
+                    num_labels * num_blocks, dim, key=stream_key("heads", seed, t, m), device=device, dtype=dtype
+                )
                 for m in range(num_draws)
             )
             for t, dim in enumerate(tap_dims)
@@ -186,16 +194,21 @@ class RLPHeads(nn.Module):
         features = [inputs_BD for inputs_BD in map(self._inputs, taps) for _ in range(self.num_draws)]
         heads = [head for t in positions for head in cast("Iterable[RandomLabelHead]", self.heads[t])]
         with torch.autocast(features[0].device.type, enabled=False):
-            losses = random_label_losses(
-                features,
-                [head.weight for head in heads],
-                [*labels_MB.unbind()] * len(positions),
-                biases=[head.bias for head in heads],
-                regularizer=kind,
-                joint=terms.joint,
-                impl=terms.impl,
+            labels = [*labels_MB.unbind()] * len(positions)
+            losses = self._call(
+                features, heads, labels, {"regularizer": kind, "joint": terms.joint, "impl": terms.impl}
             )
         return {t: losses[n * self.num_draws :][: self.num_draws] for n, t in enumerate(positions)}
+
+    def _call(
+        self, features: list[Tensor], heads: list[RandomLabelHead], labels: list[Tensor], options: dict[str, Any]
+    ) -> list[RandomLabelLoss]:
+        """Compute the loss of every head, over all labels or over those of each row's class."""
+        weights, biases = [head.weight for head in heads], [head.bias for head in heads]
+        if self.num_blocks == 1:
+            return list(random_label_losses(features, weights, labels, biases=biases, **options))
+        of_heads = zip(features, weights, biases, labels, strict=True)
+        return [class_block_loss(*of_head, num_labels=self.num_labels, **options) for of_head in of_heads]
 
     def _inputs(self, features_BD: Tensor) -> Tensor:
         """Prepare features for the loss: normalised, in the dtype of its matrix products."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.memorization.arguments import check_count, check_num_labels
 from rlpheads.memorization.baselines import least_squares_rla
-from rlpheads.memorization.feature_blocks import Features, GaussianFeatures, iterate_rows
+from rlpheads.memorization.feature_blocks import Features, GaussianFeatures, RowSubset, iterate_rows
 from rlpheads.memorization.labels import stream_key
 
 RANK_TOLERANCE = 1e-6
@@ -229,6 +229,46 @@ class TwoLayerProbe:
         outer_KH = outer_KH.to(spread) / math.sqrt(self.hidden)
         layers = [inner_HD, inner_HD.new_zeros(self.hidden), outer_KH, outer_KH.new_zeros(num_labels)]
         return [tensor.expand(num_draws, *tensor.shape).clone().requires_grad_() for tensor in layers]
+
+
+@dataclass(frozen=True)
+class ClassBlockProbe:
+    """A probe for labels that are drawn inside each class: one of its kind for each class, on that class's rows alone.
+
+    Labels are in [0, C·K) and say which class a row has (`rlpheads.memorization.class_blocks`). The features are read once
+    for each class and pass.
+
+    Attributes:
+        probe: the kind.
+    """
+
+    probe: Probe
+
+    @property
+    def name(self) -> str:
+        """That of the kind."""
+        return self.probe.name
+
+    def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
+        """Fit the classes one after another; the accuracy is over all rows, the rank the least of a class."""
+        hits_M, ranks = torch.zeros(len(labels_MN), dtype=torch.float64), []
+        for rows_R in _rows_by_class(labels_MN, num_labels):
+            fit = self.probe(RowSubset(features, rows_R), labels_MN[:, rows_R] % num_labels, num_labels)
+            hits_M += fit.accuracy_M * len(rows_R)
+            ranks.append(fit.rank)
+        return ProbeFit(hits_M / labels_MN.shape[-1], min(ranks))
+
+    def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
+        """Average the kind's control over the rows of the classes."""
+        total = 0.0
+        for rows_R in _rows_by_class(labels_MN, num_labels):
+            total += len(rows_R) * self.probe.control(labels_MN[:, rows_R] % num_labels, num_features, num_labels)
+        return total / labels_MN.shape[-1]
+
+
+def _rows_by_class(labels_MN: Tensor, num_labels: int) -> list[Tensor]:
+    class_N = labels_MN[0].cpu() // num_labels
+    return [torch.nonzero(class_N == number)[:, 0] for number in class_N.unique()]
 
 
 def collect_moments(features: Features, labels_MN: Tensor, num_labels: int) -> Moments:

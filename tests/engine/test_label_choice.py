@@ -5,14 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from rlpheads.engine.audit_run import AuditOptions, audit_run
 from rlpheads.engine.command_line import parse_config
 from rlpheads.engine.config import Config
 from rlpheads.engine.config_checks import check_config
 from rlpheads.engine.config_errors import ConfigError
 from rlpheads.engine.config_files import read_config_file
 from rlpheads.engine.job import open_sources, run
-from rlpheads.engine.label_choice import settle_labels
+from rlpheads.engine.label_choice import run_labels, settle_labels
+from rlpheads.engine.learner import build_heads
+from rlpheads.engine.run_loading import open_run
+from rlpheads.memorization.baselines import least_squares_rla
 from rlpheads.memorization.ledger import read_ledger
 
 
@@ -66,3 +71,34 @@ def test_a_run_with_auto_is_whole_and_goes_on(tiny, capsys):
     assert "resumed from" in capsys.readouterr().out
     assert read_ledger(folder / "ledger" / "epoch=0000" / "clean.parquet").metadata.num_labels == 2
     assert "n=1437" in json.loads((folder / "status.json").read_text())["warnings"][0]
+
+
+def test_labels_for_each_class_from_training_to_audit(tiny):
+    """Five labels for each of ten digits: chance stays 1/5, a head has fifty rows, and probes are fitted class by class."""
+    config = replace(with_labels(tiny, 5, balance="per_class", audit_draws=1), epochs=1)
+    assert run(config) == 0
+    opened = open_run(Path(config.run.dir) / config.run.name)
+    manifest = opened.sources.train.manifest
+    labels_MN = run_labels(config, manifest, 3)
+    assert torch.equal(labels_MN[0] // 5, torch.from_numpy(manifest.targets).int())
+    heads = build_heads(config, (24, 24), "heads", 2, num_blocks=10)
+    opened.load_weights("heads", heads)
+    assert heads.heads[1][1].weight.shape == (50, 24)
+    (row,) = opened.folder.metrics("epoch")
+    assert all(0.12 < accuracy < 0.28 for accuracy in row["rla_heldout"])
+    bits_T, per_parameter_T = row["bits_clean"], row["bits_per_head_parameter_clean"]
+    assert per_parameter_T == pytest.approx([bits / (10 * 24 * 4) for bits in bits_T])
+    audit = audit_run(opened, AuditOptions(draws=4))
+    expected = least_squares_rla(5, 143.7 / 24)
+    assert audit.taps[0].control.all_rows == pytest.approx(expected, abs=0.01)
+    assert audit.taps[0].found.fresh_F[0] == pytest.approx(expected, abs=0.08)
+
+
+def test_a_head_for_each_class_is_warned_about_sooner(tiny, tmp_path):
+    """144 images a digit and 24 features: six samples a feature are fitted by a head with 50 labels (capacity 13.6)."""
+    sources = open_sources(tiny)
+    assert settle_labels(with_labels(tiny, 50), sources, tmp_path).warnings == ()
+    assert (
+        "fits every one of 50"
+        in settle_labels(with_labels(tiny, 50, balance="per_class"), sources, tmp_path).warnings[0]
+    )
