@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.config import Config, DataConfig, RunConfig
-from rlpheads.engine.config_errors import ConfigError, nearest, refusal, shown
+from rlpheads.engine.config_errors import ConfigError, nearest, refusal
 from rlpheads.engine.model_checks import check_parts
 
 _NAME_BYTES = 200  # a file system allows 255; the rest is for what is written beside the folder
