@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from rlpheads.engine.config import DataConfig
 from rlpheads.loaders.augment_spec import AugmentSpec, EraseSpec, PolicySpec
+from rlpheads.loaders.mixing import MixSpec
+
+
+def mix_spec(data: DataConfig) -> MixSpec:
+    """Return how pairs of training images are mixed."""
+    return MixSpec(**asdict(data.mix))
 
 
 def augment_spec(data: DataConfig) -> AugmentSpec:

@@ -108,6 +108,26 @@ class DaliConfig:
 
 
 @dataclass(frozen=True)
+class MixConfig:
+    """Mixup and CutMix of neighbours in the batch.
+
+    Draws are keyed by (seed, epoch, the pair's indices). Each row keeps at least half of itself, and ledger and hits tell
+    of that sample.
+    """
+
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution; 0: no mixup."""
+    cutmix: float = 0.0
+    """Alpha of CutMix's; 0: no CutMix."""
+    probability: float = 1.0
+    """Probability of mixing a pair."""
+    switch: float = 0.5
+    """Probability of CutMix for a mixed pair where both are on."""
+    off_epoch: int | None = None
+    """Epoch, from 0, from which on nothing is mixed; null: never."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read, and how an image becomes the model's input."""
 
@@ -157,6 +177,7 @@ class DataConfig:
     on_error: Literal["raise", "skip"] = "raise"
     """An image that cannot be read: end the run and name it, or leave it out, named, counted and marked in the ledger."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     label_noise: float = 0.0
     """Fraction of the training images whose class is replaced by another, in [0, 1)."""
     label_noise_kind: Literal["symmetric", "pairwise"] = "symmetric"
@@ -181,6 +202,11 @@ class ModelConfig:
     sync_batchnorm: bool = False
     """Batch norm over the images of all ranks; a network with batch norm needs it on several ranks. Changes nothing on
     one. Micro-batches (accumulate) are normalised one by one."""
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """Class loss: cross-entropy of the softmax; bce: of a sigmoid for each class, averaged over the classes (DeiT III).
+    Ledgers and evaluations always hold the former, of the row's own class."""
+    bce_threshold: float | None = None
+    """bce: classes whose target (of mixed images) is above this count as 1, others as 0; null: targets as they are."""
     label_smoothing: float = 0.0
     """Label smoothing of the class loss, in [0, 1)."""
     ema_decay: float | None = None

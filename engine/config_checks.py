@@ -74,6 +74,12 @@ RANGES: dict[str, Interval] = {
     "data.augment.rand_probability": _FRACTION,
     "data.augment.color_jitter": _FROM_0,
     "data.augment.cutout": _FROM_0,
+    "data.mix.mixup": _FROM_0,
+    "data.mix.cutmix": _FROM_0,
+    "data.mix.probability": _FRACTION,
+    "data.mix.switch": _FRACTION,
+    "data.mix.off_epoch": _FROM_0,
+    "model.bce_threshold": _BELOW_1,
     "data.augment.erase": _FRACTION,
     "data.augment.erase_area": _SHARE,
     "data.augment.erase_ratio": _ABOVE_0,
@@ -129,6 +135,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_schedule(config)
     _check_run(config.run)
     _check_data(config.data)
+    _check_class_loss(config)
     _check_terms(config)
     _check_model_settings(config)
     _check_target(config)
@@ -247,6 +254,17 @@ def _check_model_settings(config: Config) -> None:
             raise refusal(key, value, "0 while model.frozen: nothing but the heads is trained")
     if model.ema_decay is not None:
         raise refusal("model.ema_decay", model.ema_decay, "null while model.frozen: the weights never move")
+
+
+def _check_class_loss(config: Config) -> None:
+    model = config.model
+    if model.bce_threshold is None:
+        return
+    if model.loss != "bce":
+        raise refusal("model.bce_threshold", model.bce_threshold, f"null while model.loss is {model.loss}")
+    if model.label_smoothing:
+        allowed = "null with model.label_smoothing, whose smoothed targets it would only make 0 or 1 again"
+        raise refusal("model.bce_threshold", model.bce_threshold, allowed)
 
 
 def _check_terms(config: Config) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from rlpheads.engine.class_loss import ClassLoss
 from rlpheads.engine.config import Config
 from rlpheads.engine.learner import Learner
 from rlpheads.engine.models import Network
@@ -26,10 +26,10 @@ from rlpheads.memorization.regularizer import TermWeights, combine
 
 
 class RowLosses(NamedTuple):
-    """What a forward pass says of every row of a batch."""
+    """What a forward pass says of every row of a batch; of a mixed row, of its own sample, but for what is trained."""
 
     class_loss_B: Tensor
-    smoothed_loss_B: Tensor
+    trained_loss_B: Tensor
     class_hit_B: Tensor
     heads: HeadLosses | None
     audit: HeadLosses | None
@@ -42,14 +42,14 @@ class Routes:
     Attributes:
         terms: what the heads compute.
         weights: λ and μ.
-        label_smoothing: smoothing of the class loss.
+        class_loss: what trains the classifier.
         num_draws: draws that the heads (not the audit heads) learn.
         world_size: number of ranks, whose gradients DDP averages.
     """
 
     terms: HeadTerms
     weights: TermWeights
-    label_smoothing: float
+    class_loss: ClassLoss
     num_draws: int
     world_size: int
 
@@ -73,7 +73,8 @@ def build_routes(config: Config, model: TappedModel, world_size: int) -> Routes:
             raise ValueError(f"regularizer.taps names {missing}, where no head is; heads.taps are {list(model.taps)}")
         regularized = tuple(model.places.index(place) for place in places)
     terms = HeadTerms(config.regularizer.kind if regularized else None, regularized, joint=config.heads.joint > 0)
-    return Routes(terms, weights, config.model.label_smoothing, config.heads.draws, world_size)
+    class_loss = ClassLoss(config.model.loss, config.model.label_smoothing, config.model.bce_threshold)
+    return Routes(terms, weights, class_loss, config.heads.draws, world_size)
 
 
 def forward_rows(network: Network, images: Tensor, batch: Batch, table_MN: Tensor, routes: Routes) -> RowLosses:
@@ -82,20 +83,35 @@ def forward_rows(network: Network, images: Tensor, batch: Batch, table_MN: Tenso
     Args:
         network: model, heads and audit heads.
         images: float (B, 3, H, W).
-        batch: the rows' targets and indices.
+        batch: the rows' targets and indices, and those of the samples that they were mixed with.
         table_MN: random labels, those of the heads' draws first and those of the audit heads behind them.
         routes: the terms of the heads; audit heads have none but their own loss.
     """
     logits, taps = network.model(images)
-    log_p = F.log_softmax(logits.float(), dim=-1)
-    class_loss_B = -log_p.gather(1, batch.targets[:, None]).squeeze(1)
-    smoothing = routes.label_smoothing
-    smoothed_loss_B = (1 - smoothing) * class_loss_B - smoothing * log_p.mean(-1) if smoothing else class_loss_B
-    labels_MB = table_MN[:, batch.index.clamp(min=0)]
-    own_MB, audit_MB = labels_MB[: routes.num_draws], labels_MB[routes.num_draws :]
-    heads = None if network.heads is None else network.heads(taps, own_MB, routes.terms)
-    audit = None if network.audit is None else network.audit(taps, audit_MB, HeadTerms())
-    return RowLosses(class_loss_B, smoothed_loss_B, logits.argmax(-1) == batch.targets, heads, audit)
+    class_loss_B, trained_loss_B = routes.class_loss(logits, batch.targets, batch.partners)
+    labels = _random_labels(table_MN, batch)
+    own, audited = labels.of_draws(slice(routes.num_draws)), labels.of_draws(slice(routes.num_draws, None))
+    heads = None if network.heads is None else network.heads(taps, own.first_MB, routes.terms, own.pair)
+    audit = None if network.audit is None else network.audit(taps, audited.first_MB, HeadTerms(), audited.pair)
+    return RowLosses(class_loss_B, trained_loss_B, logits.argmax(-1) == batch.targets, heads, audit)
+
+
+class _RandomLabels(NamedTuple):
+    """The random labels of a batch: each row's own, and for mixed rows the partner's with the weight of the own."""
+
+    first_MB: Tensor
+    pair: tuple[Tensor, Tensor] | None
+
+    def of_draws(self, draws: slice) -> _RandomLabels:
+        return _RandomLabels(self.first_MB[draws], None if self.pair is None else (self.pair[0][draws], self.pair[1]))
+
+
+def _random_labels(table_MN: Tensor, batch: Batch) -> _RandomLabels:
+    """Gather the labels of all draws; a padding row gets some label in range."""
+    first_MB = table_MN[:, batch.index.clamp(min=0)]
+    if batch.partners is None:
+        return _RandomLabels(first_MB, None)
+    return _RandomLabels(first_MB, (table_MN[:, batch.partners.index.clamp(min=0)], batch.partners.weight))
 
 
 def record_rows(ledger: Ledger, batch: Batch, rows: RowLosses) -> None:
@@ -147,7 +163,7 @@ class TrainStep:
             rows = forward_rows(self.learner.wrapped, images, batch, self.table_MN, self.routes)
         valid_B = batch.index >= 0
         scale = self.routes.world_size / batch.num_global_rows
-        total = torch.where(valid_B, rows.smoothed_loss_B, 0.0).sum() * scale
+        total = torch.where(valid_B, rows.trained_loss_B, 0.0).sum() * scale
         shares = {"class_loss": total.detach(), "top1": (rows.class_hit_B & valid_B).sum() * scale}
         shares["skipped"] = total.new_full((), len(batch.skipped) * scale)
         for prefix, losses, weights in (("", rows.heads, self.routes.weights), ("audit_", rows.audit, TermWeights())):

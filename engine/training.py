@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlpheads.engine import checkpoint
-from rlpheads.engine.augmenting import augment_spec
+from rlpheads.engine.augmenting import augment_spec, mix_spec
 from rlpheads.engine.clock import Clock
 from rlpheads.engine.config import Config
 from rlpheads.engine.device_wait import DeviceWait
@@ -31,6 +31,7 @@ from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.delivery import deliver
 from rlpheads.loaders.device_transforms import Normalize
 from rlpheads.loaders.factory import make_loader
+from rlpheads.loaders.mixing import Mixer
 from rlpheads.loaders.order import Order
 from rlpheads.memorization.baselines import least_squares_rla
 from rlpheads.memorization.ledger import Ledger
@@ -52,6 +53,7 @@ class Training:
     routes: Routes
     normalize: nn.Module
     augment: Augment
+    mixer: Mixer
     meters: Meters
     clock: Clock
     position: Position = Position()
@@ -103,9 +105,10 @@ class Training:
         return self.normalize(batch.images), batch
 
     def prepare_training(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """Do the same with a batch of the position's epoch to train on, whose images are augmented too."""
+        """Do the same with a batch of the position's epoch to train on, whose images are augmented and mixed too."""
         self.notices.tell(batch.skipped)
-        return self.augment(batch.images, batch.index, self.position.epoch), batch
+        images = self.augment(batch.images, batch.index, self.position.epoch)
+        return self.mixer(images, batch, self.position.epoch)
 
     def save(self) -> None:
         """Write a checkpoint of this moment. Collective."""
@@ -165,6 +168,7 @@ def build_training(
         routes=routes,
         normalize=normalize.to(launch.device),
         augment=augment.to(launch.device),
+        mixer=Mixer(mix_spec(config.data), order.seed).to(launch.device),
         meters=Meters(launch.device, launch.world_size),
         clock=Clock(device_wait=None if launch.device.type == "cpu" else DeviceWait(launch.device)),
     )

@@ -18,6 +18,26 @@ OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
+class Partners:
+    """The second sample of every row whose image was mixed with its neighbour's.
+
+    Attributes:
+        targets: int64 (B,).
+        index: int64 (B,), canonical index; -1 beside padding, with weight 1.
+        weight: float32 (B,), weight of the row's own sample, in [0.5, 1]; 1 where nothing was mixed.
+    """
+
+    targets: Tensor
+    index: Tensor
+    weight: Tensor
+
+    def chunks(self, num_chunks: int) -> list[Partners]:
+        """Cut like the batch."""
+        columns = (column.chunk(num_chunks) for column in (self.targets, self.index, self.weight))
+        return [Partners(*parts) for parts in zip(*columns, strict=True)]
+
+
+@dataclass(frozen=True)
 class Batch:
     """One rank's share of a global batch.
 
@@ -30,6 +50,7 @@ class Batch:
             the batch gives every readable row the same weight at any world size, and a skipped one the loss 0.
         skipped: Why rows of this rank could not be read, one error for each, naming index and path; only under
             `LoaderOptions.on_error` "skip". Such a row is a padding row where its image would have stood.
+        partners: What the images were mixed with, on the device; None: nothing.
     """
 
     images: Tensor
@@ -37,6 +58,7 @@ class Batch:
     index: Tensor
     num_global_rows: int
     skipped: tuple[ImageReadError, ...] = ()
+    partners: Partners | None = None
 
     def __len__(self) -> int:
         """Return the rows of this rank, padding included."""
@@ -88,8 +110,16 @@ class Batch:
                 f"{len(self)} rows cannot be cut into {num_chunks} equal micro-batches; the nearest is {nearest}"
             )
         columns = (self.images.chunk(num_chunks), self.targets.chunk(num_chunks), self.index.chunk(num_chunks))
+        partners = self.partners.chunks(num_chunks) if self.partners else [None] * num_chunks
         return [
-            replace(self, images=images, targets=targets, index=index, skipped=() if position else self.skipped)
+            replace(
+                self,
+                images=images,
+                targets=targets,
+                index=index,
+                skipped=() if position else self.skipped,
+                partners=partners[position],
+            )
             for position, (images, targets, index) in enumerate(zip(*columns, strict=True))
         ]
 

@@ -161,13 +161,20 @@ class RLPHeads(nn.Module):
             if isinstance(head, RandomLabelHead):
                 head.reset_parameters()
 
-    def forward(self, taps: Sequence[Tensor], labels_MB: Tensor, terms: HeadTerms) -> HeadLosses:
+    def forward(
+        self,
+        taps: Sequence[Tensor],
+        labels_MB: Tensor,
+        terms: HeadTerms,
+        pair: tuple[Tensor, Tensor] | None = None,
+    ) -> HeadLosses:
         """Losses of every head on one batch.
 
         Args:
             taps: features (B, D_t), one tensor for each tap, of any float dtype.
             labels_MB: integer random labels, a row for each draw.
             terms: what to compute beside the heads' cross-entropy.
+            pair: of mixed rows: second labels (M, B), and the weight (B,) in [0, 1] of the first; see `random_label_loss`.
 
         Numerics: the norm is computed in the parameters' dtype. Under autocast on an accelerator the loss then gets
         features in the autocast dtype, for its matrix products; on a CPU, where bf16 products are rarely faster, they
@@ -182,33 +189,54 @@ class RLPHeads(nn.Module):
         losses: dict[int, list[RandomLabelLoss]] = {}
         for positions, kind in ((terms.regularized, terms.regularizer), (others, None)):
             if positions:
-                losses |= self._losses(positions, [taps[t] for t in positions], labels_MB, terms, kind)
+                losses |= self._losses(positions, [taps[t] for t in positions], (labels_MB, pair), terms, kind)
         return _stack([loss for t in range(len(taps)) for loss in losses[t]], self.num_draws)
 
     def _losses(
-        self, positions: Sequence[int], taps: Sequence[Tensor], labels_MB: Tensor, terms: HeadTerms, kind: str | None
+        self,
+        positions: Sequence[int],
+        taps: Sequence[Tensor],
+        labels: tuple[Tensor, tuple[Tensor, Tensor] | None],
+        terms: HeadTerms,
+        kind: str | None,
     ) -> dict[int, list[RandomLabelLoss]]:
         """Compute the losses of the heads at some taps, under one kind of regulariser, in one call."""
         if kind is None and not terms.joint:
             taps = [features_BD.detach() for features_BD in taps]  # keep no graph of the norm either
         features = [inputs_BD for inputs_BD in map(self._inputs, taps) for _ in range(self.num_draws)]
         heads = [head for t in positions for head in cast("Iterable[RandomLabelHead]", self.heads[t])]
+        labels_MB, pair = labels
+        pairs = None if pair is None else [(second_B, pair[1]) for second_B in pair[0].unbind()] * len(positions)
         with torch.autocast(features[0].device.type, enabled=False):
-            labels = [*labels_MB.unbind()] * len(positions)
             losses = self._call(
-                features, heads, labels, {"regularizer": kind, "joint": terms.joint, "impl": terms.impl}
+                features,
+                heads,
+                _Labels([*labels_MB.unbind()] * len(positions), pairs),
+                {"regularizer": kind, "joint": terms.joint, "impl": terms.impl},
             )
         return {t: losses[n * self.num_draws :][: self.num_draws] for n, t in enumerate(positions)}
 
     def _call(
-        self, features: list[Tensor], heads: list[RandomLabelHead], labels: list[Tensor], options: dict[str, Any]
+        self, features: list[Tensor], heads: list[RandomLabelHead], labels: _Labels, options: dict[str, Any]
     ) -> list[RandomLabelLoss]:
         """Compute the loss of every head, over all labels or over those of each row's class."""
         weights, biases = [head.weight for head in heads], [head.bias for head in heads]
         if self.num_blocks == 1:
-            return list(random_label_losses(features, weights, labels, biases=biases, **options))
-        of_heads = zip(features, weights, biases, labels, strict=True)
-        return [class_block_loss(*of_head, num_labels=self.num_labels, **options) for of_head in of_heads]
+            return list(
+                random_label_losses(features, weights, labels.first, biases=biases, pairs=labels.pairs, **options)
+            )
+
+        def in_blocks(labels: list[Tensor]) -> list[RandomLabelLoss]:
+            of_heads = zip(features, weights, biases, labels, strict=True)
+            return [class_block_loss(*of_head, num_labels=self.num_labels, **options) for of_head in of_heads]
+
+        losses = in_blocks(labels.first)
+        if labels.pairs is None:
+            return losses
+        # A partner's label is in the block of the partner's class, over whose labels its own softmax goes.
+        others = in_blocks([second_B for second_B, _ in labels.pairs])
+        of_pairs = zip(losses, others, labels.pairs, strict=True)
+        return [_mixed(loss, other, weight_B) for loss, other, (_, weight_B) in of_pairs]
 
     def _inputs(self, features_BD: Tensor) -> Tensor:
         """Prepare features for the loss: normalised, in the dtype of its matrix products."""
@@ -228,6 +256,30 @@ class RLPHeads(nn.Module):
             )
         if terms.regularized and not 0 <= terms.regularized[0] <= terms.regularized[-1] < len(taps):
             raise ValueError(f"regularized taps {terms.regularized} are positions in a list of {len(taps)} taps")
+
+
+class _Labels(NamedTuple):
+    """Labels (B,) of each head; of mixed rows also a second label and the weight of the first."""
+
+    first: list[Tensor]
+    pairs: list[tuple[Tensor, Tensor]] | None
+
+
+def _mixed(loss: RandomLabelLoss, other: RandomLabelLoss, weight_B: Tensor) -> RandomLabelLoss:
+    """Weigh the losses of a row's two labels; what is measured stays that of the first."""
+
+    def weighed(first_B: Tensor | None, second_B: Tensor | None) -> Tensor | None:
+        if first_B is None or second_B is None:
+            return None
+        return torch.lerp(second_B, first_B, weight_B.to(first_B.dtype))
+
+    return loss._replace(
+        cross_entropy_B=torch.lerp(
+            other.cross_entropy_B, loss.cross_entropy_B, weight_B.to(loss.cross_entropy_B.dtype)
+        ),
+        regularizer_B=weighed(loss.regularizer_B, other.regularizer_B),
+        joint_B=weighed(loss.joint_B, other.joint_B),
+    )
 
 
 def _product_dtype(inputs_BD: Tensor) -> torch.dtype:

@@ -27,7 +27,7 @@ STEP_FILES = [
     "kernels/label_source.py",
     *("kernels/triton_loss.py", "kernels/triton_passes.py", "kernels/triton_launch.py", "kernels/triton_tiles.py"),
     *("loaders/device_transforms.py", "loaders/keyed_random.py", "loaders/augment.py", "loaders/augment_boxes.py"),
-    *("loaders/augment_policies.py", "loaders/pixel_operations.py"),
+    *("loaders/augment_policies.py", "loaders/pixel_operations.py", "loaders/mixing.py", "engine/class_loss.py"),
 ]
 HOST_READS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique"}
 

@@ -13,6 +13,9 @@ from PIL import Image
 
 pytestmark = pytest.mark.distributed
 
+AUGMENTED = ["--data.crop", "pad", "--data.augment.policy", "rand", "--data.augment.cutout", "2"]
+AUGMENTED += ["--data.augment.erase", "0.3", "--data.mix.mixup", "0.8", "--data.mix.cutmix", "1"]
+
 
 def without_times(rows):
     return [{key: value for key, value in row.items() if key not in ("images_per_second", "data_wait")} for row in rows]
@@ -80,9 +83,10 @@ def test_killed_runs_go_on_to_the_same_end(runner, undisturbed):
 
 
 def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner):
-    """Two ranks, workers, average, accumulation, regulariser and audit heads."""
+    """Two ranks, workers, average, accumulation, regulariser and audit heads, augmented and mixed images."""
     flags = ["--data.workers", "1", "--model.ema_decay", "0.9", "--accumulate", "2", "--optim.clip_norm", "1"]
     flags += ["--regularizer.kind", "uniform", "--regularizer.factor", "1", "--regularizer.target", "-0.1"]
+    flags += AUGMENTED
     whole = runner.run("whole_pair", *flags, ranks=2)
     assert whole.code == 0, whole.output
     process = runner.start("killed_pair", *flags, ranks=2)
@@ -125,8 +129,9 @@ def test_stopped_ranks_agree_on_the_step(runner):
 
 
 def test_two_ranks_train_what_one_trains(runner, undisturbed):
-    pair = runner.run("pair", "--max_steps", "20", "--model.args", json.dumps(NO_DROPOUT), ranks=2)
-    single = runner.run("single", "--max_steps", "20", "--model.args", json.dumps(NO_DROPOUT))
+    """The very samples, augmented and mixed alike, whoever loads them."""
+    flags = ["--max_steps", "20", "--model.args", json.dumps(NO_DROPOUT), *AUGMENTED]
+    pair, single = runner.run("pair", *flags, ranks=2), runner.run("single", *flags)
     assert pair.code == single.code == 0, pair.output + single.output
     losses = [[row["class_loss"], row["head_cross_entropy"]] for row in single.rows("step")]
     assert len(losses) == 20

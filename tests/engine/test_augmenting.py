@@ -6,10 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlpheads.engine.config import AugmentConfig, Config, DataConfig, SubsetConfig, SyntheticConfig
+from rlpheads.engine.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    MixConfig,
+    RegularizerConfig,
+    SubsetConfig,
+    SyntheticConfig,
+)
 from rlpheads.engine.config_errors import ConfigError
 from rlpheads.engine.job import open_sources
 from rlpheads.engine.resume import Position
+from rlpheads.engine.step import forward_rows
 from rlpheads.engine.training import Training
 
 Build = Callable[..., Training]
@@ -71,3 +80,69 @@ def test_too_few_images_of_a_class_are_a_config_error(tiny: Config):
         open_sources(with_data(tiny, subset=SubsetConfig(per_class=500)))
     with pytest.raises(ConfigError, match="fewer than the 10 classes"):
         open_sources(replace(tiny, data=DataConfig(dataset="synthetic", synthetic=SyntheticConfig(val=5))))
+
+
+@pytest.fixture
+def mixed(tiny: Config) -> Config:
+    still = replace(tiny.model, args={**tiny.model.args, "drop_rate": 0.0})
+    return with_data(replace(tiny, model=still), mix=MixConfig(mixup=1.0, cutmix=1.0))
+
+
+def test_heads_learn_both_random_labels_of_a_mixed_row_and_score_the_dominant_one(mixed: Config, build: Build):
+    """Every term is linear in the two labels: it equals the weighted sum of those of two plain passes."""
+    regularized = replace(
+        mixed,
+        heads=replace(mixed.heads, joint=1.0),
+        regularizer=RegularizerConfig(kind="unlikelihood", factor=1.0),
+        model=replace(mixed.model, label_smoothing=0.1),
+    )
+    training = build(regularized)
+    images, batch = training.prepare_training(next(iter(training.loader)))
+    partners = batch.partners
+    assert partners is not None
+    table = training.clean.table_MN
+    rows = forward_rows(training.learner.bare, images, batch, table, training.routes)
+    own = forward_rows(training.learner.bare, images, replace(batch, partners=None), table, training.routes)
+    other = replace(batch, partners=None, index=partners.index, targets=partners.targets)
+    theirs = forward_rows(training.learner.bare, images, other, table, training.routes)
+    weight = partners.weight
+    for prefix in ("heads", "audit"):
+        losses, first, second = (getattr(each, prefix) for each in (rows, own, theirs))
+        for name in ("cross_entropy_TMB", "regularizer_RMB", "joint_TMB"):
+            if getattr(losses, name) is not None:
+                expected = weight * getattr(first, name) + (1 - weight) * getattr(second, name)
+                torch.testing.assert_close(getattr(losses, name), expected, rtol=1e-4, atol=1e-5)
+        for name in ("hit_TMB", "bits_TMB", "margin_TMB"):
+            torch.testing.assert_close(getattr(losses, name), getattr(first, name), rtol=1e-4, atol=1e-5)
+    expected = weight * own.trained_loss_B + (1 - weight) * theirs.trained_loss_B
+    torch.testing.assert_close(rows.trained_loss_B, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(rows.class_loss_B, own.class_loss_B)
+    assert torch.equal(rows.class_hit_B, own.class_hit_B)
+
+
+def test_mixing_reaches_training_alone_and_accumulation_changes_rounding_only(mixed: Config, build: Build):
+    whole, parts = build(mixed), build(mixed, accumulate=4)
+    batch = next(iter(whole.loader))
+    assert whole.prepare(batch)[1].partners is None
+    whole.learner.train()
+    parts.learner.train()
+    shares = whole.step(*whole.prepare_training(batch), 0)
+    in_parts = parts.step(*parts.prepare_training(batch), 0)
+    for name, value in shares.items():
+        torch.testing.assert_close(in_parts[name], value, rtol=1e-5, atol=1e-6)
+    recorded, in_parts_recorded = whole.running.tensors(), parts.running.tensors()
+    assert torch.equal(recorded["target"], in_parts_recorded["target"])
+    index = batch.index
+    assert torch.equal(recorded["target"][index], batch.targets)
+
+
+def test_mixup_leaves_heads_that_only_measure_detached(mixed: Config, build: Build):
+    """With λ = 0 the backbone is bit-identical with and without heads, mixed images or not."""
+    with_heads, without = build(mixed), build(mixed, heads=replace(mixed.heads, taps="none"))
+    for training in (with_heads, without):
+        training.learner.train()
+        batches = iter(training.loader)
+        for number in range(3):
+            training.step(*training.prepare_training(next(batches)), number)
+    left, right = (training.learner.tapped.state_dict() for training in (with_heads, without))
+    assert all(torch.equal(left[name], right[name]) for name in left)

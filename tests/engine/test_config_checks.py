@@ -70,6 +70,18 @@ NUMBERS = [
         ["--data.augment.policy", "three", "--data.image_size", "6"],
         "data.augment.policy: got 'three'; allowed: another policy for images of 6 pixels or less, which it cannot blur",
     ),
+    (["--data.mix.mixup", "-1"], "data.mix.mixup: got -1.0; allowed: a number at least 0"),
+    (["--data.mix.switch", "2"], "data.mix.switch: got 2.0; allowed: a number at least 0 and at most 1"),
+    (["--data.mix.off_epoch", "-1"], "data.mix.off_epoch: got -1; allowed: a number at least 0"),
+    (
+        ["--model.bce_threshold", "0.2"],
+        "model.bce_threshold: got 0.2; allowed: null while model.loss is cross_entropy",
+    ),
+    (
+        ["--model.loss", "bce", "--model.bce_threshold", "0.2", "--model.label_smoothing", "0.1"],
+        "model.bce_threshold: got 0.2; allowed: null with model.label_smoothing, whose smoothed targets it would only "
+        "make 0 or 1 again",
+    ),
     (["--data.augment.cutout", "-1"], "data.augment.cutout: got -1; allowed: a number at least 0"),
     (["--data.augment.erase", "2"], "data.augment.erase: got 2.0; allowed: a number at least 0 and at most 1"),
     (

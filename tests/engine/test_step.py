@@ -9,15 +9,18 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlpheads.engine.config import Config, RegularizerConfig
+from rlpheads.engine.augmenting import augment_spec, mix_spec
+from rlpheads.engine.config import AugmentConfig, Config, MixConfig, RegularizerConfig
 from rlpheads.engine.learner import Learner, build_heads
 from rlpheads.engine.meters import Meters
 from rlpheads.engine.models import build_model
 from rlpheads.engine.optimizer import Span, build_part
 from rlpheads.engine.step import TrainStep, build_routes
 from rlpheads.engine.training import Training
+from rlpheads.loaders.augment import Augment
 from rlpheads.loaders.batch import Batch
 from rlpheads.loaders.device_transforms import Normalize
+from rlpheads.loaders.mixing import Mixer
 from rlpheads.memorization.ledger import Ledger
 
 Build = Callable[..., Training]
@@ -154,12 +157,20 @@ def make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
 
 @pytest.mark.parametrize("kind", [None, "unlikelihood", "entropy"])
 def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | None):
-    """Taps, heads, clipping, accumulation, EMA and ledger run on fake tensors, which have no values to read."""
+    """Augmentations, mixup, taps, heads, clipping, accumulation, EMA and ledger run on fake tensors, without values."""
     config = replace(
         tiny,
         accumulate=2,
         optim=replace(tiny.optim, clip_norm=1.0),
-        model=replace(tiny.model, ema_decay=0.9, label_smoothing=0.1),
+        model=replace(
+            tiny.model, ema_decay=0.9, label_smoothing=0.1, loss="bce" if kind == "entropy" else "cross_entropy"
+        ),
+        data=replace(
+            tiny.data,
+            crop="pad",
+            augment=AugmentConfig(policy="rand", cutout=2, erase=0.5, color_jitter=(0.3, 0.3, 0.3, 0.0)),
+            mix=MixConfig(mixup=0.8, cutmix=1.0),
+        ),
         heads=replace(tiny.heads, joint=0.5, optim=replace(tiny.heads.optim, clip_norm=1.0)),
         regularizer=RegularizerConfig(kind=kind or "uniform", factor=1.0 if kind else 0.0),
     )
@@ -187,11 +198,12 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
         )
         images = torch.zeros(32, 3, 8, 8, dtype=torch.uint8)
         batch = Batch(images, torch.zeros(32, dtype=torch.int64), torch.zeros(32, dtype=torch.int64), 32)
-        normalize = Normalize(config.data.mean, config.data.std)
+        augment = Augment(augment_spec(config.data), Normalize(config.data.mean, config.data.std), seed=0)
+        mixer = Mixer(mix_spec(config.data), seed=0)
         meters = Meters(torch.device("cpu"), world_size=1)
         learner.train()
         for number in range(2):
-            shares = step(normalize(batch.images), batch, number)
+            shares = step(*mixer(augment(batch.images, batch.index, number), batch, number), number)
             meters.add(shares)
     assert {"class_loss", "head_cross_entropy", "joint", "top1", "rla_first", "rla_last"} <= shares.keys()
     assert ("regularizer" in shares) == (kind is not None)

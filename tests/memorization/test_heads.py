@@ -233,3 +233,22 @@ def test_inputs_that_do_not_fit_are_refused():
         heads(taps, labels_MB, HeadTerms(regularizer="uniform", regularized=(3,)))
     with pytest.raises(ValueError, match=r"unknown regularizer 'uniforn'.*'uniform'"):
         heads(taps, labels_MB, HeadTerms(regularizer="uniforn", regularized=(0,)))
+
+
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_mixed_rows_weigh_both_labels_and_are_measured_by_the_first(num_blocks):
+    heads = RLPHeads([8, 6], 5, 2, seed=0, num_blocks=num_blocks)
+    taps = [torch.randn(12, width, requires_grad=True) for width in heads.tap_dims]
+    first_MB, second_MB = torch.randint(0, 5 * num_blocks, (2, 2, 12))
+    weight_B = torch.rand(12)
+    terms = HeadTerms("unlikelihood", (0,), joint=True)
+    both = heads(taps, first_MB, terms, (second_MB, weight_B))
+    first, second = heads(taps, first_MB, terms), heads(taps, second_MB, terms)
+    for name in ("cross_entropy_TMB", "regularizer_RMB", "joint_TMB"):
+        expected = weight_B * getattr(first, name) + (1 - weight_B) * getattr(second, name)
+        torch.testing.assert_close(getattr(both, name), expected)
+    for name in ("hit_TMB", "bits_TMB", "margin_TMB"):
+        torch.testing.assert_close(getattr(both, name), getattr(first, name))
+    both.regularizer_RMB.sum().backward()
+    assert taps[0].grad is not None
+    assert taps[1].grad is None

@@ -1,0 +1,183 @@
+"""Mixup and CutMix: who is mixed with whom, timm's arithmetic and distributions, and draws that belong to pairs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from timm.data.mixup import rand_bbox
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rlpheads.loaders.batch import Batch
+from rlpheads.loaders.keyed_random import KeyedStream
+from rlpheads.loaders.mixing import Mixer, MixSpec, cut_box, weight_quantiles
+from rlpheads.loaders.order import Order, hash64, stream_key
+
+BOTH = MixSpec(mixup=0.8, cutmix=1.0)
+
+
+def make_batch(index: list[int] | torch.Tensor, side: int = 8) -> tuple[torch.Tensor, Batch]:
+    """Return images whose pixels all equal 1 + index, and their batch."""
+    index_B = torch.as_tensor(index)
+    images = (1.0 + index_B)[:, None, None, None] * torch.ones(len(index_B), 3, side, side)
+    return images, Batch(images.to(torch.uint8), index_B.clamp(min=0) % 7, index_B, len(index_B))
+
+
+def neighbour(rows: torch.Tensor) -> torch.Tensor:
+    return rows[torch.arange(len(rows)) ^ 1]
+
+
+def test_the_partner_is_the_neighbour_and_mixup_is_the_weighted_mean():
+    images, batch = make_batch(torch.arange(64) * 5)
+    mixed, out = Mixer(MixSpec(mixup=1.0), 3)(images, batch, 0)
+    partners = out.partners
+    assert partners is not None
+    assert torch.equal(partners.index, neighbour(batch.index))
+    assert torch.equal(partners.targets, neighbour(batch.targets))
+    assert torch.equal(partners.weight, neighbour(partners.weight))
+    weight = partners.weight[:, None, None, None]
+    torch.testing.assert_close(mixed, weight * images + (1 - weight) * neighbour(images))
+    assert torch.equal(out.index, batch.index)
+    assert torch.equal(out.targets, batch.targets)
+
+
+def test_cutmix_pastes_a_box_and_weighs_by_its_area():
+    images, batch = make_batch(torch.arange(400), side=16)
+    mixed, out = Mixer(MixSpec(cutmix=1.0), 3)(images, batch, 0)
+    own = mixed == images
+    partner = mixed == neighbour(images)
+    assert (own ^ partner).all()
+    torch.testing.assert_close(out.partners.weight, own[:, 0].float().mean((1, 2)))
+    for covered in partner[:, 0]:
+        heights, widths = covered.any(1).sum(), covered.any(0).sum()
+        assert heights * widths == covered.sum()
+
+
+@given(st.floats(0.05, 8), st.booleans(), st.integers(0, 2**62))
+@settings(max_examples=20)
+def test_a_row_keeps_at_least_half_of_itself(alpha, cut, seed):
+    images, batch = make_batch(torch.arange(200))
+    spec = MixSpec(cutmix=alpha) if cut else MixSpec(mixup=alpha)
+    _, out = Mixer(spec, seed)(images, batch, 0)
+    assert float(out.partners.weight.min()) >= 0.5
+    assert float(out.partners.weight.max()) <= 1
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0, 4.0])
+def test_weights_have_the_distribution_of_the_greater_of_two_betas(alpha):
+    images, batch = make_batch(torch.arange(40_000), side=1)
+    _, out = Mixer(MixSpec(mixup=alpha), 0)(images, batch, 0)
+    theirs = np.random.default_rng(0).beta(alpha, alpha, 20_000)
+    ours = out.partners.weight[::2].double().numpy()
+    greater = np.maximum(theirs, 1 - theirs).astype(np.float32)  # as rounded as ours: many are next to 1
+    assert stats.ks_2samp(ours, greater).pvalue > 1e-3
+    assert weight_quantiles(alpha)[0] == pytest.approx(0.5, abs=1e-9)
+
+
+def test_boxes_are_timms():
+    """The same middle and weight give the box of timm's `rand_bbox`."""
+    size = torch.Size((20, 30))
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        weight, middle = random.uniform(0, 1), random.uniform(size=2)
+        np.random.seed(0)
+        drawn = iter((int(middle[0] * 20), int(middle[1] * 30)))
+        original = np.random.randint
+        np.random.randint = lambda *_, drawn=drawn, **__: next(drawn)
+        try:
+            top, bottom, left, right = rand_bbox((3, 20, 30), weight)
+        finally:
+            np.random.randint = original
+        weights, middles = torch.tensor([weight], dtype=torch.float64), torch.from_numpy(middle[None])
+        start, sides = cut_box(weights, middles, size)
+        assert start.tolist() == [[top, left]]
+        assert sides.tolist() == [[bottom - top, right - left]]
+
+
+def test_probability_and_switch_are_shares_of_the_pairs():
+    images, batch = make_batch(torch.arange(20_000), side=8)
+    mixed, out = Mixer(MixSpec(mixup=1.0, cutmix=1.0, probability=0.6, switch=0.25), 0)(images, batch, 0)
+    changed = (mixed != images).flatten(1)
+    blended = changed.all(1)
+    assert float((out.partners.weight < 1).float().mean()) == pytest.approx(0.6, abs=0.03)  # some boxes are empty
+    assert float(blended.float().mean()) == pytest.approx(0.6 * 0.75, abs=0.02)
+    whole = Mixer(MixSpec(mixup=1.0, probability=0.0), 0)(images, batch, 0)[0]
+    assert torch.equal(whole, images)
+
+
+def test_a_pairs_draws_belong_to_its_two_samples():
+    mixer = Mixer(BOTH, 11)
+    index = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:64]
+    images, batch = make_batch(index)
+    mixed, out = mixer(images, batch, 4)
+    elsewhere = index.view(-1, 2).flip(0).flip(1).flatten()  # other pairs first, each the other way round
+    mixed_too, out_too = mixer(*make_batch(elsewhere), 4)
+    places = torch.tensor([elsewhere.tolist().index(each) for each in index.tolist()])
+    assert torch.equal(mixed_too[places], mixed)
+    assert torch.equal(out_too.partners.weight[places], out.partners.weight)
+    assert not torch.equal(mixer(images, batch, 5)[0], mixed)
+    assert not torch.equal(Mixer(BOTH, 12)(images, batch, 4)[0], mixed)
+
+
+def test_a_pairs_key_is_a_hash_that_the_host_can_compute():
+    index = torch.tensor([[7, 3], [3, 7]])
+    words = KeyedStream(9, "mix").words(2, index.amin(1), index.amax(1))
+    assert words[0] == words[1]
+    assert int(words.numpy().view(np.uint64)[0]) == int(hash64(9, stream_key("mix"), 2, 3, 7))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_and_micro_batches_change_nothing(world_size):
+    order = Order(96, 32, seed=5)
+    whole = {}
+    for rank in range(world_size):
+        index = torch.from_numpy(order.rank_indices(1, 2, rank, world_size))
+        mixed, out = Mixer(BOTH, 0)(*make_batch(index), 1)
+        parts = [(part.index, part.partners) for part in out.chunks(2)]
+        weights = torch.cat([partners.weight for _, partners in parts])
+        for row, sample in enumerate(index.tolist()):
+            whole[sample] = (float(mixed[row].sum()), float(weights[row]))
+    index = torch.from_numpy(order.rank_indices(1, 2, 0, 1))
+    mixed, out = Mixer(BOTH, 0)(*make_batch(index), 1)
+    assert whole == {
+        sample: (float(mixed[row].sum()), float(out.partners.weight[row])) for row, sample in enumerate(index.tolist())
+    }
+
+
+def test_a_row_beside_padding_stays_as_it_is():
+    images, batch = make_batch([10, 11, 12, -1, -1, 13, -1, -1])
+    mixed, out = Mixer(MixSpec(mixup=1.0), 0)(images, batch, 0)
+    assert torch.equal(mixed[2:], images[2:])
+    assert not torch.equal(mixed[:2], images[:2])
+    assert out.partners.weight[2:].tolist() == [1.0] * 6
+
+
+def test_off_epoch_and_no_alpha_mix_nothing():
+    images, batch = make_batch(torch.arange(8))
+    mixer = Mixer(MixSpec(mixup=1.0, off_epoch=3), 0)
+    assert mixer(images, batch, 2)[1].partners is not None
+    assert mixer(images, batch, 3)[0] is images
+    assert mixer(images, batch, 3)[1] is batch
+    assert Mixer(MixSpec(), 0)(images, batch, 0)[1] is batch
+
+
+def test_memory_format_and_type_stay_and_nothing_waits():
+    images, batch = make_batch(torch.arange(8))
+    last = images.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    mixed, _ = Mixer(BOTH, 0)(last, batch, 0)
+    assert mixed.dtype == torch.bfloat16
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
+    with FakeTensorMode():
+        zeros = torch.zeros(8, dtype=torch.int64)
+        fake = Batch(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), zeros, zeros, 8)
+        assert Mixer(BOTH, 0)(torch.zeros(8, 3, 4, 4), fake, 0)[0].shape == (8, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"mixup": -1.0}, {"cutmix": float("inf")}, {"probability": 1.5}, {"switch": -0.1}, {"mixup": float("nan")}],
+)
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="it must be|a probability"):
+        MixSpec(**wrong)
