@@ -26,6 +26,7 @@ MEASURES = {
     "top1": "held-out top-1",
     "own_rla": "own heads",
     "audit_rla": "audit heads",
+    "hidden": "audit − own",
     "heldout_rla": "held-out",
     "own_bits_per_sample": "own bits a sample",
     "own_refit": "refit, own labels",
@@ -34,7 +35,8 @@ MEASURES = {
     "membership_excess": "membership excess",
 }
 """Every measure of a run, by its name in the JSON, with its name in the table. Random-label accuracies are clean ones of
-the last epoch; refit and excess are of refitted probes; all but top1 have a value for each tap."""
+the last epoch; `hidden` is what audit heads find beyond the own ones; refit and excess are of refitted probes. All but
+top1 have a value for each tap."""
 
 _IN_BITS = {"own_bits_per_sample"}
 
@@ -47,6 +49,7 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         mean over seeds of the averages over taps (`mean`, `values`), its t interval (`low`, `high`; null for a single
         seed) and, but for the reference, the same of the differences between runs of the same seed (`difference`).
     """
+    environment = collect_environment()
     by_run = {run.folder.name: _run_measures(study, run) for run in runs}
     values = {
         arm: {run.seed: _averages(by_run[run.folder.name]["measures"]) for run in runs if run.arm == arm}
@@ -64,7 +67,7 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         "settings": study.settings,
         "arms": {arm: {"settings": study.arms[arm], **found} for arm, found in arms.items()},
         "runs": by_run,
-        "environment": collect_environment(),
+        "environment": {name: environment[name] for name in ("packages", "system", "torch", "cuda", "git")},
     }
 
 
@@ -108,7 +111,11 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
     for name, row_name in (names | {"own_bits_per_sample": "bits_per_sample_clean"}).items():
         if row_name in rows[-1]:
             measures[name] = rows[-1][row_name]
-    found = {"arm": run.arm, "seed": run.seed, "measures": measures}
+    if measures.keys() >= {"own_rla", "audit_rla"}:
+        pairs = zip(measures["audit_rla"], measures["own_rla"], strict=True)
+        measures["hidden"] = [audit - own for audit, own in pairs]
+    trained = json.loads((run.folder / "environment.json").read_text())
+    found = {"arm": run.arm, "seed": run.seed, "trained_at": trained["git"], "measures": measures}
     if study.audit is None:
         return found
     audit = json.loads(audit_path(open_run(run.folder), study.audit.probe).read_text())
