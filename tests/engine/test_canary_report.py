@@ -85,7 +85,7 @@ def test_the_table_names_kinds_and_measures(finished: Path, capsys: pytest.Captu
     assert lines[0] == "canaries against ordinary samples: 3 running ledger(s), the last of epoch 2"
     for kind, count in KINDS.items():
         assert f"{kind} ({count})" in lines[1]
-    assert sum(line.startswith(("class ", "label ", "first ", "learned ", "forgetting ")) for line in lines) == 12
+    assert sum(line.startswith(("class ", "label ", "first ", "learned ", "forgetting ")) for line in lines) == 13
 
 
 def test_one_ledger_gives_no_dynamics_and_says_what_would(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
