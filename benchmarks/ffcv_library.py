@@ -37,4 +37,3 @@ def ffcv_library_loader(beton: Path, batch_size: int, num_threads: int, image_si
             "index": [IntDecoder(), ToTensor()],
         },
     )
-

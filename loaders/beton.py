@@ -222,14 +222,19 @@ def write_manifest(file: BinaryIO, manifest: Manifest, facts: StoreFacts) -> Non
     np.savez(file, facts=np.frombuffer(text.encode("ascii"), dtype=np.uint8), **columns)
 
 
-def header(num_samples: int, page_size: int, alloc_table_ptr: int) -> NDArray[np.uint8]:
-    """Return the beginning of a .beton file: its header and the descriptions of its fields, as bytes."""
+def header(num_samples: int, page_size: int, alloc_table_ptr: int, fingerprint: str) -> NDArray[np.uint8]:
+    """Return the beginning of a .beton file: its header and the descriptions of its fields, as bytes.
+
+    The manifest's fingerprint stands among the arguments of the last field, which has none of its own and which FFCV does
+    not read.
+    """
     head = np.zeros(1, dtype=HEADER)
     head[0] = (BETON_VERSION, len(FIELDS), page_size, num_samples, alloc_table_ptr)
     fields = np.zeros(len(FIELDS), dtype=FIELD)
     for field, (name, type_id) in zip(fields, FIELDS, strict=True):
         field["type_id"] = type_id
         field["name"][: len(name)] = np.frombuffer(name.encode("ascii"), dtype=np.uint8)
+    fields[-1]["arguments"][: len(fingerprint)] = np.frombuffer(fingerprint.encode("ascii"), dtype=np.uint8)
     return np.concatenate([head.view(np.uint8), fields.view(np.uint8)])
 
 

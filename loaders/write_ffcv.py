@@ -277,7 +277,7 @@ class _UnfinishedFile:
         allocations = np.zeros(len(rows), dtype=beton.ALLOCATION)
         allocations["sample_id"], allocations["ptr"] = np.arange(len(rows)), rows["image"]["data_ptr"]
         allocations["size"] = rows["size"]
-        header = beton.header(len(rows), job.page_size, self._end)
+        header = beton.header(len(rows), job.page_size, self._end, manifest.fingerprint)
         self._data.seek(0)
         self._data.write(header.tobytes() + samples.tobytes())
         self._data.seek(self._end)
@@ -325,15 +325,16 @@ def _unfinished(job: Job) -> Iterator[_UnfinishedFile]:
     Raises:
         DatasetError: If another process writes it, or it was begun with other settings.
     """
+    job.beside(".partial").touch()
     with (
-        job.beside(".partial").open("ab") as lock,
         job.beside(".partial").open("r+b") as data,
         job.beside(".rows").open("a+b") as journal,
         job.beside(".unreadable").open("a+", encoding="utf-8") as reasons,
     ):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Of this process alone: encoding processes that outlive it for a moment do not hold it.
+            fcntl.lockf(data, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise DatasetError(f"another process is writing {job.path} at this moment") from None
         _check_settings(job)
         yield _UnfinishedFile(job, data, journal, reasons)
