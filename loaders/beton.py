@@ -133,7 +133,7 @@ class BetonSource:
             raise self.error(index, str(error)) from error
 
     def _stored(self, index: int) -> bytes:
-        if reason := self.facts.unreadable.get(index):
+        if reason := self.manifest.unreadable.get(index):
             raise self.error(index, reason)
         try:
             with self.path.open("rb") as file:
@@ -191,7 +191,7 @@ def open_beton(path: Path) -> BetonSource:
         DatasetError: If it is not, with what was found and what to do.
     """
     columns, facts = _read_manifest(path)
-    manifest = Manifest(**columns, classes=facts.classes, root=None, split=facts.split)
+    manifest = Manifest(**columns, classes=facts.classes, root=None, split=facts.split, unreadable=facts.unreadable)
     if manifest.fingerprint != facts.fingerprint:
         raise DatasetError(
             f"{manifest_path(path)} is damaged: its fingerprint is {manifest.fingerprint}, but {facts.fingerprint} was "

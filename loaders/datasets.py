@@ -95,6 +95,8 @@ def open_dataset(
         DatasetError: If the dataset is unknown or not there, or its tree has another form; the message says what to do.
     """
     if root is not None and name in DATASETS and is_store(Path(root).expanduser()):
+        if verified is not None:
+            raise DatasetError(f"{root} is a store, which knows what could not be read: leave data.verified out")
         return open_store(Path(root).expanduser(), name, split_key(name, val_fraction, seed))
     _check_name_and_root(name, root)
     if val_fraction is not None and name in ("cifar10", "cifar100", "synthetic"):

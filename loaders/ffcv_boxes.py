@@ -37,7 +37,8 @@ class Boxes:
         self.store, self.rows_N, self._darker_N = found.store, found.rows_N, found.darker_N
         images = self.store.samples["f0"]
         self._sizes_N2 = np.stack([images["height"], images["width"]], axis=1)
-        self._unreadable = np.fromiter(self.store.facts.unreadable, dtype=np.int64)
+        self._unreadable = source.manifest.unreadable
+        self._unreadable_index = np.fromiter(self._unreadable, dtype=np.int64)
         self._seed, self._crop, self._train = seed, crop, train
 
     def draw(self, epoch: int, index_B: Int64Array) -> NDArray[np.void]:
@@ -56,15 +57,14 @@ class Boxes:
         for column, name in enumerate(("first_row", "first_column", "end_row", "end_column")):
             boxes_B[name] = bounds_B4[:, column]
         boxes_B["darken"] = self._darker_N[index_B]
-        boxes_B["skip"] = np.isin(rows_B, self._unreadable)
+        boxes_B["skip"] = np.isin(index_B, self._unreadable_index)
         return boxes_B
 
     def errors(self, index_B: Int64Array, codes_B: NDArray[np.int32]) -> dict[int, ImageReadError]:
         """Return why rows could not be read, by row."""
-        rows_B = self.rows_N[index_B]
         errors = {}
-        for row in np.flatnonzero((codes_B != 0) | np.isin(rows_B, self._unreadable)).tolist():
-            place = int(rows_B[row])
-            reason = self.store.facts.unreadable.get(place, "its JPEG data in the store are damaged")
-            errors[row] = ImageReadError(int(index_B[row]), self.store.error(place, reason).path, reason)
+        for row in np.flatnonzero((codes_B != 0) | np.isin(index_B, self._unreadable_index)).tolist():
+            index = int(index_B[row])
+            reason = self._unreadable.get(index, "its JPEG data in the store are damaged")
+            errors[row] = ImageReadError(index, self.store.error(int(self.rows_N[index]), reason).path, reason)
         return errors

@@ -6,12 +6,15 @@ import numpy as np
 from PIL import Image
 
 from rlpheads.loaders.batch import Loader, LoaderOptions
+from rlpheads.loaders.beton import open_beton
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.datasets import ImageSource, open_dataset
 from rlpheads.loaders.factory import make_loader
+from rlpheads.loaders.image_encoding import Encoding
 from rlpheads.loaders.order import Order
+from rlpheads.loaders.write_ffcv import Job, write_beton
 
-KINDS = ("torch", "dali")
+KINDS = ("torch", "ffcv", "dali")
 
 
 def write_ramps(root: Path, num_images: int, longest: int = 200) -> ImageSource:
@@ -35,5 +38,16 @@ def loader_of(
     kind: str, source: ImageSource, crop: CropSpec, batch_size: int, *, train: bool = True, **options
 ) -> Loader:
     """Make a loader: shuffled with seed 3, dropping nothing, or in canonical order."""
+    source = _stored(source) if kind == "ffcv" else source
     order = Order(source.manifest.num_samples, batch_size, 3, shuffle=train, partial="pad")
     return make_loader(kind, source, order, crop, train=train, options=LoaderOptions(**options))
+
+
+def _stored(source: ImageSource) -> ImageSource:
+    """Return the store of a tree, which is written where there is none yet."""
+    root = source.manifest.root
+    assert root is not None
+    path = root.with_name(f"{root.name}.store") / "train.beton"
+    if not path.exists():
+        write_beton(Job(source, path, "imagefolder", None, Encoding("raw")))
+    return open_beton(path)

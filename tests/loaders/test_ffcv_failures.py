@@ -1,0 +1,211 @@
+"""FFCV where something is wrong: every image is the right one or refused by name, and nothing waits for ever."""
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from corpus import CorpusFile, Outcome, write_corpus
+from loader_libraries import require_library
+
+from rlpheads.loaders.batch import Batch, LoaderOptions
+from rlpheads.loaders.beton import JPG, BetonSource, open_beton
+from rlpheads.loaders.crops import CropSpec
+from rlpheads.loaders.datasets import ImageSource, open_dataset
+from rlpheads.loaders.decode import ImageReadError
+from rlpheads.loaders.factory import make_loader
+from rlpheads.loaders.image_encoding import Encoding
+from rlpheads.loaders.manifest import DatasetError
+from rlpheads.loaders.order import Order
+from rlpheads.loaders.torch_loader import LoaderError
+from rlpheads.loaders.write_ffcv import Job, write_beton
+
+CROP = CropSpec(32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ffcv():
+    require_library("ffcv")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[ImageSource, dict[int, CorpusFile]]:
+    root = tmp_path_factory.mktemp("corpus")
+    files = write_corpus(root)
+    return open_dataset("imagefolder", root, seed=0)[0], files
+
+
+def store_of(source: ImageSource, folder: Path, encoding: Encoding, **options) -> BetonSource:
+    job = Job(source, folder / "train.beton", "imagefolder", None, encoding, **options)
+    write_beton(job)
+    return open_beton(job.path)
+
+
+def load(source: ImageSource, batch_size: int, *, kind: str = "ffcv", train: bool = False, **options):
+    order = Order(source.manifest.num_samples, batch_size, shuffle=False, partial="pad")
+    return make_loader(kind, source, order, CROP, train=train, options=LoaderOptions(**options))
+
+
+def rows_by_index(batches: list[Batch]) -> dict[int, torch.Tensor]:
+    pairs = [pair for batch in batches for pair in zip(batch.index.tolist(), batch.images, strict=True)]
+    return {index: image for index, image in pairs if index >= 0}
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")
+@pytest.mark.parametrize(
+    ("encoding", "tolerance"), [(Encoding("raw", short_side=300), 0.5), (Encoding("jpg"), 8)], ids=str
+)
+def test_every_file_of_the_corpus_comes_out_as_through_torch(corpus, tmp_path, encoding, tolerance):
+    """What torch refuses is refused, in the same words; what it reads is the same picture (JPEG loses some of a GIF)."""
+    source, files = corpus
+    store = store_of(source, tmp_path, encoding, on_error="skip")
+    for train in (True, False):
+        ours = list(load(store, 8, train=train, on_error="skip", num_workers=2))
+        theirs = list(load(source, 8, kind="torch", train=train, on_error="skip"))
+        skipped = [{error.index: error.reason for batch in each for error in batch.skipped} for each in (ours, theirs)]
+        assert skipped[0] == skipped[1]
+        assert {index for index, file in files.items() if file.outcome is Outcome.REFUSED} <= skipped[0].keys()
+        rows, expected = rows_by_index(ours), rows_by_index(theirs)
+        assert rows.keys() == expected.keys()
+        for index in rows:
+            sizes = [each.read(index).shape for each in (store, source)]
+            if sizes[0] == sizes[1]:  # another size has another crop
+                difference = (rows[index].float() - expected[index].float()).abs().mean()
+                assert difference < tolerance, files[index].name if index in files else index
+
+
+def test_a_store_with_unreadable_images_is_refused_unless_they_are_skipped(corpus, tmp_path):
+    source, _ = corpus
+    store = store_of(source, tmp_path, Encoding("jpg"), on_error="skip")
+    with pytest.raises(DatasetError, match="are known to be unreadable"):
+        load(store, 8)
+
+
+@pytest.fixture
+def damaged(tmp_path) -> BetonSource:
+    """A store of 24 large JPEG files, in which one sample's data are overwritten behind the header's back."""
+    for split in ("train", "val"):
+        for number in range(24):
+            folder = tmp_path / "tree" / split / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=95)
+    source, _ = open_dataset("imagefolder", tmp_path / "tree", seed=0)
+    store = store_of(source, tmp_path, Encoding("jpg"))
+    assert set(store.samples["f0"]["mode"].tolist()) == {JPG}
+    with store.path.open("r+b") as file:
+        file.seek(int(store.samples["f0"]["data_ptr"][13]))
+        file.write(bytes(int(store.num_bytes[13])))
+    return open_beton(store.path)
+
+
+def test_damaged_data_are_an_error_by_name_and_never_the_picture_before(damaged):
+    """FFCV itself takes no notice and shows what its memory held."""
+    loader = load(damaged, 4, num_workers=2)
+    batches = iter(loader)
+    assert [next(batches).index.tolist() for _ in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    with pytest.raises(
+        ImageReadError, match=r"image 13 \(.*train.beton, b/.*\.jpg\) cannot be read: its JPEG data"
+    ) as caught:
+        next(batches)
+    assert caught.value.index == 13
+    assert loader.state_dict() == {"epoch": 0, "consumed": 12}
+    assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "Epoch"]
+
+
+def test_damaged_data_are_skipped_when_asked(damaged):
+    batches = list(load(damaged, 4, num_workers=2, on_error="skip"))
+    assert [error.index for batch in batches for error in batch.skipped] == [13]
+    assert batches[3].index.tolist() == [12, -1, 14, 15]
+    assert not batches[3].images[1].any()
+    assert len(rows_by_index(batches)) == 23
+
+
+class Doomed:
+    """Boxes that cannot be drawn any more from the third batch on."""
+
+    def __init__(self, loader, monkeypatch, error: type[BaseException]) -> None:
+        self._draw, self._error, self._calls = loader._boxes.draw, error, 0
+        monkeypatch.setattr(loader._boxes, "draw", self.draw)
+
+    def draw(self, epoch, index_B):
+        self._calls += 1
+        if self._calls == 3:
+            raise self._error("the thread is hit")
+        return self._draw(epoch, index_B)
+
+
+@pytest.fixture
+def noise_store(tmp_path) -> BetonSource:
+    for split in ("train", "val"):
+        for number in range(16):
+            folder = tmp_path / "tree" / split / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 30), (number, number, number)).save(folder / f"{number}.png")
+    return store_of(open_dataset("imagefolder", tmp_path / "tree", seed=0)[0], tmp_path, Encoding("raw"))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("error", [MemoryError, SystemExit])
+def test_what_fails_in_the_thread_ends_the_epoch(noise_store, monkeypatch, error):
+    """FFCV's own thread would end in silence, and the training wait for ever."""
+    loader = load(noise_store, 4, prefetch=1)
+    Doomed(loader, monkeypatch, error)
+    batches = iter(loader)
+    assert [next(batches).index[0].item() for _ in range(2)] == [0, 4]
+    with pytest.raises(
+        LoaderError, match=rf"the thread that reads .*train.beton failed: {error.__name__}: the thread is hit"
+    ):
+        next(batches)
+    assert loader.state_dict()["consumed"] == 8
+
+
+@pytest.mark.timeout(60)
+def test_a_thread_that_ends_without_a_word_is_noticed(noise_store, monkeypatch):
+    from rlpheads.loaders.ffcv_pipeline import Epoch
+
+    monkeypatch.setattr(Epoch, "run", lambda _: None)
+    with pytest.raises(LoaderError, match="ended before its epoch did"):
+        next(iter(load(noise_store, 4)))
+
+
+def test_samples_that_lie_elsewhere_than_they_should_are_noticed(noise_store, monkeypatch):
+    loader = load(noise_store, 4)
+    metadata = loader._pipeline.reader.metadata.copy()
+    metadata["f2"][6] = 7
+    monkeypatch.setattr(loader._pipeline.reader, "metadata", metadata)
+    with pytest.raises(LoaderError, match=r"has samples \[4, 5, 7, 7\] where \[4, 5, 6, 7\] should be"):
+        list(loader)
+
+
+@pytest.mark.timeout(60)
+def test_an_iteration_that_is_left_leaves_no_thread(noise_store):
+    loader = load(noise_store, 2, prefetch=1)
+    for batch in loader:
+        assert batch.index.tolist() == [0, 1]
+        break
+    assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "Epoch"]
+    loader.set_epoch(0)
+    assert len(list(loader)) == 8
+
+
+def test_a_tree_is_refused_with_the_way_to_a_store(corpus):
+    with pytest.raises(DatasetError, match="reads stores only.*rlpheads convert --data.root FOLDER --out STORE"):
+        load(corpus[0], 8)
+
+
+def test_torchs_threads_and_generators_stay_as_they_were(noise_store):
+    torch.set_num_threads(2)
+    try:
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+        list(load(noise_store, 4, num_workers=1))
+        assert torch.get_num_threads() == 2
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.random.get_state()[1].tolist() == before[1]
+    finally:
+        torch.set_num_threads(1)
