@@ -2,7 +2,8 @@
 
 The order of precedence: the defaults of `rlpheads.engine.config`, then every `--config` file in the order given, then
 every flag in the order given, wherever the flags stand among the files. A layer sets the keys that it names; mappings
-such as `model.args` are merged key by key.
+such as `model.args` are merged key by key. Without any file, configs/cifar100_wrn.yaml is the one that is read.
+The names of `rlpheads.engine.reference_names` stand for keys, on the command line and at the top of a file.
 
 jsonargparse builds the help from the dataclasses and their docstrings. Values are read here, since it would alter them:
 after a strict parse it still turns the text '1e3' inside `model.args` into 1000.0 and 'null' into null, drops keys such
@@ -15,7 +16,8 @@ import argparse
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin, get_type_hints
 
@@ -23,15 +25,21 @@ from rlpheads.engine.config import Config
 from rlpheads.engine.config_errors import ConfigError, nearest, shown
 from rlpheads.engine.config_files import dump_yaml, read_config_file
 from rlpheads.engine.config_values import convert, convert_text, describe
+from rlpheads.engine.reference_names import FILE_FLAG, REFERENCE_NAMES, SWITCHES, names_of, translate
 
 __all__ = ["ConfigError", "dump_config", "help_text", "parse_config"]
 
 _SHIPPED = Path(__file__).resolve().parent.parent / "configs"
-_USAGE = "torchrun engine/train.py --config FILE [--config FILE ...] [--KEY VALUE ...]"
+_DEFAULT = _SHIPPED / "cifar100_wrn.yaml"
+_MODEL_NAME = re.compile(r"[\w.:/@-]+")
+_USAGE = "torchrun engine/train.py [--config FILE ...] [--KEY VALUE ...]"
 _EPILOG = """\
 Files are YAML or TOML and are layered in the order given; flags override files. A flag is a key of the file with dots:
 --optim.lr 3e-4, --heads.taps "[0, -1]", --model.args.depth 6. A switch may stand alone: --verbose is --verbose true.
-An entry of model.args from an earlier file is taken back with null."""
+An entry of model.args from an earlier file is taken back with null.
+
+Without a file, configs/cifar100_wrn.yaml is read; the defaults below are those of keys that no file names.
+--ifile FILE lays FILE over configs/cifar100_wrn.yaml. The names in "also:" are the reference system's."""
 
 
 class _Flag(NamedTuple):
@@ -41,10 +49,18 @@ class _Flag(NamedTuple):
     """Its value; None where nothing that could be one followed."""
 
 
-def parse_config(argv: Sequence[str]) -> Config:
+def _say_nothing(line: str) -> None:
+    """Take a line that nobody wants to hear."""
+
+
+def parse_config(argv: Sequence[str], note: Callable[[str], None] = _say_nothing) -> Config:
     """Return the configuration that the command line `argv` (without the program's name) describes.
 
     `-h` or `--help` prints every key with its meaning and default, and exits with 0 (under torchrun, rank 0 prints).
+
+    Args:
+        argv: the command line.
+        note: is given a line for each name of the reference system that sets a key, and for a file that is read unasked.
 
     Raises:
         ConfigError: with the one message a user needs: where, what was given, what is allowed.
@@ -53,20 +69,21 @@ def parse_config(argv: Sequence[str]) -> Config:
         if os.environ.get("RANK", "0") == "0":
             print(help_text())
         raise SystemExit(0)
-    if not argv:
-        raise ConfigError(_nothing_given())
     flags = _split(argv)
-    files = [_file_name(flag) for flag in flags if flag.name == "--config"]
+    files = [file for flag in flags if flag.name in _FILE_FLAGS for file in _files_of(flag)]
+    if not files:
+        files = [str(_default_file())]
+        note(f"no --config: reading {_DEFAULT.parent.name}/{_DEFAULT.name}")
     values = _flatten(dataclasses.asdict(Config()))
     for file in files:
-        for key, value in _walk(read_config_file(file), file):
-            values[key] = _layer(values[key], convert(f"{file}: {key}", value, _schema().leaves[key]))
+        _read_file(file, values, note)
     for flag in flags:
-        if flag.name != "--config":
-            key, value = _read_flag(flag)
+        if flag.name not in _FILE_FLAGS:
+            key, value = _read_flag(flag, values)
             values[key] = _layer(values[key], value)
-    if files and not values["run.name"]:
-        values["run.name"] = Path(files[-1]).stem
+            if flag.name.removeprefix("--") in REFERENCE_NAMES:
+                note(f"{flag.name} sets {key} to {shown(value)}")
+    values["run.name"] = values["run.name"] or Path(files[-1]).stem
     return _build(Config, values)
 
 
@@ -82,11 +99,14 @@ def help_text() -> str:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(usage=_USAGE, description=f"Train a classifier and measure what it memorises.\n\n{_EPILOG}")
     parser.add_argument("--config", metavar="FILE", help="YAML or TOML file of keys; may be given several times.")
+    parser.add_argument(f"--{FILE_FLAG}", metavar="FILE", help="The same, over configs/cifar100_wrn.yaml.")
     parser.add_class_arguments(Config)
     for action in parser._actions:  # hide what jsonargparse adds and is not accepted here: --optim FILE, --heads.taps+
         action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
         if action.dest in _schema().groups:
             action.help = argparse.SUPPRESS
+        elif names := names_of(action.dest):
+            action.help = f"{action.help} Also: {', '.join(f'--{name}' for name in names)}."
     return parser.format_help()
 
 
@@ -132,15 +152,35 @@ def _split(argv: Sequence[str]) -> list[_Flag]:
     return flags
 
 
-def _file_name(flag: _Flag) -> str:
+_FILE_FLAGS = ("--config", f"--{FILE_FLAG}")
+
+
+def _files_of(flag: _Flag) -> list[str]:
+    """Return the files that a flag asks for."""
     if not flag.text:
-        raise ConfigError("--config: a value is missing; allowed: the name of a YAML or TOML file")
-    return flag.text
+        raise ConfigError(f"{flag.name}: a value is missing; allowed: the name of a YAML or TOML file")
+    return [flag.text] if flag.name == "--config" else [str(_default_file()), flag.text]
 
 
-def _read_flag(flag: _Flag) -> tuple[str, Any]:
+def _default_file() -> Path:
+    if not _DEFAULT.is_file():  # installed without configs/
+        raise ConfigError(_nothing_given())
+    return _DEFAULT
+
+
+def _read_file(file: str, values: dict[str, Any], note: Callable[[str], None]) -> None:
+    """Lay a file over `values`, in place."""
+    for given, key, value in _walk(read_config_file(file), file, values):
+        values[key] = _layer(values[key], convert(f"{file}: {given}", value, _schema().leaves[key]))
+        if given != key:
+            note(f"{file}: {given} sets {key} to {shown(values[key])}")
+
+
+def _read_flag(flag: _Flag, values: dict[str, Any]) -> tuple[str, Any]:
     """Return the dotted key of the field that a flag sets, and the value."""
     key = flag.name.removeprefix("--")
+    if _is_reference_name(key, flag.text) and flag.name.startswith("--"):
+        return _read_reference_flag(flag, key, values)
     if key in _schema().groups:
         raise ConfigError(_group_given_a_value("", key, dashes="--", given=flag.text))
     field, entry = _find_field(key)
@@ -159,6 +199,23 @@ def _read_flag(flag: _Flag) -> tuple[str, Any]:
     return field, convert(flag.name, value, field_hint)
 
 
+def _is_reference_name(name: str, value: object) -> bool:
+    """Whether a name is to be read as the reference's; `model` is a group here unless it is given a model's name."""
+    if name not in REFERENCE_NAMES:
+        return False
+    return name not in _schema().groups or (isinstance(value, str) and _MODEL_NAME.fullmatch(value) is not None)
+
+
+def _read_reference_flag(flag: _Flag, name: str, values: dict[str, Any]) -> tuple[str, Any]:
+    key = REFERENCE_NAMES[name].key
+    hint = _schema().leaves[key]
+    text = "true" if flag.text is None and name in SWITCHES else flag.text
+    if text is None:
+        raise ConfigError(f"{flag.name}: a value is missing; allowed: {describe(hint)}")
+    text = text.lower() if name in SWITCHES else text
+    return key, convert_text(flag.name, str(translate(flag.name, name, text, values[key])), hint)
+
+
 def _find_field(key: str) -> tuple[str, str]:
     """Cut a dotted key into its field and the entry of a mapping field (model.args, depth); "" where there is none."""
     leaves = _schema().leaves
@@ -169,18 +226,23 @@ def _find_field(key: str) -> tuple[str, str]:
     return (field, entry) if all(entry.split(".")) else ("", "")
 
 
-def _walk(mapping: dict[str, Any], file: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the (dotted key, raw value) pairs of a file's mapping; every key is checked against the dataclasses."""
+def _walk(
+    mapping: dict[str, Any], file: str, values: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, str, Any]]:
+    """Yield (name as given, dotted key, raw value) of a file's mapping; every key is checked against the dataclasses."""
     for name, value in mapping.items():
         key = prefix + name
         if "." in name and key in _schema().leaves:
             raise ConfigError(f"{file}: {key}: a dotted key; allowed in a file: nested keys, {_nested(key)}")
         if key in _schema().leaves:
-            yield key, value
+            yield key, key, value
+        elif _is_reference_name(key, value):
+            meant = REFERENCE_NAMES[key].key
+            yield key, meant, translate(f"{file}: {key}", key, value, values[meant])
         elif key not in _schema().groups:
             raise ConfigError(f"{file}: {_unknown(key, key, dashes='')}")
         elif isinstance(value, dict):
-            yield from _walk(value, file, f"{key}.")
+            yield from _walk(value, file, values, f"{key}.")
         else:
             raise ConfigError(_group_given_a_value(f"{file}: ", key, dashes="", given=value))
 
@@ -198,7 +260,9 @@ def _group_given_a_value(where: str, key: str, *, dashes: str, given: object) ->
 def _unknown(given: str, key: str, *, dashes: str) -> str:
     """Say that there is no such key, and which was meant: one that ends alike (`lr`), else the one spelt most alike."""
     alike = [leaf for leaf in _schema().leaves if leaf.rpartition(".")[2] == key.rpartition(".")[2]]
-    close = nearest(key.replace("-", "_"), [*_schema().leaves, *_schema().groups, "config"])
+    close = nearest(
+        key.replace("-", "_"), [*_schema().leaves, *_schema().groups, *REFERENCE_NAMES, "config", FILE_FLAG]
+    )
     meant = [close] if close and not alike else alike
     hint = f"nearest: {', '.join(dashes + name for name in meant)}" if meant else "--help lists every key"
     return f"{given}: no such key; {hint}"
@@ -229,7 +293,4 @@ def _build(cls: type[Any], values: dict[str, Any], prefix: str = "") -> Any:
 
 
 def _nothing_given() -> str:
-    shipped = sorted(path.name for path in _SHIPPED.glob("*") if path.suffix in (".yaml", ".toml"))
-    listed = f"\nShipped in configs/: {', '.join(shipped)}" if shipped else ""
-    example = f"configs/{'digits_vit.yaml' if 'digits_vit.yaml' in shipped else 'FILE.yaml'}"
-    return f"no configuration given; allowed: {_USAGE}{listed}\nExample: torchrun engine/train.py --config {example}"
+    return f"no configuration given, and there is no {_DEFAULT} to read; allowed: {_USAGE}"

@@ -218,7 +218,9 @@ def _check_data(data: DataConfig) -> None:
             raise refusal("data.root", data.root, f"null for {data.dataset}, which {WITHOUT_ROOT[data.dataset]}")
         return
     if data.root is None:
-        raise refusal("data.root", None, f"the folder of the images, which {data.dataset} needs: --data.root FOLDER")
+        fetched = "; with --data.download too it is fetched there" if is_cifar else ""
+        allowed = f"the folder of the images, which {data.dataset} needs: --data.root FOLDER{fetched}"
+        raise refusal("data.root", None, allowed)
     if not data.download and not Path(data.root).is_dir():
         raise refusal("data.root", data.root, "a folder that exists" + _nearest_folder(Path(data.root)))
 

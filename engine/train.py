@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Everything that can be wrong with the settings, the folder or the images is found before a process group is made.
     """
     try:
-        config = parse_config(sys.argv[1:] if argv is None else argv)
+        config = parse_config(sys.argv[1:] if argv is None else argv, note=_note)
         from rlpheads.engine import job  # torch and timm load here: --help and typing errors answer at once
 
         return job.run(config)
@@ -30,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the other ranks of the node found the same
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG_ERROR
+
+
+def _note(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line)
 
 
 if __name__ == "__main__":

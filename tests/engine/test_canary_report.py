@@ -28,7 +28,9 @@ CANARIES = CanaryConfig(mislabelled=20, repeated=20, repeats=[2, 4], near_duplic
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The folder of a run of three epochs; the clean pass is due after the last alone."""
-    flags = ["--run.dir", str(tmp_path_factory.mktemp("runs")), "--run.name", "planted"]
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "plain.yaml").write_text("seed: 0\n")  # no file at all would mean CIFAR-100
+    flags = ["--config", str(folder / "plain.yaml"), "--run.dir", str(folder), "--run.name", "planted"]
     flags += ["--epochs", "3", "--batch_size", "32", "--device", "cpu", "--optim.lr", "0.003"]
     flags += ["--data.workers", "0", "--data.image_size", "8", "--data.hflip", "0", "--data.eval_crop_fraction", "1"]
     flags += ["--data.crop_scale", "[0.85, 1]", "--model.args.img_size", "8", "--model.args.patch_size", "4"]
@@ -160,8 +162,9 @@ def test_one_number_of_copies_is_a_list_of_one(tiny: Config) -> None:
         (["--data.canaries.mislabelled", "2000"], "2000 mislabelled: these are 2000 different samples to plant in"),
     ],
 )
-def test_settings_that_cannot_be_planted(flags: list[str], told: str) -> None:
-    config = parse_config(["--device", "cpu", "--batch_size", "32", "--run.name", "planted", *flags])
+def test_settings_that_cannot_be_planted(flags: list[str], told: str, tmp_path: Path) -> None:
+    (tmp_path / "planted.yaml").write_text("device: cpu\nbatch_size: 32\n")
+    config = parse_config(["--config", str(tmp_path / "planted.yaml"), *flags])
 
     def check() -> None:
         check_config(config, world_size=1)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from rlpheads.engine.command_line import ConfigError, dump_config, help_text, parse_config
 from rlpheads.engine.config import Config, OptimConfig
+from rlpheads.engine.reference_names import REFERENCE_NAMES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FUZZ = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -70,9 +71,9 @@ def test_entries_of_a_mapping_are_merged_and_null_takes_one_back(tmp_path: Path)
     }
 
 
-def test_a_group_keeps_its_own_defaults() -> None:
+def test_a_group_keeps_its_own_defaults(tmp_path: Path) -> None:
     """The heads' optimizer has no weight decay unless asked for, the backbone's has."""
-    config = parse_config(["--heads.optim.lr", "0.5"])
+    config = parse_config(["--config", write(tmp_path, "a.yaml", "epochs: 3"), "--heads.optim.lr", "0.5"])
     assert config.heads.optim == OptimConfig(lr=0.5, weight_decay=0.0)
     assert config.optim == OptimConfig()
 
@@ -86,7 +87,7 @@ def test_run_is_named_after_the_last_file_unless_named(tmp_path: Path) -> None:
     ]
     assert parse_config(files).run.name == "two.v2"
     assert parse_config([*files, "--run.name", "mine"]).run.name == "mine"
-    assert parse_config(["--epochs", "3"]).run.name == ""
+    assert parse_config(["--epochs", "3"]).run.name == "cifar100_wrn"
 
 
 # --- values ---
@@ -120,7 +121,7 @@ def test_run_is_named_after_the_last_file_unless_named(tmp_path: Path) -> None:
         (["--run.name", "null"], "run.name", "null"),
         (["--run.name", "a # b: [c"], "run.name", "a # b: [c"),
         (["--run.name", "x=y"], "run.name", "x=y"),
-        (["--run.name="], "run.name", ""),
+        (["--run.name="], "run.name", "cifar100_wrn"),
         (["--model.args.x", "6"], "model.args", {"x": 6}),
         (["--model.args.x", "'6'"], "model.args", {"x": "6"}),
         (["--model.args.x", "1e-3"], "model.args", {"x": 1e-3}),
@@ -169,7 +170,7 @@ def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
 def test_environment_variables_do_not_reach_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("EPOCHS", "RLPHEADS_EPOCHS", "JSONARGPARSE_DEFAULT_ENV", "TRAIN_EPOCHS"):
         monkeypatch.setenv(name, "3")
-    assert parse_config(["--seed", "1"]).epochs == Config().epochs
+    assert parse_config(["--seed", "1"]).epochs == parse_config([]).epochs
 
 
 # --- shipped files, help, start-up ---
@@ -208,7 +209,7 @@ def test_every_key_has_a_meaning() -> None:
 
 def test_help_offers_no_flag_that_would_be_refused() -> None:
     offered = {word.rstrip(",") for line in help_text().splitlines() for word in line.split()[:1] if line[:4] == "  --"}
-    assert offered == {"--config", *(f"--{key}" for key, _ in fields_of(Config))}
+    assert offered == {"--config", "--ifile", *(f"--{key}" for key, _ in fields_of(Config))}
 
 
 @pytest.mark.parametrize("argv", [["-h"], ["--epochs", "x", "--help"]])
@@ -301,27 +302,43 @@ def test_dump_is_plain_yaml_in_the_order_of_the_dataclasses() -> None:
 # --- whatever is given, a Config or a ConfigError comes out ---
 
 KEYS = [key for key, _ in fields_of(Config)]
+NAMES = [*KEYS, *REFERENCE_NAMES, "optim", "heads"]
 SCALARS = st.sampled_from(
     ["1", "-1", "1e3", "0.5", ".nan", ".inf", "true", "null", "x", "[1]", "{a: 1}", "[", "''", "~", ""]
 )
 TOKENS = st.one_of(
-    st.sampled_from([f"--{key}" for key in KEYS]),
+    st.sampled_from([f"--{key}" for key in [*KEYS, *REFERENCE_NAMES]]),
     st.builds("--{}={}".format, st.sampled_from(KEYS), SCALARS),
     st.sampled_from(
-        ["--config", "--model", "--model.args.x", "--model.args.x.y", "--model.args.", "-", "--", "=", "--=", "."]
+        [
+            "--config",
+            "--ifile",
+            "--model",
+            "--model.args.x",
+            "--model.args.x.y",
+            "--model.args.",
+            "-",
+            "--",
+            "=",
+            "--=",
+            ".",
+        ]
     ),
     SCALARS,
     st.text(max_size=12),
 ).filter(lambda token: token not in ("-h", "--help"))
 YAML_LINES = st.lists(
     st.builds(
-        "{}{}: {}".format, st.sampled_from(["", "  ", "- ", "? "]), st.sampled_from([*KEYS, "optim", "heads"]), SCALARS
+        "{}{}: {}".format,
+        st.sampled_from(["", "  ", "- ", "? "]),
+        st.sampled_from([*KEYS, *REFERENCE_NAMES, "optim", "heads"]),
+        SCALARS,
     )
     | st.text(max_size=20),
     max_size=5,
 ).map("\n".join)
 TOML_LINES = st.lists(
-    st.builds("{} = {}".format, st.sampled_from([*KEYS, "optim", "heads"]), SCALARS)
+    st.builds("{} = {}".format, st.sampled_from(NAMES), SCALARS)
     | st.sampled_from(["[optim]", "[model.args]", "[[heads]]", "epochs = 3"])
     | st.text(max_size=20),
     max_size=5,

@@ -127,6 +127,12 @@ YAML_SYNTAX = [
 ]
 
 TOML_VALUES = [
+    ("subLabels = '10'", f"subLabels: got '10'; allowed: {WHOLE} or auto"),
+    ("ViTSize = 'XL'", "ViTSize: got 'XL'; allowed: S, B or L (nearest: L)"),
+    ("contin = 1", "contin: got 1; allowed: true or false"),
+    ("truncate = 'yes'", "truncate: got 'yes'; allowed: true or false"),
+    ("labelNoise = true", "labelNoise: got true; allowed: a finite number"),
+    ("[optim]\nreg = 1.0", "optim.reg: no such key; nearest: optim.lr"),
     ("epohcs = 3", "epohcs: no such key; nearest: epochs"),
     ("epochs = '5'", f"epochs: got '5'; allowed: {WHOLE}"),
     ("epochs = 10.0", f"epochs: got 10.0; allowed: {WHOLE}"),
@@ -151,14 +157,22 @@ FLAGS = [
     (["--epoch", "3"], "--epoch: no such key; nearest: --epochs"),
     (["-epochs", "3"], "-epochs: no such key; nearest: --epochs"),
     (["--batch-size", "8"], "--batch-size: no such key; nearest: --batch_size"),
-    (["--batchSize", "8"], "--batchSize: no such key; nearest: --batch_size"),
+    (["--batchsize", "8"], "--batchsize: no such key; nearest: --batchSize"),
+    (["--batchSize", "8.5"], f"--batchSize: got '8.5'; allowed: {WHOLE}"),
+    (["--reg", "strong"], "--reg: got 'strong'; allowed: a finite number"),
+    (["--reg"], "--reg: a value is missing; allowed: a finite number"),
+    (["--ViTSize", "M"], "--ViTSize: got 'M'; allowed: S, B or L"),
+    (["--contin", "maybe"], "--contin: got 'maybe'; allowed: true or false"),
+    (["--dataset", "CIFAR"], f"--dataset: got 'CIFAR'; allowed: {DATASETS} (nearest: cifar10)"),
+    (["--ifile"], "--ifile: a value is missing; allowed: the name of a YAML or TOML file"),
+    (["--ifile", "nowhere/x.toml"], "nowhere/x.toml: no such file (nor a folder nowhere)"),
     (["--lr", "1"], "--lr: no such key; nearest: --heads.optim.lr, --optim.lr"),
     (["--confg", "x.yaml"], "--confg: no such key; nearest: --config"),
     (["--"], "--: no such key; --help lists every key"),
     (["--run.name.x", "a"], "--run.name.x: no such key; nearest: --run.name"),
     (["--model.args..depth", "6"], "--model.args..depth: no such key; nearest: --model.args"),
     (["--heads.taps+", "3"], "--heads.taps+: no such key; nearest: --heads.taps"),
-    (["--model", "WRN"], f"--model: got 'WRN', but this is a group; allowed: the keys in it: {MODEL_FLAGS}"),
+    (["--model", "[WRN]"], f"--model: got '[WRN]', but this is a group; allowed: the keys in it: {MODEL_FLAGS}"),
     (["--model={name: x}"], f"--model: got '{{name: x}}', but this is a group; allowed: the keys in it: {MODEL_FLAGS}"),
     (["--model"], f"--model: got null, but this is a group; allowed: the keys in it: {MODEL_FLAGS}"),
     (["--epochs"], f"--epochs: a value is missing; allowed: {WHOLE}"),
@@ -280,9 +294,8 @@ def test_deeply_nested_free_form_value_is_refused(tmp_path: Path) -> None:
     assert message(["--config", str(file)]).endswith(f"allowed: {PLAIN}")
 
 
-def test_nothing_given_lists_the_shipped_files_and_an_example() -> None:
-    lines = message([]).splitlines()
-    shipped = sorted(path.name for path in (Path(__file__).parents[2] / "configs").iterdir())
-    assert lines[0].startswith("no configuration given; allowed: torchrun engine/train.py --config FILE")
-    assert lines[1] == f"Shipped in configs/: {', '.join(shipped)}"
-    assert lines[2] == "Example: torchrun engine/train.py --config configs/digits_vit.yaml"
+def test_nothing_given_where_configs_are_not_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An installed package has no configs/ beside it."""
+    monkeypatch.setattr("rlpheads.engine.command_line._DEFAULT", tmp_path / "cifar100_wrn.yaml")
+    expected = f"no configuration given, and there is no {tmp_path / 'cifar100_wrn.yaml'} to read; allowed: torchrun"
+    assert message([]).startswith(expected)

@@ -13,6 +13,7 @@ from rlpheads.engine.config_checks import check_config
 from rlpheads.engine.initial_weights import WeightsError, load_weights
 
 ARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+SYNTHETIC = ("--data.dataset", "synthetic")  # in the place of CIFAR-100, which is read where no file is named
 DIGITS = str(Path(__file__).parents[2] / "configs" / "digits_vit.yaml")
 
 
@@ -118,8 +119,7 @@ def test_files_that_are_none_are_named_before_anything_is_built(tmp_path):
 def test_published_weights_that_cannot_be_had_are_told_with_the_remedy():
     """The tests run without a network, as the machines do for which local files are meant."""
     assert complaint("--model.pretrained", "--model.name", "vit_tiny_patch16_224").endswith("--model.checkpoint FILE")
-    wide = ("--run.name", "wide", "--model.name", "wrn_16_4", "--data.image_size", "32")
-    assert "timm publishes no weights for wrn_16_4" in complaint("--model.pretrained", base=wide)
+    assert "timm publishes no weights for wrn_16_4" in complaint("--model.pretrained", *SYNTHETIC, base=())
     twice = complaint("--model.pretrained", "--model.checkpoint", "x.pth")
     assert twice == "model.checkpoint: got a file, and model.pretrained too; allowed: one of the two"
     assert complaint("--model.args.pretrained", "true") == (
