@@ -133,7 +133,8 @@ CONTRADICTIONS = [
     ),
     (
         ["--data.dataset", "cifar100"],
-        "data.root: got null; allowed: the folder of the images, which cifar100 needs: --data.root FOLDER",
+        "data.root: got null; allowed: the folder of the images, which cifar100 needs: --data.root FOLDER"
+        "; with --data.download too it is fetched there",
     ),
     (["--data.download"], "data.download: got true; allowed: false: only cifar10 and cifar100 can be fetched"),
     (
@@ -292,7 +293,7 @@ def test_sound_configuration_is_accepted(flags: list[str]) -> None:
 @pytest.mark.parametrize("file", sorted(CONFIGS.iterdir()), ids=lambda file: file.name)
 def test_shipped_file_is_sound_once_it_has_images(file: Path, tmp_path: Path) -> None:
     config = parse_config(["--config", str(file), "--device", "cpu"])
-    if config.data.dataset == "imagefolder":
+    if config.data.dataset in ("imagefolder", "cifar10", "cifar100"):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(tmp_path)))
     for world_size in (1, 2, 8):
         check_config(config, world_size)
