@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlpheads.loaders.augment_spec import EraseSpec
 from rlpheads.loaders.keyed_random import KeyedStream
+from rlpheads.loaders.pixel_operations import affine_matrices, warp
 
 NUM_TRIES = 10
 """Boxes that random erasing tries until one fits, as torchvision and timm do."""
@@ -32,21 +32,13 @@ class PadCrop(nn.Module):
         self.stream = KeyedStream(seed, "pad crop")
 
     def forward(self, images_B3HW: Tensor, index_B: Tensor, epoch: int) -> Tensor:
-        """Shift uint8 or float (B, 3, H, W) images."""
-        height, width = images_B3HW.shape[-2:]
+        """Shift uint8 (B, 3, H, W) images."""
         draws_B2 = self.stream.uniforms(epoch, index_B, num_draws=2)
-        start_B2 = (draws_B2 * (2 * self.padding + 1)).to(torch.int64)
-        padded = F.pad(images_B3HW, [self.padding] * 4)
-        rows_BH = start_B2[:, :1] + torch.arange(height, device=index_B.device)
-        columns_BW = start_B2[:, 1:] + torch.arange(width, device=index_B.device)
-        image_B = torch.arange(len(index_B), device=index_B.device)
-        channel_3 = torch.arange(images_B3HW.shape[1], device=index_B.device)
-        return padded[
-            image_B[:, None, None, None],
-            channel_3[None, :, None, None],
-            rows_BH[:, None, :, None],
-            columns_BW[:, None, None, :],
-        ]
+        down_B, right_B = (self.padding - (draws_B2 * (2 * self.padding + 1)).to(torch.int64)).unbind(1)
+        shift_B2 = torch.stack([right_B, down_B], dim=1).to(torch.float32)
+        still_B2 = torch.zeros_like(shift_B2)
+        size = (images_B3HW.shape[-2], images_B3HW.shape[-1])
+        return warp(images_B3HW, affine_matrices(still_B2, shift_B2, still_B2[:, 0], size))
 
 
 class Cutout(nn.Module):
@@ -96,7 +88,9 @@ class RandomErasing(nn.Module):
         room_B2 = _scaled(torch.ones_like(sides_B2), size) - sides_B2
         start_B2 = (draws_BU[:, 1:3] * (room_B2 + 1)).to(torch.int64)
         covered_B1HW = box_mask(start_B2, sides_B2, size) & chosen_B[:, None, None, None]
-        return torch.where(covered_B1HW, self._filling(images_B3HW, index_B, epoch), images_B3HW)
+        filling = self._filling(images_B3HW, index_B, epoch)
+        # Exact at weights 0 and 1, and on a CPU many times as fast as `torch.where`.
+        return torch.lerp(images_B3HW, filling.expand_as(images_B3HW), covered_B1HW.to(images_B3HW.dtype))
 
     def _box_sizes(self, draws_BT2: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
         """Return the height and width of the first box of each image that fits, int64 (B, 2), and whether any does."""

@@ -32,7 +32,7 @@ PHOTOGRAPHS = {
     "tissue": ("skimage", "data/ihc.png"),
 }
 """Package and file of each class, in the order of the classes."""
-_INSTALL = {"skimage": "pip install scikit-image, or rlpheads[patches]", "sklearn": "pip install scikit-learn"}
+_INSTALL = {"skimage": "pip install scikit-image", "sklearn": "pip install scikit-learn"}
 
 
 @dataclass(frozen=True)

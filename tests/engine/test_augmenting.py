@@ -1,11 +1,15 @@
 """A run's data sets and augmentations, from its settings: trained with, evaluated without, the same after a resume."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from rlpheads.engine.augmenting import augment_spec, mix_spec
+from rlpheads.engine.command_line import help_text, parse_config
 from rlpheads.engine.config import (
     AugmentConfig,
     Config,
@@ -22,6 +26,7 @@ from rlpheads.engine.step import forward_rows
 from rlpheads.engine.training import Training
 
 Build = Callable[..., Training]
+ROOT = Path(__file__).parents[2]
 
 
 def with_data(config: Config, **changes: object) -> Config:
@@ -146,3 +151,25 @@ def test_mixup_leaves_heads_that_only_measure_detached(mixed: Config, build: Bui
             training.step(*training.prepare_training(next(batches)), number)
     left, right = (training.learner.tapped.state_dict() for training in (with_heads, without))
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_recipes_of_the_documentation_are_settings():
+    text = (ROOT / "docs" / "augmentation.md").read_text().split("## Recipes")[1].split("```")[1]
+    recipes = [shlex.split(" ".join(recipe.splitlines()[1:])) for recipe in text.split("# ")[1:]]
+    assert len(recipes) == 3
+    for flags in recipes:
+        config = parse_config(["--config", str(ROOT / "configs" / "digits_vit.yaml"), *flags])
+        assert augment_spec(config.data) != augment_spec(DataConfig())
+        mix_spec(config.data)
+
+
+def test_help_tells_of_every_augmentation():
+    text = help_text()
+    for key in (
+        "data.augment.policy",
+        "data.augment.erase_fill",
+        "data.mix.cutmix",
+        "data.subset.per_class",
+        "model.loss",
+    ):
+        assert f"--{key}" in text

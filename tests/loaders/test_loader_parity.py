@@ -14,11 +14,15 @@ import torch
 from loader_libraries import require_library
 from PIL import Image
 
+from rlpheads.loaders.augment import Augment
+from rlpheads.loaders.augment_spec import AugmentSpec
 from rlpheads.loaders.batch import Batch, Loader, LoaderOptions
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.datasets import ImageSource, open_dataset
+from rlpheads.loaders.device_transforms import Normalize
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.image_encoding import Encoding
+from rlpheads.loaders.mixing import Mixer, MixSpec
 from rlpheads.loaders.order import Order
 from rlpheads.loaders.planted import Planting, plant
 from rlpheads.loaders.write_ffcv import Job, write_beton
@@ -203,3 +207,23 @@ def test_a_kept_batch_stays_as_it_was(kind, open_noise):
 def test_the_same_manifest_through_every_loader(kind, open_noise):
     ours, reference = open_noise(kind, 103), open_noise("torch", 103)
     assert [source.manifest.fingerprint for source in ours] == [source.manifest.fingerprint for source in reference]
+
+
+def test_whole_images_and_what_is_done_to_them_are_the_same_through_every_loader(kind, open_noise):
+    """CIFAR's crop: the loader hands over the largest central square, and the device shifts, augments and mixes it."""
+
+    def first_batch(kind: str) -> Batch:
+        source = open_noise(kind, 103)[0]
+        order = Order(source.manifest.num_samples, BATCH_SIZE, seed=3)
+        return next(iter(make_loader(kind, source, order, CropSpec(16, kind="whole"), train=True)))
+
+    ours, theirs = first_batch(kind), first_batch("torch")
+    assert_same([ours], [theirs], kind)
+    augment = Augment(AugmentSpec(padding=3, cutout=5), Normalize((0.0,) * 3, (1 / 255,) * 3), 3)
+    mixer = Mixer(MixSpec(mixup=1.0, cutmix=1.0), 3)
+    (pixels, mine), (expected, other) = (
+        mixer(augment(batch.images, batch.index, 0), batch, 0) for batch in (ours, theirs)
+    )
+    assert torch.equal(mine.partners.weight, other.partners.weight)
+    assert torch.equal(mine.partners.index, other.partners.index)
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1.01 * AT_EDGES.get(kind, 1))
