@@ -108,6 +108,10 @@ class Display:
             self._console.print(findings_table(found))
             if found.taps[0].bits is not None:
                 self._console.print(bits_table(found))
+            if found.memory:
+                from rlpheads.engine.memory_findings import memory_table  # scipy loads after training
+
+                self._console.print(memory_table(found.memory))
         self.say(f"held-out top-1 {percent(found.top1)}")
         if not found.taps:
             return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.evaluation import Evaluation
+from rlpheads.engine.memory_findings import TapMemory
 from rlpheads.memorization.figures import References, plot_rla_by_depth, plot_rla_by_epoch
 from rlpheads.memorization.intervals import binomial_bounds
 
@@ -51,6 +52,7 @@ class Findings:
         taps: one finding for each tap.
         heldout_bounds: least and greatest held-out accuracy of one draw that chance allows (exact binomial).
         strayed: (block, draw, accuracy) of every held-out accuracy outside these bounds.
+        memory: what each tap's heads hold of one labelling; empty where no clean pass closed the run.
     """
 
     top1: float
@@ -58,6 +60,7 @@ class Findings:
     taps: tuple[TapFinding, ...]
     heldout_bounds: tuple[float, float]
     strayed: tuple[tuple[int | str, int, float], ...]
+    memory: tuple[TapMemory, ...] = ()
 
 
 def summarize_findings(

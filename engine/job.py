@@ -233,6 +233,7 @@ def _close(training: Training, outcome: Outcome, display: Display, warnings: tup
         facts["top1"] = found.top1
         if found.taps:
             facts["heldout_check"] = "failed" if found.strayed else "passed"
+            facts["memory"] = [asdict(tap) for tap in found.memory]
     training.folder.write_status(outcome.status, outcome.reason, **facts)
     display.say(f"{outcome.status}: {outcome.reason}; everything is in {training.folder.path}")
     if found is not None and found.taps:

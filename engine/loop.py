@@ -273,6 +273,7 @@ def _due(every: int, epoch: int) -> bool:
 def _finish(training: Training, display: Display, stop_flag: StopFlag, reason: str) -> Outcome:
     """Check the run against chance, draw its figures and print what it found. Collective."""
     from rlpheads.engine.findings import draw_figures, summarize_findings  # scipy and matplotlib load after training
+    from rlpheads.engine.memory_findings import measure_memory
 
     measured_now = training.position.epoch == training.config.epochs and training.heldout.ledger.num_seen
     heldout = summarize(training.heldout.ledger) if measured_now else _evaluate(training, training.heldout, stop_flag)
@@ -283,6 +284,10 @@ def _finish(training: Training, display: Display, stop_flag: StopFlag, reason: s
         heldout, history, training.learner.tapped.taps, training.baselines_T, training.config.heads.num_labels
     )
     if found.taps:
+        if training.position.epoch == training.config.epochs and training.clean.ledger.num_seen:
+            config, blocks = training.config.heads, training.learner.tapped.taps
+            memory = measure_memory(training.clean.ledger, blocks, config.draws, config.num_labels)
+            found = replace(found, memory=memory)
         draw_figures(training.folder.figures, found, history, heldout.num_samples)
     display.findings(found)
     return Outcome("done", reason, found)

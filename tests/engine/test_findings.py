@@ -9,6 +9,8 @@ from rich.console import Console
 from rlpheads.engine.display import Display, percent
 from rlpheads.engine.evaluation import Evaluation
 from rlpheads.engine.findings import Findings, draw_figures, summarize_findings
+from rlpheads.engine.memory_findings import measure_memory
+from rlpheads.memorization.ledger import Ledger
 
 HISTORY = [
     {"epoch": 0, "rla_running": [0.1, 0.2], "rla_clean": [0.3, 0.4], "rla_heldout": [0.1, 0.1]},
@@ -89,3 +91,18 @@ def test_figures_are_drawn_with_and_without_history(tmp_path):
 )
 def test_percent_resolves_chance_at_100000_labels(value, text):
     assert percent(value) == text
+
+
+def test_memory_is_that_of_the_own_draws_with_an_interval():
+    """20 samples at one tap: draw 0 hit in 15, draw 1 in 10, and an audit draw that does not count."""
+    ledger = Ledger(num_samples=21, num_taps=1, num_draws=3)
+    hit_TMB = torch.stack([torch.arange(20) < 15, torch.arange(20) < 10, torch.ones(20, dtype=torch.bool)])[None]
+    floats_TMB, zeros_B = torch.zeros(1, 3, 20), torch.zeros(20)
+    ledger.record(torch.arange(20), zeros_B.long(), zeros_B, zeros_B > 0, hit_TMB, floats_TMB, floats_TMB)
+    (both,) = measure_memory(ledger, [4], num_draws=2, num_labels=2)
+    assert (both.block, both.rademacher) == (4, pytest.approx(2 * 0.625 - 1))
+    assert (both.high - both.low) / 2 == pytest.approx(2 * 12.7062 * 0.125, rel=1e-4)
+    (one,) = measure_memory(ledger, [4], num_draws=1, num_labels=2)
+    assert one.rademacher == pytest.approx(0.5)
+    assert -1 < one.low < 0.5 < one.high < 1
+    assert "not resolvable" in one.memorized

@@ -107,3 +107,13 @@ def test_epoch_lines_hold_the_bits_of_own_and_audit_heads(tiny, build):
     per_parameter = [bits / num_parameters for bits in row["bits_clean"]]
     assert row["bits_per_network_parameter_clean"] == pytest.approx(per_parameter)
     assert "audit_bits_per_network_parameter_clean" not in row
+
+
+def test_a_finished_run_says_how_much_of_a_labelling_it_holds(tiny, build):
+    training = build(tiny, epochs=1)
+    _, text = trained(training)
+    table = read_ledger(training.folder.ledger(0, "clean"))
+    assert "Rademacher estimate" in text
+    assert "not resolvable: needs 7 draws of the labels" in text  # 1,437 samples, 5 labels, 2 draws
+    accuracy = float(table.hit[1].mean())
+    assert f"{(5 * accuracy - 1) / 4:.4f}" in text
