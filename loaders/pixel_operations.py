@@ -36,7 +36,7 @@ def warp(images_B3HW: Tensor, matrix_B23: Tensor) -> Tensor:
         from_BHW.append(torch.round(a_B11 * x_W + b_B11 * y_H1 + (c_B11 + (length - 1) / 2)).to(torch.int64))
     column_BHW, line_BHW = from_BHW
     inside_BHW = (column_BHW >= 0) & (column_BHW < width) & (line_BHW >= 0) & (line_BHW < height)
-    place_BHW = torch.where(inside_BHW, line_BHW * width + column_BHW, 0)
+    place_BHW = (line_BHW * width + column_BHW) * inside_BHW
     place_B3P = place_BHW.flatten(1)[:, None].expand(-1, images_B3HW.shape[1], -1)
     moved_B3HW = images_B3HW.flatten(2).gather(2, place_B3P).view(images_B3HW.shape)
     return moved_B3HW & as_mask(inside_BHW)[:, None]
@@ -132,10 +132,13 @@ def equalize(images_B3HW: Tensor, chosen_B: Tensor) -> Tensor:
     """Make every byte about as frequent, in each channel of the chosen images, as Pillow does."""
     num_pixels = images_B3HW.shape[-2] * images_B3HW.shape[-1]
     bytes_B3P = images_B3HW.flatten(2).to(torch.int64)
-    counts_B3V = torch.zeros((*bytes_B3P.shape[:2], 256), dtype=torch.int32, device=bytes_B3P.device)
-    counts_B3V.scatter_add_(
-        2, bytes_B3P, torch.ones((), dtype=torch.int32, device=bytes_B3P.device).expand_as(bytes_B3P)
-    )
+    num_channels = bytes_B3P.shape[0] * bytes_B3P.shape[1]
+    first_B31 = torch.arange(0, 256 * num_channels, 256, device=bytes_B3P.device).view(*bytes_B3P.shape[:2], 1)
+    # In one dimension, for which torch has a deterministic implementation on GPUs.
+    counts_V = torch.zeros(256 * num_channels, dtype=torch.int32, device=bytes_B3P.device)
+    one = torch.ones((), dtype=torch.int32, device=bytes_B3P.device)
+    counts_V.scatter_add_(0, (bytes_B3P + first_B31).flatten(), one.expand(bytes_B3P.numel()))
+    counts_B3V = counts_V.view(*bytes_B3P.shape[:2], 256)
     up_to_B3V = counts_B3V.cumsum(2, dtype=torch.int32)
     brightest_B31 = up_to_B3V.argmax(2, keepdim=True)
     step_B31 = (num_pixels - counts_B3V.gather(2, brightest_B31)) // 255

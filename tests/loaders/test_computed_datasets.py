@@ -7,6 +7,7 @@ import torch
 from rlpheads.loaders import patches
 from rlpheads.loaders.datasets import open_dataset
 from rlpheads.loaders.manifest import DatasetError
+from rlpheads.loaders.planted import Planting, plant
 from rlpheads.loaders.synthetic import SyntheticSpec
 
 SPEC = SyntheticSpec(train=100, val=20, classes=3, side=17)
@@ -77,6 +78,25 @@ def test_a_photograph_that_is_gone_is_named(monkeypatch):
     monkeypatch.setattr(patches, "PHOTOGRAPHS", {"cat": ("skimage", "data/chels.png")})
     with pytest.raises(DatasetError, match="this version of skimage keeps no photograph 'cat'"):
         open_dataset("patches", seed=0)
+
+
+@pytest.mark.parametrize("name", ["digits", "patches", "synthetic"])
+def test_samples_stand_in_canonical_order_and_take_canaries(name):
+    for source in open_dataset(name, seed=0, synthetic=SPEC):
+        manifest = source.manifest
+        assert list(manifest.classes) == sorted(manifest.classes)
+        assert (np.diff(manifest.targets) >= 0).all()
+        names = manifest.names()
+        assert names == sorted(names)
+    train, _ = open_dataset(name, seed=0, synthetic=SPEC)
+    num_samples = train.manifest.num_samples
+    planted = plant(train, Planting(0.1, mislabelled=3, repeated=2, repeats=(3,), near_duplicates=2), 0)
+    assert planted.manifest.num_samples == num_samples + 2 * 2 + 2
+    for copy, original in enumerate(planted.copied.tolist()):
+        image, source_image = planted.read(num_samples + copy), train.read(original)
+        assert torch.equal(image, source_image if copy < 4 else source_image - source_image // 10)
+    wrong = np.flatnonzero(planted.manifest.targets[:num_samples] != train.manifest.targets)
+    assert len(wrong) == 3 + round(0.1 * num_samples)
 
 
 @pytest.mark.parametrize("name", ["patches", "synthetic"])

@@ -1,0 +1,61 @@
+"""Augmentation and mixing on a real CUDA device: the numbers of the CPU, and no wait for the device."""
+
+import pytest
+import torch
+
+from rlpheads.loaders.augment import Augment
+from rlpheads.loaders.augment_spec import POLICIES, AugmentSpec, EraseSpec, PolicySpec
+from rlpheads.loaders.batch import Batch
+from rlpheads.loaders.device_transforms import Normalize
+from rlpheads.loaders.keyed_random import KeyedStream
+from rlpheads.loaders.mixing import Mixer, MixSpec
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="augments on a CUDA device, and there is none"),
+]
+
+COUNT = 64
+IMAGES = torch.randint(0, 256, (COUNT, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+INDEX = torch.arange(COUNT) * 7
+
+
+def augment_of(policy: str, device: str) -> Augment:
+    """Return everything at once; a unit of its result is a level of 255."""
+    spec = AugmentSpec(4, PolicySpec(policy), (0.4, 0.4, 0.4, 0.1), 8, EraseSpec(0.5))
+    return Augment(spec, Normalize((0.0,) * 3, (1 / 255,) * 3), 0).to(device)
+
+
+def test_random_numbers_are_those_of_the_cpu():
+    host, device = KeyedStream(3, "noise"), KeyedStream(3, "noise").to("cuda")
+    assert torch.equal(host.uniforms(2, INDEX, num_draws=9), device.uniforms(2, INDEX.cuda(), num_draws=9).cpu())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_images_are_those_of_the_cpu_and_nothing_waits(policy):
+    """Where products are rounded otherwise, a level more or less may be amplified by what follows."""
+    module, images, index = augment_of(policy, "cuda"), IMAGES.cuda(), INDEX.cuda()
+    module(images, index, 1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours = module(images, index, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    difference = (ours.cpu() - augment_of(policy, "cpu")(IMAGES, INDEX, 1)).abs()
+    assert float((difference > 4).float().mean()) <= 2e-3
+
+
+def test_mixing_is_that_of_the_cpu_and_nothing_waits():
+    spec = MixSpec(mixup=0.8, cutmix=1.0)
+    targets = INDEX % 10
+    numbers = IMAGES / 255
+    expected, batch = Mixer(spec, 0)(numbers, Batch(IMAGES, targets, INDEX, COUNT), 3)
+    mixer, on_device = Mixer(spec, 0).to("cuda"), Batch(IMAGES, targets, INDEX, COUNT).to("cuda")
+    numbers = numbers.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        mixed, mine = mixer(numbers, on_device, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(mine.partners.weight.cpu(), batch.partners.weight)
+    torch.testing.assert_close(mixed.cpu(), expected, rtol=1e-4, atol=1e-5)
