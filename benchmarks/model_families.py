@@ -40,6 +40,7 @@ from rlpheads.engine.tapped_model import TappedModel
 from rlpheads.memorization.heads import HeadTerms
 from rlpheads.memorization.regularizer import TermWeights, combine
 
+NAMES = Path(__file__).with_suffix(".txt")
 NUM_CLASSES, NUM_IMAGES, LARGEST, MOST_PARAMETERS = 10, 2, 256, 60e6
 QUICK = ("vision_transformer", "swin_transformer", "convnext", "resnet", "mlp_mixer")
 
@@ -61,16 +62,25 @@ class Result:
 
 
 def smallest_models() -> dict[str, tuple[int, str]]:
-    """Return each family's model with the fewest parameters: their number, and its name."""
-    sizes: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    """Return each family's model with the fewest parameters: their number, and its name.
+
+    The names are kept in model_families.txt, since building every model of timm takes minutes; a family that is not
+    there (of another version of timm) is looked through.
+    """
+    kept = dict(line.split() for line in NAMES.read_text().splitlines())
+    names: dict[str, list[str]] = defaultdict(list)
     for name in timm.list_models():
-        try:
-            with torch.device("meta"):
-                size = num_parameters(timm.create_model(name))
-        except Exception:  # what cannot be built on the meta device is tried last
-            size = sys.maxsize
-        sizes[_model_to_module[name]].append((size, name))
-    return {family: min(models) for family, models in sorted(sizes.items())}
+        names[_model_to_module[name]].append(name)
+    choices = {family: [kept[family]] if kept.get(family) in models else models for family, models in names.items()}
+    return {family: min((_size(name), name) for name in models) for family, models in sorted(choices.items())}
+
+
+def _size(name: str) -> int:
+    try:
+        with torch.device("meta"):
+            return num_parameters(timm.create_model(name))
+    except Exception:  # what cannot be built on the meta device is tried last
+        return sys.maxsize
 
 
 def try_family(family: str, name: str) -> Result:
