@@ -248,6 +248,11 @@ class HeadsConfig:
     """How tokens become a feature vector: the class token, the mean of the patch tokens, or as the classifier does."""
     norm: bool = True
     """Normalise the features (layer norm without parameters) before the heads."""
+    hidden: int | None = None
+    """Units of a hidden layer (ReLU) of each head's own; null: linear heads. What is reported as the head-only baseline, and
+    what labels auto goes by, stays that of a linear head."""
+    dropout: float = 0.0
+    """Share of the features that is dropped in training, after the norm, in [0, 1)."""
     joint: float = 0.0
     """Weight μ with which the heads' cross-entropy trains the backbone too (0: heads only)."""
     balance: Literal["iid", "balanced", "per_class"] = "iid"

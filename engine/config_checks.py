@@ -97,6 +97,8 @@ RANGES: dict[str, Interval] = {
     "heads.labels": Interval(2, 2**31 - 1),
     "heads.draws": _FROM_1,
     "heads.audit_draws": _FROM_0,
+    "heads.hidden": _FROM_1,
+    "heads.dropout": _BELOW_1,
     "heads.joint": _FROM_0,
     "regularizer.factor": _FROM_0,
     "regularizer.target": Interval(-1, 1),

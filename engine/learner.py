@@ -158,7 +158,8 @@ def _initial_model(config: Config, num_classes: int, fresh: bool) -> tuple[Tappe
 def build_heads(config: Config, dims: tuple[int, ...], name: str, num_draws: int, num_blocks: int = 1) -> RLPHeads:
     """Build heads, one for each tap and draw, from the stream `name`; `num_blocks` as for `RLPHeads`."""
     seed, num_labels = stream_seed(config.seed, name), config.heads.num_labels
-    return RLPHeads(dims, num_labels, num_draws, seed=seed, num_blocks=num_blocks, norm=config.heads.norm)
+    shape = {name: getattr(config.heads, name) for name in ("norm", "hidden", "dropout")}
+    return RLPHeads(dims, num_labels, num_draws, seed=seed, num_blocks=num_blocks, **shape)
 
 
 def num_audit_draws(config: Config) -> int:

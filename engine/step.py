@@ -148,17 +148,19 @@ class TrainStep:
             This rank's share of each figure of the step, as 0-d tensors on the device: their mean over the ranks is
             the figure of the global batch.
         """
-        # One seed a step instead of a saved generator: dropout continues exactly after a resume at any step.
-        torch.manual_seed(stream_seed(self.config.seed, "dropout", num_updates, self.rank))
         num_parts = self.config.accumulate
-        parts = list(zip(images.chunk(num_parts), batch.chunks(num_parts), strict=True))
+        seeds = [stream_seed(self.config.seed, "dropout", num_updates, self.rank, part) for part in range(num_parts)]
+        parts = list(zip(images.chunk(num_parts), batch.chunks(num_parts), seeds, strict=True))
         with self.learner.without_sync():
             shares = [self._forward_backward(*part) for part in parts[:-1]]
         shares.append(self._forward_backward(*parts[-1]))
         self.learner.update(num_updates)
         return {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
 
-    def _forward_backward(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def _forward_backward(self, images: Tensor, batch: Batch, seed: int) -> dict[str, Tensor]:
+        # One seed a micro-batch instead of a saved generator: dropout continues exactly after a resume at any step, and
+        # what the heads drop, after the backbone's forward pass, shifts nothing of the backbone's.
+        torch.manual_seed(seed)
         with autocast(images.device, self.config.precision):
             rows = forward_rows(self.learner.wrapped, images, batch, self.table_MN, self.routes)
         valid_B = batch.index >= 0

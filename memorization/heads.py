@@ -8,7 +8,7 @@ regulariser and the joint term train the features alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_losses
 from rlpheads.memorization.arguments import check_count, check_num_labels
 from rlpheads.memorization.class_blocks import class_block_loss
+from rlpheads.memorization.hidden_layer import HiddenLayer
 from rlpheads.memorization.labels import stream_key
 
 INITIAL_LOGIT_STD = 0.1
@@ -118,6 +119,8 @@ class RLPHeads(nn.Module):
             row's class (`rlpheads.memorization.class_blocks`).
         seed: seed of the run. Head (t, m) has a stream of its own, so one more tap or draw changes no other head.
         norm: normalise each row's features to mean 0 and variance 1 (layer norm without parameters) first.
+        hidden: units of a hidden layer (ReLU) of each head's own; None: the heads are linear.
+        dropout: share of the features that is dropped in training, in [0, 1), after the norm; one mask for each tap.
         device: where the parameters live; "meta" builds shapes only.
         dtype: of the parameters; by default torch's default dtype.
 
@@ -134,6 +137,8 @@ class RLPHeads(nn.Module):
         seed: int,
         num_blocks: int = 1,
         norm: bool = True,
+        hidden: int | None = None,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -145,20 +150,30 @@ class RLPHeads(nn.Module):
         self.num_draws = num_draws
         self.num_blocks = num_blocks
         self.norm = norm
-        self.heads = nn.ModuleList(
-            nn.ModuleList(
-                RandomLabelHead(
-                    num_labels * num_blocks, dim, key=stream_key("heads", seed, t, m), device=device, dtype=dtype
-                )
-                for m in range(num_draws)
+        self.dropout = dropout
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+
+        def for_each_head(make: Callable[[int, int, int], nn.Module]) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.ModuleList(make(t, m, dim) for m in range(num_draws)) for t, dim in enumerate(tap_dims)
             )
-            for t, dim in enumerate(tap_dims)
+
+        self.heads = for_each_head(
+            lambda t, m, dim: RandomLabelHead(
+                num_labels * num_blocks, hidden or dim, key=stream_key("heads", seed, t, m), **where
+            )
         )
+        self.layers: nn.ModuleList | None = None
+        if hidden is not None:
+            check_count("hidden", hidden)
+            self.layers = for_each_head(
+                lambda t, m, dim: HiddenLayer(dim, hidden, key=stream_key("hidden", seed, t, m), **where)
+            )
 
     def reset_parameters(self) -> None:
         """Give every head its initial weights again."""
         for head in self.modules():
-            if isinstance(head, RandomLabelHead):
+            if isinstance(head, (RandomLabelHead, HiddenLayer)):
                 head.reset_parameters()
 
     def forward(
@@ -205,16 +220,46 @@ class RLPHeads(nn.Module):
             taps = [features_BD.detach() for features_BD in taps]  # keep no graph of the norm either
         features = [inputs_BD for inputs_BD in map(self._inputs, taps) for _ in range(self.num_draws)]
         heads = [head for t in positions for head in cast("Iterable[RandomLabelHead]", self.heads[t])]
+        layers = self._layers_at(positions)
         labels_MB, pair = labels
         pairs = None if pair is None else [(second_B, pair[1]) for second_B in pair[0].unbind()] * len(positions)
+        all_labels = _Labels([*labels_MB.unbind()] * len(positions), pairs)
+        options = {"regularizer": kind, "joint": terms.joint, "impl": terms.impl}
         with torch.autocast(features[0].device.type, enabled=False):
-            losses = self._call(
-                features,
-                heads,
-                _Labels([*labels_MB.unbind()] * len(positions), pairs),
-                {"regularizer": kind, "joint": terms.joint, "impl": terms.impl},
-            )
+            if layers:
+                losses = self._call_through(layers, features, heads, all_labels, options)
+            else:
+                losses = self._call(features, heads, all_labels, options)
         return {t: losses[n * self.num_draws :][: self.num_draws] for n, t in enumerate(positions)}
+
+    def _call_through(
+        self,
+        layers: list[HiddenLayer],
+        features: list[Tensor],
+        heads: list[RandomLabelHead],
+        labels: _Labels,
+        options: dict[str, Any],
+    ) -> list[RandomLabelLoss]:
+        """Compute every head's loss behind its hidden layer: once for what trains the head, once for the features.
+
+        What trains the layer is the joint term on detached features. Its value is taken off again: only its gradient
+        counts.
+        """
+        through = list(zip(layers, features, strict=True))
+        learned = [layer.learn(features_BD) for layer, features_BD in through]
+        losses = []
+        for loss in self._call(learned, heads, labels, {**options, "regularizer": None, "joint": True}):
+            assert loss.joint_B is not None
+            own_B = loss.cross_entropy_B + loss.joint_B - loss.joint_B.detach()
+            losses.append(loss._replace(cross_entropy_B=own_B, joint_B=None))
+        if options["regularizer"] is None and not options["joint"]:
+            return losses
+        carried = [layer.carry(features_BD) for layer, features_BD in through]
+        routed = self._call(carried, heads, labels, options)
+        return [
+            loss._replace(regularizer_B=other.regularizer_B, joint_B=other.joint_B)
+            for loss, other in zip(losses, routed, strict=True)
+        ]
 
     def _call(
         self, features: list[Tensor], heads: list[RandomLabelHead], labels: _Labels, options: dict[str, Any]
@@ -238,12 +283,19 @@ class RLPHeads(nn.Module):
         of_pairs = zip(losses, others, labels.pairs, strict=True)
         return [_mixed(loss, other, weight_B) for loss, other, (_, weight_B) in of_pairs]
 
+    def _layers_at(self, positions: Sequence[int]) -> list[HiddenLayer]:
+        if self.layers is None:
+            return []
+        return [layer for t in positions for layer in cast("Iterable[HiddenLayer]", self.layers[t])]
+
     def _inputs(self, features_BD: Tensor) -> Tensor:
         """Prepare features for the loss: normalised, in the dtype of its matrix products."""
         inputs_BD = features_BD.to(next(self.parameters()).dtype)
         if self.norm:
             with torch.autocast(inputs_BD.device.type, enabled=False):
                 inputs_BD = F.layer_norm(inputs_BD, inputs_BD.shape[-1:])
+        if self.dropout:
+            inputs_BD = F.dropout(inputs_BD, self.dropout, self.training)
         return inputs_BD.to(_product_dtype(inputs_BD))
 
     def _check_inputs(self, taps: Sequence[Tensor], labels_MB: Tensor, terms: HeadTerms) -> None:

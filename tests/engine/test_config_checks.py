@@ -103,6 +103,8 @@ NUMBERS = [
     (["--heads.optim.lr", "-1"], "heads.optim.lr: got -1.0; allowed: a number above 0"),
     (["--heads.labels", "1"], "heads.labels: got 1; allowed: a number at least 2 and at most 2.14748e+09"),
     (["--heads.draws", "0"], "heads.draws: got 0; allowed: a number at least 1"),
+    (["--heads.hidden", "0"], "heads.hidden: got 0; allowed: a number at least 1"),
+    (["--heads.dropout", "1"], "heads.dropout: got 1.0; allowed: a number at least 0 and below 1"),
     (["--heads.joint", "-1"], "heads.joint: got -1.0; allowed: a number at least 0"),
     (["--regularizer.factor", "-1"], "regularizer.factor: got -1.0; allowed: a number at least 0"),
     (["--schedule.warmup_epochs", "41"], "schedule.warmup_epochs: got 41.0; allowed: at most the epochs, 40"),

@@ -54,6 +54,16 @@ def test_heads_leave_the_backbone_bit_identical(tiny: Config, build: Build):
     assert same(backbone_of(with_heads), backbone_of(without))
 
 
+def test_what_heads_drop_and_learn_leaves_the_backbone_bit_identical(tiny: Config, build: Build):
+    """The backbone's own dropout is drawn between the heads' of one micro-batch and of the next."""
+    heads = replace(tiny.heads, hidden=8, dropout=0.3)
+    with_heads = build(tiny, accumulate=2, heads=heads)
+    without = build(tiny, accumulate=2, heads=replace(tiny.heads, taps="none"))
+    take_steps(with_heads, 3)
+    take_steps(without, 3)
+    assert same(backbone_of(with_heads), backbone_of(without))
+
+
 def test_regularizer_trains_the_backbone_and_leaves_the_heads_gradient_alone(tiny: Config, build: Build):
     plain = build(tiny)
     regularized = build(tiny, regularizer=RegularizerConfig(kind="uniform", factor=1.0))

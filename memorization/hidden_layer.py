@@ -1,0 +1,48 @@
+"""What may stand between a tap and a head: dropout, and a hidden layer that only the head's own loss trains."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class HiddenLayer(nn.Module):
+    """relu(W·x + b) for one head: weight (H, D) and bias (H,).
+
+    The two routes of a head's loss stay apart through it. `learn` gives activations whose gradient reaches the layer and
+    not the features; `carry` gives the same activations with a gradient that reaches the features and not the layer.
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, *, key: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ):
+        super().__init__()
+        self.key = key
+        self.weight = nn.Parameter(torch.empty(hidden, dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(hidden, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the initial weights (He et al., 2015) from the layer's own stream; nothing on the meta device."""
+        if self.weight.is_meta:
+            return
+        generator = torch.Generator().manual_seed(self.key)
+        drawn = torch.empty(self.weight.shape, dtype=torch.float32).normal_(generator=generator)
+        self.weight.copy_(drawn * math.sqrt(2 / self.weight.shape[1]))
+        self.bias.zero_()
+
+    def learn(self, features_BD: Tensor) -> Tensor:
+        """Return activations (B, H), in the features' dtype, that train the layer alone."""
+        return self._activate(features_BD.detach(), self.weight, self.bias)
+
+    def carry(self, features_BD: Tensor) -> Tensor:
+        """Return activations (B, H), in the features' dtype, that train the features alone."""
+        return self._activate(features_BD, self.weight.detach(), self.bias.detach())
+
+    def _activate(self, features_BD: Tensor, weight_HD: Tensor, bias_H: Tensor) -> Tensor:
+        dtype = features_BD.dtype  # that of the loss's matrix products, under autocast too
+        return torch.relu(F.linear(features_BD, weight_HD.to(dtype), bias_H.to(dtype)))
