@@ -1,7 +1,8 @@
 """Class-tiled softmax statistics and weight gradients on the CPU: the local stages as two operators.
 
-The classes are streamed in tiles small enough to stay in the cache: logits by one matrix product, then every reduction
-and the exponential in place, and at once the product with the tile's weight. A row's shift follows its running maximum,
+The classes are streamed in tiles small enough to stay in the cache: logits by one matrix product, then every reduction and
+the exponential (`rlpheads.kernels.tile_pass`), and at once the product with the tile's weight. A tile's classes are its
+rows, W·Xᵀ, which of the layouts is the fastest for all three products. A row's shift follows its running maximum,
 so logits of any size may come in any order; each tile remembers the shift that its exponentials were taken with. What
 the memory budget allows of the exponentials is kept for the weight's gradient, the rest is recomputed tile by tile.
 
@@ -11,13 +12,11 @@ rounded once, at the end. Both operators are opaque to FakeTensorMode and to tor
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlpheads.kernels.partials import (
-    NO_CLASS_SHIFT,
     ClassRange,
     Exponentials,
     LogitGradient,
@@ -26,9 +25,14 @@ from rlpheads.kernels.partials import (
     Products,
     accumulation_dtype,
 )
+from rlpheads.kernels.tile_pass import RowState, Tile, exponentiate_tile, reduce_tile
+from rlpheads.kernels.workspace import WORKSPACE
 
 TILE_CLASSES = 8192
-"""Classes of a tile: few enough for its logits to stay in the cache, enough for its matrix products to be efficient."""
+"""Classes of a tile at most: few enough for its logits to stay in the cache, enough for its products to be efficient."""
+
+TILE_BYTES = 32 * 2**20
+"""Bytes of a tile's logits at most: what bounds the extra memory when none are kept, at any number of rows."""
 
 
 def local_partials(
@@ -69,144 +73,101 @@ def _num_kept(needs: Needs, num_rows: int, num_classes: int, itemsize: int) -> i
     """Count the classes, in whole tiles, whose exponentials fit the budget."""
     if not needs.class_gradients:
         return 0
+    width = _tile_classes(num_rows, itemsize)
     num_fitting = needs.memory_budget // max(num_rows * itemsize, 1)
-    return num_classes if num_fitting >= num_classes else num_fitting // TILE_CLASSES * TILE_CLASSES
+    return num_classes if num_fitting >= num_classes else num_fitting // width * width
 
 
-def _num_tiles(num_classes: int) -> int:
-    return -(-num_classes // TILE_CLASSES)
-
-
-class _Tile(NamedTuple):
-    """One tile of classes, and the N labels that fall into it."""
-
-    number: int
-    start: int
-    stop: int
-    slot_N: Tensor
-    """Positions of those labels in the flattened (L, B) labels."""
-    row_N: Tensor
-    column_N: Tensor
-    """Their classes, counted from the tile's start."""
-
-    def fill_labels(self, tile_BK: Tensor, value: float) -> None:
-        """Set the labels' own entries."""
-        tile_BK[self.row_N, self.column_N] = value
-
-    def view(self, flat: Tensor, offset: int, num_rows: int) -> Tensor:
-        """The (B, classes of the tile) block of a flat buffer that begins at `offset`."""
-        width = self.stop - self.start
-        return flat[offset : offset + num_rows * width].view(num_rows, width)
-
-
-def _tiles(num_classes: int, range_start: int, labels_LB: Tensor) -> Iterator[_Tile]:
-    """Cut a class range into tiles; the labels are sorted once, so that each tile touches only its own."""
-    sorted_labels, order = torch.sort(labels_LB.flatten() - range_start, stable=True)
-    edges = [*range(0, num_classes, TILE_CLASSES), num_classes]
-    cuts = torch.searchsorted(sorted_labels, torch.tensor(edges)).tolist()
-    for number, (start, stop) in enumerate(pairwise(edges)):
-        slot_N = order[cuts[number] : cuts[number + 1]]
-        column_N = sorted_labels[cuts[number] : cuts[number + 1]] - start
-        yield _Tile(number, start, stop, slot_N, slot_N % labels_LB.shape[1], column_N)
+def _tile_classes(num_rows: int, itemsize: int) -> int:
+    """Classes of a tile: fewer where there are so many rows that their logits would take too much memory."""
+    fitting = TILE_BYTES // max(num_rows * itemsize, 1)
+    return min(TILE_CLASSES, max(fitting // 64 * 64, 64))
 
 
 class _Head:
-    """Linear head of a class range, evaluated a tile at a time in the accumulation dtype."""
-
-    def __init__(self, features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor | None, num_kept: int = 0) -> None:
-        self.features_BD = features_BD.to(accumulation_dtype(features_BD, weight_KD))
-        self.num_kept = num_kept
-        self._weight_KD = weight_KD
-        self._bias_K = bias_K
-        width = min(TILE_CLASSES, len(weight_KD)) if num_kept < len(weight_KD) else 0
-        self._scratch = self.features_BD.new_empty(len(features_BD) * width)
-
-    def weight(self, tile: _Tile) -> Tensor:
-        """Weight of the tile's classes."""
-        return self._weight_KD[tile.start : tile.stop].to(self.features_BD.dtype)
-
-    def buffer(self, tile: _Tile, kept_flat: Tensor) -> Tensor:
-        """The tile's place among the kept ones, or else the scratch buffer that the next tile overwrites."""
-        num_rows = len(self.features_BD)
-        if tile.stop <= self.num_kept:
-            return tile.view(kept_flat, tile.start * num_rows, num_rows)
-        return tile.view(self._scratch, 0, num_rows)
-
-    def write_logits(self, tile: _Tile, weight_KD: Tensor, out_BK: Tensor) -> None:
-        """Write the logits X Wᵀ + b."""
-        torch.mm(self.features_BD, weight_KD.T, out=out_BK)
-        if self._bias_K is not None:
-            out_BK.add_(self._bias_K[tile.start : tile.stop])
-
-
-class _Sums:
-    """Running statistics of the rows over the tiles seen so far, and the products with the weight where wanted."""
+    """Linear head of a class range on a batch, evaluated a tile at a time in the accumulation dtype."""
 
     def __init__(
-        self, features_BD: Tensor, labels_LB: Tensor, num_tiles: int, *, products: bool, moments: bool
+        self, features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor | None, labels_LB: Tensor, num_kept: int = 0
     ) -> None:
+        self.dtype = accumulation_dtype(features_BD, weight_KD)
+        self.features_BD = features_BD.to(self.dtype)
+        self.labels_LB = labels_LB.contiguous()
+        self.num_kept = num_kept
+        self.num_rows, self.num_classes = len(features_BD), len(weight_KD)
+        self.tile_classes = _tile_classes(self.num_rows, self.dtype.itemsize)
+        self._features_DB = self.features_BD.T.contiguous()
+        self._weight_KD = weight_KD
+        self._bias_K = None if bias_K is None else bias_K.to(self.dtype).contiguous()
+        width = min(self.tile_classes, self.num_classes)
+        self._scratch = WORKSPACE.empty((self.num_rows * width * (num_kept < self.num_classes),), self.dtype)
+        self.widens = weight_KD.dtype != self.dtype
+        self._wide = WORKSPACE.empty((width * self.widens, features_BD.shape[1]), self.dtype)
+
+    @property
+    def edges(self) -> list[int]:
+        """Where the tiles begin, and where the last one ends."""
+        return [*range(0, self.num_classes, self.tile_classes), self.num_classes]
+
+    def tiles(self, edges: list[int]) -> Iterator[Tile]:
+        """Cut the range into tiles; the labels are sorted once, so that each tile touches only its own."""
+        sorted_labels, order = torch.sort(self.labels_LB.flatten(), stable=True)
+        cuts = torch.searchsorted(sorted_labels, torch.tensor(edges)).tolist()
+        for (start, stop), (first, last) in zip(pairwise(edges), pairwise(cuts), strict=True):
+            slot_N = order[first:last]
+            yield Tile(start, stop, slot_N, slot_N % self.num_rows, sorted_labels[first:last] - start)
+
+    def number(self, tile: Tile) -> int:
+        """Count of the tiles before this one."""
+        return tile.start // self.tile_classes
+
+    def bias(self, tile: Tile) -> Tensor | None:
+        """Bias of the tile's classes."""
+        return None if self._bias_K is None else self._bias_K[tile.start : tile.stop]
+
+    def weight(self, tile: Tile) -> Tensor:
+        """Weight of the tile's classes, widened where it is narrower than the sums."""
+        weight_KD = self._weight_KD[tile.start : tile.stop]
+        return self.wide_rows(tile).copy_(weight_KD) if self.widens else weight_KD
+
+    def wide_rows(self, tile: Tile) -> Tensor:
+        """A buffer for the tile's weight, or its gradient, in the accumulation dtype."""
+        return self._wide[: tile.stop - tile.start]
+
+    def buffer(self, tile: Tile, kept_flat: Tensor) -> Tensor:
+        """The tile's place among the kept ones, or else the scratch buffer that the next tile overwrites."""
+        if tile.stop <= self.num_kept:
+            return tile.view(kept_flat, tile.start * self.num_rows, self.num_rows)
+        return tile.view(self._scratch, 0, self.num_rows)
+
+    def write_logits(self, weight_KD: Tensor, out_KB: Tensor) -> None:
+        """Write the logits without bias, W Xᵀ."""
+        torch.mm(weight_KD, self._features_DB, out=out_KB)
+
+
+class _ProductSums:
+    """Running products of the exponentials with the weight, where they are wanted."""
+
+    def __init__(self, features_BD: Tensor, *, products: bool, moments: bool) -> None:
         num_rows, num_features = features_BD.shape
-        empty, full = features_BD.new_empty, features_BD.new_full
-        self.label_logit_LB = full(labels_LB.shape, -torch.inf)
-        self.own_before_B = full((num_rows,), -torch.inf)
-        self.own_after_B = full((num_rows,), -torch.inf)
-        self.tile_max_CB = empty(num_tiles, num_rows)
-        self.tile_shift_CB = empty(num_tiles, num_rows)
-        self.shift_B = full((num_rows,), NO_CLASS_SHIFT)
-        self.sum_B = full((num_rows,), 0)
-        self.moment_B = full((num_rows,), 0)
-        self.exp_weight_BD = full((num_rows * products, num_features), 0)
-        self.moment_weight_BD = full((num_rows * (products and moments), num_features), 0)
-        self._products = products
+        self.exp_weight_BD = features_BD.new_zeros(num_rows * products, num_features)
+        self.moment_weight_BD = features_BD.new_zeros(num_rows * (products and moments), num_features)
 
-    def take_labels(self, tile: _Tile, logits_BK: Tensor) -> None:
-        """Read the labels' logits, then set them to −inf, so that only the other classes are left."""
-        if len(tile.slot_N) == 0:
-            return
-        self.label_logit_LB.view(-1)[tile.slot_N] = logits_BK[tile.row_N, tile.column_N]
-        tile.fill_labels(logits_BK, -torch.inf)
-        is_first_N = tile.slot_N < len(logits_BK)
-        row_N, column_N = tile.row_N[is_first_N], tile.column_N[is_first_N]
-        top_N, argmax_N = logits_BK[row_N].max(1)
-        self.own_before_B[row_N] = top_N.masked_fill(argmax_N > column_N, -torch.inf)
-        self.own_after_B[row_N] = top_N.masked_fill(argmax_N < column_N, -torch.inf)
-
-    def raise_shift(self, tile: _Tile, logits_BK: Tensor) -> None:
-        """Let the shift follow the maximum, and bring the sums over the earlier tiles to the new one."""
-        tile_max_B = torch.amax(logits_BK, 1, out=self.tile_max_CB[tile.number])
-        shift_B = torch.maximum(self.shift_B, tile_max_B)
-        drop_B = self.shift_B - shift_B
-        factor_B = drop_B.exp()
-        self.moment_B = factor_B * (self.moment_B + drop_B * self.sum_B)
-        self.sum_B = factor_B * self.sum_B
+    def rescale(self, factor_B: Tensor) -> None:
+        """Take the earlier tiles' products to a new shift."""
+        # e^{z−s'}(z−s') = f·(e^{z−s}(z−s) + ln f·e^{z−s}), and 0 where f is 0, as it is before the first class
         if len(self.moment_weight_BD):
-            self.moment_weight_BD.addcmul_(self.exp_weight_BD, drop_B[:, None]).mul_(factor_B[:, None])
-        if self._products:
+            drop_B1 = factor_B.log().masked_fill(factor_B == 0, 0.0)[:, None]
+            self.moment_weight_BD.addcmul_(self.exp_weight_BD, drop_B1).mul_(factor_B[:, None])
+        if len(self.exp_weight_BD):
             self.exp_weight_BD.mul_(factor_B[:, None])
-        self.shift_B = shift_B
-        self.tile_shift_CB[tile.number] = shift_B
 
-    def add(self, exp_BK: Tensor, weight_KD: Tensor) -> None:
-        """Add a tile's exponentials."""
-        self.sum_B += exp_BK.sum(1)
-        if self._products:
-            self.exp_weight_BD.addmm_(exp_BK, weight_KD)
-
-    def add_moments(self, moment_BK: Tensor, weight_KD: Tensor) -> None:
-        """Add a tile's exponentials times their exponents."""
-        self.moment_B += moment_BK.sum(1)
-        if self._products:
-            self.moment_weight_BD.addmm_(moment_BK, weight_KD)
-
-    def maxima(self, first_label_B: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Largest other logit below and above the first label, which is counted from the range's start."""
-        num_tiles = len(self.tile_max_CB)
-        tile_C1 = torch.arange(num_tiles)[:, None]
-        label_tile_B = first_label_B.div(TILE_CLASSES, rounding_mode="floor")
-        label_tile_B.masked_fill_(first_label_B >= num_classes, num_tiles)  # beyond the end of a ragged last tile
-        before_B = self.tile_max_CB.masked_fill(tile_C1 >= label_tile_B, -torch.inf).amax(0)
-        after_B = self.tile_max_CB.masked_fill(tile_C1 <= label_tile_B, -torch.inf).amax(0)
-        return torch.maximum(before_B, self.own_before_B), torch.maximum(after_B, self.own_after_B)
+    def add(self, exp_KB: Tensor, moments_KB: Tensor | None, weight_KD: Tensor) -> None:
+        """Add a tile's products."""
+        if len(self.moment_weight_BD) and moments_KB is not None:
+            self.moment_weight_BD.addmm_(moments_KB.T, weight_KD)
+        if len(self.exp_weight_BD):
+            self.exp_weight_BD.addmm_(exp_KB.T, weight_KD)
 
 
 @torch.library.custom_op("rlpheads::tiled_cpu_partials", mutates_args=(), device_types="cpu")
@@ -222,33 +183,33 @@ def _partials_op(
     moments: bool,
     weight_sum: bool,
 ) -> list[Tensor]:
-    head = _Head(features_BD, weight_KD, bias_K, num_kept)
-    num_rows, num_classes = len(features_BD), len(weight_KD)
-    sums = _Sums(head.features_BD, labels_LB, _num_tiles(num_classes), products=products, moments=moments)
-    exp_flat = head.features_BD.new_empty(num_rows * num_kept)
+    head = _Head(features_BD, weight_KD, bias_K, labels_LB - start, num_kept)
+    state = RowState.start(labels_LB, head.dtype)
+    sums = _ProductSums(head.features_BD, products=products, moments=moments)
+    exp_flat = WORKSPACE.empty((head.num_rows * num_kept,), head.dtype)
+    moments_flat = WORKSPACE.empty((head.num_rows * head.tile_classes * moments,), head.dtype)
+    tile_shift_CB = head.features_BD.new_empty(len(head.edges) - 1, head.num_rows)
     weight_sum_D = head.features_BD.new_zeros(features_BD.shape[1] * weight_sum)
-    for tile in _tiles(num_classes, start, labels_LB):
-        tile_weight_KD = head.weight(tile)
-        tile_BK = head.buffer(tile, exp_flat)
-        head.write_logits(tile, tile_weight_KD, tile_BK)
-        sums.take_labels(tile, tile_BK)
-        sums.raise_shift(tile, tile_BK)
-        tile_BK.sub_(sums.shift_B[:, None])
-        exponent_BK = tile_BK.clone() if moments else None
-        sums.add(tile_BK.exp_(), tile_weight_KD)
-        if exponent_BK is not None:
-            tile.fill_labels(exponent_BK, 0.0)  # 0·(−inf) is not 0
-            sums.add_moments(exponent_BK.mul_(tile_BK), tile_weight_KD)
+    for tile in head.tiles(head.edges):
+        tile_weight_KD, tile_KB = head.weight(tile), head.buffer(tile, exp_flat)
+        moments_KB = tile.view(moments_flat, 0, head.num_rows) if moments else None
+        state.factor_B.fill_(1.0)
+        head.write_logits(tile_weight_KD, tile_KB)
+        while not reduce_tile(tile, tile_KB, head.bias(tile), head.labels_LB, state, moments_KB):
+            head.write_logits(tile_weight_KD, tile_KB)
+        if bool((state.factor_B != 1).any()):
+            sums.rescale(state.factor_B)
+        tile_shift_CB[head.number(tile)] = state.shift_B
+        sums.add(tile_KB, moments_KB, tile_weight_KD)
         if weight_sum:
             weight_sum_D += tile_weight_KD.sum(0)
-    sum_logits_B = torch.zeros_like(sums.sum_B)
+    sum_logits_B = torch.zeros_like(state.sum_B)
     if weight_sum:
         sum_logits_B = head.features_BD @ weight_sum_D
         if bias_K is not None:
-            sum_logits_B += bias_K.sum(dtype=weight_sum_D.dtype)
-    partials = [sums.shift_B, sums.sum_B, sums.moment_B, sum_logits_B, sums.label_logit_LB]
-    partials.extend(sums.maxima(labels_LB[0] - start, num_classes))
-    return [*partials, sums.exp_weight_BD, sums.moment_weight_BD, weight_sum_D, exp_flat, sums.tile_shift_CB]
+            sum_logits_B += bias_K.sum(dtype=head.dtype)
+    partials = [*state[:3], sum_logits_B, *state[3:6]]
+    return [*partials, sums.exp_weight_BD, sums.moment_weight_BD, weight_sum_D, exp_flat, tile_shift_CB]
 
 
 @_partials_op.register_fake
@@ -267,8 +228,21 @@ def _(
     dtype = accumulation_dtype(features_BD, weight_KD)
     shapes = [(num_rows,)] * 4 + [tuple(labels_LB.shape)] + [(num_rows,)] * 2
     shapes += [(num_rows * products, num_features), (num_rows * (products and moments), num_features)]
-    shapes += [(num_features * weight_sum,), (num_rows * num_kept,), (_num_tiles(len(weight_KD)), num_rows)]
+    shapes += [
+        (num_features * weight_sum,),
+        (num_rows * num_kept,),
+        (-(-len(weight_KD) // _tile_classes(num_rows, dtype.itemsize)), num_rows),
+    ]
     return [features_BD.new_empty(shape, dtype=dtype) for shape in shapes]
+
+
+def _runs(head: _Head, tile_shift_CB: Tensor) -> list[int]:
+    """Edges of tiles, where kept ones that follow each other with the same shift are one: one product for all of them."""
+    if head.widens:
+        return head.edges
+    moved = [True, *(tile_shift_CB[1:] != tile_shift_CB[:-1]).any(1).tolist()]
+    starts = [start for start, is_moved in zip(head.edges, moved, strict=False) if is_moved or start >= head.num_kept]
+    return sorted({*starts, *([head.num_kept] if head.num_kept else []), head.num_classes})
 
 
 @torch.library.custom_op("rlpheads::tiled_cpu_class_gradients", mutates_args=(), device_types="cpu")
@@ -287,25 +261,24 @@ def _class_gradients_op(
     for_bias: bool,
 ) -> tuple[Tensor, Tensor]:
     num_rows, num_classes = len(features_BD), len(weight_KD)
-    head = _Head(features_BD, weight_KD, bias_K, num_kept=exp_flat.numel() // max(num_rows, 1))
-    weight_gradient_KD = weight_KD.new_empty(num_classes * for_weight, features_BD.shape[1])
+    head = _Head(features_BD, weight_KD, bias_K, labels_LB - start, num_kept=exp_flat.numel() // max(num_rows, 1))
+    weight_gradient_KD = WORKSPACE.empty((num_classes * for_weight, features_BD.shape[1]), weight_KD.dtype)
     bias_gradient_K = scale_CB.new_empty(num_classes * for_bias)
-    for tile in _tiles(num_classes, start, labels_LB):
-        exp_BK = head.buffer(tile, exp_flat)
+    for tile in head.tiles(_runs(head, tile_shift_CB)):
+        exp_KB = head.buffer(tile, exp_flat)
         if tile.stop > head.num_kept:
-            head.write_logits(tile, head.weight(tile), exp_BK)
-            tile.fill_labels(exp_BK, -torch.inf)
-            exp_BK.sub_(tile_shift_CB[tile.number][:, None]).exp_()
-        scale_B, label_N = scale_CB[tile.number], label_LB.flatten()[tile.slot_N]
+            head.write_logits(head.weight(tile), exp_KB)
+            exponentiate_tile(tile, exp_KB, head.bias(tile), head.labels_LB, tile_shift_CB[head.number(tile)])
+        scale_B, label_N = scale_CB[head.number(tile)], label_LB.flatten()[tile.slot_N]
         if for_weight:
             out_KD = weight_gradient_KD[tile.start : tile.stop]
-            sum_KD = out_KD if out_KD.dtype == scale_B.dtype else exp_BK.new_empty(out_KD.shape)
-            torch.mm(exp_BK.T, head.features_BD * scale_B[:, None], out=sum_KD)
+            sum_KD = out_KD if out_KD.dtype == head.dtype else head.wide_rows(tile)
+            torch.mm(exp_KB, head.features_BD * scale_B[:, None], out=sum_KD)
             sum_KD.index_add_(0, tile.column_N, head.features_BD[tile.row_N] * label_N[:, None])
             out_KD.copy_(sum_KD)  # rounds a narrower weight's gradient; else it is itself
         if for_bias:
             sum_K = bias_gradient_K[tile.start : tile.stop]
-            torch.mv(exp_BK.T, scale_B, out=sum_K)
+            torch.mv(exp_KB, scale_B, out=sum_K)
             sum_K.index_add_(0, tile.column_N, label_N)
     bias_dtype = weight_KD.dtype if bias_K is None else bias_K.dtype
     return weight_gradient_KD, bias_gradient_K.to(bias_dtype)
