@@ -141,3 +141,7 @@ class Results:
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder: a rendered table, say."""
         (self.folder / name).write_text(text)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a file of the folder from plain values."""
+        self.write(name, json.dumps(value, indent=2) + "\n")

@@ -28,25 +28,24 @@ from rlpheads.kernels.partials import (
 from rlpheads.kernels.tile_pass import RowState, Tile, exponentiate_tile, reduce_tile
 from rlpheads.kernels.workspace import WORKSPACE
 
-TILE_CLASSES = 8192
-"""Classes of a tile at most: few enough for its logits to stay in the cache, enough for its products to be efficient."""
+TILE_CLASSES = 16384
+"""Classes of a tile at most: large matrix products waste less than small ones gain from the cache."""
 
-TILE_BYTES = 32 * 2**20
-"""Bytes of a tile's logits at most: what bounds the extra memory when none are kept, at any number of rows."""
+TILE_BYTES = 24 * 2**20
+"""Bytes of a tile's logits at most, and of its widened weight: what bounds the extra memory, at any number of rows."""
 
 
 def local_partials(
     features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
 ) -> tuple[Partials, Products, Exponentials]:
     """First stage: reduce a class range to `Partials`, and keep what its own gradients need."""
-    dtype = accumulation_dtype(features_BD, head.weight_KD)
     outputs = _partials_op(
         features_BD,
         head.weight_KD,
         head.bias_K,
         labels_LB,
         head.start,
-        _num_kept(needs, len(features_BD), len(head.weight_KD), dtype.itemsize),
+        _num_kept(needs, features_BD, head.weight_KD),
         needs.feature_gradient,
         needs.regularizer == "entropy",
         needs.regularizer == "uniform",
@@ -69,18 +68,21 @@ def local_class_gradients(
     return weight_gradient_KD if wanted[0] else None, bias_gradient_K if wanted[1] else None
 
 
-def _num_kept(needs: Needs, num_rows: int, num_classes: int, itemsize: int) -> int:
+def _num_kept(needs: Needs, features_BD: Tensor, weight_KD: Tensor) -> int:
     """Count the classes, in whole tiles, whose exponentials fit the budget."""
     if not needs.class_gradients:
         return 0
-    width = _tile_classes(num_rows, itemsize)
-    num_fitting = needs.memory_budget // max(num_rows * itemsize, 1)
+    num_classes, itemsize = len(weight_KD), accumulation_dtype(features_BD, weight_KD).itemsize
+    num_fitting = needs.memory_budget // max(len(features_BD) * itemsize, 1)
+    width = _tile_classes(features_BD, weight_KD)
     return num_classes if num_fitting >= num_classes else num_fitting // width * width
 
 
-def _tile_classes(num_rows: int, itemsize: int) -> int:
-    """Classes of a tile: fewer where there are so many rows that their logits would take too much memory."""
-    fitting = TILE_BYTES // max(num_rows * itemsize, 1)
+def _tile_classes(features_BD: Tensor, weight_KD: Tensor) -> int:
+    """Classes of a tile: fewer where its logits, or its widened weight, would take too much memory."""
+    dtype = accumulation_dtype(features_BD, weight_KD)
+    longest = max(features_BD.shape) if weight_KD.dtype != dtype else len(features_BD)
+    fitting = TILE_BYTES // max(longest * dtype.itemsize, 1)
     return min(TILE_CLASSES, max(fitting // 64 * 64, 64))
 
 
@@ -95,7 +97,7 @@ class _Head:
         self.labels_LB = labels_LB.contiguous()
         self.num_kept = num_kept
         self.num_rows, self.num_classes = len(features_BD), len(weight_KD)
-        self.tile_classes = _tile_classes(self.num_rows, self.dtype.itemsize)
+        self.tile_classes = _tile_classes(features_BD, weight_KD)
         self._features_DB = self.features_BD.T.contiguous()
         self._weight_KD = weight_KD
         self._bias_K = None if bias_K is None else bias_K.to(self.dtype).contiguous()
@@ -231,7 +233,7 @@ def _(
     shapes += [
         (num_features * weight_sum,),
         (num_rows * num_kept,),
-        (-(-len(weight_KD) // _tile_classes(num_rows, dtype.itemsize)), num_rows),
+        (-(-len(weight_KD) // _tile_classes(features_BD, weight_KD)), num_rows),
     ]
     return [features_BD.new_empty(shape, dtype=dtype) for shape in shapes]
 

@@ -5,7 +5,7 @@ import pytest
 from rlpheads.kernels import tiled_cpu
 
 
-@pytest.fixture(params=[8192, 7], ids=["one tile", "many tiles"])
+@pytest.fixture(params=[16384, 7], ids=["one tile", "many tiles"])
 def tile_classes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Small problems in one tile of classes, and again in many ragged ones."""
     monkeypatch.setattr(tiled_cpu, "TILE_CLASSES", request.param)
