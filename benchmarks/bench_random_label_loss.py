@@ -94,12 +94,12 @@ def measure_shape(settings: Settings, num_rows: int, num_labels: int) -> dict[st
         "seconds": seconds,
         "forward_seconds": {name: times[-len(seconds[name]) :] for name, times in forward.items()},
         "floor_seconds": floor_seconds,
-        "errors": errors(settings, chosen, problem),
+        "errors": errors(chosen, problem),
         "both_routes": {name: contender.both_routes for name, contender in chosen.items()},
     }
 
 
-def errors(settings: Settings, chosen: dict[str, Contender], problem: Problem) -> dict[str, dict[str, float]]:
+def errors(chosen: dict[str, Contender], problem: Problem) -> dict[str, dict[str, float]]:
     """Relative errors of the gradients against float64, where its logits fit."""
     if len(problem.features_BD) * len(problem.weight_KD) > MOST_LOGITS_IN_FLOAT64:
         return {}
