@@ -220,13 +220,24 @@ class OptimConfig:
     name: str = "adamw"
     """Name of a timm optimizer."""
     lr: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate, at base_batch_size where that is given."""
+    base_batch_size: int | None = None
+    """Global batch that lr is meant for: it is scaled to batch_size. null: lr as it is."""
+    batch_scaling: Literal["linear", "sqrt"] = "linear"
+    """How lr grows with batch_size over base_batch_size."""
     weight_decay: float = 0.05
     """Decoupled weight decay; not applied to biases and norms."""
     momentum: float = 0.9
     """Momentum, or Adam's first beta."""
+    layer_decay: float | None = None
+    """Each layer's rate is this fraction of that of the layer behind it, in (0, 1], and the classifier's is lr; null: all
+    alike. For the network alone: heads have no layers."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; null: no clipping."""
+    clip_value: float | None = None
+    """Largest entry of the gradient; null: no clipping."""
+    clip_agc: float | None = None
+    """Adaptive clipping (Brock et al., 2021): largest norm of a unit's gradient over that of its weights; null: none."""
 
 
 @dataclass(frozen=True)
@@ -298,12 +309,25 @@ class RegularizerConfig:
 class ScheduleConfig:
     """How the learning rates go, by timm's schedulers, updated at every step."""
 
-    name: Literal["cosine", "constant"] = "cosine"
-    """cosine: one cosine to min_lr_fraction; constant: the peak throughout, after the warm-up."""
+    name: Literal["cosine", "linear", "step", "multistep", "constant"] = "cosine"
+    """cosine, linear: down to min_lr_fraction; step: times decay_rate every decay_every epochs; multistep: times decay_rate
+    at each of the milestones; constant: the peak throughout. All after the warm-up."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up."""
     min_lr_fraction: float = 0.0
-    """Last learning rate as a fraction of the peak."""
+    """Last learning rate as a fraction of the peak (cosine, linear)."""
+    cooldown_epochs: float = 0.0
+    """Epochs at the end, at the last learning rate (cosine, linear)."""
+    cycles: int = 1
+    """How often the way down is gone: the rate starts again at the peak (cosine, linear)."""
+    cycle_decay: float = 1.0
+    """Peak of each cycle as a fraction of the one before, in (0, 1]."""
+    decay_every: float = 30.0
+    """Epochs between the steps (step)."""
+    milestones: list[float] = field(default_factory=list)
+    """Epochs at which the rate falls, ascending (multistep)."""
+    decay_rate: float = 0.1
+    """What is left of the rate at each fall, in (0, 1] (step, multistep)."""
 
 
 @dataclass(frozen=True)

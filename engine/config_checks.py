@@ -46,7 +46,8 @@ _FRACTION = Interval(0, 1)
 _BELOW_1 = Interval(0, 1, open_high=True)
 _BETWEEN_0_AND_1 = Interval(0, 1, open_low=True, open_high=True)
 _SHARE = Interval(0, 1, open_low=True)
-_OPTIM = {"lr": _ABOVE_0, "weight_decay": _FROM_0, "momentum": _BELOW_1, "clip_norm": _ABOVE_0}
+_OPTIM = {"lr": _ABOVE_0, "base_batch_size": _FROM_1, "weight_decay": _FROM_0, "momentum": _BELOW_1}
+_OPTIM |= {"layer_decay": _SHARE, "clip_norm": _ABOVE_0, "clip_value": _ABOVE_0, "clip_agc": _ABOVE_0}
 
 RANGES: dict[str, Interval] = {
     "seed": Interval(0, 2**63 - 1),
@@ -105,6 +106,12 @@ RANGES: dict[str, Interval] = {
     "regularizer.target_rate": _ABOVE_0,
     "schedule.warmup_epochs": _FROM_0,
     "schedule.min_lr_fraction": _FRACTION,
+    "schedule.cooldown_epochs": _FROM_0,
+    "schedule.cycles": _FROM_1,
+    "schedule.cycle_decay": _SHARE,
+    "schedule.decay_every": _ABOVE_0,
+    "schedule.milestones": _ABOVE_0,
+    "schedule.decay_rate": _SHARE,
     "eval.every": _FROM_1,
     "eval.clean_every": _FROM_0,
     "eval.batch_size": _FROM_1,
@@ -135,6 +142,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_ranges(config)
     _check_batches(config, world_size)
     _check_schedule(config)
+    _check_clipping(config)
     _check_run(config.run)
     _check_data(config.data)
     _check_class_loss(config)
@@ -184,8 +192,32 @@ def _multiple(number: int, step: int, described: str) -> str:
 
 
 def _check_schedule(config: Config) -> None:
-    if config.schedule.warmup_epochs > config.epochs:
-        raise refusal("schedule.warmup_epochs", config.schedule.warmup_epochs, f"at most the epochs, {config.epochs}")
+    schedule, epochs = config.schedule, config.epochs
+    if schedule.warmup_epochs > epochs:
+        raise refusal("schedule.warmup_epochs", schedule.warmup_epochs, f"at most the epochs, {epochs}")
+    falls_once = schedule.name not in ("cosine", "linear")
+    if falls_once and (schedule.cycles > 1 or schedule.cooldown_epochs > 0):
+        key = "cycles" if schedule.cycles > 1 else "cooldown_epochs"
+        raise refusal(f"schedule.{key}", getattr(schedule, key), f"{int(key == 'cycles')} with {schedule.name}")
+    one_cycle = (epochs - schedule.cooldown_epochs) / schedule.cycles
+    if one_cycle <= 0:
+        raise refusal("schedule.cooldown_epochs", schedule.cooldown_epochs, f"less than the epochs, {epochs}")
+    if schedule.warmup_epochs > one_cycle:
+        raise refusal("schedule.warmup_epochs", schedule.warmup_epochs, f"at most one cycle, {one_cycle:g} epochs")
+    milestones = schedule.milestones
+    if (schedule.name == "multistep") != bool(milestones):
+        raise refusal("schedule.milestones", milestones, "the epochs of the falls with multistep, and [] without it")
+    if milestones != sorted(set(milestones)):
+        raise refusal("schedule.milestones", milestones, "numbers that ascend")
+
+
+def _check_clipping(config: Config) -> None:
+    for key, optim in (("optim", config.optim), ("heads.optim", config.heads.optim)):
+        given = [name for name in ("clip_norm", "clip_value", "clip_agc") if getattr(optim, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{key}: got {' and '.join(given)}; allowed: one way of clipping")
+    if config.heads.optim.layer_decay is not None:
+        raise refusal("heads.optim.layer_decay", config.heads.optim.layer_decay, "null: heads have no layers")
 
 
 def _check_run(run: RunConfig) -> None:

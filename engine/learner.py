@@ -127,7 +127,7 @@ def build_learner(
         fresh: fill the model with the weights it is to start from; not needed where a checkpoint of the run follows.
     """
     dims = planned_tap_dims(config, num_classes)
-    span = Span(config.epochs, steps_per_epoch)
+    span = Span(config.epochs, steps_per_epoch, config.batch_size)
     ddp = launch.world_size > 1
     model, origin = _initial_model(config, num_classes, fresh)
     model.to(launch.device)

@@ -5,6 +5,7 @@ torch and timm load inside the functions: what `rlpheads.engine.config_checks` f
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 from rlpheads.engine.config import Config, ModelConfig, OptimConfig
@@ -29,8 +30,9 @@ def check_parts(config: Config, world_size: int) -> None:
     _check_model_name(config.model)
     with torch.random.fork_rng(devices=[]):
         _check_model(config, world_size)
-        _check_optimizer("optim", config.optim, config)
-        _check_optimizer("heads.optim", config.heads.optim, config)
+        for key, optim in (("optim", config.optim), ("heads.optim", config.heads.optim)):
+            _check_apex(key, optim.name)
+            _check_optimizer(key, optim, config)
 
 
 def _check_model_name(model: ModelConfig) -> None:
@@ -120,6 +122,30 @@ def _check_pretrained(model: ModelConfig) -> None:
             f"{str(error).splitlines()[0] if str(error) else 'no reason given'}. Without access to the Hugging Face hub, "
             "fetch them elsewhere and give the file: --model.checkpoint FILE"
         ) from error
+
+
+def _check_apex(key: str, name: str) -> None:
+    """Make sure that what timm's `fused...` optimizers need is here: NVIDIA's apex, and a GPU."""
+    if not name.startswith("fused"):
+        return
+    import torch
+
+    close = name.removeprefix("fused")
+    instead = f"torch's own fused step comes with {close}" if close in ("adam", "adamw", "sgd") else "another optimizer"
+    remedy = f"allowed here: {key}.name without fused ({instead})"
+    if importlib.util.find_spec("apex") is None:
+        raise ConfigError(
+            f"{key}.name: got {shown(name)}, which needs NVIDIA's apex, built from its source; it is not installed; {remedy}"
+        )
+    if importlib.util.find_spec("apex.optimizers") is None:
+        raise ConfigError(
+            f"{key}.name: got {shown(name)}, which needs NVIDIA's apex, but the apex that is installed is the unrelated "
+            f"package of that name in the registry: remove it (pip uninstall apex), and build NVIDIA's; {remedy}"
+        )
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{key}.name: got {shown(name)}, whose kernels need a CUDA device, and there is none; {remedy}"
+        )
 
 
 def _check_optimizer(key: str, optim: OptimConfig, config: Config) -> None:

@@ -10,6 +10,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,7 +32,7 @@ class TrainedPart:
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
-    clip_norm: float | None
+    optim: OptimConfig
 
     def train(self, mode: bool) -> None:
         """Switch between training and evaluation mode."""
@@ -46,15 +47,22 @@ class TrainedPart:
     def update(self, num_updates: int) -> None:
         """Clip, take optimizer step number `num_updates` (from 0) at its scheduled rate, and drop the gradients."""
         self.scheduler.step_update(num_updates)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm)
+        self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def _clip(self) -> None:
+        if self.optim.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip_norm)
+        if self.optim.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(self.module.parameters(), self.optim.clip_value)
+        if self.optim.clip_agc is not None:
+            adaptive_clip_grad(self.module.parameters(), self.optim.clip_agc)
+
     @property
     def lr(self) -> float:
-        """Learning rate of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """Learning rate of the last step; of the classifier, where layers have their own."""
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,11 @@ class FrozenPart:
 
 @dataclass(frozen=True)
 class Span:
-    """The length of a schedule."""
+    """The length of a schedule, and the global batch of its steps."""
 
     epochs: int
     steps_per_epoch: int
+    batch_size: int = 1
 
 
 def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, span: Span, ddp: bool) -> TrainedPart:
@@ -100,16 +109,27 @@ def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, 
     would be as large as the heads.
     """
     wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True) if ddp else module
+    lr = scaled_lr(optim, span.batch_size)
     optimizer = create_optimizer_v2(
-        module,
+        # timm sorts a network's parameters into layers by the network's own pattern
+        getattr(module, "backbone", module) if optim.layer_decay is not None else module,
         opt=optim.name,
-        lr=optim.lr,
+        lr=lr,
         weight_decay=optim.weight_decay,
         momentum=optim.momentum,
+        layer_decay=optim.layer_decay,
         **({"fused": True} if optim.name in FUSED else {}),
         **_betas(optim),
     )
-    return TrainedPart(module, wrapped, optimizer, _build_scheduler(optimizer, optim, schedule, span), optim.clip_norm)
+    return TrainedPart(module, wrapped, optimizer, _build_scheduler(optimizer, lr, schedule, span), optim)
+
+
+def scaled_lr(optim: OptimConfig, batch_size: int) -> float:
+    """Return the peak learning rate for a global batch."""
+    if optim.base_batch_size is None:
+        return optim.lr
+    ratio = batch_size / optim.base_batch_size
+    return optim.lr * (ratio if optim.batch_scaling == "linear" else ratio**0.5)
 
 
 def _betas(optim: OptimConfig) -> dict[str, tuple[float, ...]]:
@@ -117,21 +137,28 @@ def _betas(optim: OptimConfig) -> dict[str, tuple[float, ...]]:
     info = get_optimizer_info(optim.name)
     if not info.has_betas:
         return {}
+    if isinstance(info.opt_class, str):  # imported only when it is built (apex)
+        return {"betas": (optim.momentum, 0.999)}
     default = inspect.signature(info.opt_class).parameters["betas"].default
     return {"betas": (optim.momentum, *default[1:])}
 
 
-def _build_scheduler(
-    optimizer: torch.optim.Optimizer, optim: OptimConfig, schedule: ScheduleConfig, span: Span
-) -> Scheduler:
+def _build_scheduler(optimizer: torch.optim.Optimizer, lr: float, schedule: ScheduleConfig, span: Span) -> Scheduler:
     warmup_steps = schedule.warmup_epochs * span.steps_per_epoch
+    falls = schedule.name in ("step", "multistep")
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched=schedule.name,
-        num_epochs=span.epochs,
-        min_lr=schedule.min_lr_fraction * optim.lr,
+        sched="poly" if schedule.name == "linear" else schedule.name,
+        num_epochs=(span.epochs - schedule.cooldown_epochs) / schedule.cycles,
+        decay_epochs=schedule.decay_every,
+        # timm lets the rate fall where the *next* step passes a milestone: half a step later is the step itself
+        decay_milestones=[epoch + 0.5 / span.steps_per_epoch for epoch in schedule.milestones],
+        decay_rate=schedule.decay_rate if falls else 1.0,  # for timm's poly, the power
+        min_lr=schedule.min_lr_fraction * lr,
         warmup_epochs=schedule.warmup_epochs,
-        warmup_lr=optim.lr / max(1.0, warmup_steps),  # from zero, the first step would do nothing
+        warmup_lr=lr / max(1.0, warmup_steps),  # from zero, the first step would do nothing
+        cycle_decay=schedule.cycle_decay,
+        cycle_limit=schedule.cycles,
         step_on_epochs=False,
         updates_per_epoch=span.steps_per_epoch,
     )

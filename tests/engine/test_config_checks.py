@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,45 @@ NUMBERS = [
     ),
     (["--eval.batch_size", "0"], "eval.batch_size: got 0; allowed: a number at least 1"),
     (["--checkpoint.keep", "0"], "checkpoint.keep: got 0; allowed: a number at least 1"),
+]
+
+ONE_CYCLE = ["--schedule.cycles", "4", "--schedule.cooldown_epochs", "8"]
+NUMBERS += [
+    (["--optim.base_batch_size", "0"], "optim.base_batch_size: got 0; allowed: a number at least 1"),
+    (["--optim.layer_decay", "0"], "optim.layer_decay: got 0.0; allowed: a number above 0 and at most 1"),
+    (["--optim.clip_value", "0"], "optim.clip_value: got 0.0; allowed: a number above 0"),
+    (["--heads.optim.clip_agc", "-1"], "heads.optim.clip_agc: got -1.0; allowed: a number above 0"),
+    (["--schedule.cycles", "0"], "schedule.cycles: got 0; allowed: a number at least 1"),
+    (["--schedule.cycle_decay", "0"], "schedule.cycle_decay: got 0.0; allowed: a number above 0 and at most 1"),
+    (["--schedule.decay_every", "0"], "schedule.decay_every: got 0.0; allowed: a number above 0"),
+    (["--schedule.decay_rate", "2"], "schedule.decay_rate: got 2.0; allowed: a number above 0 and at most 1"),
+    (["--schedule.cooldown_epochs", "40"], "schedule.cooldown_epochs: got 40.0; allowed: less than the epochs, 40"),
+    (
+        [*ONE_CYCLE, "--schedule.warmup_epochs", "9"],
+        "schedule.warmup_epochs: got 9.0; allowed: at most one cycle, 8 epochs",
+    ),
+    (
+        ["--schedule.name", "multistep"],
+        "schedule.milestones: got []; allowed: the epochs of the falls with multistep, and [] without it",
+    ),
+    (
+        ["--schedule.milestones", "[3]"],
+        "schedule.milestones: got [3.0]; allowed: the epochs of the falls with multistep, and [] without it",
+    ),
+    (
+        ["--schedule.name", "multistep", "--schedule.milestones", "[5, 3]"],
+        "schedule.milestones: got [5.0, 3.0]; allowed: numbers that ascend",
+    ),
+    (["--schedule.name", "step", "--schedule.cycles", "2"], "schedule.cycles: got 2; allowed: 1 with step"),
+    (
+        ["--schedule.name", "constant", "--schedule.cooldown_epochs", "1"],
+        "schedule.cooldown_epochs: got 1.0; allowed: 0 with constant",
+    ),
+    (
+        ["--optim.clip_norm", "1", "--optim.clip_agc", "0.01"],
+        "optim: got clip_norm and clip_agc; allowed: one way of clipping",
+    ),
+    (["--heads.optim.layer_decay", "0.9"], "heads.optim.layer_decay: got 0.9; allowed: null: heads have no layers"),
 ]
 
 NO_SLASH = "the name of one folder, without / or \\ (run.dir says where it lies)"
@@ -357,3 +397,20 @@ def test_interval(interval: Interval, inside: list[Any], outside: list[Any], wor
     assert all(number in interval for number in inside)
     assert not any(number in interval for number in outside)
     assert str(interval) == words
+
+
+def test_apex_optimizers_say_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is installed; then the registry's unrelated package; then NVIDIA's, without a GPU."""
+    wanted = "optim.name: got 'fusedadamw', "
+    instead = "allowed here: optim.name without fused (torch's own fused step comes with adamw)"
+    flags = ["--optim.name", "fusedadamw"]
+    built = f"{wanted}which needs NVIDIA's apex, built from its source; it is not installed; {instead}"
+    assert complaint(*flags) == built
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "the apex that is installed is the unrelated package of that name in the registry" in complaint(*flags)
+    (tmp_path / "apex" / "optimizers.py").write_text("class FusedAdam: ...")
+    importlib.invalidate_caches()
+    if not torch.cuda.is_available():
+        assert complaint(*flags) == f"{wanted}whose kernels need a CUDA device, and there is none; {instead}"

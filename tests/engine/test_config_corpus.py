@@ -10,7 +10,10 @@ from rlpheads.engine.command_line import ConfigError, parse_config
 
 WHOLE = "a whole number (10, not 10.0 or 1e1)"
 PLAIN = "a mapping of names to null, true, false, finite numbers, text, or lists and mappings of these"
-OPTIM_KEYS = "optim.name, optim.lr, optim.weight_decay, optim.momentum, optim.clip_norm"
+OPTIM_KEYS = (
+    "optim.name, optim.lr, optim.base_batch_size, optim.batch_scaling, optim.weight_decay, optim.momentum, "
+    "optim.layer_decay, optim.clip_norm, optim.clip_value, optim.clip_agc"
+)
 DATASETS = "digits, patches, synthetic, imagefolder, cifar10 or cifar100"
 AUGMENT_POLICIES = "none, rand, trivial, auto_imagenet, auto_cifar10 or three"
 FILLS = "noise, color or mean"
