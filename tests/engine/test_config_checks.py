@@ -40,6 +40,18 @@ NUMBERS = [
     (["--batch_size", "1"], "batch_size: got 1; allowed: a number at least 2"),
     (["--accumulate", "0"], "accumulate: got 0; allowed: a number at least 1"),
     (["--data.workers", "-1"], "data.workers: got -1; allowed: a number at least 0"),
+    (
+        ["--data.dali.hardware_share", "2"],
+        "data.dali.hardware_share: got 2.0; allowed: a number at least 0 and at most 1",
+    ),
+    (
+        ["--data.dali.largest_image", "[0, 5980]"],
+        "data.dali.largest_image: got (0, 5980); allowed: a height and a width, or [0, 0]",
+    ),
+    (
+        ["--data.loader", "dali", "--data.dali.decode", "gpu", "--device", "cpu"],
+        "data.dali.decode: got 'gpu'; allowed: auto or cpu where the model is not on a GPU",
+    ),
     (["--data.image_size", "0"], "data.image_size: got 0; allowed: a number at least 1"),
     (["--data.val_fraction", "1"], "data.val_fraction: got 1.0; allowed: a number above 0 and below 1"),
     (["--data.val_fraction", "0"], "data.val_fraction: got 0.0; allowed: a number above 0 and below 1"),

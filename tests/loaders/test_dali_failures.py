@@ -11,7 +11,9 @@ from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.dali_pipeline import DaliPipeline, DecodeError
 from rlpheads.loaders.datasets import ImageSource, open_dataset
 from rlpheads.loaders.decode import ImageReadError
+from rlpheads.loaders.manifest import DatasetError
 from rlpheads.loaders.torch_loader import LoaderError
+from rlpheads.loaders.verified import FOLDER_NAME, Complaint, Findings, findings_path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from corpus import CORPUS, JPEG, CorpusFile, Outcome, write_corpus
@@ -151,3 +153,20 @@ def test_a_batch_that_dali_refuses_twice_ends_the_epoch(thirty, monkeypatch):
     failing(monkeypatch, times=2)
     with pytest.raises(LoaderError, match="DALI fails at images that can be read: out of luck"):
         list(loader_of("dali", thirty, CROP, 8))
+
+
+def test_what_verify_refused_is_not_decoded_though_dali_could(thirty):
+    """The file is fine; what counts is what was written down."""
+    root = thirty.manifest.root.parent
+    path = findings_path(root / FOLDER_NAME, "train")
+    path.parent.mkdir()
+    complaint = Complaint("damaged", thirty.manifest.name(9), "made up")
+    found = Findings(thirty.manifest.fingerprint, num_samples=33, num_checked=33, complaints={9: complaint})
+    path.write_text(found.to_json())
+    source, _ = open_dataset("imagefolder", root, seed=0)
+    rows, errors = read("dali", source, train=False)
+    assert list(errors) == [9]
+    assert errors[9].reason == "made up (rlpheads verify)"
+    assert rows.keys() == set(range(33)) - {9}
+    with pytest.raises(DatasetError, match=r"1 of 33 images of split 'train' are known to be unreadable: image 9 "):
+        loader_of("dali", source, CROP, 8)

@@ -1,0 +1,118 @@
+"""DALI on a real GPU: decoded, cut and resized there, the same samples as on the CPU, with nothing to wait for."""
+
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlpheads.loaders.batch import Batch, LoaderOptions
+from rlpheads.loaders.crops import CropSpec
+from rlpheads.loaders.dali_options import DaliOptions
+from rlpheads.loaders.datasets import ImageSource, open_dataset
+from rlpheads.loaders.decode import ImageReadError
+from rlpheads.loaders.delivery import deliver
+from rlpheads.loaders.factory import make_loader
+from rlpheads.loaders.order import Order
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="decodes on a CUDA device, and there is none"),
+]
+CROP = CropSpec(64)
+GPU = DaliOptions(device_id=0)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> ImageSource:
+    root = tmp_path_factory.mktemp("photographs") / "tree"
+    script = Path(__file__).parent.parent.parent / "benchmarks" / "make_photo_tree.py"
+    command = [sys.executable, str(script), str(root), "--train", "103", "--val", "8"]
+    subprocess.run(command, check=True, capture_output=True)
+    return open_dataset("imagefolder", root, seed=0)[0]
+
+
+def batches_of(source: ImageSource, dali: DaliOptions | None, *, train: bool = True, **options) -> list[Batch]:
+    order = Order(source.manifest.num_samples, 24, 3, shuffle=train, partial="pad")
+    kind = "torch" if dali is None else "dali"
+    options = LoaderOptions(num_workers=2, dali=dali or DaliOptions(), **options)
+    return list(make_loader(kind, source, order, CROP, train=train, options=options))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.65, 1.0])
+@pytest.mark.parametrize("train", [True, False])
+def test_batches_on_the_gpu_are_those_on_the_cpu(photographs, train, share):
+    """JPEG decoders differ by a level here and there; a crop that is off, or a neighbour's picture, by tens."""
+    options = DaliOptions(device_id=0, hardware_share=share, largest_image=(500, 375))
+    for ours, theirs in zip(
+        batches_of(photographs, options, train=train), batches_of(photographs, None, train=train), strict=True
+    ):
+        assert ours.images.is_cuda
+        assert ours.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(ours.index.cpu(), theirs.index)
+        assert torch.equal(ours.targets.cpu(), theirs.targets)
+        difference = (ours.images.cpu().float() - theirs.images.float()).abs().mean(dim=(1, 2, 3))
+        assert difference.mean() < 0.75
+        assert difference.max() < 2
+
+
+def test_a_resumed_epoch_is_the_same_to_the_bit(photographs):
+    order = Order(103, 8, seed=3)
+    first, again = (
+        make_loader("dali", photographs, order, CROP, train=True, options=LoaderOptions(num_workers=2, dali=GPU))
+        for _ in range(2)
+    )
+    whole = [batch.images.clone() for batch in first]
+    again.set_epoch(0, 5 * 8)
+    assert all(torch.equal(batch.images, theirs) for batch, theirs in zip(again, whole[5:], strict=True))
+
+
+def test_kept_batches_stay_as_they_are(photographs):
+    kept = batches_of(photographs, GPU)
+    copies = [batch.images.clone() for batch in kept]
+    batches_of(photographs, GPU)
+    assert all(torch.equal(batch.images, copy) for batch, copy in zip(kept, copies, strict=True))
+
+
+def test_a_step_that_follows_waits_for_the_pixels_and_the_host_for_nothing(photographs):
+    """Delivered batches are used on the present stream at once, while synchronising is forbidden."""
+    order = Order(103, 8, seed=3)
+    options = LoaderOptions(num_workers=2, dali=GPU)
+    loader = deliver(
+        make_loader("dali", photographs, order, CROP, train=True, options=options), torch.device("cuda", 0)
+    )
+    sums, expected = [], []
+    batches = iter(loader)
+    first = next(batches)
+    sums.append(first.images.sum())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sums.extend(batch.images.sum() for batch in islice(batches, 6))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    again = make_loader("dali", photographs, order, CROP, train=True, options=options)
+    for batch in islice(again, 7):
+        torch.cuda.synchronize()
+        expected.append(batch.images.sum())
+    assert torch.equal(torch.stack(sums), torch.stack(expected))
+
+
+def test_unreadable_files_are_named_or_black_on_the_gpu_too(photographs, tmp_path):
+    root = tmp_path / "tree"
+    for number, data in enumerate(
+        [photographs.encoded(0), b"no image", photographs.encoded(1)[:-9], photographs.encoded(2)]
+    ):
+        for split in ("train", "val"):
+            folder = root / split / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number}.jpg").write_bytes(data)
+    source, _ = open_dataset("imagefolder", root, seed=0)
+    (batch,) = batches_of(source, GPU, train=False, on_error="skip")
+    bad = sorted(error.index for error in batch.skipped)
+    assert len(bad) == 2
+    assert not batch.images[bad].any()
+    assert batch.index.tolist()[:4] == [-1 if row in bad else row for row in range(4)]
+    with pytest.raises(ImageReadError, match=rf"image {bad[0]} "):
+        batches_of(source, GPU, train=False)
