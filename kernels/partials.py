@@ -82,6 +82,9 @@ class Products(NamedTuple):
     """Σ e^{z_j − s}·(z_j − s) W_j over the same classes (`entropy`)."""
     weight_sum_D: Tensor
     """Σ W_j over all classes of the range (`uniform`)."""
+    operand_dtype: torch.dtype | None = None
+    """Type that the weight was rounded to before it was multiplied, None for its own. Its rows at the labels must be, too:
+    near chance they cancel against the sums."""
 
 
 class Exponentials(NamedTuple):

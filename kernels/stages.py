@@ -77,7 +77,8 @@ def local_feature_gradient(
         gradient_BD = gradient_BD + coefficients.uniform * products.weight_sum_D
     for index_B, label_B in zip(labels_LB - head.start, coefficients.label_LB, strict=True):
         inside_B = (index_B >= 0) & (index_B < len(head.weight_KD))
-        weight_BD = head.weight_KD.index_select(0, index_B.clamp(0, len(head.weight_KD) - 1)).to(gradient_BD.dtype)
+        weight_BD = head.weight_KD.index_select(0, index_B.clamp(0, len(head.weight_KD) - 1))
+        weight_BD = weight_BD.to(products.operand_dtype or weight_BD.dtype).to(gradient_BD.dtype)
         gradient_BD = torch.addcmul(gradient_BD, torch.where(inside_B, label_B, 0)[:, None], weight_BD)
     return gradient_BD
 

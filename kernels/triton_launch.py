@@ -20,6 +20,9 @@ EMULATED = bool(triton.knobs.runtime.interpret)
 SHIFT_TILE = {"ROWS": 16, "CLASSES": FIRST_CLASSES, "FEATURES": 32, "num_warps": 4}
 COMBINE_TILE = {"ROWS": 8, "TILES": 256, "num_warps": 4}
 LABEL_TILE = {"LABELS": 16, "FEATURES": 256, "num_warps": 4}
+if EMULATED:
+    LABEL_TILE = {"LABELS": 256, "FEATURES": 1024, "num_warps": 4}  # the interpreter's time is by the operation
+ALIGN_WARPS = 8
 SUM_TILE = {"ROWS": 32, "CLASSES": 128, "num_warps": 4}
 
 
@@ -41,7 +44,7 @@ class Operands(NamedTuple):
     def cast(self, features_BD: Tensor) -> "Operands":
         """The same with these features, and the weight in their dtype; both with contiguous rows."""
         weight_KD = self.weight_KD.to(features_BD.dtype)
-        return self._replace(features_BD=_with_dense_rows(features_BD), weight_KD=_with_dense_rows(weight_KD))
+        return self._replace(features_BD=with_dense_rows(features_BD), weight_KD=with_dense_rows(weight_KD))
 
 
 class Reference(NamedTuple):
@@ -75,8 +78,9 @@ def tiles_for(operands: Operands, *, based: bool) -> Tiles:
     if EMULATED:
         return INTERPRETED_TILES
     major, minor = torch.cuda.get_device_capability(operands.features_BD.device)
-    rich = based or operands.bias_K is not None or len(operands.labels_LB) == 2
-    return chip_tiles(10 * major + minor, operands.features_BD.dtype, len(operands.features_BD), rich=rich)
+    num_rows, dtype = len(operands.features_BD), operands.features_BD.dtype
+    rich, bias = based or len(operands.labels_LB) == 2, operands.bias_K is not None
+    return chip_tiles(10 * major + minor, dtype, num_rows, rich=rich, bias=bias)
 
 
 def compile_options(tiles: Tiles) -> dict[str, int]:
@@ -128,7 +132,7 @@ def class_tiles(
     num_buffer_rows = num_rows if exp_RK is None else len(exp_RK)
     unused = reference.shift_B
     max_CB, sum_CB, moment_CB, logits_CB, facts_FB = statistics or (*[unused] * 4, unused.expand(num_labels + 2, -1))
-    use_tma = tiles.tma and _is_aligned(features_BD) and _is_aligned(weight_KD)
+    use_tma = tiles.tma and _has_descriptor(features_BD) and _has_descriptor(weight_KD)
     x: Any = TensorDescriptor.from_tensor(features_BD, [tiles.rows, tiles.features]) if use_tma else features_BD
     w: Any = TensorDescriptor.from_tensor(weight_KD, [tiles.classes, tiles.features]) if use_tma else weight_KD
     grid = (triton.cdiv(num_buffer_rows, tiles.rows) * triton.cdiv(num_classes, tiles.classes),)
@@ -199,7 +203,7 @@ def align_tiles(
         ROWS=tiles.rows,
         CLASSES=tiles.classes,
         EMULATED=EMULATED,
-        num_warps=8,
+        num_warps=ALIGN_WARPS,
     )
 
 
@@ -238,13 +242,16 @@ def class_sums(gradient_K: Tensor, exp_RK: Tensor, base_B: Tensor, scale_B: Tens
     )
 
 
-def _is_aligned(matrix: Tensor) -> bool:
-    return matrix.stride(0) * matrix.element_size() % 16 == 0 and matrix.data_ptr() % 16 == 0
+def _has_descriptor(matrix: Tensor) -> bool:
+    """Whether a tensor-memory descriptor can describe it: rows at multiples of 16 bytes, one after another."""
+    is_aligned = matrix.stride(0) * matrix.element_size() % 16 == 0 and matrix.data_ptr() % 16 == 0
+    return is_aligned and matrix.stride(0) >= matrix.shape[1] > 0
 
 
 def _row_stride(matrix: Tensor | None) -> int:
     return 0 if matrix is None else matrix.stride(0)
 
 
-def _with_dense_rows(matrix: Tensor) -> Tensor:
+def with_dense_rows(matrix: Tensor) -> Tensor:
+    """The matrix with the elements of a row side by side, as all kernels read them."""
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()

@@ -20,7 +20,8 @@ its lead over the others, whatever its size, lifts nothing.
 **Near chance** the gradients of `uniform` and `entropy` are small differences from 1/K, which E rounded to 8 bits would
 drown. For these two kinds a row whose first logits lie within 1 of each other is stored as E − 1 with s = log-mean-exp:
 rounding is then relative to the difference. The rest, Σ W, comes from a row of ones in the same product. Other rows and
-kinds store E itself.
+kinds store E itself. Far from chance the gradient of `entropy` is a small difference again, unless the offset z − s of the
+largest logit is exactly 0: a pass for the statistics alone finds s first, which makes that kind's products five.
 
 **Dtypes.** The operands of all products have the features' dtype; sums, statistics and the labels' own terms are float32,
 and gradients are rounded once to the dtype of what they belong to. float16 has too few exponents for v∘x, so its power of
@@ -78,7 +79,11 @@ def local_partials(
     )
     _, sum_B, moment_B, logits_B, before_B, after_B = state_SB
     partials = Partials(shift_CB[-1], sum_B, moment_B, logits_B, facts_FB[:-2], before_B, after_B)
-    return partials, Products(*products), Exponentials(kept_RK, shift_CB, base_CB)
+    return (
+        partials,
+        Products(*products)._replace(operand_dtype=features_BD.dtype),
+        Exponentials(kept_RK, shift_CB, base_CB),
+    )
 
 
 def local_class_gradients(
@@ -121,7 +126,12 @@ def _partials_op(
     plan, wanted = _plan(features_BD, len(weight_KD), memory_budget, (products, moments, sum_logits))
     if len(features_BD) == 0:
         return [shape.fill(features_BD) for shape in _shapes(features_BD, labels_LB, plan, wanted)]
-    return triton_passes.forward_pass(Operands(features_BD, weight_KD, bias_K, labels_LB, start), plan, wanted)
+    operands = Operands(features_BD, weight_KD, _dense(bias_K), labels_LB.contiguous(), start)
+    return triton_passes.forward_pass(operands, plan, wanted)
+
+
+def _dense(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
 
 
 class _Shape(NamedTuple):
@@ -188,7 +198,7 @@ def _class_gradients_op(
     if len(features_BD) == 0:
         return gradients[0].zero_(), gradients[1].zero_()
     triton_passes.backward_pass(
-        Operands(features_BD, weight_KD, bias_K, labels_LB, start),
+        Operands(features_BD, weight_KD, _dense(bias_K), labels_LB.contiguous(), start),
         Exponentials(kept_RK, shift_CB, base_CB),
         LogitGradient(scale_CB.contiguous(), label_LB.contiguous()),
         triton_passes.ClassGradients(*gradients),

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlpheads.kernels import triton_launch as launch
 from rlpheads.kernels.partials import Exponentials, LogitGradient
 from rlpheads.kernels.triton_launch import Buffers, LabelTerms, Operands, Reference
-from rlpheads.kernels.triton_tiles import FIRST_CLASSES, NUM_STATE, SLAB_ROUNDING, Plan, Wanted, slabs
+from rlpheads.kernels.triton_tiles import FIRST_CLASSES, NUM_STATE, SLAB_ROUNDING, Plan, Tiles, Wanted, slabs
 
 
 def product(a_MN: Tensor, b_NK: Tensor) -> Tensor:
@@ -71,10 +71,26 @@ class _FeatureSums:
 
 def forward_pass(operands: Operands, plan: Plan, wanted: Wanted) -> list[Tensor]:
     """Statistics of every row, its products, and the exponentials to be kept, as `triton_loss` returns them."""
-    features_BD, num_classes = operands.features_BD, len(operands.weight_KD)
-    num_rows, itemsize = len(features_BD), features_BD.dtype.itemsize
+    features_BD = operands.features_BD
     tiles = launch.tiles_for(operands, based=wanted.based or wanted.moments)
     reference = launch.row_shifts(operands.narrow(0, FIRST_CLASSES).cast(features_BD), wanted.based)
+    if wanted.products and wanted.moments:
+        no_base = reference._replace(base_B=reference.base_B[:0])
+        statistics = _slab_by_slab(operands, no_base, Plan(1, 0, len(features_BD)), Wanted(False, False, False), tiles)
+        reference = _exact_reference(reference, largest_B=torch.maximum(*statistics[0][-2:]))
+    return _slab_by_slab(operands, reference, plan, wanted, tiles)
+
+
+def _exact_reference(guess: Reference, largest_B: Tensor) -> Reference:
+    """Replace the guessed shifts by the rows' largest logits, unless the whole row is near chance."""
+    is_flat_B = (guess.base_B > 0) & (largest_B - guess.shift_B <= 1)
+    largest_B = torch.where(largest_B == -torch.inf, 0.0, largest_B)
+    return Reference(torch.where(is_flat_B, guess.shift_B, largest_B), is_flat_B.to(guess.base_B.dtype))
+
+
+def _slab_by_slab(operands: Operands, reference: Reference, plan: Plan, wanted: Wanted, tiles: Tiles) -> list[Tensor]:
+    features_BD, num_classes = operands.features_BD, len(operands.weight_KD)
+    num_rows, itemsize = len(features_BD), features_BD.dtype.itemsize
     statistic = reference.shift_B.new_empty
     state_SB, facts_FB = statistic(NUM_STATE, num_rows), statistic(len(operands.labels_LB) + 2, num_rows)
     facts_FB.fill_(-torch.inf)
@@ -90,11 +106,10 @@ def forward_pass(operands: Operands, plan: Plan, wanted: Wanted) -> list[Tensor]
         launch.class_tiles(slab, reference, buffers, tiles, statistics)
         old_lift_B = state_SB[0].clone() if number else None
         launch.combine_tiles(slab, reference.shift_B, statistics, (state_SB, shift_CB[number]), tiles, number == 0)
-        if buffers.exp_RK is None:
-            continue
-        launch.align_tiles(buffers, reference, statistics, state_SB[0], stop - start, tiles)
         if wanted.based:
             base_CB[number] = reference.base_B * torch.exp2(-state_SB[0])
+        if buffers.exp_RK is not None:
+            launch.align_tiles(buffers, reference, statistics, state_SB[0], stop - start, tiles)
         if wanted.products:
             if old_lift_B is not None:
                 sums.lower(old_lift_B - state_SB[0])
@@ -136,7 +151,8 @@ def backward_pass(
     """Write the gradients of weight and bias, from the exponentials that were kept and others computed again."""
     kept_RK, shift_CB, base_CB = exponentials
     assert base_CB is not None
-    features_BD = operands.features_BD.to(kept_RK.dtype)
+    given_BD = launch.with_dense_rows(operands.features_BD)
+    features_BD = given_BD.to(kept_RK.dtype)
     num_rows, num_classes = len(features_BD), len(operands.weight_KD)
     ranges = slabs(len(shift_CB), num_rows, num_classes, kept_RK.element_size())
     scratch_RK = kept_RK.new_empty(0)
@@ -150,7 +166,7 @@ def backward_pass(
             slab = operands.narrow(start, stop).cast(features_BD)
             reference = Reference(shift_CB[number], base_CB[number])
             launch.class_tiles(slab, reference, Buffers(exp_RK), launch.tiles_for(slab, based=base_CB.numel() > 0))
-        scaled = _Scaled(operands.features_BD, gradient.scale_CB[number], base_CB[number])
+        scaled = _Scaled(given_BD, gradient.scale_CB[number], base_CB[number])
         terms = LabelTerms(operands.labels_LB, gradient.label_LB, operands.start + start)
         if len(gradients.weight_KD):
             _write_weight_gradient(gradients.weight_KD[start:stop], exp_RK, scaled, terms)

@@ -47,13 +47,6 @@ HALF_TILES = {
 """For bfloat16 and float16. On sm_90 two blocks share a multiprocessor, so that one's exponentials and reductions overlap
 the other's products; 128 x 256 spills."""
 
-RICH_HALF_TILES = {
-    **HALF_TILES,
-    90: replace(HALF_TILES[90], registers=None),
-    100: replace(HALF_TILES[100], warps=16),
-}
-"""The same with a bias, pairs, bases or moments, which take more registers."""
-
 FLOAT_TILES = {
     80: Tiles(128, 64, 32, warps=8, stages=3),
     90: Tiles(128, 128, 32, warps=8, stages=3, tma=True),
@@ -61,13 +54,21 @@ FLOAT_TILES = {
 }
 """For float32."""
 
-INTERPRETED_TILES = Tiles(64, 128, 64, warps=4, stages=1)
+INTERPRETED_TILES = Tiles(128, 256, 256, warps=4, stages=1)
 
 
-def chip_tiles(capability: int, dtype: torch.dtype, num_rows: int, *, rich: bool) -> Tiles:
-    """Tiles for a compute capability (80, 90, …), the operands' dtype and a number of rows."""
+def chip_tiles(capability: int, dtype: torch.dtype, num_rows: int, *, rich: bool, bias: bool) -> Tiles:
+    """Tiles for a compute capability (80, 90, …), the operands' dtype and a number of rows.
+
+    `rich`: with pairs, bases or moments, which like a bias take more registers. What spills was found by
+    `rlpheads.kernels.aot`; also that 16 warps on sm_100 fall back to the tensor instructions of sm_80.
+    """
     chip = max((known for known in PREPARED_CHIPS if known <= capability), default=PREPARED_CHIPS[0])
-    tiles = FLOAT_TILES[chip] if dtype == torch.float32 else (RICH_HALF_TILES if rich else HALF_TILES)[chip]
+    tiles = (FLOAT_TILES if dtype == torch.float32 else HALF_TILES)[chip]
+    if rich or bias or dtype == torch.float16:
+        tiles = replace(tiles, registers=None)
+    if bias and chip == 100:
+        return replace(tiles, rows=64)
     return tiles if num_rows > 64 else replace(tiles, rows=64, warps=tiles.warps // 2)
 
 

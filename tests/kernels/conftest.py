@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+from interpreter import Interpreter
 
 from rlpheads.kernels import tiled_cpu
 
@@ -17,3 +18,11 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> int:
     """Tiles of 7 classes, so that a problem of a few dozen labels has many, the last of them ragged."""
     monkeypatch.setattr(tiled_cpu, "TILE_CLASSES", 7)
     return 7
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[Interpreter]:
+    """Runs functions where Triton interprets."""
+    interpreter = Interpreter()
+    yield interpreter
+    interpreter.close()

@@ -1,0 +1,171 @@
+"""Every kernel of `impl="triton"` as it is launched: which flags, which types, which tiles on which chip."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from rlpheads.kernels import triton_kernels, triton_launch, triton_row_kernels
+from rlpheads.kernels.triton_tiles import OVERSHOOT, Tiles, Wanted, chip_tiles
+
+TYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+OWN_TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
+"""Instructions of each chip's own generation. A tile of 16 rows is too small for those of sm_90 and later."""
+SIZES = ("num_", "start", "stride_")
+"""How the names of arguments begin that are integers."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel to compile for one chip."""
+
+    name: str
+    kernel: Any
+    chip: int
+    flags: dict[str, Any]
+    """Values of the kernel's compile-time arguments."""
+    pointers: dict[str, str]
+    """Types of its other arguments, where these are no float32 pointers or integers."""
+    options: dict[str, int]
+    tensor_cores: str = ""
+    """How the tensor-core instructions begin that it must use; empty where it multiplies no matrices."""
+    tiles: Tiles | None = None
+    itemsize: int = 2
+    wanted: Wanted = field(default_factory=lambda: Wanted(products=True, moments=False, sum_logits=False))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way in which the pass over the logits is asked for."""
+
+    name: str
+    dtype: torch.dtype = torch.bfloat16
+    wanted: Wanted = Wanted(products=True, moments=False, sum_logits=False)  # noqa: RUF009 - a tuple
+    pair: bool = False
+    bias: bool = False
+    rows: int = 1024
+    again: bool = False
+    """Backward: the exponentials alone."""
+    precision: str = "tf32"
+
+    def build(self, chip: int) -> Build:
+        """`class_tiles` for a chip."""
+        rich = self.wanted.based or self.wanted.moments or self.pair
+        tiles = chip_tiles(chip, self.dtype, self.rows, rich=rich, bias=self.bias)
+        moments = self.wanted.moments and not self.again
+        flags = {
+            **_flags(self.dtype, PAIR=self.pair, HAS_BIAS=self.bias, BASED=self.wanted.based, MOMENT=moments),
+            "ROWS": tiles.rows,
+            "CLASSES": tiles.classes,
+            "FEATURES": tiles.features,
+            "TMA": tiles.tma,
+            "STATISTICS": not self.again,
+            "KEEP": True,
+            "KEEP_MOMENT": moments,
+            "PRECISION": self.precision,
+            "SUM_LOGITS": self.wanted.sum_logits and not self.again,
+        }
+        dtype = TYPE_NAMES[self.dtype]
+        pointers = dict.fromkeys(("features", "weight", "exps", "moments"), f"*{dtype}")
+        if tiles.tma:
+            pointers["features"] = f"tensordesc<{dtype}[{tiles.rows},{tiles.features}]>"
+            pointers["weight"] = f"tensordesc<{dtype}[{tiles.classes},{tiles.features}]>"
+        return Build(
+            f"class_tiles {self.name}",
+            triton_kernels.class_tiles,
+            chip,
+            flags,
+            pointers,
+            triton_launch.compile_options(tiles),
+            tensor_cores=OWN_TENSOR_CORES[chip],
+            tiles=None if self.again else tiles,
+            itemsize=self.dtype.itemsize,
+            wanted=self.wanted,
+        )
+
+
+UNIFORM = Wanted(products=True, moments=False, sum_logits=True)
+ENTROPY = Wanted(products=True, moments=True, sum_logits=False)
+VARIANTS = (
+    Variant("bf16"),
+    Variant("bf16, 64 rows", rows=64),
+    Variant("bf16 pair", pair=True),
+    Variant("bf16 bias", bias=True),
+    Variant("bf16 uniform", wanted=UNIFORM),
+    Variant("bf16 uniform pair bias", wanted=UNIFORM, pair=True, bias=True),
+    Variant("bf16 uniform pair bias, 64 rows", wanted=UNIFORM, pair=True, bias=True, rows=64),
+    Variant("bf16 entropy", wanted=ENTROPY),
+    Variant("bf16 entropy pair bias", wanted=ENTROPY, pair=True, bias=True),
+    Variant("bf16 again", again=True),
+    Variant("bf16 again, based", wanted=UNIFORM, pair=True, bias=True, again=True),
+    Variant("fp16", dtype=torch.float16),
+    Variant("tf32", dtype=torch.float32),
+    Variant("tf32 entropy pair bias", dtype=torch.float32, wanted=ENTROPY, pair=True, bias=True),
+    Variant("fp32", dtype=torch.float32, precision="tf32x3"),
+    Variant("fp32 entropy pair bias", dtype=torch.float32, wanted=ENTROPY, pair=True, bias=True, precision="tf32x3"),
+)
+
+
+def builds(chip: int, *, quick: bool = False) -> list[Build]:
+    """All kernels for a chip; with `quick` the first of each kind."""
+    passes = [variant.build(chip) for variant in (VARIANTS[:1] if quick else VARIANTS)]
+    rows = _row_builds(chip)
+    return [*passes, *(rows[::2] if quick else rows)]
+
+
+def _flags(dtype: torch.dtype, **flags: Any) -> dict[str, Any]:
+    return {"LIMIT": OVERSHOOT[dtype], "PRECISION": "tf32", "EMULATED": False, **flags}
+
+
+class _Kind(NamedTuple):
+    """A kernel beside the pass over the logits, which is compiled with all of its switches off and with all on."""
+
+    kernel: Any
+    switched: str
+    """What it is called with all on."""
+    switches: tuple[str, ...]
+    shape: dict[str, int]
+    tensor_cores: str = ""
+    gradient: tuple[str, str] = ("*fp32", "*fp32")
+    """Type of the gradient that it writes, off and on."""
+
+
+def _row_builds(chip: int) -> list[Build]:
+    tiles = chip_tiles(chip, torch.bfloat16, 1024, rich=False, bias=False)
+    rows, launch = triton_row_kernels, triton_launch
+    align = {"ROWS": tiles.rows, "CLASSES": tiles.classes, "num_warps": launch.ALIGN_WARPS}
+    combine = {"TILE_CLASSES": tiles.classes, **launch.COMBINE_TILE}
+    kinds = (
+        _Kind(triton_kernels.row_shifts, "based pair bias", ("BASED", "PAIR", "HAS_BIAS"), launch.SHIFT_TILE, "HMMA"),
+        _Kind(rows.combine_tiles, "moments, logits", ("MOMENT", "SUM_LOGITS"), combine),
+        _Kind(rows.align_tiles, "based moments", ("BASED", "MOMENT"), align),
+        _Kind(rows.class_sums, "based", ("BASED",), launch.SUM_TILE, gradient=("*fp32", "*bf16")),
+        _Kind(rows.add_label_rows, "narrow", ("SUMS_GIVEN",), launch.LABEL_TILE, gradient=("*fp32", "*bf16")),
+    )
+    return [_row_build(chip, kind, is_on) for kind in kinds for is_on in (False, True)]
+
+
+def _row_build(chip: int, kind: _Kind, is_on: bool) -> Build:
+    flags = _flags(torch.bfloat16, FIRST=not is_on, **dict.fromkeys(kind.switches, is_on), **kind.shape)
+    options = {"num_warps": flags.pop("num_warps")}
+    pointers = dict.fromkeys(("features", "weight", "exps", "moments"), "*bf16")
+    pointers["gradient"] = kind.gradient[is_on]
+    name = f"{kind.kernel.__name__} {kind.switched if is_on else ''}".rstrip()
+    return Build(name, kind.kernel, chip, flags, pointers, options, kind.tensor_cores)
+
+
+def signature(build: Build) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
+    """Types, compile-time values and alignments of a kernel's arguments, as Triton's compiler takes them."""
+    types: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    alignments: dict[tuple[int], list[list[Any]]] = {}
+    for place, name in enumerate(build.kernel.arg_names):
+        if name in build.flags or (name == "bias" and not build.flags.get("HAS_BIAS")):
+            types[name], values[name] = "constexpr", build.flags.get(name)
+            continue
+        types[name] = (
+            "i32" if name.startswith(SIZES) else build.pointers.get(name, "*i64" if name == "labels" else "*fp32")
+        )
+        if types[name].startswith("*") or name.startswith("stride_") or name == "num_features":
+            alignments[(place,)] = [["tt.divisibility", 16]]
+    return types, values, alignments
