@@ -65,8 +65,8 @@ class KeyedStream(nn.Module):
         """Return standard normal numbers: float32 (B, num_draws), two from each word, within ±5.5."""
         bits_BU = self.bits(epoch, *names, num_draws=-(-num_draws // 2))
         halves_BU = torch.cat([bits_BU & _LOW_32, _shift_right(bits_BU, 32)], dim=1)[:, :num_draws]
-        # 24 bits, at the middle of their step: never 0 or 1, whose quantiles are infinite.
-        middles_BU = ((halves_BU >> 8).to(torch.float32) + 0.5) * 2.0**-23 - 1.0
+        # 23 bits at the middle of their step, which float32 holds exactly: never −1 or 1, whose quantiles are infinite.
+        middles_BU = ((halves_BU >> 9).to(torch.float32) + 0.5) * 2.0**-22 - 1.0
         return torch.erfinv(middles_BU).mul_(math.sqrt(2))
 
 

@@ -51,6 +51,14 @@ def test_normal_numbers_are_normal(num_draws):
         assert np.abs(correlation).max() < 5 / np.sqrt(40_000)
 
 
+@pytest.mark.parametrize("word", [0, -1, 2**63 - 1, -(2**63), 0x80000000, 0x7FFFFFFF, 0xFFFFFE00FFFFFE00 - 2**64])
+def test_the_outermost_normal_numbers_are_finite(monkeypatch, word):
+    stream = KeyedStream(0, "noise")
+    monkeypatch.setattr(stream, "bits", lambda *_, num_draws: torch.full((1, num_draws), word))
+    drawn = stream.normals(0, torch.zeros(1, dtype=torch.int64), num_draws=4)
+    assert float(drawn.abs().max()) < 5.5
+
+
 def test_nothing_is_saved_and_nothing_waits_for_the_device():
     assert not KeyedStream(0, "noise").state_dict()
     with FakeTensorMode():
