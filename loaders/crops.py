@@ -138,17 +138,18 @@ def random_resized_crop_boxes(
         int64 (B, 4): top, left, height, width in pixels; at least one pixel, all within the image.
     """
     shape = _ShapeRanges(scale, ratio)
-    area_B, log_ratio_B, *place_2B = stream.uniforms(np.array([0, 1, NUM_CROP_DRAWS - 2, NUM_CROP_DRAWS - 1]))
+    area_B, log_ratio_B, *place_2B = stream.uniforms((0, 1, NUM_CROP_DRAWS - 2, NUM_CROP_DRAWS - 1))
     crop_heights_B, crop_widths_B, fits_B = shape.crops(area_B, log_ratio_B, heights_B, widths_B)
     # Most crops fit at the first try. All other tries of those that do not are made at once: on arrays this short, calls
     # cost more than numbers.
     failed = np.flatnonzero(~fits_B)
-    draws_UF = stream.of_rows(failed).uniforms(np.arange(2, 2 * NUM_TRIES))
+    draws_UF = stream.of_rows(failed).uniforms(range(2, 2 * NUM_TRIES))
     heights_VF, widths_VF, fits_VF = shape.crops(draws_UF[0::2], draws_UF[1::2], heights_B[failed], widths_B[failed])
     first_F = fits_VF.argmax(axis=0), np.arange(len(failed))
     crop_heights_B[failed], crop_widths_B[failed] = heights_VF[first_F], widths_VF[first_F]
     centred = failed[~fits_VF[first_F]]
-    crop_heights_B[centred], crop_widths_B[centred] = shape.largest(heights_B[centred], widths_B[centred])
+    if len(centred):
+        crop_heights_B[centred], crop_widths_B[centred] = shape.largest(heights_B[centred], widths_B[centred])
     boxes_B4 = np.empty((len(heights_B), 4), dtype=np.int64)
     for axis, sides_B, crop_sides_B in ((0, heights_B, crop_heights_B), (1, widths_B, crop_widths_B)):
         room_B = sides_B - crop_sides_B

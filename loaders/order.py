@@ -68,7 +68,7 @@ def uniforms(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stre
     Returns:
         float64 (B, num_draws) in [0, 1), multiples of 2**-53. The first columns do not depend on num_draws.
     """
-    return SampleStream.of(seed, epoch, index_B, stream).uniforms(np.arange(num_draws)).T
+    return SampleStream.of(seed, epoch, index_B, stream).uniforms(range(num_draws)).T
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,17 @@ class SampleStream:
         """Return the stream of some of the samples."""
         return SampleStream(self.state_B[rows])
 
-    def uniforms(self, positions_U: Int64Array) -> FloatArray:
-        """Return the numbers at some positions, from 0: float64 (U, B) in [0, 1), one contiguous row a position."""
-        steps_U1 = (positions_U + 1).astype(np.uint64)[:, None] * _GOLDEN
-        bits_UB = _mix64(steps_U1 + self.state_B)
+    def uniforms(self, positions: range | tuple[int, ...]) -> FloatArray:
+        """Return the numbers at U positions, from 0: float64 (U, B) in [0, 1), one contiguous row a position."""
+        bits_UB = _mix64(_steps(positions) + self.state_B)
         bits_UB >>= np.uint64(11)
         return bits_UB.astype(np.float64) * 2.0**-53
+
+
+@lru_cache(maxsize=64)
+def _steps(positions: range | tuple[int, ...]) -> UInt64Array:
+    """Return how far each position's word is from a stream's first: uint64 (U, 1)."""
+    return (np.array(positions, dtype=np.uint64)[:, None] + np.uint64(1)) * _GOLDEN
 
 
 @lru_cache(maxsize=256)
