@@ -80,6 +80,8 @@ def _jobs(options: ConvertOptions) -> list[Job]:
     Raises:
         DatasetError: If the dataset cannot be opened, or the store is there already.
     """
+    if options.out.exists() and not options.out.is_dir():
+        raise DatasetError(f"{options.out} is a file; a store is a folder: name another")
     seed = stream_seed(options.seed, "split")
     splits = open_dataset(options.dataset, options.root, val_fraction=options.val_fraction, seed=seed)
     key = split_key(options.dataset, options.val_fraction, seed)

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rlpheads.engine.run_folder import write_atomically
+from rlpheads.loaders.beton import is_store
 from rlpheads.loaders.image_folder import scan_splits
 from rlpheads.loaders.manifest import DatasetError, Manifest
 from rlpheads.loaders.verified import FOLDER_NAME, Complaint, Findings, examine_files, findings_path
@@ -63,6 +64,11 @@ def run_verify(options: VerifyOptions) -> int:
     try:
         if options.workers is not None and options.workers < 1:
             raise DatasetError(f"--workers is {options.workers}; it must be at least 1")
+        if is_store(options.root):
+            raise DatasetError(
+                f"{options.root} is a store: its images were decoded when it was made, and what could not be "
+                "read is noted in it; verify the tree that it was made of"
+            )
         found = [verify_split(manifest, options, console) for manifest in scan_splits(options.root)]
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was", file=sys.stderr)

@@ -194,6 +194,19 @@ def test_an_iteration_that_is_left_leaves_no_thread(noise_store):
     assert len(list(loader)) == 8
 
 
+def test_a_store_that_vanishes_in_the_middle_of_an_epoch_is_read_to_its_end(noise_store):
+    """The kernel keeps a mapped file."""
+    loader = load(noise_store, 2, prefetch=1)
+    batches = iter(loader)
+    first = next(batches)
+    noise_store.path.unlink()
+    rows = rows_by_index([first, *batches])
+    # 0.png, 2.png, ... are of the first class, and each is of its number's grey.
+    assert [int(rows[index].float().mean()) for index in range(16)] == [
+        int(noise_store.manifest.name(index)[2:-4]) for index in range(16)
+    ]
+
+
 def test_a_tree_is_refused_with_the_way_to_a_store(corpus):
     with pytest.raises(DatasetError, match="reads stores only.*rlpheads convert --data.root FOLDER --out STORE"):
         load(corpus[0], 8)

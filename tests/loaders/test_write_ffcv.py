@@ -273,6 +273,11 @@ def test_the_command_says_what_it_will_cost_and_then_does_it(tmp_path, write_tre
     assert [source.manifest for source in ours] == [source.manifest for source in theirs]
     assert main(command) == 1
     assert "is a store already" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main([*command[:3], "--out", str(tmp_path / "file")]) == 1
+    assert "is a file; a store is a folder" in capsys.readouterr().err
+    assert main(["verify", "--data.root", str(tmp_path / "x.beton")]) == 2
+    assert "is a store: its images were decoded when it was made" in capsys.readouterr().err
     assert main([*command, "--quality", "0"]) == 2
     assert "quality is 0; it must be from 1 to 100" in capsys.readouterr().err
 
