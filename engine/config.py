@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlpheads.engine.config_runtime import RuntimeConfig
+
 Precision = Literal["fp32", "bf16"]
 RegularizerKind = Literal["unlikelihood", "uniform", "reversal", "entropy"]
 
@@ -392,3 +394,4 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

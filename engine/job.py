@@ -29,6 +29,7 @@ from rlpheads.engine.loop import Outcome, TrainingDivergedError, fit
 from rlpheads.engine.planting import planted, write_truth
 from rlpheads.engine.resume import ResumePoint, Sources, check_settings, find_resume_point
 from rlpheads.engine.run_folder import RunFolder, RunFolderError, claim, write_atomically
+from rlpheads.engine.runtime import switched
 from rlpheads.engine.streams import stream_seed
 from rlpheads.engine.training import Training, build_training
 from rlpheads.loaders.datasets import open_dataset
@@ -56,7 +57,7 @@ def run(config: Config) -> int:
     sources = open_sources(config)
     with _claimed(config, rank) as folder:
         begun = _begin(config, sources, folder) if rank.is_main else None
-        with launch.start(config.device) as launched:
+        with switched(config.runtime), launch.start(config.device) as launched:
             begun = launched.share(begun)
             assert begun is not None  # the main rank has begun
             return _train(begun, sources, folder, launched)

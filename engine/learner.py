@@ -17,6 +17,7 @@ from rlpheads.engine.initial_weights import load_weights
 from rlpheads.engine.launch import Launch
 from rlpheads.engine.models import Network, build_model, planned_tap_dims
 from rlpheads.engine.optimizer import FrozenPart, Span, TrainedPart, build_part
+from rlpheads.engine.runtime import adapt
 from rlpheads.engine.streams import stream_seed
 from rlpheads.engine.tapped_model import TappedModel
 from rlpheads.memorization.heads import RLPHeads
@@ -133,6 +134,7 @@ def build_learner(
     model.to(launch.device)
     if ddp and config.model.sync_batchnorm:
         synchronise_batch_norm(model, launch.device)
+    adapt(model, config.runtime)
     backbone = FrozenPart(model) if config.model.frozen else build_part(model, config.optim, config.schedule, span, ddp)
     decay = config.model.ema_decay
     ema = None if decay is None else ModelEmaV3(model, decay=decay)
@@ -141,6 +143,7 @@ def build_learner(
         if not dims or not num_draws:
             return None
         module = build_heads(config, dims, name, num_draws, config.heads.num_blocks(num_classes)).to(launch.device)
+        adapt(module, config.runtime)
         return build_part(module, config.heads.optim, config.schedule, span, ddp)
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))

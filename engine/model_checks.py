@@ -70,6 +70,8 @@ def _check_model(config: Config, world_size: int) -> None:
         given = f"got {shown(config.model.name)} with model.args {shown(config.model.args)}"
         raise ConfigError(f"model: {given}, which cannot be built: {type(error).__name__}: {error}") from error
     _check_batch_norm(config, model, world_size)
+    if config.runtime.activation_checkpointing:
+        _check_activation_checkpointing(config.model.name, model)
     _check_start(config, model)
     if not set(regularized) <= set(model.places):
         raise refusal("regularizer.taps", chosen, f"taps that have a head: {list(model.taps)}")
@@ -87,6 +89,15 @@ def _check_batch_norm(config: Config, model: nn.Module, world_size: int) -> None
         )
     if config.data.partial == "pad":
         raise refusal("data.partial", "pad", "drop for a network with batch norm, whose statistics padding would enter")
+
+
+def _check_activation_checkpointing(name: str, model: TappedModel) -> None:
+    try:
+        model.backbone.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        raise ConfigError(
+            f"runtime.activation_checkpointing: got true, but timm's {name} does not offer it; allowed: false"
+        ) from error
 
 
 def _check_start(config: Config, model: TappedModel) -> None:

@@ -14,6 +14,7 @@ from rlpheads.loaders.datasets import ImageSource
 FREE_TO_CHANGE = frozenset(
     {"run", "eval", "ledger", "checkpoint", "max_steps", "log_every", "verbose", "device"}
     | {"data.workers", "data.root", "data.download", "data.verified", "data.on_error"}
+    | {"runtime.activation_checkpointing"}
 )
 """Settings (or groups of them) that a resumed run may change, since they do not change what is learned.
 
