@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow check lint format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu check lint format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -19,6 +19,9 @@ test: $(INSTALLED_DEV)  ## Set up and run the default tests
 
 test-slow: $(INSTALLED_DEV)  ## Run the tests that take more than a minute each
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-gpu: $(INSTALLED_DEV)  ## Run the tests that need a CUDA device, on a machine that has one
+	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests, within two minutes
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not distributed' $(ARGS)

@@ -6,7 +6,7 @@ import torch
 from kernel_problems import Problem, assert_same, evaluate, make_problem
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from triton_cases import Case, cast
+from triton_cases import Case, cast, on_device
 
 from rlpheads.kernels import triton_loss, triton_tiles
 from rlpheads.kernels.partials import ClassRange, Needs
@@ -51,8 +51,10 @@ def climbing(dtype: torch.dtype, step: float, *, falling: bool) -> Problem:
     return Problem(torch.ones(6, 1, dtype=dtype), logits_K[:, None].to(dtype), labels_B)
 
 
-def assert_climbing_logits_lose_nothing(dtype: torch.dtype, kind: str, step: float, falling: bool, slabs: bool) -> None:
-    problem = climbing(dtype, step, falling=falling)
+def assert_climbing_logits_lose_nothing(
+    dtype: torch.dtype, kind: str, step: float, falling: bool, slabs: bool, device: str = "cpu"
+) -> None:
+    problem = on_device(climbing(dtype, step, falling=falling), device)
     truth = evaluate(problem.to(torch.float64), kind, "reference")
     small_slabs() if slabs else whole_slabs()
     try:

@@ -46,6 +46,18 @@ def cast(problem: Problem, dtype: torch.dtype, weight_dtype: torch.dtype) -> Pro
     return replace(problem.to(weight_dtype), features_BD=problem.features_BD.to(dtype))
 
 
+def on_device(problem: Problem, device: str) -> Problem:
+    """The same problem there."""
+    pair = None if problem.pair is None else (problem.pair[0].to(device), problem.pair[1].to(device))
+    return Problem(
+        problem.features_BD.to(device),
+        problem.weight_KD.to(device),
+        problem.labels_B.to(device),
+        None if problem.bias_K is None else problem.bias_K.to(device),
+        pair,
+    )
+
+
 def plain(problem: Problem, kind: str, upstream_B: Tensor) -> dict[str, Tensor]:
     """The loss as mixed precision computes it: logits rounded to the operands' dtype, the softmax in float32."""
     x_BD = problem.features_BD.detach().requires_grad_()
@@ -73,13 +85,13 @@ def plain(problem: Problem, kind: str, upstream_B: Tensor) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in results.items()}
 
 
-def errors(case: Case) -> dict[str, tuple[float, float]]:
+def errors(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
     """(error of the plain low-precision loss, of the kernels), against float64, of every value and gradient."""
-    problem = cast(case.problem(), case.dtype, case.weight_dtype)
+    problem = on_device(cast(case.problem(), case.dtype, case.weight_dtype), device)
     multiplied = replace(problem.to(case.dtype), bias_K=problem.bias_K)  # the weight as either rounds it
     exact = multiplied.to(torch.float64)
     generator = torch.Generator().manual_seed(case.seed)
-    upstream_B = torch.randn(case.rows, generator=generator) / case.rows
+    upstream_B = (torch.randn(case.rows, generator=generator) / case.rows).to(device)
     truth = evaluate(exact, case.kind, "reference", upstream_B=upstream_B.double())
     found = evaluate(problem, case.kind, "triton", upstream_B=upstream_B, memory_budget=case.memory_budget)
     baseline = plain(problem, case.kind, upstream_B)
@@ -97,9 +109,9 @@ def errors(case: Case) -> dict[str, tuple[float, float]]:
     return result
 
 
-def assert_as_accurate_as_plain(case: Case) -> dict[str, tuple[float, float]]:
+def assert_as_accurate_as_plain(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
     """Error ≤ 2 × that of the plain low-precision loss + 1e-6."""
-    found = errors(case)
+    found = errors(case, device)
     for name, (baseline, error) in found.items():
         assert error <= 2 * baseline + 1e-6, f"{name}: {error:.2e}, plain {baseline:.2e} in {case}"
     return found

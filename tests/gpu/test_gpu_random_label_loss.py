@@ -1,0 +1,121 @@
+"""The Triton kernels on a real CUDA device: what the interpreter and the compiler alone cannot show."""
+
+import pytest
+import torch
+import triton_behaviour as behaviour
+from kernel_problems import KINDS, Problem, evaluate
+from torch import Tensor
+from triton_cases import Case, assert_as_accurate_as_plain, cast, grid, on_device
+
+from rlpheads.kernels.random_label_loss import random_label_loss
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="runs Triton kernels on a CUDA device, and there is none"),
+]
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def large_problem(num_rows: int, num_labels: int, *, num_features: int = 256, seed: int = 2) -> Problem:
+    """Features in bfloat16 and the weight in float32, as mixed precision passes them."""
+    problem = Case(num_rows, num_features, num_labels, seed=seed).problem()
+    return on_device(cast(problem, BF16, FP32), "cuda")
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 128, 257])
+def test_error_against_float64(num_rows: int) -> None:
+    for case in grid(num_rows):
+        assert_as_accurate_as_plain(case, "cuda")
+
+
+@kinds
+@pytest.mark.parametrize(("dtype", "weight_dtype"), [(BF16, BF16), (FP16, FP32), (FP16, FP16), (FP32, FP32)], ids=str)
+def test_every_dtype(kind: str, dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    assert_as_accurate_as_plain(Case(200, 192, 1003, kind, dtype, weight_dtype, seed=3), "cuda")
+
+
+@kinds
+def test_a_hundred_thousand_labels(kind: str) -> None:
+    assert_as_accurate_as_plain(Case(64, 768, 100_003, kind), "cuda")
+    assert_as_accurate_as_plain(Case(64, 768, 100_003, kind, memory_budget=0), "cuda")
+
+
+@kinds
+@pytest.mark.parametrize("margin", [4, 16, 80])
+def test_every_margin(kind: str, margin: int) -> None:
+    assert_as_accurate_as_plain(Case(12, 16, 500, kind, margin=margin), "cuda")
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+@pytest.mark.parametrize(("step", "falling", "slabs"), [(20.0, False, True), (6.0, False, False), (20.0, True, False)])
+def test_logits_that_leave_the_first_guess_far_behind(
+    dtype: torch.dtype, kind: str, step: float, falling: bool, slabs: bool
+) -> None:
+    behaviour.assert_climbing_logits_lose_nothing(dtype, kind, step, falling, slabs, "cuda")
+
+
+def step(problem: Problem, kind: str, memory_budget: int | None = None) -> tuple[Tensor, Tensor]:
+    """Forward and backward of all that a training step asks of the loss."""
+    features_BD, weight_KD = problem.features_BD.requires_grad_(), problem.weight_KD.requires_grad_()
+    loss = random_label_loss(
+        features_BD, weight_KD, problem.labels_B, pair=problem.pair, regularizer=kind, memory_budget=memory_budget
+    )
+    return torch.autograd.grad((loss.cross_entropy_B + loss.regularizer_B).mean(), (features_BD, weight_KD))
+
+
+@kinds
+@pytest.mark.parametrize("memory_budget", [None, 0])
+def test_nothing_waits_for_the_device(kind: str, memory_budget: int | None) -> None:
+    problem = large_problem(96, 20_003, seed=0)
+    step(problem, kind, memory_budget)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(problem, kind, memory_budget)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@kinds
+def test_two_runs_give_the_same_bits(kind: str) -> None:
+    problem = large_problem(512, 20_003)
+    one, two = step(problem, kind), step(problem, kind)
+    assert all(torch.equal(*pair) for pair in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("memory_budget", [None, 0])
+@pytest.mark.parametrize("kind", ["unlikelihood", "entropy"])
+def test_no_buffer_of_float32_logits(kind: str, memory_budget: int | None) -> None:
+    """Beside its gradients a step takes the exponentials, where they are kept, the rounded weight, and slabs."""
+    problem = large_problem(1024, 50_000)
+    step(large_problem(64, 1000), kind)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step(problem, kind, memory_budget)
+    extra = torch.cuda.max_memory_allocated() - before
+    gradients, rounded_weight, kept = problem.weight_KD.nbytes, problem.weight_KD.nbytes // 2, 2 * 1024 * 50_000
+    slabs, rest = 3 * 32 * 2**20, 32 * 2**20
+    assert extra <= gradients + rounded_weight + (kept if memory_budget is None else 0) + slabs + rest
+
+
+def test_auto_takes_triton() -> None:
+    problem = large_problem(32, 1000)
+    auto, triton = (evaluate(problem, "uniform", impl) for impl in ("auto", "triton"))
+    assert all(torch.equal(auto[name], triton[name]) for name in auto)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_into_one_graph(dynamic: bool) -> None:
+    problem = large_problem(32, 1000)
+    inputs = (problem.features_BD.requires_grad_(), problem.weight_KD.requires_grad_())
+
+    def total(features_BD: Tensor, weight_KD: Tensor) -> Tensor:
+        loss = random_label_loss(features_BD, weight_KD, problem.labels_B, regularizer="uniform")
+        return loss.cross_entropy_B.mean() + loss.regularizer_B.mean()
+
+    compiled = torch.compile(total, fullgraph=True, dynamic=dynamic)
+    expected, actual = (torch.autograd.grad(call(*inputs), inputs) for call in (total, compiled))
+    for one, two in zip(expected, actual, strict=True):
+        torch.testing.assert_close(two, one)
