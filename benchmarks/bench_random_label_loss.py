@@ -236,10 +236,10 @@ def measure_everything(settings: Settings, results: Results, console: Console) -
     report.print("* cross-entropy only, one gradient for both sides")
     summary = []
 
-    def show(title: str, rows: list[dict[str, Any]], **case: Any) -> None:
-        summary.extend({**case, **row} for row in rows)
+    def show(title: str, figures: list[dict[str, Any]], **case: Any) -> None:
+        summary.extend({**case, **row} for row in figures)
         for target in (console, report):
-            target.print(table_of(title, rows))
+            target.print(table_of(title, figures))
 
     common = {"dtype": dtype, "threads": torch.get_num_threads(), "features": settings.num_features}
     for num_labels in settings.labels:

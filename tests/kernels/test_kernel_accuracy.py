@@ -2,7 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from kernel_problems import KINDS, Problem, evaluate, make_problem, margin_problem, relative_error
+from torch import Tensor
+
+from rlpheads.kernels import reference
+from rlpheads.kernels.row_softmax import row_labels
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 GRADIENTS = ("weight_gradient", "regularizer_gradient", "joint_gradient")
@@ -90,3 +95,39 @@ def test_a_row_of_nan_leaves_the_other_rows_alone() -> None:
         torch.testing.assert_close(broken[name][keep], clean[name][keep])
         assert broken[name][1].isnan().all()
     assert not broken["hit_B"][1]
+
+
+# ------------------------------------------------------------------------------------------------------------- bfloat16
+
+
+def plain_gradients(problem: Problem, kind: str) -> dict[str, Tensor]:
+    """What users write: a linear layer in the inputs' own dtype, losses of its logits in float32."""
+    features_BD, weight_KD = (t.detach().requires_grad_() for t in (problem.features_BD, problem.weight_KD))
+    bias_K = problem.bias_K
+    labels = row_labels(problem.labels_B, problem.pair, torch.float32)
+    head_BK = F.linear(features_BD.detach(), weight_KD, bias_K).float()
+    features_BK = F.linear(features_BD, weight_KD.detach(), bias_K).float()
+    (weight_gradient,) = torch.autograd.grad(reference.cross_entropy(head_BK, labels).sum(), weight_KD)
+    losses = {"joint_gradient": reference.cross_entropy, "regularizer_gradient": reference.REGULARIZERS[kind]}
+    of_features = {
+        name: torch.autograd.grad(loss(features_BK, labels).sum(), features_BD, retain_graph=True)[0]
+        for name, loss in losses.items()
+    }
+    return {"weight_gradient": weight_gradient, **of_features}
+
+
+@kinds
+@pytest.mark.parametrize(
+    ("num_rows", "num_features", "num_labels"), [(1, 16, 2), (7, 192, 10), (128, 768, 1003), (257, 16, 1000)]
+)
+@pytest.mark.parametrize("spread", [0.01, 1.0, 30.0])
+def test_bfloat16_is_no_worse_than_a_plain_linear_layer(
+    kind: str, num_rows: int, num_features: int, num_labels: int, spread: float
+) -> None:
+    for seed in (2, 3):  # neither bias nor pair, and both
+        low = make_problem(seed, num_rows, num_labels, num_features=num_features, spread=spread).to(torch.bfloat16)
+        truth = evaluate(low.to(torch.float64), kind, "reference")
+        tiled, plain = evaluate(low, kind, "tiled_cpu", memory_budget=0), plain_gradients(low, kind)
+        for name in GRADIENTS:
+            bound = 2 * relative_error(plain[name], truth[name]) + 1e-6
+            assert relative_error(tiled[name], truth[name]) <= bound, (name, seed)
