@@ -33,7 +33,7 @@ IMPLS = ("auto", "reference", *KERNELS)
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
 """Bytes of exponentials that are kept for backward unless the caller says otherwise."""
 
-SMALL_LOGITS = 2**17
+SMALL_LOGITS = 2**14
 """Entries of B x K up to which `auto` writes all logits out: below, a call costs more than its arithmetic."""
 
 

@@ -28,7 +28,7 @@ def test_it_measures_every_contender_once(tmp_path: Path) -> None:
     assert all(row["seconds"] > 0 and row["ratio_to_floor"] > 0 for row in summary)
     assert all(single[name]["errors"]["features"] < 1e-5 for name in ("ours", "ours, slabs", "two losses, compiled"))
     assert not single["F.linear_cross_entropy"]["both_routes"]
-    assert single["ours, slabs"]["extra_bytes"] >= 0
+    assert single["ours, slabs"]["extra_bytes"] < 16e6
     assert "12 heads in one call" in (tmp_path / "table.txt").read_text()
     run(tmp_path, "--rows", "16", "--labels", "300")
     assert (tmp_path / "runs.jsonl").read_text() == first
