@@ -10,6 +10,8 @@ from rlpheads.engine.config_errors import ConfigError
 from rlpheads.engine.study_plan import plan_runs, read_study
 from rlpheads.engine.study_report import summarize_arm
 
+SHIPPED = sorted((Path(__file__).parent.parent.parent / "studies").glob("*.yaml"))
+
 BASE = """
 epochs: 1
 max_steps: 4
@@ -87,6 +89,13 @@ class TestPlan:
         assert "arm bad" in (error := capsys.readouterr().err)
         assert "heads.labels: got 1" in error
         assert not (tmp_path / "out" / "good.seed0").exists()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_studies_can_be_run(path, tmp_path):
+    study = read_study(path)
+    runs = plan_runs(study, tmp_path, world_size=1)
+    assert len(runs) == len(study.arms) * len(study.seeds)
 
 
 @pytest.fixture(scope="module")
