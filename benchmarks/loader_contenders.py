@@ -8,6 +8,7 @@ size and number of workers (processes or threads, whatever the library has) are 
 from __future__ import annotations
 
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -53,7 +54,7 @@ class Pass:
 
     @property
     def images_per_second(self) -> float:
-        """Throughput after the first batch: what starting costs is told by `first_batch`."""
+        """Throughput of the whole pass, its start included."""
         return self.images / self.seconds
 
 
@@ -216,7 +217,7 @@ CONTENDERS: dict[str, Callable[[Setting], MakePass]] = {
 
 
 class Runner:
-    """A contender in a process of its own, which waits between passes."""
+    """A contender in a process of its own, which is stopped between passes: none can read ahead while another runs."""
 
     def __init__(self, name: str, setting: Setting):
         self._mine, theirs = get_context("spawn").Pipe()
@@ -226,8 +227,12 @@ class Runner:
 
     def run(self) -> Pass:
         """Make a pass."""
+        self._signal(signal.SIGCONT)
         self._mine.send("pass")
-        return self._answer()
+        try:
+            return self._answer()
+        finally:
+            self._signal(signal.SIGSTOP)
 
     def memory(self) -> int:
         """Return the proportional set size of the process and its workers, in bytes."""
@@ -235,11 +240,16 @@ class Runner:
 
     def close(self) -> None:
         """End the process and its workers."""
+        self._signal(signal.SIGCONT)
         self._mine.close()
         self._process.join(20)
         if self._process.is_alive():
             for process in [*psutil.Process(self._process.pid).children(recursive=True), self._process]:
                 process.kill()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.is_alive():
+            os.kill(self._process.pid or 0, number)
 
     def _answer(self) -> Pass:
         if not self._mine.poll(_PATIENCE):
