@@ -98,9 +98,8 @@ def imagenet_like(num_samples: int) -> Manifest:
 def manifest_bytes(num_samples: int, num_workers: int, num_batches: int = 40) -> int:
     """Resident bytes that the list of files takes, in this process and its workers together, in the middle of an epoch.
 
-    Proportional set size of a loader over `num_samples` less that of one over ten thousand after as many batches. With
-    workers it includes what differs by chance: a garbage collection in a worker copies the pages of whatever Python
-    objects it looks at. Call it in a fresh process.
+    Proportional set size of a loader over `num_samples` less that of one over ten thousand after as many batches; call it
+    in a fresh process.
     """
     set_start_method("fork", force=True)  # as in a training, whatever started this process
     small = _resident_while_loading(imagenet_like(10_000), num_workers, num_batches)

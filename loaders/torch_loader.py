@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -65,7 +66,7 @@ class TorchLoader:
             prefetch_factor=options.prefetch if options.num_workers else None,
             persistent_workers=options.keep_workers and options.num_workers > 0,
             pin_memory=options.pin_memory,
-            worker_init_fn=_heed_the_parent_alone,
+            worker_init_fn=_begin_to_work,
             # Its own generator: without one, every iter() takes a number from the global stream.
             generator=torch.Generator(),
         )
@@ -177,7 +178,13 @@ def _starting_workers() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, on_death)
 
 
-def _heed_the_parent_alone(worker_id: int) -> None:  # noqa: ARG001
+def _begin_to_work(worker_id: int) -> None:  # noqa: ARG001
+    """Prepare a worker: the parent's objects stay in the memory that it shares with the parent, its signals the parent's."""
+    gc.freeze()  # a collection would write into every one of them, and so take a copy of its page
+    _heed_the_parent_alone()
+
+
+def _heed_the_parent_alone() -> None:
     """Let the stop signals of a launcher or terminal pass: the parent gets them too, and still needs its batches.
 
     Ignoring them outright would also ignore the SIGTERM with which the parent ends its workers when it exits, and then
