@@ -127,22 +127,23 @@ def dali_reader(setting: Setting) -> MakePass:
     """DALI's own file reader and random crops."""
     from dali_library import dali_reader_loader
 
-    loader = dali_reader_loader(setting.tree / "train", setting.batch_size, setting.workers, SIDE)
-
-    def begin() -> Iterator[int]:
-        for (batch,) in loader:
-            yield len(batch["data"])
-        loader.reset()
-
-    return begin
+    return _dali_passes(dali_reader_loader(setting.tree / "train", setting.batch_size, setting.workers, SIDE))
 
 
 def dali_external_source(setting: Setting) -> MakePass:
     """DALI fed by a batch callable, as its documentation shows."""
     from dali_library import dali_external_source_loader
 
-    arguments = (setting.tree / "train", setting.batch_size, setting.workers, SIDE)
-    return lambda: (len(batch[0]["data"]) for batch in dali_external_source_loader(*arguments))
+    return _dali_passes(dali_external_source_loader(setting.tree / "train", setting.batch_size, setting.workers, SIDE))
+
+
+def _dali_passes(loader: Any) -> MakePass:
+    def begin() -> Iterator[int]:
+        for (batch,) in loader:
+            yield len(batch["data"])
+        loader.reset()
+
+    return begin
 
 
 def torchvision_loader(*, v2: bool, as_float: bool) -> Callable[[Setting], MakePass]:
