@@ -13,6 +13,7 @@ to benchmarks/results/random_label_loss_DEVICE_DATE; a run that broke off goes o
 from __future__ import annotations
 
 import argparse
+import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -232,7 +233,7 @@ def table_of(title: str, rows: list[dict[str, Any]]) -> Table:
 def measure_everything(settings: Settings, results: Results, console: Console) -> None:
     """Measure what is missing, printing each shape as it is done, and write the tables down."""
     dtype = str(settings.dtype).removeprefix("torch.")
-    report = Console(record=True, width=140, quiet=True)
+    report = Console(record=True, width=140, file=io.StringIO())
     report.print("* cross-entropy only, one gradient for both sides")
     summary = []
 
