@@ -70,7 +70,8 @@ def local_feature_gradient(
     exp_B = coefficients.exp_B
     if coefficients.moment_B is not None:
         exp_B = exp_B + offset_B * coefficients.moment_B
-    gradient_BD = (factor_B * exp_B)[:, None] * products.exp_weight_BD
+    # Where the range holds no class but the row's labels the sum is 0, and exp_B may be infinite.
+    gradient_BD = torch.where(factor_B == 0, 0, factor_B * exp_B)[:, None] * products.exp_weight_BD
     if coefficients.moment_B is not None:
         gradient_BD = torch.addcmul(gradient_BD, (factor_B * coefficients.moment_B)[:, None], products.moment_weight_BD)
     if coefficients.uniform:

@@ -131,3 +131,15 @@ def test_bfloat16_is_no_worse_than_a_plain_linear_layer(
         for name in GRADIENTS:
             bound = 2 * relative_error(plain[name], truth[name]) + 1e-6
             assert relative_error(tiled[name], truth[name]) <= bound, (name, seed)
+
+
+@pytest.mark.parametrize("impl", ["reference", "tiled_cpu"])
+def test_two_labels_that_are_all_classes_and_lie_far_apart(impl: str) -> None:
+    """Of two classes that both are labels no other is left, and the odds of the two exceed float32's range."""
+    logits_BK = torch.tensor([[0.0, 120.0], [120.0, 0.0]])
+    half_B = torch.full((2,), 0.5)
+    problem = Problem(
+        torch.eye(2), logits_BK.T.contiguous(), torch.tensor([0, 0]), None, (torch.tensor([1, 1]), half_B)
+    )
+    result = evaluate(problem, "unlikelihood", impl)
+    assert all(value.isfinite().all() for value in result.values())
