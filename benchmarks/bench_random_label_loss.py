@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -303,7 +304,7 @@ def main() -> None:
         rounds=arguments.rounds or settings.rounds,
     )
     results = Results("random_label_loss", settings.device, arguments.out)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     measure_everything(settings, results, console)
     console.print(f"Everything is in {results.folder}")
 
