@@ -7,6 +7,7 @@ study that was stopped goes on, within a run too, when the same command is given
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -103,11 +104,16 @@ def _train(run: PlannedRun, num_ranks: int) -> bool:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     with _log(run).open("a") as log:
         process = subprocess.Popen([*launcher, str(_TRAIN), *run.command], stdout=log, stderr=subprocess.STDOUT)
+        before = signal.signal(
+            signal.SIGTERM, lambda *_: process.terminate()
+        )  # passed on: the run saves where it stands
         try:
             process.wait()
         except KeyboardInterrupt:
-            process.wait()  # torchrun got the same signal, and the run is saving where it stands
+            process.wait()  # torchrun got the same signal from the terminal
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
     status = RunFolder(run.folder).status()
     if status.get("status") == "requeue":
         raise StudyStoppedError(f"{run.folder}: {status['reason']}")

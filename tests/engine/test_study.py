@@ -1,6 +1,10 @@
 """`rlpheads study`: a real study of tiny runs, started, stopped by nothing, not trained again, and refused where it must be."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,3 +151,22 @@ class TestRun:
 def last_epoch(folder: Path) -> dict:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["kind"] == "epoch"][-1]
+
+
+@pytest.mark.distributed
+def test_a_study_that_is_stopped_saves_where_it_stands(tmp_path):
+    """SIGTERM to the study alone, as a scheduler sends it: the run under way saves where it stands."""
+    text = "config: base.yaml\naudit: null\nsettings: {max_steps: null, epochs: 400, log_every: 1}\narms: {only: {}}\n"
+    path = study_file(tmp_path, text)
+    command = [sys.executable, "-m", "rlpheads.engine.cli", "study", str(path), "--out", str(tmp_path / "out")]
+    metrics = tmp_path / "out" / "only.seed0" / "metrics.jsonl"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as study:
+        deadline = time.monotonic() + 200
+        while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline and study.poll() is None:
+            time.sleep(0.1)
+        study.send_signal(signal.SIGTERM)
+        _, error = study.communicate(timeout=200)
+    assert study.returncode == 75, error
+    assert "the same command goes on" in error
+    assert json.loads((metrics.parent / "status.json").read_text())["status"] == "requeue"
+    assert list((metrics.parent / "checkpoints").glob("step=*"))
