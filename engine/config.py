@@ -228,7 +228,7 @@ class OptimConfig:
     batch_scaling: Literal["linear", "sqrt"] = "linear"
     """How lr grows with batch_size over base_batch_size."""
     weight_decay: float = 0.05
-    """Decoupled weight decay; not applied to biases and norms."""
+    """Decoupled weight decay; not applied to biases, norms and what the model excepts (position embeddings, class token)."""
     momentum: float = 0.9
     """Momentum, or Adam's first beta."""
     layer_decay: float | None = None

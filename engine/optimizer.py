@@ -111,8 +111,8 @@ def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, 
     wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True) if ddp else module
     lr = scaled_lr(optim, span.batch_size)
     optimizer = create_optimizer_v2(
-        # timm sorts a network's parameters into layers by the network's own pattern
-        getattr(module, "backbone", module) if optim.layer_decay is not None else module,
+        # the network itself, which tells timm its layers, and what of it must not decay (position embeddings, class token)
+        getattr(module, "backbone", module),
         opt=optim.name,
         lr=lr,
         weight_decay=optim.weight_decay,

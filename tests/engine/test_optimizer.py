@@ -79,6 +79,22 @@ def test_biases_and_norms_do_not_decay():
     assert decays == {0.0: {1}, 0.3: {2}}
 
 
+@pytest.mark.parametrize("layer_decay", [None, 0.9])
+def test_what_the_model_excepts_does_not_decay(tiny, layer_decay):
+    """Position embeddings and the class token have three axes: no rule by shape would find them."""
+    from rlpheads.engine.models import build_model
+
+    model = build_model(tiny, 10)
+    trained = build_part(
+        model, OptimConfig(weight_decay=0.3, layer_decay=layer_decay), ScheduleConfig(), SPAN, ddp=False
+    )
+    decay = {id(p): group["weight_decay"] for group in trained.optimizer.param_groups for p in group["params"]}
+    backbone = model.backbone
+    assert {decay[id(kept)] for kept in (backbone.pos_embed, backbone.cls_token, backbone.norm.weight)} == {0.0}
+    assert {decay[id(layer.weight)] for layer in (backbone.patch_embed.proj, backbone.head)} == {0.3}
+    assert decay.keys() == {id(parameter) for parameter in model.parameters()}
+
+
 def test_restarts_begin_lower_each_time_and_the_cool_down_stays_at_the_end():
     """Ten epochs: two cycles of four, then two at the last rate."""
     schedule = ScheduleConfig(cycles=2, cycle_decay=0.5, cooldown_epochs=2, min_lr_fraction=0.01)
