@@ -98,6 +98,7 @@ class RunAudit:
         num_fresh_draws: F.
         num_train: N, training samples behind own and fresh accuracy.
         num_equal: E, samples on either side of the membership excess.
+        num_skipped: images of both splits that could not be read and were left out.
         regularizer_factor: λ of the run.
         joint: μ of the run.
         fingerprint: of the training images.
@@ -115,6 +116,7 @@ class RunAudit:
     num_fresh_draws: int
     num_train: int
     num_equal: int
+    num_skipped: int
     regularizer_factor: float
     joint: float
     fingerprint: str
@@ -163,6 +165,8 @@ def run_audit(folder: Path, epoch: int | None, root: str | None, options: AuditO
         console.print(
             "Where the probe fits nearly every fresh label it can show no excess: take a smaller one, or least_squares."
         )
+    if audit.num_skipped:
+        console.print(f"{audit.num_skipped} images could not be read and were left out.")
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
     return 0
 
@@ -180,9 +184,9 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
     device = choose_device(options.device, local_rank=0)
     model = run.load_model().to(device)
     reader = FeatureReader(model, read_places(options.taps, model), norm=run.config.heads.norm)
-    labels = audit_labels(run, options.draws)
     with FeatureStore(run.config, reader, device) as store:
         train, heldout = store.read(run.sources.train), store.read(run.sources.heldout)
+        labels = audit_labels(run, options.draws, train[0].is_read_N, heldout[0].is_read_N)
         controls: dict[int, HeadControl] = {}
         taps = []
         for place, train_table, heldout_table in zip(reader.places, train, heldout, strict=True):
@@ -202,6 +206,7 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
         num_fresh_draws=options.draws,
         num_train=labels.own_MN.shape[-1],
         num_equal=len(labels.members_E),
+        num_skipped=int((~train[0].is_read_N).sum() + (~heldout[0].is_read_N).sum()),
         regularizer_factor=run.config.regularizer.factor,
         joint=run.config.heads.joint,
         fingerprint=run.sources.train.manifest.fingerprint,
@@ -230,16 +235,23 @@ def make_probe(options: AuditOptions) -> Probe:
     return TwoLayerProbe(hidden=options.hidden)
 
 
-def audit_labels(run: OpenedRun, num_draws: int) -> AuditLabels:
-    """Return the run's own labels of its training images beside fresh ones, which no run of this seed was trained with."""
+def audit_labels(run: OpenedRun, num_draws: int, in_train_N: Tensor, in_heldout_N: Tensor) -> AuditLabels:
+    """Return the run's own labels of its training images beside fresh ones, which no run of this seed was trained with.
+
+    Args:
+        run: the run.
+        num_draws: F.
+        in_train_N: bool, which training images are audited.
+        in_heldout_N: bool, which held-out images are.
+    """
     heads, train, heldout = run.config.heads, run.sources.train.manifest, run.sources.heldout.manifest
     own_MN = run_labels(run.config, train, heads.draws)
     classes = None
     if heads.balance == "per_class":
-        classes = torch.from_numpy(train.targets), torch.from_numpy(heldout.targets)
+        classes = torch.from_numpy(train.targets)[in_train_N], torch.from_numpy(heldout.targets)[in_heldout_N]
     return draw_audit_labels(
-        own_MN,
-        heldout.num_samples,
+        own_MN[:, in_train_N.to(own_MN.device)],
+        int(in_heldout_N.sum()),
         heads.num_labels,
         num_draws=num_draws,
         seed=stream_seed(run.config.seed, "refitted probes"),

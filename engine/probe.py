@@ -96,16 +96,18 @@ class FeatureTable:
 
     Attributes:
         table_ND: float32 (N, D) on the CPU, in memory or mapped from a file.
+        is_read_N: bool (N,), whether the image could be read; the other rows hold nothing, and no block has them.
         device: where the blocks go.
     """
 
     table_ND: Tensor
+    is_read_N: Tensor
     device: torch.device
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yield the blocks (B, D)."""
-        for block_BD in self.table_ND.split(BLOCK_ROWS):
-            yield block_BD.to(self.device)
+        """Yield the blocks (B, D) of the images that could be read."""
+        for block_BD, is_read_B in zip(self.table_ND.split(BLOCK_ROWS), self.is_read_N.split(BLOCK_ROWS), strict=True):
+            yield (block_BD if is_read_B.all() else block_BD[is_read_B]).to(self.device)
 
 
 class FeatureStore:
@@ -137,21 +139,26 @@ class FeatureStore:
     def read(self, source: ImageSource) -> list[FeatureTable]:
         """Pass a split through the model once; return a table for each place.
 
+        Under `data.on_error` "skip", images that cannot be read are left out of the tables.
+
         Raises:
             RunError: there is no room for the tables.
+            ImageReadError: an image cannot be read and is not to be skipped.
         """
         config, num_samples = self._config, source.manifest.num_samples
         normalize = Normalize(config.data.mean, config.data.std).to(self._device)
         tables: list[Tensor] = []
+        is_read_N = torch.zeros(num_samples, dtype=torch.bool)
         for batch in eval_loader(config, source, self._device):
             with torch.no_grad(), autocast(self._device, config.precision):
                 features = [features_BD.cpu() for features_BD in self._reader(normalize(batch.images))]
             tables = tables or self._allocate(num_samples, [features_BD.shape[1] for features_BD in features])
             index_B = batch.index.cpu()
             seen_B = index_B >= 0
+            is_read_N[index_B[seen_B]] = True
             for table_ND, features_BD in zip(tables, features, strict=True):
                 table_ND[index_B[seen_B]] = features_BD[seen_B]
-        return [FeatureTable(table_ND, self._device) for table_ND in tables]
+        return [FeatureTable(table_ND, is_read_N, self._device) for table_ND in tables]
 
     def _allocate(self, num_samples: int, dims: Sequence[int]) -> list[Tensor]:
         num_bytes = 4 * num_samples * sum(dims)
@@ -181,6 +188,7 @@ def eval_loader(config: Config, source: ImageSource, device: torch.device) -> Lo
         options=LoaderOptions(
             num_workers=config.data.workers,
             pin_memory=device.type == "cuda",
+            on_error=config.data.on_error,
             dali=dali_options(config.data.dali, device),
         ),
     )

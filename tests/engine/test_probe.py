@@ -222,10 +222,11 @@ def test_features_and_own_labels_reproduce_the_runs_own_ledger(detached):
     run = open_run(detached)
     model = run.load_model()
     with FeatureStore(run.config, FeatureReader(model, read_places(None, model), norm=False), CPU) as store:
-        taps = [table.table_ND for table in store.read(run.sources.train)]
+        tables = store.read(run.sources.train)
+    taps, everyone = [table.table_ND for table in tables], tables[0].is_read_N
     heads = build_heads(run.config, (24, 24), "heads", run.config.heads.draws)
     run.load_weights("heads", heads)
-    losses = heads(taps, audit_labels(run, num_draws=4).own_MN, HeadTerms())
+    losses = heads(taps, audit_labels(run, 4, everyone, everyone).own_MN, HeadTerms())
     ledger = read_ledger(detached / "ledger" / "epoch=0006" / "clean.parquet")
     torch.testing.assert_close(losses.bits_TMB.detach(), torch.tensor(ledger.bits[:, :2]), atol=1e-4, rtol=1e-4)
 
