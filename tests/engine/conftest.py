@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rlpheads.engine import launch
 from rlpheads.engine.config import Config, DataConfig, HeadsConfig, ModelConfig, OptimConfig, RunConfig
@@ -48,3 +50,20 @@ def build(launched: Launch, tmp_path: Path) -> Callable[[Config], Training]:
         return build_training(config, open_sources(config), folder, launched)
 
     return built
+
+
+@pytest.fixture
+def spoiled(tiny, tmp_path):
+    """24 training and 8 held-out images, of which train/a/03 and val/b/01 are no images: indices 3 and 5."""
+    root = tmp_path / "images"
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for label in "ab":
+            (root / split / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{number:02d}.png")
+    (root / "train" / "a" / "03.png").write_bytes(b"damaged")
+    (root / "val" / "b" / "01.png").write_bytes(b"")
+    data = replace(tiny.data, dataset="imagefolder", root=str(root), on_error="skip")
+    return replace(tiny, data=data, batch_size=8, log_every=1)

@@ -217,6 +217,14 @@ def test_the_model_has_the_weights_of_the_checkpoint(detached):
     assert weights_sha256(open_run(detached).load_model()) == status["weights_sha256"]["backbone"]
 
 
+def test_an_audit_leaves_them_out(spoiled, tmp_path):
+    """All is as if they were not there: features, the run's own labels and fresh ones all belong to the other images."""
+    assert job.run(replace(spoiled, run=replace(spoiled.run, dir=str(tmp_path), name="spoiled"))) == 0
+    found = audit_run(open_run(tmp_path / "spoiled"), AuditOptions(device="cpu"))
+    assert (found.num_train, found.num_equal, found.num_skipped) == (23, 7, 2)
+    assert all(0 <= tap.found.own_M[0] * 23 <= 23 and (tap.found.own_M[0] * 23) % 1 < 1e-6 for tap in found.taps)
+
+
 def test_features_and_own_labels_reproduce_the_runs_own_ledger(detached):
     """The run's saved heads, on what the audit reads and on the labels that it takes for the run's own."""
     run = open_run(detached)

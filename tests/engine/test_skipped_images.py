@@ -6,35 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 
-from rlpheads.engine import job
-from rlpheads.engine.audit_run import AuditOptions, audit_run
 from rlpheads.engine.display import Display
 from rlpheads.engine.loop import fit
 from rlpheads.engine.resume import ResumePoint
-from rlpheads.engine.run_loading import open_run
 from rlpheads.engine.skipping import NAMED_AT_MOST, SkipNotices
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.memorization.ledger import SKIPPED, read_ledger
-
-
-@pytest.fixture
-def spoiled(tiny, tmp_path):
-    """24 training and 8 held-out images, of which train/a/03 and val/b/01 are no images: indices 3 and 5."""
-    root = tmp_path / "images"
-    random = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 4)):
-        for label in "ab":
-            (root / split / label).mkdir(parents=True)
-            for number in range(count):
-                pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / label / f"{number:02d}.png")
-    (root / "train" / "a" / "03.png").write_bytes(b"damaged")
-    (root / "val" / "b" / "01.png").write_bytes(b"")
-    data = replace(tiny.data, dataset="imagefolder", root=str(root), on_error="skip")
-    return replace(tiny, data=data, batch_size=8, log_every=1)
 
 
 @pytest.fixture
@@ -90,14 +69,6 @@ def test_what_was_skipped_is_part_of_the_checkpoint(spoiled, build):
     again = build(spoiled)
     again.resume(ResumePoint(saved, training.position, 0.0))
     assert again.running.num_skipped == training.running.num_skipped == 1
-
-
-def test_an_audit_leaves_them_out(spoiled, tmp_path):
-    """All is as if they were not there: features, the run's own labels and fresh ones all belong to the other images."""
-    assert job.run(replace(spoiled, run=replace(spoiled.run, dir=str(tmp_path), name="spoiled"))) == 0
-    found = audit_run(open_run(tmp_path / "spoiled"), AuditOptions(device="cpu"))
-    assert (found.num_train, found.num_equal, found.num_skipped) == (23, 7, 2)
-    assert all(0 <= tap.found.own_M[0] * 23 <= 23 and (tap.found.own_M[0] * 23) % 1 < 1e-6 for tap in found.taps)
 
 
 def test_without_skipping_the_run_ends_with_the_name(spoiled, build, display):
