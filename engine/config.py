@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlpheads.engine.config_runtime import RuntimeConfig
+from rlpheads.engine.config_training import LossScaleConfig
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 RegularizerKind = Literal["unlikelihood", "uniform", "reversal", "entropy"]
 
 
@@ -378,6 +379,7 @@ class Config:
     """Micro-batches that a rank's share of the batch is cut into."""
     precision: Precision = "fp32"
     """Autocast type of forward and backward; weights and optimizer states stay fp32."""
+    loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""
     log_every: int = 10

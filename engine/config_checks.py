@@ -56,6 +56,8 @@ RANGES: dict[str, Interval] = {
     "batch_size": Interval(2),
     "accumulate": _FROM_1,
     "log_every": _FROM_1,
+    "loss_scale.initial": _ABOVE_0,
+    "loss_scale.growth_every": _FROM_1,
     "data.val_fraction": _BETWEEN_0_AND_1,
     "data.workers": _FROM_0,
     "data.dali.hardware_share": _FRACTION,
@@ -346,7 +348,7 @@ def _check_device(config: Config) -> None:
         )
     if config.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
-        raise ConfigError(f"precision: got bf16, which {name} does not have; allowed on this device: fp32")
+        raise ConfigError(f"precision: got bf16, which {name} does not have; allowed on this device: fp32, fp16")
 
 
 def _check_dali(config: Config) -> None:

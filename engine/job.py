@@ -26,6 +26,7 @@ from rlpheads.engine.label_choice import settle_labels
 from rlpheads.engine.launch import Launch, Rank
 from rlpheads.engine.learner import num_parameters
 from rlpheads.engine.loop import Outcome, TrainingDivergedError, fit
+from rlpheads.engine.optimizer import host_reads
 from rlpheads.engine.planting import planted, write_truth
 from rlpheads.engine.resume import ResumePoint, Sources, check_settings, find_resume_point
 from rlpheads.engine.run_folder import RunFolder, RunFolderError, claim, write_atomically
@@ -77,6 +78,7 @@ class _Begun(NamedTuple):
 def _begin(config: Config, sources: Sources, folder: RunFolder) -> _Begun:
     """Settle what is open, and find out where to go on; write the settings where there is nothing to go on from."""
     config, warnings = settle_labels(config, sources, folder.path)
+    warnings = (*warnings, *host_reads(config))
     try:
         point = find_resume_point(config, folder.checkpoints, sources)
         if point is None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from rlpheads.engine.batch_norm import synchronise_batch_norm
-from rlpheads.engine.config import Config
+from rlpheads.engine.config import Config, OptimConfig
 from rlpheads.engine.initial_weights import load_weights
 from rlpheads.engine.launch import Launch
 from rlpheads.engine.models import Network, build_model, planned_tap_dims
-from rlpheads.engine.optimizer import FrozenPart, Span, TrainedPart, build_part
+from rlpheads.engine.optimizer import FrozenPart, Span, TrainedPart, build_part, with_loss_scale
 from rlpheads.engine.runtime import adapt
 from rlpheads.engine.streams import stream_seed
 from rlpheads.engine.tapped_model import TappedModel
@@ -86,6 +86,17 @@ class Learner:
             stack.enter_context(part.without_sync())
         return stack
 
+    def scaled(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum of the losses, by the part that each trains, as it is to be back-propagated."""
+        scaled = [part.scaled(losses[name]) for name, part in self.parts]
+        return sum(scaled[1:], scaled[0])
+
+    @property
+    def loss_scales(self) -> dict[str, Tensor]:
+        """The parts' loss scales as they are now, 0-d on the device, named as figures; empty where nothing is scaled."""
+        scales = {name: part.loss_scale for name, part in self.trained_parts}
+        return {f"{name}_loss_scale": scale.factor for name, scale in scales.items() if scale is not None}
+
     def update(self, num_updates: int) -> None:
         """Take optimizer step number `num_updates` (from 0) with every part, then move the average."""
         for _, part in self.parts:
@@ -103,14 +114,18 @@ class Learner:
         state: dict[str, Any] = {name: part.module.state_dict() for name, part in self.parts}
         for name, part in self.trained_parts:
             state[f"{name}_optimizer"] = get_optimizer_state_dict(part.module, part.optimizer)
+            if part.loss_scale is not None:
+                state[f"{name}_loss_scale"] = part.loss_scale.state()
         if self.ema is not None:
             state["ema"] = self.ema.module.state_dict()
         return state
 
     def load_optimizers(self, state: dict[str, Any]) -> None:
-        """Hand the optimizers' part of a loaded `state()` back (the modules' tensors were filled in place)."""
+        """Hand the part of a loaded `state()` back that no module holds (the modules' tensors were filled in place)."""
         for name, part in self.trained_parts:
             set_optimizer_state_dict(part.module, part.optimizer, state[f"{name}_optimizer"])
+            if part.loss_scale is not None:
+                part.loss_scale.load(state[f"{name}_loss_scale"])
 
 
 def build_learner(
@@ -135,7 +150,12 @@ def build_learner(
     if ddp and config.model.sync_batchnorm:
         synchronise_batch_norm(model, launch.device)
     adapt(model, config.runtime)
-    backbone = FrozenPart(model) if config.model.frozen else build_part(model, config.optim, config.schedule, span, ddp)
+
+    def trained(module: nn.Module, optim: OptimConfig) -> TrainedPart:
+        part = build_part(module, optim, config.schedule, span, ddp)
+        return part if config.precision != "fp16" else with_loss_scale(part, config.loss_scale, launch.device)
+
+    backbone = FrozenPart(model) if config.model.frozen else trained(model, config.optim)
     decay = config.model.ema_decay
     ema = None if decay is None else ModelEmaV3(model, decay=decay)
 
@@ -144,7 +164,7 @@ def build_learner(
             return None
         module = build_heads(config, dims, name, num_draws, config.heads.num_blocks(num_classes)).to(launch.device)
         adapt(module, config.runtime)
-        return build_part(module, config.heads.optim, config.schedule, span, ddp)
+        return trained(module, config.heads.optim)
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))
     return Learner(backbone, heads, audit, ema, dims, origin)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils.agc import adaptive_clip_grad
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rlpheads.engine.config import OptimConfig, ScheduleConfig
+from rlpheads.engine.config import Config, OptimConfig, ScheduleConfig
+from rlpheads.engine.config_training import LossScaleConfig
+from rlpheads.engine.loss_scale import LossScale, prepare_to_skip
 
 FUSED = frozenset({"adam", "adamw", "sgd", "momentum"})
-"""timm names whose torch optimizer has a fused step: one pass over memory and no temporary the size of a parameter."""
+"""timm names whose torch optimizer has a fused step: one pass over memory and no temporary the size of a parameter. Only
+these leave a step with fp16's overflows out by themselves; for others the host reads whether there were any."""
 
 
 @dataclass(frozen=True)
 class TrainedPart:
-    """A module with an optimizer, a schedule and a clipping norm of its own.
+    """A module with an optimizer, a schedule, a clipping norm and, for fp16, a loss scale of its own.
 
     Backbone and heads are two such parts. Nothing couples them: a shared global norm, for one, would let the heads'
     gradients scale the backbone's.
@@ -33,6 +36,7 @@ class TrainedPart:
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
     optim: OptimConfig
+    loss_scale: LossScale | None = None
 
     def train(self, mode: bool) -> None:
         """Switch between training and evaluation mode."""
@@ -44,11 +48,21 @@ class TrainedPart:
             return self.wrapped.no_sync()
         return nullcontext()
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return what is to be back-propagated for a loss that trains this part."""
+        return loss if self.loss_scale is None else self.loss_scale.scaled(loss)
+
     def update(self, num_updates: int) -> None:
-        """Clip, take optimizer step number `num_updates` (from 0) at its scheduled rate, and drop the gradients."""
+        """Clip, take optimizer step number `num_updates` (from 0) at its scheduled rate, and drop the gradients.
+
+        A step that fp16's overflows leave out counts in the schedule like any other.
+        """
         self.scheduler.step_update(num_updates)
-        self._clip()
-        self.optimizer.step()
+        if self.loss_scale is not None:
+            self.loss_scale.step(self.optimizer, self._clip)
+        else:
+            self._clip()
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _clip(self) -> None:
@@ -89,6 +103,10 @@ class FrozenPart:
         """Return a context: there is nothing to reduce."""
         return nullcontext()
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return the loss itself: none of it trains this part."""
+        return loss
+
     def update(self, num_updates: int) -> None:
         """Change nothing."""
 
@@ -122,6 +140,24 @@ def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, 
         **_betas(optim),
     )
     return TrainedPart(module, wrapped, optimizer, _build_scheduler(optimizer, lr, schedule, span), optim)
+
+
+def with_loss_scale(part: TrainedPart, config: LossScaleConfig, device: torch.device) -> TrainedPart:
+    """Give a part that has taken no step yet a loss scale, for fp16."""
+    prepare_to_skip(part.optimizer)
+    return replace(part, loss_scale=LossScale(config, device))
+
+
+def host_reads(config: Config) -> tuple[str, ...]:
+    """Say which optimizers make the host wait for the device in every step."""
+    parts = [] if config.model.frozen else [("optim", config.optim)]
+    parts += [] if config.heads.taps == "none" else [("heads.optim", config.heads.optim)]
+    return tuple(
+        f"{key}.name {optim.name} cannot leave a step out by itself: with precision fp16 the host waits in every step for "
+        f"whether gradients overflowed. {', '.join(sorted(FUSED))} can"
+        for key, optim in parts
+        if config.precision == "fp16" and optim.name not in FUSED
+    )
 
 
 def scaled_lr(optim: OptimConfig, batch_size: int) -> float:

@@ -8,9 +8,11 @@ import torch
 
 from rlpheads.engine.config import Precision
 
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Return the context in which a forward pass runs."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=_DTYPES[precision])

@@ -155,7 +155,8 @@ class TrainStep:
             shares = [self._forward_backward(*part) for part in parts[:-1]]
         shares.append(self._forward_backward(*parts[-1]))
         self.learner.update(num_updates)
-        return {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
+        figures = {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
+        return figures | self.learner.loss_scales
 
     def _forward_backward(self, images: Tensor, batch: Batch, seed: int) -> dict[str, Tensor]:
         # One seed a micro-batch instead of a saved generator: dropout continues exactly after a resume at any step, and
@@ -168,14 +169,17 @@ class TrainStep:
         total = torch.where(valid_B, rows.trained_loss_B, 0.0).sum() * scale
         shares = {"class_loss": total.detach(), "top1": (rows.class_hit_B & valid_B).sum() * scale}
         shares["skipped"] = total.new_full((), len(batch.skipped) * scale)
-        for prefix, losses, weights in (("", rows.heads, self.routes.weights), ("audit_", rows.audit, TermWeights())):
+        trains = {"backbone": total}
+        own, audit = ("heads", "", rows.heads, self.routes.weights), ("audit", "audit_", rows.audit, TermWeights())
+        for part, prefix, losses, weights in (own, audit):
             if losses is None:
                 continue
             terms = combine(losses, valid_B, batch.num_global_rows, self.routes.world_size, weights)
-            total = total + terms.total
+            trains[part] = terms.heads
+            trains["backbone"] = trains["backbone"] + terms.backbone
             shares |= {prefix + name: value for name, value in terms.scalars.items()}
             hits_TM = (losses.hit_TMB & valid_B).sum(-1) * scale
             shares |= {f"{prefix}rla_first": hits_TM[0].mean(), f"{prefix}rla_last": hits_TM[-1].mean()}
-        total.backward()
+        self.learner.scaled(trains).backward()
         record_rows(self.ledger, batch, rows)
         return shares

@@ -38,11 +38,18 @@ class TermWeights:
 class CombinedLoss(NamedTuple):
     """What one micro-batch adds to a step."""
 
-    total: Tensor
-    """Scalar to add to the class loss and back-propagate."""
+    heads: Tensor
+    """Scalar that trains the heads alone."""
+    backbone: Tensor
+    """Scalar that trains the backbone alone, beside its class loss."""
     scalars: dict[str, Tensor]
-    """The terms of `total` before their weights, detached, on the device: "head_cross_entropy", and "regularizer" and
-    "joint" where they were computed. Like `total`: sum them over micro-batches and average them over ranks."""
+    """The terms before their weights, detached, on the device: "head_cross_entropy", and "regularizer" and "joint" where
+    they were computed. Like the totals: sum them over micro-batches and average them over ranks."""
+
+    @property
+    def total(self) -> Tensor:
+        """Scalar to add to the class loss and back-propagate, where both routes have one loss scale."""
+        return self.heads + self.backbone
 
 
 def combine(
@@ -69,7 +76,7 @@ def combine(
         "joint": (weights.joint, losses.joint_TMB),
     }
     row_scale = world_size / num_global_rows
-    total = losses.cross_entropy_TMB.new_zeros(())
+    heads = backbone = losses.cross_entropy_TMB.new_zeros(())
     scalars = {}
     for name, (weight, rows) in terms.items():
         if rows is None:
@@ -78,6 +85,8 @@ def combine(
             continue
         value = torch.where(valid_B, rows, 0.0).sum() * (row_scale / rows.shape[1])
         scalars[name] = value.detach()
-        if weight:  # a term of weight 0 is left out: 0 times an infinite loss would be NaN
-            total = total + weight * value
-    return CombinedLoss(total, scalars)
+        if name == "head_cross_entropy":
+            heads = heads + value
+        elif weight:  # a term of weight 0 is left out: 0 times an infinite loss would be NaN
+            backbone = backbone + weight * value
+    return CombinedLoss(heads, backbone, scalars)

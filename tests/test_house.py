@@ -20,7 +20,7 @@ SOURCES = sorted(path for room in ALLOWED for path in (ROOT / room).glob("*.py")
 TRACKED = [*SOURCES, *sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
 
 STEP_FILES = [
-    *("engine/step.py", "engine/optimizer.py", "engine/learner.py", "engine/models.py"),
+    *("engine/step.py", "engine/optimizer.py", "engine/loss_scale.py", "engine/learner.py", "engine/models.py"),
     *("memorization/heads.py", "memorization/hidden_layer.py", "memorization/regularizer.py", "memorization/taps.py"),
     *("kernels/random_label_loss.py", "kernels/stages.py", "kernels/terms.py", "kernels/row_softmax.py"),
     *("loaders/device_transforms.py", "loaders/delivery.py", "engine/device_wait.py"),

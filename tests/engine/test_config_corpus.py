@@ -84,7 +84,7 @@ YAML_VALUES = [
     ),
     ("data: {augment: {cutout: 0.5}}", f"data.augment.cutout: got 0.5; allowed: {WHOLE}"),
     ("data: {subset: 0.1}", "data.subset: got 0.1, but this is a group; allowed: the keys in it: " + SUBSET_KEYS),
-    ("precision: FP32", "precision: got 'FP32'; allowed: fp32 or bf16 (nearest: fp32)"),
+    ("precision: FP32", "precision: got 'FP32'; allowed: fp32, bf16 or fp16 (nearest: fp32)"),
     # lists
     (
         "heads: {taps: al}",

@@ -14,7 +14,7 @@ from rlpheads.engine.config import AugmentConfig, Config, MixConfig, Regularizer
 from rlpheads.engine.learner import Learner, build_heads
 from rlpheads.engine.meters import Meters
 from rlpheads.engine.models import build_model
-from rlpheads.engine.optimizer import Span, build_part
+from rlpheads.engine.optimizer import Span, build_part, with_loss_scale
 from rlpheads.engine.step import TrainStep, build_routes
 from rlpheads.engine.training import Training
 from rlpheads.loaders.augment import Augment
@@ -165,12 +165,15 @@ def make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
             setattr(child, name, mode.from_tensor(parameter))
 
 
-@pytest.mark.parametrize("kind", [None, "unlikelihood", "entropy"])
-def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | None):
+@pytest.mark.parametrize(
+    ("kind", "precision"), [(None, "fp32"), ("unlikelihood", "fp32"), ("entropy", "fp32"), ("uniform", "fp16")]
+)
+def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | None, precision: str):
     """Augmentations, mixup, taps, heads, clipping, accumulation, EMA and ledger run on fake tensors, without values."""
     config = replace(
         tiny,
         accumulate=2,
+        precision=precision,
         optim=replace(tiny.optim, clip_norm=1.0),
         model=replace(
             tiny.model, ema_decay=0.9, label_smoothing=0.1, loss="bce" if kind == "entropy" else "cross_entropy"
@@ -191,13 +194,11 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
         for module in (model, heads, audit, ema):
             make_fake(module, mode)
-        learner = Learner(
-            build_part(model, config.optim, config.schedule, span, ddp=False),
-            build_part(heads, config.heads.optim, config.schedule, span, ddp=False),
-            build_part(audit, config.heads.optim, config.schedule, span, ddp=False),
-            ema,
-            dims=(24, 24),
-        )
+        optims = ((model, config.optim), (heads, config.heads.optim), (audit, config.heads.optim))
+        parts = [build_part(module, optim, config.schedule, span, ddp=False) for module, optim in optims]
+        if precision == "fp16":
+            parts = [with_loss_scale(part, config.loss_scale, torch.device("cpu")) for part in parts]
+        learner = Learner(*parts, ema, dims=(24, 24))
         step = TrainStep(
             learner=learner,
             table_MN=torch.zeros(3, 100, dtype=torch.int32),

@@ -31,9 +31,12 @@ def rows_of(losses: HeadLosses, rows: slice) -> HeadLosses:
 
 def test_mean_over_rows_and_draws_sum_over_taps():
     losses = random_losses(5)
-    total, scalars = combine(losses, torch.ones(5, dtype=torch.bool), 5, 1, TermWeights(factor=2.0, joint=0.5))
+    combined = combine(losses, torch.ones(5, dtype=torch.bool), 5, 1, TermWeights(factor=2.0, joint=0.5))
+    scalars = combined.scalars
     means = [values.mean((1, 2)).sum() for values in losses[:3]]
-    torch.testing.assert_close(total, means[0] + 2.0 * means[1] + 0.5 * means[2])
+    torch.testing.assert_close(combined.heads, means[0])
+    torch.testing.assert_close(combined.backbone, 2.0 * means[1] + 0.5 * means[2])
+    torch.testing.assert_close(combined.total, means[0] + 2.0 * means[1] + 0.5 * means[2])
     assert list(scalars) == ["head_cross_entropy", "regularizer", "joint"]
     torch.testing.assert_close(list(scalars.values()), means)
 
@@ -67,7 +70,8 @@ def test_padding_rows_give_exactly_nothing_and_get_no_gradient(rubbish):
         values[..., [1, 3]] = rubbish
         values.requires_grad_()
     valid_B = torch.tensor([True, False, True, False])
-    total, scalars = combine(losses_of(*rows), valid_B, 2, 1, TermWeights(factor=1.0, joint=1.0))
+    combined = combine(losses_of(*rows), valid_B, 2, 1, TermWeights(factor=1.0, joint=1.0))
+    total, scalars = combined.total, combined.scalars
     assert total.item() == T + R + T
     assert [value.item() for value in scalars.values()] == [T, R, T]
     total.backward()
@@ -78,7 +82,7 @@ def test_padding_rows_give_exactly_nothing_and_get_no_gradient(rubbish):
 
 def test_a_batch_of_padding_alone_is_zero():
     rows = torch.full((T, M, 2), math.nan, requires_grad=True)
-    total, _ = combine(losses_of(rows), torch.zeros(2, dtype=torch.bool), 7, 2, TermWeights())
+    total = combine(losses_of(rows), torch.zeros(2, dtype=torch.bool), 7, 2, TermWeights()).total
     total.backward()
     assert total.item() == 0
     assert not rows.grad.any()
@@ -87,7 +91,8 @@ def test_a_batch_of_padding_alone_is_zero():
 def test_a_term_of_weight_zero_is_measured_but_does_not_train():
     regularizer = torch.full((R, M, 3), math.inf, requires_grad=True)
     losses = losses_of(torch.ones(T, M, 3, requires_grad=True), regularizer)
-    total, scalars = combine(losses, torch.ones(3, dtype=torch.bool), 3, 1, TermWeights())
+    combined = combine(losses, torch.ones(3, dtype=torch.bool), 3, 1, TermWeights())
+    total, scalars = combined.total, combined.scalars
     total.backward()
     assert total.item() == T
     assert scalars["regularizer"].item() == math.inf
@@ -95,7 +100,8 @@ def test_a_term_of_weight_zero_is_measured_but_does_not_train():
 
 
 def test_scalars_carry_no_graph():
-    _, scalars = combine(losses_of(torch.ones(T, M, 3, requires_grad=True)), torch.ones(3) > 0, 3, 1, TermWeights())
+    losses = losses_of(torch.ones(T, M, 3, requires_grad=True))
+    scalars = combine(losses, torch.ones(3) > 0, 3, 1, TermWeights()).scalars
     assert not any(value.requires_grad for value in scalars.values())
 
 
@@ -104,7 +110,7 @@ def test_combining_reads_nothing_back_from_the_device():
     losses, valid_B = random_losses(4), torch.ones(4, dtype=torch.bool)
     with FakeTensorMode() as mode:
         fake = losses_of(*(mode.from_tensor(values) for values in losses[:3]))
-        total, _ = combine(fake, mode.from_tensor(valid_B), 4, 1, TermWeights(factor=1.0, joint=1.0))
+        total = combine(fake, mode.from_tensor(valid_B), 4, 1, TermWeights(factor=1.0, joint=1.0)).total
     assert total.shape == ()
 
 
