@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlpheads.engine.config_records import CheckpointConfig, EvalConfig, LedgerConfig
 from rlpheads.engine.config_runtime import RuntimeConfig
-from rlpheads.engine.config_training import LossScaleConfig
+from rlpheads.engine.config_training import AverageConfig, LossScaleConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 RegularizerKind = Literal["unlikelihood", "uniform", "reversal", "entropy"]
@@ -214,6 +215,7 @@ class ModelConfig:
     """Label smoothing of the class loss, in [0, 1)."""
     ema_decay: float | None = None
     """Decay of an exponential moving average of the weights, which is evaluated beside them; null: none."""
+    ema: AverageConfig = field(default_factory=AverageConfig)
 
 
 @dataclass(frozen=True)
@@ -331,36 +333,6 @@ class ScheduleConfig:
     """Epochs at which the rate falls, ascending (multistep)."""
     decay_rate: float = 0.1
     """What is left of the rate at each fall, in (0, 1] (step, multistep)."""
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """What is measured between epochs."""
-
-    every: int = 1
-    """Epochs between evaluations on the held-out split."""
-    clean_every: int = 1
-    """Epochs between passes over the training set without augmentation and with weights at rest; 0: at the end only."""
-    batch_size: int | None = None
-    """Global batch of an evaluation; null: the training batch."""
-
-
-@dataclass(frozen=True)
-class LedgerConfig:
-    """The per-sample record."""
-
-    every: int = 1
-    """Epochs between written ledgers; the last epoch is always written; 0: the last only."""
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """What a run can be continued from."""
-
-    every: int = 1
-    """Epochs between checkpoints; the last epoch and a stop signal always write one."""
-    keep: int = 2
-    """Newest checkpoints that are kept."""
 
 
 @dataclass(frozen=True)

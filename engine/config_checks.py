@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.config import Config, DataConfig, RunConfig
-from rlpheads.engine.config_errors import ConfigError, nearest, refusal
+from rlpheads.engine.config_errors import ConfigError, nearest, refusal, shown
+from rlpheads.engine.config_training import AverageConfig
 from rlpheads.engine.model_checks import check_parts
 
 _NAME_BYTES = 200  # a file system allows 255; the rest is for what is written beside the folder
@@ -97,6 +98,9 @@ RANGES: dict[str, Interval] = {
     "data.canaries.near_duplicates": _FROM_0,
     "model.label_smoothing": _BELOW_1,
     "model.ema_decay": _BETWEEN_0_AND_1,
+    "model.ema.every": _FROM_1,
+    "model.ema.warmup_gamma": _ABOVE_0,
+    "model.ema.warmup_power": _ABOVE_0,
     "heads.labels": Interval(2, 2**31 - 1),
     "heads.draws": _FROM_1,
     "heads.audit_draws": _FROM_0,
@@ -281,6 +285,11 @@ def _check_model_settings(config: Config) -> None:
     model = config.model
     if model.pretrained and model.checkpoint is not None:
         raise ConfigError("model.checkpoint: got a file, and model.pretrained too; allowed: one of the two")
+    for key in ("every", "warmup"):
+        given = getattr(model.ema, key)
+        if model.ema_decay is None and given != getattr(AverageConfig, key):
+            allowed = f"{shown(getattr(AverageConfig, key))} while model.ema_decay is null: there is no average"
+            raise refusal(f"model.ema.{key}", given, allowed)
     if not model.frozen:
         return
     if config.heads.taps == "none":

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
+from rlpheads.engine.averaging import Average, build_average
 from rlpheads.engine.batch_norm import synchronise_batch_norm
 from rlpheads.engine.config import Config, OptimConfig
 from rlpheads.engine.initial_weights import load_weights
@@ -41,7 +41,7 @@ class Learner:
     backbone: TrainedPart | FrozenPart
     heads: TrainedPart | None
     audit: TrainedPart | None
-    ema: ModelEmaV3 | None
+    ema: Average | None
     dims: tuple[int, ...]
     origin: str = ""
 
@@ -102,7 +102,7 @@ class Learner:
         for _, part in self.parts:
             part.update(num_updates)
         if self.ema is not None:
-            self.ema.update(self.tapped, step=num_updates)
+            self.ema.update(self.tapped, num_updates)
 
     def train(self, mode: bool = True) -> None:
         """Switch every part between training and evaluation mode."""
@@ -157,7 +157,7 @@ def build_learner(
 
     backbone = FrozenPart(model) if config.model.frozen else trained(model, config.optim)
     decay = config.model.ema_decay
-    ema = None if decay is None else ModelEmaV3(model, decay=decay)
+    ema = None if decay is None else build_average(model, decay, config.model.ema)
 
     def part(name: str, num_draws: int) -> TrainedPart | None:
         if not dims or not num_draws:

@@ -108,6 +108,11 @@ NUMBERS = [
     ),
     (["--data.std", "[0, 1, 1]"], "data.std: got (0.0, 1.0, 1.0); allowed: numbers above 0 and at most 1"),
     (["--model.label_smoothing", "1"], "model.label_smoothing: got 1.0; allowed: a number at least 0 and below 1"),
+    (
+        ["--model.ema.every", "4"],
+        "model.ema.every: got 4; allowed: 1 while model.ema_decay is null: there is no average",
+    ),
+    (["--loss_scale.initial", "0"], "loss_scale.initial: got 0.0; allowed: a number above 0"),
     (["--model.ema_decay", "1"], "model.ema_decay: got 1.0; allowed: a number above 0 and below 1"),
     (["--optim.lr", "0"], "optim.lr: got 0.0; allowed: a number above 0"),
     (["--optim.momentum", "1"], "optim.momentum: got 1.0; allowed: a number at least 0 and below 1"),

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rlpheads.engine.config import LossScaleConfig, OptimConfig, ScheduleConfig
+from rlpheads.engine.config import OptimConfig, ScheduleConfig
+from rlpheads.engine.config_training import LossScaleConfig
 from rlpheads.engine.optimizer import FUSED, Span, TrainedPart, build_part, host_reads, with_loss_scale
 from rlpheads.engine.resume import ResumePoint
 

@@ -14,17 +14,15 @@ from rlpheads.engine.audit_run import AuditOptions, audit_labels, audit_run
 from rlpheads.engine.checkpoint import weights_sha256
 from rlpheads.engine.cli import main
 from rlpheads.engine.config import (
-    CheckpointConfig,
     Config,
     DataConfig,
-    EvalConfig,
     HeadsConfig,
-    LedgerConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
     ScheduleConfig,
 )
+from rlpheads.engine.config_records import CheckpointConfig, EvalConfig, LedgerConfig
 from rlpheads.engine.job import open_sources
 from rlpheads.engine.learner import build_heads
 from rlpheads.engine.models import build_model

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlpheads.engine.augmenting import augment_spec, mix_spec
+from rlpheads.engine.averaging import build_average
 from rlpheads.engine.config import AugmentConfig, Config, MixConfig, RegularizerConfig
+from rlpheads.engine.config_training import AverageConfig
 from rlpheads.engine.learner import Learner, build_heads
 from rlpheads.engine.meters import Meters
 from rlpheads.engine.models import build_model
@@ -189,10 +190,10 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
     )
     model = build_model(config, 10)
     heads, audit = build_heads(config, (24, 24), "heads", 2), build_heads(config, (24, 24), "audit", 1)
-    ema = ModelEmaV3(model, decay=0.9)
+    ema = build_average(model, 0.9, AverageConfig(warmup=True))
     span = Span(epochs=2, steps_per_epoch=5)
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        for module in (model, heads, audit, ema):
+        for module in (model, heads, audit, ema.module):
             make_fake(module, mode)
         optims = ((model, config.optim), (heads, config.heads.optim), (audit, config.heads.optim))
         parts = [build_part(module, optim, config.schedule, span, ddp=False) for module, optim in optims]
