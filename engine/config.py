@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rlpheads.engine.config_records import CheckpointConfig, EvalConfig, LedgerConfig
 from rlpheads.engine.config_runtime import RuntimeConfig
-from rlpheads.engine.config_training import AverageConfig, LossScaleConfig
+from rlpheads.engine.config_training import AverageConfig, EarlyStoppingConfig, LossScaleConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 RegularizerKind = Literal["unlikelihood", "uniform", "reversal", "entropy"]
@@ -365,6 +365,7 @@ class Config:
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

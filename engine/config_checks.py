@@ -99,6 +99,8 @@ RANGES: dict[str, Interval] = {
     "model.label_smoothing": _BELOW_1,
     "model.ema_decay": _BETWEEN_0_AND_1,
     "model.ema.every": _FROM_1,
+    "early_stopping.patience": _FROM_1,
+    "early_stopping.min_delta": _FROM_0,
     "model.ema.warmup_gamma": _ABOVE_0,
     "model.ema.warmup_power": _ABOVE_0,
     "heads.labels": Interval(2, 2**31 - 1),
@@ -155,6 +157,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_terms(config)
     _check_model_settings(config)
     _check_target(config)
+    _check_early_stopping(config)
     _check_device(config)
     _check_dali(config)
     check_parts(config, world_size)
@@ -337,6 +340,13 @@ def _check_target(config: Config) -> None:
         )
     if config.eval.clean_every == 0:
         raise refusal("regularizer.target", target, "null while eval.clean_every is 0: λ is steered after a clean pass")
+
+
+def _check_early_stopping(config: Config) -> None:
+    settings = config.early_stopping
+    if settings.metric.startswith("eval_ema") and config.model.ema_decay is None:
+        allowed = "eval_top1 or eval_loss while model.ema_decay is null: there is no average"
+        raise refusal("early_stopping.metric", settings.metric, allowed)
 
 
 def _check_device(config: Config) -> None:

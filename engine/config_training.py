@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -29,3 +30,15 @@ class AverageConfig:
     """The larger, the faster: with 2/3 it is 0.999 after 31,600 updates, with 3/4 after 10,000 (warmup)."""
     foreach: bool = True
     """Update all tensors in one call; false: one by one, which takes less memory. May change the last bits."""
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """When a run ends before its epochs are over. The schedules still span all epochs."""
+
+    patience: int | None = None
+    """Evaluations in a row without a better figure after which the run is done; null: never."""
+    metric: Literal["eval_top1", "eval_loss", "eval_ema_top1", "eval_ema_loss"] = "eval_top1"
+    """The figure, on the held-out images; eval_ema_...: of the averaged weights."""
+    min_delta: float = 0.0
+    """It is better only where it beats the best before by more than this."""

@@ -5,7 +5,7 @@
         for each batch that is left of it:
             train_step(batch)                        no host synchronisation
             read the figures of the step before last; stop if a signal or max_steps says so
-        evaluate held-out (and, when due, the training set without augmentation)
+        evaluate held-out (and, when due, the training set without augmentation); this epoch is the last if it is no better
         write ledger, metrics, summary; then the checkpoint, which closes the epoch
     check the held-out random-label accuracy against chance, draw the figures, say how it ended
 
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlpheads.engine.config import RegularizerConfig
 from rlpheads.engine.display import Display
+from rlpheads.engine.early_stopping import stop_reason
 from rlpheads.engine.evaluation import Evaluation, EvaluationInterruptedError, Split, evaluate, merge, summarize
 from rlpheads.engine.label_figures import Sizes, label_figures
 from rlpheads.engine.learner import num_audit_draws, num_parameters
@@ -60,9 +61,12 @@ def fit(training: Training, display: Display) -> Outcome:
     stop_flag.install()
     try:
         while training.position.epoch < config.epochs:
+            if training.position.consumed == 0 and (reason := _reason_to_stop_early(training)) is not None:
+                return _finish(training, display, stop_flag, reason)
             if _train_epoch(training, display, stop_flag) == "max_steps":
                 _save(training, display)
-                return _finish(training, display, stop_flag, f"max_steps={config.max_steps} reached")
+                reason = f"max_steps={config.max_steps} reached"
+                return _finish(training, display, stop_flag, reason, closed=False)
             _finish_epoch(training, display, stop_flag)
         return _finish(training, display, stop_flag, f"all {config.epochs} epochs trained")
     except (TrainingStoppedError, EvaluationInterruptedError):
@@ -148,6 +152,7 @@ def _finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> 
         row |= _figures(training, "eval", "heldout", _evaluate(training, training.heldout, stop_flag))
         row |= _evaluate_average(training, stop_flag)
         recorded["heldout"] = training.heldout.ledger
+        last = last or _reason_to_stop_early(training, row) is not None
     if last or _due(config.eval.clean_every, epoch):
         row |= _figures(training, "clean", "clean", _evaluate(training, training.clean, stop_flag))
         _steer(training, row)
@@ -166,6 +171,20 @@ def _finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> 
     training.position = Position(epoch + 1)
     if last or _due(config.checkpoint.every, epoch):
         _save(training, display)
+
+
+def _reason_to_stop_early(training: Training, *rows: Mapping[str, Any]) -> str | None:
+    """Say why the run ends with the epochs that metrics.jsonl holds, and `rows` behind them, or return None.
+
+    Collective where `early_stopping` is on: the main rank, which has the file, decides for all.
+    """
+    settings = training.config.early_stopping
+    if settings.patience is None:
+        return None
+    reason = None
+    if training.launch.is_main:
+        reason = stop_reason(settings, [*training.folder.metrics("epoch"), *rows])
+    return training.launch.share(reason)
 
 
 def _factors(training: Training) -> dict[str, float]:
@@ -270,12 +289,15 @@ def _due(every: int, epoch: int) -> bool:
     return every > 0 and (epoch + 1) % every == 0
 
 
-def _finish(training: Training, display: Display, stop_flag: StopFlag, reason: str) -> Outcome:
-    """Check the run against chance, draw its figures and print what it found. Collective."""
+def _finish(training: Training, display: Display, stop_flag: StopFlag, reason: str, *, closed: bool = True) -> Outcome:
+    """Check the run against chance, draw its figures and print what it found. Collective.
+
+    `closed`: the run ends with a last epoch, whose measurements are still here if this process made them.
+    """
     from rlpheads.engine.findings import draw_figures, summarize_findings  # scipy and matplotlib load after training
     from rlpheads.engine.memory_findings import measure_memory
 
-    measured_now = training.position.epoch == training.config.epochs and training.heldout.ledger.num_seen
+    measured_now = closed and training.heldout.ledger.num_seen
     heldout = summarize(training.heldout.ledger) if measured_now else _evaluate(training, training.heldout, stop_flag)
     if not training.launch.is_main:
         return Outcome("done", reason)
@@ -284,7 +306,7 @@ def _finish(training: Training, display: Display, stop_flag: StopFlag, reason: s
         heldout, history, training.learner.tapped.taps, training.baselines_T, training.config.heads.num_labels
     )
     if found.taps:
-        if training.position.epoch == training.config.epochs and training.clean.ledger.num_seen:
+        if closed and training.clean.ledger.num_seen:
             config, blocks = training.config.heads, training.learner.tapped.taps
             memory = measure_memory(training.clean.ledger, blocks, config.draws, config.num_labels)
             found = replace(found, memory=memory)

@@ -12,7 +12,7 @@ from rlpheads.engine.config import Config
 from rlpheads.loaders.datasets import ImageSource
 
 FREE_TO_CHANGE = frozenset(
-    {"run", "eval", "ledger", "checkpoint", "max_steps", "log_every", "verbose", "device"}
+    {"run", "eval", "ledger", "checkpoint", "max_steps", "early_stopping", "log_every", "verbose", "device"}
     | {"data.workers", "data.root", "data.download", "data.verified", "data.on_error"}
     | {"runtime.activation_checkpointing"}
 )

@@ -113,6 +113,12 @@ NUMBERS = [
         "model.ema.every: got 4; allowed: 1 while model.ema_decay is null: there is no average",
     ),
     (["--loss_scale.initial", "0"], "loss_scale.initial: got 0.0; allowed: a number above 0"),
+    (
+        ["--early_stopping.metric", "eval_ema_loss"],
+        "early_stopping.metric: got 'eval_ema_loss'; allowed: eval_top1 or eval_loss while model.ema_decay is null: there is "
+        "no average",
+    ),
+    (["--early_stopping.patience", "0"], "early_stopping.patience: got 0; allowed: a number at least 1"),
     (["--model.ema_decay", "1"], "model.ema_decay: got 1.0; allowed: a number above 0 and below 1"),
     (["--optim.lr", "0"], "optim.lr: got 0.0; allowed: a number above 0"),
     (["--optim.momentum", "1"], "optim.momentum: got 1.0; allowed: a number at least 0 and below 1"),
