@@ -57,6 +57,8 @@ RANGES: dict[str, Interval] = {
     "batch_size": Interval(2),
     "accumulate": _FROM_1,
     "log_every": _FROM_1,
+    "runtime.profile.first": _FROM_0,
+    "runtime.profile.steps": _FROM_1,
     "loss_scale.initial": _ABOVE_0,
     "loss_scale.growth_every": _FROM_1,
     "data.val_fraction": _BETWEEN_0_AND_1,

@@ -30,6 +30,7 @@ from rlpheads.engine.learner import num_audit_draws, num_parameters
 from rlpheads.engine.models import Network
 from rlpheads.engine.resume import Position
 from rlpheads.engine.signals import StopFlag
+from rlpheads.engine.tracing import StepTracer
 from rlpheads.engine.training import Training
 from rlpheads.memorization.ledger import Ledger, LedgerMetadata
 
@@ -59,11 +60,12 @@ def fit(training: Training, display: Display) -> Outcome:
     config = training.config
     stop_flag = StopFlag(training.launch.control, training.launch.world_size)
     stop_flag.install()
+    tracer = StepTracer(config.runtime.profile, training.launch, training.folder.path / "profile", display.say)
     try:
         while training.position.epoch < config.epochs:
             if training.position.consumed == 0 and (reason := _reason_to_stop_early(training)) is not None:
                 return _finish(training, display, stop_flag, reason)
-            if _train_epoch(training, display, stop_flag) == "max_steps":
+            if _train_epoch(training, display, stop_flag, tracer) == "max_steps":
                 _save(training, display)
                 reason = f"max_steps={config.max_steps} reached"
                 return _finish(training, display, stop_flag, reason, closed=False)
@@ -74,10 +76,13 @@ def fit(training: Training, display: Display) -> Outcome:
             _save(training, display)
         return Outcome("requeue", f"stopped by {stop_flag.reason} after step {training.num_updates}")
     finally:
+        tracer.close()
         stop_flag.drain()
 
 
-def _train_epoch(training: Training, display: Display, stop_flag: StopFlag) -> Literal["trained", "max_steps"]:
+def _train_epoch(
+    training: Training, display: Display, stop_flag: StopFlag, tracer: StepTracer
+) -> Literal["trained", "max_steps"]:
     """Train the rest of the position's epoch, or as much of it as `max_steps` allows.
 
     Raises:
@@ -90,16 +95,17 @@ def _train_epoch(training: Training, display: Display, stop_flag: StopFlag) -> L
     clock.start()
     batches = iter(training.loader)
     while training.epoch_has_steps_left and not training.reached_max_steps and not stopped:
-        with clock.waiting():
-            delivered = next(batches)
-        images, batch = training.prepare_training(delivered)
-        training.meters.add(training.step(images, batch, training.num_updates))
-        training.position = replace(training.position, consumed=training.position.consumed + batch.num_global_rows)
-        clock.step(batch.num_global_rows)
-        _report_window(training, display)
-        if training.num_updates % training.config.log_every == 0:
-            _close_window(training)
-        stopped = stop_flag.agreed()
+        with tracer.step(training.num_updates):
+            with clock.waiting():
+                delivered = next(batches)
+            images, batch = training.prepare_training(delivered)
+            training.meters.add(training.step(images, batch, training.num_updates))
+            training.position = replace(training.position, consumed=training.position.consumed + batch.num_global_rows)
+            clock.step(batch.num_global_rows)
+            _report_window(training, display)
+            if training.num_updates % training.config.log_every == 0:
+                _close_window(training)
+            stopped = stop_flag.agreed()
     clock.stop()
     _report_window(training, display)
     _close_window(training)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.checkpoint import CheckpointError, find, read_manifest, verify
 from rlpheads.engine.config import Config
+from rlpheads.engine.config_runtime import ProfileConfig
 from rlpheads.loaders.datasets import ImageSource
 
 FREE_TO_CHANGE = frozenset(
     {"run", "eval", "ledger", "checkpoint", "max_steps", "early_stopping", "log_every", "verbose", "device"}
     | {"data.workers", "data.root", "data.download", "data.verified", "data.on_error"}
     | {"runtime.activation_checkpointing"}
+    | {f"runtime.profile.{setting.name}" for setting in fields(ProfileConfig)}
 )
 """Settings (or groups of them) that a resumed run may change, since they do not change what is learned.
 

@@ -119,6 +119,7 @@ NUMBERS = [
         "no average",
     ),
     (["--early_stopping.patience", "0"], "early_stopping.patience: got 0; allowed: a number at least 1"),
+    (["--runtime.profile.first", "-1"], "runtime.profile.first: got -1; allowed: a number at least 0"),
     (["--model.ema_decay", "1"], "model.ema_decay: got 1.0; allowed: a number above 0 and below 1"),
     (["--optim.lr", "0"], "optim.lr: got 0.0; allowed: a number above 0"),
     (["--optim.momentum", "1"], "optim.momentum: got 1.0; allowed: a number at least 0 and below 1"),
