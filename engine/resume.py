@@ -103,10 +103,12 @@ def check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:
 def check_settings(run: Path, config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Compare the settings of a run with those it was begun with.
 
+    A setting that was unknown when the run was begun counts as its default.
+
     Raises:
         CheckpointError: they differ in what is learned; each difference is named.
     """
-    here, there = _flattened(config), _flattened(saved)
+    here, there = _flattened(config), _flattened(asdict(Config())) | _flattened(saved)
     free = FREE_TO_CHANGE - ({"eval"} if config["regularizer"]["target"] is not None else set())  # it steers λ
     changed = [
         f"{key} is {here.get(key)!r} now and was {there.get(key)!r}"
