@@ -305,7 +305,8 @@ class RegularizerConfig:
     """Which of the heads' taps are regularised, by the same names."""
     target: float | None = None
     """Wanted clean random-label accuracy of the audit heads minus the head-only baseline, averaged over the regularised
-    taps (0.02: two points above it). λ then starts at factor and is steered after every clean pass; null: λ is factor."""
+    taps (0.02: two points above it); the baseline is a linear head's, also with heads.hidden. λ then starts at factor and is
+    steered after every clean pass; null: λ is factor."""
     target_rate: float = 20.0
     """How hard λ is steered: a clean pass multiplies it by exp(target_rate x (accuracy - baseline - target))."""
 

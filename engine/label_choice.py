@@ -50,8 +50,8 @@ def settle_labels(config: Config, sources: Sources, folder: Path) -> SettledLabe
     choice = auto_labels(num_samples, num_features)
     begun = _begun_with(folder)
     if begun not in (None, choice.num_labels):
-        return settle_labels(_with_labels(config, begun), sources, folder)
-    return SettledLabels(_with_labels(config, choice.num_labels), _told(choice.warning))
+        return settle_labels(with_labels(config, begun), sources, folder)
+    return SettledLabels(with_labels(config, choice.num_labels), _told(choice.warning))
 
 
 def run_labels(config: Config, manifest: Manifest, num_draws: int, device: torch.device | str | None = None) -> Tensor:
@@ -84,7 +84,8 @@ def _begun_with(folder: Path) -> int | None:
     return read_config_file(str(path))["heads"]["labels"] if path.exists() else None
 
 
-def _with_labels(config: Config, num_labels: int) -> Config:
+def with_labels(config: Config, num_labels: int) -> Config:
+    """Return the settings with a given K."""
     return replace(config, heads=replace(config.heads, labels=num_labels))
 
 

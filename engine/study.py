@@ -19,6 +19,7 @@ from rlpheads.engine.audit_run import AuditOptions, audit_path, audit_run, write
 from rlpheads.engine.checkpoint import CheckpointError
 from rlpheads.engine.command_line import parse_config
 from rlpheads.engine.config_errors import ConfigError
+from rlpheads.engine.label_choice import with_labels
 from rlpheads.engine.resume import check_settings
 from rlpheads.engine.run_folder import RunFolder
 from rlpheads.engine.run_loading import open_run
@@ -93,8 +94,11 @@ def _is_done(run: PlannedRun) -> bool:
     if RunFolder(run.folder).status().get("status") != "done" or not settings.exists():
         return False
     begun = parse_config(["--config", str(settings)])
+    asked = run.config
+    if asked.heads.labels == "auto":  # settled when the run began
+        asked = with_labels(asked, begun.heads.num_labels)
     try:
-        check_settings(run.folder, asdict(run.config), asdict(begun))
+        check_settings(run.folder, asdict(asked), asdict(begun))
     except CheckpointError as error:
         raise ConfigError(f"{error} ({run.settings_file} has those of the study; another folder: --out)") from error
     return True

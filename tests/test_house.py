@@ -21,6 +21,7 @@ TRACKED = [*SOURCES, *sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT 
 
 STEP_FILES = [
     *("engine/step.py", "engine/optimizer.py", "engine/loss_scale.py", "engine/learner.py", "engine/models.py"),
+    *("engine/tapped_model.py", "engine/averaging.py", "engine/batch_norm.py", "memorization/class_blocks.py"),
     *("memorization/heads.py", "memorization/hidden_layer.py", "memorization/regularizer.py", "memorization/taps.py"),
     *("kernels/random_label_loss.py", "kernels/stages.py", "kernels/terms.py", "kernels/row_softmax.py"),
     *("loaders/device_transforms.py", "loaders/delivery.py", "engine/device_wait.py"),

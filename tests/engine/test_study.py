@@ -28,7 +28,7 @@ heads: {labels: 5}
 STUDY = """
 config: base.yaml
 seeds: [3]
-settings: {epochs: 1, max_steps: null, heads: {draws: 2, audit_draws: 1}}
+settings: {epochs: 1, max_steps: null, heads: {labels: auto, draws: 2, audit_draws: 1}}
 arms:
   free: {regularizer: {factor: 0}}
   held: {regularizer: {kind: uniform, factor: 1}}
@@ -56,7 +56,8 @@ class TestPlan:
         runs = plan_runs(read_study(path), tmp_path, world_size=1)
         assert [(run.arm, run.seed) for run in runs] == [("free", 3), ("held", 3), ("free", 4), ("held", 4)]
         config = runs[1].config
-        assert (config.seed, config.max_steps, config.heads.draws, config.heads.labels) == (3, None, 2, 5)
+        assert (config.batch_size, config.seed, config.max_steps) == (32, 3, None)
+        assert (config.heads.draws, config.heads.labels) == (2, "auto")
         assert (config.regularizer.kind, config.regularizer.factor) == ("uniform", 1.0)
         assert runs[1].folder == tmp_path / "held.seed3"
 
@@ -132,6 +133,7 @@ class TestRun:
         assert {path.name for path in finished.glob("study.*")} == {"study.json", "study.png", "study.svg"}
 
     def test_what_is_finished_is_not_trained_again(self, finished, written, capsys):
+        """Not even where heads.labels is auto, and its number is in the runs' own settings alone."""
         before = {path: path.stat().st_mtime_ns for path in finished.glob("*/status.json")}
         assert main(["study", str(written / "tiny.yaml"), "--out", str(finished)]) == 0
         assert {path: path.stat().st_mtime_ns for path in finished.glob("*/status.json")} == before
