@@ -17,10 +17,11 @@ from rlpheads.memorization.audit import (
 )
 from rlpheads.memorization.baselines import least_squares_rla
 from rlpheads.memorization.feature_blocks import GaussianFeatures, RowSubset, iterate_blocks
+from rlpheads.memorization.feature_moments import collect_moments
 from rlpheads.memorization.intervals import draw_interval
 from rlpheads.memorization.labels import label_table
 from rlpheads.memorization.logistic_baseline import logistic_rla, simulate_logistic
-from rlpheads.memorization.probe_heads import LeastSquaresProbe, LogisticProbe, TwoLayerProbe, collect_moments
+from rlpheads.memorization.probe_heads import LeastSquaresProbe, LogisticProbe, TwoLayerProbe
 
 K = 10
 EVERY_PROBE = [LeastSquaresProbe(), LogisticProbe(), TwoLayerProbe(hidden=8, max_passes=60)]
