@@ -198,7 +198,7 @@ def test_help_has_every_key_with_its_meaning_and_default() -> None:
     for key, _ in fields_of(Config):
         assert f" --{key} " in words
     assert "Seed of every stream of random numbers. (type: int, default: 0)" in words
-    decay = "Decoupled weight decay; not applied to biases, norms and what the model excepts (position embeddings, class token)."
+    decay = "not applied to biases, norms and what the model excepts (position embeddings, class token)."
     assert f"{decay} (type: float, default: 0.05)" in words
     assert f"{decay} (type: float, default: 0.0)" in words
 
