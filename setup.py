@@ -22,13 +22,16 @@ DEPENDENCIES = [
     "pyarrow>=18",
     "matplotlib>=3.9,<4",
     "psutil>=6",
+    "tensorboard>=2.18,<3",
 ]
+WANDB = ["wandb>=0.19,<1"]
 PHOTOGRAPHS = ["scikit-image>=0.24,<1"]  # eight of the ten of data.dataset patches
 # For the CUDA of torch's own wheels. It decodes without a GPU, too.
 DALI = ["nvidia-dali-cuda130>=2.4,<3; platform_system == 'Linux'"]
 EXTRAS = {
     "patches": PHOTOGRAPHS,
     "dali": DALI,
+    "wandb": WANDB,
     "ffcv": [
         "ffcv>=1.0.2,<1.1",  # source only: setup_ffcv.sh installs what its build needs
         "numba>=0.60",
@@ -37,6 +40,7 @@ EXTRAS = {
     "test": [
         *PHOTOGRAPHS,
         *DALI,
+        *WANDB,
         "pytest>=8.3",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

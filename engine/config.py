@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlpheads.engine.config_log import LogConfig
 from rlpheads.engine.config_records import CheckpointConfig, EvalConfig, LedgerConfig
 from rlpheads.engine.config_runtime import RuntimeConfig
 from rlpheads.engine.config_training import AverageConfig, EarlyStoppingConfig, LossScaleConfig
@@ -371,3 +372,4 @@ class Config:
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    log: LogConfig = field(default_factory=LogConfig)

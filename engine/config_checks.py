@@ -14,6 +14,7 @@ from typing import Any
 
 from rlpheads.engine.config import Config, DataConfig, RunConfig
 from rlpheads.engine.config_errors import ConfigError, nearest, refusal, shown
+from rlpheads.engine.config_log import check_log
 from rlpheads.engine.config_training import AverageConfig
 from rlpheads.engine.model_checks import check_parts
 
@@ -162,6 +163,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_early_stopping(config)
     _check_device(config)
     _check_dali(config)
+    check_log(config.log)
     check_parts(config, world_size)
 
 

@@ -143,6 +143,8 @@ def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
         parts.append(f"skipped {percent(row['skipped'])}")
     parts.append(f"{row['images_per_second']:.0f} img/s")
     parts.append(f"wait {percent(row['data_wait'])}")
+    if "mfu" in row:
+        parts.append(f"MFU {percent(row['mfu'])} (heads {percent(row['mfu_heads'])})")
     if eta_seconds is not None:
         parts.append(f"ETA {timedelta(seconds=round(eta_seconds))}")
     return "  ".join(parts)

@@ -38,6 +38,8 @@ class Evaluation:
         bits_TM: bits about the random labels, summed over the samples, of each tap and draw.
         num_samples: samples seen.
         num_skipped: samples that could not be read and were left out.
+        top5: share of samples whose class is among the five likeliest, in [0, 1] (1 for five classes or fewer); None
+            for what a ledger alone remembers.
     """
 
     loss: float
@@ -46,6 +48,7 @@ class Evaluation:
     bits_TM: list[list[float]]
     num_samples: int
     num_skipped: int = 0
+    top5: float | None = None
 
     @property
     def rla_T(self) -> list[float]:  # noqa: N802 - shape suffix
@@ -110,12 +113,22 @@ def evaluate(
     """
     split.ledger.reset()
     split.loader.set_epoch(0)
+    among_five = torch.zeros((), dtype=torch.int64, device=split.table_MN.device)
     for delivered in split.loader:
         images, batch = prepare(delivered)
         with autocast(images.device, precision):
             rows = forward_rows(network, images, batch, split.table_MN, routes)
         record_rows(split.ledger, batch, rows)
+        among_five += _among_five(rows.logits_BC, batch)
         if interrupted():
             raise EvaluationInterruptedError
     merge(split.ledger, routes.world_size)
-    return summarize(split.ledger)
+    dist.all_reduce(among_five)
+    found = summarize(split.ledger)
+    return replace(found, top5=among_five.item() / found.num_samples if found.num_samples else 0.0)
+
+
+def _among_five(logits_BC: Tensor, batch: Batch) -> Tensor:
+    """Count the rows, but for padding, whose class is among the five with the greatest logits."""
+    likeliest = logits_BC.topk(min(5, logits_BC.shape[1])).indices
+    return ((likeliest == batch.targets[:, None]).any(1) & (batch.index >= 0)).sum()

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from rlpheads.engine import launch
 from rlpheads.engine.checkpoint import CheckpointError, weights_sha256
+from rlpheads.engine.closing import closing_lines
 from rlpheads.engine.command_line import dump_config
 from rlpheads.engine.config import Config
 from rlpheads.engine.config_checks import check_config
@@ -30,7 +31,9 @@ from rlpheads.engine.optimizer import host_reads
 from rlpheads.engine.planting import planted, write_truth
 from rlpheads.engine.resume import ResumePoint, Sources, check_settings, find_resume_point
 from rlpheads.engine.run_folder import RunFolder, RunFolderError, claim, write_atomically
+from rlpheads.engine.run_log import RunLogError
 from rlpheads.engine.runtime import switched
+from rlpheads.engine.storage_errors import storage_failure, told
 from rlpheads.engine.streams import stream_seed
 from rlpheads.engine.training import Training, build_training
 from rlpheads.loaders.datasets import open_dataset
@@ -57,7 +60,7 @@ def run(config: Config) -> int:
     check_config(config, rank.world_size)
     sources = open_sources(config)
     with _claimed(config, rank) as folder:
-        begun = _begin(config, sources, folder) if rank.is_main else None
+        begun = _begun(config, sources, folder) if rank.is_main else None
         with switched(config.runtime), launch.start(config.device) as launched:
             begun = launched.share(begun)
             assert begun is not None  # the main rank has begun
@@ -73,6 +76,16 @@ class _Begun(NamedTuple):
     """Where to go on, if anywhere."""
     warnings: tuple[str, ...]
     """What the user should be told, now and at the end."""
+
+
+def _begun(config: Config, sources: Sources, folder: RunFolder) -> _Begun:
+    try:
+        return _begin(config, sources, folder)
+    except OSError as error:
+        complaint = storage_failure(error)
+        if complaint is None:
+            raise
+        raise ConfigError(told(complaint, folder.path)) from error
 
 
 def _begin(config: Config, sources: Sources, folder: RunFolder) -> _Begun:
@@ -167,8 +180,10 @@ def _train(begun: _Begun, sources: Sources, folder: RunFolder, launched: Launch)
     try:
         _check_same_images(sources, launched)
         training = build_training(config, sources, folder, launched, fresh=point is None)
-        with Display(console, config.epochs, training.order.num_steps, launched.device, config.verbose) as display:
+        display = Display(console, config.epochs, training.order.num_steps, launched.device, config.verbose)
+        with closing(training.log), display:
             display.say(opening_line(training))
+            display.say(arithmetic_line(training))
             if training.learner.origin and point is None:
                 display.say(training.learner.origin)
             for warning in begun.warnings:
@@ -177,16 +192,21 @@ def _train(begun: _Begun, sources: Sources, folder: RunFolder, launched: Launch)
                 training.resume(point)
                 display.say(f"resumed from {point.checkpoint} at step {training.num_updates}")
             if launched.is_main:
-                folder.rewind_metrics(training.num_updates, training.position.epoch)
+                training.log.open(training.num_updates, training.position.epoch, asdict(config))
             outcome = fit(training, display)
             _close(training, outcome, display, begun.warnings)
-    except (TrainingDivergedError, ImageReadError, LoaderError, DatasetError) as error:
+    except (TrainingDivergedError, ImageReadError, LoaderError, DatasetError, RunLogError) as error:
         _fail(folder, launched, error)
         print(f"error: {error}{_remedy(error)}", file=sys.stderr)
         return EXIT_FAILED
     except BaseException as error:
         _fail(folder, launched, error)
-        raise
+        complaint = storage_failure(error)
+        if complaint is None:
+            raise
+        after = "the same command then goes on from the last checkpoint, which is whole"
+        print(f"error: {told(complaint, folder.path)}; {after}", file=sys.stderr)
+        return EXIT_FAILED
     return EXIT_DONE if outcome.status == "done" else EXIT_REQUEUE
 
 
@@ -222,6 +242,16 @@ def opening_line(training: Training) -> str:
     )
 
 
+def arithmetic_line(training: Training) -> str:
+    """Say in one line how much is computed for an image, and what MFU is held against."""
+    flops, peak = training.utilisation.flops, training.utilisation.peak
+    if flops is None:
+        return "arithmetic: this model's cannot be counted; no MFU"
+    shares = f"network {flops.network / 1e9:.4g}, heads {flops.heads / 1e9:.4g}"
+    beside = "no MFU: the peak of this device is not known" if peak is None else f"peak {peak / 1e12:.4g} TFLOP/s"
+    return f"arithmetic: {flops.total / 1e9:.4g} GFLOP an image, forward and backward ({shares}); {beside}"
+
+
 def _close(training: Training, outcome: Outcome, display: Display, warnings: tuple[str, ...]) -> None:
     if not training.launch.is_main:
         return
@@ -238,11 +268,10 @@ def _close(training: Training, outcome: Outcome, display: Display, warnings: tup
             facts["heldout_check"] = "failed" if found.strayed else "passed"
             facts["memory"] = [asdict(tap) for tap in found.memory]
     training.folder.write_status(outcome.status, outcome.reason, **facts)
-    display.say(f"{outcome.status}: {outcome.reason}; everything is in {training.folder.path}")
-    if found is not None and found.taps:
-        display.say(f"figures: {training.folder.figures / 'rla_by_depth.png'} and rla_by_epoch.png")
     for name, digest in hashes.items():
         display.say(f"{name} weights sha256 {digest}")
+    for line in closing_lines(outcome, training.config, training.folder.path):
+        display.say(line)
 
 
 def _skipped_of_the_last_epoch(folder: RunFolder) -> dict[str, int]:
@@ -261,6 +290,14 @@ def _remedy(error: Exception) -> str:
 
 
 def _fail(folder: RunFolder, launched: Launch, error: BaseException) -> None:
+    """Write down why, unless the disk is why."""
+    try:
+        _write_failure(folder, launched, error)
+    except OSError as second:
+        print(f"status.json cannot be written either: {second}", file=sys.stderr)
+
+
+def _write_failure(folder: RunFolder, launched: Launch, error: BaseException) -> None:
     """Say why. The rank that failed first is heard: the others only lose their connection to it."""
     reason = f"{type(error).__name__}: {error}"
     if not launched.is_main:

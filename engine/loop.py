@@ -136,9 +136,9 @@ def _publish(training: Training, display: Display, step: int, figures: dict[str,
             "heads.optim.lr, set optim.clip_norm, or lower regularizer.factor"
         )
     row = {"kind": "step", "step": step, "epoch": training.position.epoch, **figures}
-    row |= {"images_per_second": clock.images_per_second, "data_wait": clock.data_wait}
+    row |= training.rates
     if training.launch.is_main:
-        training.folder.append_metrics(row)
+        training.log.append(row)
     display.step(row, clock.eta_seconds(_images_left(training)))
 
 
@@ -165,12 +165,12 @@ def _finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> 
         recorded["clean"] = training.clean.ledger
     merge(training.running, training.launch.world_size)  # after the last moment at which a stop would save it
     row |= _figures(training, "train", "running", summarize(training.running))
-    row |= {"images_per_second": training.clock.images_per_second, "data_wait": training.clock.data_wait}
+    row |= training.rates
     if training.launch.is_main:
         if last or _due(config.ledger.every, epoch):
             for phase, ledger in recorded.items():
                 _write_ledger(training, phase, ledger)
-        folder.append_metrics(row)
+        training.log.append(row)
         folder.write_summary()
     display.epoch(row, training.learner.tapped.taps)
     training.running.reset()
@@ -235,7 +235,7 @@ def _evaluate(training: Training, split: Split, stop_flag: StopFlag) -> Evaluati
     )
 
 
-def _evaluate_average(training: Training, stop_flag: StopFlag) -> dict[str, float]:
+def _evaluate_average(training: Training, stop_flag: StopFlag) -> dict[str, float | None]:
     """Evaluate the moving average of the weights; the heads read live weights only."""
     ema = training.learner.ema
     if ema is None:
@@ -247,11 +247,13 @@ def _evaluate_average(training: Training, stop_flag: StopFlag) -> dict[str, floa
     found = evaluate(
         Network(ema.module.eval(), None, None), split, routes, training.prepare, precision, stop_flag.agreed
     )
-    return {"eval_ema_loss": found.loss, "eval_ema_top1": found.top1}
+    return {"eval_ema_loss": found.loss, "eval_ema_top1": found.top1, "eval_ema_top5": found.top5}
 
 
 def _figures(training: Training, name: str, phase: str, found: Evaluation) -> dict[str, Any]:
     figures: dict[str, Any] = {f"{name}_loss": found.loss, f"{name}_top1": found.top1}
+    if found.top5 is not None:
+        figures[f"{name}_top5"] = found.top5
     figures[f"{name}_skipped"] = found.num_skipped
     num_draws, learner = training.config.heads.draws, training.learner
     sizes = Sizes(

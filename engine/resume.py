@@ -13,7 +13,7 @@ from rlpheads.engine.config_runtime import ProfileConfig
 from rlpheads.loaders.datasets import ImageSource
 
 FREE_TO_CHANGE = frozenset(
-    {"run", "eval", "ledger", "checkpoint", "max_steps", "early_stopping", "log_every", "verbose", "device"}
+    {"run", "eval", "ledger", "checkpoint", "max_steps", "early_stopping", "log_every", "log", "verbose", "device"}
     | {"data.workers", "data.root", "data.download", "data.verified", "data.on_error"}
     | {"runtime.activation_checkpointing"}
     | {f"runtime.profile.{setting.name}" for setting in fields(ProfileConfig)}

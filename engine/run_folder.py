@@ -30,7 +30,7 @@ class RunFolderError(ValueError):
 class RunFolder:
     """A run folder that this process holds the lock of.
 
-    Contents: `config.yaml`, `environment.json`, `status.json`, `metrics.jsonl`, `summary.csv`, `ledger/`,
+    Contents: `config.yaml`, `environment.json`, `status.json`, `metrics.jsonl`, `summary.csv`, `tensorboard/`, `ledger/`,
     `checkpoints/`, `figures/`.
     """
 
@@ -46,6 +46,11 @@ class RunFolder:
     def figures(self) -> Path:
         """Folder of the figures."""
         return self.path / "figures"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's files."""
+        return self.path / "tensorboard"
 
     def ledger(self, epoch: int, phase: str) -> Path:
         """Return the path of one ledger file; `phase` is running, clean or heldout."""
@@ -84,18 +89,24 @@ class RunFolder:
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [row for row in rows if row["kind"] == kind]
 
-    def rewind_metrics(self, step: int, epoch: int) -> None:
-        """Drop what comes after `step` steps and `epoch` finished epochs, and a torn last line: it is written again."""
+    def rewind_metrics(self, step: int, epoch: int) -> list[dict[str, Any]]:
+        """Drop what comes after `step` steps and `epoch` finished epochs, and a torn last line: it is written again.
+
+        Returns:
+            The lines that are kept.
+        """
         path = self.path / "metrics.jsonl"
-        if path.exists():
-            rows = [row for line in path.read_text().splitlines() if (row := _parsed(line)) and row["step"] <= step]
-            rows = [row for row in rows if row["kind"] != "epoch" or row["epoch"] < epoch]
-            write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        if not path.exists():
+            return []
+        rows = [row for line in path.read_text().splitlines() if (row := _parsed(line)) and row["step"] <= step]
+        rows = [row for row in rows if row["kind"] != "epoch" or row["epoch"] < epoch]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
 
     def write_summary(self) -> None:
-        """Derive summary.csv (timm's columns first) from the epoch lines of metrics.jsonl."""
+        """Derive summary.csv from the epoch lines of metrics.jsonl: timm's columns first, accuracies in [0, 1]."""
         rows = [_flat(row) for row in self.metrics("epoch")]
-        first = ["epoch", "train_loss", "eval_loss", "eval_top1", "lr"]
+        first = ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr"]
         columns = first + sorted({name for row in rows for name in row} - {*first, "kind"})
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")

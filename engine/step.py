@@ -31,6 +31,7 @@ class RowLosses(NamedTuple):
     class_loss_B: Tensor
     trained_loss_B: Tensor
     class_hit_B: Tensor
+    logits_BC: Tensor
     heads: HeadLosses | None
     audit: HeadLosses | None
 
@@ -93,7 +94,7 @@ def forward_rows(network: Network, images: Tensor, batch: Batch, table_MN: Tenso
     own, audited = labels.of_draws(slice(routes.num_draws)), labels.of_draws(slice(routes.num_draws, None))
     heads = None if network.heads is None else network.heads(taps, own.first_MB, routes.terms, own.pair)
     audit = None if network.audit is None else network.audit(taps, audited.first_MB, HeadTerms(), audited.pair)
-    return RowLosses(class_loss_B, trained_loss_B, logits.argmax(-1) == batch.targets, heads, audit)
+    return RowLosses(class_loss_B, trained_loss_B, logits.argmax(-1) == batch.targets, logits, heads, audit)
 
 
 class _RandomLabels(NamedTuple):

@@ -14,6 +14,7 @@ from rlpheads.engine.clock import Clock
 from rlpheads.engine.config import Config
 from rlpheads.engine.device_wait import DeviceWait
 from rlpheads.engine.evaluation import Split
+from rlpheads.engine.flops import Utilisation, head_flops, utilisation
 from rlpheads.engine.label_choice import run_labels
 from rlpheads.engine.launch import Launch
 from rlpheads.engine.learner import Learner, build_learner, num_audit_draws
@@ -21,6 +22,7 @@ from rlpheads.engine.loading import dali_options
 from rlpheads.engine.meters import Meters
 from rlpheads.engine.resume import Position, ResumePoint, Sources, identity
 from rlpheads.engine.run_folder import RunFolder
+from rlpheads.engine.run_log import RunLog
 from rlpheads.engine.skipping import SkipNotices
 from rlpheads.engine.step import Routes, TrainStep, build_routes
 from rlpheads.engine.streams import stream_seed
@@ -44,6 +46,7 @@ class Training:
     config: Config
     launch: Launch
     folder: RunFolder
+    log: RunLog
     sources: Sources
     learner: Learner
     loader: Loader
@@ -56,6 +59,7 @@ class Training:
     mixer: Mixer
     meters: Meters
     clock: Clock
+    utilisation: Utilisation
     position: Position = Position()
     saved: Position | None = None
     notices: SkipNotices = field(default_factory=SkipNotices)
@@ -91,6 +95,12 @@ class Training:
     def num_updates(self) -> int:
         """Optimizer steps taken."""
         return self.position.epoch * self.order.num_steps + self.order.step_at(self.position.consumed)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """How fast the training goes: images per second, share of waiting for data, and MFU where it is known."""
+        rate = self.clock.images_per_second
+        return {"images_per_second": rate, "data_wait": self.clock.data_wait, **self.utilisation.figures(rate)}
 
     @property
     def baselines_T(self) -> list[float]:  # noqa: N802 - shape suffix
@@ -153,12 +163,14 @@ def build_training(
     loader = _loader(config, sources.train, order, launch, train=True)
     learner = build_learner(config, launch, len(manifest.classes), order.num_steps, fresh=fresh)
     routes = build_routes(config, learner.tapped, launch.world_size)
+    heads = head_flops(config.heads, learner.dims, routes.terms.regularized, num_audit_draws(config))
     normalize = Normalize(config.data.mean, config.data.std)
     augment = Augment(augment_spec(config.data), normalize, order.seed)
     return Training(
         config=config,
         launch=launch,
         folder=folder,
+        log=RunLog(folder, config.log, learner.tapped.taps),
         sources=sources,
         learner=learner,
         loader=loader,
@@ -171,6 +183,7 @@ def build_training(
         mixer=Mixer(mix_spec(config.data), order.seed).to(launch.device),
         meters=Meters(launch.device, launch.world_size),
         clock=Clock(device_wait=None if launch.device.type == "cpu" else DeviceWait(launch.device)),
+        utilisation=utilisation(config, len(manifest.classes), heads, launch.device, launch.world_size),
     )
 
 

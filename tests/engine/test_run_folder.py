@@ -148,14 +148,15 @@ def test_summary_begins_with_timms_columns_and_spreads_lists(tmp_path):
             "train_loss": 1.5,
             "eval_loss": 1.0,
             "eval_top1": 0.5,
+            "eval_top5": 0.75,
             "lr": 0.1,
             "rla_clean": [0.25, 0.5],
         }
     )
     folder.write_summary()
     header, row = (tmp_path / "summary.csv").read_text().splitlines()
-    assert header == "epoch,train_loss,eval_loss,eval_top1,lr,rla_clean_0,rla_clean_1,step"
-    assert row == "0,1.5,1.0,0.5,0.1,0.25,0.5,2"
+    assert header == "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr,rla_clean_0,rla_clean_1,step"
+    assert row == "0,1.5,1.0,0.5,0.75,0.1,0.25,0.5,2"
 
 
 def test_status_is_replaced_as_a_whole(tmp_path):
