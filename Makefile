@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow test-gpu check lint format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu errors check lint format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -22,6 +22,9 @@ test-slow: $(INSTALLED_DEV)  ## Run the tests that take more than a minute each
 
 test-gpu: $(INSTALLED_DEV)  ## Run the tests that need a CUDA device, on a machine that has one
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
+
+errors: $(INSTALLED_DEV)  ## Count the wrong configs, trees, files, checkpoints and environments that are answered as promised
+	$(BIN)/python -m pytest -q -m 'wrong and not gpu' tests/engine tests/loaders tests/distributed $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests, within two minutes
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not distributed' $(ARGS)

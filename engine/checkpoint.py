@@ -21,9 +21,12 @@ from torch import nn
 
 from rlpheads.engine.launch import Launch
 from rlpheads.engine.run_folder import write_atomically
+from rlpheads.engine.storage_errors import PlainWriter
 from rlpheads.memorization.atomic_file import flush_to_disk
 
 MANIFEST = "manifest.json"
+KEYS = ("step", "files")
+"""What every manifest holds, whatever else the run says of itself."""
 
 
 class CheckpointError(ValueError):
@@ -48,7 +51,7 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
             shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
     dist.barrier(launch.control)
-    dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), process_group=launch.control)
+    dcp.save(state, storage_writer=PlainWriter(temporary), process_group=launch.control)
     if launch.is_main:
         files = {path.name: _described(path) for path in sorted(temporary.iterdir())}
         content = {"step": step, **facts, "files": files}
@@ -83,9 +86,14 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: the manifest is damaged.
     """
     try:
-        return json.loads((checkpoint / MANIFEST).read_text())
-    except json.JSONDecodeError as error:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except (ValueError, OSError) as error:  # no JSON, no text, or no file
         raise CheckpointError(f"{checkpoint / MANIFEST} is damaged ({error}); {_remedy(checkpoint)}") from error
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged (it holds no mapping); {_remedy(checkpoint)}")
+    if missing := [key for key in KEYS if key not in manifest]:
+        raise CheckpointError(f"{checkpoint / MANIFEST} lacks {', '.join(missing)}; {_remedy(checkpoint)}")
+    return manifest
 
 
 def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
@@ -138,7 +146,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def _problem(path: Path, facts: Mapping[str, Any]) -> str | None:
-    if not path.exists():
+    if not path.is_file():
         return f"{path.name} is missing"
     if path.stat().st_size != facts["bytes"]:
         return f"{path.name} has {path.stat().st_size} bytes, not {facts['bytes']}"

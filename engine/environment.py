@@ -18,8 +18,8 @@ import torch
 
 PACKAGES = (
     *("rlpheads", "torch", "torchvision", "timm", "triton", "numpy", "scipy", "scikit-learn", "pyarrow", "matplotlib"),
-    *("jsonargparse", "PyYAML", "rich", "psutil"),
-    *("ffcv", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "apex"),  # optional
+    *("jsonargparse", "PyYAML", "rich", "psutil", "tensorboard"),
+    *("wandb", "ffcv", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "apex"),  # optional
 )
 """Distributions whose versions are recorded."""
 

@@ -81,6 +81,8 @@ class _Begun(NamedTuple):
 def _begun(config: Config, sources: Sources, folder: RunFolder) -> _Begun:
     try:
         return _begin(config, sources, folder)
+    except RunFolderError as error:
+        raise ConfigError(str(error)) from error
     except OSError as error:
         complaint = storage_failure(error)
         if complaint is None:

@@ -11,7 +11,11 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 
+from rlpheads.engine.config_errors import ConfigError, refusal
+
 T = TypeVar("T")
+
+_LAUNCHER = "torchrun sets these environment variables; without it, set all or none of them"
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,19 @@ class Rank:
 
     @classmethod
     def from_environment(cls) -> Rank:
-        """Read RANK, WORLD_SIZE and LOCAL_RANK."""
-        return cls(
-            rank=int(os.environ.get("RANK", "0")),
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
-            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        )
+        """Read RANK, WORLD_SIZE and LOCAL_RANK.
+
+        Raises:
+            ConfigError: they are no numbers, contradict each other, or say nothing of where the ranks meet.
+        """
+        place = cls(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0))
+        if place.rank >= place.world_size:
+            raise refusal("RANK", place.rank, f"a number below WORLD_SIZE, {place.world_size}; {_LAUNCHER}")
+        if "RANK" in os.environ or place.world_size > 1:
+            for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+                if name not in os.environ:
+                    raise ConfigError(f"{name}: not set, though RANK or WORLD_SIZE is; {_LAUNCHER}")
+        return place
 
     @property
     def is_main(self) -> bool:
@@ -66,11 +77,31 @@ class Launch:
         return values[0]
 
 
+def _number(name: str, default: int) -> int:
+    """Return an environment variable that holds a number from 0."""
+    given = os.environ.get(name, str(default))
+    if not (given.isascii() and given.isdigit()):
+        raise refusal(name, given, f"a number from 0; {_LAUNCHER}")
+    return int(given)
+
+
 def choose_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
     """Return the device of this rank: CUDA device `local_rank`, or the CPU."""
     if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()):
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
+
+
+def _join(backend: str, device: torch.device) -> None:
+    try:
+        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+    except dist.DistError as error:
+        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        (first, *_) = str(error).splitlines()
+        raise ConfigError(
+            f"the ranks cannot meet at {meeting} (MASTER_ADDR, MASTER_PORT): {first}; choose a free port with torchrun's "
+            "--master-port, or give --standalone on a single node"
+        ) from error
 
 
 @contextmanager
@@ -79,6 +110,9 @@ def start(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[Launch]:
 
     Without torchrun's environment a group of one is made over an in-process store, so that nothing downstream asks
     whether there is a group.
+
+    Raises:
+        ConfigError: the ranks cannot meet where the environment says.
     """
     rank = Rank.from_environment()
     device = choose_device(choice, rank.local_rank)
@@ -86,7 +120,7 @@ def start(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[Launch]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+        _join(backend, device)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     control = dist.new_group(backend="gloo")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rlpheads.engine.checkpoint import CheckpointError, find, read_manifest, verify
+from rlpheads.engine.checkpoint import MANIFEST, CheckpointError, find, read_manifest, verify
 from rlpheads.engine.config import Config
 from rlpheads.engine.config_runtime import ProfileConfig
 from rlpheads.loaders.datasets import ImageSource
@@ -22,6 +22,10 @@ FREE_TO_CHANGE = frozenset(
 
 `data.on_error` is one: where it would have mattered before, the run had ended.
 """
+
+
+_NEEDED = ("fingerprint", "heldout_fingerprint", "config", "position", "regularizer_factor")
+"""What a manifest says of the run that goes on from it."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ def find_resume_point(config: Config, checkpoints: Path, sources: Sources) -> Re
             )
         return None
     manifest = read_manifest(found)
+    if missing := [key for key in _NEEDED if key not in manifest]:
+        raise CheckpointError(
+            f"{found / MANIFEST} lacks {', '.join(missing)}: it is damaged, or no training run wrote it; "
+            "begin again with --run.overwrite, or choose another --run.name"
+        )
     check_images(sources, manifest)
     check_settings(found.parent.parent, asdict(config), manifest["config"])
     verify(found, manifest)

@@ -65,9 +65,21 @@ class RunFolder:
         self.write_json("status.json", {"status": status, "reason": reason, **facts})
 
     def status(self) -> dict[str, Any]:
-        """Read status.json back; empty when there is none."""
+        """Read status.json back; empty when there is none.
+
+        Raises:
+            RunFolderError: it is damaged, so that nobody knows what would be lost.
+        """
         path = self.path / "status.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            return dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(
+                f"{path} is damaged ({error}); look what the folder holds, then begin again with --run.overwrite, or "
+                "choose another --run.name"
+            ) from error
 
     def clear(self) -> None:
         """Delete everything but the lock; `config.yaml`, which says that this is a run folder, goes last."""
@@ -128,9 +140,10 @@ def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
         RunFolderError: another run holds it, or it exists and must not, or holds something that is not a run.
     """
     path = Path(config.dir) / config.name
-    if path.exists() and not path.is_dir():
-        raise RunFolderError(f"{path} is a file, not a run folder; choose another --run.name")
-    occupied = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+    try:
+        occupied = _is_occupied(path)
+    except OSError as error:
+        raise RunFolderError(f"cannot look into the run folder {path}: {error.strerror}; see --run.dir") from error
     if occupied and not (path / "config.yaml").exists():
         raise RunFolderError(f"{path} exists and is no run folder (it has no config.yaml); choose another --run.name")
     restarted = any(int(os.environ.get(name) or 0) > 0 for name in RESTART_COUNTS)
@@ -159,6 +172,13 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all, also after a power failure."""
     with atomic_file(path) as temporary:
         temporary.write_text(text)
+
+
+def _is_occupied(path: Path) -> bool:
+    """Whether a folder holds more than a lock; it need not exist."""
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file, not a run folder; choose another --run.name")
+    return path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 
 _REMEDIES = {
     errno.ENOSPC: "make room (--checkpoint.keep 1 keeps fewer checkpoints), or move the run to another --run.dir",
@@ -33,6 +37,30 @@ def told(complaint: OSError, folder: Path) -> str:
     assert complaint.errno is not None
     place = complaint.filename or f"in {folder}"
     return f"cannot write {place}: {complaint.strerror}; {_REMEDIES[complaint.errno]}"
+
+
+class PlainWriter(FileSystemWriter):
+    """Writes a checkpoint's files, flushed to the disk, and says why where one cannot be written.
+
+    torch's serialisation turns a full disk into "unexpected pos", and what lies behind that is lost between the ranks.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, sync_files=True)
+        self.fs = _Files()
+
+
+class _Files(FileSystem):
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        try:
+            with super().create_stream(path, mode) as stream:
+                yield stream
+        except Exception as error:
+            complaint = storage_failure(error)
+            if complaint is None:
+                raise
+            raise OSError(complaint.errno, complaint.strerror, str(path)) from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -27,9 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return job.run(config)
     except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the other ranks of the node found the same
+        if _speaks(os.environ.get("LOCAL_RANK", "0")):
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG_ERROR
+
+
+def _speaks(local_rank: str) -> bool:
+    """Whether this rank tells the node's errors: the first does, the others found the same."""
+    return not local_rank.isdigit() or int(local_rank) == 0
 
 
 def _note(line: str) -> None:

@@ -10,6 +10,7 @@ import signal
 import pytest
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.distributed
 
@@ -19,6 +20,12 @@ AUGMENTED += ["--data.augment.erase", "0.3", "--data.mix.mixup", "0.8", "--data.
 
 def without_times(rows):
     return [{key: value for key, value in row.items() if key not in ("images_per_second", "data_wait")} for row in rows]
+
+
+def loss_curve(finished):
+    """Read a run's curve as TensorBoard does, over all the files that its starts left."""
+    events = EventAccumulator(str(finished.folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, pytest.approx(event.value)) for event in events.Scalars("step/class_loss")]
 
 
 def table_bytes(table):
@@ -42,11 +49,13 @@ def test_run_leaves_everything_that_it_promises(undisturbed):
     assert undisturbed.status["heldout_check"] == "passed"
     assert yaml.safe_load((folder / "config.yaml").read_text())["heads"]["labels"] == 10
     assert json.loads((folder / "environment.json").read_text())
-    assert (folder / "summary.csv").read_text().startswith("epoch,train_loss,eval_loss,eval_top1,lr")
+    assert (folder / "summary.csv").read_text().startswith("epoch,train_loss,eval_loss,eval_top1,eval_top5,lr")
     assert {path.name for path in (folder / "figures").iterdir()} >= {"rla_by_depth.png", "rla_by_epoch.svg"}
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step=000000022", "step=000000044"]
     assert "random-label accuracy by tap" in undisturbed.output
     assert "inside its exact binomial bounds" in undisturbed.output
+    assert f"next: rlpheads audit {folder} " in undisturbed.output
+    assert f"tensorboard --logdir {folder / 'tensorboard'}" in undisturbed.output
 
 
 def test_ledger_has_each_scheduled_sample_exactly_once(undisturbed):
@@ -80,6 +89,7 @@ def test_killed_runs_go_on_to_the_same_end(runner, undisturbed):
     finished = runner.run("killed")
     assert finished.code == 0, finished.output
     same_result(finished, undisturbed)
+    assert loss_curve(finished) == [(row["step"], row["class_loss"]) for row in finished.rows("step")]
 
 
 def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner):
@@ -162,6 +172,7 @@ def test_heads_leave_the_backbone_bit_identical(runner):
     assert "heads" not in none.status["weights_sha256"]
 
 
+@pytest.mark.wrong("checkpoint")
 def test_finished_run_without_its_checkpoints_is_not_lost(runner):
     finished = runner.run("bare", "--epochs", "1")
     for saved in (finished.folder / "checkpoints").iterdir():
@@ -197,6 +208,7 @@ def test_first_rank_to_fail_is_heard(runner, tmp_path):
     assert ".png" in failed.status["reason"]
 
 
+@pytest.mark.wrong("config")
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -224,6 +236,7 @@ def test_finished_run_trains_no_further(runner, undisturbed):
     assert "resumed from" in again.output
 
 
+@pytest.mark.wrong("checkpoint")
 def test_other_settings_do_not_resume(runner, undisturbed):
     refused = runner.run("undisturbed", "--optim.lr", "0.5", "--epochs", "3")
     assert refused.code == 2
@@ -231,12 +244,14 @@ def test_other_settings_do_not_resume(runner, undisturbed):
     assert "Traceback" not in refused.output
 
 
+@pytest.mark.wrong("checkpoint")
 def test_resume_must_wants_a_checkpoint(runner):
     refused = runner.run("nothing_there", "--run.resume", "must")
     assert refused.code == 2
     assert "run.resume is must, but" in refused.output
 
 
+@pytest.mark.wrong("checkpoint")
 def test_flipped_bit_in_a_checkpoint_is_found(runner):
     finished = runner.run("flipped", "--epochs", "1")
     (shard,) = finished.folder.glob("checkpoints/*/*.distcp")

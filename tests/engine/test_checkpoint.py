@@ -86,6 +86,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.wrong("checkpoint")
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -103,6 +104,7 @@ def test_damage_is_named(tmp_path, launched, damage, message):
         verified(saved)
 
 
+@pytest.mark.wrong("checkpoint")
 def test_remedy_names_the_checkpoint_before(tmp_path, launched):
     save(tmp_path, 1, launched)
     saved = save(tmp_path, 2, launched)
@@ -111,6 +113,7 @@ def test_remedy_names_the_checkpoint_before(tmp_path, launched):
         verified(saved)
 
 
+@pytest.mark.wrong("checkpoint")
 def test_damaged_manifest_is_named(tmp_path, launched):
     saved = save(tmp_path, 1, launched)
     (saved / "manifest.json").write_text('{"step": 1, "fi')

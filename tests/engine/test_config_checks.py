@@ -260,11 +260,13 @@ NAMES = [
 ]
 
 
+@pytest.mark.wrong("config")
 @pytest.mark.parametrize(("flags", "expected"), [*NUMBERS, *CONTRADICTIONS])
 def test_refused_before_anything_is_imported(flags: list[str], expected: str) -> None:
     assert complaint(*flags) == expected
 
 
+@pytest.mark.wrong("config")
 @pytest.mark.parametrize(("flags", "ending"), NAMES)
 def test_refused_by_the_model_and_optimizers_themselves(flags: list[str], ending: str) -> None:
     assert complaint(*flags).endswith(ending)
@@ -302,6 +304,7 @@ def test_evaluation_batch_needs_only_equal_shares() -> None:
     assert complaint("--eval.batch_size", "16", "--batch_size", "60", world_size=3) == expected
 
 
+@pytest.mark.wrong("config")
 def test_batch_norm_is_refused_on_several_ranks() -> None:
     size = ["--model.name", "resnet18", "--data.image_size", "32", "--model.args"]
     config = parse_config([*DIGITS, *size, str(dict.fromkeys(parse_config(DIGITS).model.args)).replace("None", "null")])
@@ -319,12 +322,14 @@ def test_batch_norm_is_refused_on_several_ranks() -> None:
     )
 
 
+@pytest.mark.wrong("config")
 def test_run_needs_a_name() -> None:
     unnamed = dataclasses.replace(parse_config(DIGITS), run=dataclasses.replace(parse_config(DIGITS).run, name=""))
     with pytest.raises(ConfigError, match=r"^run\.name: empty, and no --config file to take it from"):
         check_config(unnamed, 1)
 
 
+@pytest.mark.wrong("config")
 def test_images_must_be_in_a_folder_that_exists(tmp_path: Path) -> None:
     (tmp_path / "imagenet").mkdir()
     (tmp_path / "file").touch()
@@ -372,6 +377,7 @@ def test_checking_draws_no_random_number() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.wrong("environment")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_device_names_the_remedy() -> None:
     assert complaint("--device", "cuda") == (
@@ -423,6 +429,7 @@ def test_interval(interval: Interval, inside: list[Any], outside: list[Any], wor
     assert str(interval) == words
 
 
+@pytest.mark.wrong("environment")
 def test_apex_optimizers_say_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is installed; then the registry's unrelated package; then NVIDIA's, without a GPU."""
     wanted = "optim.name: got 'fusedadamw', "

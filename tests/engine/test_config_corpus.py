@@ -216,6 +216,7 @@ def message(argv: list[str]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.wrong("config")
 @pytest.mark.parametrize(("text", "complaint"), YAML_VALUES, ids=short)
 def test_wrong_value_in_yaml(tmp_path: Path, text: str, complaint: str) -> None:
     file = tmp_path / "run.yaml"
@@ -223,6 +224,7 @@ def test_wrong_value_in_yaml(tmp_path: Path, text: str, complaint: str) -> None:
     assert message(["--config", str(file)]) == f"{file}: {complaint}"
 
 
+@pytest.mark.wrong("config")
 @pytest.mark.parametrize(("text", "complaint"), YAML_SYNTAX, ids=short)
 def test_bad_yaml_names_file_and_line(tmp_path: Path, text: str, complaint: str) -> None:
     file = tmp_path / "run.yml"
@@ -230,6 +232,7 @@ def test_bad_yaml_names_file_and_line(tmp_path: Path, text: str, complaint: str)
     assert message(["--config", str(file)]) == f"{file}: not valid YAML: {complaint}"
 
 
+@pytest.mark.wrong("config")
 @pytest.mark.parametrize(("text", "complaint"), TOML_VALUES, ids=short)
 def test_wrong_value_in_toml(tmp_path: Path, text: str, complaint: str) -> None:
     file = tmp_path / "run.toml"
@@ -237,6 +240,7 @@ def test_wrong_value_in_toml(tmp_path: Path, text: str, complaint: str) -> None:
     assert message(["--config", str(file)]) == f"{file}: {complaint}"
 
 
+@pytest.mark.wrong("config")
 @pytest.mark.parametrize(("text", "complaint"), TOML_SYNTAX, ids=short)
 def test_bad_toml_names_file_and_line(tmp_path: Path, text: str, complaint: str) -> None:
     file = tmp_path / "run.toml"
@@ -244,11 +248,13 @@ def test_bad_toml_names_file_and_line(tmp_path: Path, text: str, complaint: str)
     assert message(["--config", str(file)]) == f"{file}: not valid TOML: {complaint}"
 
 
+@pytest.mark.wrong("config")
 @pytest.mark.parametrize(("argv", "complaint"), FLAGS, ids=short)
 def test_wrong_flag(argv: list[str], complaint: str) -> None:
     assert message(argv) == complaint
 
 
+@pytest.mark.wrong("config")
 @pytest.mark.parametrize("suffix", ["yaml", "toml"])
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"# only a comment\n", b"\xef\xbb\xbf"])
 def test_empty_file(tmp_path: Path, suffix: str, content: bytes) -> None:
@@ -259,6 +265,7 @@ def test_empty_file(tmp_path: Path, suffix: str, content: bytes) -> None:
     )
 
 
+@pytest.mark.wrong("config")
 @pytest.mark.parametrize(("text", "given"), [("- 1\n- 2", "[1, 2]"), ("90", "90"), ("just text", "'just text'")])
 def test_top_level_must_be_a_mapping(tmp_path: Path, text: str, given: str) -> None:
     file = tmp_path / "run.yaml"
@@ -267,18 +274,21 @@ def test_top_level_must_be_a_mapping(tmp_path: Path, text: str, given: str) -> N
     assert message(["--config", str(file)]) == expected
 
 
+@pytest.mark.wrong("config")
 def test_file_that_is_not_utf8(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_bytes("run: {name: é}".encode("latin-1"))
     assert message(["--config", str(file)]) == f"{file}: not UTF-8 text (byte 12)"
 
 
+@pytest.mark.wrong("config")
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "digits_vit.yaml").write_text("epochs: 3")
     wrong = tmp_path / "digit_vit.yaml"
     assert message(["--config", str(wrong)]) == f"{wrong}: no such file; nearest: {tmp_path / 'digits_vit.yaml'}"
 
 
+@pytest.mark.wrong("config")
 def test_folder_instead_of_a_file(tmp_path: Path) -> None:
     folder = tmp_path / "configs.yaml"
     folder.mkdir()
@@ -287,10 +297,12 @@ def test_folder_instead_of_a_file(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.wrong("config")
 def test_long_values_are_cut_in_messages() -> None:
     assert message(["--epochs", "9" * 40 + "x" * 4000]) == f"--epochs: got '{'9' * 40}{'x' * 258}…; allowed: {WHOLE}"
 
 
+@pytest.mark.wrong("config")
 def test_deeply_nested_free_form_value_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("model: {args: {a: " + "[" * 40 + "]" * 40 + "}}")

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlpheads.engine.evaluation import EvaluationInterruptedError, evaluate
+from rlpheads.engine.evaluation import EvaluationInterruptedError, _among_five, evaluate
+from rlpheads.loaders.batch import PADDING, Batch
 
 
 def evaluated(training, split):
@@ -36,6 +37,27 @@ def test_clean_and_heldout_have_their_own_labels(tiny, build):
     training = build(tiny)
     length = training.heldout.table_MN.shape[1]
     assert not torch.equal(training.clean.table_MN[:, :length], training.heldout.table_MN)
+
+
+@torch.no_grad()
+def test_top5_is_the_share_of_samples_with_fewer_than_five_likelier_classes(tiny, build):
+    training, other = build(tiny), build(tiny, eval=replace(tiny.eval, batch_size=50))
+    found = evaluated(training, training.heldout)
+    assert found.top5 == evaluated(other, other.heldout).top5
+    training.heldout.loader.set_epoch(0)
+    hits = 0
+    for delivered in training.heldout.loader:
+        images, batch = training.prepare(delivered)
+        logits, _ = training.learner.tapped(images)
+        likelier = (logits > logits.gather(1, batch.targets[:, None])).sum(1)
+        hits += int((likelier < 5)[batch.index >= 0].sum())
+    assert found.top5 == hits / found.num_samples
+    assert found.top1 < found.top5 < 1
+
+
+def test_few_classes_are_all_among_the_five_likeliest():
+    batch = Batch(torch.zeros(4, 3, 1, 1), torch.tensor([0, 1, 2, 0]), torch.tensor([5, 3, 7, PADDING]), 4)
+    assert _among_five(torch.randn(4, 3), batch) == 3
 
 
 def test_weights_and_gradients_stay(tiny, build):

@@ -65,6 +65,7 @@ def test_position_embeddings_of_another_image_size_are_resized(tmp_path):
     assert model.pos_embed.shape == (1, 5, 24)
 
 
+@pytest.mark.wrong("checkpoint")
 def test_other_networks_are_refused_with_what_differs(tmp_path):
     deeper = written(tmp_path / "deeper.pth", network(depth=3).state_dict())
     with pytest.raises(WeightsError, match=r"12 of its tensors are unknown here \(blocks\.2\.norm1\.weight, .*, …\)"):
@@ -93,6 +94,7 @@ def complaint(*flags: str, base: tuple[str, ...] = ("--config", DIGITS)) -> str:
     return str(caught.value)
 
 
+@pytest.mark.wrong("checkpoint")
 def test_files_that_are_none_are_named_before_anything_is_built(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"not a pickle")
     (tmp_path / "cut.safetensors").write_bytes(b"\x40\x00\x00\x00\x00\x00\x00\x00{")
@@ -116,6 +118,7 @@ def test_files_that_are_none_are_named_before_anything_is_built(tmp_path):
         assert message in said, name
 
 
+@pytest.mark.wrong("checkpoint")
 def test_published_weights_that_cannot_be_had_are_told_with_the_remedy():
     """The tests run without a network, as the machines do for which local files are meant."""
     assert complaint("--model.pretrained", "--model.name", "vit_tiny_patch16_224").endswith("--model.checkpoint FILE")
@@ -147,6 +150,7 @@ def test_a_frozen_network_is_measured_and_never_changes(tiny, build, tmp_path):
     assert "backbone_optimizer" not in training.learner.state()
 
 
+@pytest.mark.wrong("config")
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

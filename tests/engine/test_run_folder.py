@@ -31,6 +31,7 @@ def test_new_folder_is_made(wanted):
     lock.close()
 
 
+@pytest.mark.wrong("run folder")
 def test_folder_in_use_is_refused_by_another_process(wanted):
     code = "import sys; from rlpheads.engine.run_folder import claim; from rlpheads.engine.config import RunConfig\n"
     code += "claim(RunConfig(dir=sys.argv[1], name='mine'))"
@@ -42,6 +43,7 @@ def test_folder_in_use_is_refused_by_another_process(wanted):
     assert third.returncode == 0
 
 
+@pytest.mark.wrong("run folder")
 def test_overwriting_a_folder_in_use_deletes_nothing(wanted):
     folder = occupied(wanted)
     code = "import sys; from rlpheads.engine.run_folder import claim; from rlpheads.engine.config import RunConfig\n"
@@ -77,6 +79,7 @@ def test_restarted_job_keeps_what_its_first_start_made(wanted, monkeypatch, coun
     assert (folder / "checkpoints").exists()
 
 
+@pytest.mark.wrong("run folder")
 def test_resume_never_refuses_what_is_there(wanted):
     folder = occupied(wanted)
     with pytest.raises(RunFolderError, match=r"exists and --run\.resume is never.*--run\.overwrite"):
@@ -102,6 +105,7 @@ def test_overwrite_does_not_follow_links(wanted, tmp_path):
     assert (precious / "thesis.txt").exists()
 
 
+@pytest.mark.wrong("run folder")
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_folder_of_something_else_is_never_touched(wanted, overwrite):
     folder = Path(wanted.dir) / wanted.name
@@ -112,12 +116,14 @@ def test_folder_of_something_else_is_never_touched(wanted, overwrite):
     assert (folder / "thesis.txt").read_text() == "four years"
 
 
+@pytest.mark.wrong("run folder")
 def test_file_in_the_place_of_the_folder(wanted):
     (Path(wanted.dir) / wanted.name).write_text("")
     with pytest.raises(RunFolderError, match="is a file, not a run folder"):
         claim(wanted)
 
 
+@pytest.mark.wrong("run folder")
 def test_folder_that_cannot_be_made(wanted, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match=r"cannot write the run folder .*; see --run\.dir"):

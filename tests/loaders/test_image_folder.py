@@ -136,6 +136,7 @@ LINKS = {"a link into itself": ("dog/loop", ".."), "a link to itself": ("dog/sel
 LINKS["a broken link"] = ("dog/gone.jpg", "nowhere.jpg")
 
 
+@pytest.mark.wrong("tree")
 @pytest.mark.parametrize("case", WRONG_TREES)
 def test_a_wrong_tree_is_told_in_one_line(write_tree, case):
     tree, arguments, message = WRONG_TREES[case]
@@ -150,6 +151,7 @@ def test_a_wrong_tree_is_told_in_one_line(write_tree, case):
     assert "data" in str(caught.value) or case in ("fraction", "lone image", "different classes")
 
 
+@pytest.mark.wrong("tree")
 @pytest.mark.parametrize(
     ("name", "root", "message"),
     [
@@ -171,6 +173,7 @@ def test_a_dataset_that_is_not_there_is_told_with_the_nearest(write_tree, name, 
         open_dataset(name, root and parent / root, seed=0)
 
 
+@pytest.mark.wrong("file")
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -1,0 +1,123 @@
+"""Real faults of the surroundings: disks that are full or read-only, limits, no shared memory, ranks that cannot meet.
+
+Every one ends with one line that says what is wrong and what to do, without a traceback, and nothing that was whole is
+lost. Mounts live in a namespace of their own, which takes a right that not every machine grants; permissions would not
+do instead, since they do not bind the root user that containers run as.
+"""
+
+import os
+import shlex
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Finished, Runner
+
+pytestmark = pytest.mark.distributed
+
+
+def can_mount() -> bool:
+    command = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+needs_mounts = pytest.mark.skipif(not can_mount(), reason="no right to mount here (unshare --mount)")
+
+
+class Shell:
+    """Runs a script, in which $RUN is a tiny training of one rank, with mounts of its own."""
+
+    def __init__(self, runner: Runner, folder: Path):
+        self._runner = runner
+        self.folder = folder
+
+    def __call__(self, script: str, *flags: str, mounts: bool = True, **variables: str) -> Finished:
+        command = self._runner.command("mine", "--run.dir", str(self.folder / "runs"), *flags)
+        (self.folder / "runs").mkdir(exist_ok=True)
+        process = subprocess.Popen(
+            [*(["unshare", "--mount"] if mounts else []), "sh", "-c", script],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RUN": shlex.join(command), "RUNS": str(self.folder / "runs")}
+            | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        finished = self._runner.finish(process, "mine")
+        assert "Traceback" not in finished.output, finished.output
+        return finished
+
+
+@pytest.fixture
+def shell(runner: Runner, tmp_path: Path) -> Shell:
+    return Shell(runner, tmp_path)
+
+
+def complaint(finished: Finished) -> str:
+    (line,) = [line for line in finished.output.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@needs_mounts
+@pytest.mark.wrong("environment")
+def test_disk_that_fills_up_in_training_loses_nothing(shell):
+    """The second epoch's checkpoint does not fit; with room made, the same command goes on from the first one."""
+    first = 'mount -t tmpfs -o size=1000k none "$RUNS"; eval "$RUN"; echo "code $?"'
+    script = f'{first}; mount -o remount,size=64m "$RUNS"; eval "$RUN"'
+    finished = shell(script)
+    assert finished.code == 0, finished.output
+    assert "code 1" in finished.output
+    assert "checkpoints/.step=000000044.tmp/__0_0.distcp: No space left on device; make room" in complaint(finished)
+    assert "the same command then goes on from the last checkpoint, which is whole" in complaint(finished)
+    assert "step=000000022 at step 22" in finished.output
+    assert "done: all 2 epochs trained" in finished.output
+
+
+@needs_mounts
+@pytest.mark.wrong("environment")
+def test_disk_that_is_full_from_the_start(shell):
+    script = 'mount -t tmpfs -o size=64k none "$RUNS"; head -c 1m /dev/zero > "$RUNS/big" 2>/dev/null; eval "$RUN"'
+    finished = shell(script)
+    assert finished.code == 2
+    assert "No space left on device; " in complaint(finished)
+    assert "--run.dir" in complaint(finished)
+
+
+@needs_mounts
+@pytest.mark.wrong("environment")
+def test_disk_that_is_read_only(shell):
+    finished = shell('mount -t tmpfs -o ro none "$RUNS"; eval "$RUN"')
+    assert finished.code == 2
+    assert complaint(finished).endswith("runs/mine: Read-only file system; see --run.dir")
+
+
+@needs_mounts
+@pytest.mark.wrong("environment")
+def test_no_shared_memory_for_the_loaders_workers(shell):
+    script = 'mount -t tmpfs -o size=4k none /dev/shm; eval "$RUN"'
+    finished = shell(script, "--data.workers", "1")
+    assert finished.code == 1
+    assert "/dev/shm" in complaint(finished)
+
+
+@pytest.mark.wrong("environment")
+def test_limit_on_the_size_of_files(shell):
+    finished = shell('ulimit -f 200; eval "$RUN"', mounts=False)
+    assert finished.code == 1
+    assert "File too large; lift the limit on the size of files (ulimit -f unlimited)" in complaint(finished)
+    assert finished.status["status"] == "failed"
+
+
+@pytest.mark.wrong("environment")
+def test_port_that_is_taken(shell):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        variables = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        finished = shell('eval "$RUN"', mounts=False, **variables)
+    assert finished.code == 2
+    assert f"the ranks cannot meet at 127.0.0.1:{port} (MASTER_ADDR, MASTER_PORT): " in complaint(finished)
+    assert "choose a free port with torchrun's --master-port" in complaint(finished)
