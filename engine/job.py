@@ -61,10 +61,15 @@ def run(config: Config) -> int:
     sources = open_sources(config)
     with _claimed(config, rank) as folder:
         begun = _begun(config, sources, folder) if rank.is_main else None
-        with switched(config.runtime), launch.start(config.device) as launched:
-            begun = launched.share(begun)
-            assert begun is not None  # the main rank has begun
-            return _train(begun, sources, folder, launched)
+        try:
+            with switched(config.runtime), launch.start(config.device) as launched:
+                begun = launched.share(begun)
+                assert begun is not None  # the main rank has begun
+                return _train(begun, sources, folder, launched)
+        except ConfigError as error:
+            if rank.is_main:
+                folder.write_status("failed", str(error))
+            raise
 
 
 class _Begun(NamedTuple):

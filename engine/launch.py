@@ -33,6 +33,7 @@ class Rank:
         Raises:
             ConfigError: they are no numbers, contradict each other, or say nothing of where the ranks meet.
         """
+        _number("LOCAL_WORLD_SIZE", 1)
         place = cls(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0))
         if place.rank >= place.world_size:
             raise refusal("RANK", place.rank, f"a number below WORLD_SIZE, {place.world_size}; {_LAUNCHER}")
@@ -40,6 +41,7 @@ class Rank:
             for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
                 if name not in os.environ:
                     raise ConfigError(f"{name}: not set, though RANK or WORLD_SIZE is; {_LAUNCHER}")
+            _number("MASTER_PORT", 0)
         return place
 
     @property

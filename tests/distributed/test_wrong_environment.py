@@ -9,6 +9,7 @@ import os
 import shlex
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ class Shell:
         )
         finished = self._runner.finish(process, "mine")
         assert "Traceback" not in finished.output, finished.output
-        return finished
+        return replace(finished, folder=self.folder / "runs" / "mine")
 
 
 @pytest.fixture
@@ -121,3 +122,4 @@ def test_port_that_is_taken(shell):
     assert finished.code == 2
     assert f"the ranks cannot meet at 127.0.0.1:{port} (MASTER_ADDR, MASTER_PORT): " in complaint(finished)
     assert "choose a free port with torchrun's --master-port" in complaint(finished)
+    assert finished.status["status"] == "failed"

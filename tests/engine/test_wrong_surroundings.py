@@ -28,6 +28,8 @@ PLACE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "loca
         ({"RANK": "-1"}, f"RANK: got '-1'; allowed: a number from 0; {LAUNCHER}"),
         ({"WORLD_SIZE": ""}, f"WORLD_SIZE: got ''; allowed: a number from 0; {LAUNCHER}"),
         ({"LOCAL_RANK": "0.0"}, f"LOCAL_RANK: got '0.0'; allowed: a number from 0; {LAUNCHER}"),
+        ({"LOCAL_WORLD_SIZE": "two"}, f"LOCAL_WORLD_SIZE: got 'two'; allowed: a number from 0; {LAUNCHER}"),
+        ({"MASTER_PORT": "http"}, f"MASTER_PORT: got 'http'; allowed: a number from 0; {LAUNCHER}"),
         ({"RANK": "2"}, f"RANK: got 2; allowed: a number below WORLD_SIZE, 2; {LAUNCHER}"),
         ({"RANK": None}, f"RANK: not set, though RANK or WORLD_SIZE is; {LAUNCHER}"),
         ({"MASTER_ADDR": None}, f"MASTER_ADDR: not set, though RANK or WORLD_SIZE is; {LAUNCHER}"),
