@@ -50,7 +50,8 @@ def _places(found: Findings, config: Config, folder: Path) -> str:
     places = []
     if found.taps:
         places.append(f"{folder / 'figures' / 'rla_by_depth.png'} and rla_by_epoch.png")
-    places.append(f"by epoch {folder / 'summary.csv'}")
+    summary = folder / "summary.csv"
+    places.append(f"by epoch {summary}" if summary.exists() else f"by step {folder / 'metrics.jsonl'}")
     if config.log.tensorboard:
         places.append(f"curves: tensorboard --logdir {folder / 'tensorboard'}")
     return "; ".join(places)

@@ -60,10 +60,12 @@ class RunLog:
         """
         kept = self._folder.rewind_metrics(step, epoch)
         if self._settings.tensorboard:
+            again = kept  # a run that had no such record yet gets it whole
+            if self._folder.tensorboard.exists():
+                again = [row for row in kept if row["step"] == step]  # purged with a dropped epoch's line of that step
             self._sinks.append(_TensorBoard(self._folder.tensorboard, purge_from=step))
-            for row in kept:
-                if row["step"] == step:  # purged with an epoch's line of the same step that is dropped
-                    self._record(row)
+            for row in again:
+                self._record(row)
         if self._settings.wandb != "off":
             self._sinks.append(_Wandb(self._folder.path, self._settings, settings))
 

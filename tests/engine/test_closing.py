@@ -21,7 +21,8 @@ def lines(found: Findings | None, folder: Path, config: Config | None = None, st
 
 
 def test_finished_run_names_its_findings_figures_and_next_commands(tmp_path):
-    (tmp_path / "canaries.parquet").touch()
+    for name in ("canaries.parquet", "summary.csv"):
+        (tmp_path / name).touch()
     assert lines(FOUND, tmp_path) == [
         f"done: all 2 epochs trained; everything is in {tmp_path}",
         "learned: held-out top-1 50.00%; random-label accuracy at most 40.00%, at tap 3.attn (a head alone: 25.00%; "
@@ -42,7 +43,7 @@ def test_run_without_heads_or_records_promises_none(tmp_path):
     config = Config(log=LogConfig(tensorboard=False))
     assert lines(replace(FOUND, taps=()), tmp_path, config)[1:] == [
         "learned: held-out top-1 50.00%",
-        f"figures: by epoch {tmp_path}/summary.csv",
+        f"figures: by step {tmp_path}/metrics.jsonl",  # no epoch was finished
     ]
 
 

@@ -80,6 +80,15 @@ def test_epochs_line_of_the_checkpoints_own_step_is_replaced_and_the_steps_kept(
     assert found["epoch/rla_clean/0"] == [(4, 0.25)]
 
 
+def test_tensorboard_that_is_switched_on_later_is_whole(tmp_path):
+    folder = RunFolder(tmp_path)
+    log = RunLog(folder, LogConfig(tensorboard=False), TAPS)
+    log.append(step_row(2, 3.0))
+    log.append(step_row(4, 2.5))
+    write(folder, [step_row(6, 1.5)], step=4, epoch=1)
+    assert curves(folder.tensorboard)["step/class_loss"] == [(2, 3.0), (4, 2.5), (6, 1.5)]
+
+
 def test_killed_run_leaves_in_tensorboard_what_its_metrics_say(tmp_path):
     folder = RunFolder(tmp_path)
     log = opened(folder)
