@@ -10,7 +10,6 @@ import signal
 import pytest
 import yaml
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.distributed
 
@@ -20,12 +19,6 @@ AUGMENTED += ["--data.augment.erase", "0.3", "--data.mix.mixup", "0.8", "--data.
 
 def without_times(rows):
     return [{key: value for key, value in row.items() if key not in ("images_per_second", "data_wait")} for row in rows]
-
-
-def loss_curve(finished):
-    """Read a run's curve as TensorBoard does, over all the files that its starts left."""
-    events = EventAccumulator(str(finished.folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return [(event.step, pytest.approx(event.value)) for event in events.Scalars("step/class_loss")]
 
 
 def table_bytes(table):
@@ -89,7 +82,6 @@ def test_killed_runs_go_on_to_the_same_end(runner, undisturbed):
     finished = runner.run("killed")
     assert finished.code == 0, finished.output
     same_result(finished, undisturbed)
-    assert loss_curve(finished) == [(row["step"], row["class_loss"]) for row in finished.rows("step")]
 
 
 def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner):
