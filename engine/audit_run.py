@@ -99,7 +99,7 @@ class RunAudit:
         num_train: N, training samples behind own and fresh accuracy.
         num_equal: E, samples on either side of the membership excess.
         num_skipped: images of both splits that could not be read and were left out.
-        regularizer_factor: λ of the run.
+        regularizer_factor: λ at the checkpoint.
         joint: μ of the run.
         fingerprint: of the training images.
         options: how it was audited.
@@ -207,7 +207,7 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
         num_train=labels.own_MN.shape[-1],
         num_equal=len(labels.members_E),
         num_skipped=int((~train[0].is_read_N).sum() + (~heldout[0].is_read_N).sum()),
-        regularizer_factor=run.config.regularizer.factor,
+        regularizer_factor=run.saved.factor,
         joint=run.config.heads.joint,
         fingerprint=run.sources.train.manifest.fingerprint,
         options=options,

@@ -32,11 +32,13 @@ class SavedState:
         path: its folder.
         step: optimizer steps taken.
         position: whole epochs trained, and samples of the unfinished one.
+        factor: the regulariser's λ at that moment, which `regularizer.target` moves.
     """
 
     path: Path
     step: int
     position: Position
+    factor: float
 
     @property
     def epoch(self) -> int | None:
@@ -110,7 +112,10 @@ def open_run(path: Path, epoch: int | None = None, root: str | None = None) -> O
 def list_checkpoints(folder: RunFolder) -> list[SavedState]:
     """Return the whole checkpoints of a run, the oldest first."""
     manifests = [(path, read_manifest(path)) for path in list_whole(folder.checkpoints)]
-    return [SavedState(path, manifest["step"], Position(**manifest["position"])) for path, manifest in manifests]
+    return [
+        SavedState(path, manifest["step"], Position(**manifest["position"]), manifest["regularizer_factor"])
+        for path, manifest in manifests
+    ]
 
 
 def _choose(folder: RunFolder, epoch: int | None) -> SavedState:

@@ -11,7 +11,7 @@ from torch.nn.functional import layer_norm
 
 from rlpheads.engine import job
 from rlpheads.engine.audit_run import AuditOptions, audit_labels, audit_run
-from rlpheads.engine.checkpoint import weights_sha256
+from rlpheads.engine.checkpoint import read_manifest, weights_sha256
 from rlpheads.engine.cli import main
 from rlpheads.engine.config import (
     Config,
@@ -19,6 +19,7 @@ from rlpheads.engine.config import (
     HeadsConfig,
     ModelConfig,
     OptimConfig,
+    RegularizerConfig,
     RunConfig,
     ScheduleConfig,
 )
@@ -221,6 +222,18 @@ def test_an_audit_leaves_them_out(spoiled, tmp_path):
     found = audit_run(open_run(tmp_path / "spoiled"), AuditOptions(device="cpu"))
     assert (found.num_train, found.num_equal, found.num_skipped) == (23, 7, 2)
     assert all(0 <= tap.found.own_M[0] * 23 <= 23 and (tap.found.own_M[0] * 23) % 1 < 1e-6 for tap in found.taps)
+
+
+def test_an_audit_tells_the_factor_that_its_checkpoint_was_steered_to(tmp_path):
+    config = small_config(tmp_path, "steered", epochs=2)
+    steered = RegularizerConfig(kind="uniform", factor=0.5, target=0.0)
+    assert job.run(replace(config, regularizer=steered, eval=EvalConfig(every=1000, clean_every=1))) == 0
+    opened = open_run(tmp_path / "steered")
+    rows = opened.folder.metrics("epoch")
+    audit = audit_run(opened, AuditOptions(draws=4, device="cpu"))
+    assert rows[0]["regularizer_factor"] == 0.5
+    assert audit.regularizer_factor == read_manifest(opened.saved.path)["regularizer_factor"]
+    assert audit.regularizer_factor not in [row["regularizer_factor"] for row in rows]  # the last pass moved it again
 
 
 def test_features_and_own_labels_reproduce_the_runs_own_ledger(detached):
