@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_config_checks import CONTRADICTIONS, DIGITS, NAMES, NUMBERS
 from test_config_corpus import FLAGS
+from wrong_settings import CONTRADICTIONS, DIGITS, NAMES, NUMBERS
 
 from rlpheads.engine import train
 from rlpheads.engine.command_line import parse_config
