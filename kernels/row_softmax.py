@@ -41,6 +41,9 @@ class RowSoftmax(NamedTuple):
     """log Σ e^{z_j − s} over all classes but this label."""
     log_sum_B: Tensor
     """log Σ e^{z_j − s} over all classes."""
+    inverse_sum_B: Tensor
+    """1/Σ e^{z_j − s} over all classes; e^{−log Σ} would carry the rounding of log Σ, which is that of a number as large as
+    log K."""
     moment_others_B: Tensor
     """Σ e^{z_j − s}·(z_j − s) over the classes that are none of the row's labels (for `entropy`)."""
     sum_logits_B: Tensor
@@ -129,6 +132,7 @@ def combine(parts: Sequence[Partials], labels: RowLabels, num_labels: int) -> Ro
         log_others_B=log_others_B,
         log_rest_LB=log_rest_LB,
         log_sum_B=torch.logaddexp(log_rest_LB[0], offset_LB[0]),
+        inverse_sum_B=_inverse_sum(sum_B, offset_LB, labels),
         moment_others_B=moment_B,
         sum_logits_B=torch.stack([part.sum_logits_B for part in parts]).sum(0),
         max_before_B=max_before_B,
@@ -142,6 +146,14 @@ def _log_rest(log_others_B: Tensor, offset_LB: Tensor, labels: RowLabels) -> Ten
         return log_others_B[None].clone()
     other_LB = offset_LB.flip(0).masked_fill(labels.present_LB[1] == 0, -torch.inf)
     return torch.logaddexp(log_others_B.expand_as(other_LB), other_LB)
+
+
+def _inverse_sum(sum_B: Tensor, offset_LB: Tensor, labels: RowLabels) -> Tensor:
+    """1/(Σ of the others + the labels' own terms), scaled by the largest of them so that no lead of a label overflows."""
+    lead_B = offset_LB.amax(0).clamp(min=0)
+    labels_B = (torch.exp(offset_LB - lead_B) * labels.present_LB).sum(0)
+    drop_B = torch.exp(-lead_B)
+    return drop_B / (sum_B * drop_B + labels_B)
 
 
 def _maxima(parts: Sequence[Partials], label_logit_LB: Tensor, labels: RowLabels) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ def _cross_entropy_coefficients(rows: RowSoftmax) -> Coefficients:
     near_one_LB = (1 - weight_LB) - torch.sigmoid(-odds_LB)
     near_zero_LB = torch.sigmoid(odds_LB) - weight_LB
     label_LB = torch.where(weight_LB > 0.5, near_one_LB, near_zero_LB) * rows.labels.present_LB
-    return Coefficients(torch.exp(-rows.log_sum_B), label_LB)
+    return Coefficients(rows.inverse_sum_B, label_LB)
 
 
 def _unlikelihood(rows: RowSoftmax) -> Tensor:
@@ -90,14 +90,14 @@ def _uniform(rows: RowSoftmax) -> Tensor:
 def _uniform_coefficients(rows: RowSoftmax) -> Coefficients:
     """p_j − 1/K."""
     label_LB = torch.sigmoid(rows.log_odds) * rows.labels.present_LB
-    return Coefficients(torch.exp(-rows.log_sum_B), label_LB, uniform=-1 / rows.num_labels)
+    return Coefficients(rows.inverse_sum_B, label_LB, uniform=-1 / rows.num_labels)
 
 
 def _entropy(rows: RowSoftmax) -> Tensor:
     """KL(p ‖ uniform) = log K − H(p), the entropy written as its labels' terms plus the others', neither of which cancels."""
     labels_part_B = (-rows.log_p * rows.log_p.exp() * rows.labels.present_LB).sum(0)
     others_B = torch.exp(rows.log_others_B - rows.log_sum_B)
-    others_part_B = others_B * rows.log_sum_B - rows.moment_others_B * torch.exp(-rows.log_sum_B)
+    others_part_B = others_B * rows.log_sum_B - rows.moment_others_B * rows.inverse_sum_B
     return math.log(rows.num_labels) - (labels_part_B + others_part_B)
 
 
@@ -106,7 +106,7 @@ def _entropy_coefficients(rows: RowSoftmax) -> Coefficients:
 
     At a label, o_y − ō is expanded over the other classes, since o_y and ō agree in all digits as p_y → 1.
     """
-    scale_B = torch.exp(-rows.log_sum_B)
+    scale_B = rows.inverse_sum_B
     p_LB = torch.sigmoid(rows.log_odds) * rows.labels.present_LB
     moment_B = rows.moment_others_B * scale_B
     mean_offset_B = moment_B + (p_LB * rows.offset).sum(0)

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from kernel_problems import KINDS, Problem, evaluate, make_problem, margin_problem, relative_error
 from torch import Tensor
 
-from rlpheads.kernels import reference
-from rlpheads.kernels.row_softmax import row_labels
+from rlpheads.kernels import reference, tiled_cpu
+from rlpheads.kernels.partials import ClassRange, Needs
+from rlpheads.kernels.row_softmax import combine, row_labels
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 GRADIENTS = ("weight_gradient", "regularizer_gradient", "joint_gradient")
@@ -58,6 +59,22 @@ def test_entropy_like_gradients_survive_a_dominant_class_that_is_no_label(kind: 
 @pytest.mark.parametrize("spread", [0.01, 0.1, 1.0, 10.0, 30.0])
 def test_every_spread(kind: str, spread: float, tile_classes: int) -> None:
     assert_as_accurate_as_plain(make_problem(3, 16, 700, num_features=24, spread=spread), kind)
+
+
+@pytest.mark.parametrize("lead", [0.0, 80.0])
+@pytest.mark.parametrize("with_pair", [False, True])
+def test_the_sum_of_many_classes_keeps_its_digits(with_pair: bool, lead: float) -> None:
+    """Near chance the gradient of `uniform` is what p_j differs from 1/K; e^{−log Σ} would be off by 1e-6 at this K."""
+    problem = make_problem(6, 32, 100_003, num_features=4, spread=0.01).to(torch.float32)
+    bias_K = torch.zeros(100_003).index_fill(0, problem.labels_B, lead)
+    labels = row_labels(problem.labels_B, problem.pair if with_pair else None, torch.float32)
+    head = ClassRange(problem.weight_KD, bias_K, 0, 100_003)
+    needs = Needs(None, feature_gradient=False, class_gradients=False, memory_budget=0)
+    partials, _, _ = tiled_cpu.local_partials(problem.features_BD, head, labels.index_LB, needs)
+    rows = combine([partials], labels, 100_003)
+    logits_BK = problem.features_BD.double() @ problem.weight_KD.double().T + bias_K.double()
+    expected_B = torch.exp(rows.shift_B.double() - logits_BK.logsumexp(1))
+    assert float((rows.inverse_sum_B.double() / expected_B - 1).abs().max()) < (2e-7 if lead == 0 else 2e-6)
 
 
 @kinds

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from kernel_problems import Problem, evaluate, make_problem, margin_problem, relative_error
+from kernel_problems import KINDS, Problem, evaluate, make_problem, margin_problem, relative_error
 from torch import Tensor
 
 from rlpheads.kernels import reference
@@ -117,7 +117,6 @@ def assert_as_accurate_as_plain(case: Case, device: str = "cpu") -> dict[str, tu
     return found
 
 
-KINDS = ("unlikelihood", "uniform", "reversal", "entropy")
 SPREADS = (0.01, 0.1, 1.0, 3.0, 30.0)
 
 
