@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton", reason="triton comes with torch's CUDA build only")
 
 from rlpheads.kernels import aot, triton_kernels
-from rlpheads.kernels.aot_kernels import UNIFORM, Build, Variant, builds
+from rlpheads.kernels.aot_kernels import UNIFORM, Build, Variant, builds, signature
 from rlpheads.kernels.traffic import Work, compulsory_products, compulsory_tiles, modelled_products, modelled_tiles
 from rlpheads.kernels.triton_tiles import PREPARED_CHIPS, chip_tiles
 
@@ -69,8 +69,6 @@ def test_narrow_tiles_cost_bytes() -> None:
 
 
 def test_every_argument_of_every_kernel_has_a_type() -> None:
-    from rlpheads.kernels.aot_kernels import signature
-
     for build in (build for chip in PREPARED_CHIPS for build in builds(chip)):
         types, values, _ = signature(build)
         assert list(types) == list(build.kernel.arg_names)

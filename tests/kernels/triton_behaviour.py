@@ -180,7 +180,7 @@ def assert_backward_twice_and_many_heads() -> None:
 
 
 def assert_traces(kind: str) -> None:
-    """Fake tensors have the shapes and dtypes of the real ones; the operators pass torch's own check; one graph."""
+    """Fake tensors have the shapes and dtypes of the real ones; the operators pass torch's own check."""
     problem = cast(make_problem(3, 4, 30), torch.bfloat16, torch.float32)
     real = evaluate(problem, kind, "triton")
     with FakeTensorMode():
