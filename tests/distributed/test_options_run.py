@@ -1,0 +1,32 @@
+"""Options of the engine in whole runs: stopped and killed ones end where undisturbed ones do."""
+
+import os
+import signal
+
+import pytest
+from test_main_job import same_result
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+HALF = ["--precision", "fp16", "--loss_scale.initial", "1e18", "--loss_scale.growth_every", "5"]
+HALF += ["--regularizer.kind", "uniform", "--regularizer.factor", "1"]
+ENDS_AFTER_TWO = ["--epochs", "6", "--early_stopping.patience", "1", "--early_stopping.min_delta", "1"]
+
+
+def test_killed_pair_in_half_precision_ends_early_at_the_same_bits(runner):
+    """The ranks leave the same steps out while the scales come down, and agree on the last epoch."""
+    flags = [*HALF, *ENDS_AFTER_TWO]
+    whole = runner.run("whole_half", *flags, ranks=2)
+    process = runner.start("killed_half", *flags, ranks=2)
+    runner.wait_for_step("killed_half", 30, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished = runner.run("killed_half", *flags, ranks=2)
+    assert finished.code == whole.code == 0, finished.output + whole.output
+    same_result(finished, whole)
+    assert finished.status["reason"] == whole.status["reason"]
+    assert whole.status["reason"].startswith("early_stopping: eval_top1 is not better by more than 1 than ")
+    scales = [row["backbone_loss_scale"] for row in whole.rows("step")]
+    assert scales[0] == pytest.approx(5e17)  # the first step overflows
+    assert scales[-1] < scales[0]
+    assert [row["epoch"] for row in whole.rows("epoch")] == [0, 1]
