@@ -4,17 +4,22 @@ import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
 from conftest import ROOT
 from test_main_job import same_result
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "loaders"))
+from loader_libraries import require_library
+
 pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
 def flags(runner) -> list[str]:
+    require_library("dali")
     tree = runner.folder / "photographs"
     script = ROOT / "benchmarks" / "make_photo_tree.py"
     sizes = ["--train", "144", "--val", "20", "--width", "60", "--height", "45"]

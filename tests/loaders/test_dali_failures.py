@@ -6,6 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
+from loader_libraries import require_library
+
+require_library("dali")  # before what imports it
+
+from corpus import CORPUS, JPEG, CorpusFile, Outcome, write_corpus
+from loader_kinds import loader_of
+
 from rlpheads.loaders.batch import Batch
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.dali_pipeline import DaliPipeline, DecodeError
@@ -14,10 +22,6 @@ from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.manifest import DatasetError
 from rlpheads.loaders.torch_loader import LoaderError
 from rlpheads.loaders.verified import FOLDER_NAME, Complaint, Findings, findings_path
-
-sys.path.insert(0, str(Path(__file__).parent))
-from corpus import CORPUS, JPEG, CorpusFile, Outcome, write_corpus
-from loader_kinds import loader_of
 
 CROP = CropSpec(32)
 

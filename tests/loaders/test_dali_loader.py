@@ -1,7 +1,6 @@
 """The DALI loader beside torch's: what it reads, when it stops, and that nothing of it is left behind."""
 
 import gc
-import importlib.util
 import os
 import random
 import re
@@ -17,17 +16,22 @@ import torch
 
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.datasets import ImageSource, open_dataset
-from rlpheads.loaders.factory import check_loader, make_loader
-from rlpheads.loaders.manifest import DatasetError
+from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.order import Order
 from rlpheads.loaders.planted import Planting, plant
 from rlpheads.loaders.subset import take_subset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from loader_kinds import loader_of
+from loader_libraries import require_library
 
 CROP = CropSpec(32)
 NAMES = [f"{number:02d}" for number in range(12)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _dali():
+    require_library("dali")
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +188,7 @@ SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from loader_kinds import loader_of
+from loader_libraries import require_library
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.datasets import open_dataset
 
@@ -216,16 +221,6 @@ def test_a_process_under_signals_reads_all_and_leaves(photographs, tmp_path):
         command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "40 5\n", "")
-
-
-def test_without_dali_there_is_one_message_with_the_remedy(monkeypatch, photographs):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(DatasetError, match=r"^the dali loader needs NVIDIA DALI, .*pip install nvidia-dali-cuda130"):
-        loader_of("dali", photographs, CROP, 8)
-    monkeypatch.setattr(torch.version, "cuda", "12.8")
-    with pytest.raises(DatasetError, match=r"pip install nvidia-dali-cuda120.*--data\.loader torch"):
-        check_loader("dali", photographs)
-    check_loader("torch", photographs)
 
 
 @pytest.mark.parametrize(

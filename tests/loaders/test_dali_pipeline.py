@@ -3,11 +3,18 @@
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from loader_libraries import require_library
+
+require_library("dali")  # before what imports it
+
 from nvidia import dali
 from torchvision.transforms.v2 import functional as F
 
