@@ -184,11 +184,33 @@ def resize_box(pixels_HW3, box, out_3SS):  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILED)
+def _says_size(data, height, width):  # type: ignore[no-untyped-def]
+    """Whether a JPEG's frame header says this size.
+
+    FFCV's decoder takes another one without complaint, and leaves what it does not fill as the image before left it.
+    """
+    position = 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:
+            position += 1  # a fill byte
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            rows = np.int64(data[position + 5]) * 256 + data[position + 6]
+            columns = np.int64(data[position + 7]) * 256 + data[position + 8]
+            return rows == height and columns == width
+        else:
+            position += 2 + np.int64(data[position + 2]) * 256 + data[position + 3]
+    return False
+
+
+@njit(**_COMPILED)
 def _decode_one(data, image, box, scratch, out_3SS):  # type: ignore[no-untyped-def]
-    """Turn one stored image into its square; return what FFCV's decoder returned, 0 where all is well."""
+    """Turn one stored image into its square; return 0 where all is well, as FFCV's decoder does."""
     height, width = np.uint32(image.height), np.uint32(image.width)
     pixels = scratch[: 3 * np.int64(height) * np.int64(width)]
     if image.mode == JPG:
+        if not _says_size(data, height, width):
+            return np.int32(-1)
         zero, one = np.uint32(0), np.uint32(1)
         where = (zero, zero, one, one, False, False)
         code = _imdecode(data.ctypes, np.uint64(len(data)), height, width, pixels.ctypes, height, width, *where)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from loader_libraries import require_library
 
 require_library("dali")  # before what imports it
 
-from corpus import CORPUS, JPEG, CorpusFile, Outcome, write_corpus
+from corpus import CORPUS, HEIGHT, JPEG, WIDTH, CorpusFile, Outcome, write_corpus
 from loader_kinds import loader_of
 
 from rlpheads.loaders.batch import Batch
@@ -124,6 +125,26 @@ def test_a_batch_that_dali_refuses_is_accounted_for(thirty):
     with pytest.raises(ImageReadError, match=r"^image 9 "):
         list(loader)
     assert loader.state_dict() == {"epoch": 0, "consumed": 8}
+
+
+DAMAGED = [file for file in CORPUS if file.outcome is Outcome.DAMAGED]
+
+
+@pytest.mark.parametrize("file", DAMAGED, ids=lambda file: file.name)
+def test_what_is_made_up_in_a_damaged_picture_is_not_of_the_pictures_before(tmp_path, file):
+    """DALI's memory has held bright pictures or dark ones of the same size: what it makes of the damage does not tell."""
+    found = []
+    for level in (0, 255):
+        root = tmp_path / str(level)
+        write_corpus(root, (file,))
+        for number in range(3):
+            Image.new("RGB", (WIDTH, HEIGHT), (level,) * 3).save(root / "train" / "fine" / f"{number}.jpg")
+        source, _ = open_dataset("imagefolder", root, seed=0)
+        rows, errors = read("dali", source, train=False)
+        assert rows[0].float().mean().round() == level
+        found.append(rows.get(3, errors.get(3)))
+    dark, bright = found
+    assert torch.equal(dark, bright) if isinstance(dark, torch.Tensor) else dark.reason == bright.reason
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, times: int) -> None:

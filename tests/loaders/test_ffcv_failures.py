@@ -126,6 +126,20 @@ def test_damaged_data_are_skipped_when_asked(damaged):
     assert len(rows_by_index(batches)) == 23
 
 
+@pytest.mark.parametrize(("height", "width"), [(39, 50), (41, 50), (40, 49), (40, 51)])
+def test_a_jpeg_of_another_size_is_an_error_and_not_filled_up_with_the_picture_before(damaged, height, width):
+    """As many blocks, so that FFCV's decoder has nothing to complain of."""
+    data = damaged.encoded(5)
+    at = int(damaged.samples["f0"]["data_ptr"][5]) + data.index(b"\xff\xc0\x00\x11\x08") + 5
+    with damaged.path.open("r+b") as file:
+        file.seek(at)
+        assert file.read(4) == (40).to_bytes(2) + (50).to_bytes(2)
+        file.seek(at)
+        file.write(height.to_bytes(2) + width.to_bytes(2))
+    batches = list(load(damaged, 4, on_error="skip"))
+    assert [error.index for batch in batches for error in batch.skipped] == [5, 13]
+
+
 class Doomed:
     """Boxes that cannot be drawn any more from the third batch on."""
 
