@@ -71,7 +71,8 @@ def run_verify(options: VerifyOptions) -> int:
             )
         found = [verify_split(manifest, options, console) for manifest in scan_splits(options.root)]
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        again = ", without --again," if options.again else ""
+        print(f"interrupted; the same command{again} goes on where it was", file=sys.stderr)
         return EXIT_INTERRUPTED
     except DatasetError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -92,7 +93,8 @@ def verify_split(manifest: Manifest, options: VerifyOptions, console: Console) -
     """
     path = findings_path(options.folder, manifest.split)
     unfinished = path.with_suffix(".unfinished.json")
-    found = _begin(manifest, [] if options.again else [path, unfinished])
+    # An unfinished one is the newer: it goes as soon as it is finished.
+    found = _begin(manifest, [] if options.again else [unfinished, path])
     write_atomically(unfinished, found.to_json())  # finds out, before the work, whether it can be kept
     title = f"{manifest.split}: "
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

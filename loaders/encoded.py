@@ -15,7 +15,7 @@ from rlpheads.loaders.plain_jpeg import plain_jpeg_size
 
 
 class EncodedImage(NamedTuple):
-    """An image that is sure to decode to what `ImageSource.read` returns.
+    """An image that decodes to what `ImageSource.read` returns, unless the coded data of a JPEG are damaged.
 
     Attributes:
         data: uint8, a plain JPEG (see `plain_jpeg`) or a portable pixmap.
@@ -31,8 +31,9 @@ class EncodedImage(NamedTuple):
 def read_encoded(source: ImageSource, index_B: Int64Array) -> list[EncodedImage | ImageReadError]:
     """Read some images without decoding plain JPEGs; an unreadable image's place is taken by its error.
 
-    Any other image is read by the source itself and passed on as a pixmap, so that whatever torchvision and Pillow can
-    read looks the same through any decoder, and whatever they cannot is refused in the same words.
+    Any other image is read by the source itself and passed on as a pixmap, so that it looks the same through any decoder,
+    or is refused in the same words. Of damage inside a plain JPEG decoders make different things, unless `rlpheads verify`
+    has found it.
     """
     return [_read(source, int(index)) for index in index_B]
 

@@ -140,6 +140,26 @@ def test_a_verification_that_was_broken_off_goes_on(tmp_path, monkeypatch, capfd
     assert not unfinished.exists()
 
 
+def test_what_is_looked_at_again_and_broken_off_goes_on_without_the_flag(tmp_path, monkeypatch, capfd):
+    """A file was changed in place: what was found before stands until all is looked at again, and no longer."""
+    write_corpus(tmp_path, tuple(CorpusFile(f"{number:03d}.jpg", JPEG, Outcome.READ) for number in range(70)))
+    assert verify(tmp_path) == 0
+    (tmp_path / "train" / "odd" / "005.jpg").write_bytes(bytes(len(JPEG)))
+
+    def broken_off(*arguments):
+        yield next(examined(*arguments))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verify_run, "examined", broken_off)
+        assert verify(tmp_path, "--again") == 130
+    assert "the same command, without --again, goes on where it was" in capfd.readouterr().err
+    assert Findings.read(tmp_path / ".rlpheads" / "train.json").complaints == {}
+    assert verify(tmp_path) == 1
+    assert Findings.read(tmp_path / ".rlpheads" / "train.json").complaints.keys() == {3 + 5}
+    assert verify(tmp_path) == 1
+
+
 def test_a_file_that_ends_the_decoders_process_is_found_and_the_others_too(tmp_path):
     write_corpus(tmp_path, tuple(CorpusFile(f"{number:03d}.jpg", JPEG, Outcome.READ) for number in range(40)))
     manifest = scan_splits(tmp_path)[0]
