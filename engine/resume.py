@@ -81,16 +81,26 @@ def find_resume_point(config: Config, checkpoints: Path, sources: Sources) -> Re
                 "start from the beginning with --run.resume auto"
             )
         return None
-    manifest = read_manifest(found)
-    if missing := [key for key in _NEEDED if key not in manifest]:
-        raise CheckpointError(
-            f"{found / MANIFEST} lacks {', '.join(missing)}: it is damaged, or no training run wrote it; "
-            "begin again with --run.overwrite, or choose another --run.name"
-        )
+    manifest = read_run_manifest(found)
     check_images(sources, manifest)
     check_settings(found.parent.parent, asdict(config), manifest["config"])
     verify(found, manifest)
     return ResumePoint(found, Position(**manifest["position"]), manifest["regularizer_factor"])
+
+
+def read_run_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself and of the run that wrote it.
+
+    Raises:
+        CheckpointError: the manifest is damaged, or not that of a training run.
+    """
+    manifest = read_manifest(checkpoint)
+    if missing := [key for key in _NEEDED if key not in manifest]:
+        raise CheckpointError(
+            f"{checkpoint / MANIFEST} lacks {', '.join(missing)}: it is damaged, or no training run wrote it; "
+            "begin again with --run.overwrite, or choose another --run.name"
+        )
+    return manifest
 
 
 def check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from rlpheads.engine.checkpoint import CheckpointError, list_whole, read_manifest, verify
+from rlpheads.engine.checkpoint import CheckpointError, list_whole, verify
 from rlpheads.engine.command_line import parse_config
 from rlpheads.engine.config import Config
 from rlpheads.engine.config_errors import nearest
 from rlpheads.engine.job import open_sources
 from rlpheads.engine.models import build_model
-from rlpheads.engine.resume import Position, Sources, check_images
+from rlpheads.engine.resume import Position, Sources, check_images, read_run_manifest
 from rlpheads.engine.run_folder import RunFolder
 from rlpheads.engine.tapped_model import TappedModel
 
@@ -99,7 +99,7 @@ def open_run(path: Path, epoch: int | None = None, root: str | None = None) -> O
         config = replace(config, data=replace(config.data, root=root))
     folder = RunFolder(path)
     saved = _choose(folder, epoch)
-    manifest = read_manifest(saved.path)
+    manifest = read_run_manifest(saved.path)
     sources = open_sources(config)
     try:
         check_images(sources, manifest)
@@ -111,7 +111,7 @@ def open_run(path: Path, epoch: int | None = None, root: str | None = None) -> O
 
 def list_checkpoints(folder: RunFolder) -> list[SavedState]:
     """Return the whole checkpoints of a run, the oldest first."""
-    manifests = [(path, read_manifest(path)) for path in list_whole(folder.checkpoints)]
+    manifests = [(path, read_run_manifest(path)) for path in list_whole(folder.checkpoints)]
     return [
         SavedState(path, manifest["step"], Position(**manifest["position"]), manifest["regularizer_factor"])
         for path, manifest in manifests

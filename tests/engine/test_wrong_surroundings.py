@@ -15,6 +15,7 @@ from rlpheads.engine.job import open_sources
 from rlpheads.engine.launch import Rank
 from rlpheads.engine.resume import find_resume_point
 from rlpheads.engine.run_folder import RunFolder, RunFolderError, claim
+from rlpheads.engine.run_loading import list_checkpoints
 
 LAUNCHER = "torchrun sets these environment variables; without it, set all or none of them"
 PLACE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -140,12 +141,15 @@ MANIFESTS = {
 def test_manifest_that_cannot_be_gone_on_from(checkpoint, tmp_path, case):
     config, saved = checkpoint
     damage, message = MANIFESTS[case]
-    shutil.copytree(saved, tmp_path / saved.name)
-    damage(tmp_path / saved.name / "manifest.json")
+    run = RunFolder(tmp_path)
+    shutil.copytree(saved, run.checkpoints / saved.name)
+    damage(run.checkpoints / saved.name / "manifest.json")
+    with pytest.raises(CheckpointError, match=message):
+        list_checkpoints(run)  # what rlpheads audit looks through
     with pytest.raises(
         CheckpointError, match=f"{message}.*begin again with --run.overwrite or|{message}.*--run.overwrite"
     ):
-        find_resume_point(config, tmp_path, open_sources(config))
+        find_resume_point(config, run.checkpoints, open_sources(config))
 
 
 @pytest.mark.wrong("checkpoint")
