@@ -39,6 +39,11 @@ def told(complaint: OSError, folder: Path) -> str:
     return f"cannot write {place}: {complaint.strerror}; {_REMEDIES[complaint.errno]}"
 
 
+def lacks_shared_memory(error: BaseException) -> bool:
+    """Whether torch could not get shared memory, which it says in words alone."""
+    return isinstance(error, RuntimeError) and "unable to allocate shared memory" in str(error)
+
+
 class PlainWriter(FileSystemWriter):
     """Writes a checkpoint's files, flushed to the disk, and says why where one cannot be written.
 

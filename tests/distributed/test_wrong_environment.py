@@ -65,6 +65,21 @@ def complaint(finished: Finished) -> str:
 
 @needs_mounts
 @pytest.mark.wrong("environment")
+def test_disk_that_fills_up_in_training_loses_nothing(shell):
+    """The second epoch's checkpoint does not fit; with room made, the same command goes on from the first one."""
+    first = 'mount -t tmpfs -o size=1000k none "$RUNS"; eval "$RUN"; echo "code $?"'
+    script = f'{first}; mount -o remount,size=64m "$RUNS"; eval "$RUN"'
+    finished = shell(script)
+    assert finished.code == 0, finished.output
+    assert "code 1" in finished.output
+    assert "checkpoints/.step=000000044.tmp/__0_0.distcp: No space left on device; make room" in complaint(finished)
+    assert "the same command then goes on from the last checkpoint, which is whole" in complaint(finished)
+    assert "step=000000022 at step 22" in finished.output
+    assert "done: all 2 epochs trained" in finished.output
+
+
+@needs_mounts
+@pytest.mark.wrong("environment")
 def test_disk_that_is_full_from_the_start(shell):
     script = 'mount -t tmpfs -o size=64k none "$RUNS"; head -c 1m /dev/zero > "$RUNS/big" 2>/dev/null; eval "$RUN"'
     finished = shell(script)
@@ -79,6 +94,23 @@ def test_disk_that_is_read_only(shell):
     finished = shell('mount -t tmpfs -o ro none "$RUNS"; eval "$RUN"')
     assert finished.code == 2
     assert complaint(finished).endswith("runs/mine: Read-only file system; see --run.dir")
+
+
+@needs_mounts
+@pytest.mark.wrong("environment")
+def test_no_shared_memory_for_the_loaders_workers(shell):
+    script = 'mount -t tmpfs -o size=4k none /dev/shm; eval "$RUN"'
+    finished = shell(script, "--data.workers", "1")
+    assert finished.code == 1
+    assert "/dev/shm" in complaint(finished)
+
+
+@pytest.mark.wrong("environment")
+def test_limit_on_the_size_of_files(shell):
+    finished = shell('ulimit -f 200; eval "$RUN"', mounts=False)
+    assert finished.code == 1
+    assert "File too large; lift the limit on the size of files (ulimit -f unlimited)" in complaint(finished)
+    assert finished.status["status"] == "failed"
 
 
 @pytest.mark.wrong("environment")
