@@ -128,17 +128,27 @@ class _Kind(NamedTuple):
     tensor_cores: str = ""
     gradient: tuple[str, str] = ("*fp32", "*fp32")
     """Type of the gradient that it writes, off and on."""
+    dtype: torch.dtype = torch.bfloat16
+    """Of the operands, and so of the exponentials."""
 
 
 def _row_builds(chip: int) -> list[Build]:
-    tiles = chip_tiles(chip, torch.bfloat16, 1024, rich=False, bias=False)
+    tiles, wide_tiles = (
+        chip_tiles(chip, dtype, 1024, rich=False, bias=False) for dtype in (torch.bfloat16, torch.float32)
+    )
     rows, launch = triton_row_kernels, triton_launch
-    align = {"ROWS": tiles.rows, "CLASSES": tiles.classes, "num_warps": launch.ALIGN_WARPS}
+    align, wide_align = ({"CLASSES": given.classes, **launch.ALIGN_TILE} for given in (tiles, wide_tiles))
     combine = {"TILE_CLASSES": tiles.classes, **launch.COMBINE_TILE}
+    shifts = _Kind(
+        triton_kernels.row_shifts, "based pair bias", ("BASED", "PAIR", "HAS_BIAS"), launch.SHIFT_TILE, "HMMA"
+    )
+    aligning = _Kind(rows.align_tiles, "based moments", ("BASED", "MOMENT"), align)
     kinds = (
-        _Kind(triton_kernels.row_shifts, "based pair bias", ("BASED", "PAIR", "HAS_BIAS"), launch.SHIFT_TILE, "HMMA"),
+        shifts,
+        shifts._replace(dtype=torch.float32),
         _Kind(rows.combine_tiles, "moments, logits", ("MOMENT", "SUM_LOGITS"), combine),
-        _Kind(rows.align_tiles, "based moments", ("BASED", "MOMENT"), align),
+        aligning,
+        aligning._replace(shape=wide_align, dtype=torch.float32),
         _Kind(rows.class_sums, "based", ("BASED",), launch.SUM_TILE, gradient=("*fp32", "*bf16")),
         _Kind(rows.add_label_rows, "narrow", ("SUMS_GIVEN",), launch.LABEL_TILE, gradient=("*fp32", "*bf16")),
     )
@@ -146,11 +156,13 @@ def _row_builds(chip: int) -> list[Build]:
 
 
 def _row_build(chip: int, kind: _Kind, is_on: bool) -> Build:
-    flags = _flags(torch.bfloat16, FIRST=not is_on, **dict.fromkeys(kind.switches, is_on), **kind.shape)
+    flags = _flags(kind.dtype, FIRST=not is_on, **dict.fromkeys(kind.switches, is_on), **kind.shape)
+    flags["PRECISION"] = triton_launch.precision(kind.dtype)
     options = {"num_warps": flags.pop("num_warps")}
-    pointers = dict.fromkeys(("features", "weight", "exps", "moments"), "*bf16")
+    dtype = TYPE_NAMES[kind.dtype]
+    pointers = dict.fromkeys(("features", "weight", "exps", "moments"), f"*{dtype}")
     pointers["gradient"] = kind.gradient[is_on]
-    name = f"{kind.kernel.__name__} {kind.switched if is_on else ''}".rstrip()
+    name = f"{kind.kernel.__name__} {dtype} {kind.switched if is_on else ''}".rstrip()
     return Build(name, kind.kernel, chip, flags, pointers, options, kind.tensor_cores)
 
 

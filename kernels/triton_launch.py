@@ -17,12 +17,12 @@ from rlpheads.kernels.triton_tiles import FIRST_CLASSES, INTERPRETED_TILES, OVER
 EMULATED = bool(triton.knobs.runtime.interpret)
 """Triton's interpreter runs the kernels, on the CPU."""
 
-SHIFT_TILE = {"ROWS": 16, "CLASSES": FIRST_CLASSES, "FEATURES": 32, "num_warps": 4}
+SHIFT_TILE = {"ROWS": 16, "CLASSES": FIRST_CLASSES, "FEATURES": 32, "num_warps": 8}
 COMBINE_TILE = {"ROWS": 8, "TILES": 256, "num_warps": 4}
 LABEL_TILE = {"LABELS": 16, "FEATURES": 256, "num_warps": 4}
 if EMULATED:
     LABEL_TILE = {"LABELS": 256, "FEATURES": 1024, "num_warps": 4}  # the interpreter's time is by the operation
-ALIGN_WARPS = 8
+ALIGN_TILE = {"ROWS": 64, "num_warps": 8}
 SUM_TILE = {"ROWS": 32, "CLASSES": 128, "num_warps": 4}
 
 
@@ -193,17 +193,16 @@ def align_tiles(
     exp_RK, moment_BK = buffers
     assert exp_RK is not None
     num_rows = len(reference.shift_B)
-    grid = (triton.cdiv(num_rows, tiles.rows) * triton.cdiv(num_classes, tiles.classes),)
+    grid = (triton.cdiv(num_rows, ALIGN_TILE["ROWS"]) * triton.cdiv(num_classes, tiles.classes),)
     row_kernels.align_tiles[grid](
         *(exp_RK, exp_RK if moment_BK is None else moment_BK, reference.base_B, statistics.max_CB),
         *(reference.shift_B, lift_B, num_rows, num_classes, exp_RK.stride(0), _row_stride(moment_BK)),
         BASED=len(reference.base_B) > 0,
         MOMENT=moment_BK is not None,
         LIMIT=OVERSHOOT[exp_RK.dtype],
-        ROWS=tiles.rows,
         CLASSES=tiles.classes,
         EMULATED=EMULATED,
-        num_warps=ALIGN_WARPS,
+        **ALIGN_TILE,
     )
 
 

@@ -30,6 +30,12 @@ def test_the_pass_over_the_logits_on_one_chip() -> None:
     assert 0 < finding.code.registers <= 128, "two blocks must fit on a multiprocessor"
 
 
+@pytest.mark.parametrize("name", ["row_shifts fp32 based pair bias", "align_tiles fp32 based moments"])
+def test_the_small_kernels_do_not_spill_in_float32(name: str) -> None:
+    (build,) = (build for build in builds(90) if build.name == name)
+    assert aot.examine(build).faults == []
+
+
 def test_a_spill_is_a_fault() -> None:
     build = Variant("bf16").build(80)
     finding = aot.examine(replace(build, options={**build.options, "maxnreg": 96}))
