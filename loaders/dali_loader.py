@@ -10,11 +10,10 @@ import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import torch
 
-from rlpheads.loaders.batch import Batch, LoaderOptions, check_state
+from rlpheads.loaders.batch import Batch, LoaderOptions
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.dali_pipeline import DaliPipeline, Decoded, DecodeError, PipelineSpec
 from rlpheads.loaders.dali_plan import Cutter, Plan, Request
@@ -22,6 +21,7 @@ from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.encoded import EncodedImage, read_encoded, read_pixmaps
 from rlpheads.loaders.order import PADDING, Order
+from rlpheads.loaders.positioned import Positioned
 from rlpheads.loaders.stop_signals import STOP_SIGNALS
 from rlpheads.loaders.torch_loader import LoaderError
 
@@ -33,7 +33,7 @@ _STEPS_READ_AHEAD = 2
 """Batches whose files are read before DALI can begin with them."""
 
 
-class DaliLoader:
+class DaliLoader(Positioned):
     """Batches of a source in the order of an `Order`; see `rlpheads.loaders.batch.Loader`.
 
     `LoaderOptions.num_workers` counts threads that decode here, and 0 is one. The batches lie on the device that decodes
@@ -53,14 +53,8 @@ class DaliLoader:
             ValueError: If the order is for another number of samples, or cannot be cut for this world size.
         """
         options = options or LoaderOptions()
-        if order.num_samples != source.manifest.num_samples:
-            raise ValueError(
-                f"the order is for {order.num_samples} samples, but the source has {source.manifest.num_samples}"
-            )
-        order.check_world_size(options.world_size)
+        super().__init__(order, source.manifest, options.world_size)
         num_threads = max(1, options.num_workers)
-        self.order = order
-        self.manifest = source.manifest
         self._source = source
         self._options = options
         self._cutter = Cutter(crop, order.seed, train)
@@ -71,13 +65,7 @@ class DaliLoader:
         self._readers = ThreadPoolExecutor(
             _READERS_PER_THREAD * num_threads, "reader", signal.pthread_sigmask, (signal.SIG_BLOCK, STOP_SIGNALS)
         )
-        self._epoch = 0
-        self._consumed = 0
         self._iteration = 0
-
-    def __len__(self) -> int:
-        """Return the steps of a whole epoch."""
-        return self.order.num_steps
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch.
@@ -101,27 +89,6 @@ class DaliLoader:
                 return
         if not self._options.keep_workers:
             self._pipeline = None
-
-    def set_epoch(self, epoch: int, consumed: int = 0) -> None:
-        """Go to a position; the next iteration begins there.
-
-        Raises:
-            ValueError: If no step begins after `consumed` samples.
-        """
-        self.order.step_at(consumed)
-        self._epoch, self._consumed = epoch, consumed
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return {"epoch": int, "consumed": int} as of the last batch yielded."""
-        return {"epoch": self._epoch, "consumed": self._consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the position that `state_dict` returned.
-
-        Raises:
-            ValueError: If it is not such a state, or no step begins there.
-        """
-        self.set_epoch(*check_state(state))
 
     def _idle_pipeline(self) -> DaliPipeline:
         """Return the pipeline, with nothing in it of an iteration that was broken off."""

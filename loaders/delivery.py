@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from rlpheads.loaders.batch import Batch, Loader, check_state
+from rlpheads.loaders.positioned import Positioned
 
 HandOver = Callable[[], Batch]
 """Gives out a batch that was sent, fit for whatever the caller launches next, or raises what kept it from being made."""
@@ -25,7 +25,7 @@ def deliver(loader: Loader, device: torch.device) -> Loader:
     return loader if device.type == "cpu" else OneAhead(loader, CudaCourier(device).send)
 
 
-class OneAhead:
+class OneAhead(Positioned):
     """A loader that sends each batch on its way before the one in front of it is handed over.
 
     Its position counts what was handed over: a batch that is still on its way is loaded again after a resume. What the
@@ -43,15 +43,10 @@ class OneAhead:
             loader: Where the batches come from; nobody else may iterate over it or move it.
             send: Starts the transport of a batch and does not wait for its end.
         """
-        self.order = loader.order
-        self.manifest = loader.manifest
+        super().__init__(loader.order, loader.manifest)
         self._loader = loader
         self._send = send
         self._epoch, self._consumed = check_state(loader.state_dict())
-
-    def __len__(self) -> int:
-        """Return the steps of a whole epoch."""
-        return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch, and raise what the loader raises."""
@@ -72,20 +67,8 @@ class OneAhead:
         Raises:
             ValueError: If no step begins after `consumed` samples.
         """
+        super().set_epoch(epoch, consumed)
         self._loader.set_epoch(epoch, consumed)
-        self._epoch, self._consumed = epoch, consumed
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return {"epoch": int, "consumed": int} as of the last batch handed over."""
-        return {"epoch": self._epoch, "consumed": self._consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the position that `state_dict` returned.
-
-        Raises:
-            ValueError: If it is not such a state, or no step begins there.
-        """
-        self.set_epoch(*check_state(state))
 
     def _send_next(self, batches: Iterator[Batch]) -> HandOver:
         try:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
-from rlpheads.loaders.batch import Batch, LoaderOptions, check_state
+from rlpheads.loaders.batch import Batch, LoaderOptions
 from rlpheads.loaders.batch_memory import BatchMemory
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.ffcv_boxes import Boxes
 from rlpheads.loaders.ffcv_pipeline import Epoch, Pipeline, Request
 from rlpheads.loaders.order import Int64Array, Order
+from rlpheads.loaders.positioned import Positioned
 from rlpheads.loaders.torch_loader import LoaderError
 
 
-class FfcvLoader:
+class FfcvLoader(Positioned):
     """Batches of a store in the order of an `Order`; see `rlpheads.loaders.batch.Loader`.
 
     `LoaderOptions.num_workers` counts threads here, and 0 is one thread. A batch's images are the caller's to keep.
@@ -38,24 +38,12 @@ class FfcvLoader:
             ValueError: If the order is for another number of samples, or cannot be cut for this world size.
         """
         options = options or LoaderOptions()
-        if order.num_samples != source.manifest.num_samples:
-            raise ValueError(
-                f"the order is for {order.num_samples} samples, but the source has {source.manifest.num_samples}"
-            )
-        order.check_world_size(options.world_size)
-        self.order = order
-        self.manifest = source.manifest
+        super().__init__(order, source.manifest, options.world_size)
         self._options = options
         self._boxes = Boxes(source, order.seed, crop, train=train)
         num_rows = order.batch_size // options.world_size
         self._pipeline = Pipeline(self._boxes.store, num_rows, options)
         self._memory = BatchMemory((num_rows, 3, crop.image_size, crop.image_size), pinned=options.pin_memory)
-        self._epoch = 0
-        self._consumed = 0
-
-    def __len__(self) -> int:
-        """Return the steps of a whole epoch."""
-        return self.order.num_steps
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch.
@@ -79,27 +67,6 @@ class FfcvLoader:
                 yield batch
         finally:
             reading.close()
-
-    def set_epoch(self, epoch: int, consumed: int = 0) -> None:
-        """Go to a position; the next iteration begins there.
-
-        Raises:
-            ValueError: If no step begins after `consumed` samples.
-        """
-        self.order.step_at(consumed)
-        self._epoch, self._consumed = epoch, consumed
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return {"epoch": int, "consumed": int} as of the last batch yielded."""
-        return {"epoch": self._epoch, "consumed": self._consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the position that `state_dict` returned.
-
-        Raises:
-            ValueError: If it is not such a state, or no step begins there.
-        """
-        self.set_epoch(*check_state(state))
 
     def _shares(self, epoch: int, first_step: int) -> list[Int64Array]:
         """Return what this rank reads at each step from the first one on."""

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from rlpheads.loaders.batch import Batch, LoaderOptions, check_state
+from rlpheads.loaders.batch import Batch, LoaderOptions
 from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.order import Order
+from rlpheads.loaders.positioned import Positioned
 from rlpheads.loaders.stop_signals import STOP_SIGNALS, stop_signals_blocked
 from rlpheads.loaders.torch_batches import BatchMaker, Request, Whereabouts
 from rlpheads.loaders.torch_transforms import ImageTransform
@@ -27,7 +28,7 @@ class LoaderError(RuntimeError):
     """A loader that cannot go on, such as one whose worker died."""
 
 
-class TorchLoader:
+class TorchLoader(Positioned):
     """Batches of a source in the order of an `Order`; see `rlpheads.loaders.batch.Loader`.
 
     One iteration at a time: beginning another one ends the one before.
@@ -46,15 +47,7 @@ class TorchLoader:
             ValueError: If the order is for another number of samples, or cannot be cut for this world size.
         """
         options = options or LoaderOptions()
-        if order.num_samples != source.manifest.num_samples:
-            raise ValueError(
-                f"the order is for {order.num_samples} samples, but the source has {source.manifest.num_samples}"
-            )
-        order.check_world_size(options.world_size)
-        self.order = order
-        self.manifest = source.manifest
-        self._epoch = 0
-        self._consumed = 0
+        super().__init__(order, source.manifest, options.world_size)
         self._whereabouts = Whereabouts(options.num_workers)
         self._requests = _Requests(order, options.rank, options.world_size)
         self._batches: DataLoader[Batch | ImageReadError] = DataLoader(
@@ -70,10 +63,6 @@ class TorchLoader:
             # Its own generator: without one, every iter() takes a number from the global stream.
             generator=torch.Generator(),
         )
-
-    def __len__(self) -> int:
-        """Return the steps of a whole epoch."""
-        return self.order.num_steps
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch.
@@ -115,27 +104,6 @@ class TorchLoader:
             f"a loader worker died{reading}; the usual cause is memory (the host's, or /dev/shm): lower the number of "
             f"workers or of batches read ahead. If it is always the same image, take it out. {report}"
         )
-
-    def set_epoch(self, epoch: int, consumed: int = 0) -> None:
-        """Go to a position; the next iteration begins there.
-
-        Raises:
-            ValueError: If no step begins after `consumed` samples.
-        """
-        self.order.step_at(consumed)
-        self._epoch, self._consumed = epoch, consumed
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return {"epoch": int, "consumed": int} as of the last batch yielded."""
-        return {"epoch": self._epoch, "consumed": self._consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the position that `state_dict` returned.
-
-        Raises:
-            ValueError: If it is not such a state, or no step begins there.
-        """
-        self.set_epoch(*check_state(state))
 
 
 @dataclass
