@@ -112,6 +112,9 @@ class Results:
         self.folder = folder or RESULTS / f"{theme}_{device_slug(device)}_{date.today():%Y-%m-%d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = collect_environment()
+        del environment["python"][
+            "executable"
+        ]  # results are published; a path on this machine is of no use to a reader
         self._commit = environment["git"] and environment["git"]["commit"]
         (self.folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
         self._path = self.folder / "runs.jsonl"

@@ -21,7 +21,7 @@ SUBSET_KEYS = "data.subset.fraction, data.subset.per_class"
 PLACES = "all, none, inside or a list of whole numbers and texts such as [0, 3.attn]"
 MODEL_FLAGS = (
     "--model.name, --model.args, --model.pretrained, --model.checkpoint, --model.frozen, --model.sync_batchnorm, "
-    "--model.loss, --model.bce_threshold, --model.label_smoothing, --model.ema_decay"
+    "--model.loss, --model.bce_threshold, --model.label_smoothing, --model.ema_decay, --model.ema"
 )
 
 YAML_VALUES = [

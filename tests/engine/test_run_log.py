@@ -1,6 +1,7 @@
 """TensorBoard and W&B hold what metrics.jsonl holds: the same rows, once each, also after a run was set back."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,8 @@ def opened(folder: RunFolder, step: int = 0, epoch: int = 0, **settings) -> RunL
 
 
 def write(folder: RunFolder, rows: list[dict], **start: int) -> None:
+    if folder.tensorboard.exists():
+        time.sleep(1)  # TensorBoard takes its files in the order of the seconds in which they were begun
     log = opened(folder, **start)
     for row in rows:
         log.append(row)
