@@ -47,6 +47,12 @@ def test_workers_ignore_the_signals_that_stop_a_run(digits, name):
     assert {process.pid for process in multiprocessing.active_children()} >= set(workers)
 
 
+@pytest.fixture(autouse=True)
+def no_handler_of_other_tests():
+    """Take back torch's handler of dead children, which a DataLoader of another test may have set in this process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def test_a_killed_worker_ends_the_epoch_with_a_clear_error(digits):
     """The error comes out of the loader, not out of whatever the parent was doing when the worker died."""
     loader, batches, workers = start(digits, num_workers=2, prefetch=1)
