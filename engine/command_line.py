@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from rlpheads.engine.config import Config
 from rlpheads.engine.config_errors import ConfigError, nearest, shown
 from rlpheads.engine.config_files import dump_yaml, read_config_file
 from rlpheads.engine.config_values import convert, convert_text, describe
+from rlpheads.engine.launcher_variables import is_first
 from rlpheads.engine.reference_names import FILE_FLAG, REFERENCE_NAMES, SWITCHES, names_of, translate
 
 __all__ = ["ConfigError", "dump_config", "help_text", "parse_config"]
@@ -66,7 +66,7 @@ def parse_config(argv: Sequence[str], note: Callable[[str], None] = _say_nothing
         ConfigError: with the one message a user needs: where, what was given, what is allowed.
     """
     if "-h" in argv or "--help" in argv:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first("RANK"):
             print(help_text())
         raise SystemExit(0)
     flags = _split(argv)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rlpheads.engine.config import Config, DataConfig, RunConfig
 from rlpheads.engine.config_errors import ConfigError, nearest, refusal, shown
 from rlpheads.engine.config_log import check_log
 from rlpheads.engine.config_training import AverageConfig
+from rlpheads.engine.launcher_variables import local_world_size
 from rlpheads.engine.model_checks import check_parts
 
 _NAME_BYTES = 200  # a file system allows 255; the rest is for what is written beside the folder
@@ -363,7 +363,7 @@ def _check_device(config: Config) -> None:
             "CUDA needs a GPU, its driver and a CUDA build of PyTorch; `rlpheads env` shows what is found"
         )
     on_cuda = cuda and config.device != "cpu"
-    num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_local_ranks = local_world_size()
     if on_cuda and num_local_ranks > torch.cuda.device_count():
         raise ConfigError(
             f"device: got {num_local_ranks} ranks on this node, which has {torch.cuda.device_count()} CUDA device(s); "

@@ -11,11 +11,10 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 
-from rlpheads.engine.config_errors import ConfigError, refusal
+from rlpheads.engine import launcher_variables
+from rlpheads.engine.config_errors import ConfigError
 
 T = TypeVar("T")
-
-_LAUNCHER = "torchrun sets these environment variables; without it, set all or none of them"
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,7 @@ class Rank:
         Raises:
             ConfigError: they are no numbers, contradict each other, or say nothing of where the ranks meet.
         """
-        _number("LOCAL_WORLD_SIZE", 1)
-        place = cls(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0))
-        if place.rank >= place.world_size:
-            raise refusal("RANK", place.rank, f"a number below WORLD_SIZE, {place.world_size}; {_LAUNCHER}")
-        if "RANK" in os.environ or place.world_size > 1:
-            for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-                if name not in os.environ:
-                    raise ConfigError(f"{name}: not set, though RANK or WORLD_SIZE is; {_LAUNCHER}")
-            _number("MASTER_PORT", 0)
-        return place
+        return cls(*launcher_variables.place())
 
     @property
     def is_main(self) -> bool:
@@ -77,14 +67,6 @@ class Launch:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
-
-
-def _number(name: str, default: int) -> int:
-    """Return an environment variable that holds a number from 0."""
-    given = os.environ.get(name, str(default))
-    if not (given.isascii() and given.isdigit()):
-        raise refusal(name, given, f"a number from 0; {_LAUNCHER}")
-    return int(given)
 
 
 def choose_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:

@@ -6,21 +6,19 @@ import csv
 import fcntl
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from rlpheads.engine.config import RunConfig
+from rlpheads.engine.launcher_variables import is_restarted
 from rlpheads.memorization.atomic_file import atomic_file
 
 Status = Literal["running", "done", "requeue", "failed"]
 
 
 LOCK = "run.lock"
-RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-"""Environment variables in which launchers count how often they started this job again."""
 
 
 class RunFolderError(ValueError):
@@ -146,7 +144,7 @@ def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
         raise RunFolderError(f"cannot look into the run folder {path}: {error.strerror}; see --run.dir") from error
     if occupied and not (path / "config.yaml").exists():
         raise RunFolderError(f"{path} exists and is no run folder (it has no config.yaml); choose another --run.name")
-    restarted = any(int(os.environ.get(name) or 0) > 0 for name in RESTART_COUNTS)
+    restarted = is_restarted()
     if occupied and config.resume == "never" and not config.overwrite and not restarted:
         raise RunFolderError(
             f"{path} exists and --run.resume is never; choose another --run.name, resume it with --run.resume auto, "

@@ -6,12 +6,12 @@ torchrun --nproc-per-node 8 engine/train.py --config configs/imagenet_vit_b.yaml
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 from rlpheads.engine.command_line import parse_config
 from rlpheads.engine.config_errors import ConfigError
+from rlpheads.engine.launcher_variables import is_first
 
 EXIT_CONFIG_ERROR = 2
 
@@ -27,18 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return job.run(config)
     except ConfigError as error:
-        if _speaks(os.environ.get("LOCAL_RANK", "0")):
+        if is_first("LOCAL_RANK"):  # the node's other ranks found the same
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG_ERROR
 
 
-def _speaks(local_rank: str) -> bool:
-    """Whether this rank tells the node's errors: the first does, the others found the same."""
-    return not local_rank.isdigit() or int(local_rank) == 0
-
-
 def _note(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if is_first("RANK"):
         print(line)
 
 

@@ -27,18 +27,27 @@ PLACE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "loca
     [
         ({"RANK": "zero"}, f"RANK: got 'zero'; allowed: a number from 0; {LAUNCHER}"),
         ({"RANK": "-1"}, f"RANK: got '-1'; allowed: a number from 0; {LAUNCHER}"),
-        ({"WORLD_SIZE": ""}, f"WORLD_SIZE: got ''; allowed: a number from 0; {LAUNCHER}"),
+        ({"RANK": "9" * 5000}, f"RANK: got '{'9' * 298}…; allowed: a number from 0; {LAUNCHER}"),
+        ({"WORLD_SIZE": ""}, f"WORLD_SIZE: got ''; allowed: a number from 1; {LAUNCHER}"),
+        ({"WORLD_SIZE": "0"}, f"WORLD_SIZE: got '0'; allowed: a number from 1; {LAUNCHER}"),
         ({"LOCAL_RANK": "0.0"}, f"LOCAL_RANK: got '0.0'; allowed: a number from 0; {LAUNCHER}"),
-        ({"LOCAL_WORLD_SIZE": "two"}, f"LOCAL_WORLD_SIZE: got 'two'; allowed: a number from 0; {LAUNCHER}"),
-        ({"MASTER_PORT": "http"}, f"MASTER_PORT: got 'http'; allowed: a number from 0; {LAUNCHER}"),
+        ({"LOCAL_WORLD_SIZE": "two"}, f"LOCAL_WORLD_SIZE: got 'two'; allowed: a number from 1; {LAUNCHER}"),
+        (
+            {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
+            f"LOCAL_RANK: got 1; allowed: a number below LOCAL_WORLD_SIZE, 1; {LAUNCHER}",
+        ),
+        ({"MASTER_PORT": "http"}, f"MASTER_PORT: got 'http'; allowed: a number from 1 to 65535; {LAUNCHER}"),
+        ({"MASTER_PORT": "0"}, f"MASTER_PORT: got '0'; allowed: a number from 1 to 65535; {LAUNCHER}"),
+        ({"MASTER_PORT": "65536"}, f"MASTER_PORT: got '65536'; allowed: a number from 1 to 65535; {LAUNCHER}"),
         ({"RANK": "2"}, f"RANK: got 2; allowed: a number below WORLD_SIZE, 2; {LAUNCHER}"),
         ({"RANK": None}, f"RANK: not set, though RANK or WORLD_SIZE is; {LAUNCHER}"),
         ({"MASTER_ADDR": None}, f"MASTER_ADDR: not set, though RANK or WORLD_SIZE is; {LAUNCHER}"),
         ({"MASTER_PORT": None}, f"MASTER_PORT: not set, though RANK or WORLD_SIZE is; {LAUNCHER}"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_ranks_that_the_environment_does_not_make_sense_of(monkeypatch, changes, expected):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     for name, value in (PLACE | changes).items():
         monkeypatch.delenv(name, raising=False)
         if value is not None:
@@ -58,12 +67,34 @@ def test_ranks_as_torchrun_sets_them_and_none_at_all(monkeypatch):
 
 
 @pytest.mark.wrong("environment")
-def test_local_rank_that_is_no_number_still_hears_the_error(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("LOCAL_RANK", "first")
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("RANK", f"a number from 0; {LAUNCHER}"),
+        ("WORLD_SIZE", f"a number from 1; {LAUNCHER}"),
+        ("LOCAL_RANK", f"a number from 0; {LAUNCHER}"),
+        ("LOCAL_WORLD_SIZE", f"a number from 1; {LAUNCHER}"),
+        ("TORCHELASTIC_RESTART_COUNT", "a number from 0; unset it"),
+        ("SLURM_RESTART_COUNT", "a number from 0; unset it"),
+    ],
+)
+@pytest.mark.parametrize("value", ["first", "-1", "1.5", "٣"])
+def test_launchers_variable_that_is_no_number_ends_the_program_with_one_line(
+    monkeypatch, tmp_path, capsys, name, allowed, value
+):
+    """Found at every rank, before the folder is looked at; a rank that cannot tell which it is speaks too."""
+    monkeypatch.setenv(name, value)
     argv = ["--config", "configs/digits_vit.yaml", "--device", "cpu", "--run.dir", str(tmp_path)]
     assert train.main(argv) == train.EXIT_CONFIG_ERROR
-    assert capsys.readouterr().err.startswith("error: LOCAL_RANK: got 'first'; allowed: a number from 0")
+    assert capsys.readouterr().err == f"error: {name}: got {value!r}; allowed: {allowed}\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_rank_that_is_no_number_still_gets_the_help(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "zero")
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["--help"])
+    assert "--optim.lr" in capsys.readouterr().out
 
 
 @pytest.mark.wrong("run folder")
