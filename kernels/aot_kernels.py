@@ -1,11 +1,13 @@
 """Every kernel of `impl="triton"` as it is launched: which flags, which types, which tiles on which chip."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
 from rlpheads.kernels import triton_kernels, triton_launch, triton_row_kernels
+from rlpheads.kernels.label_source import SOURCES_A_LAUNCH
 from rlpheads.kernels.triton_tiles import OVERSHOOT, Tiles, Wanted, chip_tiles
 
 TYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -24,8 +26,8 @@ class Build:
     chip: int
     flags: dict[str, Any]
     """Values of the kernel's compile-time arguments."""
-    pointers: dict[str, str]
-    """Types of its other arguments, where these are no float32 pointers or integers."""
+    pointers: Mapping[str, str | tuple[str, ...]]
+    """Types of its other arguments, where these are no float32 pointers or integers; "constexpr" in a tuple is a None."""
     options: dict[str, int]
     tensor_cores: str = ""
     """How the tensor-core instructions begin that it must use; empty where it multiplies no matrices."""
@@ -109,12 +111,27 @@ VARIANTS = (
 def builds(chip: int, *, quick: bool = False) -> list[Build]:
     """All kernels for a chip; with `quick` the first of each kind."""
     passes = [variant.build(chip) for variant in (VARIANTS[:1] if quick else VARIANTS)]
-    rows = _row_builds(chip)
+    rows = [*_gather_builds(chip), *_row_builds(chip)]
     return [*passes, *(rows[::2] if quick else rows)]
 
 
 def _flags(dtype: torch.dtype, **flags: Any) -> dict[str, Any]:
     return {"LIMIT": OVERSHOOT[dtype], "PRECISION": "tf32", "EMULATED": False, **flags}
+
+
+def _gather_builds(chip: int) -> list[Build]:
+    """The gather of as many heads as a launch takes: of tables alone, and with a plain tensor of labels between."""
+    num = SOURCES_A_LAUNCH
+    numbers = {"strides": ("i32",) * num, "widths": ("i32",) * num}
+    tables = {"rows": ("*i64",) * num, "indices": ("*i64",) * num, **numbers}
+    mixed = {"rows": ("*i32", "*i64") * (num // 2), "indices": ("*i32", "constexpr") * (num // 2), **numbers}
+    tile = dict(triton_launch.GATHER_TILE)
+    options, flags = {"num_warps": tile.pop("num_warps")}, {"SOURCES": num, **tile}
+    kernel = triton_row_kernels.gather_labels
+    return [
+        Build(f"gather_labels {name}", kernel, chip, flags, pointers, options)
+        for name, pointers in (("by table", tables), ("by table or tensor", mixed))
+    ]
 
 
 class _Kind(NamedTuple):
@@ -166,18 +183,27 @@ def _row_build(chip: int, kind: _Kind, is_on: bool) -> Build:
     return Build(name, kind.kernel, chip, flags, pointers, options, kind.tensor_cores)
 
 
-def signature(build: Build) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
-    """Types, compile-time values and alignments of a kernel's arguments, as Triton's compiler takes them."""
-    types: dict[str, str] = {}
-    values: dict[str, Any] = {}
-    alignments: dict[tuple[int], list[list[Any]]] = {}
+class Signature(NamedTuple):
+    """What Triton's compiler is told of a kernel's arguments; what lies in a tuple is named by both places."""
+
+    types: dict[str, str | tuple[str, ...]]
+    values: dict[tuple[int, ...], Any]
+    """Compile-time values."""
+    alignments: dict[tuple[int, ...], list[list[Any]]]
+
+
+def signature(build: Build) -> Signature:
+    """Types, compile-time values and alignments of a kernel's arguments."""
+    found = Signature({}, {}, {})
     for place, name in enumerate(build.kernel.arg_names):
         if name in build.flags or (name == "bias" and not build.flags.get("HAS_BIAS")):
-            types[name], values[name] = "constexpr", build.flags.get(name)
+            found.types[name], found.values[(place,)] = "constexpr", build.flags.get(name)
             continue
-        types[name] = (
-            "i32" if name.startswith(SIZES) else build.pointers.get(name, "*i64" if name == "labels" else "*fp32")
-        )
-        if types[name].startswith("*") or name.startswith("stride_") or name == "num_features":
-            alignments[(place,)] = [["tt.divisibility", 16]]
-    return types, values, alignments
+        kind = "i32" if name.startswith(SIZES) else build.pointers.get(name, "*i64" if name == "labels" else "*fp32")
+        found.types[name] = kind
+        kinds = {(place,): kind} if isinstance(kind, str) else {(place, n): part for n, part in enumerate(kind)}
+        found.values.update({path: None for path, part in kinds.items() if part == "constexpr"})
+        is_multiple = name.startswith("stride_") or name == "num_features"
+        aligned = [path for path, part in kinds.items() if part.startswith("*") or is_multiple]
+        found.alignments.update({path: [["tt.divisibility", 16]] for path in aligned})
+    return found

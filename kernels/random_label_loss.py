@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlpheads.kernels import arguments, reference, triton_loss
-from rlpheads.kernels.label_source import Labels, Pair, gather_labels
+from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels
 from rlpheads.kernels.partials import ClassRange, Needs, Partials, accumulation_dtype
 from rlpheads.kernels.row_softmax import RowLabels, by_head, combine, row_labels
 from rlpheads.kernels.stages import (
@@ -94,7 +94,8 @@ def random_label_loss(
             what they belong to, and are accumulated in float32 (float64 if an input is float64).
         labels: (B,) int32 or int64 in [0, K); or (table, index, draw), of which the labels are table[draw, index]: `table`
             is (M, N), `index` (B,), both int32 or int64, `draw` an integer. An index of −1 marks a padding row: what is
-            returned for it is finite and means nothing. Ranges are checked on the CPU only.
+            returned for it is finite and means nothing. Ranges are checked on the CPU only; on a GPU the cross-entropy of a
+            row whose label or index is out of range is infinite.
         bias_K: (K,), or None for a head without bias.
         pair: (labels, weight): second label of each row, as for mixup, in either form of `labels`, and the weight (B,) in
             [0, 1] of the *first*. Cross-entropy, `unlikelihood` and `reversal` become the weighted sum of the two labels'
@@ -178,7 +179,7 @@ def random_label_losses(
     arguments.check_regularizer(regularizer)
     arguments.check_memory_budget(memory_budget)
     impl = _resolve_impl(impl, heads.features[0], heads.num_labels)
-    rows = _gathered(label_list, pair_list, accumulation_dtype(heads.features[0], heads.weights[0]))
+    rows = _gathered(label_list, pair_list, accumulation_dtype(heads.features[0], heads.weights[0]), impl)
     rows = arguments.checked_values(rows, heads.num_labels)
     heads = _autocast(heads)
     if impl == "reference":
@@ -214,14 +215,11 @@ class _Heads(NamedTuple):
         )
 
 
-def _gathered(labels: list[Labels], pairs: list[Pair | None], dtype: torch.dtype) -> RowLabels:
+def _gathered(labels: list[Labels], pairs: list[Pair | None], dtype: torch.dtype, impl: str) -> RowLabels:
     """Return the labels of all heads' rows, one head after another."""
-    first_R = _cat([gather_labels(head_labels) for head_labels in labels])
     given = [pair for pair in pairs if pair is not None]
-    if not given:
-        return row_labels(first_R, None, dtype)
-    second_R = _cat([gather_labels(second) for second, _ in given])
-    return row_labels(first_R, (second_R, _cat([weight_B for _, weight_B in given])), dtype)
+    index_LR = gather_labels([*labels, *(second for second, _ in given)], impl).unflatten(0, (2 if given else 1, -1))
+    return row_labels(index_LR, concatenate([weight_B for _, weight_B in given]) if given else None, dtype)
 
 
 def _autocast(heads: _Heads) -> _Heads:
@@ -231,11 +229,6 @@ def _autocast(heads: _Heads) -> _Heads:
         return heads
     dtype = torch.get_autocast_dtype(device_type)
     return heads._replace(features=[x_BD if x_BD.dtype == torch.float64 else x_BD.to(dtype) for x_BD in heads.features])
-
-
-def _cat(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate along the rows, the last dimension."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
 
 
 def _split(loss: RandomLabelLoss, num_heads: int) -> list[RandomLabelLoss]:
@@ -272,7 +265,7 @@ def _by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, impl
         head, fixed_BD = ClassRange(weight_KD, bias_K, 0, num_labels), features_BD.detach()
         passes.append(KERNELS[impl].local_partials(fixed_BD, head.detach(), labels_LB, needs))
         local_heads.append(LocalHead(fixed_BD, head, passes[-1][2]))
-    partials = Partials(*(_cat(parts) for parts in zip(*(partials for partials, _, _ in passes), strict=True)))
+    partials = Partials(*(concatenate(parts) for parts in zip(*(partials for partials, _, _ in passes), strict=True)))
     rows = combine([partials], labels, num_labels)
 
     def reaching_features(kind: str) -> Tensor:

@@ -84,17 +84,17 @@ class RowSoftmax(NamedTuple):
         return self.label_logit_LB[0] - torch.maximum(self.max_before_B, self.max_after_B)
 
 
-def row_labels(labels_B: Tensor, pair: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> RowLabels:
+def row_labels(index_LB: Tensor, first_weight_B: Tensor | None, dtype: torch.dtype) -> RowLabels:
     """Labels and weights of each row, a repeated second label merged into the first.
 
-    `pair` is (second labels, weight of the first); `dtype` is that of the statistics.
+    `index_LB` is int64; `first_weight_B` is the weight of the first of two labels, None where there is one; `dtype` is that
+    of the statistics.
     """
-    if pair is None:
-        ones_LB = torch.ones(1, *labels_B.shape, dtype=dtype, device=labels_B.device)
-        return RowLabels(labels_B.long()[None], ones_LB, ones_LB.clone())
-    index_LB = torch.stack([labels_B.long(), pair[0].long()])
+    if first_weight_B is None:
+        ones_LB = torch.ones(index_LB.shape, dtype=dtype, device=index_LB.device)
+        return RowLabels(index_LB, ones_LB, ones_LB.clone())
     distinct_B = (index_LB[0] != index_LB[1]).to(dtype)
-    second_B = (1 - pair[1].detach().to(dtype)) * distinct_B
+    second_B = (1 - first_weight_B.detach().to(dtype)) * distinct_B
     weight_LB = torch.stack([1 - second_B, second_B])
     return RowLabels(index_LB, weight_LB, torch.stack([torch.ones_like(distinct_B), distinct_B]))
 

@@ -3,6 +3,7 @@
 Imported at the first launch only, so that the rest runs where there is no Triton.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ EMULATED = bool(triton.knobs.runtime.interpret)
 """Triton's interpreter runs the kernels, on the CPU."""
 
 SHIFT_TILE = {"ROWS": 16, "CLASSES": FIRST_CLASSES, "FEATURES": 32, "num_warps": 8}
+GATHER_TILE = {"ROWS": 256, "num_warps": 4}
 COMBINE_TILE = {"ROWS": 8, "TILES": 256, "num_warps": 4}
 LABEL_TILE = {"LABELS": 16, "FEATURES": 256, "num_warps": 4}
 if EMULATED:
@@ -92,6 +94,17 @@ def compile_options(tiles: Tiles) -> dict[str, int]:
 def precision(dtype: torch.dtype) -> str:
     """How float32 operands are multiplied: TF32 if torch allows it, else three TF32 products in place of each."""
     return "tf32x3" if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def gather_labels(rows: Sequence[Tensor], indices: Sequence[Tensor | None], labels_SB: Tensor) -> None:
+    """Write the labels of S heads: where a head has an index, `row[index]`, else its row."""
+    num_sources, num_rows = labels_SB.shape
+    row_kernels.gather_labels[(triton.cdiv(num_rows, GATHER_TILE["ROWS"]), num_sources)](
+        *(tuple(rows), tuple(None if index_B is None else index_B.contiguous() for index_B in indices)),
+        *(tuple(row_N.stride(0) for row_N in rows), tuple(map(len, rows)), labels_SB, num_rows),
+        SOURCES=num_sources,
+        **GATHER_TILE,
+    )
 
 
 def row_shifts(operands: Operands, based: bool) -> Reference:

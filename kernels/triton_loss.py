@@ -27,8 +27,8 @@ largest logit is exactly 0: a pass for the statistics alone finds s first, which
 and gradients are rounded once to the dtype of what they belong to. float16 has too few exponents for v∘x, so its power of
 two is taken out, for a second pass over the gradient: bfloat16 is the faster.
 
-Labels are gathered from (table, index, draw) before the first kernel, not inside it: B numbers of 8 bytes, which the
-gradients of the features and of the label rows read again.
+Labels by (table, index, draw) are read by one launch for all heads (`label_source`), before all else: B numbers a head,
+which every later kernel reads.
 """
 
 import os

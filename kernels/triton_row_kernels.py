@@ -1,4 +1,4 @@
-"""The smaller Triton kernels of the random-label loss: merging tiles, aligning exponentials, and the labels' terms.
+"""The smaller Triton kernels of the random-label loss: labels, merging tiles, aligning exponentials, the labels' terms.
 
 Each works on little beside the pass over the logits (`rlpheads.kernels.triton_kernels`, whose conventions hold here too).
 """
@@ -9,6 +9,25 @@ import triton.language as tl
 from rlpheads.kernels.triton_kernels import LN_2, lift_of, rounded
 
 NO_CLASS_SHIFT = tl.constexpr(-1e30)
+
+
+@triton.jit
+def gather_labels(rows, indices, strides, widths, labels, num_rows, SOURCES: tl.constexpr, ROWS: tl.constexpr):
+    """Labels of several heads as int64, a program for ROWS labels of one: its row itself, or row[index] of a table's row.
+
+    An index of −1 reads the row's first label, any other that is no column of it the label −1.
+    """
+    source = tl.program_id(1)
+    rows_B = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    in_rows_B = rows_B < num_rows
+    for number in tl.static_range(SOURCES):
+        if source == number:
+            column_B = rows_B.to(tl.int64)
+            if indices[number] is not None:
+                column_B = tl.load(indices[number] + rows_B, mask=in_rows_B, other=0).to(tl.int64)
+            inside_B = in_rows_B & (column_B >= -1) & (column_B < widths[number])
+            label_B = tl.load(rows[number] + tl.maximum(column_B, 0) * strides[number], mask=inside_B, other=-1)
+            tl.store(labels + number * num_rows + rows_B, label_B.to(tl.int64), mask=in_rows_B)
 
 
 @triton.jit

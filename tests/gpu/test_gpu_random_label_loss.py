@@ -3,6 +3,7 @@
 import pytest
 import torch
 import triton_behaviour as behaviour
+import triton_labels
 from kernel_problems import KINDS, Problem, evaluate
 from torch import Tensor
 from triton_cases import Case, assert_as_accurate_as_plain, cast, grid, on_device
@@ -98,6 +99,25 @@ def test_no_buffer_of_float32_logits(kind: str, memory_budget: int | None) -> No
     gradients, rounded_weight, kept = problem.weight_KD.nbytes, problem.weight_KD.nbytes // 2, 2 * 1024 * 50_000
     slabs, rest = 3 * 32 * 2**20, 32 * 2**20
     assert extra <= gradients + rounded_weight + (kept if memory_budget is None else 0) + slabs + rest
+
+
+def test_labels_by_table() -> None:
+    triton_labels.assert_every_kind_of_source("cuda")
+    triton_labels.assert_an_index_outside_the_table_is_no_class("cuda")
+    for with_pairs in (False, True):
+        triton_labels.assert_losses_by_table(with_pairs, "cuda")
+
+
+def test_an_index_outside_the_table_shows_in_the_loss_and_waits_for_nothing() -> None:
+    problem = large_problem(4, 1000)
+    table_MN = torch.zeros(1, 9, dtype=torch.int64, device="cuda")
+    index_B = torch.tensor([0, 9, -1, 8], device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = random_label_loss(problem.features_BD, problem.weight_KD, (table_MN, index_B, 0))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.cross_entropy_B.isinf().tolist() == [False, True, False, False]
 
 
 def test_auto_takes_triton() -> None:

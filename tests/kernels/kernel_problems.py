@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.random_label_loss import random_label_loss
+from rlpheads.kernels.row_softmax import RowLabels, row_labels
 
 KINDS = ("unlikelihood", "uniform", "reversal", "entropy")
 IMPLS = ("reference", "tiled_cpu")
@@ -26,6 +27,11 @@ class Problem:
             weight_KD=self.weight_KD.to(dtype),
             bias_K=None if self.bias_K is None else self.bias_K.to(dtype),
         )
+
+    def row_labels(self, dtype: torch.dtype) -> RowLabels:
+        if self.pair is None:
+            return row_labels(self.labels_B[None], None, dtype)
+        return row_labels(torch.stack([self.labels_B, self.pair[0]]), self.pair[1], dtype)
 
 
 def make_problem(seed: int, num_rows: int, num_labels: int, *, num_features: int = 5, spread: float = 1.0) -> Problem:

@@ -78,5 +78,6 @@ def test_every_argument_of_every_kernel_has_a_type() -> None:
     for build in (build for chip in PREPARED_CHIPS for build in builds(chip)):
         types, values, _ = signature(build)
         assert list(types) == list(build.kernel.arg_names)
-        assert {name for name, kind in types.items() if kind == "constexpr"} == set(values)
+        fixed = {(place,) for place, kind in enumerate(types.values()) if kind == "constexpr"}
+        assert fixed == {path for path in values if len(path) == 1}
     assert triton_kernels.class_tiles in [build.kernel for build in builds(90)]

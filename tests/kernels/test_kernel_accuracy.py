@@ -1,5 +1,7 @@
 """Low-precision results against float64, at every margin, spread and order of the logits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from rlpheads.kernels import reference, tiled_cpu
 from rlpheads.kernels.partials import ClassRange, Needs
-from rlpheads.kernels.row_softmax import combine, row_labels
+from rlpheads.kernels.row_softmax import combine
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 GRADIENTS = ("weight_gradient", "regularizer_gradient", "joint_gradient")
@@ -67,7 +69,7 @@ def test_the_sum_of_many_classes_keeps_its_digits(with_pair: bool, lead: float) 
     """Near chance the gradient of `uniform` is what p_j differs from 1/K; e^{−log Σ} would be off by 1e-6 at this K."""
     problem = make_problem(6, 32, 100_003, num_features=4, spread=0.01).to(torch.float32)
     bias_K = torch.zeros(100_003).index_fill(0, problem.labels_B, lead)
-    labels = row_labels(problem.labels_B, problem.pair if with_pair else None, torch.float32)
+    labels = (problem if with_pair else replace(problem, pair=None)).row_labels(torch.float32)
     head = ClassRange(problem.weight_KD, bias_K, 0, 100_003)
     needs = Needs(None, feature_gradient=False, class_gradients=False, memory_budget=0)
     partials, _, _ = tiled_cpu.local_partials(problem.features_BD, head, labels.index_LB, needs)
@@ -121,7 +123,7 @@ def plain_gradients(problem: Problem, kind: str) -> dict[str, Tensor]:
     """What users write: a linear layer in the inputs' own dtype, losses of its logits in float32."""
     features_BD, weight_KD = (t.detach().requires_grad_() for t in (problem.features_BD, problem.weight_KD))
     bias_K = problem.bias_K
-    labels = row_labels(problem.labels_B, problem.pair, torch.float32)
+    labels = problem.row_labels(torch.float32)
     head_BK = F.linear(features_BD.detach(), weight_KD, bias_K).float()
     features_BK = F.linear(features_BD, weight_KD.detach(), bias_K).float()
     (weight_gradient,) = torch.autograd.grad(reference.cross_entropy(head_BK, labels).sum(), weight_KD)

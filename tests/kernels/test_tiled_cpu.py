@@ -131,7 +131,7 @@ def test_nothing_is_kept_that_no_gradient_needs(frozen: str, small_tiles: int) -
 def test_class_ranges_combine_to_the_whole(kind: str, cuts: tuple[int, ...], seed: int, small_tiles: int) -> None:
     problem = make_problem(seed, 8, 50, spread=6.0)
     expected = evaluate(problem, kind, "reference")
-    labels = row_labels(problem.labels_B, problem.pair, torch.float64)
+    labels = problem.row_labels(torch.float64)
     weight_KD, bias_K = problem.weight_KD.requires_grad_(), problem.bias_K.requires_grad_()
     heads = [ClassRange(weight_KD[start:stop], bias_K[start:stop], start, 50) for start, stop in pairwise(cuts)]
     needs = Needs(kind, feature_gradient=True, class_gradients=True, memory_budget=8 * 8 * 10)
@@ -170,7 +170,7 @@ def test_class_ranges_combine_to_the_whole(kind: str, cuts: tuple[int, ...], see
 
 def test_ties_across_class_ranges_go_to_the_lowest_label() -> None:
     features_BD, weight_KD = torch.ones(20, 1), torch.zeros(20, 1)
-    labels = row_labels(torch.arange(20), None, torch.float32)
+    labels = row_labels(torch.arange(20)[None], None, torch.float32)
     needs = Needs(None, feature_gradient=False, class_gradients=False, memory_budget=0)
     parts = [
         tiled_cpu.local_partials(

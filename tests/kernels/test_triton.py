@@ -6,6 +6,7 @@ What that leaves untested is in docs/kernels.md; tests/gpu does the same on a GP
 import pytest
 import torch
 import triton_behaviour as behaviour
+import triton_labels
 from interpreter import Interpreter
 from kernel_problems import KINDS
 from triton_cases import Case, assert_as_accurate_as_plain, grid
@@ -105,6 +106,24 @@ def test_traces(interpreter: Interpreter, kind: str) -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_into_one_graph(interpreter: Interpreter, dynamic: bool) -> None:
     interpreter(behaviour.assert_compiles_into_one_graph, dynamic)
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        triton_labels.assert_every_kind_of_source,
+        triton_labels.assert_an_index_outside_the_table_is_no_class,
+        triton_labels.assert_tables_trace_and_compile,
+    ],
+    ids=lambda promise: promise.__name__,
+)
+def test_labels_by_table(interpreter: Interpreter, promise) -> None:
+    interpreter(promise)
+
+
+@pytest.mark.parametrize("with_pairs", [False, True])
+def test_losses_of_several_heads_by_table(interpreter: Interpreter, with_pairs: bool) -> None:
+    interpreter(triton_labels.assert_losses_by_table, with_pairs)
 
 
 def test_what_is_kept_follows_the_budget(interpreter: Interpreter) -> None:

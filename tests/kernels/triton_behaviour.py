@@ -11,7 +11,7 @@ from triton_cases import Case, cast, on_device
 from rlpheads.kernels import triton_loss, triton_tiles
 from rlpheads.kernels.partials import ClassRange, Needs
 from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
-from rlpheads.kernels.row_softmax import combine, row_labels
+from rlpheads.kernels.row_softmax import combine
 from rlpheads.kernels.stages import LocalHead, attach_class_gradients, local_feature_gradient
 from rlpheads.kernels.terms import TERMS
 
@@ -70,7 +70,7 @@ def assert_class_ranges_combine(kind: str, cuts: tuple[int, ...]) -> None:
     """The three stages over ranges, as sharded heads take them."""
     problem = make_problem(3, 8, 50, spread=6.0).to(torch.float32)
     expected = evaluate(problem, kind, "reference")
-    labels = row_labels(problem.labels_B, problem.pair, torch.float32)
+    labels = problem.row_labels(torch.float32)
     weight_KD, bias_K = problem.weight_KD.requires_grad_(), problem.bias_K.requires_grad_()
     heads = [ClassRange(weight_KD[start:stop], bias_K[start:stop], start, 50) for start, stop in pairwise(cuts)]
     needs = Needs(kind, feature_gradient=True, class_gradients=True, memory_budget=0)

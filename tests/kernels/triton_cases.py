@@ -11,7 +11,6 @@ from kernel_problems import KINDS, Problem, evaluate, make_problem, margin_probl
 from torch import Tensor
 
 from rlpheads.kernels import reference
-from rlpheads.kernels.row_softmax import RowLabels, row_labels
 
 GRADIENTS = ("weight_gradient", "bias_gradient", "joint_gradient", "regularizer_gradient")
 VALUES = ("cross_entropy_B", "regularizer_B", "bits_B", "margin_B", "lse_B")
@@ -64,7 +63,7 @@ def plain(problem: Problem, kind: str, upstream_B: Tensor) -> dict[str, Tensor]:
     parameters = [problem.weight_KD.detach().requires_grad_()]
     if problem.bias_K is not None:
         parameters.append(problem.bias_K.detach().requires_grad_())
-    labels: RowLabels = row_labels(problem.labels_B, problem.pair, torch.float32)
+    labels = problem.row_labels(torch.float32)
     operands = [parameter.to(x_BD.dtype) for parameter in parameters]
     head_BK = F.linear(x_BD.detach(), *operands).float()
     features_BK = F.linear(x_BD, *(operand.detach() for operand in operands)).float()
