@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlpheads.engine.config import Config
-from rlpheads.engine.display import percent
+from rlpheads.engine.display import calibration_text, percent
 from rlpheads.engine.findings import Findings, TapFinding
 from rlpheads.engine.loop import Outcome
 
@@ -32,7 +32,7 @@ def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[st
 
 
 def _learned(found: Findings) -> str:
-    text = f"held-out top-1 {percent(found.top1)}"
+    text = f"held-out top-1 {percent(found.top1)}{calibration_text(found)}"
     measured = [(value, tap) for tap in found.taps if (value := _accuracy(tap)) is not None]
     if not measured:
         return text

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import torch
@@ -15,7 +15,11 @@ from rlpheads.engine.models import Network
 from rlpheads.engine.precision import autocast
 from rlpheads.engine.step import Routes, forward_rows, record_rows
 from rlpheads.loaders.batch import Batch, Loader
+from rlpheads.memorization.calibration import CalibrationBins
 from rlpheads.memorization.ledger import Ledger
+
+MARGIN_LEVELS = {"p05": 0.05, "median": 0.5, "p95": 0.95}
+"""Quantiles of the random labels' margins that are reported, by name. (The share above 0 is the accuracy, but for ties.)"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Evaluation:
         num_skipped: samples that could not be read and were left out.
         top5: share of samples whose class is among the five likeliest, in [0, 1] (1 for five classes or fewer); None
             for what a ledger alone remembers.
+        ece: expected calibration error of the classes, in [0, 1]: how far the greatest probability of the softmax,
+            whatever loss was trained, is from the accuracy; None likewise.
+        margins_TM: quantiles of the random label's margin, in units of logits, of each tap and draw, by their names in
+            `MARGIN_LEVELS`.
     """
 
     loss: float
@@ -49,6 +57,8 @@ class Evaluation:
     num_samples: int
     num_skipped: int = 0
     top5: float | None = None
+    ece: float | None = None
+    margins_TM: Mapping[str, list[list[float]]] = field(default_factory=dict)
 
     @property
     def rla_T(self) -> list[float]:  # noqa: N802 - shape suffix
@@ -60,14 +70,24 @@ class Evaluation:
         """Bits about the random labels of each tap, averaged over the draws."""
         return [fmean(bits_M) for bits_M in self.bits_TM]
 
+    @property
+    def margins_T(self) -> dict[str, list[float]]:  # noqa: N802 - shape suffix
+        """Quantiles of the random label's margin of each tap, averaged over the draws, by name."""
+        return {name: [fmean(values_M) for values_M in values_TM] for name, values_TM in self.margins_TM.items()}
+
     def of_draws(self, draws: slice) -> Evaluation:
         """Return the evaluation with some of the draws alone."""
-        rla_TM, bits_TM = ([values_M[draws] for values_M in values_TM] for values_TM in (self.rla_TM, self.bits_TM))
-        return replace(self, rla_TM=rla_TM, bits_TM=bits_TM)
+
+        def chosen(values_TM: list[list[float]]) -> list[list[float]]:
+            return [values_M[draws] for values_M in values_TM]
+
+        margins_TM = {name: chosen(values_TM) for name, values_TM in self.margins_TM.items()}
+        return replace(self, rla_TM=chosen(self.rla_TM), bits_TM=chosen(self.bits_TM), margins_TM=margins_TM)
 
 
 def summarize(ledger: Ledger) -> Evaluation:
-    """Return the averages over a filled, merged ledger."""
+    """Return what a filled, merged ledger says of all its samples."""
+    margins_QTM = ledger.label_margins_QTM(list(MARGIN_LEVELS.values()))
     return Evaluation(
         loss=ledger.class_loss,
         top1=ledger.class_accuracy,
@@ -75,6 +95,7 @@ def summarize(ledger: Ledger) -> Evaluation:
         bits_TM=ledger.label_bits_TM.tolist(),
         num_samples=ledger.num_seen,
         num_skipped=ledger.num_skipped,
+        margins_TM=dict(zip(MARGIN_LEVELS, margins_QTM.tolist(), strict=True)),
     )
 
 
@@ -113,19 +134,24 @@ def evaluate(
     """
     split.ledger.reset()
     split.loader.set_epoch(0)
-    among_five = torch.zeros((), dtype=torch.int64, device=split.table_MN.device)
+    device = split.table_MN.device
+    among_five, calibration = torch.zeros((), dtype=torch.int64, device=device), CalibrationBins(device=device)
     for delivered in split.loader:
         images, batch = prepare(delivered)
         with autocast(images.device, precision):
             rows = forward_rows(network, images, batch, split.table_MN, routes)
         record_rows(split.ledger, batch, rows)
         among_five += _among_five(rows.logits_BC, batch)
+        confidence_B = rows.logits_BC.float().softmax(-1).amax(-1)
+        calibration.add(confidence_B, rows.class_hit_B, batch.index >= 0)
         if interrupted():
             raise EvaluationInterruptedError
     merge(split.ledger, routes.world_size)
-    dist.all_reduce(among_five)
+    for total in (among_five, calibration.gap_Q):
+        dist.all_reduce(total)
     found = summarize(split.ledger)
-    return replace(found, top5=among_five.item() / found.num_samples if found.num_samples else 0.0)
+    num_samples = max(found.num_samples, 1)  # where none could be read, both are 0
+    return replace(found, top5=among_five.item() / num_samples, ece=calibration.error(num_samples).item())
 
 
 def _among_five(logits_BC: Tensor, batch: Batch) -> Tensor:

@@ -28,6 +28,9 @@ class TapFinding:
         bits_per_sample: T over the images; log2 K where every label is known.
         bits_per_head_parameter: T over d·(K − 1).
         audit_bits: T of the audit heads.
+        margin_p05: what one in twenty of those images' label margins is below, in units of logits; above 0 is a hit.
+        margin_median: median of the margins.
+        margin_p95: what one in twenty is above.
     """
 
     block: int | str
@@ -40,6 +43,9 @@ class TapFinding:
     bits_per_sample: float | None = None
     bits_per_head_parameter: float | None = None
     audit_bits: float | None = None
+    margin_p05: float | None = None
+    margin_median: float | None = None
+    margin_p95: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Findings:
         heldout_bounds: least and greatest held-out accuracy of one draw that chance allows (exact binomial).
         strayed: (block, draw, accuracy) of every held-out accuracy outside these bounds.
         memory: what each tap's heads hold of one labelling; empty where no clean pass closed the run.
+        ece: held-out expected calibration error of the classes, in [0, 1]; None where it was not measured.
+        clean_ece: that of the training images without augmentation, in the last epoch that measured it.
     """
 
     top1: float
@@ -61,6 +69,8 @@ class Findings:
     heldout_bounds: tuple[float, float]
     strayed: tuple[tuple[int | str, int, float], ...]
     memory: tuple[TapMemory, ...] = ()
+    ece: float | None = None
+    clean_ece: float | None = None
 
 
 def summarize_findings(
@@ -86,10 +96,19 @@ def summarize_findings(
         for draw, accuracy in enumerate(draws)
         if not bounds.contains(accuracy)
     )
-    columns: dict[str, Sequence[Any]] = {name: _last(history, row, len(blocks)) for name, row in _ROWS.items()}
+    nothing = [None] * len(blocks)
+    columns: dict[str, Sequence[Any]] = {name: _last(history, row, nothing) for name, row in _ROWS.items()}
     columns |= {"block": blocks, "baseline": baselines, "heldout": heldout.rla_T}
     taps = tuple(TapFinding(**dict(zip(columns, tap, strict=True))) for tap in zip(*columns.values(), strict=True))
-    return Findings(heldout.top1, 1 / num_labels, taps, (float(bounds.low), float(bounds.high)), strayed)
+    return Findings(
+        top1=heldout.top1,
+        chance=1 / num_labels,
+        taps=taps,
+        heldout_bounds=(float(bounds.low), float(bounds.high)),
+        strayed=strayed,
+        ece=heldout.ece if heldout.ece is not None else _last(history, "eval_ece", None),
+        clean_ece=_last(history, "clean_ece", None),
+    )
 
 
 def draw_figures(folder: Path, found: Findings, history: Sequence[Mapping[str, Any]], num_heldout: int) -> None:
@@ -122,9 +141,12 @@ _ROWS = {
     "bits_per_sample": "bits_per_sample_clean",
     "bits_per_head_parameter": "bits_per_head_parameter_clean",
     "audit_bits": "audit_bits_clean",
+    "margin_p05": "margin_p05_clean",
+    "margin_median": "margin_median_clean",
+    "margin_p95": "margin_p95_clean",
 }
 """Where a finding stands in the epoch lines of metrics.jsonl."""
 
 
-def _last(history: Sequence[Mapping[str, Any]], name: str, num_taps: int) -> Sequence[float | None]:
-    return next((row[name] for row in reversed(history) if name in row), [None] * num_taps)
+def _last(history: Sequence[Mapping[str, Any]], name: str, otherwise: Any) -> Any:
+    return next((row[name] for row in reversed(history) if name in row), otherwise)

@@ -274,7 +274,7 @@ def _close(training: Training, outcome: Outcome, display: Display, warnings: tup
     facts: dict[str, Any] = {"step": training.num_updates, "weights_sha256": hashes, "warnings": warnings}
     facts["skipped"] = _skipped_of_the_last_epoch(training.folder)
     if found is not None:
-        facts["top1"] = found.top1
+        facts |= {"top1": found.top1, "ece": found.ece, "clean_ece": found.clean_ece}
         if found.taps:
             facts["heldout_check"] = "failed" if found.strayed else "passed"
             facts["memory"] = [asdict(tap) for tap in found.memory]

@@ -1,4 +1,4 @@
-"""What an epoch's line says about the random labels, tap by tap: accuracy and bits."""
+"""What an epoch's line says about the random labels, tap by tap: accuracy, bits and margins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sizes:
 
 
 def label_figures(found: Evaluation, phase: str, sizes: Sizes) -> dict[str, list[float]]:
-    """Return accuracy and bits of each tap, by name, averaged over the draws of `found`.
+    """Return accuracy, bits and quantiles of the margin of each tap, by name, averaged over the draws of `found`.
 
     `bits_PHASE` is T, the bits summed over the samples: a lower bound, in expectation, on what is stored about one
     labelling (negative where a head is surer than right). For predictions that do not know the labels, which are i.i.d.,
@@ -43,6 +43,7 @@ def label_figures(found: Evaluation, phase: str, sizes: Sizes) -> dict[str, list
             for bits, dim in zip(bits_T, sizes.dims, strict=True)
         ],
     }
+    figures |= {f"margin_{name}_{phase}": margin_T for name, margin_T in found.margins_T.items()}
     if sizes.joint:
         figures[f"bits_per_network_parameter_{phase}"] = [bits / sizes.num_network_parameters for bits in bits_T]
     return figures

@@ -247,14 +247,13 @@ def _evaluate_average(training: Training, stop_flag: StopFlag) -> dict[str, floa
     found = evaluate(
         Network(ema.module.eval(), None, None), split, routes, training.prepare, precision, stop_flag.agreed
     )
-    return {"eval_ema_loss": found.loss, "eval_ema_top1": found.top1, "eval_ema_top5": found.top5}
+    names = ("loss", "top1", "top5", "ece")
+    return {f"eval_ema_{name}": getattr(found, name) for name in names}
 
 
 def _figures(training: Training, name: str, phase: str, found: Evaluation) -> dict[str, Any]:
-    figures: dict[str, Any] = {f"{name}_loss": found.loss, f"{name}_top1": found.top1}
-    if found.top5 is not None:
-        figures[f"{name}_top5"] = found.top5
-    figures[f"{name}_skipped"] = found.num_skipped
+    named = {"loss": found.loss, "top1": found.top1, "top5": found.top5, "ece": found.ece, "skipped": found.num_skipped}
+    figures: dict[str, Any] = {f"{name}_{figure}": value for figure, value in named.items() if value is not None}
     num_draws, learner = training.config.heads.draws, training.learner
     sizes = Sizes(
         num_labels=training.config.heads.num_labels,

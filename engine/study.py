@@ -47,7 +47,7 @@ def run_study(path: Path, folder: Path | None, num_ranks: int, *, as_json: bool)
         0; 1 if a run failed (the others are trained and reported); 2 if the study cannot be run as it is; 75 if it was
         stopped by a signal.
     """
-    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 200, highlight=False)
     try:
         study = read_study(path)
         folder = folder or Path("runs") / study.name

@@ -24,6 +24,7 @@ from rlpheads.memorization.study_figure import ArmPoint, plot_study
 
 MEASURES = {
     "top1": "held-out top-1",
+    "ece": "held-out ECE",
     "own_rla": "own heads",
     "audit_rla": "audit heads",
     "hidden": "audit − own",
@@ -36,7 +37,17 @@ MEASURES = {
 }
 """Every measure of a run, by its name in the JSON, with its name in the table. Random-label accuracies are clean ones of
 the last epoch; `hidden` is what audit heads find beyond the own ones; refit and excess are of refitted probes. All but
-top1 have a value for each tap."""
+top1 and ece (the expected calibration error of the classes) have a value for each tap."""
+
+_ROWS = {
+    "top1": "eval_top1",
+    "ece": "eval_ece",
+    "own_rla": "rla_clean",
+    "audit_rla": "audit_rla_clean",
+    "heldout_rla": "rla_heldout",
+    "own_bits_per_sample": "bits_per_sample_clean",
+}
+"""Where the measures of training stand in an epoch's line of metrics.jsonl."""
 
 _IN_BITS = {"own_bits_per_sample"}
 
@@ -107,8 +118,7 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
     if not rows:
         raise RunError(f"{run.folder} is done without a whole epoch, which a study compares; leave max_steps out")
     measures: dict[str, Any] = {}
-    names = {"top1": "eval_top1", "own_rla": "rla_clean", "audit_rla": "audit_rla_clean", "heldout_rla": "rla_heldout"}
-    for name, row_name in (names | {"own_bits_per_sample": "bits_per_sample_clean"}).items():
+    for name, row_name in _ROWS.items():
         if row_name in rows[-1]:
             measures[name] = rows[-1][row_name]
     if measures.keys() >= {"own_rla", "audit_rla"}:
@@ -144,7 +154,8 @@ def summarize_arm(
         reference: those of the arm that it is compared with, seed by seed.
         is_reference: whether that is the arm itself, which then has no differences.
     """
-    names = list(next(iter(values.values())))
+    first, *others = values.values()
+    names = [name for name in first if all(name in other for other in others)]  # runs of an older version may lack some
     summary: dict[str, Any] = {name: _over_seeds([value[name] for value in values.values()]) for name in names}
     shared = [seed for seed in values if seed in reference]
     for name in names:

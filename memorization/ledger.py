@@ -7,6 +7,7 @@ for each epoch and phase. Rows that were not seen are zero in memory: summing th
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from rlpheads.memorization.arguments import check_count
 from rlpheads.memorization.atomic_file import atomic_file
+from rlpheads.memorization.quantiles import quantiles
 
 UNSEEN, SEEN, SKIPPED = 0, 1, 2
 """Values of `status`: not reached, recorded, and reached but left out."""
@@ -154,7 +156,7 @@ class Ledger:
 
     @property
     def num_seen(self) -> int:
-        """Samples recorded so far. Reads the device, like every property below: not for use inside a step."""
+        """Samples recorded so far. Reads the device, like all that follows: not for use inside a step."""
         return int((self.tensors()["status"] == SEEN).sum())
 
     @property
@@ -171,6 +173,16 @@ class Ledger:
     def label_bits_TM(self) -> Tensor:  # noqa: N802 (shape suffix)
         """T = Σ b_i, the total bits about the random labels over the samples seen: float64 (T, M)."""
         return self.tensors()["bits"].sum(0, dtype=torch.float64)
+
+    def label_margins_QTM(self, levels: Sequence[float]) -> Tensor:  # noqa: N802 (shape suffix)
+        """Quantiles over the samples seen of the random label's margin: float64 (Q, T, M), NaN if there are none."""
+        values = self.tensors()
+        seen_N = values["status"] == SEEN
+        found_QTM = torch.full((len(levels), self.num_taps, self.num_draws), torch.nan, dtype=torch.float64)
+        if bool(seen_N.any()):
+            for tap in range(self.num_taps):  # one at a time: sorting takes three times their memory
+                found_QTM[:, tap] = quantiles(values["margin"][seen_N, tap].T, levels)
+        return found_QTM
 
     @property
     def class_accuracy(self) -> float:

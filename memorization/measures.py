@@ -7,13 +7,18 @@ are in `rlpheads.memorization.intervals`, per-sample scores in `sample_scores`, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlpheads.memorization.arguments import check_count, check_num_labels
+from rlpheads.memorization.calibration import NUM_BINS, CalibrationBins
 from rlpheads.memorization.intervals import as_float64
+from rlpheads.memorization.quantiles import quantiles
+
+_ROWS_AT_ONCE = 2**16
 
 
 class Bits(NamedTuple):
@@ -102,19 +107,14 @@ def stored_bits(
 
 
 def margin_summary(
-    margin_N: Tensor, seen_N: Tensor | None = None, quantiles: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95)
+    margin_N: Tensor, seen_N: Tensor | None = None, levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)
 ) -> MarginSummary:
     """Mean, quantiles and fraction above zero of margins of shape (..., N); a positive margin is a hit (but for ties)."""
     selected = _select(margin_N, seen_N)
-    ordered = selected.sort(-1).values
-    # Linear interpolation between order statistics; torch.quantile refuses more than 2^24 elements.
-    position_Q = torch.tensor(quantiles, dtype=torch.float64) * (ordered.shape[-1] - 1)
-    below_Q, above_Q = position_Q.floor().long(), position_Q.ceil().long()
-    levels = torch.lerp(ordered[..., below_Q], ordered[..., above_Q], position_Q - below_Q)
-    return MarginSummary(selected.mean(-1), levels.movedim(-1, 0), (selected > 0).double().mean(-1))
+    return MarginSummary(selected.mean(-1), quantiles(selected, levels), (selected > 0).double().mean(-1))
 
 
-def expected_calibration_error(confidence_N: Tensor, hit_N: Tensor, num_bins: int = 15) -> Tensor:
+def expected_calibration_error(confidence_N: Tensor, hit_N: Tensor, num_bins: int = NUM_BINS) -> Tensor:
     """Expected calibration error: Σ over equal-width bins of (share of the samples)·|accuracy − mean confidence|; 0-d fp64.
 
     Args:
@@ -122,9 +122,8 @@ def expected_calibration_error(confidence_N: Tensor, hit_N: Tensor, num_bins: in
         hit_N: whether it was right, shape (N,).
         num_bins: bins of [0, 1], closed on the right; 0 falls into the first.
 
-    Source: Guo et al., On Calibration of Modern Neural Networks (ICML 2017), equation 3.
+    Source: see `CalibrationBins`, which an evaluation fills batch by batch.
     """
-    check_count("num_bins", num_bins)
     confidence, hit = as_float64(confidence_N), as_float64(hit_N)
     if confidence.shape != hit.shape or confidence.dim() != 1 or not len(confidence):
         raise ValueError(
@@ -132,9 +131,10 @@ def expected_calibration_error(confidence_N: Tensor, hit_N: Tensor, num_bins: in
         )
     if not bool(((confidence >= 0) & (confidence <= 1)).all()):
         raise ValueError("confidence_N must lie in [0, 1]")
-    bin_N = (torch.ceil(confidence * num_bins).long() - 1).clamp(min=0)
-    gap_per_bin = torch.bincount(bin_N, weights=hit - confidence, minlength=num_bins)
-    return gap_per_bin.abs().sum() / len(hit)
+    bins = CalibrationBins(num_bins)
+    for confidence_B, hit_B in zip(confidence.split(_ROWS_AT_ONCE), hit.split(_ROWS_AT_ONCE), strict=True):
+        bins.add(confidence_B, hit_B)
+    return bins.error(len(hit))
 
 
 def _select(values_N: Tensor, seen_N: Tensor | None) -> Tensor:

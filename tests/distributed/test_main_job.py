@@ -8,8 +8,14 @@ import shutil
 import signal
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+
+from rlpheads.engine.probe import eval_loader
+from rlpheads.engine.run_loading import open_run
+from rlpheads.loaders.device_transforms import Normalize
+from rlpheads.memorization.measures import expected_calibration_error
 
 pytestmark = pytest.mark.distributed
 
@@ -150,11 +156,31 @@ def test_measured_epochs_agree_between_one_rank_and_two(runner):
     (left,), (right,) = single.rows("epoch"), pair.rows("epoch")
     assert left["eval_loss"] == pytest.approx(right["eval_loss"], rel=1e-4)
     assert left["clean_loss"] == pytest.approx(right["clean_loss"], rel=1e-4)
+    for finished, row in ((single, left), (pair, right)):
+        assert row["eval_ece"] == pytest.approx(calibration_error_of_saved_weights(finished.folder), abs=1e-6)
+        assert finished.status["ece"] == row["eval_ece"]
+        assert finished.status["clean_ece"] == row["clean_ece"]
     ours, theirs = single.ledgers, pair.ledgers
     assert ours.keys() == theirs.keys()
     for name in ours:
         for column in ("index", "count", "target", "status"):
             assert ours[name][column] == theirs[name][column]
+
+
+@torch.no_grad()
+def calibration_error_of_saved_weights(folder):
+    """Of the newest checkpoint on the held-out images, each taken once by one process, by the pure function."""
+    run = open_run(folder)
+    model, device = run.load_model(), torch.device("cpu")
+    confidence_N, hit_N = torch.zeros(360), torch.zeros(360, dtype=torch.bool)
+    normalize = Normalize(run.config.data.mean, run.config.data.std)
+    for batch in eval_loader(run.config, run.sources.heldout, device):
+        counted_B = batch.index >= 0
+        confidence_B, predicted_B = model(normalize(batch.images))[0].softmax(1).max(1)
+        confidence_N[batch.index[counted_B]] = confidence_B[counted_B]
+        hit_N[batch.index[counted_B]] = (predicted_B == batch.targets)[counted_B]
+    assert confidence_N.min() > 0
+    return float(expected_calibration_error(confidence_N, hit_N))
 
 
 def test_heads_leave_the_backbone_bit_identical(runner):

@@ -34,6 +34,11 @@ def test_finished_run_names_its_findings_figures_and_next_commands(tmp_path):
     ]
 
 
+def test_calibration_is_told_where_it_was_measured(tmp_path):
+    learned = lines(replace(FOUND, ece=0.0123), tmp_path)[1]
+    assert learned.startswith("learned: held-out top-1 50.00% (calibration error 1.23%); ")
+
+
 def test_audit_heads_are_believed_before_those_that_a_regulariser_fools(tmp_path):
     taps = tuple(replace(tap, clean=0.1, audit=0.35) for tap in TAPS)
     assert "at most 35.00%" in lines(replace(FOUND, taps=taps), tmp_path)[1]

@@ -7,6 +7,7 @@ import torch
 
 from rlpheads.engine.evaluation import EvaluationInterruptedError, _among_five, evaluate
 from rlpheads.loaders.batch import PADDING, Batch
+from rlpheads.memorization.measures import expected_calibration_error, margin_summary
 
 
 def evaluated(training, split):
@@ -53,6 +54,35 @@ def test_top5_is_the_share_of_samples_with_fewer_than_five_likelier_classes(tiny
         hits += int((likelier < 5)[batch.index >= 0].sum())
     assert found.top5 == hits / found.num_samples
     assert found.top1 < found.top5 < 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+def test_calibration_error_is_that_of_the_softmax_over_the_samples_themselves(tiny, build, loss):
+    """Whatever loss is trained; batches of 50 leave rows of padding, which must not count."""
+    training = build(tiny, eval=replace(tiny.eval, batch_size=50), model=replace(tiny.model, loss=loss))
+    training.heldout.loader.set_epoch(0)
+    confidence, hits = [], []
+    training.learner.train(False)
+    for delivered in training.heldout.loader:
+        images, batch = training.prepare(delivered)
+        confidence_B, predicted_B = training.learner.tapped(images)[0].softmax(1).max(1)
+        confidence.append(confidence_B[batch.index >= 0])
+        hits.append((predicted_B == batch.targets)[batch.index >= 0])
+    assert len(torch.cat(hits)) == 360
+    expected = float(expected_calibration_error(torch.cat(confidence), torch.cat(hits)))
+    assert expected > 0.01
+    assert evaluated(training, training.heldout).ece == pytest.approx(expected, abs=1e-12)
+
+
+def test_margins_are_quantiles_over_the_samples_of_each_tap_and_draw(tiny, build):
+    training = build(tiny)
+    found = evaluated(training, training.heldout)
+    margin_TMN = training.heldout.ledger.tensors()["margin"].permute(1, 2, 0)
+    summary = margin_summary(margin_TMN, levels=(0.05, 0.5, 0.95))
+    assert list(found.margins_TM) == ["p05", "median", "p95"]
+    assert list(found.margins_TM.values()) == summary.quantiles.tolist()
+    assert found.of_draws(slice(1)).margins_T["median"] == summary.quantiles[1, :, 0].tolist()
 
 
 def test_few_classes_are_all_among_the_five_likeliest():

@@ -1,6 +1,7 @@
 """A run's findings: averages by tap, references, and the held-out check, which is loud when it fails."""
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,27 @@ def test_bits_are_told_with_what_they_prove():
     assert [word for word in ("120.5", "0.1205", "0.5000", "7.2", "-3.0") if word not in text] == []
     assert "probability of at most 2^-T" in text
     assert "bits about" not in printed(findings([[0.1], [0.1]]))
+
+
+def test_margins_stand_beside_the_bits():
+    margins = {"margin_p05_clean": [-0.5, -1.25], "margin_median_clean": [0.1, 0.2], "margin_p95_clean": [2.0, 3.0]}
+    row = {**HISTORY[0], "bits_clean": [1.0, 2.0], **margins}
+    found = Evaluation(loss=1.0, top1=0.96, rla_TM=[[0.1], [0.1]], bits_TM=[], num_samples=1000)
+    text = printed(summarize_findings(found, [row, HISTORY[1]], [0, 5], [0.36, 0.36], num_labels=10))
+    assert "-0.50, 0.10, 2.00" in text
+    assert "-1.25, 0.20, 3.00" in text
+
+
+def test_calibration_error_stands_behind_the_heldout_accuracy():
+    """That of the evaluation itself, or where its ledger alone is left, that of the last epoch's line."""
+    rows = [{**HISTORY[0], "eval_ece": 0.04, "clean_ece": 0.005}, {**HISTORY[1], "eval_ece": 0.03}]
+    found = Evaluation(loss=1.0, top1=0.96, rla_TM=[[0.1], [0.1]], bits_TM=[], num_samples=1000)
+    arguments = (rows, [0, 5], [0.36, 0.36], 10)
+    assert "top-1 96.00% (calibration error 3.00%; training images 0.50%)" in printed(
+        summarize_findings(found, *arguments)
+    )
+    assert summarize_findings(replace(found, ece=0.02), *arguments).ece == 0.02
+    assert "calibration" not in printed(findings([[0.1], [0.1]]))
 
 
 def test_figures_are_drawn_with_and_without_history(tmp_path):

@@ -82,7 +82,7 @@ def test_run_without_heads_trains_and_prints_no_random_labels(tiny, build):
 
 def test_average_of_the_weights_is_evaluated_beside_them(tiny, build):
     rows, text = trained(build(tiny, model=replace(tiny.model, ema_decay=0.5)))
-    assert {"eval_ema_top1", "eval_top1"} <= rows[0].keys()
+    assert {"eval_ema_top1", "eval_top1", "eval_ema_ece", "eval_ece"} <= rows[0].keys()
     assert "average" in text
 
 
@@ -107,6 +107,23 @@ def test_epoch_lines_hold_the_bits_of_own_and_audit_heads(tiny, build):
     per_parameter = [bits / num_parameters for bits in row["bits_clean"]]
     assert row["bits_per_network_parameter_clean"] == pytest.approx(per_parameter)
     assert "audit_bits_per_network_parameter_clean" not in row
+
+
+def test_epoch_lines_hold_calibration_and_margins(tiny, build):
+    """The training set's calibration only where a clean pass was due; margins of own and audit heads in every phase."""
+    training = build(tiny, heads=replace(tiny.heads, audit_draws=1), eval=replace(tiny.eval, clean_every=0))
+    (first, last), text = trained(training)
+    assert "clean_ece" not in first
+    assert 0 < last["clean_ece"] < 1
+    assert f"ECE: clean {100 * last['clean_ece']:.2f}%, held-out {100 * last['eval_ece']:.2f}%" in text
+    assert not any("ece" in name for name in last if name.startswith("train"))
+    for phase in ("running", "clean", "heldout"):
+        margin_TMN = read_ledger(training.folder.ledger(1, phase)).margin
+        for prefix, draws in (("", slice(0, 2)), ("audit_", slice(2, 3))):
+            for name, level in (("p05", 0.05), ("median", 0.5), ("p95", 0.95)):
+                expected_TM = np.nanquantile(margin_TMN[:, draws].astype(np.float64), level, axis=-1)
+                expected_T = expected_TM.mean(1).tolist()
+                assert last[f"{prefix}margin_{name}_{phase}"] == pytest.approx(expected_T, abs=1e-9)
 
 
 def test_a_finished_run_says_how_much_of_a_labelling_it_holds(tiny, build):

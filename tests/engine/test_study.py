@@ -119,6 +119,13 @@ def test_intervals_and_differences_are_across_seeds():
     assert "difference" not in summarize_arm(free, free, is_reference=True)["own_rla"]
 
 
+def test_what_some_runs_lack_is_left_out():
+    """A study may hold runs of an older version, which measured less."""
+    found = summarize_arm({0: {"top1": 0.9, "ece": 0.1}, 1: {"top1": 0.8}}, {0: {"top1": 0.7}, 1: {"top1": 0.7}}, False)
+    assert found.keys() == {"top1"}
+    assert found["top1"]["difference"]["mean"] == pytest.approx(0.15)
+
+
 @pytest.mark.distributed
 class TestRun:
     def test_every_run_and_arm_is_reported(self, finished):
@@ -127,7 +134,7 @@ class TestRun:
         run = found["runs"]["held.seed3"]
         assert run["measures"]["own_rla"] == last_epoch(finished / "held.seed3")["rla_clean"]
         free, held = found["arms"]["free"], found["arms"]["held"]
-        for name in ("top1", "own_rla", "audit_rla", "label_excess", "membership_excess", "own_bits_per_sample"):
+        for name in ("top1", "ece", "own_rla", "audit_rla", "label_excess", "membership_excess", "own_bits_per_sample"):
             assert held[name]["difference"]["values"] == [held[name]["mean"] - free[name]["mean"]]
             assert held[name]["low"] is None  # one seed has no interval
         assert {path.name for path in finished.glob("study.*")} == {"study.json", "study.png", "study.svg"}

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.ledger import SEEN, SKIPPED, UNSEEN, Ledger, LedgerError, LedgerMetadata, read_ledger
+from rlpheads.memorization.measures import margin_summary
 
 NUM_SAMPLES, TAPS, NUM_DRAWS = 11, (1, 4, 5), 2
 METADATA = LedgerMetadata(
@@ -52,6 +53,15 @@ def batch_of(index: list[int], seed: int = 0) -> dict[str, Tensor]:
 
 def new_ledger(num_samples: int = NUM_SAMPLES) -> Ledger:
     return Ledger(num_samples, len(TAPS), NUM_DRAWS)
+
+
+def test_quantiles_of_the_margin_are_those_of_the_samples_seen():
+    ledger, batch = new_ledger(), batch_of([4, 0, 9, 2])
+    assert ledger.label_margins_QTM([0.05, 0.5]).shape == (2, len(TAPS), NUM_DRAWS)
+    assert ledger.label_margins_QTM([0.5]).isnan().all()
+    ledger.record(**batch)
+    expected = margin_summary(batch["margin_TMB"], levels=(0.05, 0.5)).quantiles
+    assert torch.equal(ledger.label_margins_QTM([0.05, 0.5]), expected)
 
 
 def assert_same(first: Ledger, second: Ledger) -> None:

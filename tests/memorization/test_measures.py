@@ -126,7 +126,7 @@ def test_margins_summary_equals_numpy(margins):
 
 
 def test_margin_quantiles_come_first():
-    assert margin_summary(torch.randn(2, 3, 40), quantiles=(0.1, 0.9)).quantiles.shape == (2, 2, 3)
+    assert margin_summary(torch.randn(2, 3, 40), levels=(0.1, 0.9)).quantiles.shape == (2, 2, 3)
 
 
 def test_calibration_error_of_a_calibrated_and_of_an_overconfident_predictor():
