@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from rlpheads.engine.config_errors import nearest
+from rlpheads.engine.cuda_checks import why_no_cuda
 from rlpheads.engine.display import percent
 from rlpheads.engine.label_choice import run_labels
 from rlpheads.engine.launch import choose_device
@@ -62,8 +63,8 @@ class AuditOptions:
             raise RunError(f"--draws is {self.draws}; intervals across draws need at least {LEAST_DRAWS}")
         if not 0 < self.level < 1:
             raise RunError(f"--level is {self.level}; it must lie strictly between 0 and 1")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise RunError("--device is cuda, and torch finds no CUDA device here; use cpu")
+        if self.device == "cuda" and (missing := why_no_cuda()) is not None:
+            raise RunError(f"--device is cuda, but {missing}; allowed here: cpu or auto")
 
 
 @dataclass(frozen=True)

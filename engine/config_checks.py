@@ -15,7 +15,6 @@ from rlpheads.engine.config import Config, DataConfig, RunConfig
 from rlpheads.engine.config_errors import ConfigError, nearest, refusal, shown
 from rlpheads.engine.config_log import check_log
 from rlpheads.engine.config_training import AverageConfig
-from rlpheads.engine.launcher_variables import local_world_size
 from rlpheads.engine.model_checks import check_parts
 
 _NAME_BYTES = 200  # a file system allows 255; the rest is for what is written beside the folder
@@ -161,7 +160,9 @@ def check_config(config: Config, world_size: int) -> None:
     _check_model_settings(config)
     _check_target(config)
     _check_early_stopping(config)
-    _check_device(config)
+    from rlpheads.engine.cuda_checks import check_device  # torch loads here, behind what needs none
+
+    check_device(config)
     _check_dali(config)
     check_log(config.log)
     check_parts(config, world_size)
@@ -353,29 +354,11 @@ def _check_early_stopping(config: Config) -> None:
         raise refusal("early_stopping.metric", settings.metric, allowed)
 
 
-def _check_device(config: Config) -> None:
-    import torch
-
-    cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not cuda:
-        raise ConfigError(
-            f"device: got cuda, but PyTorch {torch.__version__} finds no CUDA device; allowed here: cpu or auto. "
-            "CUDA needs a GPU, its driver and a CUDA build of PyTorch; `rlpheads env` shows what is found"
-        )
-    on_cuda = cuda and config.device != "cpu"
-    num_local_ranks = local_world_size()
-    if on_cuda and num_local_ranks > torch.cuda.device_count():
-        raise ConfigError(
-            f"device: got {num_local_ranks} ranks on this node, which has {torch.cuda.device_count()} CUDA device(s); "
-            f"allowed: --nproc-per-node {torch.cuda.device_count()} or less, or --device cpu"
-        )
-    if config.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        name = torch.cuda.get_device_name()
-        raise ConfigError(f"precision: got bf16, which {name} does not have; allowed on this device: fp32, fp16")
-
-
 def _check_dali(config: Config) -> None:
     import torch
+
+    from rlpheads.loaders.factory import check_dali_on_gpu, dali_builds
+    from rlpheads.loaders.manifest import DatasetError
 
     settings = config.data.dali
     if min(settings.largest_image) == 0 < max(settings.largest_image):
@@ -383,3 +366,8 @@ def _check_dali(config: Config) -> None:
     on_cuda = config.device != "cpu" and torch.cuda.is_available()
     if config.data.loader == "dali" and settings.decode == "gpu" and not on_cuda:
         raise refusal("data.dali.decode", "gpu", "auto or cpu where the model is not on a GPU")
+    if config.data.loader == "dali" and settings.decode != "cpu" and on_cuda:
+        try:
+            check_dali_on_gpu(torch.version.cuda, dali_builds())
+        except DatasetError as error:
+            raise ConfigError(f"data.dali.decode: got {settings.decode}, but {error}") from error

@@ -13,6 +13,10 @@ class ConfigError(ValueError):
     """A configuration that cannot be run. The message names the key or file, what was given and what is allowed."""
 
 
+class RankError(ConfigError):
+    """What is wrong at this rank and need not be at others, so that every rank which finds it says so."""
+
+
 def shown(value: object) -> str:
     """Return `value` as a message quotes it: YAML's words for null and booleans, text in quotes, long values cut."""
     if value is None or isinstance(value, bool):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from rlpheads.engine.config_errors import ConfigError, refusal
+from rlpheads.engine.config_errors import ConfigError, RankError, refusal
 
 RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """Variables in which launchers count how often they started this job again; empty is as good as absent."""
@@ -21,17 +21,22 @@ def place() -> tuple[int, int, int]:
         ConfigError: they, or what else launchers set, are no numbers, contradict each other, or say nothing of where the
             ranks meet.
     """
-    world_size, local_rank = _number("WORLD_SIZE", 1, least=1), _number("LOCAL_RANK", 0)
+    world_size = _number("WORLD_SIZE", 1, least=1)
     rank = _below("RANK", _number("RANK", 0), "WORLD_SIZE", world_size)
     if "LOCAL_WORLD_SIZE" in os.environ:
-        _below("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_world_size())
+        _below("LOCAL_RANK", local_rank(), "LOCAL_WORLD_SIZE", local_world_size())
     is_restarted()
     if "RANK" in os.environ or world_size > 1:
         for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
             if name not in os.environ:
                 raise ConfigError(f"{name}: not set, though RANK or WORLD_SIZE is; {_LAUNCHER}")
         _number("MASTER_PORT", 0, least=int(world_size > 1), most=_LAST_PORT)
-    return rank, world_size, local_rank
+    return rank, world_size, local_rank()
+
+
+def local_rank() -> int:
+    """Return this process's number among those of its node."""
+    return _number("LOCAL_RANK", 0)
 
 
 def local_world_size() -> int:
@@ -55,7 +60,7 @@ def is_first(name: str) -> bool:
 
 def _below(name: str, number: int, bound: str, size: int) -> int:
     if number >= size:
-        raise refusal(name, number, f"a number below {bound}, {size}; {_LAUNCHER}")
+        raise RankError(str(refusal(name, number, f"a number below {bound}, {size}; {_LAUNCHER}")))
     return number
 
 

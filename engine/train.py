@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from rlpheads.engine.command_line import parse_config
-from rlpheads.engine.config_errors import ConfigError
+from rlpheads.engine.config_errors import ConfigError, RankError
 from rlpheads.engine.launcher_variables import is_first
 
 EXIT_CONFIG_ERROR = 2
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return job.run(config)
     except ConfigError as error:
-        if is_first("LOCAL_RANK"):  # the node's other ranks found the same
+        if is_first("LOCAL_RANK") or isinstance(error, RankError):  # of others, the node's first rank speaks
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG_ERROR
 

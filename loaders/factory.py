@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
@@ -20,6 +22,8 @@ from rlpheads.loaders.torch_transforms import EvalTransform, TrainTransform
 from rlpheads.loaders.verified import check_readable
 
 Adapter = Callable[[ImageSource, Order, CropSpec, bool, LoaderOptions], Loader]
+
+_DALI_PACKAGE = re.compile(r"nvidia[-_]dali[-_](?:nightly[-_]|weekly[-_])?cuda(\d+)\d$")
 
 
 def make_loader(
@@ -111,11 +115,45 @@ def check_dali() -> None:
     folders = [] if nvidia is None else [Path(folder) for folder in nvidia.submodule_search_locations or ()]
     if any((folder / "dali").is_dir() for folder in folders):
         return
-    package = "nvidia-dali-cuda120" if (torch.version.cuda or "").startswith("12.") else "nvidia-dali-cuda130"
     raise DatasetError(
-        f"the dali loader needs NVIDIA DALI, which is not installed: run `pip install {package}` (for Linux; about 500 "
-        "MB), or leave the decoding to torchvision with --data.loader torch"
+        f"the dali loader needs NVIDIA DALI, which is not installed: run `pip install {_dali_for(torch.version.cuda)}` (for "
+        "Linux; about 500 MB), or leave the decoding to torchvision with --data.loader torch"
     )
+
+
+def dali_builds(path: Sequence[str] | None = None) -> dict[str, str]:
+    """Return the installed packages of DALI, each with the major version of its CUDA; none where it came otherwise.
+
+    Args:
+        path: Folders to look into; None: where Python imports from.
+    """
+    installed = distributions() if path is None else distributions(path=list(path))
+    names = sorted(found.metadata["Name"] or "" for found in installed)
+    return {match[0]: match[1] for match in map(_DALI_PACKAGE.match, names) if match is not None}
+
+
+def check_dali_on_gpu(cuda: str | None, builds: Mapping[str, str]) -> None:
+    """Make sure that DALI was built for the CUDA of torch, whose libraries are the ones that are there.
+
+    Args:
+        cuda: Version that torch is built for.
+        builds: As `dali_builds` returned them.
+
+    Raises:
+        DatasetError: If it was not, with what to do.
+    """
+    (major, *_) = (cuda or "").split(".")
+    others = [package for package, built_for in builds.items() if built_for != major]
+    if others:
+        raise DatasetError(
+            f"DALI is installed as {' and '.join(others)}, and PyTorch is built for CUDA {cuda}: run `pip uninstall "
+            f"{' '.join(builds)}`, then `pip install {_dali_for(cuda)}`; or decode on the CPU with --data.dali.decode cpu"
+        )
+
+
+def _dali_for(cuda: str | None) -> str:
+    """Return the package that is built for a CUDA, of which minor versions do not matter."""
+    return "nvidia-dali-cuda120" if (cuda or "").startswith("12.") else "nvidia-dali-cuda130"
 
 
 _ADAPTERS: dict[str, Adapter] = {"torch": _torch_loader, "ffcv": _ffcv_loader, "dali": _dali_loader}

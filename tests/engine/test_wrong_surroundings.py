@@ -90,6 +90,20 @@ def test_launchers_variable_that_is_no_number_ends_the_program_with_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.wrong("environment")
+def test_what_is_wrong_at_one_rank_alone_is_told_by_it(monkeypatch, tmp_path, capsys):
+    """Of the others' errors the node's first rank speaks for all."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    argv = ["--config", "configs/digits_vit.yaml", "--device", "cpu", "--run.dir", str(tmp_path)]
+    for rank, told in (
+        ("2", ""),
+        ("3", f"error: LOCAL_RANK: got 3; allowed: a number below LOCAL_WORLD_SIZE, 3; {LAUNCHER}"),
+    ):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert train.main([*argv, "--epochs", "0"]) == train.EXIT_CONFIG_ERROR
+        assert capsys.readouterr().err.strip() == told
+
+
 def test_rank_that_is_no_number_still_gets_the_help(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "zero")
     with pytest.raises(SystemExit, match="0"):
