@@ -3,6 +3,7 @@
 python benchmarks/bench_loaders.py             # the figures that are asked for; up to ten minutes on two cores
 python benchmarks/bench_loaders.py --all       # every contender, both image sizes, one and two workers, all tables
 python benchmarks/bench_loaders.py --quick     # the same tables from few images, to see that everything runs
+python benchmarks/bench_loaders.py --host      # host time of order, index, labels and crops alone; a minute
 
 The images are a deterministic JPEG tree cut from photographs (make_photo_tree.py): 500 x 375 pixels of 84 kB, as ImageNet
 has them, and 341 x 256 for stores whose short side is 256. They are in the page cache: this measures decoding, not disks.
@@ -64,6 +65,7 @@ class Plan:
         images: Training images of a tree.
         rounds: Passes of each contender that count; one before them does not.
         samples: Sizes of splits at which host time is measured.
+        rows: Rows of a rank's batch at which it is.
         files: Files of the manifest whose memory is measured.
         file_workers: Numbers of workers at which it is.
     """
@@ -74,6 +76,7 @@ class Plan:
     images: int
     rounds: int
     samples: tuple[int, ...] = (10**4, 10**5, 10**6, 10**7)
+    rows: tuple[int, ...] = (32, 64, 128, 256, 512)
     files: int = IMAGENET
     file_workers: tuple[int, ...] = (0, 2, 8)
 
@@ -83,8 +86,10 @@ def choose_plan(given: argparse.Namespace) -> Plan:
     contenders, sizes, workers = (tuple(CONTENDERS), (500, 256), (1, 2)) if given.all else (ASKED, (500,), (2,))
     if given.only:
         contenders = tuple(name for name in contenders if any(part in name for part in given.only))
+    if given.host:
+        return Plan((), (), (), 0, 0, file_workers=())
     if given.quick:
-        return Plan(contenders, sizes, workers, 192, 2, (10**4, 10**5), 100_000, (0, 2))
+        return Plan(contenders, sizes, workers, 192, 2, (10**4, 10**5), (32, 256), 100_000, (0, 2))
     return Plan(contenders, sizes, workers, given.images, given.rounds)
 
 
@@ -171,12 +176,13 @@ def ratios(passes: dict[str, list[dict[str, Any]]], over: str, under: str) -> li
 
 
 def costs_table(lines: list[dict[str, Any]]) -> Table:
-    """Return host time by number of samples."""
+    """Return host time by number of samples and of rows."""
     table = Table(title="host time, µs a sample (asked: the sum ≤ 1)")
-    for heading in ("samples", "rows at once", "order", "index", "labels", "crops", "sum"):
+    headings = ("order", "index", "labels", "crops", "sum")
+    for heading in ("samples", "rows", *headings, "to a worker"):
         table.add_column(heading, justify="right")
     for line in lines:
-        costs = [f"{line[name]:.2f}" for name in ("order", "index", "labels", "crops", "sum")]
+        costs = [f"{line[name]:.2f}" for name in (*headings, "worker")]
         table.add_row(f"{line['case']['samples']:,}", str(line["case"]["rows"]), *costs)
     return table
 
@@ -211,7 +217,7 @@ def measure(plan: Plan, results: Results, inputs: Path) -> list[Table]:
     costs = [
         results.measure(lambda n=n, rows=rows: host_costs(n, rows, 5), what="host", samples=n, rows=rows)
         for n in plan.samples
-        for rows in (128, 256)
+        for rows in plan.rows
     ]
     memory = []
     for workers in plan.file_workers:
@@ -220,7 +226,7 @@ def measure(plan: Plan, results: Results, inputs: Path) -> list[Table]:
             return {"bytes": in_fresh_process(manifest_bytes, plan.files, workers)}
 
         memory.append(results.measure(used, what="memory", files=plan.files, workers=workers))
-    return [*tables, costs_table(costs), memory_table(memory)]
+    return [*tables, costs_table(costs), *([memory_table(memory)] if memory else [])]
 
 
 def main() -> None:
@@ -228,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every contender, size and number of workers")
     parser.add_argument("--quick", action="store_true", help="few images and rounds")
+    parser.add_argument("--host", action="store_true", help="host time of order, index, labels and crops alone")
     parser.add_argument("--only", nargs="+", metavar="PART", help="contenders whose names contain one of these")
     parser.add_argument("--images", type=int, default=1024, help="training images of a tree (1024)")
     parser.add_argument("--rounds", type=int, default=5, help="passes of each contender (5)")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
 from multiprocessing import set_start_method
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,13 +22,24 @@ from loader_contenders import resident
 from torch import Tensor
 
 from rlpheads.loaders.batch import LoaderOptions
-from rlpheads.loaders.crops import CropSpec, keyed_crops
+from rlpheads.loaders.crops import CropSpec, draw_crops, place_crops
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.manifest import Manifest
 from rlpheads.loaders.order import Int64Array, Order
+from rlpheads.loaders.request import Request, requests
 
 IMAGENET = 1_281_167
-_STEPS = 200
+_SAMPLES = 16_384
+"""Of one epoch, at most, that are timed: draws for some thousand of them are made together."""
+
+
+class _KnownOrder(Order):
+    """An order that keeps its last permutation, so that what comes after it can be timed alone."""
+
+    @lru_cache(maxsize=1)  # noqa: B019 - lives as long as one measurement
+    def epoch_indices(self, epoch: int) -> Int64Array:
+        """Return the canonical indices in the order of the epoch."""
+        return super().epoch_indices(epoch)
 
 
 def host_costs(num_samples: int, num_rows: int, repeats: int) -> dict[str, float]:
@@ -32,18 +47,20 @@ def host_costs(num_samples: int, num_rows: int, repeats: int) -> dict[str, float
 
     Args:
         num_samples: Samples of the split.
-        num_rows: Rows of a rank's batch, of which a worker draws the crops at once.
+        num_rows: Rows of a rank's batch.
         repeats: How often; the median counts.
 
     Returns:
-        order (the epoch's permutation, shared out over its samples), index (the rank's slice), labels (the class of each
-        row), crops (boxes and flips of images of 375 x 500), and their sum.
+        order (the epoch's permutation, shared out over its samples), index (the rank's slices, with the draws for its
+        crops), labels (the class of each row), crops (boxes and flips of images of 375 x 500, whose sizes a batch tells
+        when its files are open), and their sum; worker: what it takes beside them to hand a request to another process.
     """
-    order = Order(num_samples, num_rows)
+    order = _KnownOrder(num_samples, num_rows)
+    crop = CropSpec(224)
+    num_steps = min(order.num_steps, _SAMPLES // num_rows)
     targets_N = np.zeros(num_samples, dtype=np.int64)
     sizes_B2 = np.tile([375, 500], (num_rows, 1))
-    rows = [step % order.num_steps for step in range(_STEPS)]
-    found: dict[str, list[float]] = {name: [] for name in ("order", "index", "labels", "crops")}
+    found: dict[str, list[float]] = {name: [] for name in ("order", "index", "labels", "crops", "worker")}
 
     def keep(name: str, num_items: int, call: Callable[..., Any], *arguments: Any) -> Any:
         start = time.thread_time()
@@ -52,25 +69,27 @@ def host_costs(num_samples: int, num_rows: int, repeats: int) -> dict[str, float
         return result
 
     for epoch in range(repeats):
-        indices_N = keep("order", num_samples, order.epoch_indices, epoch)
-        batches = keep("index", _STEPS * num_rows, _slices, order, indices_N, rows)
-        keep("labels", _STEPS * num_rows, _labels, targets_N, batches)
-        keep("crops", _STEPS * num_rows, _crops, epoch, batches, sizes_B2)
+        keep("order", num_samples, order.epoch_indices, epoch)
+        due = requests(order, partial(draw_crops, crop, 0), epoch, 0, rank=0, world_size=1)
+        asked = keep("index", num_steps * num_rows, list, islice(due, num_steps))
+        keep("labels", num_steps * num_rows, _labels, targets_N, asked)
+        keep("crops", num_steps * num_rows, _crops, crop, asked, sizes_B2)
+        keep("worker", num_steps * num_rows, _handed_over, asked)
     costs = {name: median(values) for name, values in found.items()}
-    return costs | {"sum": sum(costs.values())}
+    return costs | {"sum": sum(value for name, value in costs.items() if name != "worker")}
 
 
-def _slices(order: Order, indices_N: Int64Array, steps: list[int]) -> list[Int64Array]:
-    return [order.rank_slice(indices_N, step, 0, 1) for step in steps]
+def _labels(targets_N: Int64Array, asked: list[Request]) -> list[Tensor]:
+    return [torch.from_numpy(targets_N[request.index_B]) for request in asked]
 
 
-def _labels(targets_N: Int64Array, batches: list[Int64Array]) -> list[Tensor]:
-    return [torch.from_numpy(targets_N[index_B]) for index_B in batches]
+def _crops(crop: CropSpec, asked: list[Request], sizes_B2: Int64Array) -> None:
+    for request in asked:
+        place_crops(crop, request.draws_UB, sizes_B2)
 
 
-def _crops(epoch: int, batches: list[Int64Array], sizes_B2: Int64Array) -> None:
-    for index_B in batches:
-        keyed_crops(CropSpec(224), 0, epoch, index_B, sizes_B2)
+def _handed_over(asked: list[Request]) -> list[Request]:
+    return [pickle.loads(ForkingPickler.dumps(request)) for request in asked]
 
 
 @dataclass(frozen=True)

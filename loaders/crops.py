@@ -9,11 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rlpheads.loaders.order import FloatArray, Int64Array, SampleStream, uniforms
+from rlpheads.loaders.order import FloatArray, Int64Array, uniform_rows
 
 NUM_TRIES = 10
 NUM_CROP_DRAWS = 2 * NUM_TRIES + 2
 """Uniform numbers that a random crop takes: (area, ratio) of each try, then top and left."""
+DRAWN_AT_ONCE = 2048
+"""Samples whose crops are drawn together: enough to share the cost of calls, few enough for a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,49 @@ def keyed_crops(
     Returns:
         int64 (B, 4) boxes of (top, left, height, width) in pixels, and bool (B,), which of them are flipped.
     """
-    flip_B = flips(seed, epoch, index_B, crop.hflip)
+    return place_crops(crop, draw_crops(crop, seed, epoch, index_B), sizes_B2)
+
+
+def draw_crops(crop: CropSpec, seed: int, epoch: int, index_B: Int64Array) -> FloatArray:
+    """Draw what is random in crops and flips, before any image is opened: for many samples at once it costs least.
+
+    Args:
+        crop: Ranges of the draws.
+        seed: Key of the run.
+        epoch: Epoch, from 0.
+        index_B: Canonical indices.
+
+    Returns:
+        float64 (U, B), numbers for `place_crops`.
+    """
+    flip_1B = uniform_rows(seed, epoch, index_B, 1, stream="flips")
+    if crop.kind == "whole":
+        return flip_1B
+    draws_UB = uniform_rows(seed, epoch, index_B, NUM_CROP_DRAWS, stream="crops")
+    area_VB, ratio_VB, place_2B = draws_UB[0:-2:2], draws_UB[1:-2:2], draws_UB[-2:]
+    fraction_VB = crop.scale[0] + area_VB * (crop.scale[1] - crop.scale[0])
+    least = math.log(crop.ratio[0])
+    aspect_VB = np.exp(least + ratio_VB * (math.log(crop.ratio[1]) - least))
+    shape_XB = np.sqrt(np.concatenate([fraction_VB / aspect_VB, fraction_VB * aspect_VB]))
+    return np.concatenate([flip_1B, place_2B, shape_XB])
+
+
+def nothing_drawn(index_B: Int64Array) -> FloatArray:
+    """Return the numbers of crops in which nothing is random: float64 (0, B)."""
+    return np.empty((0, len(index_B)))
+
+
+def place_crops(crop: CropSpec, draws_UB: FloatArray, sizes_B2: Int64Array) -> tuple[Int64Array, NDArray[np.bool_]]:
+    """Make crops and flips of what `draw_crops` drew for some images, now that their (height, width) are known.
+
+    Returns:
+        int64 (B, 4) boxes of (top, left, height, width) in pixels, and bool (B,), which of them are flipped.
+    """
+    flip_B = draws_UB[0] < crop.hflip
     if crop.kind == "whole":
         return central_squares(sizes_B2), flip_B
-    stream = SampleStream.of(seed, epoch, index_B, "crops")
-    return random_resized_crop_boxes(stream, sizes_B2[:, 0], sizes_B2[:, 1], crop.scale, crop.ratio), flip_B
+    place_2B, shape_2VB = draws_UB[1:3], draws_UB[3:].reshape(2, NUM_TRIES, len(sizes_B2))
+    return _random_resized_crops(place_2B, shape_2VB, sizes_B2, crop.ratio), flip_B
 
 
 def central_squares(sizes_B2: Int64Array) -> Int64Array:
@@ -110,74 +150,44 @@ def central_boxes(crop: CropSpec, sizes_B2: Int64Array) -> tuple[FloatArray, Int
     return np.concatenate([start_B2, length_B2], axis=1), np.concatenate([first_B2, end_B2], axis=1)
 
 
-def flips(seed: int, epoch: int, index_B: Int64Array, probability: float) -> NDArray[np.bool_]:
-    """Return which samples are flipped in this epoch: bool (B,)."""
-    return uniforms(seed, epoch, index_B, 1, stream="flips")[:, 0] < probability
-
-
-def random_resized_crop_boxes(
-    stream: SampleStream,
-    heights_B: Int64Array,
-    widths_B: Int64Array,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+def _random_resized_crops(
+    place_2B: FloatArray, shape_2VB: FloatArray, sizes_B2: Int64Array, ratio: tuple[float, float]
 ) -> Int64Array:
-    """Turn uniform numbers into the crops of "Inception-style" training (Szegedy et al., 2015, arXiv:1409.4842).
+    """Return the crops of "Inception-style" training (Szegedy et al., 2015, arXiv:1409.4842).
 
     The distribution is that of torchvision's `RandomResizedCrop.get_params`: area uniform, log ratio uniform, up to ten
     tries until the crop fits, then the largest central crop within the ratios; every position equally likely.
 
     Args:
-        stream: Uniform numbers of each sample, of which a crop takes NUM_CROP_DRAWS.
-        heights_B: Heights of the images, in pixels.
-        widths_B: Widths of the images, in pixels.
-        scale: Least and most area, as a fraction of the image.
+        place_2B: Uniform numbers for top and left.
+        shape_2VB: Height and width of each try, in an image of area 1.
+        sizes_B2: (height, width) of each image, in pixels.
         ratio: Least and most width over height.
 
     Returns:
         int64 (B, 4): top, left, height, width in pixels; at least one pixel, all within the image.
     """
-    shape = _ShapeRanges(scale, ratio)
-    area_B, log_ratio_B, *place_2B = stream.uniforms((0, 1, NUM_CROP_DRAWS - 2, NUM_CROP_DRAWS - 1))
-    crop_heights_B, crop_widths_B, fits_B = shape.crops(area_B, log_ratio_B, heights_B, widths_B)
-    # Most crops fit at the first try. All other tries of those that do not are made at once: on arrays this short, calls
-    # cost more than numbers.
-    failed = np.flatnonzero(~fits_B)
-    draws_UF = stream.of_rows(failed).uniforms(range(2, 2 * NUM_TRIES))
-    heights_VF, widths_VF, fits_VF = shape.crops(draws_UF[0::2], draws_UF[1::2], heights_B[failed], widths_B[failed])
-    first_F = fits_VF.argmax(axis=0), np.arange(len(failed))
-    crop_heights_B[failed], crop_widths_B[failed] = heights_VF[first_F], widths_VF[first_F]
-    centred = failed[~fits_VF[first_F]]
-    if len(centred):
-        crop_heights_B[centred], crop_widths_B[centred] = shape.largest(heights_B[centred], widths_B[centred])
-    boxes_B4 = np.empty((len(heights_B), 4), dtype=np.int64)
-    for axis, sides_B, crop_sides_B in ((0, heights_B, crop_heights_B), (1, widths_B, crop_widths_B)):
-        room_B = sides_B - crop_sides_B
-        boxes_B4[:, axis] = place_2B[axis] * (room_B + 1)
-        boxes_B4[centred, axis] = room_B[centred] // 2
-        boxes_B4[:, 2 + axis] = crop_sides_B
-    return boxes_B4
+    # All tries of all images are made at once, though the first mostly fits: on arrays this short, calls cost more than
+    # numbers.
+    sides_2B = sizes_B2.T.astype(np.float64)
+    tries_2VB = shape_2VB * np.sqrt(sides_2B[0] * sides_2B[1])
+    np.rint(tries_2VB, out=tries_2VB)
+    fits_2VB = (tries_2VB <= sides_2B[:, None]) & (tries_2VB > 0)
+    fits_VB = fits_2VB[0] & fits_2VB[1]
+    num_images = len(sizes_B2)
+    first_B = fits_VB.argmax(axis=0) * num_images + np.arange(num_images)  # places in (V, B)
+    crops_2B = tries_2VB.reshape(2, -1).take(first_B, axis=1)
+    start_2B = place_2B * (sides_2B - crops_2B + 1)
+    fits_B = fits_VB.take(first_B)
+    if not fits_B.all():
+        sides_2C = sides_2B[:, ~fits_B]
+        crops_2B[:, ~fits_B] = _largest_crops(sides_2C, ratio)
+        start_2B[:, ~fits_B] = (sides_2C - crops_2B[:, ~fits_B]) // 2
+    return np.concatenate([start_2B, crops_2B]).astype(np.int64).T
 
 
-@dataclass(frozen=True)
-class _ShapeRanges:
-    """Which crops are drawn: least and most area as a fraction of the image, and width over height."""
-
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-
-    def crops(
-        self, area: FloatArray, log_ratio: FloatArray, heights_B: Int64Array, widths_B: Int64Array
-    ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
-        """Return heights and widths in whole pixels, and whether they fit, for uniform numbers (B,) or (tries, B)."""
-        least = math.log(self.ratio[0])
-        pixels = (heights_B * widths_B) * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
-        aspect = np.exp(least + log_ratio * (math.log(self.ratio[1]) - least))
-        heights, widths = np.rint(np.sqrt(pixels / aspect)), np.rint(np.sqrt(pixels * aspect))
-        fits = (heights <= heights_B) & (widths <= widths_B) & (np.minimum(heights, widths) > 0)
-        return heights, widths, fits
-
-    def largest(self, heights_B: Int64Array, widths_B: Int64Array) -> tuple[FloatArray, FloatArray]:
-        """Return the height and width of the largest crop within the ratios."""
-        tall_B, wide_B = np.rint(widths_B / self.ratio[0]), np.rint(heights_B * self.ratio[1])
-        return np.clip(tall_B, 1, heights_B), np.clip(wide_B, 1, widths_B)
+def _largest_crops(sides_2B: FloatArray, ratio: tuple[float, float]) -> FloatArray:
+    """Return the height and width of the largest crop within the ratios: (2, B), in whole pixels."""
+    heights_B, widths_B = sides_2B
+    tall_B, wide_B = np.rint(widths_B / ratio[0]), np.rint(heights_B * ratio[1])
+    return np.stack([np.clip(tall_B, 1, heights_B), np.clip(wide_B, 1, widths_B)])

@@ -16,12 +16,13 @@ import torch
 from rlpheads.loaders.batch import Batch, LoaderOptions
 from rlpheads.loaders.crops import CropSpec
 from rlpheads.loaders.dali_pipeline import DaliPipeline, Decoded, DecodeError, PipelineSpec
-from rlpheads.loaders.dali_plan import Cutter, Plan, Request
+from rlpheads.loaders.dali_plan import Cutter, Plan
 from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.encoded import EncodedImage, read_encoded, read_pixmaps
 from rlpheads.loaders.order import PADDING, Order
 from rlpheads.loaders.positioned import Positioned
+from rlpheads.loaders.request import Request, requests
 from rlpheads.loaders.stop_signals import STOP_SIGNALS
 from rlpheads.loaders.torch_loader import LoaderError
 
@@ -97,19 +98,13 @@ class DaliLoader(Positioned):
         self._pipeline.discard()
         return self._pipeline
 
-    def _requests(self, first_step: int) -> Iterator[Request]:
-        epoch_indices_N = self.order.epoch_indices(self._epoch)
-        rank, world_size = self._options.rank, self._options.world_size
-        for step in range(first_step, self.order.num_steps):
-            index_B = self.order.rank_slice(epoch_indices_N, step, rank, world_size)
-            yield Request(self._epoch, index_B, self.order.rows_at(step))
-
     def _plans(self, first_step: int) -> Iterator[Plan]:
         """Yield what is to be made, step by step, while the files of the next ones are being read."""
-        requests = self._requests(first_step)
+        rank, world_size = self._options.rank, self._options.world_size
+        due = requests(self.order, self._cutter.draw, self._epoch, first_step, rank=rank, world_size=world_size)
         being_read: deque[tuple[Request, list[Future[list[EncodedImage | ImageReadError]]]]] = deque()
         for _ in range(first_step, self.order.num_steps):
-            while len(being_read) <= _STEPS_READ_AHEAD and (request := next(requests, None)) is not None:
+            while len(being_read) <= _STEPS_READ_AHEAD and (request := next(due, None)) is not None:
                 being_read.append((request, self._start_to_read(request)))
             request, parts = being_read.popleft()
             yield Plan.of(request, [image for part in parts for image in part.result()])

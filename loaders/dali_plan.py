@@ -6,32 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlpheads.loaders.crops import CropSpec, central_boxes, keyed_crops
+from rlpheads.loaders.crops import CropSpec, central_boxes, draw_crops, nothing_drawn, place_crops
 from rlpheads.loaders.dali_pipeline import Work
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.encoded import EncodedImage
 from rlpheads.loaders.manifest import Manifest
-from rlpheads.loaders.order import Int64Array
-
-
-@dataclass(frozen=True)
-class Request:
-    """A rank's share of a step.
-
-    Attributes:
-        epoch: Epoch, from 0.
-        index_B: Canonical indices; padding, -1, stands at the end.
-        num_global_rows: Rows of the whole global batch that are not padding.
-    """
-
-    epoch: int
-    index_B: Int64Array
-    num_global_rows: int
-
-    @property
-    def samples(self) -> Int64Array:
-        """The indices that are not padding."""
-        return self.index_B[self.index_B >= 0]
+from rlpheads.loaders.order import FloatArray, Int64Array
+from rlpheads.loaders.request import Request
 
 
 @dataclass(frozen=True)
@@ -83,13 +64,17 @@ class Cutter:
     seed: int
     train: bool
 
+    def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:
+        """Draw what is random of crops and flips, before any image is read: (U, B)."""
+        return draw_crops(self.crop, self.seed, epoch, index_B) if self.train else nothing_drawn(index_B)
+
     def work(self, plan: Plan, manifest: Manifest) -> Work:
         """Return what DALI is told of a plan's images."""
         images = list(plan.images.values())
         index_R = plan.request.index_B[plan.rows]
         sizes_R2 = np.array([(image.height, image.width) for image in images], dtype=np.int64)
         if self.train:
-            windows_R4, flip_R = keyed_crops(self.crop, self.seed, plan.request.epoch, index_R, sizes_R2)
+            windows_R4, flip_R = place_crops(self.crop, plan.request.draws_UB[:, plan.rows], sizes_R2)
             regions_R4 = np.concatenate([np.zeros_like(windows_R4[:, 2:]), windows_R4[:, 2:]], axis=1).astype(
                 np.float32
             )

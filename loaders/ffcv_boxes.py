@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
-from rlpheads.loaders.crops import CropSpec, central_boxes, keyed_crops
+from rlpheads.loaders.crops import DRAWN_AT_ONCE, CropSpec, central_boxes, keyed_crops
 from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.ffcv_kernels import BOX
@@ -40,6 +42,16 @@ class Boxes:
         self._unreadable = source.manifest.unreadable
         self._unreadable_index = np.fromiter(self._unreadable, dtype=np.int64)
         self._seed, self._crop, self._train = seed, crop, train
+
+    def batches(self, epoch: int, index_N: Int64Array, batch_size: int) -> Iterator[NDArray[np.void]]:
+        """Yield what is cut out of batch after batch of an epoch's samples: `ffcv_kernels.BOX` (B,), the last one shorter.
+
+        The store tells the images' sizes, so that some thousand samples share the cost of drawing.
+        """
+        at_once = max(1, DRAWN_AT_ONCE // batch_size) * batch_size
+        for start in range(0, len(index_N), at_once):
+            boxes_D = self.draw(epoch, index_N[start : start + at_once])
+            yield from (boxes_D[place : place + batch_size] for place in range(0, len(boxes_D), batch_size))
 
     def draw(self, epoch: int, index_B: Int64Array) -> NDArray[np.void]:
         """Return what is cut out of samples in an epoch: `ffcv_kernels.BOX` (B,)."""

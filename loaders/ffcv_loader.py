@@ -53,29 +53,24 @@ class FfcvLoader(Positioned):
             LoaderError: If the thread ends otherwise than it should, or yields other samples than it was asked for.
         """
         epoch, first_step = self._epoch, self.order.step_at(self._consumed)
-        shares = self._shares(epoch, first_step)
-        index_N = np.concatenate([np.empty(0, dtype=np.int64), *shares])
-        index_N = index_N[index_N >= 0]
-        rows_N = self._boxes.rows_N[index_N]
-        reading = Epoch(
-            self._pipeline, Request(index_N, rows_N, lambda index_B: self._boxes.draw(epoch, index_B), self._memory)
-        )
+        index_SB = self._shares(epoch, first_step)
+        index_N = index_SB[index_SB >= 0]
+        boxes = self._boxes.batches(epoch, index_N, self._pipeline.batch_size)
+        reading = Epoch(self._pipeline, Request(index_N, self._boxes.rows_N[index_N], boxes, self._memory))
         try:
-            for step, index_B in enumerate(shares, first_step):
+            for step, index_B in enumerate(index_SB, first_step):
                 batch = self._next_batch(index_B, self.order.rows_at(step), reading)
                 self._consumed = self.order.consumed_after(step)
                 yield batch
         finally:
             reading.close()
 
-    def _shares(self, epoch: int, first_step: int) -> list[Int64Array]:
-        """Return what this rank reads at each step from the first one on."""
-        epoch_indices_N = self.order.epoch_indices(epoch)
-        rank, world_size = self._options.rank, self._options.world_size
-        return [
-            self.order.rank_slice(epoch_indices_N, step, rank, world_size)
-            for step in range(first_step, self.order.num_steps)
-        ]
+    def _shares(self, epoch: int, first_step: int) -> Int64Array:
+        """Return what this rank reads at each step from the first one on: int64 (S, B)."""
+        steps = range(first_step, self.order.num_steps)
+        return self.order.rank_slices(
+            self.order.epoch_indices(epoch), steps, self._options.rank, self._options.world_size
+        )
 
     def _next_batch(self, index_B: Int64Array, num_global_rows: int, reading: Epoch) -> Batch:
         """Make a batch of what the thread reads for this share."""

@@ -9,7 +9,7 @@ ever (it is handed over); it compiles for ten seconds and more in every process 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from queue import Empty, Full
@@ -46,13 +46,13 @@ class Request:
     Attributes:
         index_N: Canonical indices, int64 (N,); every `batch_size` of them make a batch.
         rows_N: Where in the store each lies, int64 (N,).
-        draw: Returns the boxes of a batch's indices, `ffcv_kernels.BOX` (B,).
+        boxes: Yields what is cut out of each batch's images, `ffcv_kernels.BOX` (B,).
         memory: Where batches go.
     """
 
     index_N: Int64Array
     rows_N: Int64Array
-    draw: Callable[[Int64Array], NDArray[np.void]]
+    boxes: Iterator[NDArray[np.void]]
     memory: BatchMemory
 
 
@@ -197,7 +197,7 @@ class Epoch(EpochIterator):
         request, batch_size = self._request, self._pipeline.batch_size
         index_B = request.index_N[number * batch_size : (number + 1) * batch_size]
         images_B3SS = request.memory.take()
-        memory = (images_B3SS.numpy(), request.draw(index_B), self._pipeline.scratch, np.empty(len(rows_B), np.int32))
+        memory = (images_B3SS.numpy(), next(request.boxes), self._pipeline.scratch, np.empty(len(rows_B), np.int32))
         # FFCV takes element 0 of each, the slot that it is told below, and of that as much as the batch has rows.
         self.memory_allocations["operation"][self._pipeline.decoder_node] = tuple([each] for each in memory)
         (_, codes_B), stored_B = self.run_pipeline(number, rows_B, 0, None)

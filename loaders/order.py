@@ -68,39 +68,21 @@ def uniforms(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stre
     Returns:
         float64 (B, num_draws) in [0, 1), multiples of 2**-53. The first columns do not depend on num_draws.
     """
-    return SampleStream.of(seed, epoch, index_B, stream).uniforms(range(num_draws)).T
+    return uniform_rows(seed, epoch, index_B, num_draws, stream=stream).T
 
 
-@dataclass(frozen=True)
-class SampleStream:
-    """The uniform numbers of some samples, to be drawn a few at a time: what is not asked for costs nothing.
-
-    Attributes:
-        state_B: uint64 (B,), a hash of what the numbers depend on.
-    """
-
-    state_B: UInt64Array
-
-    @classmethod
-    def of(cls, seed: int, epoch: int, index_B: Int64Array, stream: str) -> SampleStream:
-        """Begin the stream of that name for some samples."""
-        return cls(_absorb(_stream_state(seed, stream, epoch), index_B.astype(np.uint64)))
-
-    def of_rows(self, rows: Int64Array) -> SampleStream:
-        """Return the stream of some of the samples."""
-        return SampleStream(self.state_B[rows])
-
-    def uniforms(self, positions: range | tuple[int, ...]) -> FloatArray:
-        """Return the numbers at U positions, from 0: float64 (U, B) in [0, 1), one contiguous row a position."""
-        bits_UB = _mix64(_steps(positions) + self.state_B)
-        bits_UB >>= np.uint64(11)
-        return bits_UB.astype(np.float64) * 2.0**-53
+def uniform_rows(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stream: str) -> FloatArray:
+    """Draw what `uniforms` draws, each sample's numbers in a column: float64 (num_draws, B), contiguous."""
+    state_B = _absorb(_stream_state(seed, stream, epoch), index_B.astype(np.uint64))
+    bits_UB = _mix64(_steps(num_draws) + state_B)
+    bits_UB >>= np.uint64(11)
+    return np.multiply(bits_UB, 2.0**-53, dtype=np.float64)
 
 
 @lru_cache(maxsize=64)
-def _steps(positions: range | tuple[int, ...]) -> UInt64Array:
-    """Return how far each position's word is from a stream's first: uint64 (U, 1)."""
-    return (np.array(positions, dtype=np.uint64)[:, None] + np.uint64(1)) * _GOLDEN
+def _steps(num_draws: int) -> UInt64Array:
+    """Return how far each number's word is from a stream's first: uint64 (U, 1)."""
+    return (np.arange(num_draws, dtype=np.uint64)[:, None] + np.uint64(1)) * _GOLDEN
 
 
 @lru_cache(maxsize=256)
@@ -171,10 +153,15 @@ class Order:
         return self.rank_slice(self.epoch_indices(epoch), step, rank, world_size)
 
     def rank_slice(self, epoch_indices_N: Int64Array, step: int, rank: int, world_size: int) -> Int64Array:
-        """Cut a rank's share of a step from the epoch's indices: contiguous, of equal size on every rank.
+        """Cut a rank's share of a step from the epoch's indices: int64 (batch_size / world_size,). See `rank_slices`."""
+        return self.rank_slices(epoch_indices_N, range(step, step + 1), rank, world_size)[0]
+
+    def rank_slices(self, epoch_indices_N: Int64Array, steps: range, rank: int, world_size: int) -> Int64Array:
+        """Cut a rank's share of S consecutive steps from the epoch's indices: contiguous, of equal size on every rank.
 
         Returns:
-            int64 (batch_size / world_size,), with -1 for padding, which stands at the end of the last global batch.
+            int64 (S, batch_size / world_size), with -1 for padding, which stands at the end of the last global batch. The
+            memory is the caller's.
 
         Raises:
             ValueError: For a step or rank out of range, or a world size that does not fit (see `check_world_size`).
@@ -182,14 +169,19 @@ class Order:
         self.check_world_size(world_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; it must be in 0..{world_size - 1}")
-        if not 0 <= step < self.num_steps:
-            raise ValueError(f"step is {step}; the epoch has steps 0..{self.num_steps - 1}")
+        for step in (steps[0], steps[-1]) if steps else ():
+            if not 0 <= step < self.num_steps:
+                raise ValueError(f"step is {step}; the epoch has steps 0..{self.num_steps - 1}")
         num_rows = self.batch_size // world_size
-        start = step * self.batch_size + rank * num_rows
-        share_B = np.full(num_rows, PADDING, dtype=np.int64)
-        read = epoch_indices_N[start : start + num_rows]
-        share_B[: len(read)] = read
-        return share_B
+        share_SB = np.full((len(steps), num_rows), PADDING, dtype=np.int64)
+        taken = epoch_indices_N[steps.start * self.batch_size : steps.stop * self.batch_size]
+        whole, rest = divmod(len(taken), self.batch_size)
+        mine = slice(rank * num_rows, (rank + 1) * num_rows)
+        share_SB[:whole] = taken[: whole * self.batch_size].reshape(whole, self.batch_size)[:, mine]
+        if rest:
+            partial = taken[whole * self.batch_size :][mine]
+            share_SB[whole, : len(partial)] = partial
+        return share_SB
 
     def check_world_size(self, world_size: int) -> None:
         """Check that the global batch can be cut for this many ranks.

@@ -18,20 +18,11 @@ from rlpheads.loaders.batch import Batch
 from rlpheads.loaders.datasets import EncodedSource, ImageSource
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.image_headers import image_size
-from rlpheads.loaders.order import Int64Array
+from rlpheads.loaders.request import Request
 from rlpheads.loaders.torch_transforms import ImageTransform
 
 _OPENED_AT_ONCE = 256
-"""Files that a worker holds the bytes of: enough to share the cost of drawing crops, few enough for its memory."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """All that a worker needs to know to make one batch."""
-
-    epoch: int
-    index: Int64Array
-    num_global_rows: int
+"""Files that a worker holds the bytes of: enough to share the cost of placing crops, few enough for its memory."""
 
 
 class _Opened(NamedTuple):
@@ -94,7 +85,7 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
             self.whereabouts.set(-1)
 
     def _make_batch(self, request: Request) -> Batch:
-        index_B = request.index
+        index_B = request.index_B
         batch = Batch(
             images=_blank_images(len(index_B), self.transform.image_size),
             targets=torch.zeros(len(index_B), dtype=torch.int64),
@@ -109,23 +100,23 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
         return batch.skip_rows(errors)
 
     def _fill(self, images: Tensor, rows: list[int], request: Request, errors: dict[int, ImageReadError]) -> None:
-        """Open the images of some rows, draw what becomes of them all at once, then decode and make them one by one.
+        """Open the images of some rows, decide what becomes of them all at once, then decode and make them one by one.
 
         One by one, an image is cut out of the processor's cache; and only one is held at full size.
         """
         opened: dict[int, _Opened] = {}
         for row in rows:
-            index = int(request.index[row])
+            index = int(request.index_B[row])
             with self._reading(row, index, errors):
                 opened[row] = self._open(index)
         if not opened:
             return
         sizes_B2 = np.array([image.size for image in opened.values()], dtype=np.int64)
-        draws = self.transform.draw(request.index[list(opened)], sizes_B2, request.epoch)
-        for (row, image), draw in zip(opened.items(), draws, strict=True):
-            index = int(request.index[row])
+        cuts = self.transform.place(request.draws_UB[:, list(opened)], sizes_B2)
+        for (row, image), cut in zip(opened.items(), cuts, strict=True):
+            index = int(request.index_B[row])
             with self._reading(row, index, errors):
-                images[row] = self.transform.make(self._decode(index, image), draw)
+                images[row] = self.transform.make(self._decode(index, image), cut)
 
     @contextmanager
     def _reading(self, row: int, index: int, errors: dict[int, ImageReadError]) -> Iterator[None]:

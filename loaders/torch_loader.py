@@ -19,8 +19,9 @@ from rlpheads.loaders.datasets import ImageSource
 from rlpheads.loaders.decode import ImageReadError
 from rlpheads.loaders.order import Order
 from rlpheads.loaders.positioned import Positioned
+from rlpheads.loaders.request import Draw, Request, requests
 from rlpheads.loaders.stop_signals import STOP_SIGNALS, stop_signals_blocked
-from rlpheads.loaders.torch_batches import BatchMaker, Request, Whereabouts
+from rlpheads.loaders.torch_batches import BatchMaker, Whereabouts
 from rlpheads.loaders.torch_transforms import ImageTransform
 
 
@@ -49,7 +50,7 @@ class TorchLoader(Positioned):
         options = options or LoaderOptions()
         super().__init__(order, source.manifest, options.world_size)
         self._whereabouts = Whereabouts(options.num_workers)
-        self._requests = _Requests(order, options.rank, options.world_size)
+        self._requests = _Requests(order, transform.draw, options.rank, options.world_size)
         self._batches: DataLoader[Batch | ImageReadError] = DataLoader(
             BatchMaker(source, transform, options.on_error == "skip", self._whereabouts),
             batch_size=None,
@@ -111,16 +112,14 @@ class _Requests:
     """The sampler: what this rank asks of its workers from a step to the end of an epoch."""
 
     order: Order
+    draw: Draw
     rank: int
     world_size: int
     epoch: int = 0
     first_step: int = 0
 
     def __iter__(self) -> Iterator[Request]:
-        epoch_indices_N = self.order.epoch_indices(self.epoch)
-        for step in range(self.first_step, self.order.num_steps):
-            index_B = self.order.rank_slice(epoch_indices_N, step, self.rank, self.world_size)
-            yield Request(self.epoch, index_B, self.order.rows_at(step))
+        return requests(self.order, self.draw, self.epoch, self.first_step, rank=self.rank, world_size=self.world_size)
 
 
 def _as_it_is(item: Any) -> Any:

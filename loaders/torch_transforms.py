@@ -10,23 +10,27 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from rlpheads.loaders.crops import CropSpec, keyed_crops
-from rlpheads.loaders.order import Int64Array
+from rlpheads.loaders.crops import CropSpec, draw_crops, nothing_drawn, place_crops
+from rlpheads.loaders.order import FloatArray, Int64Array
 
 
 class ImageTransform(Protocol):
-    """Makes images of any sizes equally large; a pure function of the images and (epoch, index)."""
+    """Makes images of any sizes equally large; `draw`, `place` and `make` are a pure function of image, epoch and index."""
 
     @property
     def image_size(self) -> int:
         """Side of the squares, in pixels."""
         ...
 
-    def draw(self, index_B: Int64Array, sizes_B2: Int64Array, epoch: int) -> Sequence[Any]:
-        """Draw for each image what `make` needs to know, from its index and its (height, width) in pixels."""
+    def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:
+        """Draw all random numbers that samples need, before their images are opened: float64 (U, B)."""
         ...
 
-    def make(self, image: Tensor, draw: Any) -> Tensor:
+    def place(self, draws_UB: FloatArray, sizes_B2: Int64Array) -> Sequence[Any]:
+        """Decide for each image what `make` needs to know, from its numbers and its (height, width) in pixels."""
+        ...
+
+    def make(self, image: Tensor, cut: Any) -> Tensor:
         """Turn an image, uint8 (3, H, W), into uint8 (3, image_size, image_size)."""
         ...
 
@@ -55,15 +59,19 @@ class TrainTransform:
         """Side of the squares, in pixels."""
         return self.crop.image_size
 
-    def draw(self, index_B: Int64Array, sizes_B2: Int64Array, epoch: int) -> list[Cut]:
-        """Draw the crop and the flip of each image."""
-        boxes_B4, flip_B = keyed_crops(self.crop, self.seed, epoch, index_B, sizes_B2)
+    def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:
+        """Draw what is random of crops and flips."""
+        return draw_crops(self.crop, self.seed, epoch, index_B)
+
+    def place(self, draws_UB: FloatArray, sizes_B2: Int64Array) -> list[Cut]:
+        """Return the crop and the flip of each image."""
+        boxes_B4, flip_B = place_crops(self.crop, draws_UB, sizes_B2)
         return [Cut(*cut) for cut in zip(boxes_B4.tolist(), flip_B.tolist(), strict=True)]
 
-    def make(self, image: Tensor, draw: Cut) -> Tensor:
+    def make(self, image: Tensor, cut: Cut) -> Tensor:
         """Cut, resize and perhaps flip an image."""
-        square = resized_crop(image, draw.box, self.image_size)
-        return square.flip(-1) if draw.flipped else square
+        square = resized_crop(image, cut.box, self.image_size)
+        return square.flip(-1) if cut.flipped else square
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,15 @@ class EvalTransform:
         """Side of the squares, in pixels."""
         return self.crop.image_size
 
-    def draw(self, index_B: Int64Array, sizes_B2: Int64Array, epoch: int) -> list[None]:  # noqa: ARG002
-        """Nothing is drawn."""
-        return [None] * len(index_B)
+    def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:  # noqa: ARG002
+        """Nothing is random."""
+        return nothing_drawn(index_B)
 
-    def make(self, image: Tensor, draw: None) -> Tensor:  # noqa: ARG002
+    def place(self, draws_UB: FloatArray, sizes_B2: Int64Array) -> list[None]:  # noqa: ARG002
+        """Nothing is to be known."""
+        return [None] * len(sizes_B2)
+
+    def make(self, image: Tensor, cut: None) -> Tensor:  # noqa: ARG002
         """Resize an image and cut its centre."""
         resized = F.resize(image, [self.crop.short_side], antialias=True)
         return F.center_crop(resized, [self.image_size, self.image_size])

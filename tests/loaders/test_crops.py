@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from rlpheads.loaders.crops import NUM_CROP_DRAWS, NUM_TRIES, CropSpec, flips, keyed_crops
+from rlpheads.loaders.crops import NUM_CROP_DRAWS, NUM_TRIES, CropSpec, keyed_crops
 from rlpheads.loaders.order import uniforms
 
 sides = st.integers(1, 700)
@@ -127,10 +127,15 @@ def test_a_batch_of_no_images_has_no_crops():
 
 def test_flips_have_their_probability():
     index = np.arange(100_000)
-    assert not flips(0, 0, index, 0.0).any()
-    assert flips(0, 0, index, 1.0).all()
-    assert stats.binomtest(int(flips(0, 0, index, 0.3).sum()), len(index), 0.3).pvalue > 1e-4
-    assert (flips(0, 0, index, 0.5) != flips(0, 1, index, 0.5)).mean() == pytest.approx(0.5, abs=0.01)
+
+    def flips(probability: float, epoch: int = 0) -> np.ndarray:
+        spec = CropSpec(16, hflip=probability)
+        return keyed_crops(spec, 0, epoch, index, np.full((len(index), 2), 20))[1]
+
+    assert not flips(0.0).any()
+    assert flips(1.0).all()
+    assert stats.binomtest(int(flips(0.3).sum()), len(index), 0.3).pvalue > 1e-4
+    assert (flips(0.5) != flips(0.5, epoch=1)).mean() == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -144,14 +145,12 @@ class Doomed:
     """Boxes that cannot be drawn any more from the third batch on."""
 
     def __init__(self, loader, monkeypatch, error: type[BaseException]) -> None:
-        self._draw, self._error, self._calls = loader._boxes.draw, error, 0
-        monkeypatch.setattr(loader._boxes, "draw", self.draw)
+        self._batches, self._error = loader._boxes.batches, error
+        monkeypatch.setattr(loader._boxes, "batches", self.batches)
 
-    def draw(self, epoch, index_B):
-        self._calls += 1
-        if self._calls == 3:
-            raise self._error("the thread is hit")
-        return self._draw(epoch, index_B)
+    def batches(self, epoch, index_N, batch_size):
+        yield from islice(self._batches(epoch, index_N, batch_size), 2)
+        raise self._error("the thread is hit")
 
 
 @pytest.fixture

@@ -122,6 +122,14 @@ def test_epochs_are_the_same_through_every_loader(kind, open_noise, whole, num_w
         assert_same(ours, theirs, kind)
 
 
+def test_how_many_crops_are_drawn_at_once_changes_nothing(kind, open_noise, whole, monkeypatch):
+    module = "ffcv_boxes" if kind == "ffcv" else "request"
+    monkeypatch.setattr(f"rlpheads.loaders.{module}.DRAWN_AT_ONCE", 2 * BATCH_SIZE)
+    loader = training_loader(kind, open_noise(kind, 103)[0], num_workers=1)
+    for ours, theirs in zip(read_epochs(loader), whole, strict=True):
+        assert_same(ours, theirs, kind)
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_two_ranks_share_each_batch(kind, open_noise, whole, num_workers):
     source = open_noise(kind, 103)[0]

@@ -121,6 +121,27 @@ def test_a_slice_that_does_not_exist_is_refused(step, rank, world_size, message)
         Order(12, 4).rank_indices(0, step, rank, world_size)
 
 
+def test_steps_beyond_the_epoch_are_refused():
+    with pytest.raises(ValueError, match=r"step is 3; the epoch has steps 0\.\.2"):
+        Order(12, 4).rank_slices(np.arange(12), range(1, 4), 0, 1)
+
+
+@given(num_samples=sizes, per_rank=st.integers(1, 20), world_size=worlds, data=st.data())
+def test_many_steps_are_cut_as_one_by_one(num_samples, per_rank, world_size, data):
+    order = Order(num_samples, per_rank * world_size, shuffle=False, partial="pad")
+    indices = order.epoch_indices(0)
+    first, end = sorted(data.draw(st.tuples(*[st.integers(0, order.num_steps)] * 2)))
+    for rank in range(world_size):
+        shares = order.rank_slices(indices, range(first, end), rank, world_size)
+        assert shares.shape == (end - first, per_rank)
+        for step, share in enumerate(shares, first):
+            start = step * order.batch_size + rank * per_rank
+            expected = [place if place < num_samples else PADDING for place in range(start, start + per_rank)]
+            assert share.tolist() == expected
+        shares[:] = -5
+    np.testing.assert_array_equal(indices, np.arange(num_samples))  # what is cut out is the caller's
+
+
 @pytest.mark.parametrize("consumed", [-4, 3, 10, 13, 100])
 def test_a_position_between_steps_is_refused(consumed):
     with pytest.raises(ValueError, match="no step begins after"):
