@@ -18,7 +18,14 @@ from rlpheads.engine.planting import CANARIES_FILE
 from rlpheads.memorization.canaries import REPEATED, Correlation, Separation, correlate_copies, separate_kinds
 from rlpheads.memorization.canary_file import Canaries, CanaryError, read_canaries
 from rlpheads.memorization.ledger import LedgerError, read_ledger
-from rlpheads.memorization.sample_history import DYNAMIC_MEASURES, SampleHistory, gather_history, sample_measures
+from rlpheads.memorization.sample_history import (
+    DYNAMIC_MEASURES,
+    FIRST_HIT,
+    FIRST_LEARNED,
+    SampleHistory,
+    gather_history,
+    sample_measures,
+)
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,11 @@ def _print(report: CanaryReport, console: Console) -> None:
         "AUC: probability that a canary's value is the higher one. .5 tells nothing, 0 as much as 1; "
         "bold: .5 is outside the interval."
     )
+    if FIRST_HIT in report.auc:
+        console.print(
+            f"Noise and mislabelled images are learned last: read it off {FIRST_LEARNED}. {FIRST_HIT.capitalize()} takes the "
+            "lucky guesses of a network that has learned nothing yet for learning."
+        )
     for remark in report.remarks:
         console.print(Text(remark, style="yellow"))
 

@@ -24,7 +24,11 @@ class DatasetMap(NamedTuple):
     correctness_N: Tensor
 
 
-def first_learned_epoch(hit_EN: Tensor, consecutive: int = 1) -> Tensor:
+HITS_IN_A_ROW = 3
+"""Hits in a row that count as learning. The literal first hit is `first_learned_epoch(hit_EN, 1)`."""
+
+
+def first_learned_epoch(hit_EN: Tensor, consecutive: int = HITS_IN_A_ROW) -> Tensor:
     """Position of the first epoch that begins a run of hits of each sample; E (one past the last) for none. int64 (N,).
 
     Never-learned samples thus rank last, as a noise score needs it.
@@ -33,7 +37,7 @@ def first_learned_epoch(hit_EN: Tensor, consecutive: int = 1) -> Tensor:
         hit_EN: hits, (E, N).
         consecutive: how many hits in a row; a run that the last epoch cuts short counts. With 1, the literal first hit, a
             lucky guess of a network that has learned nothing yet is taken for learning: with C classes one sample in C is
-            hit in any of the first epochs. Three in a row are so by luck once in C³.
+            hit in any of the first epochs. Three in a row are so by luck once in C³, if the guesses are independent.
     """
     check_count("consecutive", consecutive)
     hit_EN = _hits(hit_EN)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlpheads.memorization.ledger import LedgerError, LedgerMetadata, LedgerTable
 from rlpheads.memorization.sample_dynamics import (
+    HITS_IN_A_ROW,
     dataset_map,
     first_learned_epoch,
     forgetting_events,
@@ -18,13 +19,14 @@ from rlpheads.memorization.sample_dynamics import (
 )
 from rlpheads.memorization.sample_scores import sample_scores
 
-CONSECUTIVE = 3
-"""Hits in a row that count as learning, beside the literal first one."""
+FIRST_LEARNED = f"first-learned epoch ({HITS_IN_A_ROW} in a row)"
+FIRST_HIT = "first hit"
+"""The literal definition of when a sample was learned, which takes a lucky guess for learning."""
 
 DYNAMIC_MEASURES = (
-    "first learned epoch",
-    f"first of {CONSECUTIVE} in a row",
+    FIRST_LEARNED,
     "learned for good",
+    FIRST_HIT,
     "forgetting events",
     "class variability",
 )
@@ -100,9 +102,9 @@ def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
     hit_EN, loss_EN = _filled(history)
     class_map = dataset_map(loss_EN, hit_EN)
     measures = {
-        "first learned epoch": first_learned_epoch(hit_EN),
-        f"first of {CONSECUTIVE} in a row": first_learned_epoch(hit_EN, CONSECUTIVE),
+        FIRST_LEARNED: first_learned_epoch(hit_EN),
         "learned for good": learned_for_good_epoch(hit_EN),
+        FIRST_HIT: first_learned_epoch(hit_EN, 1),
         "forgetting events": forgetting_events(hit_EN),
         "class loss": loss_EN.double().mean(0),
         "class confidence": class_map.confidence_N,

@@ -65,7 +65,7 @@ def test_every_kind_is_scored_by_every_measure(finished: Path, capsys: pytest.Ca
     assert report["kinds"] == KINDS
     assert report["epochs"] == [0, 1, 2]
     assert report["remarks"] == []
-    named = ["first learned epoch", "first of 3 in a row", "learned for good", "forgetting events"]
+    named = ["first-learned epoch (3 in a row)", "learned for good", "first hit", "forgetting events"]
     named += ["class loss", "class confidence", "class variability"]
     heads = [f"label {name}, block {tap}" for tap in (0, 1) for name in ("score", "bits", "margin")]
     assert list(report["auc"]) == named + heads == list(report["spearman"])
@@ -87,16 +87,17 @@ def test_the_table_names_kinds_and_measures(finished: Path, capsys: pytest.Captu
     assert lines[0] == "canaries against ordinary samples: 3 running ledger(s), the last of epoch 2"
     for kind, count in KINDS.items():
         assert f"{kind} ({count})" in lines[1]
-    assert sum(line.startswith(("class ", "label ", "first ", "learned ", "forgetting ")) for line in lines) == 13
+    assert sum(line.startswith(("class ", "label ", "first", "learned ", "forgetting ")) for line in lines) == 13
+    assert "read it off first-learned epoch (3 in a row). First hit takes the lucky guesses" in " ".join(lines)
 
 
 def test_one_ledger_gives_no_dynamics_and_says_what_would(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = printed_json(capsys, str(finished), "--phase", "clean")
     assert "class loss" in report["auc"]
-    assert "first learned epoch" not in report["auc"]
+    assert not [name for name in report["auc"] if name.startswith("first")]
     (remark,) = report["remarks"]
     assert remark.startswith(
-        "not measured, for want of a second clean ledger: first learned epoch, first of 3 in a row, "
+        "not measured, for want of a second clean ledger: first-learned epoch (3 in a row), learned for good, first hit, "
     )
     assert remark.endswith("run with --ledger.every 1 --eval.clean_every 1")
 

@@ -154,14 +154,15 @@ class TestCopies:
 
 class TestHistory:
     def test_measures_by_hand(self):
-        # always, chance hit then late, never
+        # always, chance hit then late (three in a row, but for the end), never
         tables = [
             ledger(0, [1, 1, 0], [0, 0, 2]),
             ledger(1, [1, 0, 0], [0, 1, 2]),
             ledger(2, [1, 1, 0], [0, 0, 2]),
         ]
         measures = sample_measures(gather_history(tables))
-        assert measures["first learned epoch"].tolist() == [0, 0, 3]
+        assert measures["first-learned epoch (3 in a row)"].tolist() == [0, 2, 3]
+        assert measures["first hit"].tolist() == [0, 0, 3]
         assert measures["learned for good"].tolist() == [0, 2, 3]
         assert measures["forgetting events"].tolist() == [0, 1, 0]
         assert measures["class loss"].tolist() == pytest.approx([0, 1 / 3, 2])
@@ -190,7 +191,7 @@ class TestHistory:
 
     def test_a_sample_is_not_learned_before_it_was_reached(self):
         tables = [ledger(0, [1, 1], [1, 1], seen=[True, False]), ledger(1, [1, 1], [1, 1])]
-        assert sample_measures(gather_history(tables))["first learned epoch"].tolist() == [0, 1]
+        assert sample_measures(gather_history(tables))["first hit"].tolist() == [0, 1]
 
     def test_a_sample_that_was_never_reached_has_no_measure(self):
         history = gather_history([ledger(epoch, [1, 1], [1, 1], seen=[True, False]) for epoch in range(2)])

@@ -23,7 +23,12 @@ HISTORY_EN = torch.tensor(
 
 
 def test_first_learned_epoch_puts_never_after_the_last():
-    assert first_learned_epoch(HISTORY_EN).tolist() == [0, 4, 2, 0, 3]
+    assert first_learned_epoch(HISTORY_EN, 1).tolist() == [0, 4, 2, 0, 3]
+
+
+def test_a_lucky_hit_is_no_learning():
+    """Three hits in a row are, unless the last epoch cuts them short."""
+    assert first_learned_epoch(HISTORY_EN).tolist() == first_learned_epoch(HISTORY_EN, 3).tolist() == [0, 4, 2, 4, 3]
 
 
 def test_forgetting_counts_hits_followed_by_misses():
@@ -46,7 +51,7 @@ def test_histories_agree_with_a_plain_loop(history):
     hit_EN = torch.tensor(history)
     for sample in range(3):
         track = [epoch[sample] for epoch in history]
-        assert first_learned_epoch(hit_EN)[sample] == (track.index(True) if True in track else len(track))
+        assert first_learned_epoch(hit_EN, 1)[sample] == (track.index(True) if True in track else len(track))
         assert forgetting_events(hit_EN)[sample] == sum(a and not b for a, b in pairwise(track))
 
 
