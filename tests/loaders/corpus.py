@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,11 +36,13 @@ class CorpusFile:
         name: File name; its suffix says what the file pretends to be.
         data: Its bytes.
         outcome: What a loader must do.
+        kind: What is odd about it, in words for a table.
     """
 
     name: str
     data: bytes
     outcome: Outcome
+    kind: str = ""
 
     def pixels(self) -> np.ndarray:
         """What Pillow reads: uint8 (H, W, 3)."""
@@ -52,7 +55,7 @@ def _picture(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Image.I
     return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -95,55 +98,70 @@ def _claims(height: int, width: int) -> bytes:
 JPEG = _encoded(_picture(), "JPEG", quality=90)
 PNG = _encoded(_picture(), "PNG")
 _HALF = len(JPEG) // 2
-_R, _X, _D = Outcome.READ, Outcome.REFUSED, Outcome.DAMAGED
+_TWO_FRAMES = {"save_all": True, "append_images": [_picture(seed=1)]}
+
+_KINDS: dict[tuple[str, Outcome], dict[str, bytes]] = {
+    ("whole JPEG", Outcome.READ): {
+        "baseline.JPEG": JPEG,
+        "progressive.jpg": _encoded(_picture(), "JPEG", progressive=True),
+        "subsampled_4_4_4.jpg": _encoded(_picture(), "JPEG", subsampling=0),
+        "trailing_bytes.jpg": JPEG + b"left by a camera" * 8,
+    },
+    ("grey, CMYK, palette, transparent", Outcome.READ): {
+        "grey.jpg": _encoded(_picture().convert("L"), "JPEG"),
+        "cmyk.jpg": _encoded(_picture().convert("CMYK"), "JPEG"),
+        "grey.png": _encoded(_picture().convert("L"), "PNG"),
+        "palette.png": _encoded(_picture().convert("P"), "PNG"),
+        "transparent.png": _encoded(_picture().convert("RGBA"), "PNG"),
+    },
+    ("16 bits a channel", Outcome.READ): {"sixteen_bits.png": _png_of_16_bits()},
+    ("turned by EXIF", Outcome.READ): {"exif_rotated.jpg": _turned()},
+    ("one pixel, one row", Outcome.READ): {
+        "one_pixel.jpg": _encoded(_picture(1, 1), "JPEG"),
+        "one_row.jpg": _encoded(_picture(1, 300), "JPEG"),
+        "one_pixel.png": _encoded(_picture(1, 1), "PNG"),
+    },
+    ("4000 x 3000 pixels", Outcome.READ): {"giant.jpg": _encoded(_picture(3000, 4000), "JPEG")},
+    ("other formats, other suffix", Outcome.READ): {
+        "png_in_disguise.JPEG": PNG,
+        "colours.png": PNG,
+        "first_of_two.gif": _encoded(_picture().convert("P"), "GIF", **_TWO_FRAMES),
+        "lossless.webp": _encoded(_picture(), "WEBP", lossless=True),
+        "windows.bmp": _encoded(_picture(), "BMP"),
+        "scanned.tiff": _encoded(_picture(), "TIFF"),
+    },
+    ("empty, or no image", Outcome.REFUSED): {
+        "zero_bytes.jpg": b"",
+        "text.jpg": b"not an image at all " * 20,
+        "web_page.png": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+    },
+    ("cut short: header alone, PNG, GIF, WebP", Outcome.REFUSED): {
+        "header_only.jpg": JPEG[:24],
+        "magic_only.png": PNG[:8],
+        "png_cut_short.png": PNG[: len(PNG) // 2],
+        "webp_cut_short.webp": _encoded(_picture(), "WEBP")[:60],
+        "gif_cut_short.gif": _encoded(_picture().convert("P"), "GIF")[:40],
+    },
+    ("wrong checksum", Outcome.REFUSED): {"png_wrong_sum.png": _flipped(PNG, 0.5)},
+    ("header that lies about the size", Outcome.REFUSED): {
+        "claims_4_gigapixels.jpg": _claims(65500, 65500),
+        "claims_no_pixels.jpg": _claims(0, 0),
+    },
+    ("JPEG cut short", Outcome.DAMAGED): {
+        "cut_in_half.jpg": JPEG[:_HALF],
+        "without_an_end.jpg": JPEG[:-2],
+        "half_with_an_end.jpg": JPEG[:_HALF] + JPEG[-2:],
+    },
+    ("JPEG damaged inside", Outcome.DAMAGED): {
+        "extra_bytes_before_the_end.jpg": JPEG[:-2] + bytes(9) + JPEG[-2:],
+        "flipped_bits.jpg": _flipped(JPEG, 0.6, 0.7, 0.8),
+        "zeros_inside.jpg": JPEG[:_HALF] + bytes(64) + JPEG[_HALF + 64 :],
+        "claims_more_rows.jpg": _claims(HEIGHT * 2, WIDTH),
+    },
+}
 
 CORPUS = tuple(
-    CorpusFile(name, data, outcome)
-    for name, data, outcome in (
-        ("baseline.JPEG", JPEG, _R),
-        ("progressive.jpg", _encoded(_picture(), "JPEG", progressive=True), _R),
-        ("subsampled_4_4_4.jpg", _encoded(_picture(), "JPEG", subsampling=0), _R),
-        ("grey.jpg", _encoded(_picture().convert("L"), "JPEG"), _R),
-        ("cmyk.jpg", _encoded(_picture().convert("CMYK"), "JPEG"), _R),
-        ("exif_rotated.jpg", _turned(), _R),
-        ("one_pixel.jpg", _encoded(_picture(1, 1), "JPEG"), _R),
-        ("one_row.jpg", _encoded(_picture(1, 300), "JPEG"), _R),
-        ("giant.jpg", _encoded(_picture(3000, 4000), "JPEG"), _R),
-        ("trailing_bytes.jpg", JPEG + b"left by a camera" * 8, _R),
-        ("png_in_disguise.JPEG", PNG, _R),
-        ("colours.png", PNG, _R),
-        ("grey.png", _encoded(_picture().convert("L"), "PNG"), _R),
-        ("palette.png", _encoded(_picture().convert("P"), "PNG"), _R),
-        ("transparent.png", _encoded(_picture().convert("RGBA"), "PNG"), _R),
-        ("sixteen_bits.png", _png_of_16_bits(), _R),
-        ("one_pixel.png", _encoded(_picture(1, 1), "PNG"), _R),
-        (
-            "first_of_two.gif",
-            _encoded(_picture().convert("P"), "GIF", save_all=True, append_images=[_picture(seed=1)]),
-            _R,
-        ),
-        ("lossless.webp", _encoded(_picture(), "WEBP", lossless=True), _R),
-        ("windows.bmp", _encoded(_picture(), "BMP"), _R),
-        ("scanned.tiff", _encoded(_picture(), "TIFF"), _R),
-        ("zero_bytes.jpg", b"", _X),
-        ("text.jpg", b"not an image at all " * 20, _X),
-        ("web_page.png", b"<!DOCTYPE html><html><body>404 Not Found</body></html>", _X),
-        ("header_only.jpg", JPEG[:24], _X),
-        ("magic_only.png", PNG[:8], _X),
-        ("png_cut_short.png", PNG[: len(PNG) // 2], _X),
-        ("png_wrong_sum.png", _flipped(PNG, 0.5), _X),
-        ("webp_cut_short.webp", _encoded(_picture(), "WEBP")[:60], _X),
-        ("gif_cut_short.gif", _encoded(_picture().convert("P"), "GIF")[:40], _X),
-        ("claims_4_gigapixels.jpg", _claims(65500, 65500), _X),
-        ("claims_no_pixels.jpg", _claims(0, 0), _X),
-        ("cut_in_half.jpg", JPEG[:_HALF], _D),
-        ("without_an_end.jpg", JPEG[:-2], _D),
-        ("half_with_an_end.jpg", JPEG[:_HALF] + JPEG[-2:], _D),
-        ("extra_bytes_before_the_end.jpg", JPEG[:-2] + bytes(9) + JPEG[-2:], _D),
-        ("flipped_bits.jpg", _flipped(JPEG, 0.6, 0.7, 0.8), _D),
-        ("zeros_inside.jpg", JPEG[:_HALF] + bytes(64) + JPEG[_HALF + 64 :], _D),
-        ("claims_more_rows.jpg", _claims(HEIGHT * 2, WIDTH), _D),
-    )
+    CorpusFile(name, data, outcome, kind) for (kind, outcome), files in _KINDS.items() for name, data in files.items()
 )
 
 
