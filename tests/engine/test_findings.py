@@ -1,6 +1,7 @@
 """A run's findings: averages by tap, references, and the held-out check, which is loud when it fails."""
 
 import io
+import math
 from dataclasses import replace
 
 import pytest
@@ -124,6 +125,10 @@ def test_memory_is_that_of_the_own_draws_with_an_interval():
     (both,) = measure_memory(ledger, [4], num_draws=2, num_labels=2)
     assert (both.block, both.rademacher) == (4, pytest.approx(2 * 0.625 - 1))
     assert (both.high - both.low) / 2 == pytest.approx(2 * 12.7062 * 0.125, rel=1e-4)
+    assert both.mcdiarmid == pytest.approx(2 * math.sqrt(math.log(40) / (2 * 20 * 2)))
+    assert f"within {both.mcdiarmid:.4f} of" in " ".join(
+        printed(replace(findings([[0.1], [0.1]]), memory=(both,))).split()
+    )
     (one,) = measure_memory(ledger, [4], num_draws=1, num_labels=2)
     assert one.rademacher == pytest.approx(0.5)
     assert -1 < one.low < 0.5 < one.high < 1
