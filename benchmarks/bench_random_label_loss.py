@@ -4,10 +4,11 @@ python benchmarks/bench_random_label_loss.py             every shape and contend
 python benchmarks/bench_random_label_loss.py --figures   100,000 labels and twelve heads, few contenders (ten minutes)
 python benchmarks/bench_random_label_loss.py --quick     small shapes, to see that it runs (a minute)
 
-Contenders take turns in one process; medians, and ratios within a round. The floor is three bare whole matrix products of
-the same shapes, dtype and threads, each in the faster of two layouts, into buffers that exist. Extra memory is the peak
-of forward and backward in a fresh process, less the two gradients. Errors are ‖g − g64‖/‖g64‖ against float64. Results go
-to benchmarks/results/random_label_loss_DEVICE_DATE; a run that broke off goes on where it stopped.
+Contenders take turns in one process, each from cleared gradients to cleared gradients; medians, and ratios within a
+round. The floor is three bare whole matrix products of the same shapes, dtype and threads, each in the faster of two
+layouts, into buffers that exist. Extra memory is the peak of forward and backward in a fresh process, less the two
+gradients. Errors are ‖g − g64‖/‖g64‖ against float64. Results go to benchmarks/results/random_label_loss_DEVICE_DATE; a
+run that broke off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -79,11 +80,11 @@ def measure_shape(settings: Settings, num_rows: int, num_labels: int) -> dict[st
 
     def timed(name: str) -> Callable[[], None]:
         def call() -> None:
-            problem.clear()
             losses = []
             seconds = time_once(lambda: losses.append(chosen[name].forward(problem)), settings.device)
             forward[name].append(seconds)
             losses[0].backward()
+            problem.clear()  # each pays for freeing its own gradients, as a step does, and nobody for another's
 
         return call
 
@@ -146,8 +147,6 @@ def measure_many_heads(settings: Settings) -> dict[str, Any]:
     problems = [settings.problem(HEAD_ROWS, HEAD_LABELS) for _ in range(NUM_HEADS)]
 
     def all_heads() -> None:
-        for problem in problems:
-            problem.clear()
         losses = random_label_losses(
             [problem.features_BD for problem in problems],
             [problem.weight_KD for problem in problems],
@@ -156,6 +155,8 @@ def measure_many_heads(settings: Settings) -> dict[str, Any]:
         )
         total = torch.stack([loss.cross_entropy_B.mean() + loss.regularizer_B.mean() for loss in losses]).sum()
         total.backward()
+        for problem in problems:
+            problem.clear()
 
     def of_every_head(product: str) -> Callable[[], None]:
         calls = [floors(problem)[product] for problem in problems]
