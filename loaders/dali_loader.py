@@ -170,7 +170,9 @@ def _assemble(plan: Plan, decoded: Decoded) -> Batch:
     if len(plan.images) < len(index_B):
         decoded = _spread(decoded, plan.rows, len(index_B))
     images_B3SS = decoded.images_RSS3.permute(0, 3, 1, 2)
-    return Batch(images_B3SS, decoded.targets_R, decoded.index_R, plan.request.num_global_rows, plan.skipped)
+    return Batch(
+        images_B3SS, decoded.targets_R, decoded.index_R, plan.request.num_global_rows, tuple(plan.errors.values())
+    )
 
 
 def _spread(decoded: Decoded, rows: list[int], num_rows: int) -> Decoded:

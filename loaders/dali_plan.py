@@ -37,14 +37,6 @@ class Plan:
         return cls(request, images, errors)
 
     @property
-    def skipped(self) -> tuple[ImageReadError, ...]:
-        """The errors under the rows' own indices; a source names the image that a row is a copy of."""
-        return tuple(
-            ImageReadError(int(self.request.index_B[row]), error.path, error.reason)
-            for row, error in self.errors.items()
-        )
-
-    @property
     def rows(self) -> list[int]:
         """Rows of the images to be decoded."""
         return list(self.images)

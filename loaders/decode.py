@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -38,6 +40,15 @@ class ImageReadError(ValueError):
     def __str__(self) -> str:
         printable = os.fsencode(self.path).decode("utf-8", "backslashreplace")
         return f"image {self.index} ({printable}) cannot be read: {self.reason}"
+
+
+@contextmanager
+def errors_of(index: int) -> Iterator[None]:
+    """Give an image's error this index: that of the sample whose image it is, in another source's numbering."""
+    try:
+        yield
+    except ImageReadError as error:
+        raise ImageReadError(int(index), error.path, error.reason) from error
 
 
 def decode_rgb(data: bytes) -> Tensor:

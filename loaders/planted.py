@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlpheads.loaders.datasets import EncodedSource, ImageSource
+from rlpheads.loaders.decode import errors_of
 from rlpheads.loaders.manifest import DatasetError, Manifest
 from rlpheads.loaders.order import Int64Array, hash64, stream_key, uniforms
 
@@ -83,29 +84,32 @@ class PlantedSource:
         """Read one image: uint8 (3, H, W).
 
         Raises:
-            ImageReadError: If it cannot be read; a copy's error names the original.
+            ImageReadError: If it cannot be read; with the index of the copy and the path of the original.
         """
         original, darker = self._original(index)
-        image = self.source.read(original)
+        with errors_of(index):
+            image = self.source.read(original)
         return image - image // 10 if darker else image
 
     def encoded(self, index: int) -> bytes | None:
         """Return the bytes of an image's file; None where there is none, or where a copy is not exact.
 
         Raises:
-            ImageReadError: If it cannot be read; a copy's error names the original.
+            ImageReadError: If it cannot be read; with the index of the copy and the path of the original.
         """
         original, darker = self._original(index)
-        return self.source.encoded(original) if isinstance(self.source, EncodedSource) and not darker else None
+        with errors_of(index):
+            return self.source.encoded(original) if isinstance(self.source, EncodedSource) and not darker else None
 
     def decode(self, index: int, data: bytes) -> Tensor:
         """Decode what `encoded` returned: uint8 (3, H, W).
 
         Raises:
-            ImageReadError: If it is not a whole image; a copy's error names the original.
+            ImageReadError: If it is not a whole image; with the index of the copy and the path of the original.
         """
         assert isinstance(self.source, EncodedSource)
-        return self.source.decode(self._original(index)[0], data)
+        with errors_of(index):
+            return self.source.decode(self._original(index)[0], data)
 
     def _original(self, index: int) -> tuple[int, bool]:
         """Return which image of the source this is, and whether it is a darker copy."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from rlpheads.loaders.datasets import EncodedSource, ImageSource
-from rlpheads.loaders.decode import ImageReadError
+from rlpheads.loaders.decode import errors_of
 from rlpheads.loaders.manifest import DatasetError, Manifest
 from rlpheads.loaders.order import Int64Array
 from rlpheads.loaders.splits import least_of_each_class
@@ -36,7 +34,7 @@ class SubsetSource:
         Raises:
             ImageReadError: If it cannot be read; with the index in the subset.
         """
-        with self._own_index(index):
+        with errors_of(index):
             return self.source.read(int(self.rows[index]))
 
     def encoded(self, index: int) -> bytes | None:
@@ -45,7 +43,7 @@ class SubsetSource:
         Raises:
             ImageReadError: If it cannot be read; with the index in the subset.
         """
-        with self._own_index(index):
+        with errors_of(index):
             return self.source.encoded(int(self.rows[index])) if isinstance(self.source, EncodedSource) else None
 
     def decode(self, index: int, data: bytes) -> Tensor:
@@ -55,15 +53,8 @@ class SubsetSource:
             ImageReadError: If it is not a whole image; with the index in the subset.
         """
         assert isinstance(self.source, EncodedSource)
-        with self._own_index(index):
+        with errors_of(index):
             return self.source.decode(int(self.rows[index]), data)
-
-    @contextmanager
-    def _own_index(self, index: int) -> Iterator[None]:
-        try:
-            yield
-        except ImageReadError as error:
-            raise ImageReadError(int(index), error.path, error.reason) from error
 
 
 def take_subset(source: ImageSource, fraction: float, per_class: int | None, seed: int) -> ImageSource:

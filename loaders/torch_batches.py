@@ -127,8 +127,7 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
         except ImageReadError as error:
             if not self.skip:
                 raise
-            # Of the row's own index, where the source named the image that this one is a copy of.
-            errors[row] = ImageReadError(index, error.path, error.reason)
+            errors[row] = error
 
     def _open(self, index: int) -> _Opened:
         data = self.source.encoded(index) if isinstance(self.source, EncodedSource) else None

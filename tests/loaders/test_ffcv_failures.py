@@ -23,6 +23,7 @@ from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.image_encoding import Encoding
 from rlpheads.loaders.manifest import DatasetError
 from rlpheads.loaders.order import Order
+from rlpheads.loaders.planted import Planting, plant
 from rlpheads.loaders.torch_loader import LoaderError
 from rlpheads.loaders.write_ffcv import Job, write_beton
 
@@ -117,6 +118,24 @@ def test_damaged_data_are_an_error_by_name_and_never_the_picture_before(damaged)
     assert caught.value.index == 13
     assert loader.state_dict() == {"epoch": 0, "consumed": 12}
     assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "Epoch"]
+
+
+@pytest.mark.parametrize("kind", ["torch", "ffcv", "dali"])
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_copy_of_a_damaged_image_is_named_alike_by_every_loader(damaged, kind, on_error):
+    """By its own index, which the ledger has a row for, and the path of the image that it is a copy of."""
+    require_library(kind)
+    source = plant(damaged, Planting(repeated=24, repeats=(2,)), seed=0)
+    loader = load(source, 12, kind=kind, on_error=on_error)
+    loader.set_epoch(0, consumed=24)  # behind the originals
+    if on_error == "raise":
+        with pytest.raises(ImageReadError) as caught:
+            list(loader)
+        error = caught.value
+    else:
+        (error,) = [error for batch in loader for error in batch.skipped]
+    assert error.index == 24 + source.copied.tolist().index(13)
+    assert error.path == f"{damaged.path}, {damaged.manifest.name(13)}"
 
 
 def test_damaged_data_are_skipped_when_asked(damaged):
