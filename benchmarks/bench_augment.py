@@ -115,7 +115,7 @@ def contenders(images: Images) -> dict[str, dict[str, Call]]:
             "timm": lambda: erasing(numbers.clone()),
         },
         "mixup and CutMix": {
-            "ours": lambda: mixer(images.on_device[1], batch, 0),
+            "ours": lambda: mixer(images.on_device[1], batch, 0, 0),
             "timm": lambda: mixup(numbers.clone(), torch.zeros(len(numbers), dtype=torch.int64)),
         },
     }

@@ -116,18 +116,24 @@ class DaliConfig:
 class MixConfig:
     """Mixup and CutMix of neighbours in the batch.
 
-    Draws are keyed by (seed, epoch, the pair's indices). Each row keeps at least half of itself, and ledger and hits tell
-    of that sample.
+    Draws are keyed by (seed, epoch, the pair's indices or the step). Each row keeps at least half of itself, and ledger and
+    hits tell of that sample.
     """
 
     mixup: float = 0.0
     """Alpha of mixup's Beta distribution; 0: no mixup."""
     cutmix: float = 0.0
-    """Alpha of CutMix's; 0: no CutMix."""
+    """Alpha of CutMix's; 0: no CutMix, unless cutmix_minmax is given."""
+    cutmix_minmax: tuple[float, float] | None = None
+    """Least and most side of CutMix's boxes, as fractions of the image's, such as [0.2, 0.8], in place of cutmix; null: by
+    cutmix."""
+    mode: Literal["pair", "elem", "batch"] = "pair"
+    """What shares one weight, box and choice of mixup or CutMix: the two rows of a pair; each row by itself (elem); the
+    whole global batch of a step (batch). timm's default is batch."""
     probability: float = 1.0
-    """Probability of mixing a pair."""
+    """Probability of mixing a pair, a row or a batch."""
     switch: float = 0.5
-    """Probability of CutMix for a mixed pair where both are on."""
+    """Probability of CutMix for what is mixed, where both are on."""
     off_epoch: int | None = None
     """Epoch, from 0, from which on nothing is mixed; null: never."""
 

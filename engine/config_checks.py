@@ -82,6 +82,7 @@ RANGES: dict[str, Interval] = {
     "data.augment.cutout": _FROM_0,
     "data.mix.mixup": _FROM_0,
     "data.mix.cutmix": _FROM_0,
+    "data.mix.cutmix_minmax": _FRACTION,
     "data.mix.probability": _FRACTION,
     "data.mix.switch": _FRACTION,
     "data.mix.off_epoch": _FROM_0,
@@ -133,8 +134,11 @@ RANGES: dict[str, Interval] = {
 """What every number of a `Config` may be, by dotted key; for a tuple or list, each of its numbers. null is not a
 number, nor is a word where one is allowed (auto)."""
 
-LEAST_AND_MOST = ("data.crop_scale", "data.crop_ratio", "data.augment.erase_area", "data.augment.erase_ratio")
-"""Pairs of numbers of which the first may not exceed the second."""
+LEAST_AND_MOST = (
+    *("data.crop_scale", "data.crop_ratio", "data.augment.erase_area", "data.augment.erase_ratio"),
+    "data.mix.cutmix_minmax",
+)
+"""Pairs of numbers of which the first may not exceed the second; null is no pair."""
 
 
 BLUR_REACH = 6
@@ -176,9 +180,9 @@ def _check_ranges(config: Config) -> None:
         if not all(number is None or isinstance(number, str) or number in interval for number in numbers):
             raise refusal(key, value, f"{'numbers' if several else 'a number'} {interval}")
     for key in LEAST_AND_MOST:
-        least, most = _value(config, key)
-        if least > most:
-            raise refusal(key, (least, most), f"the lesser number first: [{most}, {least}]")
+        pair = _value(config, key)
+        if pair is not None and pair[0] > pair[1]:
+            raise refusal(key, pair, f"the lesser number first: [{pair[1]}, {pair[0]}]")
 
 
 def _value(config: Config, key: str) -> Any:
@@ -280,6 +284,8 @@ def _check_augment(data: DataConfig) -> None:
     if augment.policy == "three" and data.image_size <= BLUR_REACH:
         allowed = f"another policy for images of {BLUR_REACH} pixels or less, which it cannot blur"
         raise refusal("data.augment.policy", augment.policy, allowed)
+    if data.mix.cutmix_minmax is not None and data.mix.cutmix:
+        raise refusal("data.mix.cutmix", data.mix.cutmix, "0 where data.mix.cutmix_minmax says how large the boxes are")
 
 
 def _nearest_folder(path: Path) -> str:

@@ -118,7 +118,7 @@ class Training:
         """Do the same with a batch of the position's epoch to train on, whose images are augmented and mixed too."""
         self.notices.tell(batch.skipped)
         images = self.augment(batch.images, batch.index, self.position.epoch)
-        return self.mixer(images, batch, self.position.epoch)
+        return self.mixer(images, batch, self.position.epoch, self.order.step_at(self.position.consumed))
 
     def save(self) -> None:
         """Write a checkpoint of this moment. Collective."""

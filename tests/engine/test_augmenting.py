@@ -93,10 +93,21 @@ def mixed(tiny: Config) -> Config:
     return with_data(replace(tiny, model=still), mix=MixConfig(mixup=1.0, cutmix=1.0))
 
 
-def test_heads_learn_both_random_labels_of_a_mixed_row_and_score_the_dominant_one(mixed: Config, build: Build):
+@pytest.mark.parametrize(
+    "mix",
+    [
+        MixConfig(mixup=1.0, cutmix=1.0),
+        MixConfig(mixup=1.0, cutmix=1.0, mode="elem"),
+        MixConfig(cutmix_minmax=(0.3, 0.9), mode="batch"),
+    ],
+    ids=lambda mix: mix.mode,
+)
+def test_heads_learn_both_random_labels_of_a_mixed_row_and_score_the_dominant_one(
+    mixed: Config, build: Build, mix: MixConfig
+):
     """Every term is linear in the two labels: it equals the weighted sum of those of two plain passes."""
     regularized = replace(
-        mixed,
+        with_data(mixed, mix=mix),
         heads=replace(mixed.heads, joint=1.0),
         regularizer=RegularizerConfig(kind="unlikelihood", factor=1.0),
         model=replace(mixed.model, label_smoothing=0.1),
@@ -123,6 +134,19 @@ def test_heads_learn_both_random_labels_of_a_mixed_row_and_score_the_dominant_on
     torch.testing.assert_close(rows.trained_loss_B, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(rows.class_loss_B, own.class_loss_B)
     assert torch.equal(rows.class_hit_B, own.class_hit_B)
+
+
+def test_a_batch_that_is_mixed_as_a_whole_is_mixed_by_its_step(mixed: Config, build: Build):
+    training = build(with_data(mixed, mix=MixConfig(mixup=1.0, mode="batch")))
+    batch = next(iter(training.loader))
+    weights = []
+    for step in range(3):
+        training.position = replace(training.position, consumed=step * training.order.batch_size)
+        partners = training.prepare_training(batch)[1].partners
+        assert partners is not None
+        assert len(partners.weight.unique()) == 1
+        weights.append(partners.weight[0].item())
+    assert len(set(weights)) == 3
 
 
 def test_mixing_reaches_training_alone_and_accumulation_changes_rounding_only(mixed: Config, build: Build):
@@ -169,6 +193,8 @@ def test_help_tells_of_every_augmentation():
         "data.augment.policy",
         "data.augment.erase_fill",
         "data.mix.cutmix",
+        "data.mix.cutmix_minmax",
+        "data.mix.mode",
         "data.subset.per_class",
         "model.loss",
     ):

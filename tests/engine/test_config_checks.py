@@ -7,7 +7,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -170,9 +170,15 @@ def numbers_of(cls: type, prefix: str = "") -> set[str]:
     for name, hint in get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             keys |= numbers_of(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
-        elif {hint, *get_args(hint)} & {int, float}:
+        elif parts_of(hint) & {int, float}:
             keys.add(prefix + name)
     return keys
+
+
+def parts_of(hint: Any) -> set[Any]:
+    """The types that a hint is made of, those inside an optional tuple among them."""
+    tuples = [part for part in get_args(hint) if get_origin(part) is tuple]
+    return {hint, *get_args(hint)}.union(*map(get_args, tuples))
 
 
 def test_every_number_has_a_range() -> None:

@@ -215,7 +215,7 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
         meters = Meters(torch.device("cpu"), world_size=1)
         learner.train()
         for number in range(2):
-            shares = step(*mixer(augment(batch.images, batch.index, number), batch, number), number)
+            shares = step(*mixer(augment(batch.images, batch.index, number), batch, number, 0), number)
             meters.add(shares)
     assert {"class_loss", "head_cross_entropy", "joint", "top1", "rla_first", "rla_last"} <= shares.keys()
     assert ("regularizer" in shares) == (kind is not None)

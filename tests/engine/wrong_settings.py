@@ -57,6 +57,18 @@ NUMBERS = [
     ),
     (["--data.mix.mixup", "-1"], "data.mix.mixup: got -1.0; allowed: a number at least 0"),
     (["--data.mix.switch", "2"], "data.mix.switch: got 2.0; allowed: a number at least 0 and at most 1"),
+    (
+        ["--data.mix.cutmix_minmax", "[0.2, 1.5]"],
+        "data.mix.cutmix_minmax: got (0.2, 1.5); allowed: numbers at least 0 and at most 1",
+    ),
+    (
+        ["--data.mix.cutmix_minmax", "[0.8, 0.2]"],
+        "data.mix.cutmix_minmax: got (0.8, 0.2); allowed: the lesser number first: [0.2, 0.8]",
+    ),
+    (
+        ["--data.mix.cutmix_minmax", "[0.2, 0.8]", "--data.mix.cutmix", "1"],
+        "data.mix.cutmix: got 1.0; allowed: 0 where data.mix.cutmix_minmax says how large the boxes are",
+    ),
     (["--data.mix.off_epoch", "-1"], "data.mix.off_epoch: got -1; allowed: a number at least 0"),
     (
         ["--model.bce_threshold", "0.2"],

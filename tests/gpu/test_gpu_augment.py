@@ -49,12 +49,12 @@ def test_mixing_is_that_of_the_cpu_and_nothing_waits():
     spec = MixSpec(mixup=0.8, cutmix=1.0)
     targets = INDEX % 10
     numbers = IMAGES / 255
-    expected, batch = Mixer(spec, 0)(numbers, Batch(IMAGES, targets, INDEX, COUNT), 3)
+    expected, batch = Mixer(spec, 0)(numbers, Batch(IMAGES, targets, INDEX, COUNT), 3, 0)
     mixer, on_device = Mixer(spec, 0).to("cuda"), Batch(IMAGES, targets, INDEX, COUNT).to("cuda")
     numbers = numbers.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        mixed, mine = mixer(numbers, on_device, 3)
+        mixed, mine = mixer(numbers, on_device, 3, 0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(mine.partners.weight.cpu(), batch.partners.weight)

@@ -230,7 +230,7 @@ def test_whole_images_and_what_is_done_to_them_are_the_same_through_every_loader
     augment = Augment(AugmentSpec(padding=3, cutout=5), Normalize((0.0,) * 3, (1 / 255,) * 3), 3)
     mixer = Mixer(MixSpec(mixup=1.0, cutmix=1.0), 3)
     (pixels, mine), (expected, other) = (
-        mixer(augment(batch.images, batch.index, 0), batch, 0) for batch in (ours, theirs)
+        mixer(augment(batch.images, batch.index, 0), batch, 0, 0) for batch in (ours, theirs)
     )
     assert torch.equal(mine.partners.weight, other.partners.weight)
     assert torch.equal(mine.partners.index, other.partners.index)
