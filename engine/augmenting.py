@@ -25,6 +25,7 @@ def augment_spec(data: DataConfig) -> AugmentSpec:
             augment.rand_magnitude,
             augment.rand_magnitude_std,
             augment.rand_probability,
+            augment.rand_operations,
         ),
         color_jitter=augment.color_jitter,
         cutout=augment.cutout,

@@ -84,6 +84,9 @@ class AugmentConfig:
     """Standard deviation of the magnitude, over images and operations; timm's mstd0.5 is 1.5."""
     rand_probability: float = 1.0
     """Probability of each operation; timm's is 0.5."""
+    rand_operations: Literal["torchvision", "timm"] = "torchvision"
+    """Which operations: torchvision's 14 (one leaves the image alone), or the 15 of timm's inc1, which also inverts and
+    brightens what is dark (SolarizeAdd), and leaves 4 bits and fewer where it posterizes."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """How far brightness, contrast and saturation go from 1, and the hue from 0 (at most 0.5), after the policy."""
     cutout: int = 0

@@ -1,12 +1,12 @@
 """Policies that choose operations for each image: RandAugment, TrivialAugment, AutoAugment and three-augment.
 
 Each image of a batch gets its own operations at its own strength, keyed by (seed, epoch, index). The spaces of operations
-and strengths are those of torchvision's classes of these names.
+and strengths are those of torchvision's classes of these names, or for RandAugment timm's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from rlpheads.loaders.keyed_random import KeyedStream
 
 OPERATIONS = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"),
-    *("Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize", "Invert"),
+    *("Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize", "Invert", "SolarizeAdd"),
 )
 NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
-_RANDOM = len(OPERATIONS) - 1
-"""RandAugment and TrivialAugment never invert."""
+_RANDOM = NUMBER["Equalize"] + 1
+"""The first so many operations are those of torchvision's RandAugment and TrivialAugment."""
 
 MAX_MAGNITUDE = 30
 """The strongest magnitude of RandAugment, as in its paper and in torchvision."""
@@ -37,18 +37,29 @@ class Space:
         translate: pixels, and fraction of the image's side, which are added.
         rotate: degrees.
         enhance: what is added to or taken from the ratio 1 of brightness, colour, contrast and sharpness.
-        posterize: bits that are cut off.
+        posterize: bits that are kept at no strength, and how many fewer at full strength.
+        keep_begun_bits: whether a bit that is cut off in part is kept, instead of rounding.
+        solarize: least byte that is not inverted at no strength.
+        solarize_add: what is added to bytes below 128.
     """
 
     shear: float
     translate: tuple[float, float]
     rotate: float
     enhance: float
-    posterize: int
+    posterize: tuple[int, int]
+    keep_begun_bits: bool = False
+    solarize: int = 255
+    solarize_add: int = 0
 
 
-PAPER_SPACE = Space(shear=0.3, translate=(0.0, 150 / 331), rotate=30.0, enhance=0.9, posterize=4)
-WIDE_SPACE = Space(shear=0.99, translate=(32.0, 0.0), rotate=135.0, enhance=0.99, posterize=6)
+PAPER_SPACE = Space(shear=0.3, translate=(0.0, 150 / 331), rotate=30.0, enhance=0.9, posterize=(8, 4))
+WIDE_SPACE = Space(shear=0.99, translate=(32.0, 0.0), rotate=135.0, enhance=0.99, posterize=(8, 6))
+TIMM_SPACE = replace(
+    PAPER_SPACE, translate=(0.0, 0.45), posterize=(4, 4), keep_begun_bits=True, solarize=256, solarize_add=110
+)
+_RAND_SETS = {"torchvision": (range(_RANDOM), PAPER_SPACE), "timm": (range(1, len(OPERATIONS)), TIMM_SPACE)}
+"""Numbers of the operations that RandAugment chooses from, and how strong they are."""
 
 
 def operate(images_B3HW: Tensor, number_B: Tensor, strength_B: Tensor, space: Space) -> Tensor:
@@ -89,12 +100,21 @@ def operate(images_B3HW: Tensor, number_B: Tensor, strength_B: Tensor, space: Sp
     other = grey_or_mean(grey, chosen("Color"), chosen("Contrast"))
     images = pixels.blend(images, other, 1 + among(strength_B * space.enhance, "Brightness", "Color", "Contrast"))
     images = pixels.sharpen(images, 1 + among(strength_B * space.enhance, "Sharpness"))
-    images = pixels.posterize(images, torch.round(8 - among(unsigned_B * space.posterize, "Posterize")))
+    images = pixels.posterize(images, torch.where(chosen("Posterize"), kept_bits(unsigned_B, space), 8.0))
     # A little less than the product: 255 × 14/15 is 238, and no device may round it to just above.
-    threshold_B = torch.where(chosen("Solarize"), 255 * (1 - unsigned_B) - 1e-3, 256.0)
+    threshold_B = torch.where(chosen("Solarize"), space.solarize * (1 - unsigned_B) - 1e-3, 256.0)
     images = pixels.solarize(images, torch.where(chosen("Invert"), 0.0, threshold_B))
+    if space.solarize_add:
+        images = pixels.solarize_add(images, among(unsigned_B * space.solarize_add, "SolarizeAdd"))
     images = pixels.autocontrast(images, chosen("AutoContrast"))
     return pixels.equalize(images, chosen("Equalize"))
+
+
+def kept_bits(unsigned_B: Tensor, space: Space) -> Tensor:
+    """Return how many bits "Posterize" keeps at strengths from 0 to 1: whole numbers (B,), at least 1."""
+    bits_B = space.posterize[0] - space.posterize[1] * unsigned_B
+    # A little less than the product, as above: 4 × 3/4 is 3, and no device may make a fourth bit of it.
+    return (torch.ceil(bits_B - 1e-3) if space.keep_begun_bits else torch.round(bits_B)).clamp(min=1)
 
 
 def grey_or_mean(grey_B1HW: Tensor, grey_B: Tensor, mean_B: Tensor) -> Tensor:
@@ -107,13 +127,17 @@ class RandAugment(nn.Module):
     """Some operations in a row, all as strong (Cubuk et al., 2019, arXiv:1909.13719).
 
     Args:
-        spec: how many, how strong, how likely.
+        spec: how many, how strong, how likely, and whose.
         seed: key of the run.
     """
+
+    numbers_S: Tensor
 
     def __init__(self, spec: PolicySpec, seed: int) -> None:
         super().__init__()
         self.spec = spec
+        numbers, self.space = _RAND_SETS[spec.operations]
+        self.register_buffer("numbers_S", torch.tensor(list(numbers)), persistent=False)
         self.stream = KeyedStream(seed, "rand augment")
         self.noise = KeyedStream(seed, "rand augment magnitude")
 
@@ -125,9 +149,10 @@ class RandAugment(nn.Module):
         magnitude_BO = (self.spec.magnitude + self.spec.magnitude_std * noise_BO).clamp(0, MAX_MAGNITUDE)
         for step in range(num_ops):
             applied, choice, sign = draws_BO3[:, step].unbind(1)
-            number_B = torch.where(applied < self.spec.probability, (choice * _RANDOM).to(torch.int64), 0)
+            chosen_B = self.numbers_S[(choice * len(self.numbers_S)).to(torch.int64)]
+            number_B = torch.where(applied < self.spec.probability, chosen_B, 0)
             strength_B = _signed(magnitude_BO[:, step] / MAX_MAGNITUDE, sign)
-            images_B3HW = operate(images_B3HW, number_B, strength_B, PAPER_SPACE)
+            images_B3HW = operate(images_B3HW, number_B, strength_B, self.space)
         return images_B3HW
 
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 Fill = Literal["noise", "color", "mean"]
 Policy = Literal["none", "rand", "trivial", "auto_imagenet", "auto_cifar10", "three"]
 POLICIES: tuple[str, ...] = get_args(Policy)
+Operations = Literal["torchvision", "timm"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class PolicySpec:
         magnitude: strength from 0 to 30 ("rand").
         magnitude_std: standard deviation of the strength over images and operations ("rand").
         probability: of each operation ("rand").
+        operations: whose operations, and how strong ("rand").
 
     Raises:
         ValueError: For a value out of its range.
@@ -60,9 +62,11 @@ class PolicySpec:
     magnitude: float = 9.0
     magnitude_std: float = 0.0
     probability: float = 1.0
+    operations: Operations = "torchvision"
 
     def __post_init__(self) -> None:
         check_choice("policy", self.name, POLICIES)
+        check_choice("policy operations", self.operations, get_args(Operations))
         check_fraction("policy probability", self.probability)
         if self.ops < 1 or not 0 <= self.magnitude <= 30 or not self.magnitude_std >= 0:
             raise ValueError(f"{self}: ops is at least 1, magnitude in [0, 30] and magnitude_std at least 0")

@@ -119,6 +119,17 @@ def solarize(images_B3HW: Tensor, threshold_B: Tensor) -> Tensor:
     return images_B3HW ^ (as_mask(bright) & _per_image(as_mask(at_least_B <= 255), torch.uint8))
 
 
+def solarize_add(images_B3HW: Tensor, added_B: Tensor) -> Tensor:
+    """Add to the bytes below 128, cut off to a whole number. Neutral: 0.
+
+    Args:
+        images_B3HW: uint8.
+        added_B: from 0 to 128.
+    """
+    dark = as_mask(images_B3HW < 128)
+    return images_B3HW + (dark & _per_image(added_B, torch.uint8))
+
+
 def autocontrast(images_B3HW: Tensor, chosen_B: Tensor) -> Tensor:
     """Stretch each channel of the chosen images over all bytes, unless it is of one value."""
     least, most = (extreme.to(torch.float32) for extreme in _extremes(images_B3HW))

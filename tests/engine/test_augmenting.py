@@ -192,6 +192,7 @@ def test_help_tells_of_every_augmentation():
     for key in (
         "data.augment.policy",
         "data.augment.erase_fill",
+        "data.augment.rand_operations",
         "data.mix.cutmix",
         "data.mix.cutmix_minmax",
         "data.mix.mode",

@@ -1,12 +1,14 @@
 """Policies: each operation as torchvision's policy does it, torchvision's frequencies, and draws that belong to samples."""
 
 import itertools
+import random
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from test_pixel_operations import photographs
+from timm.data import auto_augment
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -20,7 +22,7 @@ IMAGES = photographs(40, 48)
 INDEX = torch.arange(12)
 
 
-@pytest.mark.parametrize("name", policies.OPERATIONS)
+@pytest.mark.parametrize("name", [name for name in policies.OPERATIONS if name != "SolarizeAdd"])
 @pytest.mark.parametrize(
     ("space", "theirs"),
     [(policies.PAPER_SPACE, v2.RandAugment()), (policies.WIDE_SPACE, v2.TrivialAugmentWide())],
@@ -45,15 +47,51 @@ def test_an_operation_is_that_of_torchvisions_policy(name, space, theirs):
         assert float((ours != expected).any(1).float().mean()) <= 1e-3, (bin_, sign)
 
 
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        *(("Invert", 0), ("SolarizeAdd", 0), ("SolarizeIncreasing", 0), ("PosterizeIncreasing", 0), ("Equalize", 0)),
+        *(("AutoContrast", 1), ("ColorIncreasing", 1), ("ContrastIncreasing", 1), ("BrightnessIncreasing", 1)),
+        ("SharpnessIncreasing", 1),
+    ],
+)
+def test_an_operation_on_colours_is_timms(monkeypatch, name, levels):
+    """To so many grey levels; Pillow rounds where torchvision, which these are, cuts off."""
+    number = torch.full((len(IMAGES),), policies.NUMBER[name.removesuffix("Increasing")])
+    for tenths, sign in itertools.product((0, 1, 5, 7.5, 9, 10), (1, -1)):
+        monkeypatch.setattr(random, "random", lambda sign=sign: 0.4 * (1 - sign))  # above one half: timm negates
+        level_of = auto_augment.LEVEL_TO_ARG[name]
+        arguments = level_of(tenths, {}) if level_of else ()
+        if name == "PosterizeIncreasing" and tenths == 10:
+            assert arguments == (0,)  # which Pillow refuses: a black image
+            arguments = (1,)
+        ours = policies.operate(IMAGES, number, torch.full((len(IMAGES),), sign * tenths / 10), policies.TIMM_SPACE)
+        for image, result in zip(IMAGES, ours, strict=True):
+            theirs = auto_augment.NAME_TO_OP[name](F.to_pil_image(image), *arguments)
+            assert int((F.pil_to_tensor(theirs).int() - result.int()).abs().max()) <= levels, (tenths, sign)
+
+
+def test_rand_augment_with_timms_operations_takes_each_of_the_15_as_often(monkeypatch):
+    spec = PolicySpec("rand", magnitude=27, operations="timm")
+    spaces = []
+    monkeypatch.setattr(policies, "operate", lambda images, *rest: spaces.append(rest) or images)
+    policies.RandAugment(spec, 0)(torch.zeros(20_000, 3, 1, 1, dtype=torch.uint8), torch.arange(20_000), 0)
+    for number, _, space in spaces:
+        assert_uniform(number.numpy() - 1, 15)
+        assert space is policies.TIMM_SPACE
+    chosen = {policies.OPERATIONS[number] for number in spaces[0][0].tolist()}
+    timms = {name.removesuffix("Increasing").removesuffix("Rel") for name in auto_augment._RAND_INCREASING_TRANSFORMS}
+    assert chosen == timms
+
+
 def test_images_of_one_batch_get_operations_of_their_own():
-    number = torch.arange(12) + 1
+    number = torch.arange(12) + 4
     strength = torch.linspace(-1, 1, 12)
-    together = policies.operate(IMAGES, number, strength, policies.PAPER_SPACE)
-    for row in range(12):
-        alone = policies.operate(
-            IMAGES[row : row + 1], number[row : row + 1], strength[row : row + 1], policies.PAPER_SPACE
-        )
-        assert torch.equal(alone[0], together[row])
+    for space in (policies.PAPER_SPACE, policies.TIMM_SPACE):
+        together = policies.operate(IMAGES, number, strength, space)
+        for row in range(12):
+            alone = policies.operate(IMAGES[row : row + 1], number[row : row + 1], strength[row : row + 1], space)
+            assert torch.equal(alone[0], together[row])
 
 
 def recorded(monkeypatch, policy: torch.nn.Module, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -79,7 +117,7 @@ def test_rand_augment_takes_each_operation_as_often_at_its_magnitude_in_both_dir
     steps = recorded(monkeypatch, policies.RandAugment(PolicySpec("rand", ops=3, magnitude=9), 0), 20_000)
     assert len(steps) == 3
     for number, strength in steps:
-        assert_uniform(number, 14)  # all but Invert
+        assert_uniform(number, 14)  # all but Invert and SolarizeAdd
         np.testing.assert_allclose(np.abs(strength), 0.3, rtol=1e-6)
         assert (strength > 0).mean() == pytest.approx(0.5, abs=0.02)
     assert np.corrcoef(steps[0][0], steps[1][0])[0, 1] == pytest.approx(0, abs=0.03)
@@ -158,6 +196,7 @@ def test_jitter_is_torchvisions_functions_in_each_images_own_order():
 
 def modules() -> list[torch.nn.Module]:
     made = [policies.make_policy(PolicySpec(name), 0) for name in POLICIES if name != "none"]
+    made.append(policies.make_policy(PolicySpec("rand", operations="timm"), 0))
     return [*made, policies.ColorJitter((0.4, 0.4, 0.4, 0.1), 0)]
 
 
@@ -188,6 +227,7 @@ def test_no_policy_waits_for_the_device(name):
         ({"name": "randaugment"}, "policy is 'randaugment'; it must be one of none, rand"),
         ({"probability": 1.5}, "a probability is in"),
         ({"magnitude": 31}, "magnitude in"),
+        ({"operations": "timn"}, "policy operations is 'timn'; it must be one of torchvision, timm"),
         ({"ops": 0}, "ops is at least 1"),
         ({"magnitude_std": float("nan")}, "magnitude_std at least 0"),
     ],
