@@ -76,8 +76,8 @@ def contenders(images: Images) -> dict[str, dict[str, Call]]:
     """Return the calls of every row, by row and contender."""
     tensors, numbers = images.bytes, images.numbers
 
-    def policy(name: str) -> Call:
-        return images.ours(make_policy(PolicySpec(name), 0))  # type: ignore[arg-type]
+    def policy(name: str, **settings: Any) -> Call:
+        return images.ours(make_policy(PolicySpec(name, **settings), 0))  # type: ignore[arg-type]
 
     side = tensors.shape[-1]
     erasing = RandomErasing(1.0, mode="pixel", device="cpu")
@@ -86,11 +86,14 @@ def contenders(images: Images) -> dict[str, dict[str, Call]]:
     batch = Batch(images.on_device[0], targets, images.index, len(tensors))
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, mode="pair", num_classes=1000)
     three = v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), v2.GaussianBlur(13, (0.1, 2.0))])
-    timm_rand = rand_augment_transform("rand-m9-n2", {"translate_const": int(side * 0.45), "img_mean": (124, 116, 104)})
+    timm_rand = rand_augment_transform("rand-m9-inc1", {"img_mean": (124, 116, 104)})
     return {
         "RandAugment, 2 operations": {
             "ours": policy("rand"),
             "torchvision": images.each(v2.RandAugment(2, 9), tensors),
+        },
+        "RandAugment, rand-m9-inc1": {
+            "ours": policy("rand", magnitude=27, probability=0.5, operations="timm"),
             "timm": images.each(timm_rand, images.pillow),
         },
         "TrivialAugment": {"ours": policy("trivial"), "torchvision": images.each(v2.TrivialAugmentWide(), tensors)},
