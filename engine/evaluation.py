@@ -15,6 +15,7 @@ from rlpheads.engine.models import Network
 from rlpheads.engine.precision import autocast
 from rlpheads.engine.step import Routes, forward_rows, record_rows
 from rlpheads.loaders.batch import Batch, Loader
+from rlpheads.loaders.manifest import DatasetError
 from rlpheads.memorization.calibration import CalibrationBins
 from rlpheads.memorization.ledger import Ledger
 
@@ -131,6 +132,7 @@ def evaluate(
 
     Raises:
         EvaluationInterruptedError: `interrupted` said so.
+        DatasetError: every image of the split was skipped.
     """
     split.ledger.reset()
     split.loader.set_epoch(0)
@@ -149,9 +151,14 @@ def evaluate(
     merge(split.ledger, routes.world_size)
     for total in (among_five, calibration.gap_Q):
         dist.all_reduce(total)
+    if split.ledger.num_seen == 0:
+        raise DatasetError(
+            f"none of the {split.ledger.num_skipped} images of a split could be read, so that nothing can be said of it; "
+            "`rlpheads verify --data.root FOLDER` names each with its reason"
+        )
     found = summarize(split.ledger)
-    num_samples = max(found.num_samples, 1)  # where none could be read, both are 0
-    return replace(found, top5=among_five.item() / num_samples, ece=calibration.error(num_samples).item())
+    error = calibration.error(found.num_samples).item()
+    return replace(found, top5=among_five.item() / found.num_samples, ece=error)
 
 
 def _among_five(logits_BC: Tensor, batch: Batch) -> Tensor:

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rlpheads.engine.loop import fit
 from rlpheads.engine.resume import ResumePoint
 from rlpheads.engine.skipping import NAMED_AT_MOST, SkipNotices
 from rlpheads.loaders.decode import ImageReadError
+from rlpheads.loaders.manifest import DatasetError
 from rlpheads.memorization.ledger import SKIPPED, read_ledger
 
 
@@ -75,6 +77,13 @@ def test_without_skipping_the_run_ends_with_the_name(spoiled, build, display):
     training = build(replace(spoiled, data=replace(spoiled.data, on_error="raise")))
     with pytest.raises(ImageReadError, match=r"image 3 \(.*/train/a/03.png\) cannot be read"):
         fit(training, display)
+
+
+def test_a_split_without_one_readable_image_ends_the_run(spoiled, build, display):
+    for path in Path(spoiled.data.root, "val").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"none of the 8 images .* `rlpheads verify --data.root FOLDER` names each"):
+        fit(build(spoiled), display)
 
 
 def test_each_image_is_named_once_and_not_thousands_of_them(capfd):
