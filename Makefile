@@ -24,7 +24,7 @@ test-gpu: $(INSTALLED_DEV)  ## Run the tests that need a CUDA device, on a machi
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 errors: $(INSTALLED_DEV)  ## Count the wrong configs, trees, files, checkpoints and environments that are answered as promised
-	$(BIN)/python -m pytest -q -m 'wrong and not gpu' tests/engine tests/loaders tests/distributed $(ARGS)
+	$(BIN)/python -m pytest -q -m 'wrong and not gpu' tests/engine tests/loaders tests/distributed tests/kernels $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests, within two minutes
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not distributed' $(ARGS)

@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import torch
 
+from rlpheads.kernels import tuned_tiles
+
 PACKAGES = (
     *("rlpheads", "torch", "torchvision", "timm", "triton", "numpy", "scipy", "scikit-learn", "pyarrow", "matplotlib"),
     *("jsonargparse", "PyYAML", "rich", "psutil", "tensorboard"),
@@ -31,7 +33,8 @@ def collect_environment() -> dict[str, Any]:
     """Return the environment as plain values that JSON can hold; what is absent is None.
 
     Sections: `command`, `packages` (version by distribution), `python`, `system`, `torch`, `cuda` (None without a CUDA
-    device), `git` (None outside a checkout of rlpheads) and `variables` (of the process, by prefix).
+    device), `tiles` (those measured for the loss, `rlpheads.kernels.tuned_tiles.record`), `git` (None outside a checkout of
+    rlpheads) and `variables` (of the process, by prefix).
     """
     return {
         "command": sys.argv,
@@ -40,6 +43,7 @@ def collect_environment() -> dict[str, Any]:
         "system": _system(),
         "torch": _torch(),
         "cuda": _cuda() if torch.cuda.is_available() else None,
+        "tiles": tuned_tiles.record(),
         "git": _git(_ROOT),
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)},
     }

@@ -3,7 +3,7 @@
 Prints a row for each kernel and chip: registers, shared memory, spills, tensor-core instructions, and the bytes that it
 moves by the model of `rlpheads.kernels.traffic`, as a multiple of the compulsory ones. Exits with 1 where a kernel spills,
 multiplies without tensor cores, takes more shared memory than the chip has, or moves more than 1.10 times the compulsory
-bytes.
+bytes. With `--candidates` it does so with the tiles that `rlpheads.kernels.tune` may put in the place of the usual ones.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlpheads.kernels.aot_kernels import Build, builds
+from rlpheads.kernels.aot_kernels import Build, builds, candidate_builds
 from rlpheads.kernels.aot_sass import MachineCode, compile_build
 from rlpheads.kernels.traffic import (
     Work,
@@ -105,11 +105,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rlpheads.kernels.aot", description=__doc__.split("\n\n")[0])
     parser.add_argument("--chips", type=int, nargs="+", choices=PREPARED_CHIPS, default=list(PREPARED_CHIPS))
     parser.add_argument("--quick", action="store_true", help="one variant of each kernel")
+    parser.add_argument(
+        "--candidates",
+        action="store_true",
+        help="the tiles that rlpheads.kernels.tune chooses among, but for the usual ones",
+    )
     parser.add_argument("--json", type=Path, help="also write the findings to this file")
     options = parser.parse_args(arguments)
     console = Console(width=max(Console().width, 130))
     findings = []
-    for build in (build for chip in options.chips for build in builds(chip, quick=options.quick)):
+    chosen = candidate_builds if options.candidates else builds
+    for build in (build for chip in options.chips for build in chosen(chip, quick=options.quick)):
         console.print(f"compiling {build.name} for sm_{build.chip}", style="dim")
         findings.append(examine(build))
     console.print(table(findings))

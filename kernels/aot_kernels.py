@@ -50,10 +50,14 @@ class Variant:
     """Backward: the exponentials alone."""
     precision: str = "tf32"
 
-    def build(self, chip: int) -> Build:
-        """`class_tiles` for a chip."""
+    def tiles(self, chip: int) -> tuple[Tiles, ...]:
+        """Tiles that a chip can have for it; the first are taken where none were measured."""
         rich = self.wanted.based or self.wanted.moments or self.pair
-        tiles = chip_tiles(chip, self.dtype, self.rows, rich=rich, bias=self.bias)
+        return chip_tiles(chip, self.dtype, self.rows, rich=rich, bias=self.bias)
+
+    def build(self, chip: int, number: int = 0) -> Build:
+        """`class_tiles` for a chip, with the first tiles or others that it can have."""
+        tiles = self.tiles(chip)[number]
         moments = self.wanted.moments and not self.again
         flags = {
             **_flags(self.dtype, PAIR=self.pair, HAS_BIAS=self.bias, BASED=self.wanted.based, MOMENT=moments),
@@ -73,7 +77,7 @@ class Variant:
             pointers["features"] = f"tensordesc<{dtype}[{tiles.rows},{tiles.features}]>"
             pointers["weight"] = f"tensordesc<{dtype}[{tiles.classes},{tiles.features}]>"
         return Build(
-            f"class_tiles {self.name}",
+            f"class_tiles {self.name}{f', {tiles}' if number else ''}",
             triton_kernels.class_tiles,
             chip,
             flags,
@@ -109,10 +113,26 @@ VARIANTS = (
 
 
 def builds(chip: int, *, quick: bool = False) -> list[Build]:
-    """All kernels for a chip; with `quick` the first of each kind."""
+    """All kernels for a chip, with the tiles that are taken where none were measured; with `quick` the first of each kind."""
     passes = [variant.build(chip) for variant in (VARIANTS[:1] if quick else VARIANTS)]
     rows = [*_gather_builds(chip), *_row_builds(chip)]
     return [*passes, *(rows[::2] if quick else rows)]
+
+
+def candidate_builds(chip: int, *, quick: bool = False) -> list[Build]:
+    """What depends on the tiles that `rlpheads.kernels.tune` can choose in their place; with `quick` of one variant."""
+    variants = VARIANTS[:1] if quick else VARIANTS
+    passes = [variant.build(chip, number) for variant in variants for number in range(1, len(variant.tiles(chip)))]
+    widths = {
+        (variant.dtype, tiles.classes)
+        for variant in variants
+        for tiles in variant.tiles(chip)
+        if tiles.classes != variant.tiles(chip)[0].classes
+    }
+    kinds = [_combining(classes) for classes in sorted({classes for _, classes in widths})]
+    kinds += [_aligning(dtype, classes) for dtype, classes in sorted(widths, key=str)]
+    noted = [kind._replace(note=f"{next(iter(kind.shape.values()))} classes") for kind in kinds]
+    return [*passes, *(_row_build(chip, kind, is_on) for kind in noted for is_on in (False, True))]
 
 
 def _flags(dtype: torch.dtype, **flags: Any) -> dict[str, Any]:
@@ -147,25 +167,33 @@ class _Kind(NamedTuple):
     """Type of the gradient that it writes, off and on."""
     dtype: torch.dtype = torch.bfloat16
     """Of the operands, and so of the exponentials."""
+    note: str = ""
+
+
+def _combining(num_classes: int) -> _Kind:
+    shape = {"TILE_CLASSES": num_classes, **triton_launch.COMBINE_TILE}
+    return _Kind(triton_row_kernels.combine_tiles, "moments, logits", ("MOMENT", "SUM_LOGITS"), shape)
+
+
+def _aligning(dtype: torch.dtype, num_classes: int) -> _Kind:
+    shape = {"CLASSES": num_classes, **triton_launch.ALIGN_TILE}
+    return _Kind(triton_row_kernels.align_tiles, "based moments", ("BASED", "MOMENT"), shape, dtype=dtype)
 
 
 def _row_builds(chip: int) -> list[Build]:
-    tiles, wide_tiles = (
-        chip_tiles(chip, dtype, 1024, rich=False, bias=False) for dtype in (torch.bfloat16, torch.float32)
+    half, wide = (
+        chip_tiles(chip, dtype, 1024, rich=False, bias=False)[0].classes for dtype in (torch.bfloat16, torch.float32)
     )
     rows, launch = triton_row_kernels, triton_launch
-    align, wide_align = ({"CLASSES": given.classes, **launch.ALIGN_TILE} for given in (tiles, wide_tiles))
-    combine = {"TILE_CLASSES": tiles.classes, **launch.COMBINE_TILE}
     shifts = _Kind(
         triton_kernels.row_shifts, "based pair bias", ("BASED", "PAIR", "HAS_BIAS"), launch.SHIFT_TILE, "HMMA"
     )
-    aligning = _Kind(rows.align_tiles, "based moments", ("BASED", "MOMENT"), align)
     kinds = (
         shifts,
         shifts._replace(dtype=torch.float32),
-        _Kind(rows.combine_tiles, "moments, logits", ("MOMENT", "SUM_LOGITS"), combine),
-        aligning,
-        aligning._replace(shape=wide_align, dtype=torch.float32),
+        _combining(half),
+        _aligning(torch.bfloat16, half),
+        _aligning(torch.float32, wide),
         _Kind(rows.class_sums, "based", ("BASED",), launch.SUM_TILE, gradient=("*fp32", "*bf16")),
         _Kind(rows.add_label_rows, "narrow", ("SUMS_GIVEN",), launch.LABEL_TILE, gradient=("*fp32", "*bf16")),
     )
@@ -179,8 +207,8 @@ def _row_build(chip: int, kind: _Kind, is_on: bool) -> Build:
     dtype = TYPE_NAMES[kind.dtype]
     pointers = dict.fromkeys(("features", "weight", "exps", "moments"), f"*{dtype}")
     pointers["gradient"] = kind.gradient[is_on]
-    name = f"{kind.kernel.__name__} {dtype} {kind.switched if is_on else ''}".rstrip()
-    return Build(name, kind.kernel, chip, flags, pointers, options, kind.tensor_cores)
+    named = (kind.kernel.__name__, dtype, kind.note, kind.switched if is_on else "")
+    return Build(" ".join(filter(None, named)), kind.kernel, chip, flags, pointers, options, kind.tensor_cores)
 
 
 class Signature(NamedTuple):

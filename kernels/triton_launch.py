@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from rlpheads.kernels import triton_kernels as kernels
 from rlpheads.kernels import triton_row_kernels as row_kernels
 from rlpheads.kernels.triton_tiles import FIRST_CLASSES, INTERPRETED_TILES, OVERSHOOT, Tiles, Wanted, chip_tiles
+from rlpheads.kernels.tuned_tiles import Case, chosen_tiles
 
 EMULATED = bool(triton.knobs.runtime.interpret)
 """Triton's interpreter runs the kernels, on the CPU."""
@@ -76,13 +77,37 @@ class Buffers(NamedTuple):
 
 
 def tiles_for(operands: Operands, *, based: bool) -> Tiles:
-    """Tiles for the device that the operands are on."""
+    """Tiles for the device that the operands are on: those that were measured there for these shapes, if there are any.
+
+    Raises:
+        ValueError: the file of measured tiles cannot be read.
+    """
+    case = case_of(operands, based=based)
+    return chosen_tiles(case, candidates(operands.features_BD, case))
+
+
+def case_of(operands: Operands, *, based: bool) -> Case:
+    """What the tiles of a pass over the operands' classes depend on; `based` where it has bases or moments."""
+    features_BD, weight_KD, bias_K, labels_LB, _ = operands
+    name = str(features_BD.dtype).removeprefix("torch.")
+    return Case(
+        device="Triton's interpreter" if EMULATED else torch.cuda.get_device_name(features_BD.device),
+        triton=triton.__version__,
+        operands=f"{name} by {precision(features_BD.dtype)}" if features_BD.dtype == torch.float32 else name,
+        rows=len(features_BD),
+        features=features_BD.shape[1],
+        classes=len(weight_KD),
+        rich=based or len(labels_LB) == 2,
+        bias=bias_K is not None,
+    )
+
+
+def candidates(features_BD: Tensor, case: Case) -> tuple[Tiles, ...]:
+    """Tiles that a case can have, on the features' device; the first are taken where none were measured."""
     if EMULATED:
         return INTERPRETED_TILES
-    major, minor = torch.cuda.get_device_capability(operands.features_BD.device)
-    num_rows, dtype = len(operands.features_BD), operands.features_BD.dtype
-    rich, bias = based or len(operands.labels_LB) == 2, operands.bias_K is not None
-    return chip_tiles(10 * major + minor, dtype, num_rows, rich=rich, bias=bias)
+    major, minor = torch.cuda.get_device_capability(features_BD.device)
+    return chip_tiles(10 * major + minor, features_BD.dtype, case.rows, rich=case.rich, bias=case.bias)
 
 
 def compile_options(tiles: Tiles) -> dict[str, int]:

@@ -121,13 +121,14 @@ def _partials_op(
     sum_logits: bool,
 ) -> list[Tensor]:
     from rlpheads.kernels import triton_passes
-    from rlpheads.kernels.triton_launch import Operands
+    from rlpheads.kernels.triton_launch import Operands, tiles_for
 
     plan, wanted = _plan(features_BD, len(weight_KD), memory_budget, (products, moments, sum_logits))
     if len(features_BD) == 0:
         return [shape.fill(features_BD) for shape in _shapes(features_BD, labels_LB, plan, wanted)]
     operands = Operands(features_BD, weight_KD, _dense(bias_K), labels_LB.contiguous(), start)
-    return triton_passes.forward_pass(operands, plan, wanted)
+    tiles = tiles_for(operands, based=wanted.based or wanted.moments)
+    return triton_passes.forward_pass(operands, plan, wanted, tiles)
 
 
 def _dense(vector: Tensor | None) -> Tensor | None:

@@ -69,10 +69,9 @@ class _FeatureSums:
             self.moment_weight_BD += product(buffers.moment_BK, weight_KD)
 
 
-def forward_pass(operands: Operands, plan: Plan, wanted: Wanted) -> list[Tensor]:
+def forward_pass(operands: Operands, plan: Plan, wanted: Wanted, tiles: Tiles) -> list[Tensor]:
     """Statistics of every row, its products, and the exponentials to be kept, as `triton_loss` returns them."""
     features_BD = operands.features_BD
-    tiles = launch.tiles_for(operands, based=wanted.based or wanted.moments)
     reference = launch.row_shifts(operands.narrow(0, FIRST_CLASSES).cast(features_BD), wanted.based)
     if wanted.products and wanted.moments:
         no_base = reference._replace(base_B=reference.base_B[:0])
@@ -156,6 +155,7 @@ def backward_pass(
     num_rows, num_classes = len(features_BD), len(operands.weight_KD)
     ranges = slabs(len(shift_CB), num_rows, num_classes, kept_RK.element_size())
     scratch_RK = kept_RK.new_empty(0)
+    tiles = launch.tiles_for(operands, based=base_CB.numel() > 0)
     for number, (start, stop) in enumerate(ranges):
         if stop <= kept_RK.shape[1]:
             exp_RK = kept_RK[:, start:stop]
@@ -165,7 +165,7 @@ def backward_pass(
             exp_RK = scratch_RK[:, : stop - start]
             slab = operands.narrow(start, stop).cast(features_BD)
             reference = Reference(shift_CB[number], base_CB[number])
-            launch.class_tiles(slab, reference, Buffers(exp_RK), launch.tiles_for(slab, based=base_CB.numel() > 0))
+            launch.class_tiles(slab, reference, Buffers(exp_RK), tiles)
         scaled = _Scaled(given_BD, gradient.scale_CB[number], base_CB[number])
         terms = LabelTerms(operands.labels_LB, gradient.label_LB, operands.start + start)
         if len(gradients.weight_KD):

@@ -38,38 +38,78 @@ class Tiles:
     registers: int | None = None
     """Most registers of a thread."""
 
+    def __str__(self) -> str:
+        rest = f"{self.warps} warps, {self.stages} stages"
+        return f"{self.rows} × {self.classes} × {self.features}, {rest}{', TMA' if self.tma else ''}"
+
 
 HALF_TILES = {
-    80: Tiles(128, 128, 32, warps=8, stages=4),
-    90: Tiles(128, 128, 64, warps=8, stages=3, tma=True, registers=128),
-    100: Tiles(128, 128, 64, warps=8, stages=3, tma=True),
+    80: (
+        Tiles(128, 128, 32, warps=8, stages=4),
+        Tiles(128, 128, 64, warps=8, stages=3),
+        Tiles(64, 128, 64, warps=4, stages=3),
+        Tiles(64, 256, 32, warps=8, stages=4),
+    ),
+    90: (
+        Tiles(128, 128, 64, warps=8, stages=3, tma=True, registers=128),
+        Tiles(128, 128, 64, warps=8, stages=4, tma=True),
+        Tiles(64, 128, 64, warps=4, stages=4, tma=True),
+        Tiles(64, 256, 64, warps=8, stages=3, tma=True),
+    ),
+    100: (
+        Tiles(128, 128, 64, warps=8, stages=3, tma=True),
+        Tiles(128, 128, 64, warps=8, stages=4, tma=True),
+        Tiles(64, 128, 64, warps=4, stages=4, tma=True),
+        Tiles(64, 256, 64, warps=8, stages=3, tma=True),
+    ),
 }
-"""For bfloat16 and float16. On sm_90 two blocks share a multiprocessor, so that one's exponentials and reductions overlap
-the other's products; 128 x 256 spills."""
+"""For bfloat16 and float16; the first of a chip unless others were measured. On sm_90 two blocks share a multiprocessor, so
+that one's exponentials and reductions overlap the other's products; 128 x 256 spills on every chip."""
 
 FLOAT_TILES = {
-    80: Tiles(128, 64, 32, warps=8, stages=3),
-    90: Tiles(128, 128, 32, warps=8, stages=3, tma=True),
-    100: Tiles(128, 128, 32, warps=8, stages=3, tma=True),
+    80: (
+        Tiles(128, 64, 32, warps=8, stages=3),
+        Tiles(64, 64, 32, warps=4, stages=3),
+        Tiles(64, 128, 32, warps=8, stages=3),
+    ),
+    90: (
+        Tiles(128, 128, 32, warps=8, stages=3, tma=True),
+        Tiles(128, 64, 32, warps=8, stages=4, tma=True),
+        Tiles(64, 128, 32, warps=8, stages=3, tma=True),
+    ),
+    100: (
+        Tiles(128, 128, 32, warps=8, stages=3, tma=True),
+        Tiles(128, 64, 32, warps=8, stages=4, tma=True),
+        Tiles(64, 128, 32, warps=8, stages=3, tma=True),
+    ),
 }
 """For float32."""
 
-INTERPRETED_TILES = Tiles(128, 256, 256, warps=4, stages=1)
+INTERPRETED_TILES = (
+    Tiles(128, 256, 256, warps=4, stages=1),
+    Tiles(64, 256, 256, warps=4, stages=1),
+    Tiles(64, 128, 128, warps=4, stages=1),
+)
 
 
-def chip_tiles(capability: int, dtype: torch.dtype, num_rows: int, *, rich: bool, bias: bool) -> Tiles:
+def chip_tiles(capability: int, dtype: torch.dtype, num_rows: int, *, rich: bool, bias: bool) -> tuple[Tiles, ...]:
     """Tiles for a compute capability (80, 90, …), the operands' dtype and a number of rows.
 
-    `rich`: with pairs, bases or moments, which like a bias take more registers. What spills was found by
-    `rlpheads.kernels.aot`; also that 16 warps on sm_100 fall back to the tensor instructions of sm_80.
+    The first are taken where none were measured, and `rlpheads.kernels.tune` measures all. `rich`: with pairs, bases or
+    moments, which like a bias take more registers. What spills was found by `rlpheads.kernels.aot`; also that 16 warps on
+    sm_100 fall back to the tensor instructions of sm_80.
     """
     chip = max((known for known in PREPARED_CHIPS if known <= capability), default=PREPARED_CHIPS[0])
-    tiles = (FLOAT_TILES if dtype == torch.float32 else HALF_TILES)[chip]
-    if rich or bias or dtype == torch.float16:
-        tiles = replace(tiles, registers=None)
-    if bias and chip == 100:
-        return replace(tiles, rows=64)
-    return tiles if num_rows > 64 else replace(tiles, rows=64, warps=tiles.warps // 2)
+    fitted = []
+    for tiles in (FLOAT_TILES if dtype == torch.float32 else HALF_TILES)[chip]:
+        if rich or bias or dtype == torch.float16:
+            tiles = replace(tiles, registers=None)
+        if bias and chip == 100:
+            tiles = replace(tiles, rows=64)
+        elif num_rows <= 64 < tiles.rows:
+            tiles = replace(tiles, rows=64, warps=tiles.warps // 2)
+        fitted.append(tiles)
+    return tuple(dict.fromkeys(fitted))
 
 
 class Wanted(NamedTuple):

@@ -25,7 +25,7 @@ STEP_FILES = [
     *("memorization/heads.py", "memorization/hidden_layer.py", "memorization/regularizer.py", "memorization/taps.py"),
     *("kernels/random_label_loss.py", "kernels/stages.py", "kernels/terms.py", "kernels/row_softmax.py"),
     *("loaders/device_transforms.py", "loaders/delivery.py", "engine/device_wait.py"),
-    "kernels/label_source.py",
+    *("kernels/label_source.py", "kernels/tuned_tiles.py"),
     *("kernels/triton_loss.py", "kernels/triton_passes.py", "kernels/triton_launch.py", "kernels/triton_tiles.py"),
     *("loaders/device_transforms.py", "loaders/keyed_random.py", "loaders/augment.py", "loaders/augment_boxes.py"),
     *("loaders/augment_policies.py", "loaders/pixel_operations.py", "loaders/mixing.py", "engine/class_loss.py"),

@@ -30,6 +30,7 @@ def test_env_names_versions_and_devices() -> None:
     assert environment["system"]["memory_gib"] > 0
     assert environment["torch"]["threads"] == torch.get_num_threads()
     assert (environment["cuda"] is not None) is torch.cuda.is_available()
+    assert environment["tiles"] is None
 
 
 def test_env_as_table_shows_every_value_unbroken_by_the_width(

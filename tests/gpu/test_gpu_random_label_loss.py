@@ -1,14 +1,18 @@
 """The Triton kernels on a real CUDA device: what the interpreter and the compiler alone cannot show."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import triton_behaviour as behaviour
 import triton_labels
-from kernel_problems import KINDS, Problem, evaluate
+from kernel_problems import KINDS, Problem, assert_same, evaluate
 from torch import Tensor
 from triton_cases import Case, assert_as_accurate_as_plain, cast, grid, on_device
 
+from rlpheads.kernels import tune
 from rlpheads.kernels.random_label_loss import random_label_loss
+from rlpheads.kernels.tuned_tiles import FILE_VARIABLE, Winner, keep_winner, read_winners
 
 pytestmark = [
     pytest.mark.gpu,
@@ -99,6 +103,25 @@ def test_no_buffer_of_float32_logits(kind: str, memory_budget: int | None) -> No
     gradients, rounded_weight, kept = problem.weight_KD.nbytes, problem.weight_KD.nbytes // 2, 2 * 1024 * 50_000
     slabs, rest = 3 * 32 * 2**20, 32 * 2**20
     assert extra <= gradients + rounded_weight + (kept if memory_budget is None else 0) + slabs + rest
+
+
+@pytest.mark.parametrize("num_rows", [48, 300])
+def test_every_tile_that_can_be_measured_gives_the_same(
+    num_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlpheads.kernels import triton_launch
+
+    problem, path = large_problem(num_rows, 20_003), tmp_path / "tiles.json"
+    usual = evaluate(problem, "unlikelihood", "triton", memory_budget=0)
+    monkeypatch.setenv(FILE_VARIABLE, str(path))
+    shape = ["--rows", str(num_rows), "--features", "256", "--classes", "20003"]
+    assert tune.main(shape) == 0
+    ((case, winner),) = read_winners(path).items()
+    candidates = triton_launch.candidates(problem.features_BD, case)
+    assert winner.tiles in candidates
+    for tiles in candidates:
+        keep_winner(path, case, Winner(tiles, 1.0, 1.0))
+        assert_same(evaluate(problem, "unlikelihood", "triton", memory_budget=0), usual, 1e-3)
 
 
 def test_labels_by_table() -> None:
