@@ -21,7 +21,7 @@ from torch import nn
 
 from rlpheads.engine.launch import Launch
 from rlpheads.engine.run_folder import write_atomically
-from rlpheads.engine.storage_errors import PlainWriter
+from rlpheads.engine.storage_errors import PlainWriter, told
 from rlpheads.memorization.atomic_file import flush_to_disk
 
 MANIFEST = "manifest.json"
@@ -48,7 +48,7 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
     temporary = folder / f".step={step:09d}.tmp"
     if launch.is_main:
         for leftover in folder.glob(".step=*.tmp"):  # of saves that were killed
-            shutil.rmtree(leftover)
+            _remove(leftover)
         temporary.mkdir(parents=True)
     dist.barrier(launch.control)
     dcp.save(state, storage_writer=PlainWriter(temporary), process_group=launch.control)
@@ -59,14 +59,24 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
         _move_into_place(temporary, final)
         flush_to_disk(folder)
         for old in list_whole(folder)[:-keep]:
-            shutil.rmtree(old)
+            _remove(old)
     dist.barrier(launch.control)
     return final
 
 
 def list_whole(folder: Path) -> list[Path]:
-    """Return the checkpoints that have a manifest, the oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step=*/{MANIFEST}"))
+    """Return the checkpoints that have a manifest, the oldest first.
+
+    Raises:
+        CheckpointError: the folder, or one of them, cannot be looked into: it would look as if there were none.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.name.startswith("step="))
+        return [path for path in paths if _is_there(path / MANIFEST)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(told(error, folder)) from error
 
 
 def find(folder: Path) -> Path | None:
@@ -83,12 +93,14 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """Return what a checkpoint says about itself.
 
     Raises:
-        CheckpointError: the manifest is damaged.
+        CheckpointError: the manifest is damaged, or cannot be read.
     """
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-    except (ValueError, OSError) as error:  # no JSON, no text, or no file
+    except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:  # no JSON, text or file
         raise CheckpointError(f"{checkpoint / MANIFEST} is damaged ({error}); {_remedy(checkpoint)}") from error
+    except OSError as error:
+        raise CheckpointError(told(error, checkpoint)) from error
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{checkpoint / MANIFEST} is damaged (it holds no mapping); {_remedy(checkpoint)}")
     if missing := [key for key in KEYS if key not in manifest]:
@@ -133,11 +145,28 @@ def _move_into_place(temporary: Path, final: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _remove(folder: Path) -> None:
+    """Delete a folder, or say which one it is that stays."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
 def _remedy(checkpoint: Path) -> str:
     before = [path.name for path in list_whole(checkpoint.parent) if path < checkpoint]
     if before:
         return f"delete that folder to resume from {before[-1]}"
     return "there is none before it: begin again with --run.overwrite or another --run.name"
+
+
+def _is_there(path: Path) -> bool:
+    """As Path.exists, which passes over a folder that it may not look into."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _described(path: Path) -> dict[str, Any]:

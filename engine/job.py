@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from rlpheads.engine import launch
-from rlpheads.engine.checkpoint import CheckpointError, weights_sha256
+from rlpheads.engine.checkpoint import CheckpointError, list_whole, weights_sha256
 from rlpheads.engine.closing import closing_lines
 from rlpheads.engine.command_line import dump_config
 from rlpheads.engine.config import Config
@@ -89,7 +89,7 @@ def _begun(config: Config, sources: Sources, folder: RunFolder) -> _Begun:
     except RunFolderError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
-        complaint = storage_failure(error)
+        complaint = storage_failure(error, folder.path)
         if complaint is None:
             raise
         raise ConfigError(told(complaint, folder.path)) from error
@@ -212,13 +212,21 @@ def _train(begun: _Begun, sources: Sources, folder: RunFolder, launched: Launch)
             remedy = "give /dev/shm more room (docker run --shm-size 8g), or load without processes: --data.workers 0"
             print(f"error: no shared memory for the loader: {error}; {remedy}", file=sys.stderr)
             return EXIT_FAILED
-        complaint = storage_failure(error)
+        complaint = storage_failure(error, folder.path)
         if complaint is None:
             raise
-        after = "the same command then goes on from the last checkpoint, which is whole"
-        print(f"error: {told(complaint, folder.path)}; {after}", file=sys.stderr)
+        print(f"error: {told(complaint, folder.path)}{_what_then(folder)}", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_DONE if outcome.status == "done" else EXIT_REQUEUE
+
+
+def _what_then(folder: RunFolder) -> str:
+    """Say what the same command does once files can be written again, if it goes on."""
+    try:
+        whole = list_whole(folder.checkpoints)
+    except CheckpointError:
+        return ""
+    return "; the same command then goes on from the last checkpoint, which is whole" if whole else ""
 
 
 def _check_same_images(sources: Sources, launched: Launch) -> None:

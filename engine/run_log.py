@@ -6,6 +6,8 @@ them, what lies behind its checkpoint.
 
 from __future__ import annotations
 
+import functools
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -100,6 +102,7 @@ class _TensorBoard:
     def __init__(self, folder: Path, purge_from: int):
         from torch.utils.tensorboard import SummaryWriter  # takes a second, at the main rank alone
 
+        _silence_writers()
         self._writer = SummaryWriter(folder, purge_step=purge_from)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -109,6 +112,18 @@ class _TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+@functools.cache
+def _silence_writers() -> None:
+    """Let TensorBoard's writing threads die without a traceback: the run meets their error itself, at its next row."""
+    others = threading.excepthook
+
+    def hook(died: threading.ExceptHookArgs) -> None:
+        if type(died.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            others(died)
+
+    threading.excepthook = hook
 
 
 class _Wandb:

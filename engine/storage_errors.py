@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or at a limit: told from other failures, and said so that one can act on it."""
+"""Files that cannot be written or read, whatever the reason: told from other failures, and said so that one can act on it."""
 
 from __future__ import annotations
 
@@ -12,31 +12,79 @@ from pathlib import Path
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 
-_REMEDIES = {
+_WRITING = {
     errno.ENOSPC: "make room (--checkpoint.keep 1 keeps fewer checkpoints), or move the run to another --run.dir",
     errno.EDQUOT: "make room within your quota (--checkpoint.keep 1 keeps fewer checkpoints), or use another --run.dir",
     errno.EFBIG: "lift the limit on the size of files (ulimit -f unlimited)",
     errno.EROFS: "make it writable, or use another --run.dir",
-    errno.EACCES: "make it writable, or use another --run.dir",
-    errno.EPERM: "make it writable, or use another --run.dir",
 }
+"""What to do about complaints that only writing meets."""
+
+_DENIED = (errno.EACCES, errno.EPERM)
+_BROKEN = (errno.EIO, errno.ESTALE, errno.ENOTCONN)
+_KNOWN = frozenset({*_WRITING, *_DENIED, *_BROKEN, errno.EMFILE, errno.ENFILE})
 
 
-def storage_failure(error: BaseException) -> OSError | None:
-    """Return the system's complaint about a file that cannot be written, if `error` comes of one; None if it does not."""
-    return next((cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno in _REMEDIES), None)
+def storage_failure(error: BaseException, folder: Path) -> OSError | None:
+    """Return the system's complaint about a file, if `error` comes of one that something can be done about.
+
+    That is a full or failing disk, a limit or a missing right, wherever it is met, and any complaint about a file of
+    `folder`. None of anything else.
+    """
+    complaints = (cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno is not None)
+    return next((found for found in complaints if found.errno in _KNOWN or _lies_in(found, folder)), None)
 
 
 def told(complaint: OSError, folder: Path) -> str:
-    """Say what could not be written and what to do.
+    """Say what could not be done with which file, and what to do.
 
     Args:
-        complaint: as `storage_failure` returned it.
+        complaint: the system's, of a known `errno`.
         folder: the run folder, named where the system does not say which file it was.
     """
-    assert complaint.errno is not None
-    place = complaint.filename or f"in {folder}"
-    return f"cannot write {place}: {complaint.strerror}; {_REMEDIES[complaint.errno]}"
+    path = _path(complaint)
+    doing, remedy = _judged(complaint, path)
+    return f"cannot {doing} {path or f'in {folder}'}: {complaint.strerror}; {remedy}"
+
+
+def _judged(complaint: OSError, path: Path | None) -> tuple[str, str]:
+    """Return what was being done and what to do now."""
+    if complaint.errno in _WRITING:
+        return "write", _WRITING[complaint.errno]
+    if complaint.errno in _DENIED:
+        doing, remedy = ("write", "make it writable") if path is None else _denied(path)
+        return doing, f"{remedy}, or use another --run.dir"
+    if complaint.errno in _BROKEN:
+        return "use", "its disk or network file system fails: have it looked at, or use another --run.dir"
+    if complaint.errno in (errno.EMFILE, errno.ENFILE):
+        return "open", "lift the limit on open files (ulimit -n), or take fewer --data.workers"
+    return "use", "something has removed or replaced what the run had there: put it back, or use another --run.name"
+
+
+def _denied(path: Path) -> tuple[str, str]:
+    """Return what this process lacks the right to do with a file, and which right to give it.
+
+    The system does not say which it was that it refused, but what is allowed can be asked.
+    """
+    closed = [parent for parent in reversed(path.parents) if not os.access(parent, os.X_OK)]
+    if closed:
+        return "reach", f"make the folder {closed[0]} accessible (chmod u+rwx)"
+    readable, writable = (os.access(path, right) or not path.exists() for right in (os.R_OK, os.W_OK))
+    if readable:
+        return "write", "make it writable" if not writable else f"make the folder {path.parent} writable"
+    return ("read", "make it readable") if writable else ("open", "make it readable and writable")
+
+
+def _path(complaint: OSError) -> Path | None:
+    """Return the file that the system complains about: of a move, where it was to go."""
+    name = complaint.filename2 or complaint.filename
+    path = Path(os.fsdecode(name)) if isinstance(name, (str, bytes)) else None
+    return None if path is None or path.parent == Path() else path  # a bare name is one in a folder that is open
+
+
+def _lies_in(complaint: OSError, folder: Path) -> bool:
+    path = _path(complaint)
+    return path is not None and path.absolute().is_relative_to(folder.absolute())
 
 
 def lacks_shared_memory(error: BaseException) -> bool:
@@ -62,7 +110,7 @@ class _Files(FileSystem):
             with super().create_stream(path, mode) as stream:
                 yield stream
         except Exception as error:
-            complaint = storage_failure(error)
+            complaint = storage_failure(error, Path(path).parent)
             if complaint is None:
                 raise
             raise OSError(complaint.errno, complaint.strerror, str(path)) from error

@@ -7,6 +7,8 @@ do instead, since they do not bind the root user that containers run as.
 
 import os
 import shlex
+import shutil
+import signal
 import socket
 import subprocess
 from dataclasses import replace
@@ -76,6 +78,34 @@ def test_disk_that_fills_up_in_training_loses_nothing(shell):
     assert "the same command then goes on from the last checkpoint, which is whole" in complaint(finished)
     assert "step=000000022 at step 22" in finished.output
     assert "done: all 2 epochs trained" in finished.output
+
+
+@needs_mounts
+@pytest.mark.wrong("environment")
+def test_disk_that_is_full_for_tensorboard_alone(shell):
+    """Its files are written by a thread of their own, which would die unheard, or with a traceback."""
+    script = 'eval "$RUN --max_steps 3"; mount -t tmpfs -o size=8k none "$RUNS/mine/tensorboard"; eval "$RUN"'
+    finished = shell(script)
+    assert finished.code == 1, finished.output
+    assert "runs/mine: No space left on device; make room" in complaint(finished)
+    assert finished.status["status"] == "failed"
+
+
+@pytest.mark.wrong("environment")
+def test_run_folder_that_is_removed_in_training(runner):
+    process = runner.start("removed")
+    runner.wait_for_step("removed", 3, process)
+    process.send_signal(signal.SIGSTOP)  # so that nothing is written while it goes
+    shutil.rmtree(runner.folder / "removed")
+    process.send_signal(signal.SIGCONT)
+    finished = runner.finish(process, "removed")
+    assert finished.code == 1, finished.output
+    assert "Traceback" not in finished.output
+    assert complaint(finished).endswith(
+        ": No such file or directory; something has removed or replaced what the run had there: put it back, or use "
+        "another --run.name"
+    )
+    assert "removed/metrics.jsonl" in complaint(finished) or "removed/tensorboard/" in complaint(finished)
 
 
 @needs_mounts

@@ -4,14 +4,13 @@ Real processes meet what is real here: no driver at all, and drivers that a stub
 GPU could say is handed to the functions that judge it.
 """
 
-import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from many_starts import Start, start_each
 
 from rlpheads.engine.config_errors import ConfigError, RankError
 from rlpheads.engine.cuda_checks import Device, check_abilities, check_places, explained, why_no_cuda
@@ -70,31 +69,16 @@ CASES = {
 }
 """What the stub says of its version and its start, what CUDA_VISIBLE_DEVICES is, and what a run then says."""
 
-RUN_EACH = """
-import json, os, sys
-from rlpheads.engine import job, train  # torch and all else once
-cases = json.loads(sys.argv[1])
-for name, variables in cases.items():
-    if (child := os.fork()) == 0:
-        sys.stderr = open(name, "w", buffering=1)
-        os.environ.update(variables)
-        os._exit(train.main(sys.argv[2:]))
-    _, status = os.waitpid(child, 0)
-    print(name, os.waitstatus_to_exitcode(status))
-"""
 
-
-def run_each(folder: Path, cases: dict[str, dict[str, str]], **variables: str) -> dict[str, str]:
+def told_by_each(folder: Path, cases: dict[str, dict[str, str]], **variables: str) -> dict[str, str]:
     """Start a run on CUDA under the variables of each case, and return the one line with which it ends."""
     argv = ["--config", str(ROOT / "configs" / "digits_vit.yaml"), "--device", "cuda", "--run.dir", "runs"]
-    env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    command = [sys.executable, "-c", RUN_EACH, json.dumps(cases), *argv]
-    done = subprocess.run(command, cwd=folder, env=env | variables, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [f"{name} 2" for name in cases]
+    env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | variables
+    ends = start_each(folder, {name: Start(argv, changes) for name, changes in cases.items()}, env)
+    assert {end.code for end in ends.values()} == {2}, ends
     assert not (folder / "runs").exists(), "nothing is made"
-    told = {name: (folder / name).read_text().splitlines() for name in cases}
-    assert all(len(lines) == 1 for lines in told.values()), told
-    return {name: line for name, (line,) in told.items()}
+    assert all(end.output == f"{end.complaint}\n" for end in ends.values()), "one line, and nothing else"
+    return {name: end.complaint for name, end in ends.items()}
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +96,13 @@ def told(tmp_path_factory) -> dict[str, str]:
         | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
         for name, (version, start, visible, _) in CASES.items()
     }
-    return run_each(folder, cases, LD_LIBRARY_PATH=str(folder))
+    return told_by_each(folder, cases, LD_LIBRARY_PATH=str(folder))
 
 
 @needs_cuda_build
 @pytest.mark.wrong("environment")
 def test_cuda_build_without_a_driver(tmp_path):
-    assert run_each(tmp_path, {"no driver": {}})["no driver"] == (
+    assert told_by_each(tmp_path, {"no driver": {}})["no driver"] == (
         "error: device: got cuda, but there is no NVIDIA driver: nvidia-smi must list a GPU (on a machine that has one, "
         "install its driver; start a container with --gpus all); allowed here: cpu or auto"
     )

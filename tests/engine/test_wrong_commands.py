@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from rlpheads.engine.audit_run import AuditOptions
 from rlpheads.engine.cli import main
+from rlpheads.engine.run_loading import RunError
 
 CASES = [
     (["audit", "nowhere"], "there is no run folder nowhere"),
@@ -48,3 +51,10 @@ def test_wrong_argument_of_a_command(place, argv, message, capsys):
     assert line.startswith("error: ")
     assert message in line
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.wrong("environment")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_audit_on_cuda_where_there_is_none():
+    with pytest.raises(RunError, match="^--device is cuda, but .*; allowed here: cpu or auto$"):
+        AuditOptions(device="cuda").check()
