@@ -17,8 +17,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
-from loader_contenders import resident
 from torch import Tensor
 
 from rlpheads.loaders.batch import LoaderOptions
@@ -117,12 +117,26 @@ def imagenet_like(num_samples: int) -> Manifest:
 def manifest_bytes(num_samples: int, num_workers: int, num_batches: int = 40) -> int:
     """Resident bytes that the list of files takes, in this process and its workers together, in the middle of an epoch.
 
-    Proportional set size of a loader over `num_samples` less that of one over ten thousand after as many batches; call it
-    in a fresh process.
+    Data (proportional set size, without files) of a loader over `num_samples` less that of one over ten thousand after
+    as many batches; call it in a fresh process.
     """
     set_start_method("fork", force=True)  # as in a training, whatever started this process
     small = _resident_while_loading(imagenet_like(10_000), num_workers, num_batches)
     return _resident_while_loading(imagenet_like(num_samples), num_workers, num_batches) - small
+
+
+def _data_bytes(pid: int) -> int:
+    """Memory of a process and its descendants that is no file's, in bytes; what they share is counted once.
+
+    A library's pages are left out: a process takes the smaller part of them, the more others use the library just then.
+    """
+    process = psutil.Process(pid)
+    lines = [
+        line.split()
+        for each in [process, *process.children(recursive=True)]
+        for line in Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines()
+    ]
+    return sum(1024 * int(line[1]) for line in lines if line[0] in ("Pss_Anon:", "Pss_Shmem:"))
 
 
 def _resident_while_loading(manifest: Manifest, num_workers: int, num_batches: int) -> int:
@@ -134,4 +148,4 @@ def _resident_while_loading(manifest: Manifest, num_workers: int, num_batches: i
     for _ in range(num_batches):
         next(batches)
     gc.collect()
-    return resident(os.getpid())
+    return _data_bytes(os.getpid())
