@@ -70,7 +70,8 @@ def _unlikelihood_coefficients(rows: RowSoftmax) -> Coefficients:
     exp_B = -(share_LB * torch.exp(-rows.log_rest_LB)).sum(0)
     if len(share_LB) == 1:
         return Coefficients(exp_B, share_LB)
-    in_rest_LB = share_LB.flip(0) * torch.exp(rows.offset - rows.log_rest_LB.flip(0)) * rows.labels.present_LB[1]
+    in_rest_LB = share_LB.flip(0) * torch.exp(rows.offset - rows.log_rest_LB.flip(0))
+    in_rest_LB = torch.where(rows.labels.present_LB[1] > 0, in_rest_LB, 0)  # a repeated label may make it 0·∞
     return Coefficients(exp_B, share_LB - in_rest_LB)
 
 

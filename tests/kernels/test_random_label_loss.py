@@ -1,6 +1,7 @@
 """What a caller of `random_label_loss` relies on: known answers, who trains whom, and clear refusals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,6 +63,16 @@ def test_a_pair_of_equal_labels_is_one_label(impl: str, kind: str, weight: float
     weight_B = torch.full((6,), weight, dtype=torch.float64)
     pair = Problem(single.features_BD, single.weight_KD, single.labels_B, single.bias_K, (single.labels_B, weight_B))
     assert_same(evaluate(pair, kind, impl), evaluate(single, kind, impl), 1e-13)
+
+
+@impls
+@kinds
+@pytest.mark.parametrize("margin", [-200.0, 200.0])
+def test_a_pair_of_equal_labels_at_a_margin_past_the_exponent_of_float32(impl: str, kind: str, margin: float) -> None:
+    single = Problem(torch.tensor([[margin]]), torch.tensor([[0.0], [1.0]]), torch.tensor([1]))
+    pair = replace(single, pair=(single.labels_B, torch.tensor([0.25])))
+    expected = evaluate(single.to(torch.float64), kind, "reference")
+    assert_same(evaluate(pair, kind, impl), expected, 1e-6)
 
 
 @impls

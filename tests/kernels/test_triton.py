@@ -31,6 +31,7 @@ DEFAULT = [
     Case(7, 192, 1003, "entropy", FP32, FP32, spread=0.1, seed=1),
     Case(7, 192, 1003, "uniform", FP32, FP32, spread=0.01, seed=3),
     Case(129, 16, 300, "uniform", spread=1.0, seed=2),
+    Case(128, 768, 2, "unlikelihood", BF16, BF16, spread=30.0, seed=0),
 ]
 
 
