@@ -130,8 +130,9 @@ def trials(kind: str, files: Sequence[CorpusFile], folder: Path) -> dict[str, Tr
     tried = {}
     for index, file in by_index.items():
         alone = folder / f"{kind}_{file.name}"
-        strict = outcomes(kind, alone, write_corpus(alone, (file,)), "raise")
-        told = (each or "nothing came of it" for each in (skipping.get(index), strict.get(3), verified.get(index)))
+        (own,) = write_corpus(alone, (file,))
+        strict = outcomes(kind, alone, {own: file}, "raise")
+        told = (each or "nothing came of it" for each in (skipping.get(index), strict.get(own), verified.get(index)))
         tried[file.name] = Trial(*told)
     return tried
 

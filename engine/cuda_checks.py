@@ -1,6 +1,6 @@
 """What shows of CUDA before anything runs on it: that it can be used, by all ranks of this node, in the precision asked for.
 
-The machine is looked at in `check_device` alone; the other functions are told what was found.
+The machine is looked at in `check_device` and `why_no_cuda` alone; the other functions are told what was found.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ def random_label_loss(
             what they belong to, and are accumulated in float32 (float64 if an input is float64).
         labels: (B,) int32 or int64 in [0, K); or (table, index, draw), of which the labels are table[draw, index]: `table`
             is (M, N), `index` (B,), both int32 or int64, `draw` an integer. An index of −1 marks a padding row: what is
-            returned for it is finite and means nothing. Ranges are checked on the CPU only; on a GPU the cross-entropy of a
-            row whose label or index is out of range is infinite.
+            returned for it is finite and means nothing. Ranges are checked on the CPU only; on a GPU `triton` makes the
+            cross-entropy of a row whose label or index is out of range infinite, and `reference` ends in an error of CUDA's.
         bias_K: (K,), or None for a head without bias.
         pair: (labels, weight): second label of each row, as for mixup, in either form of `labels`, and the weight (B,) in
             [0, 1] of the *first*. Cross-entropy, `unlikelihood` and `reversal` become the weighted sum of the two labels'

@@ -10,6 +10,7 @@ the times mean nothing.
 import argparse
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,8 +200,13 @@ def obstacle(path: Path | None, device: str, dtype: torch.dtype) -> str | None:
     if path is None:
         return f"nowhere to write: {FILE_VARIABLE} is empty; name a file by --file"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
         if path.exists():
             read_winners(path)
+    except OSError as error:
+        return f"nowhere to write: no file can be made in {path.parent} ({error.strerror}); name another by --file"
     except ValueError as error:
         return str(error)
     return None

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -110,16 +111,18 @@ def read_winners(path: Path) -> dict[Case, Winner]:
 
 
 def record() -> dict[str, Any] | None:
-    """What a run's record says of its measured tiles: None where there are none, no winners where the file is unusable."""
+    """What a run's record says of its measured tiles; None where there are none.
+
+    Where the file is unusable its winners are None, and where it cannot even be read its hash is, too.
+    """
     path = tiles_file()
     if path is None or not path.exists():
         return None
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    try:
-        winners = [{**asdict(case), **asdict(winner)} for case, winner in read_winners(path).items()]
-    except ValueError:
-        return {"sha256": digest, "winners": None}
-    return {"sha256": digest, "winners": winners}
+    found: dict[str, Any] = {"sha256": None, "winners": None}
+    with suppress(OSError, ValueError):
+        found["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        found["winners"] = [{**asdict(case), **asdict(winner)} for case, winner in read_winners(path).items()]
+    return found
 
 
 @cache

@@ -73,7 +73,7 @@ class MixSpec:
         return self.cutmix > 0 or self.cutmix_minmax is not None
 
     def mixes_in(self, epoch: int) -> bool:
-        """Return whether pairs are mixed in an epoch."""
+        """Return whether anything is mixed in an epoch."""
         return (self.mixup > 0 or self.cuts) and (self.off_epoch is None or epoch < self.off_epoch)
 
 
@@ -164,26 +164,26 @@ def weight_quantiles(alpha: float) -> Tensor:
     return torch.tensor([float(quantile) for quantile in quantiles_Q], dtype=torch.float64)
 
 
-def interpolated(quantiles_Q: Tensor, uniforms_P: Tensor) -> Tensor:
-    """Turn uniform numbers into numbers of the distribution whose quantiles are given: float64 (P,)."""
-    place_P = uniforms_P * NUM_QUANTILES
-    below_P = place_P.to(torch.int64)
-    return torch.lerp(quantiles_Q[below_P], quantiles_Q[below_P + 1], place_P - below_P)
+def interpolated(quantiles_Q: Tensor, uniforms_B: Tensor) -> Tensor:
+    """Turn uniform numbers into numbers of the distribution whose quantiles are given: float64 (B,)."""
+    place_B = uniforms_B * NUM_QUANTILES
+    below_B = place_B.to(torch.int64)
+    return torch.lerp(quantiles_Q[below_B], quantiles_Q[below_B + 1], place_B - below_B)
 
 
-def cut_box(weight_P: Tensor, draws_P2: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-    """Return the box of CutMix, cut off at the edges: int64 (P, 2) of (top, left), and of (height, width), in pixels.
+def cut_box(weight_B: Tensor, draws_B2: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """Return the box of CutMix, cut off at the edges: int64 (B, 2) of (top, left), and of (height, width), in pixels.
 
     The box has the image's ratio and 1 − weight of its area; its middle is any pixel. As in timm.
     """
-    side_P = torch.sqrt(1 - weight_P)
+    side_B = torch.sqrt(1 - weight_B)
     starts, sides = [], []
     for axis, length in enumerate(size):
-        cut_P = (length * side_P).to(torch.int64)
-        middle_P = (draws_P2[:, axis] * length).to(torch.int64)
-        start_P = (middle_P - cut_P // 2).clamp(0, length)
-        starts.append(start_P)
-        sides.append((middle_P + (cut_P + 1) // 2).clamp(0, length) - start_P)
+        cut_B = (length * side_B).to(torch.int64)
+        middle_B = (draws_B2[:, axis] * length).to(torch.int64)
+        start_B = (middle_B - cut_B // 2).clamp(0, length)
+        starts.append(start_B)
+        sides.append((middle_B + (cut_B + 1) // 2).clamp(0, length) - start_B)
     return torch.stack(starts, dim=1), torch.stack(sides, dim=1)
 
 

@@ -128,7 +128,13 @@ def test_the_record_of_a_run_holds_the_measured_tiles(tmp_path: Path, monkeypatc
     keep_winner(path, CASE, Winner(ONE, 1.5, 2.0))
     assert record() != one
     path.write_text("?")
-    assert record()["winners"] is None
+    damaged = record()
+    assert damaged is not None
+    assert damaged["winners"] is None
+    assert damaged["sha256"] not in (None, one["sha256"])
+    path.unlink()
+    path.mkdir()
+    assert record() == {"sha256": None, "winners": None}
 
 
 @pytest.mark.parametrize(
@@ -189,6 +195,9 @@ def test_what_stands_in_the_way_is_told_before_anything_is_measured(
     assert f"nowhere to write: {FILE_VARIABLE} is empty; name a file by --file" in told(SHAPE, capsys)
     (tmp_path / "tiles.json").write_text("mine")
     assert "holds no tiles for the loss" in told([*SHAPE, "--file", str(tmp_path / "tiles.json")], capsys)
+    below = tmp_path / "tiles.json" / "below"
+    assert f"nowhere to write: no file can be made in {below.parent} (" in told([*SHAPE, "--file", str(below)], capsys)
+    assert "no file can be made in /proc (" in told([*SHAPE, "--file", "/proc/tiles.json"], capsys)
 
 
 @pytest.mark.wrong("command")
