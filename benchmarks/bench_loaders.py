@@ -204,7 +204,7 @@ def measure(plan: Plan, results: Results, inputs: Path) -> list[Table]:
     for size in plan.sizes:
         tree, stores = make_inputs(inputs, size, plan.images)
         for workers in plan.workers:
-            batch_size = min(128, plan.images // 3)
+            batch_size = min(128, plan.images // 6 * 2)  # even, as mixing by pairs wants it
             setting = Setting(tree, stores, batch_size, workers)
             case = {"size": size, "workers": workers, "images": plan.images, "rounds": plan.rounds, "batch": batch_size}
             line = results.measure(
