@@ -17,14 +17,24 @@ from rlpheads.engine.config import Config, HeadsConfig, Precision
 from rlpheads.engine.models import build_model
 
 _PEAKS: tuple[tuple[str, Mapping[str, float]], ...] = (
-    (r"\bA100\b", {"half": 312e12, "tf32": 156e12, "fp32": 19.5e12}),
-    (r"\bH[12]00 NVL\b", {"half": 835.5e12, "tf32": 417.5e12, "fp32": 60e12}),
-    (r"\bH100 PCIe\b", {"half": 756.5e12, "tf32": 378e12, "fp32": 51e12}),
-    (r"\bH100\b", {"half": 989.5e12, "tf32": 494.5e12, "fp32": 67e12}),
-    (r"\bH200\b", {"half": 989.5e12, "tf32": 494.5e12, "fp32": 67e12}),
-    (r"\bB200\b", {"half": 2250e12}),
+    # A100 data sheet 2188504 (May 2022): FP32 19.5, TF32 156 | 312*, BF16 and FP16 312 | 624*; SXM and PCIe alike
+    (r"A100-(SXM4|PCIE)-[48]0GB|A100 80GB PCIe", {"half": 312e12, "tf32": 156e12, "fp32": 19.5e12}),
+    # nvidia.com/en-us/data-center/h100, column SXM: FP32 67, TF32 989*, BF16 and FP16 1979*
+    (r"H100 80GB HBM3", {"half": 989.5e12, "tf32": 494.5e12, "fp32": 67e12}),
+    # the same table, column NVL; H200 data sheet, column NVL: FP32 60, TF32 835*, BF16 and FP16 1671*
+    (r"H[12]00 NVL", {"half": 835.5e12, "tf32": 417.5e12, "fp32": 60e12}),
+    # H100 data sheet and white paper 1.04, column PCIe: FP32 51, TF32 756*, BF16 and FP16 1513*
+    (r"H100 PCIe", {"half": 756.5e12, "tf32": 378e12, "fp32": 51e12}),
+    # H200 data sheet, column SXM: FP32 67, TF32 989*, BF16 and FP16 1979*
+    (r"H200", {"half": 989.5e12, "tf32": 494.5e12, "fp32": 67e12}),
+    # Blackwell data sheet (October 2025), a GPU of HGX B200: FP32 75, TF32 2200*, BF16 and FP16 4500*
+    (r"B200", {"half": 2250e12, "tf32": 1100e12, "fp32": 75e12}),
 )
-"""Dense FLOP per second by device name, from NVIDIA's data sheets (which print twice that, for sparse matrices)."""
+"""Dense FLOP per second by device name behind "NVIDIA ", whole: other variants have other clocks.
+
+From NVIDIA's publications, in TFLOP/s, as public pages quote them. A star marks what holds for sparse matrices, of which
+dense ones get the half.
+"""
 
 _NUM_IMAGES = 2  # batch normalisation needs more than one
 
@@ -135,7 +145,6 @@ def peak_flops(device_name: str, precision: Precision, *, tf32: bool) -> float |
         precision: autocast type.
         tf32: whether products in fp32 are rounded to TF32.
     """
-    if "MIG" in device_name:
-        return None
     kind = "half" if precision != "fp32" else "tf32" if tf32 else "fp32"
-    return next((peaks.get(kind) for pattern, peaks in _PEAKS if re.search(pattern, device_name)), None)
+    variant = device_name.removeprefix("NVIDIA ")
+    return next((peaks[kind] for pattern, peaks in _PEAKS if re.fullmatch(pattern, variant)), None)
