@@ -41,11 +41,12 @@ def switched(runtime: RuntimeConfig) -> Iterator[None]:
 def adapt(module: nn.Module, runtime: RuntimeConfig) -> None:
     """Change a part, network or heads, as `runtime` says, in place: names of weights stay, and so do checkpoints.
 
-    Compilation happens at the first call, inside DDP's wrapper where there is one.
+    Compilation happens at the first call, inside DDP's wrapper where there is one. Each shape has a graph of its own: one
+    for all would be made as soon as a second shape is met, and a resumed run meets them in another order.
     """
     if runtime.channels_last:
         module.to(memory_format=torch.channels_last)
     if runtime.activation_checkpointing and isinstance(module, TappedModel):
         module.backbone.set_grad_checkpointing(True)
     if runtime.compile:
-        module.compile(fullgraph=True)
+        module.compile(fullgraph=True, dynamic=False)

@@ -30,3 +30,39 @@ def test_killed_pair_in_half_precision_ends_early_at_the_same_bits(runner):
     assert scales[0] == pytest.approx(5e17)  # the first step overflows
     assert scales[-1] < scales[0]
     assert [row["epoch"] for row in whole.rows("epoch")] == [0, 1]
+
+
+def stopped(runner, name, step, *flags):
+    """Start a run, or go on with it, and stop it when it has recorded a step; return its output."""
+    process = runner.start(name, *flags)
+    runner.wait_for_step(name, step, process)
+    process.send_signal(signal.SIGTERM)
+    finished = runner.finish(process, name)
+    assert finished.status["status"] == "requeue", finished.output
+    return finished
+
+
+def test_compiled_run_is_stopped_and_killed_and_ends_at_the_same_bits(runner, monkeypatch):
+    """Every start compiles anew, and in another order: the second goes on with an evaluation, whose batches are whole.
+
+    No graph may serve several shapes (dynamic ones have symbols), or its kernels would depend on that order.
+    """
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    monkeypatch.setenv("TORCH_LOGS", "dynamic")
+    flags = ["--runtime.compile", "true", "--accumulate", "2", "--model.ema_decay", "0.9"]
+    whole = runner.run("whole_compiled", *flags)
+    assert whole.code == 0, whole.output
+    assert 8 <= stopped(runner, "compiled", 8, *flags).status["step"] < 22
+    assert stopped(runner, "compiled", 22, *flags).status["step"] == 22
+    process = runner.start("compiled", *flags)
+    runner.wait_for_step("compiled", 30, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished = runner.run("compiled", *flags)
+    assert finished.code == 0, finished.output
+    assert "at step 22" in finished.output
+    for run in (whole, finished):
+        assert "create_env" in run.output, "the log tells of graphs"
+        assert "create_symbol" not in run.output
+    same_result(finished, whole)
+    assert set(whole.status["weights_sha256"]) == {"backbone", "heads", "ema"}
