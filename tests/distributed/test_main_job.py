@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlpheads.engine.probe import eval_loader
 from rlpheads.engine.run_loading import open_run
@@ -30,6 +31,13 @@ def without_times(rows):
 def table_bytes(table):
     """Every column's content, NaN being equal to itself, and the metadata."""
     return str(table.schema.metadata), [str(column.to_pylist()) for column in table.columns]
+
+
+def curves(finished):
+    """TensorBoard's scalars, by name: (step, value) in the order in which it shows them; but for times."""
+    events = EventAccumulator(str(finished.folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    names = [name for name in events.Tags()["scalars"] if not name.endswith(("/images_per_second", "/data_wait"))]
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 
 def same_result(finished, undisturbed):
@@ -77,17 +85,33 @@ def test_plain_lines_show_what_is_trained(undisturbed):
     assert "\x1b" not in undisturbed.output
 
 
-def test_killed_runs_go_on_to_the_same_end(runner, undisturbed):
-    """SIGKILL at five random steps in turn; the seed is fixed so that a failure can be repeated."""
-    steps = sorted(random.Random(7).sample(range(2, 44), 5))
-    for step in steps:
+@pytest.fixture(scope="module")
+def killed(runner):
+    """A run to its end, past SIGKILL in turn: at two steps before its first checkpoint, and at three behind it."""
+    for step in (6, 12, 24, 30, 36):
         process = runner.start("killed", "--checkpoint.every", "1")
         runner.wait_for_step("killed", step, process)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     finished = runner.run("killed")
     assert finished.code == 0, finished.output
-    same_result(finished, undisturbed)
+    return finished
+
+
+def test_killed_runs_go_on_to_the_same_end(killed, undisturbed):
+    same_result(killed, undisturbed)
+
+
+def test_killed_runs_curves_are_those_of_an_undisturbed_run(killed, undisturbed):
+    """Read as TensorBoard reads them: each step once, in order, with the very values."""
+    assert len(list((killed.folder / "tensorboard").iterdir())) > 1, (
+        "a file from every start since the first checkpoint"
+    )
+    assert curves(killed) == curves(undisturbed)
+    assert [step for step, _ in curves(killed)["step/class_loss"]] == list(range(1, 45))
+    assert [step for step, _ in curves(killed)["epoch/eval_top1"]] == [22, 44]
+    of_metrics = [row["class_loss"] for row in killed.rows("step")]
+    assert [value for _, value in curves(killed)["step/class_loss"]] == pytest.approx(of_metrics, rel=1e-6)
 
 
 def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner):
@@ -120,6 +144,7 @@ def test_stopped_run_saves_its_place_and_goes_on(runner, undisturbed):
     finished = runner.run("stopped")
     assert f"step={step:09d} at step {step}" in finished.output
     same_result(finished, undisturbed)
+    assert curves(finished) == curves(undisturbed)
 
 
 def test_stopped_ranks_agree_on_the_step(runner):
