@@ -27,13 +27,14 @@ from rlpheads.engine.label_choice import settle_labels
 from rlpheads.engine.launch import Launch, Rank
 from rlpheads.engine.learner import num_parameters
 from rlpheads.engine.loop import Outcome, TrainingDivergedError, fit
+from rlpheads.engine.memory_errors import memory_failure
 from rlpheads.engine.optimizer import host_reads
 from rlpheads.engine.planting import planted, write_truth
 from rlpheads.engine.resume import ResumePoint, Sources, check_settings, find_resume_point
 from rlpheads.engine.run_folder import RunFolder, RunFolderError, claim, write_atomically
 from rlpheads.engine.run_log import RunLogError
 from rlpheads.engine.runtime import switched
-from rlpheads.engine.storage_errors import lacks_shared_memory, storage_failure, told
+from rlpheads.engine.storage_errors import storage_failure, told
 from rlpheads.engine.streams import stream_seed
 from rlpheads.engine.training import Training, build_training
 from rlpheads.loaders.datasets import open_dataset
@@ -208,9 +209,9 @@ def _train(begun: _Begun, sources: Sources, folder: RunFolder, launched: Launch)
         return EXIT_FAILED
     except BaseException as error:
         _fail(folder, launched, error)
-        if lacks_shared_memory(error):
-            remedy = "give /dev/shm more room (docker run --shm-size 8g), or load without processes: --data.workers 0"
-            print(f"error: no shared memory for the loader: {error}; {remedy}", file=sys.stderr)
+        shortage = memory_failure(error)
+        if shortage is not None:
+            print(f"error: {shortage}", file=sys.stderr)
             return EXIT_FAILED
         complaint = storage_failure(error, folder.path)
         if complaint is None:

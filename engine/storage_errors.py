@@ -87,11 +87,6 @@ def _lies_in(complaint: OSError, folder: Path) -> bool:
     return path is not None and path.absolute().is_relative_to(folder.absolute())
 
 
-def lacks_shared_memory(error: BaseException) -> bool:
-    """Whether torch could not get shared memory, which it says in words alone."""
-    return isinstance(error, RuntimeError) and "unable to allocate shared memory" in str(error)
-
-
 class PlainWriter(FileSystemWriter):
     """Writes a checkpoint's files, flushed to the disk, and says why where one cannot be written.
 

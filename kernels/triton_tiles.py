@@ -72,15 +72,13 @@ FLOAT_TILES = {
         Tiles(64, 64, 32, warps=4, stages=3),
         Tiles(64, 128, 32, warps=8, stages=3),
     ),
-    90: (
-        Tiles(128, 128, 32, warps=8, stages=3, tma=True),
-        Tiles(128, 64, 32, warps=8, stages=4, tma=True),
-        Tiles(64, 128, 32, warps=8, stages=3, tma=True),
-    ),
-    100: (
-        Tiles(128, 128, 32, warps=8, stages=3, tma=True),
-        Tiles(128, 64, 32, warps=8, stages=4, tma=True),
-        Tiles(64, 128, 32, warps=8, stages=3, tma=True),
+    **dict.fromkeys(
+        (90, 100),
+        (
+            Tiles(128, 128, 32, warps=8, stages=3, tma=True),
+            Tiles(128, 64, 32, warps=8, stages=4, tma=True),
+            Tiles(64, 128, 32, warps=8, stages=3, tma=True),
+        ),
     ),
 }
 """For float32."""

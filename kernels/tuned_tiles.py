@@ -87,9 +87,10 @@ def keep_winner(path: Path, case: Case, winner: Winner) -> None:
     winners = {**read_winners(path), case: winner} if path.exists() else {case: winner}
     entries = [{**asdict(case), **asdict(winner)} for case, winner in winners.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(json.dumps({"format": FORMAT, "winners": entries}, indent=2) + "\n")
-    Path(file.name).replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as writing:
+        whole = Path(writing) / path.name
+        whole.write_text(json.dumps({"format": FORMAT, "winners": entries}, indent=2) + "\n")
+        whole.replace(path)
     _winners.cache_clear()
 
 

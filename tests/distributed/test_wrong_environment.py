@@ -136,6 +136,15 @@ def test_no_shared_memory_for_the_loaders_workers(shell):
 
 
 @pytest.mark.wrong("environment")
+def test_heads_that_do_not_fit_into_memory(shell):
+    finished = shell('ulimit -v 40000000; eval "$RUN"', "--heads.labels", "2000000000", mounts=False)
+    assert finished.code == 1
+    assert "out of memory: " in complaint(finished)
+    assert "give fewer --heads.labels, --heads.draws or --heads.taps, a smaller --batch_size" in complaint(finished)
+    assert finished.status["status"] == "failed"
+
+
+@pytest.mark.wrong("environment")
 def test_limit_on_the_size_of_files(shell):
     finished = shell('ulimit -f 200; eval "$RUN"', mounts=False)
     assert finished.code == 1
