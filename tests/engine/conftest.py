@@ -13,6 +13,7 @@ from rlpheads.engine import launch
 from rlpheads.engine.config import Config, DataConfig, HeadsConfig, ModelConfig, OptimConfig, RunConfig
 from rlpheads.engine.job import open_sources
 from rlpheads.engine.launch import Launch
+from rlpheads.engine.resume import ResumePoint
 from rlpheads.engine.run_folder import RunFolder
 from rlpheads.engine.training import Training, build_training
 
@@ -50,6 +51,21 @@ def build(launched: Launch, tmp_path: Path) -> Callable[[Config], Training]:
         return build_training(config, open_sources(config), folder, launched)
 
     return built
+
+
+@pytest.fixture
+def resumed(build: Callable[[Config], Training]) -> Callable[[Training, int], Training]:
+    """Saves a training whose epoch has gone so many steps, and resumes it in another one."""
+
+    def again(training: Training, num_steps: int) -> Training:
+        training.position = replace(training.position, consumed=num_steps * training.config.batch_size)
+        training.save()
+        (saved,) = training.folder.checkpoints.iterdir()
+        second = build(training.config)
+        second.resume(ResumePoint(saved, training.position, 0.0))
+        return second
+
+    return again
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from torch import nn
 
 from rlpheads.engine.averaging import Average, build_average
 from rlpheads.engine.config_training import AverageConfig
-from rlpheads.engine.resume import ResumePoint
 
 
 def averages(decay: float, config: AverageConfig, num_steps: int) -> list[float]:
@@ -65,18 +64,14 @@ def average_of(training) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in training.learner.ema.module.state_dict().items()}
 
 
-def test_a_resumed_run_goes_on_with_the_average_and_its_decay(tiny, build):
+def test_a_resumed_run_goes_on_with_the_average_and_its_decay(tiny, build, resumed):
     """Stopped between two updates, while the decay still rises."""
     config = replace(tiny, model=replace(tiny.model, ema_decay=0.9, ema=AverageConfig(every=3, warmup=True)))
     whole = build(config)
     train(whole, 9)
     first = build(config)
     train(first, 7)
-    first.position = replace(first.position, consumed=7 * config.batch_size)
-    first.save()
-    (saved,) = first.folder.checkpoints.iterdir()
-    second = build(config)
-    second.resume(ResumePoint(saved, first.position, 0.0))
+    second = resumed(first, 7)
     train(second, 2, first=7)
     expected, obtained = average_of(whole), average_of(second)
     assert all(torch.equal(obtained[name], tensor) for name, tensor in expected.items())

@@ -9,7 +9,6 @@ from torch import nn
 from rlpheads.engine.config import OptimConfig, ScheduleConfig
 from rlpheads.engine.config_training import LossScaleConfig
 from rlpheads.engine.optimizer import FUSED, Span, TrainedPart, build_part, host_reads, with_loss_scale
-from rlpheads.engine.resume import ResumePoint
 
 CPU = torch.device("cpu")
 PLAIN = {"lr": 1.0, "momentum": 0.9, "weight_decay": 0.1}
@@ -150,18 +149,14 @@ def test_half_precision_learns_what_full_precision_learns(half, tiny, build):
     assert scaled[-1]["backbone_loss_scale"] == 65536.0
 
 
-def test_a_resumed_run_goes_on_with_the_scales_it_had(half, build):
+def test_a_resumed_run_goes_on_with_the_scales_it_had(half, build, resumed):
     """Saved in the middle of halving and counting: the same bits as a run that was never stopped."""
     config = replace(half, loss_scale=LossScaleConfig(initial=2.0**60, growth_every=3))
     whole = build(config)
     take_steps(whole, 8)
     first = build(config)
     take_steps(first, 5)
-    first.position = replace(first.position, consumed=5 * config.batch_size)
-    first.save()
-    (saved,) = first.folder.checkpoints.iterdir()
-    second = build(config)
-    second.resume(ResumePoint(saved, first.position, 0.0))
+    second = resumed(first, 5)
     assert second.learner.loss_scales == first.learner.loss_scales != build(config).learner.loss_scales
     take_steps(second, 3, first=5)
     assert same(weights_of(second), weights_of(whole))
