@@ -29,11 +29,11 @@ def test_a_model_that_cannot_be_tapped_is_named_with_the_reason():
 
 
 @pytest.mark.slow
-def test_every_family_works_but_one_that_is_named_with_the_reason():
+def test_every_family_works_that_is_not_too_large_to_be_tried():
     tried = {
-        name: model_families.try_family(name, models[0]) for name, models in model_families.smallest_models().items()
+        family: model_families.try_family(family, name)
+        for family, (size, name) in model_families.smallest_models().items()
+        if size <= model_families.MOST_PARAMETERS
     }
-    assert len(tried) >= 25
-    reasons = {name: result.reason for name, result in tried.items() if result.reason}
-    assert reasons.keys() == {"gemma4_vit"}
-    assert "Tensor.item() cannot be called on meta tensors" in reasons["gemma4_vit"]  # it reads a number of its input
+    assert len(tried) >= 85
+    assert {family: result.reason for family, result in tried.items() if result.reason} == {}
