@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,16 +93,25 @@ class Runner:
     def run(self, name: str, *flags: str, ranks: int = 1) -> Finished:
         return self.finish(self.start(name, *flags, ranks=ranks), name)
 
+    def kill(self, process: "subprocess.Popen[str]") -> None:
+        """Take a run away with SIGKILL, all of its processes, if it has not ended by itself."""
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
     def wait_for_step(self, name: str, step: int, process: "subprocess.Popen[str]") -> None:
         """Return as soon as the run has recorded a step at or past `step`."""
         metrics = self.folder / name / "metrics.jsonl"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            if process.poll() is not None:
-                pytest.fail(f"the run ended before step {step}:\n{process.stdout.read() if process.stdout else ''}")
-            lines = metrics.read_text().splitlines() if metrics.exists() else []
+            has_ended = process.poll() is not None  # asked before the record is read, which may have got there by then
+            lines = []
+            with suppress(FileNotFoundError):  # not begun, or just being cleared
+                lines = metrics.read_text().splitlines()
             if any(json.loads(line)["step"] >= step for line in lines if line.endswith("}")):
                 return
+            if has_ended:
+                pytest.fail(f"the run ended before step {step}:\n{process.stdout.read() if process.stdout else ''}")
             time.sleep(0.01)
         pytest.fail(f"step {step} was not reached")
 

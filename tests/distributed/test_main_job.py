@@ -91,8 +91,7 @@ def killed(runner):
     for step in (6, 12, 24, 30, 36):
         process = runner.start("killed", "--checkpoint.every", "1")
         runner.wait_for_step("killed", step, process)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        runner.kill(process)
     finished = runner.run("killed")
     assert finished.code == 0, finished.output
     return finished
@@ -123,8 +122,7 @@ def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner):
     assert whole.code == 0, whole.output
     process = runner.start("killed_pair", *flags, ranks=2)
     runner.wait_for_step("killed_pair", 30, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    runner.kill(process)
     finished = runner.run("killed_pair", *flags, ranks=2)
     assert finished.code == 0, finished.output
     assert {"backbone", "heads", "audit", "ema"} == set(finished.status["weights_sha256"])

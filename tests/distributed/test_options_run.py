@@ -1,6 +1,5 @@
 """Options of the engine in whole runs: stopped and killed ones end where undisturbed ones do."""
 
-import os
 import signal
 
 import pytest
@@ -19,8 +18,7 @@ def test_killed_pair_in_half_precision_ends_early_at_the_same_bits(runner):
     whole = runner.run("whole_half", *flags, ranks=2)
     process = runner.start("killed_half", *flags, ranks=2)
     runner.wait_for_step("killed_half", 30, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    runner.kill(process)
     finished = runner.run("killed_half", *flags, ranks=2)
     assert finished.code == whole.code == 0, finished.output + whole.output
     same_result(finished, whole)
@@ -56,8 +54,7 @@ def test_compiled_run_is_stopped_and_killed_and_ends_at_the_same_bits(runner, mo
     assert stopped(runner, "compiled", 22, *flags).status["step"] == 22
     process = runner.start("compiled", *flags)
     runner.wait_for_step("compiled", 30, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    runner.kill(process)
     finished = runner.run("compiled", *flags)
     assert finished.code == 0, finished.output
     assert "at step 22" in finished.output
