@@ -55,7 +55,7 @@ EXTRAS = {
 setup(
     packages=[f"rlpheads.{room}" for room in ROOMS],
     package_dir={f"rlpheads.{room}": room for room in ROOMS},
-    package_data={"rlpheads.kernels": ["*.cpp"]},  # built at first use, never at install
+    package_data={"rlpheads.kernels": ["*.cpp", "*.h"]},  # built at first use, never at install
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["rlpheads=rlpheads.engine.cli:main"]},

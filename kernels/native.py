@@ -1,4 +1,4 @@
-"""Builds and loads the package's C++ at first use: one small file with a C interface, which needs no headers of torch.
+"""Builds and loads the package's C++ at first use: a small library with a C interface, which needs no headers of torch.
 
 It takes a compiler a second or two, once for each machine: the library is kept in the user's cache folder, under a name
 that hashes the source, the command and the processor. Every process that finds none builds its own and moves it into
@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("tile_pass.cpp")
+HEADERS = tuple(SOURCE.with_name(name) for name in ("tile_chunk.h", "tile_products.h"))
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 BUILD_SECONDS = 120
@@ -80,7 +81,8 @@ def _fingerprint(command: list[str]) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    text = "\n".join([*command[:-1], platform.machine(), features, SOURCE.read_text()])
+    sources = [path.read_text() for path in (SOURCE, *HEADERS)]
+    text = "\n".join([*command[:-1], platform.machine(), features, *sources])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,218 +1,303 @@
-// One tile of logits, classes by rows: exponentials in place, their sums and every row's maximum, in a single sweep.
+// One tile of classes: logits, exponentials, every row's statistics, and the products with the weight.
 //
-// The tile is (width, rows) with the rows of the batch side by side, so that all of them share each vector instruction.
-// It is cut into chunks of CHUNK classes, whatever the number of threads, and the chunks' results are merged in order:
-// the same input gives the same bits on any number of threads. rlpheads.kernels.native builds and loads this file;
-// rlpheads.kernels.tile_pass holds the same in plain PyTorch, and says what the arguments mean.
+// The tile is cut into chunks of CHUNK classes, whatever the number of threads, and a chunk stays in a core's cache from
+// its logits (tile_products.h) through its exponentials (tile_chunk.h) to its products. The chunks' statistics are merged
+// in order: their bits are the same on any number of threads. Products are summed by each thread first, as libraries do.
+// rlpheads.kernels.native builds this file, rlpheads.kernels.tile_native calls it, rlpheads.kernels.tile_pass holds the
+// same in plain PyTorch.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
+#include "tile_chunk.h"
+#include "tile_products.h"
+
+#include <atomic>
 #include <vector>
+
+#include <omp.h>
+
+extern "C" {
+
+// Mirrored in rlpheads.kernels.tile_native. Arrays are contiguous, and null where there is nothing, or nothing is wanted.
+struct Tile {
+    const float *weight, *bias;        // (width, num_features), (width)
+    const float* features;             // the features' transpose, (num_features, num_rows), in panels
+    const int64_t* labels;             // (num_labels, num_rows)
+    float* exponentials;               // (width, num_rows), written
+    int64_t start, width, num_features, num_rows, num_labels;
+};
+
+struct RowState {
+    float *shift, *sum, *moment, *label_logit, *max_before, *max_after;
+};
+
+struct ClassSums {
+    float *exp_weight, *moment_weight, *weight_sum;
+};
+
+}  // extern "C"
 
 namespace {
 
-constexpr int64_t CHUNK = 256;
-constexpr int64_t SMALL = 1 << 15;  // elements below which a second thread costs more than it does
-constexpr float NO_CLASS_SHIFT = -1e30f;  // as in rlpheads.kernels.partials
-constexpr float INF = std::numeric_limits<float>::infinity();
+constexpr int64_t CHUNK = 96;              // whole blocks; of 768 features they are 288 KiB
+constexpr int64_t FIRST_CHUNKS = 2;        // whose maximum is the first shift
+constexpr int64_t SMALL = 1 << 15;         // elements below which a second thread costs more than it does
+constexpr int64_t PRODUCT_BYTES = 1 << 25; // of all threads: where they would take more, fewer threads work
+constexpr float NO_CLASS_SHIFT = -1e30f;   // as in rlpheads.kernels.partials
 
-// e^x for x <= 87, to 1.5 units in the last place; 0 below -87, where float would turn subnormal; NaN stays NaN.
-// x = n ln 2 + r with |r| <= ln(2)/2, ln 2 in two parts; the polynomial is Cephes' expf.
-inline float exp_near(float x) {
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits
-    const float shifted = x * 1.44269504088896341f + magic;
-    const float n = shifted - magic;
-    float r = x - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + (r + 1.0f);
-    uint32_t bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + (127u << 23);
-    float power;
-    std::memcpy(&power, &bits, sizeof power);
-    return x < -87.0f ? 0.0f : p * power;
+struct alignas(64) CacheLine {
+    float values[CACHE_LINE];
+};
+
+// Zeros, aligned as vectors like them.
+class Floats {
+public:
+    explicit Floats(int64_t size) : lines_((size + CACHE_LINE - 1) / CACHE_LINE) {}
+    float* data() { return reinterpret_cast<float*>(lines_.data()); }
+
+private:
+    std::vector<CacheLine> lines_;
+};
+
+int64_t num_chunks(const Tile& tile) { return (tile.width + CHUNK - 1) / CHUNK; }
+
+int64_t padded(int64_t columns) { return (columns + PANEL - 1) / PANEL * PANEL; }
+
+int allowed_threads(const Tile& tile, int threads) { return tile.num_rows * tile.width > SMALL ? threads : 1; }
+
+Chunk chunk_of(const Tile& tile, int64_t number) {
+    const int64_t begin = number * CHUNK;
+    return {tile.exponentials + begin * tile.num_rows, tile.bias == nullptr ? nullptr : tile.bias + begin,
+            tile.start + begin, std::min(CHUNK, tile.width - begin), tile.num_rows};
 }
 
-inline float larger(float a, float b) { return a > b ? a : b; }
-
-// Read the logits of the labels that lie in the classes [begin, end), then set them to -infinity.
-void take_labels(float* tile, const float* bias, const int64_t* labels, int64_t num_labels, int64_t rows,
-                 int64_t start, int64_t begin, int64_t end, float* label_logit) {
-    for (int64_t i = 0; i < num_labels * rows; ++i) {
-        const int64_t k = labels[i] - start;
-        if (k >= begin && k < end) label_logit[i] = tile[k * rows + i % rows] + (bias == nullptr ? 0.0f : bias[k]);
-    }
-    for (int64_t i = 0; i < num_labels * rows; ++i) {
-        const int64_t k = labels[i] - start;
-        if (k >= begin && k < end) tile[k * rows + i % rows] = -INF;
-    }
+const float* weight_of(const Tile& tile, const Chunk& chunk) {
+    return tile.weight + (chunk.first - tile.start) * tile.num_features;
 }
 
-// Maximum of every row over the classes [begin, end).
-void chunk_maximum(const float* tile, const float* bias, int64_t rows, int64_t begin, int64_t end, float* top) {
-    for (int64_t b = 0; b < rows; ++b) top[b] = -INF;
-    for (int64_t k = begin; k < end; ++k) {
-        const float* z = tile + k * rows;
-        const float offset = bias == nullptr ? 0.0f : bias[k];
-#pragma omp simd
-        for (int64_t b = 0; b < rows; ++b) top[b] = larger(z[b] + offset, top[b]);
-    }
+void write_logits(const Tile& tile, const Chunk& chunk) {
+    matrix_product<false>(chunk.size, tile.num_features, tile.num_rows, weight_of(tile, chunk), tile.features,
+                          chunk.logits);
 }
 
-// Of the rows whose first label lies in the classes [begin, end): the maxima on either side of it.
-void split_maximum(const float* tile, const float* bias, const int64_t* labels, int64_t rows, int64_t start,
-                   int64_t begin, int64_t end, float* own_before, float* own_after) {
-    for (int64_t b = 0; b < rows; ++b) {
-        const int64_t label = labels[b] - start;
-        if (label < begin || label >= end) continue;
-        own_before[b] = own_after[b] = -INF;
-        for (int64_t k = begin; k < end; ++k) {
-            float* side = k < label ? own_before : own_after;
-            side[b] = larger(tile[k * rows + b] + (bias == nullptr ? 0.0f : bias[k]), side[b]);
+// What one thread sums over its chunks, and the buffers that it takes.
+struct ThreadSums {
+    Floats exp_weight, moment_weight, weight_sum, moments, packed, chunk_sum;
+
+    ThreadSums(const Tile& tile, const RowState& rows, const ClassSums& wanted)
+        : exp_weight(wanted.exp_weight ? num_products(tile) : 0),
+          moment_weight(wanted.moment_weight ? num_products(tile) : 0),
+          weight_sum(wanted.weight_sum ? tile.num_features : 0),
+          moments(rows.moment ? CHUNK * tile.num_rows : 0),
+          packed(wanted.exp_weight ? CHUNK * PANEL : 0),
+          chunk_sum(wanted.weight_sum ? tile.num_features : 0) {}
+
+    static int64_t num_products(const Tile& tile) { return padded(tile.num_features) * tile.num_rows; }
+
+    void add(const Tile& tile, const ClassSums& wanted, const Chunk& chunk) {
+        const float* weight = weight_of(tile, chunk);
+        const auto add_product = [&](const float* left, Floats& sums) {
+            add_transposed_product(chunk.size, tile.num_rows, tile.num_features, left, weight, packed.data(), sums.data());
+        };
+        if (wanted.exp_weight) add_product(chunk.logits, exp_weight);
+        if (wanted.moment_weight) add_product(moments.data(), moment_weight);
+        if (wanted.weight_sum)
+            add_rows(chunk.size, tile.num_features, weight, chunk_sum.data(), weight_sum.data());
+    }
+};
+
+// One attempt at a tile; see rlpheads_reduce_tile.
+class Attempt {
+public:
+    Attempt(const Tile& tile, const RowState& rows, const ClassSums& sums, float reach, int threads)
+        : tile_(tile), rows_(rows), sums_(sums), reach_(reach), chunks_(num_chunks(tile)),
+          own_before_(tile.num_rows, -INF), own_after_(tile.num_rows, -INF), tops_(chunks_ * tile.num_rows, -INF),
+          chunk_sums_(chunks_ * tile.num_rows), chunk_moments_(rows.moment ? chunks_ * tile.num_rows : 0) {
+        const int64_t bytes = sizeof(float) * ThreadSums::num_products(tile) *
+                              ((sums.exp_weight != nullptr) + (sums.moment_weight != nullptr));
+        const int64_t most = bytes == 0 ? threads : std::max<int64_t>(1, PRODUCT_BYTES / bytes);
+        threads_ = static_cast<int>(std::min<int64_t>(allowed_threads(tile, threads), most));
+        thread_sums_.assign(threads_, ThreadSums(tile, rows, sums));
+    }
+
+    // Whether every row's maximum lies within reach of its shift; if not, nothing was added, and the shifts are raised.
+    bool succeeds() {
+        const int64_t first = start_shifts();
+#pragma omp parallel for schedule(static) num_threads(threads_)
+        for (int64_t c = 0; c < chunks_; ++c) sweep(c, c >= first);
+        merge_maxima();
+        if (raise_shifts()) return false;
+        add_sums();
+        return true;
+    }
+
+private:
+    // Give the rows that have seen no class the maximum of the first chunks. Returns the number of chunks with logits.
+    int64_t start_shifts() {
+        bool is_new = false;
+        for (int64_t b = 0; b < tile_.num_rows; ++b) is_new |= rows_.shift[b] == NO_CLASS_SHIFT;
+        if (!is_new) return 0;
+        const int64_t first = std::min(FIRST_CHUNKS, chunks_);
+#pragma omp parallel for schedule(static) num_threads(threads_)
+        for (int64_t c = 0; c < first; ++c) write_other_logits(c);
+        std::vector<float> top(tile_.num_rows, -INF);
+        for (int64_t c = 0; c < first; ++c) raise_to_maximum(chunk_of(tile_, c), top.data());
+        for (int64_t b = 0; b < tile_.num_rows; ++b)
+            if (rows_.shift[b] == NO_CLASS_SHIFT && top[b] > -INF) rows_.shift[b] = top[b];
+        return first;
+    }
+
+    // The logits of a chunk, those of the labels read and then set to -infinity.
+    void write_other_logits(int64_t c) {
+        const Chunk chunk = chunk_of(tile_, c);
+        write_logits(tile_, chunk);
+        take_labels(chunk, tile_.labels, tile_.num_labels, rows_.label_logit);
+    }
+
+    void sweep(int64_t c, bool needs_logits) {
+        if (needs_logits) write_other_logits(c);
+        const Chunk chunk = chunk_of(tile_, c);
+        ThreadSums& mine = thread_sums_[omp_get_thread_num()];
+        float *sum = &chunk_sums_[c * tile_.num_rows], *top = &tops_[c * tile_.num_rows];
+        split_maximum(chunk, tile_.labels, own_before_.data(), own_after_.data());
+        if (rows_.moment)
+            exponentiate_with_moments(chunk, rows_.shift, sum, top, mine.moments.data(),
+                                      &chunk_moments_[c * tile_.num_rows]);
+        else
+            exponentiate(chunk, rows_.shift, sum, top);
+        for (int64_t b = 0; b < tile_.num_rows; ++b)
+            if (is_beyond(b, top[b])) is_raised_ = true;
+        if (!is_raised_) mine.add(tile_, sums_, chunk);  // else the attempt has failed
+    }
+
+    bool is_beyond(int64_t b, float top) const { return top > rows_.shift[b] + reach_; }
+
+    // The maxima below and above the rows' first labels.
+    void merge_maxima() {
+        for (int64_t b = 0; b < tile_.num_rows; ++b) {
+            float before = larger(own_before_[b], rows_.max_before[b]), after = larger(own_after_[b], rows_.max_after[b]);
+            for (int64_t c = 0; c < chunks_; ++c) {
+                const Chunk chunk = chunk_of(tile_, c);
+                const float top = tops_[c * tile_.num_rows + b];
+                if (tile_.labels[b] >= chunk.first + chunk.size) before = larger(top, before);
+                if (tile_.labels[b] < chunk.first) after = larger(top, after);
+            }
+            rows_.max_before[b] = before;
+            rows_.max_after[b] = after;
         }
     }
-}
 
-// e^x of UNROLL classes in place, with their sum and the maximum of their logits.
-template <int UNROLL>
-inline void exponentials(float* z, const float* offset, const float* shift, int64_t rows, float* sum, float* top) {
-#pragma omp simd
-    for (int64_t b = 0; b < rows; ++b) {
-        float total = 0.0f, most = top[b];
-        for (int u = 0; u < UNROLL; ++u) {
-            const float logit = z[u * rows + b] + offset[u];
-            const float e = exp_near(logit - shift[b]);
-            most = larger(logit, most);
-            z[u * rows + b] = e;
-            total += e;
+    // Raise the shifts that are too low to the rows' maxima, with all that was summed with them. Returns if there was one.
+    bool raise_shifts() {
+        if (!is_raised_) return false;
+        for (int64_t b = 0; b < tile_.num_rows; ++b) {
+            float top = -INF;
+            for (int64_t c = 0; c < chunks_; ++c) top = larger(tops_[c * tile_.num_rows + b], top);
+            if (is_beyond(b, top)) raise_shift(b, top);
         }
-        sum[b] += total;
-        top[b] = most;
+        return true;
     }
-}
 
-// Exponentials of the classes [begin, end) in place, their sums, and the maxima of their logits.
-void chunk_exponentials(float* tile, const float* bias, const float* shift, int64_t rows, int64_t begin, int64_t end,
-                        float* sum, float* top) {
-    for (int64_t b = 0; b < rows; ++b) {
-        sum[b] = 0.0f;
-        top[b] = -INF;
-    }
-    const float none[4] = {};
-    int64_t k = begin;
-    for (; k + 4 <= end; k += 4)
-        exponentials<4>(tile + k * rows, bias == nullptr ? none : bias + k, shift, rows, sum, top);
-    for (; k < end; ++k) exponentials<1>(tile + k * rows, bias == nullptr ? none : bias + k, shift, rows, sum, top);
-}
-
-// The same, with e^x * x written and summed as well.
-void chunk_moments(float* tile, float* moments, const float* bias, const float* shift, int64_t rows, int64_t begin,
-                   int64_t end, float* sum, float* top, float* moment_sum) {
-    for (int64_t b = 0; b < rows; ++b) {
-        sum[b] = moment_sum[b] = 0.0f;
-        top[b] = -INF;
-    }
-    for (int64_t k = begin; k < end; ++k) {
-        float *z = tile + k * rows, *m = moments + k * rows;
-        const float offset = bias == nullptr ? 0.0f : bias[k];
-#pragma omp simd
-        for (int64_t b = 0; b < rows; ++b) {
-            const float logit = z[b] + offset, x = logit - shift[b];
-            const float e = exp_near(x);
-            const float ex = x < -87.0f ? 0.0f : e * x;  // also where x is -infinity, at the labels
-            top[b] = larger(logit, top[b]);
-            z[b] = e;
-            m[b] = ex;
-            sum[b] += e;
-            moment_sum[b] += ex;
+    // With d = s - s': e^(z-s') = e^d e^(z-s), and e^(z-s') (z-s') = e^d (e^(z-s) (z-s) + d e^(z-s)).
+    void raise_shift(int64_t b, float top) {
+        const float drop = rows_.shift[b] - top, scale = std::exp(drop);
+        if (rows_.moment) rows_.moment[b] = scale * (rows_.moment[b] + drop * rows_.sum[b]);
+        rows_.sum[b] *= scale;
+        for (int64_t i = b * tile_.num_features; i < (b + 1) * tile_.num_features; ++i) {
+            if (sums_.moment_weight)
+                sums_.moment_weight[i] = scale * (sums_.moment_weight[i] + drop * sums_.exp_weight[i]);
+            if (sums_.exp_weight) sums_.exp_weight[i] *= scale;
         }
+        rows_.shift[b] = top;
     }
-}
+
+    void add_sums() {
+        for (int64_t b = 0; b < tile_.num_rows; ++b) {
+            rows_.sum[b] += static_cast<float>(over_chunks(chunk_sums_, b));
+            if (rows_.moment) rows_.moment[b] += static_cast<float>(over_chunks(chunk_moments_, b));
+        }
+        add_products(sums_.exp_weight, &ThreadSums::exp_weight);
+        add_products(sums_.moment_weight, &ThreadSums::moment_weight);
+        if (sums_.weight_sum)
+            for (ThreadSums& each : thread_sums_)
+                for (int64_t d = 0; d < tile_.num_features; ++d) sums_.weight_sum[d] += each.weight_sum.data()[d];
+    }
+
+    double over_chunks(const std::vector<float>& values, int64_t b) const {
+        double sum = 0.0;
+        for (int64_t c = 0; c < chunks_; ++c) sum += values[c * tile_.num_rows + b];
+        return sum;
+    }
+
+    // Add the threads' products, which lie in panels of features, to an array (num_rows, num_features).
+    void add_products(float* out, Floats ThreadSums::*member) {
+        if (out == nullptr) return;
+        for (ThreadSums& each : thread_sums_)
+#pragma omp parallel for schedule(static) num_threads(threads_)
+            for (int64_t b = 0; b < tile_.num_rows; ++b)
+                for (int64_t first = 0; first < tile_.num_features; first += PANEL) {
+                    const float* panel = (each.*member).data() + first * tile_.num_rows + b * PANEL;
+                    float* row = out + b * tile_.num_features + first;
+                    const int64_t columns = std::min<int64_t>(PANEL, tile_.num_features - first);
+                    for (int64_t d = 0; d < columns; ++d) row[d] += panel[d];
+                }
+    }
+
+    const Tile& tile_;
+    const RowState& rows_;
+    const ClassSums& sums_;
+    const float reach_;
+    const int64_t chunks_;
+    int threads_;
+    std::atomic<bool> is_raised_{false};
+    std::vector<float> own_before_, own_after_, tops_, chunk_sums_, chunk_moments_;
+    std::vector<ThreadSums> thread_sums_;
+};
 
 }  // namespace
 
 extern "C" {
 
-// See rlpheads.kernels.tile_pass.reduce_tile. `moments` and `bias` may be null; every array is contiguous. Returns 0; or
-// 1 if a row's maximum lies more than `reach` above its shift: then its shift was raised, and the tile, which was
-// overwritten, is to be computed and passed once more.
-int rlpheads_reduce_tile(float* tile, float* moments, const float* bias, const int64_t* labels, int64_t num_labels,
-                         int64_t rows, int64_t width, int64_t start, float* shift, float* sum, float* moment,
-                         float* label_logit, float* before, float* after, float* factor, float reach, int threads) {
-    const int64_t chunks = (width + CHUNK - 1) / CHUNK;
-    std::vector<float> tops(chunks * rows), sums(chunks * rows), moment_sums(moments == nullptr ? 0 : chunks * rows);
-    std::vector<float> own_before(rows, -INF), own_after(rows, -INF), first(rows);
-    take_labels(tile, bias, labels, num_labels, rows, start, 0, width, label_logit);
-    bool is_new = false;
-    for (int64_t b = 0; b < rows; ++b) is_new |= shift[b] == NO_CLASS_SHIFT;
-    if (is_new) {
-        chunk_maximum(tile, bias, rows, 0, CHUNK < width ? CHUNK : width, first.data());
-        for (int64_t b = 0; b < rows; ++b)
-            if (shift[b] == NO_CLASS_SHIFT && first[b] > -INF) shift[b] = first[b];
+int64_t rlpheads_panel() { return PANEL; }
+
+// See rlpheads.kernels.tile_native.NativePass.reduce. A row's shift is the maximum of the first chunks; a later maximum more
+// than `reach` above it raises it, which is known only when the tile is overwritten: then it is computed once more.
+void rlpheads_reduce_tile(const Tile* tile, const RowState* rows, const ClassSums* sums, float reach, int threads) {
+    while (!Attempt(*tile, *rows, *sums, reach, threads).succeeds()) {
     }
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > SMALL)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t begin = c * CHUNK, end = begin + CHUNK < width ? begin + CHUNK : width;
-        split_maximum(tile, bias, labels, rows, start, begin, end, own_before.data(), own_after.data());
-        if (moments == nullptr)
-            chunk_exponentials(tile, bias, shift, rows, begin, end, &sums[c * rows], &tops[c * rows]);
-        else
-            chunk_moments(tile, moments, bias, shift, rows, begin, end, &sums[c * rows], &tops[c * rows],
-                          &moment_sums[c * rows]);
-    }
-    int raised = 0;
-    for (int64_t b = 0; b < rows; ++b) {
-        const int64_t label = labels[b] - start;
-        before[b] = larger(own_before[b], before[b]);
-        after[b] = larger(own_after[b], after[b]);
-        float top = -INF;
-        for (int64_t c = 0; c < chunks; ++c) {
-            const float t = tops[c * rows + b];
-            top = larger(t, top);
-            if (label >= (c + 1) * CHUNK || label >= width) before[b] = larger(t, before[b]);
-            if (label < c * CHUNK) after[b] = larger(t, after[b]);
-        }
-        if (top <= shift[b] + reach) continue;
-        raised = 1;
-        const float drop = shift[b] - top, scale = std::exp(drop);
-        moment[b] = scale * (moment[b] + drop * sum[b]);
-        sum[b] *= scale;
-        factor[b] *= scale;
-        shift[b] = top;
-    }
-    if (raised) return 1;
-    for (int64_t b = 0; b < rows; ++b) {
-        float total = 0.0f, moment_total = 0.0f;
-        for (int64_t c = 0; c < chunks; ++c) total += sums[c * rows + b];
-        if (moments != nullptr)
-            for (int64_t c = 0; c < chunks; ++c) moment_total += moment_sums[c * rows + b];
-        sum[b] += total;
-        moment[b] += moment_total;
-    }
-    return 0;
 }
 
-// The same tile once more, with the shift that it had: e^(z + bias - shift), 0 at the labels.
-void rlpheads_exponentiate_tile(float* tile, const float* bias, const int64_t* labels, int64_t num_labels,
-                                int64_t rows, int64_t width, int64_t start, const float* shift, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > SMALL)
-    for (int64_t k = 0; k < width; ++k) {
-        float* z = tile + k * rows;
-        const float offset = bias == nullptr ? 0.0f : bias[k];
-#pragma omp simd
-        for (int64_t b = 0; b < rows; ++b) z[b] = exp_near(z[b] + offset - shift[b]);
+// The tile's exponentials once more, with the shift that it had: e^(z + bias - shift), 0 at the labels.
+void rlpheads_exponentiate_tile(const Tile* tile, const float* shift, int threads) {
+    const int64_t chunks = num_chunks(*tile);
+#pragma omp parallel num_threads(allowed_threads(*tile, threads))
+    {
+        std::vector<float> label_logit(tile->num_labels * tile->num_rows), sum(tile->num_rows), top(tile->num_rows);
+#pragma omp for schedule(static)
+        for (int64_t c = 0; c < chunks; ++c) {
+            const Chunk chunk = chunk_of(*tile, c);
+            write_logits(*tile, chunk);
+            take_labels(chunk, tile->labels, tile->num_labels, label_logit.data());
+            exponentiate(chunk, shift, sum.data(), top.data());
+        }
     }
-    for (int64_t i = 0; i < num_labels * rows; ++i) {
-        const int64_t k = labels[i] - start;
-        if (k >= 0 && k < width) tile[k * rows + i % rows] = 0.0f;
+}
+
+// gradient (width, num_features) = exponentials (width, num_rows) times the rows in panels of features.
+void rlpheads_weight_gradient(const float* exponentials, const float* rows, float* gradient, int64_t width,
+                              int64_t num_rows, int64_t num_features, int threads) {
+    const bool streams = can_stream(gradient, width, num_features);
+#pragma omp parallel num_threads(num_rows * width > SMALL ? threads : 1)
+    {
+#pragma omp for schedule(static)
+        for (int64_t begin = 0; begin < width; begin += CHUNK) {
+            const int64_t size = std::min(CHUNK, width - begin);
+            const float* left = exponentials + begin * num_rows;
+            float* out = gradient + begin * num_features;
+            if (streams)
+                matrix_product<true>(size, num_rows, num_features, left, rows, out);
+            else
+                matrix_product<false>(size, num_rows, num_features, left, rows, out);
+        }
+        finish_streams();
     }
 }
 

@@ -1,10 +1,10 @@
 """Class-tiled softmax statistics and weight gradients on the CPU: the local stages as two operators.
 
-The classes are streamed in tiles small enough to stay in the cache: logits by one matrix product, then every reduction and
-the exponential (`rlpheads.kernels.tile_pass`), and at once the product with the tile's weight. A tile's classes are its
-rows, W·Xᵀ, which of the layouts is the fastest for all three products. A row's shift follows its running maximum,
-so logits of any size may come in any order; each tile remembers the shift that its exponentials were taken with. What
-the memory budget allows of the exponentials is kept for the weight's gradient, the rest is recomputed tile by tile.
+The classes are streamed in tiles: logits, every reduction and the exponential, and at once the product with the tile's
+weight (`rlpheads.kernels.tile_pass`, and in C++ `rlpheads.kernels.tile_native`). A tile's classes are its rows, W·Xᵀ, which
+of the layouts is the fastest for all three products. A row's shift follows its running maximum, so logits of any size may
+come in any order; each tile remembers the shift that its exponentials were taken with. What the memory budget allows of
+the exponentials is kept for the weight's gradient, the rest is recomputed tile by tile.
 
 Sums are float32 (float64 for float64 inputs): tiles of a narrower weight are widened one at a time, and its gradient is
 rounded once, at the end. Both operators are opaque to FakeTensorMode and to torch.compile.
@@ -25,7 +25,8 @@ from rlpheads.kernels.partials import (
     Products,
     accumulation_dtype,
 )
-from rlpheads.kernels.tile_pass import RowState, Tile, exponentiate_tile, reduce_tile
+from rlpheads.kernels.tile_native import make_pass
+from rlpheads.kernels.tile_pass import ClassSums, RowState, Tile
 from rlpheads.kernels.workspace import WORKSPACE
 
 TILE_CLASSES = 16384
@@ -95,10 +96,10 @@ class _Head:
         self.dtype = accumulation_dtype(features_BD, weight_KD)
         self.features_BD = features_BD.to(self.dtype)
         self.labels_LB = labels_LB.contiguous()
+        self.tile_pass = make_pass(self.features_BD, self.labels_LB)
         self.num_kept = num_kept
         self.num_rows, self.num_classes = len(features_BD), len(weight_KD)
         self.tile_classes = _tile_classes(features_BD, weight_KD)
-        self._features_DB = self.features_BD.T.contiguous()
         self._weight_KD = weight_KD
         self._bias_K = None if bias_K is None else bias_K.to(self.dtype).contiguous()
         width = min(self.tile_classes, self.num_classes)
@@ -128,9 +129,9 @@ class _Head:
         return None if self._bias_K is None else self._bias_K[tile.start : tile.stop]
 
     def weight(self, tile: Tile) -> Tensor:
-        """Weight of the tile's classes, widened where it is narrower than the sums."""
+        """Weight of the tile's classes, contiguous, widened where it is narrower than the sums."""
         weight_KD = self._weight_KD[tile.start : tile.stop]
-        return self.wide_rows(tile).copy_(weight_KD) if self.widens else weight_KD
+        return self.wide_rows(tile).copy_(weight_KD) if self.widens else weight_KD.contiguous()
 
     def wide_rows(self, tile: Tile) -> Tensor:
         """A buffer for the tile's weight, or its gradient, in the accumulation dtype."""
@@ -141,35 +142,6 @@ class _Head:
         if tile.stop <= self.num_kept:
             return tile.view(kept_flat, tile.start * self.num_rows, self.num_rows)
         return tile.view(self._scratch, 0, self.num_rows)
-
-    def write_logits(self, weight_KD: Tensor, out_KB: Tensor) -> None:
-        """Write the logits without bias, W Xᵀ."""
-        torch.mm(weight_KD, self._features_DB, out=out_KB)
-
-
-class _ProductSums:
-    """Running products of the exponentials with the weight, where they are wanted."""
-
-    def __init__(self, features_BD: Tensor, *, products: bool, moments: bool) -> None:
-        num_rows, num_features = features_BD.shape
-        self.exp_weight_BD = features_BD.new_zeros(num_rows * products, num_features)
-        self.moment_weight_BD = features_BD.new_zeros(num_rows * (products and moments), num_features)
-
-    def rescale(self, factor_B: Tensor) -> None:
-        """Take the earlier tiles' products to a new shift."""
-        # e^{z−s'}(z−s') = f·(e^{z−s}(z−s) + ln f·e^{z−s}), and 0 where f is 0, as it is before the first class
-        if len(self.moment_weight_BD):
-            drop_B1 = factor_B.log().masked_fill(factor_B == 0, 0.0)[:, None]
-            self.moment_weight_BD.addcmul_(self.exp_weight_BD, drop_B1).mul_(factor_B[:, None])
-        if len(self.exp_weight_BD):
-            self.exp_weight_BD.mul_(factor_B[:, None])
-
-    def add(self, exp_KB: Tensor, moments_KB: Tensor | None, weight_KD: Tensor) -> None:
-        """Add a tile's products."""
-        if len(self.moment_weight_BD) and moments_KB is not None:
-            self.moment_weight_BD.addmm_(moments_KB.T, weight_KD)
-        if len(self.exp_weight_BD):
-            self.exp_weight_BD.addmm_(exp_KB.T, weight_KD)
 
 
 @torch.library.custom_op("rlpheads::tiled_cpu_partials", mutates_args=(), device_types="cpu")
@@ -186,32 +158,26 @@ def _partials_op(
     weight_sum: bool,
 ) -> list[Tensor]:
     head = _Head(features_BD, weight_KD, bias_K, labels_LB - start, num_kept)
-    state = RowState.start(labels_LB, head.dtype)
-    sums = _ProductSums(head.features_BD, products=products, moments=moments)
-    exp_flat = WORKSPACE.empty((head.num_rows * num_kept,), head.dtype)
-    moments_flat = WORKSPACE.empty((head.num_rows * head.tile_classes * moments,), head.dtype)
-    tile_shift_CB = head.features_BD.new_empty(len(head.edges) - 1, head.num_rows)
-    weight_sum_D = head.features_BD.new_zeros(features_BD.shape[1] * weight_sum)
+    state = RowState.start(labels_LB, head.dtype, moments=moments)
+    num_rows, num_features = features_BD.shape
+    zeros = head.features_BD.new_zeros
+    sums = ClassSums(
+        zeros(num_rows * products, num_features),
+        zeros(num_rows * (products and moments), num_features),
+        zeros(num_features * weight_sum),
+    )
+    exp_flat = WORKSPACE.empty((num_rows * num_kept,), head.dtype)
+    tile_shift_CB = zeros(len(head.edges) - 1, num_rows)
     for tile in head.tiles(head.edges):
-        tile_weight_KD, tile_KB = head.weight(tile), head.buffer(tile, exp_flat)
-        moments_KB = tile.view(moments_flat, 0, head.num_rows) if moments else None
-        state.factor_B.fill_(1.0)
-        head.write_logits(tile_weight_KD, tile_KB)
-        while not reduce_tile(tile, tile_KB, head.bias(tile), head.labels_LB, state, moments_KB):
-            head.write_logits(tile_weight_KD, tile_KB)
-        if bool((state.factor_B != 1).any()):
-            sums.rescale(state.factor_B)
+        head.tile_pass.reduce(tile, head.weight(tile), head.bias(tile), head.buffer(tile, exp_flat), state, sums)
         tile_shift_CB[head.number(tile)] = state.shift_B
-        sums.add(tile_KB, moments_KB, tile_weight_KD)
-        if weight_sum:
-            weight_sum_D += tile_weight_KD.sum(0)
-    sum_logits_B = torch.zeros_like(state.sum_B)
+    moment_B = state.moment_B if moments else zeros(num_rows)
+    sum_logits_B = zeros(num_rows)
     if weight_sum:
-        sum_logits_B = head.features_BD @ weight_sum_D
+        sum_logits_B += head.features_BD @ sums.weight_sum_D
         if bias_K is not None:
             sum_logits_B += bias_K.sum(dtype=head.dtype)
-    partials = [*state[:3], sum_logits_B, *state[3:6]]
-    return [*partials, sums.exp_weight_BD, sums.moment_weight_BD, weight_sum_D, exp_flat, tile_shift_CB]
+    return [state.shift_B, state.sum_B, moment_B, sum_logits_B, *state[3:], *sums, exp_flat, tile_shift_CB]
 
 
 @_partials_op.register_fake
@@ -269,13 +235,13 @@ def _class_gradients_op(
     for tile in head.tiles(_runs(head, tile_shift_CB)):
         exp_KB = head.buffer(tile, exp_flat)
         if tile.stop > head.num_kept:
-            head.write_logits(head.weight(tile), exp_KB)
-            exponentiate_tile(tile, exp_KB, head.bias(tile), head.labels_LB, tile_shift_CB[head.number(tile)])
+            shift_B = tile_shift_CB[head.number(tile)]
+            head.tile_pass.exponentiate(tile, head.weight(tile), head.bias(tile), exp_KB, shift_B)
         scale_B, label_N = scale_CB[head.number(tile)], label_LB.flatten()[tile.slot_N]
         if for_weight:
             out_KD = weight_gradient_KD[tile.start : tile.stop]
             sum_KD = out_KD if out_KD.dtype == head.dtype else head.wide_rows(tile)
-            torch.mm(exp_KB, head.features_BD * scale_B[:, None], out=sum_KD)
+            head.tile_pass.write_gradient(exp_KB, head.features_BD * scale_B[:, None], sum_KD)
             sum_KD.index_add_(0, tile.column_N, head.features_BD[tile.row_N] * label_N[:, None])
             out_KD.copy_(sum_KD)  # rounds a narrower weight's gradient; else it is itself
         if for_bias:

@@ -1,0 +1,99 @@
+"""`rlpheads.kernels.tile_pass.TilePass` in C++ (`tile_pass.cpp`), for float32."""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlpheads.kernels import native
+from rlpheads.kernels.tile_pass import ClassSums, PlainPass, RowState, Tile, TilePass
+
+REACH = 8.0
+"""How far above its shift a row's largest logit may lie: so little that exponents lose no digits, so much that the shift of
+the first classes mostly serves them all."""
+
+
+def make_pass(features_BD: Tensor, labels_LB: Tensor) -> TilePass:
+    """The C++ where it can be had, for float32; else plain PyTorch.
+
+    Args:
+        features_BD: features in the dtype of every sum.
+        labels_LB: contiguous, counted from the start of the class range.
+    """
+    library = None if features_BD.dtype != torch.float32 else native.load_library()
+    return PlainPass(features_BD, labels_LB) if library is None else NativePass(library, features_BD, labels_LB)
+
+
+class NativePass:
+    """`TilePass` in C++. A row's shift is its maximum of the first classes, until a logit lies `REACH` above it.
+
+    Whether one does is known only when the tile is overwritten: then its shift is raised, and the tile computed once more.
+    """
+
+    def __init__(self, library: ctypes.CDLL, features_BD: Tensor, labels_LB: Tensor) -> None:
+        self._library = library
+        self._features_PDN = _in_panels(features_BD.T, library.rlpheads_panel())
+        self._labels_LB = labels_LB
+
+    def reduce(
+        self, tile: Tile, weight_KD: Tensor, bias_K: Tensor | None, out_KB: Tensor, state: RowState, sums: ClassSums
+    ) -> None:
+        """See `TilePass`."""
+        self._library.rlpheads_reduce_tile(
+            ctypes.byref(self._tile(tile, weight_KD, bias_K, out_KB)),
+            ctypes.byref(_RowState(*map(_address, state))),
+            ctypes.byref(_ClassSums(*map(_address, sums))),
+            ctypes.c_float(REACH),
+            torch.get_num_threads(),
+        )
+
+    def exponentiate(
+        self, tile: Tile, weight_KD: Tensor, bias_K: Tensor | None, out_KB: Tensor, shift_B: Tensor
+    ) -> None:
+        """See `TilePass`."""
+        self._library.rlpheads_exponentiate_tile(
+            ctypes.byref(self._tile(tile, weight_KD, bias_K, out_KB)),
+            ctypes.c_void_p(_address(shift_B)),
+            torch.get_num_threads(),
+        )
+
+    def write_gradient(self, exp_KB: Tensor, scaled_BD: Tensor, out_KD: Tensor) -> None:
+        """See `TilePass`."""
+        rows_PBN = _in_panels(scaled_BD, self._library.rlpheads_panel())
+        self._library.rlpheads_weight_gradient(
+            *(ctypes.c_void_p(_address(tensor)) for tensor in (exp_KB, rows_PBN, out_KD)),
+            *map(ctypes.c_int64, (*exp_KB.shape, scaled_BD.shape[1])),
+            torch.get_num_threads(),
+        )
+
+    def _tile(self, tile: Tile, weight_KD: Tensor, bias_K: Tensor | None, out_KB: Tensor) -> "_Tile":
+        arrays = (weight_KD, bias_K, self._features_PDN, self._labels_LB, out_KB)
+        return _Tile(*map(_address, arrays), tile.start, *weight_KD.shape, *reversed(self._labels_LB.shape))
+
+
+class _Tile(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "features", "labels", "exponentials")),
+        *((name, ctypes.c_int64) for name in ("start", "width", "num_features", "num_rows", "num_labels")),
+    )
+
+
+class _RowState(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_void_p) for name in ("shift", "sum", "moment", "label_logit", "max_before", "max_after")
+    )
+
+
+class _ClassSums(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("exp_weight", "moment_weight", "weight_sum"))
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+def _in_panels(matrix_MN: Tensor, width: int) -> Tensor:
+    """Cut a matrix into panels of so many columns, the last filled up with zeros: (panels, M, width), contiguous."""
+    padded_MN = F.pad(matrix_MN, (0, -matrix_MN.shape[1] % width))
+    return padded_MN.unflatten(1, (-1, width)).transpose(0, 1).contiguous()
