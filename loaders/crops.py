@@ -88,18 +88,23 @@ def draw_crops(crop: CropSpec, seed: int, epoch: int, index_B: Int64Array) -> Fl
         index_B: Canonical indices.
 
     Returns:
-        float64 (U, B), numbers for `place_crops`.
+        float64 (U, B), numbers for `place_crops`: whether it is flipped; if crops are random, uniform numbers for top and
+        left, then the heights of the tries, then their widths, in an image of area 1.
     """
-    flip_1B = uniform_rows(seed, epoch, index_B, 1, stream="flips")
+    flip_1B = uniform_rows(seed, epoch, index_B, 1, stream="flips") < crop.hflip
     if crop.kind == "whole":
-        return flip_1B
-    draws_UB = uniform_rows(seed, epoch, index_B, NUM_CROP_DRAWS, stream="crops")
-    area_VB, ratio_VB, place_2B = draws_UB[0:-2:2], draws_UB[1:-2:2], draws_UB[-2:]
+        return flip_1B.astype(np.float64)
+    uniform_UB = uniform_rows(seed, epoch, index_B, NUM_CROP_DRAWS, stream="crops")
+    area_VB, ratio_VB, place_2B = uniform_UB[0:-2:2], uniform_UB[1:-2:2], uniform_UB[-2:]
     fraction_VB = crop.scale[0] + area_VB * (crop.scale[1] - crop.scale[0])
     least = math.log(crop.ratio[0])
     aspect_VB = np.exp(least + ratio_VB * (math.log(crop.ratio[1]) - least))
-    shape_XB = np.sqrt(np.concatenate([fraction_VB / aspect_VB, fraction_VB * aspect_VB]))
-    return np.concatenate([flip_1B, place_2B, shape_XB])
+    draws_UB = np.empty((3 + 2 * NUM_TRIES, len(index_B)))
+    draws_UB[:1], draws_UB[1:3] = flip_1B, place_2B
+    np.divide(fraction_VB, aspect_VB, out=draws_UB[3 : 3 + NUM_TRIES])
+    np.multiply(fraction_VB, aspect_VB, out=draws_UB[3 + NUM_TRIES :])
+    np.sqrt(draws_UB[3:], out=draws_UB[3:])
+    return draws_UB
 
 
 def nothing_drawn(index_B: Int64Array) -> FloatArray:
@@ -113,7 +118,7 @@ def place_crops(crop: CropSpec, draws_UB: FloatArray, sizes_B2: Int64Array) -> t
     Returns:
         int64 (B, 4) boxes of (top, left, height, width) in pixels, and bool (B,), which of them are flipped.
     """
-    flip_B = draws_UB[0] < crop.hflip
+    flip_B = draws_UB[0].astype(np.bool_)
     if crop.kind == "whole":
         return central_squares(sizes_B2), flip_B
     place_2B, shape_2VB = draws_UB[1:3], draws_UB[3:].reshape(2, NUM_TRIES, len(sizes_B2))
@@ -167,23 +172,34 @@ def _random_resized_crops(
     Returns:
         int64 (B, 4): top, left, height, width in pixels; at least one pixel, all within the image.
     """
-    # All tries of all images are made at once, though the first mostly fits: on arrays this short, calls cost more than
-    # numbers.
-    sides_2B = sizes_B2.T.astype(np.float64)
+    # All tries of all images are made at once, though the first mostly fits, and what is rare has its own branch: on arrays
+    # this short, calls cost more than numbers.
+    num_images = len(sizes_B2)
+    sides_2B = sizes_B2.T.astype(np.float64, order="C")
     tries_2VB = shape_2VB * np.sqrt(sides_2B[0] * sides_2B[1])
     np.rint(tries_2VB, out=tries_2VB)
-    fits_2VB = (tries_2VB <= sides_2B[:, None]) & (tries_2VB > 0)
-    fits_VB = fits_2VB[0] & fits_2VB[1]
-    num_images = len(sizes_B2)
-    first_B = fits_VB.argmax(axis=0) * num_images + np.arange(num_images)  # places in (V, B)
-    crops_2B = tries_2VB.reshape(2, -1).take(first_B, axis=1)
-    start_2B = place_2B * (sides_2B - crops_2B + 1)
-    fits_B = fits_VB.take(first_B)
-    if not fits_B.all():
+    crops_2B, fits_B = _first_that_fit(tries_2VB, sides_2B)
+    if np.count_nonzero(crops_2B) < 2 * num_images:  # in an image of a few pixels, a try may have none
+        tries_2VB[tries_2VB == 0] = sides_2B.max() + 1
+        crops_2B, fits_B = _first_that_fit(tries_2VB, sides_2B)
+    start_2B = place_2B * (sides_2B - crops_2B + 1.0)
+    if np.count_nonzero(fits_B) < num_images:
         sides_2C = sides_2B[:, ~fits_B]
         crops_2B[:, ~fits_B] = _largest_crops(sides_2C, ratio)
         start_2B[:, ~fits_B] = (sides_2C - crops_2B[:, ~fits_B]) // 2
-    return np.concatenate([start_2B, crops_2B]).astype(np.int64).T
+    boxes_4B = np.empty((4, num_images), dtype=np.int64)
+    boxes_4B[:2], boxes_4B[2:] = start_2B, crops_2B
+    return boxes_4B.T
+
+
+def _first_that_fit(tries_2VB: FloatArray, sides_2B: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Return each image's first try that is no larger than it, (2, B), and whether there is one, (B,)."""
+    fits_2VB = tries_2VB <= sides_2B[:, None]
+    fits_VB = fits_2VB[0] & fits_2VB[1]
+    first_B = fits_VB.argmax(axis=0)
+    first_B *= len(first_B)
+    first_B += np.arange(len(first_B))  # places in (V, B)
+    return tries_2VB.reshape(2, -1).take(first_B, axis=1), fits_VB.take(first_B)
 
 
 def _largest_crops(sides_2B: FloatArray, ratio: tuple[float, float]) -> FloatArray:

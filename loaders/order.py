@@ -23,17 +23,28 @@ PADDING = -1
 """The index of a row that only fills a batch up."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MASK = (1 << 64) - 1
 
 
 def _mix64(words: UInt64Array) -> UInt64Array:
     """Return splitmix64's finaliser of each word: a bijection in which every bit moves every other."""
     mixed = words ^ (words >> np.uint64(30))
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed *= np.uint64(_MULTIPLIERS[0])
     mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed *= np.uint64(_MULTIPLIERS[1])
     mixed ^= mixed >> np.uint64(31)
     return mixed
+
+
+def _unmix64(mixed: UInt64Array) -> UInt64Array:
+    """Return the words of which `_mix64` makes these: its steps backwards, each by what undoes it."""
+    words = mixed ^ (mixed >> np.uint64(31)) ^ (mixed >> np.uint64(62))
+    words *= np.uint64(pow(_MULTIPLIERS[1], -1, 1 << 64))
+    words ^= (words >> np.uint64(27)) ^ (words >> np.uint64(54))
+    words *= np.uint64(pow(_MULTIPLIERS[0], -1, 1 << 64))
+    words ^= (words >> np.uint64(30)) ^ (words >> np.uint64(60))
+    return words
 
 
 def hash64(*words: int | Int64Array | UInt64Array) -> UInt64Array:
@@ -54,6 +65,11 @@ def hash64(*words: int | Int64Array | UInt64Array) -> UInt64Array:
 def _absorb(state: UInt64Array, words: UInt64Array | np.uint64) -> UInt64Array:
     """Take in one more word."""
     return _mix64((state ^ words) + _GOLDEN)
+
+
+def _absorbed(state: UInt64Array, hashes: UInt64Array) -> UInt64Array:
+    """Return the words that `_absorb` took in to come from a state to these hashes."""
+    return (_unmix64(hashes) - _GOLDEN) ^ state
 
 
 @lru_cache(maxsize=64)
@@ -138,12 +154,15 @@ class Order:
     def epoch_indices(self, epoch: int) -> Int64Array:
         """Return the canonical indices in the order in which the epoch reads them: int64 (N,).
 
-        The permutation sorts the hashes of (seed, epoch, index), a bijection in the index, so there are no ties.
+        The permutation sorts the hashes of (seed, epoch, index). Each is that of one index, which is got back out of it:
+        sorting the hashes themselves and that take half the time of sorting the indices by them.
         """
-        positions_N = np.arange(self.num_samples, dtype=np.int64)
         if not self.shuffle:
-            return positions_N
-        return np.argsort(hash64(self.seed, stream_key("order"), epoch, positions_N)).astype(np.int64, copy=False)
+            return np.arange(self.num_samples, dtype=np.int64)
+        state = _stream_state(self.seed, "order", epoch)
+        hashes_N = _absorb(state, np.arange(self.num_samples, dtype=np.uint64))
+        hashes_N.sort()
+        return _absorbed(state, hashes_N).view(np.int64)
 
     def rank_indices(self, epoch: int, step: int, rank: int, world_size: int) -> Int64Array:
         """Return what a rank reads at a step: int64 (batch_size / world_size,), with -1 for padding.

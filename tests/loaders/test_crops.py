@@ -14,6 +14,7 @@ from rlpheads.loaders.crops import NUM_CROP_DRAWS, NUM_TRIES, CropSpec, keyed_cr
 from rlpheads.loaders.order import uniforms
 
 sides = st.integers(1, 700)
+few_pixels = st.integers(1, 3)  # of which a crop of a small area has none
 
 
 def boxes_of(count: int, height: int, width: int, spec: CropSpec) -> np.ndarray:
@@ -107,9 +108,9 @@ def plain_crop(draws: np.ndarray, height: int, width: int, spec: CropSpec) -> li
 
 
 @given(
-    sizes=st.lists(st.tuples(sides, sides), min_size=1, max_size=30),
+    sizes=st.lists(st.tuples(sides, sides) | st.tuples(few_pixels, few_pixels), min_size=1, max_size=30),
     seed=st.integers(0, 1000),
-    scale=st.sampled_from([(0.08, 1.0), (1.0, 1.0), (0.5, 0.6)]),
+    scale=st.sampled_from([(0.08, 1.0), (1.0, 1.0), (0.5, 0.6), (0.001, 0.2)]),
     ratio=st.sampled_from([(3 / 4, 4 / 3), (1.0, 1.0), (1 / 3, 0.5), (2.0, 3.0)]),
 )
 def test_crops_are_those_of_the_plain_loop(sizes, seed, scale, ratio):

@@ -74,6 +74,12 @@ def test_the_order_of_a_seed_never_changes():
     np.testing.assert_array_equal(uniforms(5, 2, np.array([0, 7]), 2), drawn)
 
 
+@pytest.mark.parametrize("num_samples", [1, 2, 1000, 300_000])
+def test_the_indices_are_in_the_order_of_their_hashes(num_samples):
+    hashes = hash64(-3, stream_key("order"), 7, np.arange(num_samples))
+    np.testing.assert_array_equal(Order(num_samples, 1, seed=-3).epoch_indices(7), np.argsort(hashes))
+
+
 def test_the_hash_is_splitmix64():
     """The first number of the reference generator from state 0."""
     assert hash64(0) == 0xE220A8397B1DCDAF
