@@ -15,7 +15,7 @@ from rlpheads.engine.models import Network
 from rlpheads.engine.precision import autocast
 from rlpheads.engine.step import Routes, forward_rows, record_rows
 from rlpheads.loaders.batch import Batch, Loader
-from rlpheads.loaders.manifest import DatasetError
+from rlpheads.loaders.verified import nothing_readable
 from rlpheads.memorization.calibration import CalibrationBins
 from rlpheads.memorization.ledger import Ledger
 
@@ -152,10 +152,7 @@ def evaluate(
     for total in (among_five, calibration.gap_Q):
         dist.all_reduce(total)
     if split.ledger.num_seen == 0:
-        raise DatasetError(
-            f"none of the {split.ledger.num_skipped} images of a split could be read, so that nothing can be said of it; "
-            "`rlpheads verify --data.root FOLDER` names each with its reason"
-        )
+        raise nothing_readable(split.loader.manifest)
     found = summarize(split.ledger)
     error = calibration.error(found.num_samples).item()
     return replace(found, top5=among_five.item() / found.num_samples, ece=error)

@@ -124,11 +124,13 @@ def with_findings(manifest: Manifest, root: Path, folder: Path | None) -> Manife
 
 
 def check_readable(manifest: Manifest, on_error: OnError) -> None:
-    """Refuse to begin with images that are known to be unreadable, unless they are to be skipped.
+    """Refuse to begin with images that are known to be unreadable, unless they are to be skipped and others are left.
 
     Raises:
-        DatasetError: If there are any; the first few are named.
+        DatasetError: If so; the first few are named.
     """
+    if len(manifest.unreadable) == manifest.num_samples:
+        raise nothing_readable(manifest)
     if on_error == "skip" or not manifest.unreadable:
         return
     first = sorted(manifest.unreadable.items())[:_NAMED_AT_MOST]
@@ -138,6 +140,15 @@ def check_readable(manifest: Manifest, on_error: OnError) -> None:
         f"{len(manifest.unreadable)} of {manifest.num_samples} images of split {manifest.split!r} are known to be "
         f"unreadable: {named}{f'; and {more} more' if more else ''}. Leave them out with data.on_error skip, or repair or "
         f"remove them and run rlpheads verify again"
+    )
+
+
+def nothing_readable(manifest: Manifest) -> DatasetError:
+    """Say that not one image of a split can be read."""
+    where = "" if manifest.root is None else f" in {manifest.root}"
+    return DatasetError(
+        f"none of the {manifest.num_samples} images of split {manifest.split!r}{where} can be read, so that nothing can be "
+        "said of it; `rlpheads verify --data.root FOLDER` names each with its reason: repair or replace them"
     )
 
 

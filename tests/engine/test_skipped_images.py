@@ -1,6 +1,7 @@
 """Unreadable images in a run: trained around, named once, counted everywhere, and marked in the ledger."""
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from rlpheads.engine.cli import main
+from rlpheads.engine.config_errors import ConfigError
 from rlpheads.engine.display import Display
+from rlpheads.engine.job import open_sources
 from rlpheads.engine.loop import fit
 from rlpheads.engine.resume import ResumePoint
 from rlpheads.engine.skipping import NAMED_AT_MOST, SkipNotices
@@ -82,8 +86,26 @@ def test_without_skipping_the_run_ends_with_the_name(spoiled, build, display):
 def test_a_split_without_one_readable_image_ends_the_run(spoiled, build, display):
     for path in Path(spoiled.data.root, "val").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"none of the 8 images .* `rlpheads verify --data.root FOLDER` names each"):
+    with pytest.raises(DatasetError, match=nothing_left(spoiled)):
         fit(build(spoiled), display)
+
+
+@pytest.mark.wrong("file")
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_split_that_is_known_to_have_no_readable_image_is_refused_before_anything_begins(spoiled, on_error):
+    for path in Path(spoiled.data.root, "val").rglob("*.png"):
+        path.write_bytes(b"")
+    assert main(["verify", "--data.root", spoiled.data.root, "--workers", "1"]) == 1
+    Path(
+        spoiled.data.root, ".rlpheads", "train.json"
+    ).unlink()  # the one of them alone would stop a run that may not skip
+    with pytest.raises(ConfigError, match=nothing_left(spoiled)):
+        open_sources(replace(spoiled, data=replace(spoiled.data, on_error=on_error)))
+
+
+def nothing_left(config):
+    where = re.escape(f"none of the 8 images of split 'val' in {config.data.root}/val can be read")
+    return where + ".* `rlpheads verify --data.root FOLDER` names each"
 
 
 def test_each_image_is_named_once_and_not_thousands_of_them(capfd):
