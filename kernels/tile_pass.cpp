@@ -1,6 +1,6 @@
 // One tile of classes: logits, exponentials, every row's statistics, and the products with the weight.
 //
-// The tile is cut into chunks of CHUNK classes, whatever the number of threads, and a chunk stays in a core's cache from
+// The tile is cut into chunks, of a size that does not depend on the number of threads, and a chunk stays in a core's cache from
 // its logits (tile_products.h) through its exponentials (tile_chunk.h) to its products. The chunks' statistics are merged
 // in order: their bits are the same on any number of threads. Products are summed by each thread first, as libraries do.
 // rlpheads.kernels.native builds this file, rlpheads.kernels.tile_native calls it, rlpheads.kernels.tile_pass holds the
@@ -31,17 +31,21 @@ struct RowState {
 
 struct ClassSums {
     float *exp_weight, *moment_weight, *weight_sum;
+    float* thread_products;  // memory for what each thread adds to the first two, in panels
 };
 
 }  // extern "C"
 
 namespace {
 
-constexpr int64_t CHUNK = 96;              // whole blocks; of 768 features they are 288 KiB
-constexpr int64_t FIRST_CHUNKS = 2;        // whose maximum is the first shift
-constexpr int64_t SMALL = 1 << 15;         // elements below which a second thread costs more than it does
-constexpr int64_t PRODUCT_BYTES = 1 << 25; // of all threads: where they would take more, fewer threads work
-constexpr float NO_CLASS_SHIFT = -1e30f;   // as in rlpheads.kernels.partials
+constexpr int64_t CHUNK = 96;             // classes, whole blocks; of 768 features they are 288 KiB
+constexpr int64_t SMALL_CHUNK = 48;       // for few classes, which are then shared out more evenly
+constexpr int64_t FEW_CLASSES = 3072;
+constexpr int64_t FIRST_CLASSES = 192;    // whose maximum is the first shift
+constexpr int64_t SMALL = 1 << 15;        // elements below which a second thread costs more than it does
+constexpr float NO_CLASS_SHIFT = -1e30f;  // as in rlpheads.kernels.partials
+
+int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct alignas(64) CacheLine {
     float values[CACHE_LINE];
@@ -50,23 +54,25 @@ struct alignas(64) CacheLine {
 // Zeros, aligned as vectors like them.
 class Floats {
 public:
-    explicit Floats(int64_t size) : lines_((size + CACHE_LINE - 1) / CACHE_LINE) {}
+    explicit Floats(int64_t size) : lines_(ceil_divide(size, CACHE_LINE)) {}
     float* data() { return reinterpret_cast<float*>(lines_.data()); }
 
 private:
     std::vector<CacheLine> lines_;
 };
 
-int64_t num_chunks(const Tile& tile) { return (tile.width + CHUNK - 1) / CHUNK; }
+int64_t chunk_size(int64_t width) { return width < FEW_CLASSES ? SMALL_CHUNK : CHUNK; }
 
-int64_t padded(int64_t columns) { return (columns + PANEL - 1) / PANEL * PANEL; }
+int64_t num_chunks(const Tile& tile) { return ceil_divide(tile.width, chunk_size(tile.width)); }
+
+int64_t num_products(const Tile& tile) { return ceil_divide(tile.num_features, PANEL) * PANEL * tile.num_rows; }
 
 int allowed_threads(const Tile& tile, int threads) { return tile.num_rows * tile.width > SMALL ? threads : 1; }
 
 Chunk chunk_of(const Tile& tile, int64_t number) {
-    const int64_t begin = number * CHUNK;
+    const int64_t size = chunk_size(tile.width), begin = number * size;
     return {tile.exponentials + begin * tile.num_rows, tile.bias == nullptr ? nullptr : tile.bias + begin,
-            tile.start + begin, std::min(CHUNK, tile.width - begin), tile.num_rows};
+            tile.start + begin, std::min(size, tile.width - begin), tile.num_rows};
 }
 
 const float* weight_of(const Tile& tile, const Chunk& chunk) {
@@ -80,27 +86,33 @@ void write_logits(const Tile& tile, const Chunk& chunk) {
 
 // What one thread sums over its chunks, and the buffers that it takes.
 struct ThreadSums {
-    Floats exp_weight, moment_weight, weight_sum, moments, packed, chunk_sum;
+    float *exp_weight, *moment_weight;  // (panels, num_rows, PANEL), in memory that the caller keeps
+    Floats weight_sum, moments, packed, chunk_sum;
 
-    ThreadSums(const Tile& tile, const RowState& rows, const ClassSums& wanted)
-        : exp_weight(wanted.exp_weight ? num_products(tile) : 0),
-          moment_weight(wanted.moment_weight ? num_products(tile) : 0),
+    ThreadSums(const Tile& tile, const RowState& rows, const ClassSums& wanted, int64_t thread)
+        : exp_weight(nullptr), moment_weight(nullptr),
           weight_sum(wanted.weight_sum ? tile.num_features : 0),
           moments(rows.moment ? CHUNK * tile.num_rows : 0),
           packed(wanted.exp_weight ? CHUNK * PANEL : 0),
-          chunk_sum(wanted.weight_sum ? tile.num_features : 0) {}
+          chunk_sum(wanted.weight_sum ? tile.num_features : 0) {
+        const int64_t size = num_products(tile), kinds = wanted.moment_weight ? 2 : 1;
+        if (wanted.exp_weight) exp_weight = wanted.thread_products + thread * kinds * size;
+        if (wanted.moment_weight) moment_weight = exp_weight + size;
+    }
 
-    static int64_t num_products(const Tile& tile) { return padded(tile.num_features) * tile.num_rows; }
+    void clear_products(const Tile& tile) {
+        for (float* sums : {exp_weight, moment_weight})
+            if (sums) std::fill(sums, sums + num_products(tile), 0.0f);
+    }
 
     void add(const Tile& tile, const ClassSums& wanted, const Chunk& chunk) {
         const float* weight = weight_of(tile, chunk);
-        const auto add_product = [&](const float* left, Floats& sums) {
-            add_transposed_product(chunk.size, tile.num_rows, tile.num_features, left, weight, packed.data(), sums.data());
+        const auto add_product = [&](const float* left, float* sums) {
+            add_transposed_product(chunk.size, tile.num_rows, tile.num_features, left, weight, packed.data(), sums);
         };
-        if (wanted.exp_weight) add_product(chunk.logits, exp_weight);
-        if (wanted.moment_weight) add_product(moments.data(), moment_weight);
-        if (wanted.weight_sum)
-            add_rows(chunk.size, tile.num_features, weight, chunk_sum.data(), weight_sum.data());
+        if (exp_weight) add_product(chunk.logits, exp_weight);
+        if (moment_weight) add_product(moments.data(), moment_weight);
+        if (wanted.weight_sum) add_rows(chunk.size, tile.num_features, weight, chunk_sum.data(), weight_sum.data());
     }
 };
 
@@ -109,20 +121,23 @@ class Attempt {
 public:
     Attempt(const Tile& tile, const RowState& rows, const ClassSums& sums, float reach, int threads)
         : tile_(tile), rows_(rows), sums_(sums), reach_(reach), chunks_(num_chunks(tile)),
-          own_before_(tile.num_rows, -INF), own_after_(tile.num_rows, -INF), tops_(chunks_ * tile.num_rows, -INF),
-          chunk_sums_(chunks_ * tile.num_rows), chunk_moments_(rows.moment ? chunks_ * tile.num_rows : 0) {
-        const int64_t bytes = sizeof(float) * ThreadSums::num_products(tile) *
-                              ((sums.exp_weight != nullptr) + (sums.moment_weight != nullptr));
-        const int64_t most = bytes == 0 ? threads : std::max<int64_t>(1, PRODUCT_BYTES / bytes);
-        threads_ = static_cast<int>(std::min<int64_t>(allowed_threads(tile, threads), most));
-        thread_sums_.assign(threads_, ThreadSums(tile, rows, sums));
+          threads_(allowed_threads(tile, threads)), own_before_(tile.num_rows, -INF), own_after_(tile.num_rows, -INF),
+          tops_(chunks_ * tile.num_rows, -INF), chunk_sums_(chunks_ * tile.num_rows),
+          chunk_moments_(rows.moment ? chunks_ * tile.num_rows : 0) {
+        thread_sums_.reserve(threads_);
+        for (int thread = 0; thread < threads_; ++thread) thread_sums_.emplace_back(tile, rows, sums, thread);
     }
 
     // Whether every row's maximum lies within reach of its shift; if not, nothing was added, and the shifts are raised.
     bool succeeds() {
         const int64_t first = start_shifts();
-#pragma omp parallel for schedule(static) num_threads(threads_)
-        for (int64_t c = 0; c < chunks_; ++c) sweep(c, c >= first);
+#pragma omp parallel num_threads(threads_)
+        {
+            ThreadSums& mine = thread_sums_[omp_get_thread_num()];
+            mine.clear_products(tile_);
+#pragma omp for schedule(static)
+            for (int64_t c = 0; c < chunks_; ++c) sweep(c, mine, c >= first);
+        }
         merge_maxima();
         if (raise_shifts()) return false;
         add_sums();
@@ -135,7 +150,7 @@ private:
         bool is_new = false;
         for (int64_t b = 0; b < tile_.num_rows; ++b) is_new |= rows_.shift[b] == NO_CLASS_SHIFT;
         if (!is_new) return 0;
-        const int64_t first = std::min(FIRST_CHUNKS, chunks_);
+        const int64_t first = std::min(ceil_divide(FIRST_CLASSES, chunk_size(tile_.width)), chunks_);
 #pragma omp parallel for schedule(static) num_threads(threads_)
         for (int64_t c = 0; c < first; ++c) write_other_logits(c);
         std::vector<float> top(tile_.num_rows, -INF);
@@ -152,10 +167,9 @@ private:
         take_labels(chunk, tile_.labels, tile_.num_labels, rows_.label_logit);
     }
 
-    void sweep(int64_t c, bool needs_logits) {
+    void sweep(int64_t c, ThreadSums& mine, bool needs_logits) {
         if (needs_logits) write_other_logits(c);
         const Chunk chunk = chunk_of(tile_, c);
-        ThreadSums& mine = thread_sums_[omp_get_thread_num()];
         float *sum = &chunk_sums_[c * tile_.num_rows], *top = &tops_[c * tile_.num_rows];
         split_maximum(chunk, tile_.labels, own_before_.data(), own_after_.data());
         if (rows_.moment)
@@ -228,13 +242,13 @@ private:
     }
 
     // Add the threads' products, which lie in panels of features, to an array (num_rows, num_features).
-    void add_products(float* out, Floats ThreadSums::*member) {
+    void add_products(float* out, float* ThreadSums::*sums) {
         if (out == nullptr) return;
         for (ThreadSums& each : thread_sums_)
 #pragma omp parallel for schedule(static) num_threads(threads_)
             for (int64_t b = 0; b < tile_.num_rows; ++b)
                 for (int64_t first = 0; first < tile_.num_features; first += PANEL) {
-                    const float* panel = (each.*member).data() + first * tile_.num_rows + b * PANEL;
+                    const float* panel = each.*sums + first * tile_.num_rows + b * PANEL;
                     float* row = out + b * tile_.num_features + first;
                     const int64_t columns = std::min<int64_t>(PANEL, tile_.num_features - first);
                     for (int64_t d = 0; d < columns; ++d) row[d] += panel[d];
@@ -246,7 +260,7 @@ private:
     const ClassSums& sums_;
     const float reach_;
     const int64_t chunks_;
-    int threads_;
+    const int threads_;
     std::atomic<bool> is_raised_{false};
     std::vector<float> own_before_, own_after_, tops_, chunk_sums_, chunk_moments_;
     std::vector<ThreadSums> thread_sums_;
@@ -285,11 +299,12 @@ void rlpheads_exponentiate_tile(const Tile* tile, const float* shift, int thread
 void rlpheads_weight_gradient(const float* exponentials, const float* rows, float* gradient, int64_t width,
                               int64_t num_rows, int64_t num_features, int threads) {
     const bool streams = can_stream(gradient, width, num_features);
+    const int64_t chunk = chunk_size(width);
 #pragma omp parallel num_threads(num_rows * width > SMALL ? threads : 1)
     {
 #pragma omp for schedule(static)
-        for (int64_t begin = 0; begin < width; begin += CHUNK) {
-            const int64_t size = std::min(CHUNK, width - begin);
+        for (int64_t begin = 0; begin < width; begin += chunk) {
+            const int64_t size = std::min(chunk, width - begin);
             const float* left = exponentials + begin * num_rows;
             float* out = gradient + begin * num_features;
             if (streams)
