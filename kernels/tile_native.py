@@ -34,6 +34,9 @@ class NativePass:
     """`TilePass` in C++. A row's shift is its maximum of the first classes, until a logit lies `REACH` above it.
 
     Whether one does is known only when the tile is overwritten: then its shift is raised, and the tile computed once more.
+
+    Raises:
+        MemoryError: by `reduce` and `exponentiate`, if there is none for their buffers.
     """
 
     def __init__(self, library: ctypes.CDLL, features_BD: Tensor, labels_LB: Tensor) -> None:
@@ -47,23 +50,25 @@ class NativePass:
     ) -> None:
         """See `TilePass`."""
         products_TN = self._thread_products(sums)
-        self._library.rlpheads_reduce_tile(
+        lacks_memory = self._library.rlpheads_reduce_tile(
             ctypes.byref(self._tile(tile, weight_KD, bias_K, out_KB)),
             ctypes.byref(_RowState(*map(_address, state))),
             ctypes.byref(_ClassSums(*map(_address, (*sums, products_TN)))),
             ctypes.c_float(REACH),
             len(products_TN),
         )
+        _refuse(lacks_memory)
 
     def exponentiate(
         self, tile: Tile, weight_KD: Tensor, bias_K: Tensor | None, out_KB: Tensor, shift_B: Tensor
     ) -> None:
         """See `TilePass`."""
-        self._library.rlpheads_exponentiate_tile(
+        lacks_memory = self._library.rlpheads_exponentiate_tile(
             ctypes.byref(self._tile(tile, weight_KD, bias_K, out_KB)),
             ctypes.c_void_p(_address(shift_B)),
             torch.get_num_threads(),
         )
+        _refuse(lacks_memory)
 
     def write_gradient(self, exp_KB: Tensor, scaled_BD: Tensor, out_KD: Tensor) -> None:
         """See `TilePass`."""
@@ -109,6 +114,11 @@ class _ClassSums(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_void_p) for name in ("exp_weight", "moment_weight", "weight_sum", "thread_products")
     )
+
+
+def _refuse(lacks_memory: int) -> None:
+    if lacks_memory:
+        raise MemoryError("there is none for the buffers of the loss on the CPU")
 
 
 def _address(tensor: Tensor | None) -> int | None:

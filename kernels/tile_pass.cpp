@@ -1,8 +1,9 @@
 // One tile of classes: logits, exponentials, every row's statistics, and the products with the weight.
 //
-// The tile is cut into chunks, of a size that does not depend on the number of threads, and a chunk stays in a core's cache from
-// its logits (tile_products.h) through its exponentials (tile_chunk.h) to its products. The chunks' statistics are merged
-// in order: their bits are the same on any number of threads. Products are summed by each thread first, as libraries do.
+// The tile is cut into chunks, of a size that does not depend on the number of threads, and a chunk stays in a core's cache
+// from its logits (tile_products.h) through its exponentials (tile_chunk.h) to its products. The chunks' statistics are
+// merged in order: their bits are the same on any number of threads. Products, and the weight's sum, are summed by each
+// thread first, as libraries do.
 // rlpheads.kernels.native builds this file, rlpheads.kernels.tile_native calls it, rlpheads.kernels.tile_pass holds the
 // same in plain PyTorch.
 
@@ -10,9 +11,8 @@
 #include "tile_products.h"
 
 #include <atomic>
+#include <new>
 #include <vector>
-
-#include <omp.h>
 
 extern "C" {
 
@@ -51,7 +51,7 @@ struct alignas(64) CacheLine {
     float values[CACHE_LINE];
 };
 
-// Zeros, aligned as vectors like them.
+// Zeros that begin at a cache line, so that no vector of them straddles two.
 class Floats {
 public:
     explicit Floats(int64_t size) : lines_(ceil_divide(size, CACHE_LINE)) {}
@@ -131,13 +131,8 @@ public:
     // Whether every row's maximum lies within reach of its shift; if not, nothing was added, and the shifts are raised.
     bool succeeds() {
         const int64_t first = start_shifts();
-#pragma omp parallel num_threads(threads_)
-        {
-            ThreadSums& mine = thread_sums_[omp_get_thread_num()];
-            mine.clear_products(tile_);
-#pragma omp for schedule(static)
-            for (int64_t c = 0; c < chunks_; ++c) sweep(c, mine, c >= first);
-        }
+#pragma omp parallel for schedule(static) num_threads(threads_)
+        for (int part = 0; part < threads_; ++part) sweep_part(part, first);
         merge_maxima();
         if (raise_shifts()) return false;
         add_sums();
@@ -167,14 +162,21 @@ private:
         take_labels(chunk, tile_.labels, tile_.num_labels, rows_.label_logit);
     }
 
+    // Cut here and not by OpenMP, which may grant fewer threads than were asked for: the sums stay the same, and complete.
+    void sweep_part(int part, int64_t first) {
+        ThreadSums& mine = thread_sums_[part];
+        mine.clear_products(tile_);
+        for (int64_t c = part * chunks_ / threads_; c < (part + 1) * chunks_ / threads_; ++c) sweep(c, mine, c >= first);
+    }
+
     void sweep(int64_t c, ThreadSums& mine, bool needs_logits) {
         if (needs_logits) write_other_logits(c);
         const Chunk chunk = chunk_of(tile_, c);
-        float *sum = &chunk_sums_[c * tile_.num_rows], *top = &tops_[c * tile_.num_rows];
+        float *sum = chunk_sums_.data() + c * tile_.num_rows, *top = tops_.data() + c * tile_.num_rows;
         split_maximum(chunk, tile_.labels, own_before_.data(), own_after_.data());
         if (rows_.moment)
             exponentiate_with_moments(chunk, rows_.shift, sum, top, mine.moments.data(),
-                                      &chunk_moments_[c * tile_.num_rows]);
+                                      chunk_moments_.data() + c * tile_.num_rows);
         else
             exponentiate(chunk, rows_.shift, sum, top);
         for (int64_t b = 0; b < tile_.num_rows; ++b)
@@ -270,29 +272,33 @@ private:
 
 extern "C" {
 
-int64_t rlpheads_panel() { return PANEL; }
+int rlpheads_panel() { return PANEL; }
 
 // See rlpheads.kernels.tile_native.NativePass.reduce. A row's shift is the maximum of the first chunks; a later maximum more
 // than `reach` above it raises it, which is known only when the tile is overwritten: then it is computed once more.
-void rlpheads_reduce_tile(const Tile* tile, const RowState* rows, const ClassSums* sums, float reach, int threads) {
+// Returns 0, or 1 where there was no memory for it: an exception must not leave C++.
+int rlpheads_reduce_tile(const Tile* tile, const RowState* rows, const ClassSums* sums, float reach, int threads) try {
     while (!Attempt(*tile, *rows, *sums, reach, threads).succeeds()) {
     }
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
 }
 
-// The tile's exponentials once more, with the shift that it had: e^(z + bias - shift), 0 at the labels.
-void rlpheads_exponentiate_tile(const Tile* tile, const float* shift, int threads) {
-    const int64_t chunks = num_chunks(*tile);
-#pragma omp parallel num_threads(allowed_threads(*tile, threads))
-    {
-        std::vector<float> label_logit(tile->num_labels * tile->num_rows), sum(tile->num_rows), top(tile->num_rows);
-#pragma omp for schedule(static)
-        for (int64_t c = 0; c < chunks; ++c) {
-            const Chunk chunk = chunk_of(*tile, c);
-            write_logits(*tile, chunk);
-            take_labels(chunk, tile->labels, tile->num_labels, label_logit.data());
-            exponentiate(chunk, shift, sum.data(), top.data());
-        }
+// The tile's exponentials once more, with the shift that it had: e^(z + bias - shift), 0 at the labels. Returns the same.
+int rlpheads_exponentiate_tile(const Tile* tile, const float* shift, int threads) try {
+    const int64_t chunks = num_chunks(*tile), rows = tile->num_rows;
+    std::vector<float> label_logit(tile->num_labels * rows), sums(chunks * rows), tops(chunks * rows);  // not looked at
+#pragma omp parallel for schedule(static) num_threads(allowed_threads(*tile, threads))
+    for (int64_t c = 0; c < chunks; ++c) {
+        const Chunk chunk = chunk_of(*tile, c);
+        write_logits(*tile, chunk);
+        take_labels(chunk, tile->labels, tile->num_labels, label_logit.data());
+        exponentiate(chunk, shift, sums.data() + c * rows, tops.data() + c * rows);
     }
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
 }
 
 // gradient (width, num_features) = exponentials (width, num_rows) times the rows in panels of features.

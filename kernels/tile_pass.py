@@ -64,7 +64,10 @@ class ClassSums(NamedTuple):
 
 
 class TilePass(Protocol):
-    """The same for every tile: the features and the labels, counted from the start of the range."""
+    """The same for every tile: the features and the labels, counted from the start of the range.
+
+    All tensors that its methods take are contiguous, but the scaled features need not be.
+    """
 
     def reduce(
         self, tile: Tile, weight_KD: Tensor, bias_K: Tensor | None, out_KB: Tensor, state: RowState, sums: ClassSums

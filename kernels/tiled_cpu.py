@@ -30,7 +30,7 @@ from rlpheads.kernels.tile_pass import ClassSums, RowState, Tile
 from rlpheads.kernels.workspace import WORKSPACE
 
 TILE_CLASSES = 16384
-"""Classes of a tile at most: large matrix products waste less than small ones gain from the cache."""
+"""Classes of a tile at most: so many that a call's fixed costs are small. The cache is served by smaller chunks in C++."""
 
 TILE_BYTES = 24 * 2**20
 """Bytes of a tile's logits at most, and of its widened weight: what bounds the extra memory, at any number of rows."""

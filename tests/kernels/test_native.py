@@ -231,6 +231,32 @@ def test_sums_of_earlier_tiles_follow_a_raised_shift() -> None:
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * largest(two))
 
 
+@needs_compiler
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_is_not_finite_ends_and_spoils_no_other(kind: str, value: float) -> None:
+    """An infinite logit lies above every shift, and no comparison with NaN holds: neither may be tried for ever."""
+    problem = make_problem(2, 5, 600, num_features=24).to(torch.float32)
+    sound = evaluate(problem, kind, "tiled_cpu")
+    problem.features_BD[2, 0] = value
+    spoilt = evaluate(problem, kind, "tiled_cpu")
+    others = torch.arange(5) != 2
+    for name in ("cross_entropy_B", "regularizer_B", "lse_B", "hit_B", "joint_gradient", "regularizer_gradient"):
+        assert torch.equal(spoilt[name][others], sound[name][others]), name
+    assert not spoilt["cross_entropy_B"][2].isfinite()
+    assert not spoilt["weight_gradient"].isfinite().any()
+
+
+@needs_compiler
+def test_memory_that_is_not_to_be_had_is_an_error_and_not_the_end_of_the_process() -> None:
+    """Labels of more rows than any memory holds: one, repeated."""
+    features_BD, labels_LB = torch.zeros(1, 16), torch.zeros(1, 1, dtype=torch.int64).expand(1, 2**60)
+    with pytest.raises(MemoryError, match="the loss on the CPU"):
+        make_pass(features_BD, labels_LB).exponentiate(
+            Tile(0, 3, NONE, NONE, NONE), torch.zeros(3, 16), None, torch.zeros(3, 1), torch.zeros(1)
+        )
+
+
 # ------------------------------------------------------------------------------------------------------- without a compiler
 
 
