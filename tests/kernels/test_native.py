@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from kernel_problems import KINDS, Problem, assert_same, evaluate, make_problem, margin_problem
@@ -16,6 +17,7 @@ from torch import Tensor
 from rlpheads.kernels import native
 from rlpheads.kernels.tile_native import REACH, make_pass
 from rlpheads.kernels.tile_pass import ClassSums, PlainPass, RowState, Tile, TilePass
+from rlpheads.kernels.workspace import WORKSPACE
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, native.COMPILERS)), reason="there is no C++ compiler on this machine"
@@ -176,6 +178,25 @@ def test_the_same_bits_on_any_number_of_threads_and_in_any_call(threads: Callabl
         results.append([reduced.exp_KB, *reduced.state, gradient_KD])
     for other in results[1:]:
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+def products_of_four_threads() -> np.ndarray:
+    """Sums of products that four threads are asked for, where their memory holds NaN to begin with."""
+    torch.set_num_threads(4)
+    problem = make_problem(3, 64, 2000, num_features=1024).to(torch.float32)
+    WORKSPACE.empty((4, 2 * 64 * 1024), torch.float32).fill_(torch.nan)  # goes to the shelf, and is what they are given
+    labels_LB = two_labels(problem)
+    return reduce(make_pass(problem.features_BD, labels_LB), problem.weight_KD, None, labels_LB).sums[0].numpy()
+
+
+@needs_compiler
+def test_fewer_threads_than_were_asked_for_sum_the_same(threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP grants fewer under OMP_THREAD_LIMIT, under OMP_DYNAMIC on a busy machine, and inside a parallel region."""
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        limited = pool.apply(products_of_four_threads)
+    threads(4)
+    np.testing.assert_array_equal(limited, products_of_four_threads())
 
 
 @needs_compiler
