@@ -27,6 +27,12 @@ constexpr int VECTOR_BYTES = 16, PANEL_VECTORS = 4;  // 6 x 4 sums of 32 registe
 constexpr int VECTOR_BYTES = 16, PANEL_VECTORS = 2;
 #endif
 
+#if defined(__clang__) && defined(__AVX512F__)
+#define WHOLE_VECTORS __attribute__((min_vector_width(8 * VECTOR_BYTES)))  // Clang would halve them and run out of registers
+#else
+#define WHOLE_VECTORS
+#endif
+
 typedef float Lanes __attribute__((vector_size(VECTOR_BYTES)));
 typedef float Unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 
@@ -38,8 +44,9 @@ constexpr int64_t STREAMED_BYTES = 1 << 26;  // results this large do not stay i
 
 // sums[m][.] = sum over d of left[m * row_stride + d * depth_stride] * panel[d * PANEL + .]
 template <int M, int N>
-inline __attribute__((always_inline)) void multiply(int64_t depth, const float* left, int64_t row_stride,
-                                                    int64_t depth_stride, const float* panel, Lanes (&sums)[M][N]) {
+inline __attribute__((always_inline)) WHOLE_VECTORS void multiply(int64_t depth, const float* left, int64_t row_stride,
+                                                                  int64_t depth_stride, const float* panel,
+                                                                  Lanes (&sums)[M][N]) {
     for (int64_t d = 0; d < depth; ++d) {
         Lanes right[N];
 #pragma GCC unroll 4
