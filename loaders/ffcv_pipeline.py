@@ -3,7 +3,8 @@
 What FFCV 1.0.2 does otherwise, and why it is done here: its random crops follow no seed (a decoder of ours is told the box
 of every row); its batches are overwritten by later ones (ours lie in memory that is used again when nobody holds them); it
 takes no notice of its decoder's return codes (they are checked); an exception in its thread leaves the training waiting for
-ever (it is handed over); it compiles for ten seconds and more in every process (our code is kept on disk).
+ever (it is handed over); it compiles for ten seconds and more in every process (our code is kept on disk); it makes numba's
+own type of an array of bytes read-only (the type is mended).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.state import State
 from ffcv.traversal_order.base import TraversalOrder
+from numba.core.compiler_lock import global_compiler_lock
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -136,14 +138,21 @@ class Pipeline(ffcv.Loader):
 
 @contextmanager
 def _ffcv_held_back() -> Iterator[None]:
-    """Keep FFCV from compiling what is compiled already, and from setting the threads of the whole of torch."""
+    """Keep FFCV from compiling what is compiled already, and from changing what the whole process shares.
+
+    It sets torch's threads, and it declares its file read-only on the one object that numba has for every array of bytes:
+    whatever numba compiles or has compiled for such arrays may then fail with a `KeyError`. Nothing is compiled meanwhile.
+    """
     num_threads = torch.get_num_threads()
-    Compiler.set_enabled(False)
-    try:
-        yield
-    finally:
-        Compiler.set_enabled(True)
-        torch.set_num_threads(num_threads)
+    with global_compiler_lock:
+        array_of_bytes = numba.uint8[::1]
+        Compiler.set_enabled(False)
+        try:
+            yield
+        finally:
+            Compiler.set_enabled(True)
+            array_of_bytes.mutable = True
+            torch.set_num_threads(num_threads)
 
 
 class Epoch(EpochIterator):

@@ -215,6 +215,21 @@ def test_samples_that_lie_elsewhere_than_they_should_are_noticed(noise_store, mo
         list(loader)
 
 
+def test_opening_a_store_leaves_numba_able_to_write_to_bytes(noise_store):
+    """FFCV makes numba's type of an array of bytes read-only; what is compiled later then fails, here and elsewhere."""
+    import numba  # comes with FFCV
+    array_of_bytes = numba.uint8[::1]
+    load(noise_store, 4)
+
+    @numba.njit(numba.void(array_of_bytes))
+    def write(bytes_N):
+        bytes_N[0] = 7
+
+    written_N = np.zeros(1, np.uint8)
+    write(written_N)
+    assert written_N.tolist() == [7]
+
+
 @pytest.mark.timeout(60)
 def test_an_iteration_that_is_left_leaves_no_thread(noise_store):
     loader = load(noise_store, 2, prefetch=1)
