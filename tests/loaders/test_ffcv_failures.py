@@ -218,6 +218,7 @@ def test_samples_that_lie_elsewhere_than_they_should_are_noticed(noise_store, mo
 def test_opening_a_store_leaves_numba_able_to_write_to_bytes(noise_store):
     """FFCV makes numba's type of an array of bytes read-only; what is compiled later then fails, here and elsewhere."""
     import numba  # comes with FFCV
+
     array_of_bytes = numba.uint8[::1]
     load(noise_store, 4)
 
