@@ -104,6 +104,8 @@ def contenders(device: str, num_rows: int, num_labels: int) -> dict[str, Contend
         found[f"F.linear_cross_entropy, chunks of {size}"] = linear_cross_entropy(chunked(batch_chunk_size=size))
     if num_rows * num_labels <= 2**24:
         found["ours, reference"] = ours("reference")
+        if device == "cpu":
+            found["ours, tiled"] = ours("tiled_cpu")  # which `auto` does not take where logits are few
     return found | (_gpu_libraries() if device == "cuda" else {})
 
 

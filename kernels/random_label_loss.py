@@ -33,8 +33,11 @@ IMPLS = ("auto", "reference", *KERNELS)
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
 """Bytes of exponentials that are kept for backward unless the caller says otherwise."""
 
-SMALL_LOGITS = 2**14
-"""Entries of B x K up to which `auto` writes all logits out: below, a call costs more than its arithmetic."""
+SMALL_LOGITS = 2**15
+"""Entries of B x K up to which `auto` writes all logits out on a CPU: below, a call costs more than its arithmetic."""
+
+FEW_LABELS = 192
+"""Labels K up to which it does so at any number of rows: the logits are small beside the features then."""
 
 
 class RandomLabelLoss(NamedTuple):
@@ -106,7 +109,7 @@ def random_label_loss(
         impl: `reference` is plain PyTorch and holds B×K logits; `tiled_cpu` streams the classes in tiles, on the CPU;
             `triton` does so on a CUDA GPU, with matrix products in the features' dtype (float16, bfloat16, float32).
             `auto` takes the one that fits the device, and `reference` where neither does (`triton_loss.refusal`) or where
-            the logits on a CPU are few (`SMALL_LOGITS`).
+            labels or logits on a CPU are few (`FEW_LABELS`, `SMALL_LOGITS`).
         memory_budget: bytes of exponentials that may be kept from forward to backward, by default 256 MiB. What does not
             fit (all are B·K numbers, of 2 bytes for 16-bit features on a GPU, else of 4) is recomputed in backward, at the
             price of at most one matrix product more. `reference` ignores it.
@@ -244,7 +247,8 @@ def _resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
     arguments.check_choice("impl", impl, IMPLS)
     on_cpu = features_BD.device.type == "cpu"
     if impl == "auto" and on_cpu:
-        return "tiled_cpu" if len(features_BD) * num_labels > SMALL_LOGITS else "reference"
+        is_small = num_labels <= FEW_LABELS or len(features_BD) * num_labels <= SMALL_LOGITS
+        return "reference" if is_small else "tiled_cpu"
     refusal = triton_loss.refusal(features_BD) if impl in ("auto", "triton") else None
     if impl == "auto":
         return "reference" if refusal else "triton"
