@@ -210,6 +210,7 @@ def test_samples_that_lie_elsewhere_than_they_should_are_noticed(noise_store, mo
     loader = load(noise_store, 4)
     metadata = loader._pipeline.reader.metadata.copy()
     metadata["f2"][6] = 7
+    metadata.flags.writeable = False  # as a file's are: for others numba would compile everything once more
     monkeypatch.setattr(loader._pipeline.reader, "metadata", metadata)
     with pytest.raises(LoaderError, match=r"has samples \[4, 5, 7, 7\] where \[4, 5, 6, 7\] should be"):
         list(loader)
