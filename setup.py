@@ -1,11 +1,11 @@
 """Packaging of rlpheads: four top-level folders are installed as the sub-packages of one import package.
 
-`rlpheads.engine` lives in `engine/`, and so on. The folders carry no `__init__.py` (Hugging Face's `kernels` distribution
-registers an import hook that would pick up a regular package called `kernels` in the working directory), so the
-sub-packages are named here one by one. Torch is never imported: building a wheel needs setuptools only.
+`rlpheads.engine` lives in `engine/`, and so on; `rlpheads/` itself holds the package's `__init__.py` alone. The rooms and
+their folders carry none (Hugging Face's `kernels` distribution registers an import hook that would pick up a regular
+package called `kernels` in the working directory). Torch is never imported: building a wheel needs setuptools only.
 """
 
-from setuptools import setup
+from setuptools import find_namespace_packages, setup
 
 ROOMS = ("engine", "loaders", "kernels", "memorization")
 
@@ -52,10 +52,17 @@ EXTRAS = {
     "lint": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML", "scipy-stubs", "types-psutil"],
 }
 
+
+def packages_of(room: str) -> list[str]:
+    """Return a room and the folders in it, as packages."""
+    folders = find_namespace_packages(room, exclude=["*__pycache__*"])
+    return [f"rlpheads.{room}", *(f"rlpheads.{room}.{folder}" for folder in folders)]
+
+
 setup(
-    packages=[f"rlpheads.{room}" for room in ROOMS],
+    packages=["rlpheads", *(package for room in ROOMS for package in packages_of(room))],
     package_dir={f"rlpheads.{room}": room for room in ROOMS},
-    package_data={"rlpheads.kernels": ["*.cpp", "*.h"]},  # built at first use, never at install
+    package_data={"": ["*.cpp", "*.h"]},  # built at first use, never at install
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["rlpheads=rlpheads.engine.cli:main"]},

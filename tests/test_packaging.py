@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ROOMS = ("engine", "loaders", "kernels", "memorization")
+CODE = (".py", ".cpp", ".h")
 REPORT = """
-import importlib, json, kernels
+import sys, rlpheads
+assert not {"torch", "numpy", "importlib.metadata"} & set(sys.modules)
+assert rlpheads.__version__ and "torch" not in sys.modules
+import json, kernels
 import rlpheads.engine.config, rlpheads.loaders.order, rlpheads.kernels.random_label_loss, rlpheads.memorization.labels
 from importlib.metadata import version
 files = {"engine": rlpheads.engine.config.__file__, "kernels": kernels.__file__}
+assert rlpheads.label_table is rlpheads.memorization.labels.label_table and "label_table" in dir(rlpheads)
 print(json.dumps({**files, "version": version("rlpheads")}))
 """
 
@@ -49,12 +55,18 @@ def test_source_tree_imports_beside_hugging_face_kernels():
     assert "site-packages" in found["kernels"]
 
 
-def test_wheel_holds_the_rooms_and_the_console_script_only(wheel):
+def test_wheel_holds_every_source_of_the_rooms_and_the_console_script(wheel):
     import zipfile
 
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
+        sources = {
+            str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.*") if path.suffix in CODE
+        }
         points = next(archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
     tops = {name.split("/")[0] for name in names}
     assert tops == {"rlpheads", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
+    assert {name for name in names if Path(name).suffix in CODE} == {f"rlpheads/{name}" for name in sources} | {
+        "rlpheads/__init__.py"
+    }
     assert "rlpheads = rlpheads.engine.cli:main" in points

@@ -1,0 +1,1 @@
+../../rlpheads/__init__.py
