@@ -28,16 +28,16 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from rlpheads.loaders.augment_boxes import Cutout, PadCrop
-from rlpheads.loaders.augment_boxes import RandomErasing as OurErasing
-from rlpheads.loaders.augment_policies import ColorJitter, make_policy
-from rlpheads.loaders.augment_spec import EraseSpec, PolicySpec
-from rlpheads.loaders.batch import Batch
-from rlpheads.loaders.mixing import Mixer, MixSpec
+from rlpheads.loaders.augment.boxes import Cutout, PadCrop
+from rlpheads.loaders.augment.boxes import RandomErasing as OurErasing
+from rlpheads.loaders.augment.mixing import Mixer, MixSpec
+from rlpheads.loaders.augment.policies import ColorJitter, make_policy
+from rlpheads.loaders.augment.spec import EraseSpec, PolicySpec
+from rlpheads.loaders.contract.batch import Batch
 
 Call = Callable[[], object]
 ROWS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
-"""Bytes of images in a part, as `rlpheads.loaders.augment.Augment` cuts a batch."""
+"""Bytes of images in a part, as `rlpheads.loaders.augment.pipeline.Augment` cuts a batch."""
 
 
 class Images:

@@ -1,4 +1,4 @@
-"""DALI as its own documentation uses it: the loops that the adapter in loaders/dali_loader.py is measured against."""
+"""DALI as its own documentation uses it: the loops that the adapter in loaders/adapters/dali_loader.py is measured against."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 from nvidia.dali.plugin.pytorch import DALIClassificationIterator, DALIGenericIterator
 from PIL import Image
 
-from rlpheads.loaders.crops import CropSpec, keyed_crops
+from rlpheads.loaders.contract.crops import CropSpec, keyed_crops
 
 
 def dali_reader_loader(split: Path, batch_size: int, num_threads: int, image_size: int) -> DALIClassificationIterator:

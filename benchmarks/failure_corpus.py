@@ -27,17 +27,17 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "loaders"))
 from corpus import CORPUS, CorpusFile, Outcome, write_corpus
 
-from rlpheads.loaders.batch import LoaderOptions, OnError
-from rlpheads.loaders.beton import open_beton
-from rlpheads.loaders.crops import CropSpec
-from rlpheads.loaders.datasets import ImageSource, open_dataset
-from rlpheads.loaders.decode import ImageReadError
+from rlpheads.loaders.adapters.torch_transforms import EvalTransform
+from rlpheads.loaders.contract.batch import LoaderOptions, OnError
+from rlpheads.loaders.contract.crops import CropSpec
+from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
-from rlpheads.loaders.image_encoding import Encoding
-from rlpheads.loaders.manifest import DatasetError
-from rlpheads.loaders.order import Order
-from rlpheads.loaders.torch_transforms import EvalTransform
-from rlpheads.loaders.write_ffcv import Job, write_beton
+from rlpheads.loaders.sources.beton import open_beton
+from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
+from rlpheads.loaders.sources.decode import ImageReadError
+from rlpheads.loaders.store.image_encoding import Encoding
+from rlpheads.loaders.store.write_ffcv import Job, write_beton
 
 KINDS = ("torch", "ffcv", "dali")
 CROP = CropSpec(32)

@@ -1,4 +1,4 @@
-"""FFCV as its own documentation uses it: the loop that the adapter in loaders/ffcv_loader.py is measured against."""
+"""FFCV as its own documentation uses it: the loop that the adapter in loaders/adapters/ffcv_loader.py is measured against."""
 
 from __future__ import annotations
 

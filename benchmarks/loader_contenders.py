@@ -85,12 +85,12 @@ def ours(kind: str, store: str | None = None, *, as_float: bool = False) -> Call
     def build(setting: Setting) -> MakePass:
         import torch
 
-        from rlpheads.loaders.batch import LoaderOptions
-        from rlpheads.loaders.crops import CropSpec
-        from rlpheads.loaders.datasets import open_dataset
-        from rlpheads.loaders.device_transforms import Normalize
+        from rlpheads.loaders.augment.normalize import Normalize
+        from rlpheads.loaders.contract.batch import LoaderOptions
+        from rlpheads.loaders.contract.crops import CropSpec
+        from rlpheads.loaders.contract.order import Order
         from rlpheads.loaders.factory import make_loader
-        from rlpheads.loaders.order import Order
+        from rlpheads.loaders.sources.datasets import open_dataset
 
         root = setting.tree if store is None else setting.stores / store
         source, _ = open_dataset("imagefolder", root, seed=0)

@@ -21,12 +21,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from rlpheads.loaders.batch import LoaderOptions
-from rlpheads.loaders.crops import CropSpec, draw_crops, place_crops
+from rlpheads.loaders.contract.batch import LoaderOptions
+from rlpheads.loaders.contract.crops import CropSpec, draw_crops, place_crops
+from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.contract.order import Int64Array, Order
+from rlpheads.loaders.contract.request import Request, requests
 from rlpheads.loaders.factory import make_loader
-from rlpheads.loaders.manifest import Manifest
-from rlpheads.loaders.order import Int64Array, Order
-from rlpheads.loaders.request import Request, requests
 
 IMAGENET = 1_281_167
 _SAMPLES = 16_384

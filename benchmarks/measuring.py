@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import torch
 
-from rlpheads.engine.environment import collect_environment
+from rlpheads.engine.runs.environment import collect_environment
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

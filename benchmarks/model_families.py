@@ -32,13 +32,13 @@ from rich.table import Table
 from timm.models._registry import _model_to_module
 from torch import nn
 
-from rlpheads.engine.config import Config, ModelConfig, OptimConfig, ScheduleConfig
-from rlpheads.engine.learner import build_heads, num_parameters
-from rlpheads.engine.models import build_model, tap_dims
-from rlpheads.engine.optimizer import Span, build_part
-from rlpheads.engine.tapped_model import TappedModel
-from rlpheads.memorization.heads import HeadTerms
-from rlpheads.memorization.regularizer import TermWeights, combine
+from rlpheads.engine.config.schema import Config, ModelConfig, OptimConfig, ScheduleConfig
+from rlpheads.engine.learner.learner import build_heads, num_parameters
+from rlpheads.engine.learner.optimizer import Span, build_part
+from rlpheads.engine.model.builder import build_model, tap_dims
+from rlpheads.engine.model.tapped_model import TappedModel
+from rlpheads.memorization.heads.regularizer import TermWeights, combine
+from rlpheads.memorization.heads.rlp_heads import HeadTerms
 
 NAMES = Path(__file__).with_suffix(".txt")
 NUM_CLASSES, NUM_IMAGES, LARGEST, MOST_PARAMETERS = 10, 2, 256, 60e6

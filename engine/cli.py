@@ -145,13 +145,13 @@ def _add_study_arguments(study: argparse.ArgumentParser) -> None:
 
 
 def _run_study(arguments: argparse.Namespace) -> int:
-    from rlpheads.engine.study import run_study  # imports torch, which the help can do without
+    from rlpheads.engine.commands.study import run_study  # imports torch, which the help can do without
 
     return run_study(arguments.file, arguments.out, arguments.nproc_per_node, as_json=arguments.json)
 
 
 def _run_env(arguments: argparse.Namespace) -> int:
-    from rlpheads.engine.environment import collect_environment  # imports torch, which the help can do without
+    from rlpheads.engine.runs.environment import collect_environment  # imports torch, which the help can do without
 
     environment = collect_environment()
     if arguments.json:
@@ -162,13 +162,13 @@ def _run_env(arguments: argparse.Namespace) -> int:
 
 
 def _run_canaries(arguments: argparse.Namespace) -> int:
-    from rlpheads.engine.canary_report import run_canaries  # imports torch, which the help can do without
+    from rlpheads.engine.commands.canaries import run_canaries  # imports torch, which the help can do without
 
     return run_canaries(arguments.folder, arguments.phase, as_json=arguments.json)
 
 
 def _run_audit(arguments: argparse.Namespace) -> int:
-    from rlpheads.engine.audit_run import AuditOptions, run_audit  # imports torch, which the help can do without
+    from rlpheads.engine.commands.audit import AuditOptions, run_audit  # imports torch, which the help can do without
 
     names = ("taps", "probe", "hidden", "draws", "level", "device")
     options = AuditOptions(**{name: getattr(arguments, name) for name in names})
@@ -176,8 +176,11 @@ def _run_audit(arguments: argparse.Namespace) -> int:
 
 
 def _run_convert(arguments: argparse.Namespace) -> int:
-    from rlpheads.engine.convert import ConvertOptions, run_convert  # imports torch, which the help can do without
-    from rlpheads.loaders.image_encoding import Encoding
+    from rlpheads.engine.commands.convert import (
+        ConvertOptions,
+        run_convert,
+    )  # imports torch, which the help can do without
+    from rlpheads.loaders.store.image_encoding import Encoding
 
     encoding = ("mode", "long_side", "short_side", "quality", "smart_bytes", "proportion")
     others = ("dataset", "root", "val_fraction", "seed", "out", "on_error", "workers", "page_size")
@@ -193,7 +196,10 @@ def _run_convert(arguments: argparse.Namespace) -> int:
 
 
 def _run_verify(arguments: argparse.Namespace) -> int:
-    from rlpheads.engine.verify_run import VerifyOptions, run_verify  # imports torch, which the help can do without
+    from rlpheads.engine.commands.verify import (
+        VerifyOptions,
+        run_verify,
+    )  # imports torch, which the help can do without
 
     options = {name: getattr(arguments, name) for name in ("root", "out", "workers", "again")}
     return run_verify(VerifyOptions(**options))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rlpheads.engine.command_line import parse_config
-from rlpheads.engine.config_errors import ConfigError, RankError
-from rlpheads.engine.launcher_variables import is_first
+from rlpheads.engine.config.command_line import parse_config
+from rlpheads.engine.config.errors import ConfigError, RankError
+from rlpheads.engine.config.launcher_variables import is_first
 
 EXIT_CONFIG_ERROR = 2
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         config = parse_config(sys.argv[1:] if argv is None else argv, note=_note)
-        from rlpheads.engine import job  # torch and timm load here: --help and typing errors answer at once
+        from rlpheads.engine.training import job  # torch and timm load here: --help and typing errors answer at once
 
         return job.run(config)
     except ConfigError as error:

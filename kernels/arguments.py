@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.label_source import Labels, Pair
-from rlpheads.kernels.partials import accumulation_dtype
-from rlpheads.kernels.row_softmax import RowLabels
-from rlpheads.kernels.terms import REGULARIZERS
+from rlpheads.kernels.rows.partials import accumulation_dtype
+from rlpheads.kernels.rows.row_softmax import RowLabels
+from rlpheads.kernels.rows.terms import REGULARIZERS
 
 LABEL_DTYPES = (torch.int32, torch.int64)
 

@@ -63,7 +63,7 @@ def _gather_by_triton(rows: Sequence[Tensor], indices: Sequence[Tensor | None]) 
     Nothing is checked, as that would wait for the GPU: an index that is no column gives the label −1, which is no class,
     and with it an infinite cross-entropy.
     """
-    from rlpheads.kernels.triton_launch import gather_labels as launch
+    from rlpheads.kernels.gpu.triton_launch import gather_labels as launch
 
     labels_SB = _room_for_labels(rows, indices)
     for start in range(0, len(rows) if labels_SB.numel() else 0, SOURCES_A_LAUNCH):

@@ -17,7 +17,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("tile_pass.cpp")
+SOURCE = Path(__file__).parent / "cpu" / "tile_pass.cpp"
 HEADERS = tuple(SOURCE.with_name(name) for name in ("tile_chunk.h", "tile_products.h"))
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")

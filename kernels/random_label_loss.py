@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlpheads.kernels import arguments, reference, triton_loss
+from rlpheads.kernels import arguments
+from rlpheads.kernels.gpu import triton_loss
 from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels
-from rlpheads.kernels.partials import ClassRange, Needs, Partials, accumulation_dtype
-from rlpheads.kernels.row_softmax import RowLabels, by_head, combine, row_labels
+from rlpheads.kernels.rows import reference
+from rlpheads.kernels.rows.partials import ClassRange, Needs, Partials, accumulation_dtype
+from rlpheads.kernels.rows.row_softmax import RowLabels, by_head, combine, row_labels
+from rlpheads.kernels.rows.terms import TERMS
 from rlpheads.kernels.stages import (
     KERNELS,
     LocalHead,
@@ -25,7 +28,6 @@ from rlpheads.kernels.stages import (
     attach_feature_gradient,
     local_feature_gradient,
 )
-from rlpheads.kernels.terms import TERMS
 
 IMPLS = ("auto", "reference", *KERNELS)
 """What `impl` may be."""

@@ -1,7 +1,7 @@
 """The loss in three stages over class ranges: local partials → combine → local gradients.
 
 A head that is held whole runs the three in a row. A head whose classes are sharded runs the first on each range
-(`Kernel.local_partials`), passes the partials of all ranges in class order to `rlpheads.kernels.row_softmax.combine`,
+(`Kernel.local_partials`), passes the partials of all ranges in class order to `rlpheads.kernels.rows.row_softmax.combine`,
 and runs the last on each range again: `local_feature_gradient`, to be summed over the ranges before it is attached, and
 `attach_class_gradients`, whose result is the range's own. The two `attach_*` functions hold the rule of who trains whom:
 a loss reaches either the head or the features, never both.
@@ -14,14 +14,15 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rlpheads.kernels import tiled_cpu, triton_loss
-from rlpheads.kernels.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
-from rlpheads.kernels.row_softmax import RowSoftmax, by_head
-from rlpheads.kernels.terms import Coefficients
+from rlpheads.kernels.cpu import tiled_cpu
+from rlpheads.kernels.gpu import triton_loss
+from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
+from rlpheads.kernels.rows.row_softmax import RowSoftmax, by_head
+from rlpheads.kernels.rows.terms import Coefficients
 
 
 class Kernel(Protocol):
-    """What an implementation provides; `rlpheads.kernels.tiled_cpu` documents the arguments."""
+    """What an implementation provides; `rlpheads.kernels.cpu.tiled_cpu` documents the arguments."""
 
     def local_partials(
         self, features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from rlpheads.loaders.batch import Loader, LoaderOptions
-from rlpheads.loaders.crops import CropSpec
-from rlpheads.loaders.datasets import ImageSource
-from rlpheads.loaders.manifest import DatasetError
-from rlpheads.loaders.order import Order
-from rlpheads.loaders.stored_rows import find_stored_rows
-from rlpheads.loaders.torch_loader import TorchLoader
-from rlpheads.loaders.torch_transforms import EvalTransform, TrainTransform
-from rlpheads.loaders.verified import check_readable
+from rlpheads.loaders.adapters.torch_loader import TorchLoader
+from rlpheads.loaders.adapters.torch_transforms import EvalTransform, TrainTransform
+from rlpheads.loaders.contract.batch import Loader, LoaderOptions
+from rlpheads.loaders.contract.crops import CropSpec
+from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.order import Order
+from rlpheads.loaders.sources.datasets import ImageSource
+from rlpheads.loaders.sources.stored_rows import find_stored_rows
+from rlpheads.loaders.sources.verification import check_readable
 
 Adapter = Callable[[ImageSource, Order, CropSpec, bool, LoaderOptions], Loader]
 
@@ -80,13 +80,13 @@ def _torch_loader(source: ImageSource, order: Order, crop: CropSpec, train: bool
 
 
 def _ffcv_loader(source: ImageSource, order: Order, crop: CropSpec, train: bool, options: LoaderOptions) -> Loader:
-    from rlpheads.loaders.ffcv_loader import FfcvLoader  # imports FFCV, which takes seconds
+    from rlpheads.loaders.adapters.ffcv_loader import FfcvLoader  # imports FFCV, which takes seconds
 
     return FfcvLoader(source, order, crop, train=train, options=options)
 
 
 def _dali_loader(source: ImageSource, order: Order, crop: CropSpec, train: bool, options: LoaderOptions) -> Loader:
-    from rlpheads.loaders.dali_loader import DaliLoader
+    from rlpheads.loaders.adapters.dali_loader import DaliLoader
 
     return DaliLoader(source, order, crop, train=train, options=options)
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlpheads.kernels.random_label_loss import random_label_loss as random_label_loss
-    from rlpheads.memorization.labels import label_table as label_table
+    from rlpheads.memorization.heads.labels import label_table as label_table
 
 __all__ = ["__version__", "label_table", "random_label_loss"]
 
 _MODULES = {
-    "label_table": "rlpheads.memorization.labels",
+    "label_table": "rlpheads.memorization.heads.labels",
     "random_label_loss": "rlpheads.kernels.random_label_loss",
 }
 _ROOT = Path(__file__).resolve().parent.parent

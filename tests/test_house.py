@@ -26,15 +26,46 @@ def name_of(path: Path) -> str:
 
 
 STEP_FILES = [
-    *("engine/step.py", "engine/optimizer.py", "engine/loss_scale.py", "engine/learner.py", "engine/models.py"),
-    *("engine/tapped_model.py", "engine/averaging.py", "engine/batch_norm.py", "memorization/class_blocks.py"),
-    *("memorization/heads.py", "memorization/hidden_layer.py", "memorization/regularizer.py", "memorization/taps.py"),
-    *("kernels/random_label_loss.py", "kernels/stages.py", "kernels/terms.py", "kernels/row_softmax.py"),
-    *("loaders/device_transforms.py", "loaders/delivery.py", "engine/device_wait.py"),
-    *("kernels/label_source.py", "kernels/tuned_tiles.py"),
-    *("kernels/triton_loss.py", "kernels/triton_passes.py", "kernels/triton_launch.py", "kernels/triton_tiles.py"),
-    *("loaders/device_transforms.py", "loaders/keyed_random.py", "loaders/augment.py", "loaders/augment_boxes.py"),
-    *("loaders/augment_policies.py", "loaders/pixel_operations.py", "loaders/mixing.py", "engine/class_loss.py"),
+    *(
+        "engine/learner/step.py",
+        "engine/learner/optimizer.py",
+        "engine/learner/loss_scale.py",
+        "engine/learner/learner.py",
+        "engine/model/builder.py",
+    ),
+    *(
+        "engine/model/tapped_model.py",
+        "engine/learner/ema.py",
+        "engine/model/batch_norm.py",
+        "memorization/heads/class_blocks.py",
+    ),
+    *(
+        "memorization/heads/rlp_heads.py",
+        "memorization/heads/hidden_layer.py",
+        "memorization/heads/regularizer.py",
+        "engine/model/taps.py",
+    ),
+    *("kernels/random_label_loss.py", "kernels/stages.py", "kernels/rows/terms.py", "kernels/rows/row_softmax.py"),
+    *("loaders/augment/normalize.py", "loaders/contract/delivery.py", "engine/training/device_wait.py"),
+    *("kernels/label_source.py", "kernels/gpu/tuned_tiles.py"),
+    *(
+        "kernels/gpu/triton_loss.py",
+        "kernels/gpu/triton_passes.py",
+        "kernels/gpu/triton_launch.py",
+        "kernels/gpu/triton_tiles.py",
+    ),
+    *(
+        "loaders/augment/normalize.py",
+        "loaders/contract/keyed_random.py",
+        "loaders/augment/pipeline.py",
+        "loaders/augment/boxes.py",
+    ),
+    *(
+        "loaders/augment/policies.py",
+        "loaders/augment/pixel_operations.py",
+        "loaders/augment/mixing.py",
+        "engine/learner/class_loss.py",
+    ),
 ]
 HOST_READS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique"}
 

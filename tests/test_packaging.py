@@ -15,10 +15,11 @@ import sys, rlpheads
 assert not {"torch", "numpy", "importlib.metadata"} & set(sys.modules)
 assert rlpheads.__version__ and "torch" not in sys.modules
 import json, kernels
-import rlpheads.engine.config, rlpheads.loaders.order, rlpheads.kernels.random_label_loss, rlpheads.memorization.labels
+import rlpheads.engine.config.schema, rlpheads.loaders.contract.order
+import rlpheads.kernels.random_label_loss, rlpheads.memorization.heads.labels
 from importlib.metadata import version
-files = {"engine": rlpheads.engine.config.__file__, "kernels": kernels.__file__}
-assert rlpheads.label_table is rlpheads.memorization.labels.label_table and "label_table" in dir(rlpheads)
+files = {"engine": rlpheads.engine.config.schema.__file__, "kernels": kernels.__file__}
+assert rlpheads.label_table is rlpheads.memorization.heads.labels.label_table and "label_table" in dir(rlpheads)
 print(json.dumps({**files, "version": version("rlpheads")}))
 """
 

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from rlpheads.engine.batch_norm import synchronise_batch_norm
+from rlpheads.engine.model.batch_norm import synchronise_batch_norm
 
 pytestmark = pytest.mark.distributed
 MAPS = torch.randn(8, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3 + 5

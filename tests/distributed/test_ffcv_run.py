@@ -39,9 +39,9 @@ def test_two_ranks_train_from_a_store(runner, undisturbed, tmp_path):
 )
 def test_mistakes_are_refused_before_anything_is_written(tmp_path, flags, message):
     require_library("ffcv")
-    from rlpheads.engine.command_line import parse_config
-    from rlpheads.engine.config_errors import ConfigError
-    from rlpheads.engine.job import open_sources
+    from rlpheads.engine.config.command_line import parse_config
+    from rlpheads.engine.config.errors import ConfigError
+    from rlpheads.engine.training.job import open_sources
 
     store = str(tmp_path / "store")
     convert = ["convert", "--data.dataset", "digits", "--data.val_fraction", "0.2", "--mode", "raw", "--workers", "0"]

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlpheads.engine.probe import eval_loader
-from rlpheads.engine.run_loading import open_run
-from rlpheads.loaders.device_transforms import Normalize
-from rlpheads.memorization.measures import expected_calibration_error
+from rlpheads.engine.commands.features import eval_loader
+from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.loaders.augment.normalize import Normalize
+from rlpheads.memorization.measures.label_measures import expected_calibration_error
 
 pytestmark = pytest.mark.distributed
 

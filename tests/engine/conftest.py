@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlpheads.engine import launch
-from rlpheads.engine.config import Config, DataConfig, HeadsConfig, ModelConfig, OptimConfig, RunConfig
-from rlpheads.engine.job import open_sources
-from rlpheads.engine.launch import Launch
-from rlpheads.engine.resume import ResumePoint
-from rlpheads.engine.run_folder import RunFolder
-from rlpheads.engine.training import Training, build_training
+from rlpheads.engine.config.schema import Config, DataConfig, HeadsConfig, ModelConfig, OptimConfig, RunConfig
+from rlpheads.engine.distributed import launch
+from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.runs.resume import ResumePoint
+from rlpheads.engine.training.job import open_sources
+from rlpheads.engine.training.wiring import Training, build_training
 
 
 @pytest.fixture(scope="module")

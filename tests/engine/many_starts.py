@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 _FORKS = """
 import json, os, sys
-from rlpheads.engine import job, train  # job imports torch, and everything else
+from rlpheads.engine.training import job  # job imports torch, and everything else
+from rlpheads.engine import train
 for name, (argv, variables) in json.loads(sys.argv[1]).items():
     if (child := os.fork()) == 0:
         sys.stdout = sys.stderr = open(name, "w", buffering=1)

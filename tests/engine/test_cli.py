@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rlpheads.engine.cli import main
-from rlpheads.engine.environment import PACKAGES, _git, collect_environment
+from rlpheads.engine.runs.environment import PACKAGES, _git, collect_environment
 
 
 def test_env_as_json_is_the_collected_environment(capsys: pytest.CaptureFixture[str]) -> None:

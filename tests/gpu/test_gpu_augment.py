@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from rlpheads.loaders.augment import Augment
-from rlpheads.loaders.augment_spec import POLICIES, AugmentSpec, EraseSpec, PolicySpec
-from rlpheads.loaders.batch import Batch
-from rlpheads.loaders.device_transforms import Normalize
-from rlpheads.loaders.keyed_random import KeyedStream
-from rlpheads.loaders.mixing import Mixer, MixSpec
+from rlpheads.loaders.augment.mixing import Mixer, MixSpec
+from rlpheads.loaders.augment.normalize import Normalize
+from rlpheads.loaders.augment.pipeline import Augment
+from rlpheads.loaders.augment.spec import POLICIES, AugmentSpec, EraseSpec, PolicySpec
+from rlpheads.loaders.contract.batch import Batch
+from rlpheads.loaders.contract.keyed_random import KeyedStream
 
 pytestmark = [
     pytest.mark.gpu,

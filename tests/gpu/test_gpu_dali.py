@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpheads.loaders.batch import Batch, LoaderOptions
-from rlpheads.loaders.crops import CropSpec
-from rlpheads.loaders.dali_options import DaliOptions
-from rlpheads.loaders.datasets import ImageSource, open_dataset
-from rlpheads.loaders.decode import ImageReadError
-from rlpheads.loaders.delivery import deliver
+from rlpheads.loaders.contract.batch import Batch, LoaderOptions
+from rlpheads.loaders.contract.crops import CropSpec
+from rlpheads.loaders.contract.dali_options import DaliOptions
+from rlpheads.loaders.contract.delivery import deliver
+from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
-from rlpheads.loaders.order import Order
+from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
+from rlpheads.loaders.sources.decode import ImageReadError
 
 pytestmark = [
     pytest.mark.gpu,

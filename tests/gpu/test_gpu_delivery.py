@@ -5,13 +5,13 @@ import time
 import pytest
 import torch
 
-from rlpheads.engine.device_wait import DeviceWait
-from rlpheads.loaders.batch import LoaderOptions
-from rlpheads.loaders.crops import CropSpec
-from rlpheads.loaders.datasets import open_dataset
-from rlpheads.loaders.delivery import deliver
+from rlpheads.engine.training.device_wait import DeviceWait
+from rlpheads.loaders.contract.batch import LoaderOptions
+from rlpheads.loaders.contract.crops import CropSpec
+from rlpheads.loaders.contract.delivery import deliver
+from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
-from rlpheads.loaders.order import Order
+from rlpheads.loaders.sources.datasets import open_dataset
 
 pytestmark = [
     pytest.mark.gpu,

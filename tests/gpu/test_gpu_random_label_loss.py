@@ -10,9 +10,9 @@ from kernel_problems import KINDS, Problem, assert_same, evaluate
 from torch import Tensor
 from triton_cases import Case, assert_as_accurate_as_plain, cast, grid, on_device
 
-from rlpheads.kernels import tune
+from rlpheads.kernels.gpu.tuned_tiles import FILE_VARIABLE, Winner, keep_winner, read_winners
 from rlpheads.kernels.random_label_loss import random_label_loss
-from rlpheads.kernels.tuned_tiles import FILE_VARIABLE, Winner, keep_winner, read_winners
+from rlpheads.kernels.tools import tune
 
 pytestmark = [
     pytest.mark.gpu,
@@ -109,7 +109,7 @@ def test_no_buffer_of_float32_logits(kind: str, memory_budget: int | None) -> No
 def test_every_tile_that_can_be_measured_gives_the_same(
     num_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlpheads.kernels import triton_launch
+    from rlpheads.kernels.gpu import triton_launch
 
     problem, path = large_problem(num_rows, 20_003), tmp_path / "tiles.json"
     usual = evaluate(problem, "unlikelihood", "triton", memory_budget=0)

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 from interpreter import Interpreter
 
-from rlpheads.kernels import tiled_cpu
+from rlpheads.kernels.cpu import tiled_cpu
 
 
 @pytest.fixture(params=[16384, 7], ids=["one tile", "many tiles"])

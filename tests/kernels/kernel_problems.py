@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.random_label_loss import random_label_loss
-from rlpheads.kernels.row_softmax import RowLabels, row_labels
+from rlpheads.kernels.rows.row_softmax import RowLabels, row_labels
 
 KINDS = ("unlikelihood", "uniform", "reversal", "entropy")
 IMPLS = ("reference", "tiled_cpu")

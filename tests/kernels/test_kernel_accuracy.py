@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from kernel_problems import KINDS, Problem, evaluate, make_problem, margin_problem, relative_error
 from torch import Tensor
 
-from rlpheads.kernels import reference, tiled_cpu
-from rlpheads.kernels.partials import ClassRange, Needs
-from rlpheads.kernels.row_softmax import combine
+from rlpheads.kernels.cpu import tiled_cpu
+from rlpheads.kernels.rows import reference
+from rlpheads.kernels.rows.partials import ClassRange, Needs
+from rlpheads.kernels.rows.row_softmax import combine
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 GRADIENTS = ("weight_gradient", "regularizer_gradient", "joint_gradient")

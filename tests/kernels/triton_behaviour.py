@@ -8,12 +8,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton_cases import Case, cast, on_device
 
-from rlpheads.kernels import triton_loss, triton_tiles
-from rlpheads.kernels.partials import ClassRange, Needs
+from rlpheads.kernels.gpu import triton_loss, triton_tiles
 from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
-from rlpheads.kernels.row_softmax import combine
+from rlpheads.kernels.rows.partials import ClassRange, Needs
+from rlpheads.kernels.rows.row_softmax import combine
+from rlpheads.kernels.rows.terms import TERMS
 from rlpheads.kernels.stages import LocalHead, attach_class_gradients, local_feature_gradient
-from rlpheads.kernels.terms import TERMS
 
 
 def small_slabs() -> None:

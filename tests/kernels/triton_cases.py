@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from kernel_problems import KINDS, Problem, evaluate, make_problem, margin_problem, relative_error
 from torch import Tensor
 
-from rlpheads.kernels import reference
+from rlpheads.kernels.rows import reference
 
 GRADIENTS = ("weight_gradient", "bias_gradient", "joint_gradient", "regularizer_gradient")
 VALUES = ("cross_entropy_B", "regularizer_B", "bits_B", "margin_B", "lse_B")

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_cases import on_device
 
-from rlpheads.kernels import label_source, triton_launch
+from rlpheads.kernels import label_source
+from rlpheads.kernels.gpu import triton_launch
 from rlpheads.kernels.label_source import Labels, gather_labels
 from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from kernel_problems import Problem, assert_same, evaluate, make_problem
 
-from rlpheads.kernels import triton_launch, triton_passes, tune
-from rlpheads.kernels.triton_tiles import INTERPRETED_TILES, Tiles
-from rlpheads.kernels.tuned_tiles import FILE_VARIABLE, Case, Winner, keep_winner, read_winners
+from rlpheads.kernels.gpu import triton_launch, triton_passes
+from rlpheads.kernels.gpu.triton_tiles import INTERPRETED_TILES, Tiles
+from rlpheads.kernels.gpu.tuned_tiles import FILE_VARIABLE, Case, Winner, keep_winner, read_winners
+from rlpheads.kernels.tools import tune
 
 USUAL, OTHER = INTERPRETED_TILES[:2]
 
@@ -85,7 +86,7 @@ def assert_an_unusable_file_stops_the_loss(path: Path, reason: str) -> None:
     told = str(caught.value)
     assert str(path) in told
     assert reason in told
-    assert "delete it, and measure anew if you like (`python -m rlpheads.kernels.tune`)" in told
+    assert "delete it, and measure anew if you like (`python -m rlpheads.kernels.tools.tune`)" in told
     assert f"set {FILE_VARIABLE} to another file" in told
 
 

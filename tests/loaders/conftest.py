@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlpheads.loaders.digits import DigitsSource, open_digits
+from rlpheads.loaders.sources.digits import DigitsSource, open_digits
 
 
 def random_image(seed: int, height: int = 24, width: int = 32) -> Image.Image:

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rlpheads.loaders.batch import Loader, LoaderOptions
-from rlpheads.loaders.beton import open_beton
-from rlpheads.loaders.crops import CropSpec
-from rlpheads.loaders.datasets import ImageSource, open_dataset
+from rlpheads.loaders.contract.batch import Loader, LoaderOptions
+from rlpheads.loaders.contract.crops import CropSpec
+from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
-from rlpheads.loaders.image_encoding import Encoding
-from rlpheads.loaders.order import Order
-from rlpheads.loaders.write_ffcv import Job, write_beton
+from rlpheads.loaders.sources.beton import open_beton
+from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
+from rlpheads.loaders.store.image_encoding import Encoding
+from rlpheads.loaders.store.write_ffcv import Job, write_beton
 
 KINDS = ("torch", "ffcv", "dali")
 

@@ -1,0 +1,199 @@
+"""What a study trains: a file of arms, a grid and seeds, turned into the settings of every run before any is started."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from rlpheads.engine.checks.settings import check_config
+from rlpheads.engine.commands.audit import AuditOptions
+from rlpheads.engine.config.command_line import parse_config
+from rlpheads.engine.config.errors import ConfigError, nearest, refusal
+from rlpheads.engine.config.files import dump_yaml, read_config_file
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.runs.folder import write_atomically
+from rlpheads.memorization.audit.feature_audit import LEAST_DRAWS
+from rlpheads.memorization.audit.probe_heads import PROBES
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its file says it.
+
+    Attributes:
+        name: name of the file without its suffix.
+        config: configuration files that every run begins with, in their order.
+        settings: keys that every run has on top.
+        arms: keys that the runs of an arm have on top of those, by the arm's name; the grid's points are arms too.
+        seeds: a run for each, in every arm.
+        reference: the arm that the others are compared with.
+        audit: how every finished run is audited; None: not at all.
+    """
+
+    name: str
+    config: tuple[Path, ...]
+    settings: dict[str, Any]
+    arms: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...]
+    reference: str
+    audit: AuditOptions | None = field(default_factory=AuditOptions)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study.
+
+    Attributes:
+        arm: the arm it belongs to.
+        seed: its seed.
+        config: its settings.
+        settings_file: where those of the study among them are written.
+        command: arguments of engine/train.py.
+    """
+
+    arm: str
+    seed: int
+    config: Config
+    settings_file: Path
+    command: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.run.dir) / self.config.run.name
+
+
+def read_study(path: Path) -> Study:
+    """Read a study's file (YAML or TOML).
+
+    Raises:
+        ConfigError: it cannot be read, or holds what a study has not.
+    """
+    given = read_config_file(str(path))
+    allowed = ("config", "settings", "arms", "grid", "seeds", "reference", "audit")
+    for key in given:
+        if key not in allowed:
+            close = nearest(key, allowed)
+            raise refusal(f"{path}: {key}", given[key], ", ".join(allowed) + (f"; nearest: {close}" if close else ""))
+    arms = _arms(path, _mapping(path, given, "arms"), _mapping(path, given, "grid"))
+    reference = given.get("reference", next(iter(arms)))
+    if reference not in arms:
+        raise refusal(f"{path}: reference", reference, f"an arm: {', '.join(arms)}")
+    return Study(
+        name=path.stem,
+        config=_files(path, given.get("config")),
+        settings=_nested(_mapping(path, given, "settings")),
+        arms=arms,
+        seeds=_seeds(path, given.get("seeds", [0])),
+        reference=reference,
+        audit=_audit(path, given.get("audit", {})),
+    )
+
+
+def plan_runs(study: Study, folder: Path, world_size: int) -> list[PlannedRun]:
+    """Write the settings of every run into `folder`, and check them, before any is started; seeds go round outermost.
+
+    A study that is stopped early then has as many seeds of each arm as there was time for.
+
+    Raises:
+        ConfigError: the settings of a run cannot be run; the message names the file that holds them.
+    """
+    runs = [_plan(study, arm, seed, folder) for seed in study.seeds for arm in study.arms]
+    for run in runs[: len(study.arms)]:
+        try:
+            check_config(run.config, world_size)
+        except ConfigError as error:
+            raise ConfigError(f"arm {run.arm} ({run.settings_file}): {error}") from error
+    return runs
+
+
+def _plan(study: Study, arm: str, seed: int, folder: Path) -> PlannedRun:
+    name = f"{arm}.seed{seed}"
+    settings = _merged(study.settings, study.arms[arm])
+    settings = _merged(settings, {"seed": seed, "run": {"dir": str(folder), "name": name}})
+    path = folder / "settings" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, dump_yaml(settings))
+    command = [part for file in (*study.config, path) for part in ("--config", str(file))]
+    return PlannedRun(arm, seed, parse_config(command), path, tuple(command))
+
+
+def _files(path: Path, config: object) -> tuple[Path, ...]:
+    names = config if isinstance(config, list) else [config]
+    if not names or not all(isinstance(name, str) for name in names):
+        allowed = "a configuration file, named from where the study's file is, or a list of them"
+        raise refusal(f"{path}: config", config, allowed)
+    return tuple(path.parent / str(name) for name in names)
+
+
+def _mapping(path: Path, given: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = given.get(key, {})
+    if not isinstance(value, dict):
+        raise refusal(f"{path}: {key}", value, "a mapping")
+    return value
+
+
+def _arms(path: Path, arms: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return every arm at every point of the grid, by name."""
+    for name, settings in arms.items():
+        if not isinstance(settings, dict):
+            raise refusal(
+                f"{path}: arms.{name}", settings, "a mapping of keys to values, such as {regularizer.factor: 2}"
+            )
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise refusal(f"{path}: grid.{key}", values, "a list of values")
+    if not arms and not grid:
+        raise ConfigError(f"{path}: nothing to compare; allowed: arms, a grid, or both")
+    found = {}
+    for name, settings in (arms or {"": {}}).items():
+        for point in itertools.product(*grid.values()):
+            coordinates = [f"{key.rpartition('.')[2]}={value}" for key, value in zip(grid, point, strict=True)]
+            on_top = _nested(dict(zip(grid, point, strict=True)))
+            found["_".join(filter(None, (name, *coordinates)))] = _merged(_nested(settings), on_top)
+    return found
+
+
+def _seeds(path: Path, seeds: object) -> tuple[int, ...]:
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise refusal(f"{path}: seeds", seeds, "a list of whole numbers")
+    if len(set(seeds)) < len(seeds):
+        raise refusal(f"{path}: seeds", seeds, "each seed once")
+    return tuple(seeds)
+
+
+def _audit(path: Path, given: object) -> AuditOptions | None:
+    if given is None:
+        return None
+    names = [each.name for each in fields(AuditOptions)]
+    if not isinstance(given, dict) or not set(given) <= set(names):
+        raise refusal(f"{path}: audit", given, f"null, or a mapping with keys among {', '.join(names)}")
+    options = AuditOptions(**given)
+    if options.probe not in PROBES or type(options.draws) is not int or options.draws < LEAST_DRAWS:
+        allowed = f"a probe among {', '.join(PROBES)} and at least {LEAST_DRAWS} draws"
+        raise refusal(f"{path}: audit", given, allowed)
+    return options
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Take dotted keys apart: {"a.b": 1} becomes {"a": {"b": 1}}."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        for name in reversed(key.split(".")):
+            value = {name: _nested(value) if isinstance(value, dict) else value}
+        found = _merged(found, value)
+    return found
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one mapping over another, key by key."""
+    return {**below, **dict(_laid_over(below, above))}
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        yield key, _merged(below[key], value) if both else value

@@ -1,0 +1,189 @@
+"""What the runs of a study found: by run, and by arm with intervals across seeds; as JSON, table and figure."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rlpheads.engine.commands.audit import audit_path
+from rlpheads.engine.commands.study_plan import PlannedRun, Study
+from rlpheads.engine.runs.environment import collect_environment
+from rlpheads.engine.runs.folder import RunFolder, write_atomically
+from rlpheads.engine.runs.opened_run import RunError, open_run
+from rlpheads.memorization.figures.study_figure import ArmPoint, plot_study
+from rlpheads.memorization.measures.intervals import draw_interval
+
+MEASURES = {
+    "top1": "held-out top-1",
+    "ece": "held-out ECE",
+    "own_rla": "own heads",
+    "audit_rla": "audit heads",
+    "hidden": "audit − own",
+    "heldout_rla": "held-out",
+    "own_bits_per_sample": "own bits a sample",
+    "own_refit": "refit, own labels",
+    "fresh_refit": "refit, fresh labels",
+    "label_excess": "label excess",
+    "membership_excess": "membership excess",
+}
+"""Every measure of a run, by its name in the JSON, with its name in the table. Random-label accuracies are clean ones of
+the last epoch; `hidden` is what audit heads find beyond the own ones; refit and excess are of refitted probes. All but
+top1 and ece (the expected calibration error of the classes) have a value for each tap."""
+
+_ROWS = {
+    "top1": "eval_top1",
+    "ece": "eval_ece",
+    "own_rla": "rla_clean",
+    "audit_rla": "audit_rla_clean",
+    "heldout_rla": "rla_heldout",
+    "own_bits_per_sample": "bits_per_sample_clean",
+}
+"""Where the measures of training stand in an epoch's line of metrics.jsonl."""
+
+_IN_BITS = {"own_bits_per_sample"}
+
+
+def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Gather what the finished runs found.
+
+    Returns:
+        `runs`: each run's measures, a list over its taps for those that have one; `arms`: for each arm and measure the
+        mean over seeds of the averages over taps (`mean`, `values`), its t interval (`low`, `high`; null for a single
+        seed) and, but for the reference, the same of the differences between runs of the same seed (`difference`).
+    """
+    environment = collect_environment()
+    by_run = {run.folder.name: _run_measures(study, run) for run in runs}
+    values = {
+        arm: {run.seed: _averages(by_run[run.folder.name]["measures"]) for run in runs if run.arm == arm}
+        for arm in study.arms
+    }
+    arms = {
+        arm: summarize_arm(values[arm], values[study.reference], arm == study.reference)
+        for arm in study.arms
+        if values[arm]
+    }
+    return {
+        "study": study.name,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "reference": study.reference,
+        "settings": study.settings,
+        "arms": {arm: {"settings": study.arms[arm], **found} for arm, found in arms.items()},
+        "runs": by_run,
+        "environment": {name: environment[name] for name in ("packages", "system", "torch", "cuda", "git")},
+    }
+
+
+def print_study(found: Mapping[str, Any], console: Console) -> None:
+    """Print the arms' table: means over taps and seeds, with the half-widths of 95 % intervals across seeds."""
+    seeds = {run["seed"] for run in found["runs"].values()}
+    table = Table(
+        title=f"{found['study']}: mean over taps and {len(seeds)} seeds ± half of the 95 % interval across seeds; "
+        f"bold: the difference from {found['reference']}, paired by seed, leaves out 0",
+        title_justify="left",
+        padding=(0, 1),
+    )
+    measures = {name: title for name, title in MEASURES.items() if any(name in arm for arm in found["arms"].values())}
+    table.add_column("arm")
+    for title in measures.values():
+        table.add_column(title, justify="right")
+    for arm, summary in found["arms"].items():
+        table.add_row(arm, *[_cell(name, summary.get(name)) for name in measures])
+    console.print(table)
+
+
+def write_study(folder: Path, found: Mapping[str, Any]) -> list[Path]:
+    """Write `study.json` and, where own and audit heads were measured, `study.png` and `study.svg`; return the paths."""
+    path = folder / "study.json"
+    write_atomically(path, json.dumps(found, indent=2) + "\n")
+    points = [
+        ArmPoint(arm, {name: _point(summary[name]) for name in MEASURES if name in summary})
+        for arm, summary in found["arms"].items()
+    ]
+    if not points or not all({"own_rla", "audit_rla"} <= point.measures.keys() for point in points):
+        return [path]
+    return [path, *plot_study(folder / "study", points, found["reference"])]
+
+
+def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
+    rows = RunFolder(run.folder).metrics("epoch")
+    if not rows:
+        raise RunError(f"{run.folder} is done without a whole epoch, which a study compares; leave max_steps out")
+    measures: dict[str, Any] = {}
+    for name, row_name in _ROWS.items():
+        if row_name in rows[-1]:
+            measures[name] = rows[-1][row_name]
+    if measures.keys() >= {"own_rla", "audit_rla"}:
+        pairs = zip(measures["audit_rla"], measures["own_rla"], strict=True)
+        measures["hidden"] = [audit - own for audit, own in pairs]
+    trained = json.loads((run.folder / "environment.json").read_text())
+    found = {"arm": run.arm, "seed": run.seed, "trained_at": trained["git"], "measures": measures}
+    if study.audit is None:
+        return found
+    audit = json.loads(audit_path(open_run(run.folder), study.audit.probe).read_text())
+    taps = [tap["found"] for tap in audit["taps"]]
+    measures["own_refit"] = [fmean(tap["own_M"]) for tap in taps]
+    measures["fresh_refit"] = [fmean(tap["fresh_F"]) for tap in taps]
+    for name in ("label_excess", "membership_excess"):
+        measures[name] = [tap[name]["value"] for tap in taps]
+        found[f"{name}_intervals"] = [[tap[name]["low"], tap[name]["high"]] for tap in taps]
+    found["label_excess_luck"] = [tap["label_excess"]["luck"] for tap in taps]
+    return found | {"taps": [tap["tap"] for tap in audit["taps"]], "options": audit["options"]}
+
+
+def _averages(measures: Mapping[str, Any]) -> dict[str, float]:
+    """Average every measure over its taps."""
+    return {name: fmean(value) if isinstance(value, list) else value for name, value in measures.items()}
+
+
+def summarize_arm(
+    values: Mapping[int, Mapping[str, float]], reference: Mapping[int, Mapping[str, float]], is_reference: bool
+) -> dict[str, Any]:
+    """Summarise one arm over its seeds.
+
+    Args:
+        values: the arm's averages over taps, by seed and measure.
+        reference: those of the arm that it is compared with, seed by seed.
+        is_reference: whether that is the arm itself, which then has no differences.
+    """
+    first, *others = values.values()
+    names = [name for name in first if all(name in other for other in others)]  # runs of an older version may lack some
+    summary: dict[str, Any] = {name: _over_seeds([value[name] for value in values.values()]) for name in names}
+    shared = [seed for seed in values if seed in reference]
+    for name in names:
+        if not is_reference and shared and all(name in reference[seed] for seed in shared):
+            differences = [values[seed][name] - reference[seed][name] for seed in shared]
+            summary[name]["difference"] = _over_seeds(differences)
+    return summary
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    summary: dict[str, Any] = {"mean": fmean(values), "values": list(values), "low": None, "high": None}
+    if len(values) > 1:
+        interval = draw_interval(torch.tensor(values, dtype=torch.float64))
+        summary |= {"low": float(interval.low), "high": float(interval.high)}
+    return summary
+
+
+def _cell(name: str, summary: Mapping[str, Any] | None) -> str:
+    if summary is None:
+        return "–"
+    shown: Callable[[float], str] = (lambda x: f"{x:.3f}") if name in _IN_BITS else (lambda x: f"{100 * x:.2f}")
+    half = (summary["high"] - summary["low"]) / 2 if summary["low"] is not None else math.nan
+    text = shown(summary["mean"]) + ("" if math.isnan(half) else f" ± {shown(half)}")
+    difference = summary.get("difference")
+    told = difference is not None and difference["low"] is not None and not difference["low"] <= 0 <= difference["high"]
+    return f"[bold]{text}[/bold]" if told else text
+
+
+def _point(summary: Mapping[str, Any]) -> tuple[float, float, float]:
+    mean = summary["mean"]
+    return (mean, *(summary[end] if summary[end] is not None else mean for end in ("low", "high")))

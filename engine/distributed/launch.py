@@ -1,0 +1,113 @@
+"""Processes and devices: who this process is among the ranks, and the groups they talk through."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from rlpheads.engine.config import launcher_variables
+from rlpheads.engine.config.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process's place as torchrun's environment tells it; one rank of one without torchrun."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @classmethod
+    def from_environment(cls) -> Rank:
+        """Read RANK, WORLD_SIZE and LOCAL_RANK.
+
+        Raises:
+            ConfigError: they are no numbers, contradict each other, or say nothing of where the ranks meet.
+        """
+        return cls(*launcher_variables.place())
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that prints and writes."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A started run's processes.
+
+    `control` is a gloo group for small host messages (stop flags, hashes). It is apart from the group that reduces
+    gradients, so that a message read one step late never waits behind a gradient.
+    """
+
+    rank: Rank
+    device: torch.device
+    control: dist.ProcessGroup
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that prints and writes."""
+        return self.rank.is_main
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.rank.world_size
+
+    def share(self, value: T | None) -> T | None:
+        """Return the main rank's `value` at every rank. Collective."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+
+def choose_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
+    """Return the device of this rank: CUDA device `local_rank`, or the CPU."""
+    if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
+
+
+def _join(backend: str, device: torch.device) -> None:
+    try:
+        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+    except dist.DistError as error:
+        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        (first, *_) = str(error).splitlines()
+        raise ConfigError(
+            f"the ranks cannot meet at {meeting} (MASTER_ADDR, MASTER_PORT): {first}; choose a free port with torchrun's "
+            "--master-port, or give --standalone on a single node"
+        ) from error
+
+
+@contextmanager
+def start(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[Launch]:
+    """Join the process group (NCCL for CUDA, gloo for the CPU) and leave it at the end.
+
+    Without torchrun's environment a group of one is made over an in-process store, so that nothing downstream asks
+    whether there is a group.
+
+    Raises:
+        ConfigError: the ranks cannot meet where the environment says.
+    """
+    rank = Rank.from_environment()
+    device = choose_device(choice, rank.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        _join(backend, device)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    control = dist.new_group(backend="gloo")
+    assert isinstance(control, dist.ProcessGroup)  # every rank is a member
+    yield Launch(rank, device, control)
+    dist.destroy_process_group()  # not after an exception: it would wait for messages that never come

@@ -1,0 +1,197 @@
+"""Everything that learns: the backbone, the heads, their optimizers and the moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+from rlpheads.engine.config.schema import Config, OptimConfig
+from rlpheads.engine.config.streams import stream_seed
+from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.learner.ema import Average, build_average
+from rlpheads.engine.learner.optimizer import FrozenPart, Span, TrainedPart, build_part, with_loss_scale
+from rlpheads.engine.learner.runtime import adapt
+from rlpheads.engine.model.batch_norm import synchronise_batch_norm
+from rlpheads.engine.model.builder import Network, build_model, planned_tap_dims
+from rlpheads.engine.model.initial_weights import load_weights
+from rlpheads.engine.model.tapped_model import TappedModel
+from rlpheads.memorization.heads.rlp_heads import RLPHeads
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a training step changes and a checkpoint keeps.
+
+    Attributes:
+        backbone: the tapped classifier, trained or frozen.
+        heads: the random-label prediction heads, or None when no tap is read. They have a wrapper, an optimizer and
+            a clipping norm of their own, so that with λ = 0 the backbone is bit-identical with and without them.
+        audit: heads on draws of the labels that nothing but their own loss ever sees, or None; apart from `heads` in
+            everything, so that they change nothing.
+        ema: moving average of the backbone's weights (never of the heads'), or None.
+        dims: width of every tap.
+        origin: where the weights come from, if not from the seed.
+    """
+
+    backbone: TrainedPart | FrozenPart
+    heads: TrainedPart | None
+    audit: TrainedPart | None
+    ema: Average | None
+    dims: tuple[int, ...]
+    origin: str = ""
+
+    @property
+    def parts(self) -> Iterator[tuple[str, TrainedPart | FrozenPart]]:
+        """The parts, by name."""
+        yield "backbone", self.backbone
+        if self.heads is not None:
+            yield "heads", self.heads
+        if self.audit is not None:
+            yield "audit", self.audit
+
+    @property
+    def trained_parts(self) -> Iterator[tuple[str, TrainedPart]]:
+        """The parts that have an optimizer, by name."""
+        for name, part in self.parts:
+            if isinstance(part, TrainedPart):
+                yield name, part
+
+    @property
+    def wrapped(self) -> Network:
+        """The modules as training runs them, in their wrappers."""
+        heads, audit = (None if part is None else part.wrapped for part in (self.heads, self.audit))
+        return Network(self.backbone.wrapped, heads, audit)
+
+    @property
+    def bare(self) -> Network:
+        """The modules as evaluation runs them, without wrappers."""
+        heads, audit = (None if part is None else part.module for part in (self.heads, self.audit))
+        return Network(self.backbone.module, heads, audit)
+
+    @property
+    def tapped(self) -> TappedModel:
+        """The unwrapped backbone."""
+        assert isinstance(self.backbone.module, TappedModel)
+        return self.backbone.module
+
+    def without_sync(self) -> ExitStack:
+        """Return the context in which no part reduces its gradients."""
+        stack = ExitStack()
+        for _, part in self.parts:
+            stack.enter_context(part.without_sync())
+        return stack
+
+    def scaled(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum of the losses, by the part that each trains, as it is to be back-propagated."""
+        scaled = [part.scaled(losses[name]) for name, part in self.parts]
+        return sum(scaled[1:], scaled[0])
+
+    @property
+    def loss_scales(self) -> dict[str, Tensor]:
+        """The parts' loss scales as they are now, 0-d on the device, named as figures; empty where nothing is scaled."""
+        scales = {name: part.loss_scale for name, part in self.trained_parts}
+        return {f"{name}_loss_scale": scale.factor for name, scale in scales.items() if scale is not None}
+
+    def update(self, num_updates: int) -> None:
+        """Take optimizer step number `num_updates` (from 0) with every part, then move the average."""
+        for _, part in self.parts:
+            part.update(num_updates)
+        if self.ema is not None:
+            self.ema.update(self.tapped, num_updates)
+
+    def train(self, mode: bool = True) -> None:
+        """Switch every part between training and evaluation mode."""
+        for _, part in self.parts:
+            part.train(mode)
+
+    def state(self) -> dict[str, Any]:
+        """Return every tensor that a checkpoint keeps, by reference (nothing is copied)."""
+        state: dict[str, Any] = {name: part.module.state_dict() for name, part in self.parts}
+        for name, part in self.trained_parts:
+            state[f"{name}_optimizer"] = get_optimizer_state_dict(part.module, part.optimizer)
+            if part.loss_scale is not None:
+                state[f"{name}_loss_scale"] = part.loss_scale.state()
+        if self.ema is not None:
+            state["ema"] = self.ema.module.state_dict()
+        return state
+
+    def load_optimizers(self, state: dict[str, Any]) -> None:
+        """Hand the part of a loaded `state()` back that no module holds (the modules' tensors were filled in place)."""
+        for name, part in self.trained_parts:
+            set_optimizer_state_dict(part.module, part.optimizer, state[f"{name}_optimizer"])
+            if part.loss_scale is not None:
+                part.loss_scale.load(state[f"{name}_loss_scale"])
+
+
+def build_learner(
+    config: Config, launch: Launch, num_classes: int, steps_per_epoch: int, *, fresh: bool = True
+) -> Learner:
+    """Build model, heads, optimizers and average on the run's device.
+
+    Weights are drawn on the CPU and then moved, so that a seed means the same network on every device.
+
+    Args:
+        config: settings of the run.
+        launch: the ranks and the device.
+        num_classes: outputs of the classifier.
+        steps_per_epoch: optimizer steps of an epoch.
+        fresh: fill the model with the weights it is to start from; not needed where a checkpoint of the run follows.
+    """
+    dims = planned_tap_dims(config, num_classes)
+    span = Span(config.epochs, steps_per_epoch, config.batch_size)
+    ddp = launch.world_size > 1
+    model, origin = _initial_model(config, num_classes, fresh)
+    model.to(launch.device)
+    if ddp and config.model.sync_batchnorm:
+        synchronise_batch_norm(model, launch.device)
+    adapt(model, config.runtime)
+
+    def trained(module: nn.Module, optim: OptimConfig) -> TrainedPart:
+        part = build_part(module, optim, config.schedule, span, ddp)
+        return part if config.precision != "fp16" else with_loss_scale(part, config.loss_scale, launch.device)
+
+    backbone = FrozenPart(model) if config.model.frozen else trained(model, config.optim)
+    decay = config.model.ema_decay
+    ema = None if decay is None else build_average(model, decay, config.model.ema)
+
+    def part(name: str, num_draws: int) -> TrainedPart | None:
+        if not dims or not num_draws:
+            return None
+        module = build_heads(config, dims, name, num_draws, config.heads.num_blocks(num_classes)).to(launch.device)
+        adapt(module, config.runtime)
+        return trained(module, config.heads.optim)
+
+    heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))
+    return Learner(backbone, heads, audit, ema, dims, origin)
+
+
+def _initial_model(config: Config, num_classes: int, fresh: bool) -> tuple[TappedModel, str]:
+    """Build the model with the weights that it starts from; say where they come from, if not from the seed."""
+    model = build_model(config, num_classes, pretrained=config.model.pretrained and fresh)
+    if config.model.checkpoint is not None and fresh:
+        return model, load_weights(model.backbone, config.model.checkpoint)
+    return model, f"timm's weights for {config.model.name}" if config.model.pretrained else ""
+
+
+def build_heads(config: Config, dims: tuple[int, ...], name: str, num_draws: int, num_blocks: int = 1) -> RLPHeads:
+    """Build heads, one for each tap and draw, from the stream `name`; `num_blocks` as for `RLPHeads`."""
+    seed, num_labels = stream_seed(config.seed, name), config.heads.num_labels
+    shape = {name: getattr(config.heads, name) for name in ("norm", "hidden", "dropout")}
+    return RLPHeads(dims, num_labels, num_draws, seed=seed, num_blocks=num_blocks, **shape)
+
+
+def num_audit_draws(config: Config) -> int:
+    """Return the draws that audit heads measure; one by default where something acts on the labels."""
+    if config.heads.audit_draws is not None:
+        return config.heads.audit_draws
+    return int(config.regularizer.factor > 0 or config.heads.joint > 0)
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Count the parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,73 @@
+"""fp16's loss scale: a part's losses are multiplied before its backward pass, its gradients divided after it.
+
+Each part has a scale of its own. With a shared one an overflow in the heads would leave out a step of the backbone, and
+the backbone would no longer be bit-identical with and without heads.
+
+Ranks agree without a message: DDP has averaged the gradients before they are looked at, so an infinity at one rank is an
+infinity at all of them, every rank leaves the same step out, and the scales stay equal. A part whose gradients are not
+all-reduced (classes sharded over ranks) would have to share what it found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlpheads.engine.config.schema_training import LossScaleConfig
+
+
+class LossScale:
+    """The loss scale of one part; it moves on the device, and nothing waits for it.
+
+    The exception are optimizers without a fused step: whether a step is left out is then decided on the host, which reads
+    one number a step (`rlpheads.engine.learner.optimizer.host_reads` tells).
+    """
+
+    def __init__(self, config: LossScaleConfig, device: torch.device):
+        self._scaler = torch.amp.GradScaler(device.type, init_scale=config.initial, growth_interval=config.growth_every)
+        self._one = torch.ones((), device=device)
+
+    @property
+    def factor(self) -> Tensor:
+        """The factor, a 0-d float32 tensor on the device."""
+        return self._scaler.scale(self._one)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return a loss times the factor."""
+        return self._scaler.scale(loss)
+
+    def step(self, optimizer: torch.optim.Optimizer, clip: Callable[[], None]) -> None:
+        """Divide the gradients by the factor, clip them, and step, unless one of them is not finite; move the factor."""
+        self._scaler.unscale_(optimizer)
+        clip()
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps, as tensors on the host."""
+        state = self._scaler.state_dict()
+        return {
+            "factor": torch.tensor(state["scale"], dtype=torch.float64),
+            "num_good_steps": torch.tensor(state["_growth_tracker"]),
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` returned; how often it grows stays as configured."""
+        loaded = {"scale": float(state["factor"]), "_growth_tracker": int(state["num_good_steps"])}
+        self._scaler.load_state_dict(self._scaler.state_dict() | loaded)
+
+
+def prepare_to_skip(optimizer: torch.optim.Optimizer) -> None:
+    """Let SGD's momentum begin at zero, where its first step would otherwise make it.
+
+    torch's fused SGD makes it uninitialised, to be filled by the first step; a first step that is left out never does.
+    From zero the first step is the same.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -1,0 +1,52 @@
+"""The process's switches, as `runtime` sets them, and the way back; and what it changes about a module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlpheads.engine.config.schema_runtime import RuntimeConfig
+from rlpheads.engine.model.tapped_model import TappedModel
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@contextmanager
+def switched(runtime: RuntimeConfig) -> Iterator[None]:
+    """Set torch's global switches while the context is open; to be entered before CUDA is first used."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    cudnn = torch.backends.cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if runtime.deterministic:
+        os.environ.setdefault(_WORKSPACE, ":4096:8")  # which cuBLAS needs, and reads once
+    for backend in backends:
+        backend.allow_tf32 = runtime.tf32
+    torch.backends.cudnn.benchmark = runtime.cudnn_benchmark and not runtime.deterministic
+    torch.use_deterministic_algorithms(runtime.deterministic)
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+        torch.backends.cudnn.benchmark = cudnn
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def adapt(module: nn.Module, runtime: RuntimeConfig) -> None:
+    """Change a part, network or heads, as `runtime` says, in place: names of weights stay, and so do checkpoints.
+
+    Compilation happens at the first call, inside DDP's wrapper where there is one. Each shape has a graph of its own: one
+    for all would be made as soon as a second shape is met, and a resumed run meets them in another order.
+    """
+    if runtime.channels_last:
+        module.to(memory_format=torch.channels_last)
+    if runtime.activation_checkpointing and isinstance(module, TappedModel):
+        module.backbone.set_grad_checkpointing(True)
+    if runtime.compile:
+        module.compile(fullgraph=True, dynamic=False)

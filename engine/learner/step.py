@@ -1,0 +1,186 @@
+"""One optimizer step: from a batch on the device to updated weights, with no host synchronisation anywhere.
+
+Three losses take three routes (method.md): the class loss trains the backbone, the random-label cross-entropy trains
+the heads only, and the regulariser on the heads' output trains the backbone only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.config.streams import stream_seed
+from rlpheads.engine.learner.class_loss import ClassLoss
+from rlpheads.engine.learner.learner import Learner
+from rlpheads.engine.learner.precision import autocast
+from rlpheads.engine.model.builder import Network
+from rlpheads.engine.model.tapped_model import TappedModel
+from rlpheads.loaders.contract.batch import Batch
+from rlpheads.memorization.heads.regularizer import TermWeights, combine
+from rlpheads.memorization.heads.rlp_heads import HeadLosses, HeadTerms
+from rlpheads.memorization.records.ledger import Ledger
+
+
+class RowLosses(NamedTuple):
+    """What a forward pass says of every row of a batch; of a mixed row, of its own sample, but for what is trained."""
+
+    class_loss_B: Tensor
+    trained_loss_B: Tensor
+    class_hit_B: Tensor
+    logits_BC: Tensor
+    heads: HeadLosses | None
+    audit: HeadLosses | None
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Which terms are computed, and with which weights they reach the total.
+
+    Attributes:
+        terms: what the heads compute.
+        weights: λ and μ.
+        class_loss: what trains the classifier.
+        num_draws: draws that the heads (not the audit heads) learn.
+        world_size: number of ranks, whose gradients DDP averages.
+    """
+
+    terms: HeadTerms
+    weights: TermWeights
+    class_loss: ClassLoss
+    num_draws: int
+    world_size: int
+
+    def measuring(self) -> Routes:
+        """Return the same routes with nothing but the measurement: what an evaluation computes."""
+        return replace(self, terms=HeadTerms())
+
+
+def build_routes(config: Config, model: TappedModel, world_size: int) -> Routes:
+    """Translate the configured regulariser and joint weight into terms over the model's taps.
+
+    Raises:
+        ValueError: a regularised tap is no place, or has no head.
+    """
+    factor, weights = config.regularizer.factor, TermWeights(config.regularizer.factor, config.heads.joint)
+    regularized: tuple[int, ...] = ()
+    if factor > 0:
+        chosen = config.regularizer.taps
+        places = model.places if chosen == "all" else model.select(chosen)
+        if missing := [place.name for place in places if place not in model.places]:
+            raise ValueError(f"regularizer.taps names {missing}, where no head is; heads.taps are {list(model.taps)}")
+        regularized = tuple(model.places.index(place) for place in places)
+    terms = HeadTerms(config.regularizer.kind if regularized else None, regularized, joint=config.heads.joint > 0)
+    class_loss = ClassLoss(config.model.loss, config.model.label_smoothing, config.model.bce_threshold)
+    return Routes(terms, weights, class_loss, config.heads.draws, world_size)
+
+
+def forward_rows(network: Network, images: Tensor, batch: Batch, table_MN: Tensor, routes: Routes) -> RowLosses:
+    """Return every row's losses on normalised images; padding rows hold finite rubbish.
+
+    Args:
+        network: model, heads and audit heads.
+        images: float (B, 3, H, W).
+        batch: the rows' targets and indices, and those of the samples that they were mixed with.
+        table_MN: random labels, those of the heads' draws first and those of the audit heads behind them.
+        routes: the terms of the heads; audit heads have none but their own loss.
+    """
+    logits, taps = network.model(images)
+    class_loss_B, trained_loss_B = routes.class_loss(logits, batch.targets, batch.partners)
+    labels = _random_labels(table_MN, batch)
+    own, audited = labels.of_draws(slice(routes.num_draws)), labels.of_draws(slice(routes.num_draws, None))
+    heads = None if network.heads is None else network.heads(taps, own.first_MB, routes.terms, own.pair)
+    audit = None if network.audit is None else network.audit(taps, audited.first_MB, HeadTerms(), audited.pair)
+    return RowLosses(class_loss_B, trained_loss_B, logits.argmax(-1) == batch.targets, logits, heads, audit)
+
+
+class _RandomLabels(NamedTuple):
+    """The random labels of a batch: each row's own, and for mixed rows the partner's with the weight of the own."""
+
+    first_MB: Tensor
+    pair: tuple[Tensor, Tensor] | None
+
+    def of_draws(self, draws: slice) -> _RandomLabels:
+        return _RandomLabels(self.first_MB[draws], None if self.pair is None else (self.pair[0][draws], self.pair[1]))
+
+
+def _random_labels(table_MN: Tensor, batch: Batch) -> _RandomLabels:
+    """Gather the labels of all draws; a padding row gets some label in range."""
+    first_MB = table_MN[:, batch.index.clamp(min=0)]
+    if batch.partners is None:
+        return _RandomLabels(first_MB, None)
+    return _RandomLabels(first_MB, (table_MN[:, batch.partners.index.clamp(min=0)], batch.partners.weight))
+
+
+def record_rows(ledger: Ledger, batch: Batch, rows: RowLosses) -> None:
+    """Write every row of a batch into the ledger at its index, the audit heads' draws behind the heads' own.
+
+    Rows that could not be read are marked as skipped; how many is known to the host, so that nothing waits.
+    """
+    heads = [losses for losses in (rows.heads, rows.audit) if losses is not None]
+    hit_TMB, bits_TMB, margin_TMB = (
+        torch.cat([getattr(losses, name).detach() for losses in heads], dim=1) if heads else None
+        for name in ("hit_TMB", "bits_TMB", "margin_TMB")
+    )
+    class_loss_B = rows.class_loss_B.detach()
+    ledger.record(batch.index, batch.targets, class_loss_B, rows.class_hit_B, hit_TMB, bits_TMB, margin_TMB)
+    if batch.skipped:
+        ledger.skip(batch.skipped_index.to(batch.index.device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """The training step, callable with normalised images and this rank's batch, both on the device."""
+
+    learner: Learner
+    table_MN: Tensor
+    ledger: Ledger
+    routes: Routes
+    config: Config
+    rank: int
+
+    def __call__(self, images: Tensor, batch: Batch, num_updates: int) -> dict[str, Tensor]:
+        """Take optimizer step number `num_updates` (from 0).
+
+        Returns:
+            This rank's share of each figure of the step, as 0-d tensors on the device: their mean over the ranks is
+            the figure of the global batch.
+        """
+        num_parts = self.config.accumulate
+        seeds = [stream_seed(self.config.seed, "dropout", num_updates, self.rank, part) for part in range(num_parts)]
+        parts = list(zip(images.chunk(num_parts), batch.chunks(num_parts), seeds, strict=True))
+        with self.learner.without_sync():
+            shares = [self._forward_backward(*part) for part in parts[:-1]]
+        shares.append(self._forward_backward(*parts[-1]))
+        self.learner.update(num_updates)
+        figures = {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
+        return figures | self.learner.loss_scales
+
+    def _forward_backward(self, images: Tensor, batch: Batch, seed: int) -> dict[str, Tensor]:
+        # One seed a micro-batch instead of a saved generator: dropout continues exactly after a resume at any step, and
+        # what the heads drop, after the backbone's forward pass, shifts nothing of the backbone's.
+        torch.manual_seed(seed)
+        with autocast(images.device, self.config.precision):
+            rows = forward_rows(self.learner.wrapped, images, batch, self.table_MN, self.routes)
+        valid_B = batch.index >= 0
+        scale = self.routes.world_size / batch.num_global_rows
+        total = torch.where(valid_B, rows.trained_loss_B, 0.0).sum() * scale
+        shares = {"class_loss": total.detach(), "top1": (rows.class_hit_B & valid_B).sum() * scale}
+        shares["skipped"] = total.new_full((), len(batch.skipped) * scale)
+        trains = {"backbone": total}
+        own, audit = ("heads", "", rows.heads, self.routes.weights), ("audit", "audit_", rows.audit, TermWeights())
+        for part, prefix, losses, weights in (own, audit):
+            if losses is None:
+                continue
+            terms = combine(losses, valid_B, batch.num_global_rows, self.routes.world_size, weights)
+            trains[part] = terms.heads
+            trains["backbone"] = trains["backbone"] + terms.backbone
+            shares |= {prefix + name: value for name, value in terms.scalars.items()}
+            hits_TM = (losses.hit_TMB & valid_B).sum(-1) * scale
+            shares |= {f"{prefix}rla_first": hits_TM[0].mean(), f"{prefix}rla_last": hits_TM[-1].mean()}
+        self.learner.scaled(trains).backward()
+        record_rows(self.ledger, batch, rows)
+        return shares

@@ -1,0 +1,84 @@
+"""The classifier under study: built as configured, tapped where heads read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import timm
+import torch
+from torch import nn
+
+import rlpheads.engine.model.wide_resnet  # noqa: F401 (registers its models with timm)
+from rlpheads.engine.config.schema import Config, ModelConfig
+from rlpheads.engine.config.streams import stream_seed
+from rlpheads.engine.model.tapped_model import TappedModel, gives_prefix_tokens, layout_of
+from rlpheads.engine.model.taps import Pool, select_places
+
+
+class Network(NamedTuple):
+    """The modules that a forward pass runs through: wrapped ones in training, bare ones in evaluation."""
+
+    model: nn.Module
+    heads: nn.Module | None
+    audit: nn.Module | None
+
+
+def build_model(config: Config, num_classes: int, *, pretrained: bool = False) -> TappedModel:
+    """Build the configured model on the current default device, its weights drawn from the stream `init`.
+
+    Args:
+        config: settings of the run.
+        num_classes: outputs of the classifier.
+        pretrained: put the weights that timm publishes in the place of those that were drawn.
+
+    Raises:
+        ValueError: timm refuses the name or the arguments, or a tap does not exist.
+    """
+    torch.manual_seed(stream_seed(config.seed, "init"))
+    backbone = _create(config.model, num_classes, pretrained)
+    places = select_places(config.heads.taps, layout_of(backbone))
+    return TappedModel(backbone, places, _pooling(config.heads.pool, backbone))
+
+
+def planned_tap_dims(config: Config, num_classes: int) -> tuple[int, ...]:
+    """Return the width D of every tap of the configured model, without making its weights.
+
+    Raises:
+        ValueError: as `build_model` and `tap_dims`.
+    """
+    with torch.device("meta"):
+        return tap_dims(build_model(config, num_classes), config.data.image_size)
+
+
+def tap_dims(model: TappedModel, image_size: int) -> tuple[int, ...]:
+    """Return the width D of every tap, from a forward pass of `model`, built on the meta device, that computes nothing.
+
+    Raises:
+        ValueError: the model does not take images of this size, or a tap is not one vector an image.
+    """
+    images = torch.empty(2, 3, image_size, image_size, device="meta")
+    try:
+        with torch.no_grad():
+            _, taps = model.eval()(images)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"the model does not take images of {image_size} x {image_size} pixels: {error}") from error
+    for name, tap in zip(model.taps, taps, strict=True):
+        if len(tap) != len(images):
+            raise ValueError(f"tap {name}: {len(tap)} rows for {len(images)} images; name a module outside the windows")
+    return tuple(tap.shape[-1] for tap in taps)
+
+
+def _create(config: ModelConfig, num_classes: int, pretrained: bool) -> Any:
+    try:
+        return timm.create_model(config.name, pretrained=pretrained, num_classes=num_classes, **config.args)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"model.name={config.name} cannot be built with model.args={config.args}: {error}") from error
+
+
+def _pooling(pool: Literal["auto", "token", "mean"], backbone: nn.Module) -> Pool:
+    has_token = gives_prefix_tokens(backbone)
+    if pool == "token" and not has_token:
+        raise ValueError(f"heads.pool=token, but {type(backbone).__name__} has no class token; use mean or auto")
+    if pool == "auto":
+        return "token" if has_token and getattr(backbone, "global_pool", "") == "token" else "mean"
+    return pool

@@ -1,0 +1,237 @@
+"""What the user sees: a live line on a terminal, plain lines elsewhere, a table for each epoch and one at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rlpheads.engine.report.findings import Findings
+
+MISSING = "–"
+
+
+class Display:
+    """Prints a run's progress; on every rank but the first it is given a quiet console and prints nothing.
+
+    Args:
+        console: where to print.
+        num_epochs: epochs of the run.
+        num_steps: steps of one epoch.
+        device: where the run's memory is.
+        verbose: print notes too.
+    """
+
+    def __init__(self, console: Console, num_epochs: int, num_steps: int, device: torch.device, verbose: bool = False):
+        self._console = console
+        self._device = device
+        self._num_epochs, self._num_steps = num_epochs, num_steps
+        self._verbose = verbose
+        self._progress = Progress(
+            TextColumn("[bold]epoch {task.fields[epoch]}"), BarColumn(None), MofNCompleteColumn(), expand=True
+        )
+        self._task: TaskID | None = None
+        self._figures = Text()  # below the bar, where it may wrap: no figure is cut off on a narrow terminal
+        self._live = Live(Group(self._progress, self._figures), console=console, transient=True)
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal and not self._console.quiet:
+            self._task = self._progress.add_task("", total=self._num_steps, epoch=0)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Say something that only a verbose run wants to hear."""
+        if self._verbose:
+            self._console.print(text, highlight=False, style="dim", soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Say something."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Say something that the user should act on, or know when reading the figures."""
+        self._console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True, style="yellow")
+
+    def step(self, row: Mapping[str, Any], eta_seconds: float | None) -> None:
+        """Show the figures of the window of steps that ended at `row["step"]`."""
+        done = (row["step"] - 1) % self._num_steps + 1
+        figures = f"{step_line(row, eta_seconds)}  {memory_in_use(self._device) / 2**30:.1f} GiB"
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, epoch=row["epoch"])
+            self._figures.plain = figures
+        else:
+            self.say(f"epoch {row['epoch']} step {done}/{self._num_steps}  {figures}")
+
+    def epoch(self, row: Mapping[str, Any], taps: Sequence[int | str]) -> None:
+        """Print the table of a finished epoch."""
+        title = (
+            f"epoch {row['epoch']} (of 0–{self._num_epochs - 1})  "
+            f"top-1: train {percent(row.get('train_top1'))}, held-out {percent(row.get('eval_top1'))}"
+            + (f", average {percent(row['eval_ema_top1'])}" if "eval_ema_top1" in row else "")
+            + f"  loss: train {row['train_loss']:.4f}, held-out {number(row.get('eval_loss'))}"
+            + _calibration_of(row)
+            + _skipped_of(row)
+            + f"  {row['images_per_second']:.0f} img/s, data wait {percent(row['data_wait'])}"
+        )
+        if "regularizer_factor" in row:
+            title += f"  λ {row['regularizer_factor']:.4g} (λ/K {row['regularizer_factor_per_label']:.4g})"
+        self.say(title)
+        if not taps:
+            return
+        table = Table(title="random-label accuracy", title_justify="left", padding=(0, 1))
+        table.add_column("tap", justify="right")
+        for block in taps:
+            table.add_column(str(block), justify="right")
+        for prefix in ("", "audit_"):
+            for phase in ("running", "clean", "heldout"):
+                if (rla_T := row.get(f"{prefix}rla_{phase}")) is not None:
+                    name = f"{prefix}{phase}".replace("_", " ").replace("heldout", "held-out")
+                    table.add_row(name, *[percent(value) for value in rla_T])
+        self._console.print(table)
+
+    def findings(self, found: Findings) -> None:
+        """Print what the run found, and loudly whatever cannot be."""
+        if found.taps:
+            self._console.print(findings_table(found))
+            if found.taps[0].bits is not None:
+                self._console.print(bits_table(found))
+            if found.memory:
+                from rlpheads.engine.report.memory import memory_table  # scipy loads after training
+
+                self._console.print(memory_table(found.memory))
+        self.say(f"held-out top-1 {percent(found.top1)}{calibration_text(found)}")
+        if not found.taps:
+            return
+        bounds = " to ".join(percent(bound) for bound in found.heldout_bounds)
+        if not found.strayed:
+            self.say(f"held-out random-label accuracy is inside its exact binomial bounds ({bounds}) at every tap")
+            return
+        lines = [f"tap {block}, draw {draw}: {percent(accuracy)}" for block, draw, accuracy in found.strayed]
+        self._console.print(
+            Panel(
+                f"Nobody can predict a held-out sample's random label, yet these lie outside {bounds}, where chance "
+                "stays in all but 1 of 10,000 cases:\n" + "\n".join(lines) + "\nDo not trust this run's random-label "
+                "accuracies before you know why: are labels, indices and images matched, and are the splits disjoint?",
+                title="held-out check FAILED",
+                style="bold red",
+            )
+        )
+
+
+def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
+    """Return one line of a window's figures."""
+    parts = [f"loss {row['class_loss']:.4f}"]
+    names = (("head_cross_entropy", "heads"), ("regularizer", "reg"), ("joint", "joint"))
+    parts += [f"{short} {row[name]:.4f}" for name, short in names if name in row]
+    parts.append(f"top-1 {percent(row['top1'])}")
+    if "rla_first" in row:
+        parts.append(f"RLA first {percent(row['rla_first'])} last {percent(row['rla_last'])}")
+    if row.get("skipped"):
+        parts.append(f"skipped {percent(row['skipped'])}")
+    parts.append(f"{row['images_per_second']:.0f} img/s")
+    parts.append(f"wait {percent(row['data_wait'])}")
+    if "mfu" in row:
+        parts.append(f"MFU {percent(row['mfu'])} (heads {percent(row['mfu_heads'])})")
+    if eta_seconds is not None:
+        parts.append(f"ETA {timedelta(seconds=round(eta_seconds))}")
+    return "  ".join(parts)
+
+
+def _calibration_of(row: Mapping[str, Any]) -> str:
+    """Say the calibration errors that an epoch measured; nothing where it evaluated nothing."""
+    passes = (("clean", "clean_ece"), ("held-out", "eval_ece"), ("average", "eval_ema_ece"))
+    errors = [f"{name} {percent(row[key])}" for name, key in passes if key in row]
+    return f"  ECE: {', '.join(errors)}" if errors else ""
+
+
+def calibration_text(found: Findings) -> str:
+    """Say how far confidence is from accuracy, to go behind the held-out accuracy; nothing where it was not measured."""
+    if found.ece is None:
+        return ""
+    clean = "" if found.clean_ece is None else f"; training images {percent(found.clean_ece)}"
+    return f" (calibration error {percent(found.ece)}{clean})"
+
+
+def _skipped_of(row: Mapping[str, Any]) -> str:
+    """Say how many images of each pass of an epoch could not be read; nothing where all could."""
+    passes = (("train", "train_skipped"), ("clean", "clean_skipped"), ("held-out", "eval_skipped"))
+    counts = [f"{name} {row[key]}" for name, key in passes if row.get(key)]
+    return f"  unreadable and skipped: {', '.join(counts)}" if counts else ""
+
+
+def findings_table(found: Findings) -> Table:
+    """Return the table of a run's random-label accuracies by tap."""
+    table = Table(title="random-label accuracy by tap", title_justify="left", padding=(0, 1))
+    columns: dict[str, list[float | None]] = {
+        "running": [tap.running for tap in found.taps],
+        "clean": [tap.clean for tap in found.taps],
+        "audit clean": [tap.audit for tap in found.taps],
+        "head-only baseline": [tap.baseline for tap in found.taps],
+        "chance": [found.chance for _ in found.taps],
+        "held-out": [tap.heldout for tap in found.taps],
+    }
+    if all(audit is None for audit in columns["audit clean"]):
+        del columns["audit clean"]
+    for name in ("tap", *columns):
+        table.add_column(name, justify="right")
+    for tap, values in zip(found.taps, zip(*columns.values(), strict=True), strict=True):
+        table.add_row(str(tap.block), *map(percent, values))
+    return table
+
+
+def bits_table(found: Findings) -> Table:
+    """Return the table of the bits that the heads hold about the training images' random labels, and of their margins."""
+    caption = (
+        "T = sum of log2 K + log2 p over the clean training images, the mean over draws. Predictions that do not know the "
+        "labels (drawn i.i.d.) reach T or more with a probability of at most 2^-T. margin = the label's logit less the "
+        "greatest other one, above 0 for a hit: 5 % quantile, median, 95 % quantile, the means over draws"
+    )
+    title = "bits about the random labels, and margins"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    audited = found.taps[0].audit_bits is not None
+    audit_column = ["T, audit heads"] if audited else []
+    for name in ("tap", "T", "bits per sample", "bits per head parameter", *audit_column, "margin: 5 %, median, 95 %"):
+        table.add_column(name, justify="right")
+    for tap in found.taps:
+        bits = (tap.bits_per_sample, tap.bits_per_head_parameter)
+        audit = [_rounded(tap.audit_bits, 1)] if audited else []
+        margins = ", ".join(_rounded(value, 2) for value in (tap.margin_p05, tap.margin_median, tap.margin_p95))
+        table.add_row(str(tap.block), _rounded(tap.bits, 1), *map(number, bits), *audit, margins)
+    return table
+
+
+def _rounded(value: float | None, digits: int) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share of one in per cent, with decimals enough for chance at 100,000 labels."""
+    if value is None:
+        return MISSING
+    return f"{100 * value:.2f}%" if value >= 1e-3 or value == 0 else f"{100 * value:.4f}%"
+
+
+def number(value: float | None) -> str:
+    """Return a number with four decimals, or a dash."""
+    return MISSING if value is None else f"{value:.4f}"
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes in use: allocated on a GPU, or resident in this process for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss

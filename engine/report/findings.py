@@ -1,0 +1,152 @@
+"""What a run found: random-label accuracies by tap beside chance, the head-only baseline and the held-out check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlpheads.engine.learner.evaluation import Evaluation
+from rlpheads.engine.report.memory import TapMemory
+from rlpheads.memorization.figures.rla_figures import References, plot_rla_by_depth, plot_rla_by_epoch
+from rlpheads.memorization.measures.intervals import binomial_bounds
+
+
+@dataclass(frozen=True)
+class TapFinding:
+    """One tap of a finished run; accuracies in [0, 1], averaged over draws, None where not measured.
+
+    Attributes:
+        block: name of the tap: the number of the block that it reads, or text.
+        running: on augmented images while the weights moved (last epoch).
+        clean: on the training set without augmentation, weights at rest (last epoch that measured it).
+        audit: clean, of the audit heads, whose labels the regulariser never saw.
+        baseline: what a least-squares head alone reaches on features that know nothing of the labels.
+        heldout: on held-out images, where nobody can know the labels.
+        bits: T, bits about one labelling of the training images without augmentation, weights at rest.
+        bits_per_sample: T over the images; log2 K where every label is known.
+        bits_per_head_parameter: T over d·(K − 1).
+        audit_bits: T of the audit heads.
+        margin_p05: what one in twenty of those images' label margins is below, in units of logits; above 0 is a hit.
+        margin_median: median of the margins.
+        margin_p95: what one in twenty is above.
+    """
+
+    block: int | str
+    running: float | None
+    clean: float | None
+    audit: float | None
+    baseline: float
+    heldout: float
+    bits: float | None = None
+    bits_per_sample: float | None = None
+    bits_per_head_parameter: float | None = None
+    audit_bits: float | None = None
+    margin_p05: float | None = None
+    margin_median: float | None = None
+    margin_p95: float | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a run found.
+
+    Attributes:
+        top1: held-out accuracy of the classes.
+        chance: 1/K.
+        taps: one finding for each tap.
+        heldout_bounds: least and greatest held-out accuracy of one draw that chance allows (exact binomial).
+        strayed: (block, draw, accuracy) of every held-out accuracy outside these bounds.
+        memory: what each tap's heads hold of one labelling; empty where no clean pass closed the run.
+        ece: held-out expected calibration error of the classes, in [0, 1]; None where it was not measured.
+        clean_ece: that of the training images without augmentation, in the last epoch that measured it.
+    """
+
+    top1: float
+    chance: float
+    taps: tuple[TapFinding, ...]
+    heldout_bounds: tuple[float, float]
+    strayed: tuple[tuple[int | str, int, float], ...]
+    memory: tuple[TapMemory, ...] = ()
+    ece: float | None = None
+    clean_ece: float | None = None
+
+
+def summarize_findings(
+    heldout: Evaluation,
+    history: Sequence[Mapping[str, Any]],
+    blocks: Sequence[int | str],
+    baselines: Sequence[float],
+    num_labels: int,
+) -> Findings:
+    """Set the accuracies of a run beside chance and baseline.
+
+    Args:
+        heldout: evaluation of the final weights on the held-out split.
+        history: the epoch lines of metrics.jsonl.
+        blocks: name of every tap.
+        baselines: head-only accuracy of every tap.
+        num_labels: K.
+    """
+    bounds = binomial_bounds(heldout.num_samples, num_labels)
+    strayed = tuple(
+        (block, draw, accuracy)
+        for block, draws in zip(blocks, heldout.rla_TM, strict=True)
+        for draw, accuracy in enumerate(draws)
+        if not bounds.contains(accuracy)
+    )
+    nothing = [None] * len(blocks)
+    columns: dict[str, Sequence[Any]] = {name: _last(history, row, nothing) for name, row in _ROWS.items()}
+    columns |= {"block": blocks, "baseline": baselines, "heldout": heldout.rla_T}
+    taps = tuple(TapFinding(**dict(zip(columns, tap, strict=True))) for tap in zip(*columns.values(), strict=True))
+    return Findings(
+        top1=heldout.top1,
+        chance=1 / num_labels,
+        taps=taps,
+        heldout_bounds=(float(bounds.low), float(bounds.high)),
+        strayed=strayed,
+        ece=heldout.ece if heldout.ece is not None else _last(history, "eval_ece", None),
+        clean_ece=_last(history, "clean_ece", None),
+    )
+
+
+def draw_figures(folder: Path, found: Findings, history: Sequence[Mapping[str, Any]], num_heldout: int) -> None:
+    """Draw random-label accuracy by depth (now) and by epoch into `folder`, as PNG and SVG.
+
+    Args:
+        folder: where the figures go.
+        found: the final accuracies.
+        history: the epoch lines of metrics.jsonl.
+        num_heldout: held-out samples, for the band of chance.
+    """
+    blocks = [tap.block for tap in found.taps]
+    references = References(round(1 / found.chance), num_heldout, [tap.baseline for tap in found.taps])
+    now = {phase: [[getattr(tap, phase)] for tap in found.taps] for phase in ("running", "clean", "heldout")}
+    measured = {phase: values for phase, values in now.items() if values[0][0] is not None}
+    plot_rla_by_depth(folder / "rla_by_depth", blocks, measured, references)
+    if history:
+        nothing = [float("nan")] * len(blocks)
+        by_epoch = {
+            phase: [[[value] for value in row.get(f"rla_{phase}", nothing)] for row in history] for phase in measured
+        }
+        plot_rla_by_epoch(folder / "rla_by_epoch", [row["epoch"] for row in history], blocks, by_epoch, references)
+
+
+_ROWS = {
+    "running": "rla_running",
+    "clean": "rla_clean",
+    "audit": "audit_rla_clean",
+    "bits": "bits_clean",
+    "bits_per_sample": "bits_per_sample_clean",
+    "bits_per_head_parameter": "bits_per_head_parameter_clean",
+    "audit_bits": "audit_bits_clean",
+    "margin_p05": "margin_p05_clean",
+    "margin_median": "margin_median_clean",
+    "margin_p95": "margin_p95_clean",
+}
+"""Where a finding stands in the epoch lines of metrics.jsonl."""
+
+
+def _last(history: Sequence[Mapping[str, Any]], name: str, otherwise: Any) -> Any:
+    return next((row[name] for row in reversed(history) if name in row), otherwise)

@@ -1,0 +1,184 @@
+"""Checkpoints: distributed files written to a temporary folder, hashed, and moved into place as a whole.
+
+A checkpoint is `checkpoints/step=000001234/` with torch.distributed.checkpoint's files and `manifest.json`, written
+last: the SHA-256 and size of every file, and the run's progress. One flipped bit would load silently otherwise, and a
+folder without a manifest is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.runs.folder import write_atomically
+from rlpheads.engine.runs.storage_errors import PlainWriter, told
+from rlpheads.memorization.atomic_file import flush_to_disk
+
+MANIFEST = "manifest.json"
+KEYS = ("step", "files")
+"""What every manifest holds, whatever else the run says of itself."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged or of another run."""
+
+
+def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any], launch: Launch, keep: int) -> Path:
+    """Write the checkpoint of `step` and prune all but the newest `keep`. Collective.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        step: optimizer steps taken.
+        state: tensors, nested by name; sharded or replicated alike.
+        facts: JSON-able progress and identity of the run.
+        launch: the ranks.
+        keep: checkpoints to keep.
+    """
+    final = folder / f"step={step:09d}"
+    temporary = folder / f".step={step:09d}.tmp"
+    if launch.is_main:
+        for leftover in folder.glob(".step=*.tmp"):  # of saves that were killed
+            _remove(leftover)
+        temporary.mkdir(parents=True)
+    dist.barrier(launch.control)
+    dcp.save(state, storage_writer=PlainWriter(temporary), process_group=launch.control)
+    if launch.is_main:
+        files = {path.name: _described(path) for path in sorted(temporary.iterdir())}
+        content = {"step": step, **facts, "files": files}
+        write_atomically(temporary / MANIFEST, json.dumps(content, indent=2) + "\n")
+        _move_into_place(temporary, final)
+        flush_to_disk(folder)
+        for old in list_whole(folder)[:-keep]:
+            _remove(old)
+    dist.barrier(launch.control)
+    return final
+
+
+def list_whole(folder: Path) -> list[Path]:
+    """Return the checkpoints that have a manifest, the oldest first.
+
+    Raises:
+        CheckpointError: the folder, or one of them, cannot be looked into: it would look as if there were none.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.name.startswith("step="))
+        return [path for path in paths if _is_there(path / MANIFEST)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(told(error, folder)) from error
+
+
+def find(folder: Path) -> Path | None:
+    """Return the newest checkpoint that has a manifest, or None; put back one that a killed save had set aside."""
+    for aside in folder.glob(".step=*.old"):
+        final = folder / aside.name.removeprefix(".").removesuffix(".old")
+        if not final.exists():
+            aside.rename(final)
+    whole = list_whole(folder)
+    return whole[-1] if whole else None
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint says about itself.
+
+    Raises:
+        CheckpointError: the manifest is damaged, or cannot be read.
+    """
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:  # no JSON, text or file
+        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged ({error}); {_remedy(checkpoint)}") from error
+    except OSError as error:
+        raise CheckpointError(told(error, checkpoint)) from error
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged (it holds no mapping); {_remedy(checkpoint)}")
+    if missing := [key for key in KEYS if key not in manifest]:
+        raise CheckpointError(f"{checkpoint / MANIFEST} lacks {', '.join(missing)}; {_remedy(checkpoint)}")
+    return manifest
+
+
+def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare every file of a checkpoint with its manifest.
+
+    Raises:
+        CheckpointError: a file is missing, or has another size or hash; all of them are named.
+    """
+    problems = [problem for name, facts in manifest["files"].items() if (problem := _problem(checkpoint / name, facts))]
+    if problems:
+        raise CheckpointError(f"{checkpoint} is damaged: {'; '.join(problems)}; {_remedy(checkpoint)}")
+
+
+def load(checkpoint: Path, state: dict[str, Any], launch: Launch) -> None:
+    """Fill the tensors of `state` in place. Collective.
+
+    Only from a folder that you trust: the format's own metadata can execute code.
+    """
+    dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint), process_group=launch.control)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash a module's names, types and bytes, for comparing two runs."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _move_into_place(temporary: Path, final: Path) -> None:
+    """Replace what was saved at the same step before (at the end of its epoch's training, say, but before its end)."""
+    aside = final.with_name(f".{final.name}.old")
+    if final.exists():
+        final.rename(aside)
+    temporary.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, or say which one it is that stays."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def _remedy(checkpoint: Path) -> str:
+    before = [path.name for path in list_whole(checkpoint.parent) if path < checkpoint]
+    if before:
+        return f"delete that folder to resume from {before[-1]}"
+    return "there is none before it: begin again with --run.overwrite or another --run.name"
+
+
+def _is_there(path: Path) -> bool:
+    """As Path.exists, which passes over a folder that it may not look into."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _described(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _problem(path: Path, facts: Mapping[str, Any]) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != facts["bytes"]:
+        return f"{path.name} has {path.stat().st_size} bytes, not {facts['bytes']}"
+    if _described(path)["sha256"] != facts["sha256"]:
+        return f"{path.name} does not have the hash that was recorded when it was written"
+    return None

@@ -1,0 +1,162 @@
+"""Where a run's rows go: into metrics.jsonl, and what was written there into TensorBoard's and W&B's files.
+
+There is one way in, `RunLog.append`, so that no two records of a run can differ. A resumed run takes back, in all of
+them, what lies behind its checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlpheads.engine.config.schema_log import LogConfig
+from rlpheads.engine.runs.folder import RunFolder, write_atomically
+
+_PLACE = ("kind", "step", "epoch")
+"""Keys of a row that say where its figures belong."""
+
+
+class RunLogError(RuntimeError):
+    """A record that was asked for cannot be kept; the message says what to do."""
+
+
+class Sink(Protocol):
+    """A record beside metrics.jsonl."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Record the figures of one row."""
+
+    def close(self) -> None:
+        """Finish the record."""
+
+
+class RunLog:
+    """The records of one run. Before `open`, and at every rank but the first, there is metrics.jsonl alone.
+
+    Args:
+        folder: the run's folder.
+        settings: which records there are besides.
+        taps: names of the taps, by which figures of several taps are told apart.
+    """
+
+    def __init__(self, folder: RunFolder, settings: LogConfig, taps: Sequence[int | str]):
+        self._folder = folder
+        self._settings = settings
+        self._taps = tuple(taps)
+        self._sinks: list[Sink] = []
+
+    def open(self, step: int, epoch: int, settings: Mapping[str, Any]) -> None:
+        """Begin, or go on, after `step` steps and `epoch` finished epochs; what was recorded behind them is dropped.
+
+        Args:
+            step: optimizer steps taken.
+            epoch: epochs finished.
+            settings: the run's configuration, which W&B shows beside its figures.
+
+        Raises:
+            RunLogError: W&B refuses to begin.
+        """
+        kept = self._folder.rewind_metrics(step, epoch)
+        if self._settings.tensorboard:
+            again = kept  # a run that had no such record yet gets it whole
+            if self._folder.tensorboard.exists():
+                again = [row for row in kept if row["step"] == step]  # purged with a dropped epoch's line of that step
+            self._sinks.append(_TensorBoard(self._folder.tensorboard, purge_from=step))
+            for row in again:
+                self._record(row)
+        if self._settings.wandb != "off":
+            self._sinks.append(_Wandb(self._folder.path, self._settings, settings))
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Record one row (`kind`, `step`, `epoch`, and figures by name) everywhere."""
+        self._folder.append_metrics(row)
+        self._record(row)
+
+    def close(self) -> None:
+        """Finish all records."""
+        while self._sinks:
+            self._sinks.pop().close()
+
+    def _record(self, row: Mapping[str, Any]) -> None:
+        figures = dict(named_figures(row, self._taps))
+        for sink in self._sinks:
+            sink.write(row["step"], figures)
+
+
+def named_figures(row: Mapping[str, Any], taps: Sequence[int | str]) -> Iterator[tuple[str, float]]:
+    """Yield the figures of a row, one number a name: step/class_loss, or epoch/rla_clean/3 for that of tap 3."""
+    for name, value in row.items():
+        if name in _PLACE or value is None:
+            continue
+        if isinstance(value, list):
+            yield from ((f"{row['kind']}/{name}/{tap}", item) for tap, item in zip(taps, value, strict=True))
+        else:
+            yield f"{row['kind']}/{name}", value
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, purge_from: int):
+        from torch.utils.tensorboard import SummaryWriter  # takes a second, at the main rank alone
+
+        _silence_writers()
+        self._writer = SummaryWriter(folder, purge_step=purge_from)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # a killed run shows here what its metrics.jsonl shows
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@functools.cache
+def _silence_writers() -> None:
+    """Let TensorBoard's writing threads die without a traceback: the run meets their error itself, at its next row."""
+    others = threading.excepthook
+
+    def hook(died: threading.ExceptHookArgs) -> None:
+        if type(died.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            others(died)
+
+    threading.excepthook = hook
+
+
+class _Wandb:
+    """A W&B run that every resume of ours goes on with.
+
+    W&B cannot take back what it was told and passes over steps that it has: trained again, they are the same numbers.
+    """
+
+    def __init__(self, folder: Path, settings: LogConfig, shown: Mapping[str, Any]):
+        import wandb
+
+        identity = folder / "wandb" / "run_id.txt"
+        if not identity.exists():
+            write_atomically(identity, uuid.uuid4().hex[:12] + "\n")
+        try:
+            self._run = wandb.init(
+                mode=settings.wandb if settings.wandb == "online" else "offline",
+                project=settings.wandb_project,
+                name=folder.name,
+                id=identity.read_text().strip(),
+                resume="allow",
+                dir=folder,
+                config=dict(shown),
+                settings=wandb.Settings(console="off", silent=True),  # the terminal is the run's own
+            )
+        except wandb.errors.Error as error:
+            raise RunLogError(
+                f"log.wandb: got {settings.wandb}, but W&B cannot begin ({error}); log in with `wandb login`, or give "
+                "--log.wandb offline, whose files `wandb sync` sends later"
+            ) from error
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,146 @@
+"""A run folder opened for reading: its settings, its images and the weights of one checkpoint, without training anything."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from rlpheads.engine.config.command_line import parse_config
+from rlpheads.engine.config.errors import nearest
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.model.builder import build_model
+from rlpheads.engine.model.tapped_model import TappedModel
+from rlpheads.engine.runs.checkpoint import CheckpointError, list_whole, verify
+from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.runs.resume import Position, Sources, check_images, read_run_manifest
+from rlpheads.engine.training.job import open_sources
+
+
+class RunError(ValueError):
+    """A run folder, a checkpoint or the images cannot be read as asked; the message says what is there."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A checkpoint of a run.
+
+    Attributes:
+        path: its folder.
+        step: optimizer steps taken.
+        position: whole epochs trained, and samples of the unfinished one.
+        factor: the regulariser's λ at that moment, which `regularizer.target` moves.
+    """
+
+    path: Path
+    step: int
+    position: Position
+    factor: float
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch at whose end it was written; None where that is in the middle of one, or before the first."""
+        return self.position.epoch - 1 if self.position.consumed == 0 and self.position.epoch else None
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run as it was at one checkpoint.
+
+    Attributes:
+        folder: the run folder; its lock is not taken.
+        config: the run's own settings (`data.root` may be another).
+        sources: the very images that it was trained and evaluated on.
+        saved: the checkpoint.
+    """
+
+    folder: RunFolder
+    config: Config
+    sources: Sources
+    saved: SavedState
+
+    def load_model(self) -> TappedModel:
+        """Build the model on the CPU with the checkpoint's weights (the live ones, not their average), for evaluation.
+
+        Only from a folder that you trust: the checkpoint format's own metadata can execute code.
+        """
+        model = build_model(self.config, len(self.sources.train.manifest.classes))
+        self.load_weights("backbone", model)
+        return model.eval().requires_grad_(False)
+
+    def load_weights(self, part: str, module: nn.Module) -> None:
+        """Fill a module with the checkpoint's weights of one part (`backbone`, `heads`, ...), in place."""
+        state = {part: module.state_dict()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is: one process reads all
+            dcp.load(state, storage_reader=dcp.FileSystemReader(self.saved.path), no_dist=True)
+
+
+def open_run(path: Path, epoch: int | None = None, root: str | None = None) -> OpenedRun:
+    """Open the run folder `path` at the end of `epoch`, or at its newest checkpoint.
+
+    Args:
+        path: the run folder.
+        epoch: number of a finished epoch, from 0, whose checkpoint is still kept.
+        root: where the images are now, if they were moved.
+
+    Raises:
+        RunError: there is no such run, checkpoint or epoch, or the images are others.
+        ConfigError: the run's settings cannot be read, or the images cannot be opened.
+        CheckpointError: the checkpoint is damaged.
+    """
+    if not (path / "config.yaml").is_file():
+        raise RunError(_no_run(path))
+    config = parse_config(["--config", str(path / "config.yaml")])
+    if root is not None:
+        config = replace(config, data=replace(config.data, root=root))
+    folder = RunFolder(path)
+    saved = _choose(folder, epoch)
+    manifest = read_run_manifest(saved.path)
+    sources = open_sources(config)
+    try:
+        check_images(sources, manifest)
+        verify(saved.path, manifest)
+    except CheckpointError as error:
+        raise RunError(str(error)) from error
+    return OpenedRun(folder, config, sources, saved)
+
+
+def list_checkpoints(folder: RunFolder) -> list[SavedState]:
+    """Return the whole checkpoints of a run, the oldest first."""
+    manifests = [(path, read_run_manifest(path)) for path in list_whole(folder.checkpoints)]
+    return [
+        SavedState(path, manifest["step"], Position(**manifest["position"]), manifest["regularizer_factor"])
+        for path, manifest in manifests
+    ]
+
+
+def _choose(folder: RunFolder, epoch: int | None) -> SavedState:
+    kept = list_checkpoints(folder)
+    if not kept:
+        raise RunError(
+            f"{folder.path} has no whole checkpoint in {folder.checkpoints.name}/; let the run write one first"
+        )
+    if epoch is None:
+        return kept[-1]
+    chosen = next((saved for saved in kept if saved.epoch == epoch), None)
+    if chosen is None:
+        there = ", ".join(str(saved.epoch) for saved in kept if saved.epoch is not None) or "none"
+        raise RunError(
+            f"{folder.path} has no checkpoint of the end of epoch {epoch}; kept are the ends of epochs: {there}. "
+            "More are kept with --checkpoint.keep and --checkpoint.every"
+        )
+    return chosen
+
+
+def _no_run(path: Path) -> str:
+    if not path.is_dir():
+        siblings = [each.parent.name for each in path.parent.glob("*/config.yaml")]
+        match = nearest(path.name, siblings)
+        return f"there is no run folder {path}" + (f"; nearest: {path.parent / match}" if match else "")
+    runs = sorted(each.parent.name for each in path.glob("*/config.yaml"))
+    inside = f"; the folder holds these runs: {', '.join(runs)}" if runs else ""
+    return f"{path} is no run folder (it has no config.yaml){inside}"

@@ -1,0 +1,85 @@
+"""The clock of a run: throughput and waiting time of training alone, paused for everything else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rlpheads.engine.training.device_wait import DeviceWait
+
+
+@dataclass
+class Clock:
+    """Counts training time, images and time spent waiting for data.
+
+    The first `warmup_steps` steps after a start are left out of the rate (allocators, caches and compilation settle in
+    them), and so is everything between `stop()` and `start()`.
+
+    Attributes:
+        warmup_steps: steps that are left out.
+        now: seconds on the host.
+        device_wait: counts waiting on the device instead, where steps run on one.
+    """
+
+    warmup_steps: int = 2
+    now: Callable[[], float] = time.perf_counter
+    device_wait: DeviceWait | None = None
+    _steps: int = 0
+    _images: int = 0
+    _waited: float = 0.0
+    _trained: float = 0.0
+    _since: float | None = field(default=None)
+
+    def start(self) -> None:
+        """Begin to count training time."""
+        self._since = self.now()
+
+    def stop(self) -> None:
+        """Cease to count training time."""
+        if self._since is not None and self._steps >= self.warmup_steps:
+            self._trained += self.now() - self._since
+        self._since = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data (it is training time too)."""
+        if self._steps < self.warmup_steps:
+            yield
+        elif self.device_wait is not None:
+            with self.device_wait.measuring():
+                yield
+        else:
+            before = self.now()
+            yield
+            self._waited += self.now() - before
+
+    def step(self, num_images: int) -> None:
+        """Count one finished step of `num_images` images."""
+        self._steps += 1
+        if self._steps <= self.warmup_steps:
+            self._since = self.now()
+        else:
+            self._images += num_images
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of training that are counted so far."""
+        running = self.now() - self._since if self._since is not None and self._steps >= self.warmup_steps else 0.0
+        return self._trained + running
+
+    @property
+    def images_per_second(self) -> float:
+        """Images trained per second over all ranks; 0 before the warm-up ends."""
+        return self._images / self.training_seconds if self._images else 0.0
+
+    @property
+    def data_wait(self) -> float:
+        """Share of training time, in [0, 1], that was spent waiting for the next batch."""
+        waited = self._waited if self.device_wait is None else self.device_wait.seconds
+        return waited / self.training_seconds if self._images else 0.0
+
+    def eta_seconds(self, images_left: int) -> float | None:
+        """Seconds of training left at the present rate; None before there is a rate."""
+        return images_left / self.images_per_second if self._images else None

@@ -1,0 +1,36 @@
+"""Ending a run when a figure of its evaluations has stopped getting better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rlpheads.engine.config.schema_training import EarlyStoppingConfig
+
+
+def stop_reason(settings: EarlyStoppingConfig, epochs: Iterable[Mapping[str, Any]]) -> str | None:
+    """Say why a run ends now, or None while it goes on.
+
+    The figures of the epochs are all there is to know, so that a resumed run decides as if it had never stopped.
+
+    Args:
+        settings: the figure and how long it may stay where it is.
+        epochs: the epochs' lines of metrics.jsonl, in order; those without an evaluation count for nothing.
+    """
+    if settings.patience is None:
+        return None
+    sign = -1 if settings.metric.endswith("loss") else 1
+    best, best_epoch, waited = None, 0, 0
+    for row in epochs:
+        if settings.metric not in row:
+            continue
+        value = row[settings.metric]
+        if best is None or sign * (value - best) > settings.min_delta:
+            best, best_epoch, waited = value, row["epoch"], 0
+        else:
+            waited += 1
+    if waited < settings.patience:
+        return None
+    by = f" by more than {settings.min_delta:g}" if settings.min_delta else ""
+    found = f"{best:.6g}, of epoch {best_epoch}, for {waited} evaluations"
+    return f"early_stopping: {settings.metric} is not better{by} than {found}"

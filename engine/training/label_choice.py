@@ -1,0 +1,93 @@
+"""The random labels of a run: how many there are, settled once when it begins, and which each sample has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlpheads.engine.config.files import read_config_file
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.config.streams import stream_seed
+from rlpheads.engine.model.builder import planned_tap_dims
+from rlpheads.engine.runs.resume import Sources
+from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.memorization.baselines.head_only import auto_labels, warning_for
+from rlpheads.memorization.heads.class_blocks import into_class_blocks
+from rlpheads.memorization.heads.labels import label_table
+
+
+class SettledLabels(NamedTuple):
+    """A configuration whose heads.labels is a number, and what the user should be told about it."""
+
+    config: Config
+    warnings: tuple[str, ...]
+
+
+def settle_labels(config: Config, sources: Sources, folder: Path) -> SettledLabels:
+    """Replace `heads.labels: auto` by a number; say where the heads alone fit nearly everything.
+
+    The choice is `rlpheads.memorization.baselines.head_only.auto_labels` for the training images and the widest tap, whose
+    heads have the most parameters. A run that was begun keeps the number that it was begun with, whatever would be chosen now.
+
+    Args:
+        config: settings of the run.
+        sources: its images.
+        folder: the run folder, which may hold the settings of a run that goes on.
+    """
+    dims = planned_tap_dims(config, len(sources.train.manifest.classes))
+    if not dims:
+        return SettledLabels(config, ())
+    manifest = sources.train.manifest
+    num_samples = manifest.num_samples // config.heads.num_blocks(len(manifest.classes))  # of one block's head
+    num_samples, num_features = max(num_samples, 1), max(dims)
+    if config.heads.labels != "auto":
+        warning = warning_for(config.heads.labels, num_samples, num_features)
+        return SettledLabels(config, _told(warning))
+    choice = auto_labels(num_samples, num_features)
+    begun = _begun_with(folder)
+    if begun not in (None, choice.num_labels):
+        return settle_labels(with_labels(config, begun), sources, folder)
+    return SettledLabels(with_labels(config, choice.num_labels), _told(choice.warning))
+
+
+def run_labels(config: Config, manifest: Manifest, num_draws: int, device: torch.device | str | None = None) -> Tensor:
+    """Return the random labels of a split in a run: int32 (M, N), in [0, K), or in [0, C·K) with labels for each class.
+
+    Args:
+        config: settings of the run, K settled.
+        manifest: the split.
+        num_draws: M; the draws of the audit heads come behind those of the heads.
+        device: where the table is computed and lives.
+    """
+    balanced = config.heads.balance == "balanced" and manifest.split == "train"  # held-out labels are always i.i.d.
+    table_MN = label_table(
+        manifest.num_samples,
+        config.heads.num_labels,
+        num_draws=num_draws,
+        seed=stream_seed(config.seed, "labels"),
+        split=manifest.split,
+        balance="balanced" if balanced else "iid",
+        device=device,
+    )
+    if config.heads.balance != "per_class":
+        return table_MN
+    return into_class_blocks(table_MN, torch.from_numpy(manifest.targets), config.heads.num_labels)
+
+
+def _begun_with(folder: Path) -> int | None:
+    """Return K of the run in this folder, if there is one."""
+    path = folder / "config.yaml"
+    return read_config_file(str(path))["heads"]["labels"] if path.exists() else None
+
+
+def with_labels(config: Config, num_labels: int) -> Config:
+    """Return the settings with a given K."""
+    return replace(config, heads=replace(config.heads, labels=num_labels))
+
+
+def _told(warning: str | None) -> tuple[str, ...]:
+    return () if warning is None else (f"heads.labels: {warning}",)

@@ -1,0 +1,34 @@
+"""What is said of images that could not be read and were left out (`data.on_error: skip`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rlpheads.loaders.sources.decode import ImageReadError
+
+NAMED_AT_MOST = 20
+
+
+class SkipNotices:
+    """Names the images that this rank left out on standard error: each once in a run, however often it is met."""
+
+    def __init__(self) -> None:
+        self._met: set[tuple[int, str]] = set()
+
+    def tell(self, errors: Iterable[ImageReadError]) -> None:
+        """Name the images that were not met before; after the first `NAMED_AT_MOST` say once that the rest is counted."""
+        for error in errors:
+            identity = (error.index, error.path)
+            if identity in self._met:
+                continue
+            self._met.add(identity)
+            if len(self._met) <= NAMED_AT_MOST:
+                print(f"skipped: {error}", file=sys.stderr, flush=True)
+            if len(self._met) == NAMED_AT_MOST:
+                print(
+                    "skipped: any more are counted, but not named here: the ledger has them under status 2, and "
+                    "`rlpheads verify` names them all",
+                    file=sys.stderr,
+                    flush=True,
+                )

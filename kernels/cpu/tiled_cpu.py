@@ -1,0 +1,271 @@
+"""Class-tiled softmax statistics and weight gradients on the CPU: the local stages as two operators.
+
+The classes are streamed in tiles: logits, every reduction and the exponential, and at once the product with the tile's
+weight (`tile_pass`, and in C++ `tile_native`, both beside this file). A tile's classes are its rows, W·Xᵀ, which
+of the layouts is the fastest for all three products. A row's shift follows its running maximum, so logits of any size may
+come in any order; each tile remembers the shift that its exponentials were taken with. What the memory budget allows of
+the exponentials is kept for the weight's gradient, the rest is recomputed tile by tile.
+
+Sums are float32 (float64 for float64 inputs): tiles of a narrower weight are widened one at a time, and its gradient is
+rounded once, at the end. Both operators are opaque to FakeTensorMode and to torch.compile.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from rlpheads.kernels.cpu.tile_native import make_pass
+from rlpheads.kernels.cpu.tile_pass import ClassSums, RowState, Tile
+from rlpheads.kernels.cpu.workspace import WORKSPACE
+from rlpheads.kernels.rows.partials import (
+    ClassRange,
+    Exponentials,
+    LogitGradient,
+    Needs,
+    Partials,
+    Products,
+    accumulation_dtype,
+)
+
+TILE_CLASSES = 16384
+"""Classes of a tile at most: so many that a call's fixed costs are small. The cache is served by smaller chunks in C++."""
+
+TILE_BYTES = 24 * 2**20
+"""Bytes of a tile's logits at most, and of its widened weight: what bounds the extra memory, at any number of rows."""
+
+
+def local_partials(
+    features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
+) -> tuple[Partials, Products, Exponentials]:
+    """First stage: reduce a class range to `Partials`, and keep what its own gradients need."""
+    outputs = _partials_op(
+        features_BD,
+        head.weight_KD,
+        head.bias_K,
+        labels_LB,
+        head.start,
+        _num_kept(needs, features_BD, head.weight_KD),
+        needs.feature_gradient,
+        needs.regularizer == "entropy",
+        needs.regularizer == "uniform",
+    )
+    return Partials(*outputs[:-5]), Products(*outputs[-5:-2]), Exponentials(*outputs[-2:])
+
+
+def local_class_gradients(
+    features_BD: Tensor,
+    head: ClassRange,
+    labels_LB: Tensor,
+    exponentials: Exponentials,
+    gradient: LogitGradient,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Last stage: gradients of the range's weight and bias, each None unless wanted."""
+    weight_gradient_KD, bias_gradient_K = _class_gradients_op(
+        features_BD, head.weight_KD, head.bias_K, labels_LB, head.start, *exponentials[:2], *gradient, *wanted
+    )
+    return weight_gradient_KD if wanted[0] else None, bias_gradient_K if wanted[1] else None
+
+
+def _num_kept(needs: Needs, features_BD: Tensor, weight_KD: Tensor) -> int:
+    """Count the classes, in whole tiles, whose exponentials fit the budget."""
+    if not needs.class_gradients:
+        return 0
+    num_classes, itemsize = len(weight_KD), accumulation_dtype(features_BD, weight_KD).itemsize
+    num_fitting = needs.memory_budget // max(len(features_BD) * itemsize, 1)
+    width = _tile_classes(features_BD, weight_KD)
+    return num_classes if num_fitting >= num_classes else num_fitting // width * width
+
+
+def _tile_classes(features_BD: Tensor, weight_KD: Tensor) -> int:
+    """Classes of a tile: fewer where its logits, or its widened weight, would take too much memory."""
+    dtype = accumulation_dtype(features_BD, weight_KD)
+    longest = max(features_BD.shape) if weight_KD.dtype != dtype else len(features_BD)
+    fitting = TILE_BYTES // max(longest * dtype.itemsize, 1)
+    return min(TILE_CLASSES, max(fitting // 64 * 64, 64))
+
+
+class _Head:
+    """Linear head of a class range on a batch, evaluated a tile at a time in the accumulation dtype."""
+
+    def __init__(
+        self, features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor | None, labels_LB: Tensor, num_kept: int = 0
+    ) -> None:
+        self.dtype = accumulation_dtype(features_BD, weight_KD)
+        self.features_BD = features_BD.to(self.dtype)
+        self.labels_LB = labels_LB.contiguous()
+        self.tile_pass = make_pass(self.features_BD, self.labels_LB)
+        self.num_kept = num_kept
+        self.num_rows, self.num_classes = len(features_BD), len(weight_KD)
+        self.tile_classes = _tile_classes(features_BD, weight_KD)
+        self._weight_KD = weight_KD
+        self._bias_K = None if bias_K is None else bias_K.to(self.dtype).contiguous()
+        width = min(self.tile_classes, self.num_classes)
+        self._scratch = WORKSPACE.empty((self.num_rows * width * (num_kept < self.num_classes),), self.dtype)
+        self.widens = weight_KD.dtype != self.dtype
+        self._wide = WORKSPACE.empty((width * self.widens, features_BD.shape[1]), self.dtype)
+
+    @property
+    def edges(self) -> list[int]:
+        """Where the tiles begin, and where the last one ends."""
+        return [*range(0, self.num_classes, self.tile_classes), self.num_classes]
+
+    def tiles(self, edges: list[int]) -> Iterator[Tile]:
+        """Cut the range into tiles; the labels are sorted once, so that each tile touches only its own."""
+        sorted_labels, order = torch.sort(self.labels_LB.flatten(), stable=True)
+        cuts = torch.searchsorted(sorted_labels, torch.tensor(edges)).tolist()
+        for (start, stop), (first, last) in zip(pairwise(edges), pairwise(cuts), strict=True):
+            slot_N = order[first:last]
+            yield Tile(start, stop, slot_N, slot_N % self.num_rows, sorted_labels[first:last] - start)
+
+    def number(self, tile: Tile) -> int:
+        """Count of the tiles before this one."""
+        return tile.start // self.tile_classes
+
+    def bias(self, tile: Tile) -> Tensor | None:
+        """Bias of the tile's classes."""
+        return None if self._bias_K is None else self._bias_K[tile.start : tile.stop]
+
+    def weight(self, tile: Tile) -> Tensor:
+        """Weight of the tile's classes, contiguous, widened where it is narrower than the sums."""
+        weight_KD = self._weight_KD[tile.start : tile.stop]
+        return self.wide_rows(tile).copy_(weight_KD) if self.widens else weight_KD.contiguous()
+
+    def wide_rows(self, tile: Tile) -> Tensor:
+        """A buffer for the tile's weight, or its gradient, in the accumulation dtype."""
+        return self._wide[: tile.stop - tile.start]
+
+    def buffer(self, tile: Tile, kept_flat: Tensor) -> Tensor:
+        """The tile's place among the kept ones, or else the scratch buffer that the next tile overwrites."""
+        if tile.stop <= self.num_kept:
+            return tile.view(kept_flat, tile.start * self.num_rows, self.num_rows)
+        return tile.view(self._scratch, 0, self.num_rows)
+
+
+@torch.library.custom_op("rlpheads::tiled_cpu_partials", mutates_args=(), device_types="cpu")
+@torch.autocast("cpu", enabled=False)
+def _partials_op(
+    features_BD: Tensor,
+    weight_KD: Tensor,
+    bias_K: Tensor | None,
+    labels_LB: Tensor,
+    start: int,
+    num_kept: int,
+    products: bool,
+    moments: bool,
+    weight_sum: bool,
+) -> list[Tensor]:
+    head = _Head(features_BD, weight_KD, bias_K, labels_LB - start, num_kept)
+    state = RowState.start(labels_LB, head.dtype, moments=moments)
+    num_rows, num_features = features_BD.shape
+    zeros = head.features_BD.new_zeros
+    sums = ClassSums(
+        zeros(num_rows * products, num_features),
+        zeros(num_rows * (products and moments), num_features),
+        zeros(num_features * weight_sum),
+    )
+    exp_flat = WORKSPACE.empty((num_rows * num_kept,), head.dtype)
+    tile_shift_CB = zeros(len(head.edges) - 1, num_rows)
+    for tile in head.tiles(head.edges):
+        head.tile_pass.reduce(tile, head.weight(tile), head.bias(tile), head.buffer(tile, exp_flat), state, sums)
+        tile_shift_CB[head.number(tile)] = state.shift_B
+    moment_B = state.moment_B if moments else zeros(num_rows)
+    sum_logits_B = zeros(num_rows)
+    if weight_sum:
+        sum_logits_B += head.features_BD @ sums.weight_sum_D
+        if bias_K is not None:
+            sum_logits_B += bias_K.sum(dtype=head.dtype)
+    return [state.shift_B, state.sum_B, moment_B, sum_logits_B, *state[3:], *sums, exp_flat, tile_shift_CB]
+
+
+@_partials_op.register_fake
+def _(
+    features_BD: Tensor,
+    weight_KD: Tensor,
+    bias_K: Tensor | None,
+    labels_LB: Tensor,
+    start: int,
+    num_kept: int,
+    products: bool,
+    moments: bool,
+    weight_sum: bool,
+) -> list[Tensor]:
+    num_rows, num_features = features_BD.shape
+    dtype = accumulation_dtype(features_BD, weight_KD)
+    shapes = [(num_rows,)] * 4 + [tuple(labels_LB.shape)] + [(num_rows,)] * 2
+    shapes += [(num_rows * products, num_features), (num_rows * (products and moments), num_features)]
+    shapes += [
+        (num_features * weight_sum,),
+        (num_rows * num_kept,),
+        (-(-len(weight_KD) // _tile_classes(features_BD, weight_KD)), num_rows),
+    ]
+    return [features_BD.new_empty(shape, dtype=dtype) for shape in shapes]
+
+
+def _runs(head: _Head, tile_shift_CB: Tensor) -> list[int]:
+    """Edges of tiles, where kept ones that follow each other with the same shift are one: one product for all of them."""
+    if head.widens:
+        return head.edges
+    moved = [True, *(tile_shift_CB[1:] != tile_shift_CB[:-1]).any(1).tolist()]
+    starts = [start for start, is_moved in zip(head.edges, moved, strict=False) if is_moved or start >= head.num_kept]
+    return sorted({*starts, *([head.num_kept] if head.num_kept else []), head.num_classes})
+
+
+@torch.library.custom_op("rlpheads::tiled_cpu_class_gradients", mutates_args=(), device_types="cpu")
+@torch.autocast("cpu", enabled=False)
+def _class_gradients_op(
+    features_BD: Tensor,
+    weight_KD: Tensor,
+    bias_K: Tensor | None,
+    labels_LB: Tensor,
+    start: int,
+    exp_flat: Tensor,
+    tile_shift_CB: Tensor,
+    scale_CB: Tensor,
+    label_LB: Tensor,
+    for_weight: bool,
+    for_bias: bool,
+) -> tuple[Tensor, Tensor]:
+    num_rows, num_classes = len(features_BD), len(weight_KD)
+    head = _Head(features_BD, weight_KD, bias_K, labels_LB - start, num_kept=exp_flat.numel() // max(num_rows, 1))
+    weight_gradient_KD = WORKSPACE.empty((num_classes * for_weight, features_BD.shape[1]), weight_KD.dtype)
+    bias_gradient_K = scale_CB.new_empty(num_classes * for_bias)
+    for tile in head.tiles(_runs(head, tile_shift_CB)):
+        exp_KB = head.buffer(tile, exp_flat)
+        if tile.stop > head.num_kept:
+            shift_B = tile_shift_CB[head.number(tile)]
+            head.tile_pass.exponentiate(tile, head.weight(tile), head.bias(tile), exp_KB, shift_B)
+        scale_B, label_N = scale_CB[head.number(tile)], label_LB.flatten()[tile.slot_N]
+        if for_weight:
+            out_KD = weight_gradient_KD[tile.start : tile.stop]
+            sum_KD = out_KD if out_KD.dtype == head.dtype else head.wide_rows(tile)
+            head.tile_pass.write_gradient(exp_KB, head.features_BD * scale_B[:, None], sum_KD)
+            sum_KD.index_add_(0, tile.column_N, head.features_BD[tile.row_N] * label_N[:, None])
+            out_KD.copy_(sum_KD)  # rounds a narrower weight's gradient; else it is itself
+        if for_bias:
+            sum_K = bias_gradient_K[tile.start : tile.stop]
+            torch.mv(exp_KB, scale_B, out=sum_K)
+            sum_K.index_add_(0, tile.column_N, label_N)
+    bias_dtype = weight_KD.dtype if bias_K is None else bias_K.dtype
+    return weight_gradient_KD, bias_gradient_K.to(bias_dtype)
+
+
+@_class_gradients_op.register_fake
+def _(
+    features_BD: Tensor,
+    weight_KD: Tensor,
+    bias_K: Tensor | None,
+    labels_LB: Tensor,
+    start: int,
+    exp_flat: Tensor,
+    tile_shift_CB: Tensor,
+    scale_CB: Tensor,
+    label_LB: Tensor,
+    for_weight: bool,
+    for_bias: bool,
+) -> tuple[Tensor, Tensor]:
+    weight_gradient_KD = weight_KD.new_empty(len(weight_KD) * for_weight, features_BD.shape[1])
+    bias = weight_KD if bias_K is None else bias_K
+    return weight_gradient_KD, bias.new_empty(len(weight_KD) * for_bias)

@@ -1,0 +1,277 @@
+"""The Triton kernels of the random-label loss; `rlpheads.kernels.gpu.triton_loss` says how they work together.
+
+Names: rows M, classes N and features D of a tile. Every kernel owns what it writes, so that no sum depends on who comes
+first. Exponents are base 2; a row's *lift* is a whole number of powers of two by which its shift was raised.
+
+Triton's interpreter multiplies bf16 wrongly and truncates where it should round. `EMULATED` routes both through
+`product` and `rounded`, which a GPU never takes.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+FLAT_RANGE = tl.constexpr(1.0)
+
+
+@triton.jit
+def product(a, b, total, PRECISION: tl.constexpr, EMULATED: tl.constexpr):
+    """Add A·B to the float32 total on the tensor cores."""
+    if EMULATED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
+    return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr, EMULATED: tl.constexpr):
+    """Round float32 to nearest even."""
+    if EMULATED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits) & 0xFFFF0000
+        return bits.to(tl.float32, bitcast=True).to(dtype)
+    return x.to(dtype)
+
+
+@triton.jit
+def lift_of(largest, shift, LIMIT: tl.constexpr):
+    """Powers of two by which a tile's shift is raised: 0 unless 2^LIMIT would be exceeded."""
+    excess = (largest - shift) * LOG2_E
+    return tl.where(excess > LIMIT, tl.ceil(excess), 0.0)
+
+
+@triton.jit
+def logits_tile(
+    features,
+    weight,
+    bias,
+    first_row,
+    first_class,
+    num_rows,
+    num_classes,
+    num_features,
+    stride_x,
+    stride_w,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FEATURES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """Logits X Wᵀ + b of one tile, float32; what lies beyond the edges is 0 plus the bias."""
+    total_MN = tl.zeros((ROWS, CLASSES), tl.float32)
+    columns_N = first_class + tl.arange(0, CLASSES)
+    if TMA:
+        for d in range(0, num_features, FEATURES):
+            x_MD = features.load([first_row, d])
+            w_ND = weight.load([first_class, d])
+            total_MN = product(x_MD, tl.trans(w_ND), total_MN, PRECISION, EMULATED)
+    else:
+        rows_M = first_row + tl.arange(0, ROWS)
+        inside_M1 = (rows_M < num_rows)[:, None]
+        inside_1N = (columns_N < num_classes)[None, :]
+        x_M1 = features + rows_M.to(tl.int64)[:, None] * stride_x
+        w_1N = weight + columns_N.to(tl.int64)[None, :] * stride_w
+        for d in range(0, num_features, FEATURES):
+            inside_D = d + tl.arange(0, FEATURES) < num_features
+            offset_D = d + tl.arange(0, FEATURES)
+            x_MD = tl.load(x_M1 + offset_D[None, :], mask=inside_M1 & inside_D[None, :], other=0.0)
+            w_DN = tl.load(w_1N + offset_D[:, None], mask=inside_1N & inside_D[:, None], other=0.0)
+            total_MN = product(x_MD, w_DN, total_MN, PRECISION, EMULATED)
+    if HAS_BIAS:
+        bias_N = tl.load(bias + columns_N, mask=columns_N < num_classes, other=0.0).to(tl.float32)
+        total_MN += bias_N[None, :]
+    return total_MN
+
+
+@triton.jit
+def row_labels(labels, rows_M, num_rows, start, PAIR: tl.constexpr):
+    """First and second label of each row, counted from the range's first class; without pairs they are the same."""
+    label_M = (tl.load(labels + rows_M, mask=rows_M < num_rows, other=-1) - start).to(tl.int32)
+    if PAIR:
+        return label_M, (tl.load(labels + num_rows + rows_M, mask=rows_M < num_rows, other=-1) - start).to(tl.int32)
+    return label_M, label_M
+
+
+@triton.jit
+def row_shifts(
+    features,
+    weight,
+    bias,
+    labels,
+    shift,
+    base,
+    num_rows,
+    num_classes,
+    num_features,
+    start,
+    stride_x,
+    stride_w,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FEATURES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PAIR: tl.constexpr,
+    BASED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """Take each row's shift from its first classes, its labels left out: the largest logit, a guess at the row's.
+
+    With BASED, a row whose first logits all lie within FLAT_RANGE gets the logarithm of their mean exponential, and
+    base 1; every other row base 0.
+    """
+    first_row = tl.program_id(0) * ROWS
+    logits_MN = logits_tile(
+        *(features, weight, bias, first_row, 0, num_rows, num_classes, num_features, stride_x, stride_w),
+        *(ROWS, CLASSES, FEATURES, HAS_BIAS, False, PRECISION, EMULATED),
+    )
+    rows_M = first_row + tl.arange(0, ROWS)
+    in_rows_M = rows_M < num_rows
+    columns_1N = tl.arange(0, CLASSES)[None, :]
+    label_M, second_M = row_labels(labels, rows_M, num_rows, start, PAIR)
+    is_other_MN = (columns_1N < num_classes) & (columns_1N != label_M[:, None]) & (columns_1N != second_M[:, None])
+    num_others_M = tl.sum(is_other_MN.to(tl.float32), 1)
+    largest_M = tl.max(tl.where(is_other_MN, logits_MN, float("-inf")), 1)
+    shift_M = tl.where(largest_M > float("-inf"), largest_M, 0.0)
+    if BASED:
+        smallest_M = tl.min(tl.where(is_other_MN, logits_MN, float("inf")), 1)
+        is_flat_M = (largest_M - smallest_M <= FLAT_RANGE) & (num_others_M > 0)
+        exp_MN = tl.where(is_other_MN, tl.exp2((logits_MN - shift_M[:, None]) * LOG2_E), 0.0)
+        mean_M = tl.sum(exp_MN, 1) / tl.maximum(num_others_M, 1.0)
+        shift_M = tl.where(is_flat_M, shift_M + tl.log2(mean_M) * LN_2, shift_M)
+        tl.store(base + rows_M, is_flat_M.to(tl.float32), mask=in_rows_M)
+    tl.store(shift + rows_M, shift_M, mask=in_rows_M)
+
+
+@triton.jit
+def label_logits(logits_MN, columns_N, label_M, target_M, holds_M):
+    """Write the logits at the labels that lie in the tile."""
+    logit_M = tl.sum(tl.where(columns_N[None, :] == label_M[:, None], logits_MN, 0.0), 1)
+    tl.store(target_M, logit_M, mask=holds_M)
+
+
+@triton.jit
+def largest_others(logits_MN, columns_N, label_M, holds_M, own_before_M, own_after_M):
+    """Largest logit of each row but its first label's; in the tile that holds the label also before and after it."""
+    before_M = tl.max(tl.where(columns_N[None, :] < label_M[:, None], logits_MN, float("-inf")), 1)
+    after_M = tl.max(tl.where(columns_N[None, :] > label_M[:, None], logits_MN, float("-inf")), 1)
+    tl.store(own_before_M, before_M, mask=holds_M)
+    tl.store(own_after_M, after_M, mask=holds_M)
+    return tl.maximum(before_M, after_M)
+
+
+@triton.jit
+def store_tile(matrix, values_MN, first_row, first_class, stride, inside_MN, EMULATED: tl.constexpr):
+    """Round and write a tile; only the offset of its first element needs 64 bits."""
+    rows_M1 = tl.arange(0, values_MN.shape[0])[:, None]
+    columns_1N = tl.arange(0, values_MN.shape[1])[None, :]
+    first = matrix + first_row.to(tl.int64) * stride + first_class
+    values_MN = rounded(values_MN, matrix.dtype.element_ty, EMULATED)
+    tl.store(first + (rows_M1 * stride + columns_1N), values_MN, mask=inside_MN)
+
+
+@triton.jit
+def less_base(exp_MN, base, lift_M, rows_M, num_rows):
+    """Exponentials less the row's base, of which each lift takes half; below the last row two rows of ones."""
+    base_M = tl.load(base + rows_M, mask=rows_M < num_rows, other=0.0) * tl.exp2(-lift_M)
+    ones_M = ((rows_M == num_rows) | (rows_M == num_rows + 1)).to(tl.float32)
+    return tl.where((rows_M < num_rows)[:, None], exp_MN - base_M[:, None], ones_M[:, None])
+
+
+@triton.jit
+def class_tiles(  # noqa: C901 - its branches are resolved when it is compiled
+    features,
+    weight,
+    bias,
+    labels,
+    shift,
+    base,
+    exps,
+    moments,
+    tile_max,
+    tile_sum,
+    tile_moment,
+    tile_logits,
+    label_logit,
+    own_before,
+    own_after,
+    num_rows,
+    num_kept_rows,
+    num_classes,
+    num_features,
+    start,
+    stride_x,
+    stride_w,
+    stride_e,
+    stride_m,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FEATURES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PAIR: tl.constexpr,
+    STATISTICS: tl.constexpr,
+    KEEP: tl.constexpr,
+    BASED: tl.constexpr,
+    MOMENT: tl.constexpr,
+    KEEP_MOMENT: tl.constexpr,
+    SUM_LOGITS: tl.constexpr,
+    TMA: tl.constexpr,
+    LIMIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """One tile of logits, and in the same registers its exponentials and every statistic of its rows.
+
+    Rows come before classes in the grid, so that the tile of the weight is read from memory once.
+    """
+    row_tiles = tl.cdiv(num_kept_rows, ROWS)
+    tile = tl.program_id(0) // row_tiles
+    first_row = tl.program_id(0) % row_tiles * ROWS
+    first_class = tile * CLASSES
+    logits_MN = logits_tile(
+        *(features, weight, bias, first_row, first_class, num_rows, num_classes, num_features, stride_x, stride_w),
+        *(ROWS, CLASSES, FEATURES, HAS_BIAS, TMA, PRECISION, EMULATED),
+    )
+    rows_M = first_row + tl.arange(0, ROWS)
+    columns_N = first_class + tl.arange(0, CLASSES)
+    in_rows_M = rows_M < num_rows
+    in_classes_1N = (columns_N < num_classes)[None, :]
+    label_M, second_M = row_labels(labels, rows_M, num_rows, start, PAIR)
+    shift_M = tl.load(shift + rows_M, mask=in_rows_M, other=0.0)
+    lift_M = tl.zeros((ROWS,), tl.float32)
+    out_M = tile.to(tl.int64) * num_rows + rows_M
+    if SUM_LOGITS:
+        tl.store(tile_logits + out_M, tl.sum(tl.where(in_classes_1N, logits_MN, 0.0), 1), mask=in_rows_M)
+    end_class = tl.minimum(first_class + CLASSES, num_classes)
+    logits_MN = tl.where(in_classes_1N, logits_MN, float("-inf"))
+    holds_M = in_rows_M & (label_M >= first_class) & (label_M < end_class)
+    if STATISTICS:
+        label_logits(logits_MN, columns_N, label_M, label_logit + rows_M, holds_M)
+    if PAIR:
+        if STATISTICS:
+            holds_second_M = in_rows_M & (second_M >= first_class) & (second_M < end_class)
+            label_logits(logits_MN, columns_N, second_M, label_logit + num_rows + rows_M, holds_second_M)
+        logits_MN = tl.where(columns_N[None, :] == second_M[:, None], float("-inf"), logits_MN)
+    if STATISTICS:
+        largest_M = largest_others(logits_MN, columns_N, label_M, holds_M, own_before + rows_M, own_after + rows_M)
+        tl.store(tile_max + out_M, largest_M, mask=in_rows_M)
+        lift_M = lift_of(largest_M, shift_M, LIMIT)
+    logits_MN = tl.where(columns_N[None, :] == label_M[:, None], float("-inf"), logits_MN)
+    exponent_MN = (logits_MN - shift_M[:, None]) * LOG2_E - lift_M[:, None]
+    exp_MN = tl.exp2(exponent_MN)
+    if STATISTICS:
+        tl.store(tile_sum + out_M, tl.sum(exp_MN, 1), mask=in_rows_M)
+    if MOMENT:
+        moment_MN = tl.where(exponent_MN > float("-inf"), exp_MN * exponent_MN * LN_2, 0.0)
+        tl.store(tile_moment + out_M, tl.sum(moment_MN, 1), mask=in_rows_M)
+    if KEEP_MOMENT:
+        inside_MN = in_rows_M[:, None] & in_classes_1N
+        store_tile(moments, moment_MN, first_row, first_class, stride_m, inside_MN, EMULATED)
+    if KEEP:
+        if BASED:
+            exp_MN = less_base(exp_MN, base, lift_M, rows_M, num_rows)
+        inside_MN = (rows_M < num_kept_rows)[:, None] & in_classes_1N
+        store_tile(exps, exp_MN, first_row, first_class, stride_e, inside_MN, EMULATED)

@@ -1,0 +1,253 @@
+"""The smaller Triton kernels of the random-label loss: labels, merging tiles, aligning exponentials, the labels' terms.
+
+Each works on little beside the pass over the logits (`rlpheads.kernels.gpu.triton_kernels`, whose conventions hold here too).
+"""
+
+import triton
+import triton.language as tl
+
+from rlpheads.kernels.gpu.triton_kernels import LN_2, lift_of, rounded
+
+NO_CLASS_SHIFT = tl.constexpr(-1e30)
+
+
+@triton.jit
+def gather_labels(rows, indices, strides, widths, labels, num_rows, SOURCES: tl.constexpr, ROWS: tl.constexpr):
+    """Labels of several heads as int64, a program for ROWS labels of one: its row itself, or row[index] of a table's row.
+
+    An index of −1 reads the row's first label, any other that is no column of it the label −1.
+    """
+    source = tl.program_id(1)
+    rows_B = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    in_rows_B = rows_B < num_rows
+    for number in tl.static_range(SOURCES):
+        if source == number:
+            column_B = rows_B.to(tl.int64)
+            if indices[number] is not None:
+                column_B = tl.load(indices[number] + rows_B, mask=in_rows_B, other=0).to(tl.int64)
+            inside_B = in_rows_B & (column_B >= -1) & (column_B < widths[number])
+            label_B = tl.load(rows[number] + tl.maximum(column_B, 0) * strides[number], mask=inside_B, other=-1)
+            tl.store(labels + number * num_rows + rows_B, label_B.to(tl.int64), mask=in_rows_B)
+
+
+@triton.jit
+def combine_tiles(
+    tile_max,
+    tile_sum,
+    tile_moment,
+    tile_logits,
+    shift,
+    labels,
+    own_before,
+    own_after,
+    state,
+    slab_shift,
+    num_rows,
+    num_tiles,
+    num_classes,
+    start,
+    FIRST: tl.constexpr,
+    MOMENT: tl.constexpr,
+    SUM_LOGITS: tl.constexpr,
+    TILE_CLASSES: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """Merge a slab's tiles, in a fixed order, into each row's running state: lift, sum, moment, Σz, two maxima."""
+    rows_M = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    in_rows_M = rows_M < num_rows
+    shift_M = tl.load(shift + rows_M, mask=in_rows_M, other=0.0)
+    label_M = (tl.load(labels + rows_M, mask=in_rows_M, other=0) - start).to(tl.int32)
+    label_tile_M = tl.where(label_M < 0, -1, tl.where(label_M >= num_classes, num_tiles, label_M // TILE_CLASSES))
+    before_M = tl.load(own_before + rows_M, mask=in_rows_M, other=float("-inf"))
+    after_M = tl.load(own_after + rows_M, mask=in_rows_M, other=float("-inf"))
+    for first_tile in range(0, num_tiles, TILES):
+        tiles_C = first_tile + tl.arange(0, TILES)
+        inside_CM = (tiles_C < num_tiles)[:, None] & in_rows_M[None, :]
+        place_CM = tiles_C.to(tl.int64)[:, None] * num_rows + rows_M[None, :]
+        max_CM = tl.load(tile_max + place_CM, mask=inside_CM, other=float("-inf"))
+        is_before_CM = tiles_C[:, None] < label_tile_M[None, :]
+        is_after_CM = tiles_C[:, None] > label_tile_M[None, :]
+        before_M = tl.maximum(before_M, tl.max(tl.where(is_before_CM, max_CM, float("-inf")), 0))
+        after_M = tl.maximum(after_M, tl.max(tl.where(is_after_CM, max_CM, float("-inf")), 0))
+    lift_M = lift_of(tl.maximum(before_M, after_M), shift_M, LIMIT)
+    sum_M = tl.zeros((ROWS,), tl.float32)
+    moment_M = tl.zeros((ROWS,), tl.float32)
+    logits_M = tl.zeros((ROWS,), tl.float32)
+    old_lift_M = tl.zeros((ROWS,), tl.float32)
+    if not FIRST:
+        old_lift_M = tl.load(state + rows_M, mask=in_rows_M, other=0.0)
+        before_M = tl.maximum(before_M, tl.load(state + 4 * num_rows + rows_M, mask=in_rows_M, other=0.0))
+        after_M = tl.maximum(after_M, tl.load(state + 5 * num_rows + rows_M, mask=in_rows_M, other=0.0))
+        lift_M = tl.maximum(lift_M, old_lift_M)
+        old_sum_M = tl.load(state + num_rows + rows_M, mask=in_rows_M, other=0.0)
+        sum_M = old_sum_M * tl.exp2(old_lift_M - lift_M)
+        if MOMENT:
+            old_moment_M = tl.load(state + 2 * num_rows + rows_M, mask=in_rows_M, other=0.0)
+            old_moment_M += (old_lift_M - lift_M) * LN_2 * old_sum_M
+            moment_M = old_moment_M * tl.exp2(old_lift_M - lift_M)
+        if SUM_LOGITS:
+            logits_M = tl.load(state + 3 * num_rows + rows_M, mask=in_rows_M, other=0.0)
+    for first_tile in range(0, num_tiles, TILES):
+        tiles_C = first_tile + tl.arange(0, TILES)
+        inside_CM = (tiles_C < num_tiles)[:, None] & in_rows_M[None, :]
+        place_CM = tiles_C.to(tl.int64)[:, None] * num_rows + rows_M[None, :]
+        max_CM = tl.load(tile_max + place_CM, mask=inside_CM, other=float("-inf"))
+        drop_CM = lift_of(max_CM, shift_M[None, :], LIMIT) - lift_M[None, :]
+        sum_CM = tl.load(tile_sum + place_CM, mask=inside_CM, other=0.0)
+        sum_M += tl.sum(sum_CM * tl.exp2(drop_CM), 0)
+        if MOMENT:
+            moment_CM = tl.load(tile_moment + place_CM, mask=inside_CM, other=0.0) + drop_CM * LN_2 * sum_CM
+            moment_M += tl.sum(moment_CM * tl.exp2(drop_CM), 0)
+        if SUM_LOGITS:
+            logits_M += tl.sum(tl.load(tile_logits + place_CM, mask=inside_CM, other=0.0), 0)
+    has_others_M = tl.maximum(before_M, after_M) > float("-inf")
+    row_shift_M = tl.where(has_others_M | (sum_M != sum_M), shift_M + lift_M * LN_2, NO_CLASS_SHIFT)
+    tl.store(state + rows_M, lift_M, mask=in_rows_M)
+    tl.store(state + num_rows + rows_M, sum_M, mask=in_rows_M)
+    tl.store(state + 2 * num_rows + rows_M, moment_M, mask=in_rows_M)
+    tl.store(state + 3 * num_rows + rows_M, logits_M, mask=in_rows_M)
+    tl.store(state + 4 * num_rows + rows_M, before_M, mask=in_rows_M)
+    tl.store(state + 5 * num_rows + rows_M, after_M, mask=in_rows_M)
+    tl.store(slab_shift + rows_M, row_shift_M, mask=in_rows_M)
+
+
+@triton.jit
+def align_tiles(
+    exps,
+    moments,
+    base,
+    tile_max,
+    shift,
+    lift,
+    num_rows,
+    num_classes,
+    stride_e,
+    stride_m,
+    BASED: tl.constexpr,
+    MOMENT: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """Bring the exponentials of a tile to the row's own lift, exact powers of two; most programs return at once."""
+    row_tiles = tl.cdiv(num_rows, ROWS)
+    tile = tl.program_id(0) // row_tiles
+    rows_M = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
+    in_rows_M = rows_M < num_rows
+    largest_M = tl.load(tile_max + tile.to(tl.int64) * num_rows + rows_M, mask=in_rows_M, other=float("-inf"))
+    shift_M = tl.load(shift + rows_M, mask=in_rows_M, other=0.0)
+    lift_M = lift_of(largest_M, shift_M, LIMIT)
+    drop_M = tl.where(in_rows_M, lift_M - tl.load(lift + rows_M, mask=in_rows_M, other=0.0), 0.0)
+    if tl.max(tl.abs(drop_M), 0) == 0.0:
+        return
+    columns_N = tile * CLASSES + tl.arange(0, CLASSES)
+    inside_MN = (in_rows_M & (drop_M != 0.0))[:, None] & (columns_N < num_classes)[None, :]
+    place_MN = exps + rows_M.to(tl.int64)[:, None] * stride_e + columns_N[None, :]
+    exp_MN = tl.load(place_MN, mask=inside_MN, other=0.0).to(tl.float32)
+    factor_M1 = tl.exp2(drop_M)[:, None]
+    if MOMENT:
+        moment_place_MN = moments + rows_M.to(tl.int64)[:, None] * stride_m + columns_N[None, :]
+        moment_MN = tl.load(moment_place_MN, mask=inside_MN, other=0.0).to(tl.float32)
+        true_exp_MN = exp_MN
+        if BASED:
+            true_exp_MN += (tl.load(base + rows_M, mask=in_rows_M, other=0.0) * tl.exp2(-lift_M))[:, None]
+        moment_MN = (moment_MN + true_exp_MN * (drop_M * LN_2)[:, None]) * factor_M1
+        tl.store(moment_place_MN, rounded(moment_MN, moments.dtype.element_ty, EMULATED), mask=inside_MN)
+    tl.store(place_MN, rounded(exp_MN * factor_M1, exps.dtype.element_ty, EMULATED), mask=inside_MN)
+
+
+@triton.jit
+def add_label_rows(
+    gradient,
+    sums,
+    features,
+    labels,
+    label_gradient,
+    num_rows,
+    num_places,
+    num_classes,
+    num_features,
+    start,
+    stride_g,
+    stride_x,
+    SUMS_GIVEN: tl.constexpr,
+    LABELS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """Add the labels' own terms to the rows of the weight's gradient in float32, and round each row once.
+
+    The first of several equal labels adds the terms of all, in their order.
+    """
+    place = tl.program_id(0)
+    label = tl.load(labels + place)
+    offset_D = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
+    in_features_D = offset_D < num_features
+    if (label < start) | (label >= start + num_classes):
+        return
+    num_earlier = 0
+    for first in range(0, place, LABELS):
+        places_L = first + tl.arange(0, LABELS)
+        other_L = tl.load(labels + places_L, mask=places_L < place, other=-1)
+        num_earlier += tl.sum((other_L == label).to(tl.int32), 0)
+    if num_earlier > 0:
+        return
+    target_D = gradient + (label - start).to(tl.int64) * stride_g + offset_D
+    if SUMS_GIVEN:
+        total_D = tl.load(sums + place.to(tl.int64) * num_features + offset_D, mask=in_features_D, other=0.0)
+    else:
+        total_D = tl.load(target_D, mask=in_features_D, other=0.0)
+    for first in range(0, num_places, LABELS):
+        places_L = first + tl.arange(0, LABELS)
+        is_same_L = tl.load(labels + places_L, mask=places_L < num_places, other=-1) == label
+        if tl.max(is_same_L.to(tl.int32), 0) > 0:
+            weight_L = tl.load(label_gradient + places_L, mask=is_same_L, other=0.0)
+            rows_L1 = (places_L % num_rows).to(tl.int64)[:, None]
+            inside_LD = is_same_L[:, None] & in_features_D[None, :]
+            x_LD = tl.load(features + rows_L1 * stride_x + offset_D[None, :], mask=inside_LD, other=0.0)
+            total_D += tl.sum(x_LD.to(tl.float32) * weight_L[:, None], 0)
+    tl.store(target_D, rounded(total_D, gradient.dtype.element_ty, EMULATED), mask=in_features_D)
+
+
+@triton.jit
+def class_sums(
+    gradient,
+    exps,
+    base,
+    scale,
+    labels,
+    label_gradient,
+    num_rows,
+    num_places,
+    num_classes,
+    start,
+    stride_e,
+    BASED: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """Gradient of the bias: each class's scaled exponentials and label terms, summed over the rows."""
+    columns_N = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
+    in_classes_N = columns_N < num_classes
+    total_N = tl.zeros((CLASSES,), tl.float32)
+    for first in range(0, num_rows, ROWS):
+        rows_M = first + tl.arange(0, ROWS)
+        in_rows_M = rows_M < num_rows
+        place_MN = exps + rows_M.to(tl.int64)[:, None] * stride_e + columns_N[None, :]
+        exp_MN = tl.load(place_MN, mask=in_rows_M[:, None] & in_classes_N[None, :], other=0.0).to(tl.float32)
+        if BASED:
+            exp_MN += tl.load(base + rows_M, mask=in_rows_M, other=0.0)[:, None]
+        scale_M = tl.load(scale + rows_M, mask=in_rows_M, other=0.0)
+        total_N += tl.sum(exp_MN * scale_M[:, None], 0)
+    for first in range(0, num_places, ROWS):
+        places_L = first + tl.arange(0, ROWS)
+        inside_L = places_L < num_places
+        label_L = tl.load(labels + places_L, mask=inside_L, other=-1) - start
+        weight_L = tl.load(label_gradient + places_L, mask=inside_L, other=0.0)
+        is_own_LN = inside_L[:, None] & (label_L[:, None] == columns_N[None, :])
+        total_N += tl.sum(tl.where(is_own_LN, weight_L[:, None], 0.0), 0)
+    tl.store(gradient + columns_N, rounded(total_N, gradient.dtype.element_ty, EMULATED), mask=in_classes_N)

@@ -1,0 +1,237 @@
+"""Every kernel of `impl="triton"` as it is launched: which flags, which types, which tiles on which chip."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from rlpheads.kernels.gpu import triton_kernels, triton_launch, triton_row_kernels
+from rlpheads.kernels.gpu.triton_tiles import OVERSHOOT, Tiles, Wanted, chip_tiles
+from rlpheads.kernels.label_source import SOURCES_A_LAUNCH
+
+TYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+OWN_TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
+"""Instructions of each chip's own generation. A tile of 16 rows is too small for those of sm_90 and later."""
+SIZES = ("num_", "start", "stride_")
+"""How the names of arguments begin that are integers."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel to compile for one chip."""
+
+    name: str
+    kernel: Any
+    chip: int
+    flags: dict[str, Any]
+    """Values of the kernel's compile-time arguments."""
+    pointers: Mapping[str, str | tuple[str, ...]]
+    """Types of its other arguments, where these are no float32 pointers or integers; "constexpr" in a tuple is a None."""
+    options: dict[str, int]
+    tensor_cores: str = ""
+    """How the tensor-core instructions begin that it must use; empty where it multiplies no matrices."""
+    tiles: Tiles | None = None
+    itemsize: int = 2
+    wanted: Wanted = field(default_factory=lambda: Wanted(products=True, moments=False, sum_logits=False))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way in which the pass over the logits is asked for."""
+
+    name: str
+    dtype: torch.dtype = torch.bfloat16
+    wanted: Wanted = Wanted(products=True, moments=False, sum_logits=False)  # noqa: RUF009 - a tuple
+    pair: bool = False
+    bias: bool = False
+    rows: int = 1024
+    again: bool = False
+    """Backward: the exponentials alone."""
+    precision: str = "tf32"
+
+    def tiles(self, chip: int) -> tuple[Tiles, ...]:
+        """Tiles that a chip can have for it; the first are taken where none were measured."""
+        rich = self.wanted.based or self.wanted.moments or self.pair
+        return chip_tiles(chip, self.dtype, self.rows, rich=rich, bias=self.bias)
+
+    def build(self, chip: int, number: int = 0) -> Build:
+        """`class_tiles` for a chip, with the first tiles or others that it can have."""
+        tiles = self.tiles(chip)[number]
+        moments = self.wanted.moments and not self.again
+        flags = {
+            **_flags(self.dtype, PAIR=self.pair, HAS_BIAS=self.bias, BASED=self.wanted.based, MOMENT=moments),
+            "ROWS": tiles.rows,
+            "CLASSES": tiles.classes,
+            "FEATURES": tiles.features,
+            "TMA": tiles.tma,
+            "STATISTICS": not self.again,
+            "KEEP": True,
+            "KEEP_MOMENT": moments,
+            "PRECISION": self.precision,
+            "SUM_LOGITS": self.wanted.sum_logits and not self.again,
+        }
+        dtype = TYPE_NAMES[self.dtype]
+        pointers = dict.fromkeys(("features", "weight", "exps", "moments"), f"*{dtype}")
+        if tiles.tma:
+            pointers["features"] = f"tensordesc<{dtype}[{tiles.rows},{tiles.features}]>"
+            pointers["weight"] = f"tensordesc<{dtype}[{tiles.classes},{tiles.features}]>"
+        return Build(
+            f"class_tiles {self.name}{f', {tiles}' if number else ''}",
+            triton_kernels.class_tiles,
+            chip,
+            flags,
+            pointers,
+            triton_launch.compile_options(tiles),
+            tensor_cores=OWN_TENSOR_CORES[chip],
+            tiles=None if self.again else tiles,
+            itemsize=self.dtype.itemsize,
+            wanted=self.wanted,
+        )
+
+
+UNIFORM = Wanted(products=True, moments=False, sum_logits=True)
+ENTROPY = Wanted(products=True, moments=True, sum_logits=False)
+VARIANTS = (
+    Variant("bf16"),
+    Variant("bf16, 64 rows", rows=64),
+    Variant("bf16 pair", pair=True),
+    Variant("bf16 bias", bias=True),
+    Variant("bf16 uniform", wanted=UNIFORM),
+    Variant("bf16 uniform pair bias", wanted=UNIFORM, pair=True, bias=True),
+    Variant("bf16 uniform pair bias, 64 rows", wanted=UNIFORM, pair=True, bias=True, rows=64),
+    Variant("bf16 entropy", wanted=ENTROPY),
+    Variant("bf16 entropy pair bias", wanted=ENTROPY, pair=True, bias=True),
+    Variant("bf16 again", again=True),
+    Variant("bf16 again, based", wanted=UNIFORM, pair=True, bias=True, again=True),
+    Variant("fp16", dtype=torch.float16),
+    Variant("tf32", dtype=torch.float32),
+    Variant("tf32 entropy pair bias", dtype=torch.float32, wanted=ENTROPY, pair=True, bias=True),
+    Variant("fp32", dtype=torch.float32, precision="tf32x3"),
+    Variant("fp32 entropy pair bias", dtype=torch.float32, wanted=ENTROPY, pair=True, bias=True, precision="tf32x3"),
+)
+
+
+def builds(chip: int, *, quick: bool = False) -> list[Build]:
+    """All kernels for a chip, with the tiles that are taken where none were measured; with `quick` the first of each kind."""
+    passes = [variant.build(chip) for variant in (VARIANTS[:1] if quick else VARIANTS)]
+    rows = [*_gather_builds(chip), *_row_builds(chip)]
+    return [*passes, *(rows[::2] if quick else rows)]
+
+
+def candidate_builds(chip: int, *, quick: bool = False) -> list[Build]:
+    """What depends on the tiles that `rlpheads.kernels.tools.tune` can choose in their place; with `quick` of one variant."""
+    variants = VARIANTS[:1] if quick else VARIANTS
+    passes = [variant.build(chip, number) for variant in variants for number in range(1, len(variant.tiles(chip)))]
+    widths = {
+        (variant.dtype, tiles.classes)
+        for variant in variants
+        for tiles in variant.tiles(chip)
+        if tiles.classes != variant.tiles(chip)[0].classes
+    }
+    kinds = [_combining(classes) for classes in sorted({classes for _, classes in widths})]
+    kinds += [_aligning(dtype, classes) for dtype, classes in sorted(widths, key=str)]
+    noted = [kind._replace(note=f"{next(iter(kind.shape.values()))} classes") for kind in kinds]
+    return [*passes, *(_row_build(chip, kind, is_on) for kind in noted for is_on in (False, True))]
+
+
+def _flags(dtype: torch.dtype, **flags: Any) -> dict[str, Any]:
+    return {"LIMIT": OVERSHOOT[dtype], "PRECISION": "tf32", "EMULATED": False, **flags}
+
+
+def _gather_builds(chip: int) -> list[Build]:
+    """The gather of as many heads as a launch takes: of tables alone, and with a plain tensor of labels between."""
+    num = SOURCES_A_LAUNCH
+    numbers = {"strides": ("i32",) * num, "widths": ("i32",) * num}
+    tables = {"rows": ("*i64",) * num, "indices": ("*i64",) * num, **numbers}
+    mixed = {"rows": ("*i32", "*i64") * (num // 2), "indices": ("*i32", "constexpr") * (num // 2), **numbers}
+    tile = dict(triton_launch.GATHER_TILE)
+    options, flags = {"num_warps": tile.pop("num_warps")}, {"SOURCES": num, **tile}
+    kernel = triton_row_kernels.gather_labels
+    return [
+        Build(f"gather_labels {name}", kernel, chip, flags, pointers, options)
+        for name, pointers in (("by table", tables), ("by table or tensor", mixed))
+    ]
+
+
+class _Kind(NamedTuple):
+    """A kernel beside the pass over the logits, which is compiled with all of its switches off and with all on."""
+
+    kernel: Any
+    switched: str
+    """What it is called with all on."""
+    switches: tuple[str, ...]
+    shape: dict[str, int]
+    tensor_cores: str = ""
+    gradient: tuple[str, str] = ("*fp32", "*fp32")
+    """Type of the gradient that it writes, off and on."""
+    dtype: torch.dtype = torch.bfloat16
+    """Of the operands, and so of the exponentials."""
+    note: str = ""
+
+
+def _combining(num_classes: int) -> _Kind:
+    shape = {"TILE_CLASSES": num_classes, **triton_launch.COMBINE_TILE}
+    return _Kind(triton_row_kernels.combine_tiles, "moments, logits", ("MOMENT", "SUM_LOGITS"), shape)
+
+
+def _aligning(dtype: torch.dtype, num_classes: int) -> _Kind:
+    shape = {"CLASSES": num_classes, **triton_launch.ALIGN_TILE}
+    return _Kind(triton_row_kernels.align_tiles, "based moments", ("BASED", "MOMENT"), shape, dtype=dtype)
+
+
+def _row_builds(chip: int) -> list[Build]:
+    half, wide = (
+        chip_tiles(chip, dtype, 1024, rich=False, bias=False)[0].classes for dtype in (torch.bfloat16, torch.float32)
+    )
+    rows, launch = triton_row_kernels, triton_launch
+    shifts = _Kind(
+        triton_kernels.row_shifts, "based pair bias", ("BASED", "PAIR", "HAS_BIAS"), launch.SHIFT_TILE, "HMMA"
+    )
+    kinds = (
+        shifts,
+        shifts._replace(dtype=torch.float32),
+        _combining(half),
+        _aligning(torch.bfloat16, half),
+        _aligning(torch.float32, wide),
+        _Kind(rows.class_sums, "based", ("BASED",), launch.SUM_TILE, gradient=("*fp32", "*bf16")),
+        _Kind(rows.add_label_rows, "narrow", ("SUMS_GIVEN",), launch.LABEL_TILE, gradient=("*fp32", "*bf16")),
+    )
+    return [_row_build(chip, kind, is_on) for kind in kinds for is_on in (False, True)]
+
+
+def _row_build(chip: int, kind: _Kind, is_on: bool) -> Build:
+    flags = _flags(kind.dtype, FIRST=not is_on, **dict.fromkeys(kind.switches, is_on), **kind.shape)
+    flags["PRECISION"] = triton_launch.precision(kind.dtype)
+    options = {"num_warps": flags.pop("num_warps")}
+    dtype = TYPE_NAMES[kind.dtype]
+    pointers = dict.fromkeys(("features", "weight", "exps", "moments"), f"*{dtype}")
+    pointers["gradient"] = kind.gradient[is_on]
+    named = (kind.kernel.__name__, dtype, kind.note, kind.switched if is_on else "")
+    return Build(" ".join(filter(None, named)), kind.kernel, chip, flags, pointers, options, kind.tensor_cores)
+
+
+class Signature(NamedTuple):
+    """What Triton's compiler is told of a kernel's arguments; what lies in a tuple is named by both places."""
+
+    types: dict[str, str | tuple[str, ...]]
+    values: dict[tuple[int, ...], Any]
+    """Compile-time values."""
+    alignments: dict[tuple[int, ...], list[list[Any]]]
+
+
+def signature(build: Build) -> Signature:
+    """Types, compile-time values and alignments of a kernel's arguments."""
+    found = Signature({}, {}, {})
+    for place, name in enumerate(build.kernel.arg_names):
+        if name in build.flags or (name == "bias" and not build.flags.get("HAS_BIAS")):
+            found.types[name], found.values[(place,)] = "constexpr", build.flags.get(name)
+            continue
+        kind = "i32" if name.startswith(SIZES) else build.pointers.get(name, "*i64" if name == "labels" else "*fp32")
+        found.types[name] = kind
+        kinds = {(place,): kind} if isinstance(kind, str) else {(place, n): part for n, part in enumerate(kind)}
+        found.values.update({path: None for path, part in kinds.items() if part == "constexpr"})
+        is_multiple = name.startswith("stride_") or name == "num_features"
+        aligned = [path for path, part in kinds.items() if part.startswith("*") or is_multiple]
+        found.alignments.update({path: [["tt.divisibility", 16]] for path in aligned})
+    return found

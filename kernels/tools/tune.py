@@ -1,0 +1,240 @@
+"""`python -m rlpheads.kernels.tools.tune`: measure which tiles are the fastest for a head on this GPU, and keep them.
+
+Times every candidate of `rlpheads.kernels.gpu.triton_tiles` by the loss's own launches, forward, and writes the winner into
+tiles.json in the user's cache folder (`XDG_CACHE_HOME`), or the file that RLPHEADS_TILES names. From then on the loss takes
+it for this device, version of Triton, dtype and shape, and its usual tiles for all else. Tiles decide the last bits of sums:
+tune before a run, not between its parts. Under Triton's interpreter (TRITON_INTERPRET=1) all of this runs on the CPU, and
+the times mean nothing.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from rlpheads.kernels.gpu import triton_loss
+from rlpheads.kernels.gpu.triton_tiles import NUM_STATE, Tiles, Wanted, plan_pass
+from rlpheads.kernels.gpu.tuned_tiles import FILE_VARIABLE, Case, Winner, keep_winner, read_winners, tiles_file
+from rlpheads.kernels.random_label_loss import DEFAULT_MEMORY_BUDGET
+from rlpheads.kernels.rows.terms import REGULARIZERS
+
+if TYPE_CHECKING:
+    from rlpheads.kernels.gpu.triton_launch import Operands
+
+LEAST_GAIN = 0.02
+"""By which part of its time tiles must beat the usual ones: less is within what a measurement repeats to."""
+
+TOLERANCE = 1e-3
+"""Difference of log Σ e^z from that of the usual tiles, of which correct ones stay far below."""
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Head:
+    """One kind of call of the loss."""
+
+    rows: int
+    features: int
+    classes: int
+    dtype: torch.dtype
+    regularizer: str
+    pair: bool
+    bias: bool
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is asked of the pass over the classes."""
+        return Wanted(True, moments=self.regularizer == "entropy", sum_logits=self.regularizer == "uniform")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One candidate: its time, or why it has none."""
+
+    tiles: Tiles
+    milliseconds: float | None
+    reason: str = ""
+
+
+def measure(head: Head, device: str) -> tuple[Case, list[Timing]]:
+    """Time every candidate on random numbers, the usual tiles first."""
+    from triton.errors import TritonError
+
+    from rlpheads.kernels.gpu import triton_launch, triton_passes
+
+    operands = _operands(head, device)
+    based = head.wanted.based or head.wanted.moments
+    case = triton_launch.case_of(operands, based=based)
+    itemsize = head.dtype.itemsize
+    plan = plan_pass(head.rows, head.classes, itemsize, DEFAULT_MEMORY_BUDGET, head.wanted)
+    timings: list[Timing] = []
+    usual_B: Tensor | None = None
+    for tiles in triton_launch.candidates(operands.features_BD, case):
+
+        def call(tiles: Tiles = tiles) -> list[Tensor]:
+            return triton_passes.forward_pass(operands, plan, head.wanted, tiles)
+
+        try:
+            lse_B = _log_sums(call())
+        except TritonError as error:
+            timings.append(Timing(tiles, None, f"does not run here: {str(error).splitlines()[-1]}"))
+            continue
+        usual_B = lse_B if usual_B is None else usual_B
+        if not torch.allclose(lse_B, usual_B, rtol=TOLERANCE, atol=TOLERANCE):
+            timings.append(Timing(tiles, None, "computes something else than the usual tiles"))
+            continue
+        timings.append(Timing(tiles, milliseconds(call, interpreted=triton_launch.EMULATED)))
+    return case, timings
+
+
+def _operands(head: Head, device: str) -> "Operands":
+    """Random numbers of a head near its initialisation."""
+    from rlpheads.kernels.gpu.triton_launch import Operands
+
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    return Operands(
+        normal(head.rows, head.features).to(head.dtype),
+        (normal(head.classes, head.features) * 0.5 / head.features**0.5).to(head.dtype),
+        normal(head.classes).to(head.dtype) if head.bias else None,
+        torch.randint(head.classes, (1 + head.pair, head.rows), generator=generator, device=device),
+        0,
+    )
+
+
+def _log_sums(outputs: list[Tensor]) -> Tensor:
+    """Log Σ e^z of every row over the classes but its labels."""
+    state_SB, shift_CB = outputs[0], outputs[-2]
+    assert len(state_SB) == NUM_STATE
+    return state_SB[1].log() + shift_CB[-1]
+
+
+def milliseconds(call: Callable[[], object], *, interpreted: bool) -> float:
+    """Median time of a call that has run once; under the interpreter by the clock on the wall."""
+    if interpreted:
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+    from triton.testing import do_bench
+
+    return float(do_bench(call, return_mode="median"))
+
+
+def winner(timings: list[Timing]) -> Winner | None:
+    """The fastest tiles, if they beat the usual ones by LEAST_GAIN, else these; None where the usual ones do not run."""
+    usual = timings[0].milliseconds
+    if usual is None:
+        return None
+    times = {timing.tiles: timing.milliseconds for timing in timings if timing.milliseconds is not None}
+    fastest = min(times, key=times.__getitem__)
+    chosen = fastest if times[fastest] <= (1 - LEAST_GAIN) * usual else timings[0].tiles
+    return Winner(chosen, times[chosen], usual)
+
+
+def table(case: Case, timings: list[Timing], kept: Winner | None) -> Table:
+    """Lay the times of a case out."""
+    title = (
+        f"B={case.rows}, D={case.features}, K={case.classes:,}, {case.operands}, {case.device}, Triton {case.triton}"
+    )
+    grid = Table(title=title + (", rich" if case.rich else "") + (", bias" if case.bias else ""), title_justify="left")
+    for heading in ("tiles (rows × classes × features)", "ms", "of the usual", ""):
+        grid.add_column(heading, justify="right" if heading in ("ms", "of the usual") else "left")
+    usual = timings[0].milliseconds
+    for timing in timings:
+        note = "kept" if kept is not None and timing.tiles == kept.tiles else timing.reason
+        ratio = timing.milliseconds / usual if timing.milliseconds and usual else None
+        numbers = ("–" if value is None else f"{value:.3f}" for value in (timing.milliseconds, ratio))
+        grid.add_row(str(timing.tiles), *numbers, note)
+    return grid
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rlpheads.kernels.tools.tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, letter, meaning in (
+        ("rows", "B", "rows of a call: the batch of one device"),
+        ("features", "D", "width of the tap"),
+        ("classes", "K", "random labels, or those of one device where the head is sharded"),
+    ):
+        parser.add_argument(f"--{name}", type=_positive, nargs="+", required=True, metavar=letter, help=meaning)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the features; default: bfloat16")
+    parser.add_argument("--regularizer", choices=REGULARIZERS, default="unlikelihood", help="default: unlikelihood")
+    parser.add_argument("--pair", action="store_true", help="two labels a row, as with mixup")
+    parser.add_argument("--bias", action="store_true", help="heads with a bias")
+    parser.add_argument("--file", type=Path, help="write here, in place of the cache folder; see RLPHEADS_TILES")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+def obstacle(path: Path | None, device: str, dtype: torch.dtype) -> str | None:
+    """Why nothing can be measured here, or kept; None if it can."""
+    if refusal := triton_loss.refusal(torch.empty(0, device=device, dtype=dtype)):
+        return (
+            f"nothing to measure: the loss by Triton {refusal} (with TRITON_INTERPRET=1 it is interpreted on the CPU)"
+        )
+    if path is None:
+        return f"nowhere to write: {FILE_VARIABLE} is empty; name a file by --file"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.exists():
+            read_winners(path)
+    except OSError as error:
+        return f"nowhere to write: no file can be made in {path.parent} ({error.strerror}); name another by --file"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print and keep; return the exit code: 1 where usual tiles do not run, 2 where nothing can be measured."""
+    options = parse(arguments)
+    console = Console(width=max(Console().width, 110))
+    on_cpu = os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available()
+    device, dtype, path = "cpu" if on_cpu else "cuda", DTYPES[options.dtype], options.file or tiles_file()
+    reason = obstacle(path, device, dtype)
+    if reason is not None or path is None:
+        console.print(reason, soft_wrap=True)
+        return 2
+    failed = 0
+    for rows, features, classes in product(options.rows, options.features, options.classes):
+        head = Head(rows, features, classes, dtype, options.regularizer, options.pair, options.bias)
+        case, timings = measure(head, device)
+        kept = winner(timings)
+        console.print(table(case, timings, kept))
+        if kept is None:
+            failed += 1
+        else:
+            keep_winner(path, case, kept)
+    console.print(f"{failed} without usual tiles that run" if failed else f"written to {path}", soft_wrap=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The loader on torch.utils.data: stateless workers that are told (epoch, indices) and answer with whole batches."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from rlpheads.loaders.adapters.torch_batches import BatchMaker, Whereabouts
+from rlpheads.loaders.adapters.torch_transforms import ImageTransform
+from rlpheads.loaders.contract.batch import Batch, LoaderOptions
+from rlpheads.loaders.contract.order import Order
+from rlpheads.loaders.contract.positioned import Positioned
+from rlpheads.loaders.contract.request import Draw, Request, requests
+from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS, stop_signals_blocked
+from rlpheads.loaders.sources.datasets import ImageSource
+from rlpheads.loaders.sources.decode import ImageReadError
+
+
+class LoaderError(RuntimeError):
+    """A loader that cannot go on, such as one whose worker died."""
+
+
+class TorchLoader(Positioned):
+    """Batches of a source in the order of an `Order`; see `rlpheads.loaders.contract.batch.Loader`.
+
+    One iteration at a time: beginning another one ends the one before.
+
+    Attributes:
+        order: Which sample stands where.
+        manifest: The samples of the split.
+    """
+
+    def __init__(
+        self, source: ImageSource, order: Order, transform: ImageTransform, options: LoaderOptions | None = None
+    ) -> None:
+        """Prepare; workers start at the first iteration, and stay.
+
+        Raises:
+            ValueError: If the order is for another number of samples, or cannot be cut for this world size.
+        """
+        options = options or LoaderOptions()
+        super().__init__(order, source.manifest, options.world_size)
+        self._whereabouts = Whereabouts(options.num_workers)
+        self._requests = _Requests(order, transform.draw, options.rank, options.world_size)
+        self._batches: DataLoader[Batch | ImageReadError] = DataLoader(
+            BatchMaker(source, transform, options.on_error == "skip", self._whereabouts),
+            batch_size=None,
+            sampler=self._requests,
+            collate_fn=_as_it_is,
+            num_workers=options.num_workers,
+            prefetch_factor=options.prefetch if options.num_workers else None,
+            persistent_workers=options.keep_workers and options.num_workers > 0,
+            pin_memory=options.pin_memory,
+            worker_init_fn=_begin_to_work,
+            # Its own generator: without one, every iter() takes a number from the global stream.
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the rest of the current epoch.
+
+        Raises:
+            ImageReadError: If an image cannot be read and is not to be skipped; the same with any number of workers.
+            LoaderError: If a worker dies.
+        """
+        first_step = self.order.step_at(self._consumed)
+        self._requests.epoch, self._requests.first_step = self._epoch, first_step
+        with _starting_workers():
+            batches = iter(self._batches)
+        for step in range(first_step, self.order.num_steps):
+            batch = self._next(batches)
+            self._consumed = self.order.consumed_after(step)
+            yield batch
+
+    def _next(self, batches: Iterator[Batch | ImageReadError]) -> Batch:
+        """Take the next batch, or raise what kept a worker from making it."""
+        try:
+            item = next(batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise LoaderError(self._obituary(str(error))) from error
+        if isinstance(item, ImageReadError):
+            # A new one: raised itself, `item` would hold this frame, and so the workers, in a cycle of references.
+            raise ImageReadError(*item.args)
+        return item
+
+    def _obituary(self, report: str) -> str:
+        """Say what a worker died of, as far as that can be known."""
+        index = self._whereabouts.of_the_dead(report)
+        reading = ""
+        if index is not None:
+            name = self.manifest.name(index) if self.manifest.root is None else self.manifest.path(index)
+            reading = f" while it read image {index} ({name})"
+        return (
+            f"a loader worker died{reading}; the usual cause is memory (the host's, or /dev/shm): lower the number of "
+            f"workers or of batches read ahead. If it is always the same image, take it out. {report}"
+        )
+
+
+@dataclass
+class _Requests:
+    """The sampler: what this rank asks of its workers from a step to the end of an epoch."""
+
+    order: Order
+    draw: Draw
+    rank: int
+    world_size: int
+    epoch: int = 0
+    first_step: int = 0
+
+    def __iter__(self) -> Iterator[Request]:
+        return requests(self.order, self.draw, self.epoch, self.first_step, rank=self.rank, world_size=self.world_size)
+
+
+def _as_it_is(item: Any) -> Any:
+    """Leave a batch alone: it is collated already."""
+    return item
+
+
+@contextmanager
+def _starting_workers() -> Iterator[None]:
+    """Keep signals out of the start of the workers, and torch's handler for dead workers out of this process.
+
+    Whatever starts within has the stop signals blocked from its first moment. Torch's handler of SIGCHLD raises wherever
+    the main thread happens to be, in the middle of a checkpoint for one; without it a death is still found, within five
+    seconds, but where a batch is asked for.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    on_death = signal.getsignal(signal.SIGCHLD)
+    try:
+        with stop_signals_blocked():
+            yield
+    finally:
+        if in_main_thread and on_death is not None:
+            signal.signal(signal.SIGCHLD, on_death)
+
+
+def _begin_to_work(worker_id: int) -> None:  # noqa: ARG001
+    """Prepare a worker: the parent's objects stay in the memory that it shares with the parent, its signals the parent's."""
+    gc.freeze()  # a collection would write into every one of them, and so take a copy of its page
+    _heed_the_parent_alone()
+
+
+def _heed_the_parent_alone() -> None:
+    """Let the stop signals of a launcher or terminal pass: the parent gets them too, and still needs its batches.
+
+    Ignoring them outright would also ignore the SIGTERM with which the parent ends its workers when it exits, and then
+    waits for them without end.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    threading.Thread(target=_exit_when_the_parent_says_so, daemon=True).start()
+
+
+def _exit_when_the_parent_says_so() -> None:
+    """Take the blocked signals off the queue until it is the parent's SIGTERM."""
+    while True:
+        taken = signal.sigwaitinfo(STOP_SIGNALS)
+        if taken.si_signo == signal.SIGTERM and taken.si_pid == os.getppid():
+            # The worker holds nothing that needs an orderly end.
+            os._exit(0)

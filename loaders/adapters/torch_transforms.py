@@ -1,0 +1,116 @@
+"""Decoded images to the squares of a batch, with torchvision's antialiased bilinear resize on uint8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from rlpheads.loaders.contract.crops import CropSpec, draw_crops, nothing_drawn, place_crops
+from rlpheads.loaders.contract.order import FloatArray, Int64Array
+
+
+class ImageTransform(Protocol):
+    """Makes images of any sizes equally large; `draw`, `place` and `make` are a pure function of image, epoch and index."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the squares, in pixels."""
+        ...
+
+    def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:
+        """Draw all random numbers that samples need, before their images are opened: float64 (U, B)."""
+        ...
+
+    def place(self, draws_UB: FloatArray, sizes_B2: Int64Array) -> Sequence[Any]:
+        """Decide for each image what `make` needs to know, from its numbers and its (height, width) in pixels."""
+        ...
+
+    def make(self, image: Tensor, cut: Any) -> Tensor:
+        """Turn an image, uint8 (3, H, W), into uint8 (3, image_size, image_size)."""
+        ...
+
+
+class Cut(NamedTuple):
+    """A box of (top, left, height, width) in pixels, and whether it is flipped."""
+
+    box: tuple[int, int, int, int]
+    flipped: bool
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random resized crop and horizontal flip, keyed by (seed, epoch, index).
+
+    Attributes:
+        crop: Ranges of the draws.
+        seed: Key of the run.
+    """
+
+    crop: CropSpec
+    seed: int
+
+    @property
+    def image_size(self) -> int:
+        """Side of the squares, in pixels."""
+        return self.crop.image_size
+
+    def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:
+        """Draw what is random of crops and flips."""
+        return draw_crops(self.crop, self.seed, epoch, index_B)
+
+    def place(self, draws_UB: FloatArray, sizes_B2: Int64Array) -> list[Cut]:
+        """Return the crop and the flip of each image."""
+        boxes_B4, flip_B = place_crops(self.crop, draws_UB, sizes_B2)
+        return [Cut(*cut) for cut in zip(boxes_B4.tolist(), flip_B.tolist(), strict=True)]
+
+    def make(self, image: Tensor, cut: Cut) -> Tensor:
+        """Cut, resize and perhaps flip an image."""
+        square = resized_crop(image, cut.box, self.image_size)
+        return square.flip(-1) if cut.flipped else square
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize of the short side and central crop; the same pixels in every epoch.
+
+    Attributes:
+        crop: Size and margin.
+    """
+
+    crop: CropSpec
+
+    @property
+    def image_size(self) -> int:
+        """Side of the squares, in pixels."""
+        return self.crop.image_size
+
+    def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:  # noqa: ARG002
+        """Nothing is random."""
+        return nothing_drawn(index_B)
+
+    def place(self, draws_UB: FloatArray, sizes_B2: Int64Array) -> list[None]:  # noqa: ARG002
+        """Nothing is to be known."""
+        return [None] * len(sizes_B2)
+
+    def make(self, image: Tensor, cut: None) -> Tensor:  # noqa: ARG002
+        """Resize an image and cut its centre."""
+        resized = F.resize(image, [self.crop.short_side], antialias=True)
+        return F.center_crop(resized, [self.image_size, self.image_size])
+
+
+def resized_crop(image: Tensor, box: tuple[int, int, int, int], side: int) -> Tensor:
+    """Cut a box of (top, left, height, width) out of uint8 (3, H, W) and resize it to uint8 (3, side, side).
+
+    Bit for bit torchvision's `resized_crop(..., antialias=True)`, in two thirds of its time: that hands the resize a view
+    with gaps between its rows, for which torch leaves its vectorised path for channels-last bytes.
+    """
+    top, left, height, width = box
+    cut = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+    if (height, width) == (side, side):
+        return cut[0]
+    return torch.nn.functional.interpolate(cut, size=[side, side], mode="bilinear", antialias=True)[0]

@@ -1,0 +1,206 @@
+"""What a loader hands to the training loop, and what the loop may ask of a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from rlpheads.loaders.contract.dali_options import DaliOptions
+from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.contract.order import PADDING, Order
+from rlpheads.loaders.sources.decode import ImageReadError
+
+OnError = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class Partners:
+    """The second sample of every row whose image was mixed with its neighbour's.
+
+    Attributes:
+        targets: int64 (B,).
+        index: int64 (B,), canonical index; -1 beside padding, with weight 1.
+        weight: float32 (B,), weight of the row's own sample, in [0.5, 1]; 1 where nothing was mixed.
+    """
+
+    targets: Tensor
+    index: Tensor
+    weight: Tensor
+
+    def chunks(self, num_chunks: int) -> list[Partners]:
+        """Cut like the batch."""
+        columns = (column.chunk(num_chunks) for column in (self.targets, self.index, self.weight))
+        return [Partners(*parts) for parts in zip(*columns, strict=True)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch.
+
+    Attributes:
+        images: uint8 (B, 3, H, W), red, green, blue.
+        targets: int64 (B,), position of the class in `Manifest.classes`.
+        index: int64 (B,), canonical index; -1 marks a padding row (black image, target 0) that counts nowhere.
+        num_global_rows: Rows of the whole global batch, over all ranks, that the order scheduled: all that are not there
+            to fill it up. Skipped rows count among them, so that this number needs no word from other ranks: a mean over
+            the batch gives every readable row the same weight at any world size, and a skipped one the loss 0.
+        skipped: Why rows of this rank could not be read, one error for each, naming index and path; only under
+            `LoaderOptions.on_error` "skip". Such a row is a padding row where its image would have stood.
+        partners: What the images were mixed with, on the device; None: nothing.
+    """
+
+    images: Tensor
+    targets: Tensor
+    index: Tensor
+    num_global_rows: int
+    skipped: tuple[ImageReadError, ...] = ()
+    partners: Partners | None = None
+
+    def __len__(self) -> int:
+        """Return the rows of this rank, padding included."""
+        return len(self.index)
+
+    @property
+    def skipped_index(self) -> Tensor:
+        """Canonical indices of this rank's skipped rows: int64 (S,), on the host."""
+        return torch.tensor([error.index for error in self.skipped], dtype=torch.int64)
+
+    def skip_rows(self, errors: Mapping[int, ImageReadError]) -> Batch:
+        """Turn rows (by their position in the batch) that could not be read into padding: in place, nothing is copied."""
+        for row in errors:
+            self.images[row] = 0
+            self.targets[row] = 0
+            self.index[row] = PADDING
+        return replace(self, skipped=self.skipped + tuple(errors.values()))
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Copy to a device; without waiting, if `non_blocking` and the batch is pinned."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            index=self.index.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Copy into page-locked memory, from which a copy to a GPU need not wait."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            targets=self.targets.pin_memory(),
+            index=self.index.pin_memory(),
+        )
+
+    def chunks(self, num_chunks: int) -> list[Batch]:
+        """Cut into equal micro-batches, as views in order; `num_global_rows` stays that of the global batch.
+
+        The first holds all of `skipped`.
+
+        Raises:
+            ValueError: If the rows cannot be cut into that many equal parts.
+        """
+        if num_chunks < 1 or len(self) % num_chunks:
+            allowed = [parts for parts in range(1, len(self) + 1) if len(self) % parts == 0]
+            nearest = min(allowed, key=lambda parts: abs(parts - num_chunks))
+            raise ValueError(
+                f"{len(self)} rows cannot be cut into {num_chunks} equal micro-batches; the nearest is {nearest}"
+            )
+        columns = (self.images.chunk(num_chunks), self.targets.chunk(num_chunks), self.index.chunk(num_chunks))
+        partners = self.partners.chunks(num_chunks) if self.partners else [None] * num_chunks
+        return [
+            replace(
+                self,
+                images=images,
+                targets=targets,
+                index=index,
+                skipped=() if position else self.skipped,
+                partners=partners[position],
+            )
+            for position, (images, targets, index) in enumerate(zip(*columns, strict=True))
+        ]
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """Which share of every batch this process loads, and how; none of it changes a sample or its crop.
+
+    Attributes:
+        rank: Which share, in 0..world_size-1.
+        world_size: Number of shares.
+        num_workers: Processes that decode; 0 decodes in this one.
+        prefetch: Batches that each worker reads ahead.
+        pin_memory: Copy into page-locked memory, for a GPU.
+        keep_workers: Let the workers wait for the next epoch instead of starting them anew.
+        on_error: What an unreadable image does: "raise" ends the iteration with its `ImageReadError`; "skip" makes it a
+            padding row that `Batch.skipped` tells of.
+        dali: Where DALI decodes, for the loader on DALI.
+
+    Raises:
+        ValueError: For a value out of its range.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    num_workers: int = 0
+    prefetch: int = 2
+    pin_memory: bool = False
+    keep_workers: bool = True
+    on_error: OnError = "raise"
+    dali: DaliOptions = field(default_factory=DaliOptions)
+
+    def __post_init__(self) -> None:
+        if self.on_error not in get_args(OnError):
+            raise ValueError(f"on_error is {self.on_error!r}; it must be one of {', '.join(get_args(OnError))}")
+        least = {"world_size": 1, "num_workers": 0, "prefetch": 1}
+        for name, least_value in least.items():
+            if getattr(self, name) < least_value:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least_value}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank is {self.rank}; it must be in 0..{self.world_size - 1}")
+
+
+class Loader(Protocol):
+    """A stream of batches whose content depends on (seed, epoch, position) alone, and that can stop and go on anywhere.
+
+    `consumed` counts the samples of the epoch, over all ranks, that the batches yielded so far have covered; what was
+    read ahead does not count. It is the same number at any world size.
+    """
+
+    order: Order
+    manifest: Manifest
+
+    def __len__(self) -> int:
+        """Return the steps of a whole epoch."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the rest of the current epoch; nothing at its end, until `set_epoch` begins another."""
+        ...
+
+    def set_epoch(self, epoch: int, consumed: int = 0) -> None:
+        """Go to a position, at no cost in decoded images."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return {"epoch": int, "consumed": int}."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the position that `state_dict` returned, at this or another world size."""
+        ...
+
+
+def check_state(state: dict[str, Any]) -> tuple[int, int]:
+    """Return (epoch, consumed) of a loader's state.
+
+    Raises:
+        ValueError: If the state is not {"epoch": int >= 0, "consumed": int >= 0}.
+    """
+    counts = state.get("epoch"), state.get("consumed")
+    if set(state) != {"epoch", "consumed"} or not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise ValueError(f'a loader\'s state is {{"epoch": int, "consumed": int}}, both at least 0, not {state}')
+    return state["epoch"], state["consumed"]

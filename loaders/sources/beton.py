@@ -1,0 +1,296 @@
+"""Stores: a split's images in one FFCV file (.beton), with the manifest they belong to beside it, checked on opening.
+
+A store is a folder with two files for each split:
+
+    train.beton          FFCV's own format, version 2: fields image, label and index, samples in canonical order
+    train.manifest.npz   names, targets and sizes of the dataset's files, what could not be read, and hashes
+
+The manifest is the very one of the dataset that was converted, so that indices, fingerprints, random labels, ledgers and
+checkpoints are the same whether a run reads the dataset or its store. The layout of the .beton file is written down here,
+not imported from FFCV, whose import takes seconds; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.sources.decode import ImageReadError, decode_rgb
+
+JPG, RAW = 0, 1
+BETON_VERSION = 2
+FIELDS = (("image", 2), ("label", 1), ("index", 1))
+"""Names of the fields, and FFCV's numbers of their types."""
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+SAMPLE = np.dtype([("f0", IMAGE), ("f1", "<i8"), ("f2", "<i8")], align=True)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+DATA_OFFSET = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
+"""Where the samples' metadata begin."""
+
+MANIFEST_VERSION = 1
+SPLITS = ("train", "val")
+_COLUMNS = ("name_bytes", "name_offsets", "targets", "sizes")
+
+
+@dataclass(frozen=True)
+class StoreFacts:
+    """What a store says of itself.
+
+    Attributes:
+        dataset: Name of the dataset that it was made from.
+        classes: Names of the classes.
+        split: Name of the split.
+        split_key: What the split was drawn with, None where the dataset has splits of its own.
+        fingerprint: That of the manifest.
+        num_bytes: Size of the .beton file.
+        tables_sha256: Hash of the .beton file's header, metadata and allocation table.
+        encoding: How the images were stored; for people.
+        unreadable: Why an image could not be read when the store was made, by index.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    split: str
+    split_key: str | None
+    fingerprint: str
+    num_bytes: int
+    tables_sha256: str
+    encoding: dict[str, Any]
+    unreadable: dict[int, str]
+
+
+@dataclass(frozen=True)
+class BetonSource:
+    """The images of one split of a store; see `rlpheads.loaders.sources.datasets.ImageSource`.
+
+    Attributes:
+        manifest: That of the dataset, without a root.
+        path: The .beton file.
+        samples: `SAMPLE` (N,), where and how each image lies in it.
+        num_bytes: int64 (N,), bytes that each image takes in it.
+        facts: What the store says of itself.
+    """
+
+    manifest: Manifest
+    path: Path
+    samples: NDArray[np.void]
+    num_bytes: NDArray[np.int64]
+    facts: StoreFacts
+
+    def read(self, index: int) -> Tensor:
+        """Read one image as it is stored, without FFCV: uint8 (3, H, W), red, green, blue.
+
+        Raises:
+            ImageReadError: If it could not be read when the store was made, or cannot be now.
+        """
+        data = self._stored(index)
+        image = self.samples["f0"][index]
+        if image["mode"] == JPG:
+            return self.decode(index, data)
+        pixels_HW3 = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(int(image["height"]), -1, 3)
+        return pixels_HW3.permute(2, 0, 1)
+
+    def encoded(self, index: int) -> bytes | None:
+        """Return the JPEG file of an image; None where its pixels are stored.
+
+        Raises:
+            ImageReadError: If it could not be read when the store was made, or cannot be now.
+        """
+        return self._stored(index) if self.samples["f0"]["mode"][index] == JPG else None
+
+    def decode(self, index: int, data: bytes) -> Tensor:
+        """Decode what `encoded` returned: uint8 (3, H, W).
+
+        Raises:
+            ImageReadError: If it is not a whole image.
+        """
+        try:
+            return decode_rgb(data)
+        except ValueError as error:
+            raise self.error(index, str(error)) from error
+
+    def _stored(self, index: int) -> bytes:
+        if reason := self.manifest.unreadable.get(index):
+            raise self.error(index, reason)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(int(self.samples["f0"]["data_ptr"][index]))
+                data = file.read(int(self.num_bytes[index]))
+        except OSError as error:
+            raise self.error(index, error.strerror or str(error)) from error
+        if len(data) != self.num_bytes[index]:
+            raise self.error(index, "the store ends before the image does")
+        return data
+
+    def error(self, index: int, reason: str) -> ImageReadError:
+        """Return the error that names an image of this store."""
+        return ImageReadError(index, f"{self.path}, {self.manifest.name(index)}", reason)
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder holds at least one file of a store."""
+    return any((folder / f"{split}.beton").exists() for split in SPLITS)
+
+
+def open_store(folder: Path, dataset: str, split_key: str | None) -> tuple[BetonSource, BetonSource]:
+    """Open both splits of a store.
+
+    Args:
+        folder: What `rlpheads convert` wrote.
+        dataset: Name of the dataset that it must have been made from.
+        split_key: What the run's split is drawn with, if anything.
+
+    Raises:
+        DatasetError: If a file is missing, cut short or foreign, or the store is of another dataset or split.
+    """
+    train, val = (open_beton(folder / f"{split}.beton") for split in SPLITS)
+    for source in (train, val):
+        facts = source.facts
+        if facts.dataset != dataset:
+            raise DatasetError(f"{source.path} was made from {facts.dataset}, not {dataset}: set data.dataset to match")
+        if facts.split_key != split_key:
+            made, wanted = (key or "the folders train and val" for key in (facts.split_key, split_key))
+            raise DatasetError(
+                f"{source.path} was split by {made}, but the run splits by {wanted}: give the run and `rlpheads convert` "
+                "the same --seed and --data.val_fraction"
+            )
+    if train.manifest.classes != val.manifest.classes:
+        raise DatasetError(
+            f"{folder}: train.beton and val.beton differ in their classes; convert both from one dataset"
+        )
+    return train, val
+
+
+def open_beton(path: Path) -> BetonSource:
+    """Open one split, and check that the .beton file is whole and the one that its manifest was written for.
+
+    Raises:
+        DatasetError: If it is not, with what was found and what to do.
+    """
+    columns, facts = _read_manifest(path)
+    manifest = Manifest(**columns, classes=facts.classes, root=None, split=facts.split, unreadable=facts.unreadable)
+    if manifest.fingerprint != facts.fingerprint:
+        raise DatasetError(
+            f"{manifest_path(path)} is damaged: its fingerprint is {manifest.fingerprint}, but {facts.fingerprint} was "
+            "written. Convert the dataset again"
+        )
+    samples, allocations = _read_tables(path, facts, manifest.num_samples)
+    index_N = np.arange(manifest.num_samples)
+    if not (np.array_equal(samples["f2"], index_N) and np.array_equal(samples["f1"], manifest.targets)):
+        raise DatasetError(
+            f"{path} does not hold the samples of its manifest in canonical order. Convert the dataset again"
+        )
+    num_bytes = np.zeros(manifest.num_samples, dtype=np.int64)
+    num_bytes[allocations["sample_id"]] = allocations["size"]
+    return BetonSource(manifest, path, samples, num_bytes, facts)
+
+
+def manifest_path(beton: Path) -> Path:
+    """Return where the manifest of a .beton file lies."""
+    return beton.with_suffix(".manifest.npz")
+
+
+def write_manifest(file: BinaryIO, manifest: Manifest, facts: StoreFacts) -> None:
+    """Write what stands beside a .beton file."""
+    told = {"version": MANIFEST_VERSION} | {name: value for name, value in vars(facts).items() if name != "classes"}
+    # Class names are any bytes, as names of folders are: JSON keeps them as surrogates, in ASCII.
+    text = json.dumps(told | {"classes": list(facts.classes)})
+    columns = {name: getattr(manifest, name) for name in _COLUMNS}
+    np.savez(file, facts=np.frombuffer(text.encode("ascii"), dtype=np.uint8), **columns)
+
+
+def header(num_samples: int, page_size: int, alloc_table_ptr: int, fingerprint: str) -> NDArray[np.uint8]:
+    """Return the beginning of a .beton file: its header and the descriptions of its fields, as bytes.
+
+    The manifest's fingerprint stands among the arguments of the last field, which has none of its own and which FFCV does
+    not read.
+    """
+    head = np.zeros(1, dtype=HEADER)
+    head[0] = (BETON_VERSION, len(FIELDS), page_size, num_samples, alloc_table_ptr)
+    fields = np.zeros(len(FIELDS), dtype=FIELD)
+    for field, (name, type_id) in zip(fields, FIELDS, strict=True):
+        field["type_id"] = type_id
+        field["name"][: len(name)] = np.frombuffer(name.encode("ascii"), dtype=np.uint8)
+    fields[-1]["arguments"][: len(fingerprint)] = np.frombuffer(fingerprint.encode("ascii"), dtype=np.uint8)
+    return np.concatenate([head.view(np.uint8), fields.view(np.uint8)])
+
+
+def tables_sha256(*tables: NDArray[Any]) -> str:
+    """Hash what says where the images lie: header and field descriptions, metadata, allocation table."""
+    digest = hashlib.sha256()
+    for table in tables:
+        digest.update(np.ascontiguousarray(table).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Any], StoreFacts]:
+    """Return the columns of the manifest beside a .beton file, and the facts."""
+    beside = manifest_path(path)
+    for needed in (path, beside):
+        if not needed.is_file():
+            raise DatasetError(
+                f"{needed} is missing: a store has {path.name} and {beside.name}, as `rlpheads convert` writes them"
+                + (" (a .beton file made by other means says nothing of the dataset)" if needed == beside else "")
+            )
+    try:
+        with np.load(beside, allow_pickle=False) as arrays:
+            told = json.loads(arrays["facts"].tobytes())
+            if told.pop("version", None) != MANIFEST_VERSION:
+                raise DatasetError(f"{beside} is of another version of rlpheads: convert the dataset again")
+            columns = {name: arrays[name] for name in _COLUMNS}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{beside} is damaged ({error}): convert the dataset again") from error
+    told["classes"] = tuple(told["classes"])
+    told["unreadable"] = {int(index): reason for index, reason in told["unreadable"].items()}
+    return columns, StoreFacts(**told)
+
+
+def _allocation_offset(header: NDArray[np.uint8]) -> int:
+    return int(header[: HEADER.itemsize].view(HEADER)["alloc_table_ptr"][0])
+
+
+def _read_tables(path: Path, facts: StoreFacts, num_samples: int) -> tuple[NDArray[np.void], NDArray[np.void]]:
+    """Return metadata and allocation table of a .beton file that is what the manifest says."""
+    size = path.stat().st_size
+    if size != facts.num_bytes:
+        cut = "cut short" if size < facts.num_bytes else "another file"
+        raise DatasetError(
+            f"{path} is {cut}: it has {size:,} bytes, but {facts.num_bytes:,} were written. Copy it again, or convert the "
+            "dataset again"
+        )
+    header = np.fromfile(path, dtype=np.uint8, count=DATA_OFFSET)
+    # Mapped, not read: the ranks of a node share these pages.
+    samples = np.memmap(path, dtype=SAMPLE, mode="r", offset=DATA_OFFSET, shape=(num_samples,))
+    allocations = np.fromfile(path, dtype=ALLOCATION, offset=_allocation_offset(header))
+    found = tables_sha256(header, samples, allocations)
+    if found != facts.tables_sha256:
+        raise DatasetError(
+            f"{path} is not the file that {manifest_path(path).name} was written for: the hash of its tables is {found}, "
+            f"not {facts.tables_sha256}. Keep the files of a store together, or convert the dataset again"
+        )
+    return samples, allocations

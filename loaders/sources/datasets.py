@@ -1,0 +1,137 @@
+"""Where images come from: one way to open any dataset, and what a loader needs to know of it."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.sources import digits, patches
+from rlpheads.loaders.sources.beton import is_store, open_store
+from rlpheads.loaders.sources.cifar import open_cifar
+from rlpheads.loaders.sources.image_folder import ImageFolderSource, open_image_folder
+from rlpheads.loaders.sources.synthetic import SyntheticSpec, open_synthetic
+
+WITH_ROOT = ("imagefolder", "cifar10", "cifar100")
+"""Data sets that lie in a folder of the user's."""
+WITHOUT_ROOT = {
+    "digits": "come with scikit-learn",
+    "patches": "come with scikit-image and scikit-learn",
+    "synthetic": "are computed",
+}
+"""Data sets that need no folder, and why."""
+DATASETS = (*WITHOUT_ROOT, *WITH_ROOT)
+
+
+class ImageSource(Protocol):
+    """A split whose images can be read one by one, in any order, from any process.
+
+    Attributes:
+        manifest: The samples of the split.
+    """
+
+    @property
+    def manifest(self) -> Manifest:
+        """The samples of the split."""
+        ...
+
+    def read(self, index: int) -> Tensor:
+        """Read the image at a canonical index: uint8 (3, H, W), red, green, blue.
+
+        Raises:
+            ImageReadError: If it cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class EncodedSource(Protocol):
+    """A source whose images, or some of them, lie in files: `read` is `decode` of what `encoded` returns."""
+
+    def encoded(self, index: int) -> bytes | None:
+        """Return the bytes of an image's file; None where `read` is the only way to the image.
+
+        Raises:
+            ImageReadError: If the file cannot be read.
+        """
+        ...
+
+    def decode(self, index: int, data: bytes) -> Tensor:
+        """Decode what `encoded` returned for this index: uint8 (3, H, W).
+
+        Raises:
+            ImageReadError: If it is not a whole image.
+        """
+        ...
+
+
+def open_dataset(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    val_fraction: float | None = None,
+    seed: int,
+    download: bool = False,
+    synthetic: SyntheticSpec | None = None,
+    verified: str | Path | None = None,
+) -> tuple[ImageSource, ImageSource]:
+    """Open a dataset's training and held-out split.
+
+    Args:
+        name: "digits" (scikit-learn's, 8 × 8), "patches" (32 × 32, of photographs in scikit-image and scikit-learn),
+            "synthetic", "cifar10", "cifar100", or "imagefolder" (ROOT/{train,val}/CLASS/FILE, or ROOT/CLASS/FILE).
+        root: Folder of the images, where the dataset lies in one; or for any dataset that of a store made of it.
+        val_fraction: Fraction of each class that is held out where the dataset has no split of its own; for digits and
+            patches 0.2 unless given.
+        seed: Key of that split.
+        download: Fetch CIFAR where it is missing.
+        synthetic: How many synthetic images.
+        verified: Folder in which `rlpheads verify` wrote what it found of an imagefolder; None: in the root, if anywhere.
+
+    Raises:
+        DatasetError: If the dataset is unknown or not there, or its tree has another form; the message says what to do.
+    """
+    if root is not None and name in DATASETS and is_store(Path(root).expanduser()):
+        if verified is not None:
+            raise DatasetError(f"{root} is a store, which knows what could not be read: leave data.verified out")
+        return open_store(Path(root).expanduser(), name, split_key(name, val_fraction, seed))
+    _check_name_and_root(name, root)
+    if val_fraction is not None and name in ("cifar10", "cifar100", "synthetic"):
+        raise DatasetError(f"{name} has held-out images of its own: leave val_fraction out")
+    if name == "digits":
+        return digits.open_digits(val_fraction=_or(val_fraction, digits.DEFAULT_VAL_FRACTION), seed=seed)
+    if name == "patches":
+        return patches.open_patches(val_fraction=_or(val_fraction, patches.DEFAULT_VAL_FRACTION), seed=seed)
+    if name == "synthetic":
+        return open_synthetic(synthetic or SyntheticSpec())
+    folder = Path(root or "").expanduser()
+    if name == "imagefolder":
+        found = None if verified is None else Path(verified).expanduser()
+        train, val = open_image_folder(folder, val_fraction=val_fraction, seed=seed, verified=found)
+        return ImageFolderSource(train), ImageFolderSource(val)
+    return open_cifar(name, folder, download=download)
+
+
+def split_key(name: str, val_fraction: float | None, seed: int) -> str | None:
+    """Return what decides which samples are held out, in words; None where the dataset has splits of its own."""
+    defaults = {"digits": digits.DEFAULT_VAL_FRACTION, "patches": patches.DEFAULT_VAL_FRACTION}
+    fraction = defaults.get(name) if val_fraction is None else val_fraction
+    return None if fraction is None else f"val_fraction {fraction} and seed {seed}"
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
+def _check_name_and_root(name: str, root: str | Path | None) -> None:
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise DatasetError(f"there is no dataset {name!r}: it must be one of {', '.join(DATASETS)}{hint}")
+    if root is not None and name in WITHOUT_ROOT:
+        raise DatasetError(f"the {name} images {WITHOUT_ROOT[name]}: root must be left out, not {str(root)!r}")
+    if root is None and name in WITH_ROOT:
+        raise DatasetError(f"{name} needs root, the folder of the images")

@@ -1,0 +1,107 @@
+"""Bytes of an image file to pixels: red, green and blue in uint8, or one clear error."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from rlpheads.loaders.sources.image_headers import PNG_SIGNATURE, image_size
+
+MOST_PIXELS = 178_956_970
+"""Larger images are refused: half a gigabyte once decoded. Pillow's own limit, twice its `Image.MAX_IMAGE_PIXELS`."""
+
+
+class ImageReadError(ValueError):
+    """An image that cannot be read.
+
+    It travels from a loader worker unchanged: the arguments below are all it holds.
+
+    Attributes:
+        index: Canonical index of the sample.
+        path: Path of its file.
+        reason: What went wrong.
+    """
+
+    def __init__(self, index: int, path: str, reason: str) -> None:
+        super().__init__(index, path, reason)
+        self.index = index
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        printable = os.fsencode(self.path).decode("utf-8", "backslashreplace")
+        return f"image {self.index} ({printable}) cannot be read: {self.reason}"
+
+
+@contextmanager
+def errors_of(index: int) -> Iterator[None]:
+    """Give an image's error this index: that of the sample whose image it is, in another source's numbering."""
+    try:
+        yield
+    except ImageReadError as error:
+        raise ImageReadError(int(index), error.path, error.reason) from error
+
+
+def decode_rgb(data: bytes) -> Tensor:
+    """Decode a JPEG, GIF (its first frame) or WebP file with torchvision, and any other with Pillow.
+
+    Grey, palette and CMYK images are converted, transparency is dropped, 16-bit values are scaled, and the EXIF
+    orientation is not applied (the reference pipelines of ImageNet do not either).
+
+    PNG is Pillow's: torchvision 0.29's decoder ends the whole process, by a segmentation fault, on most damaged files.
+
+    Returns:
+        uint8 (3, H, W).
+
+    Raises:
+        ValueError: If it cannot be decoded, with the reason (of both where both were asked), or has too many pixels.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    _check_size(data)
+    if data.startswith(PNG_SIGNATURE):
+        return _decode_with_pillow(data)
+    try:
+        pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        unknown = "Unsupported image file" in str(error)
+        reason = "torchvision does not know the format." if unknown else str(error).rpartition(", ")[2]
+        return _decode_with_pillow(data, torchvision_reason=reason)
+    return pixels[0] if pixels.ndim == 4 else pixels
+
+
+def _check_size(data: bytes) -> None:
+    """Refuse a header of a few bytes that asks for gigabytes of memory."""
+    height, width = image_size(data) or (1, 1)
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"it has {height} x {width} pixels, more than the {MOST_PIXELS:,} that are decoded")
+
+
+def _decode_with_pillow(data: bytes, *, torchvision_reason: str = "") -> Tensor:
+    before = f"{torchvision_reason} " if torchvision_reason else ""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels_HWC = _rgb_of(image)
+    except UnidentifiedImageError:
+        raise ValueError(f"{before}Pillow does not know the format{' either' if before else ''}") from None
+    # Pillow's plugins raise whatever their parsing trips over: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise ValueError(f"{before}Pillow: {error}") from error
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
+def _rgb_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Return uint8 (H, W, 3); Pillow itself clips grey of 16 bits at 255 where it should scale it."""
+    if image.mode.startswith("I;16"):
+        grey_HW = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey_HW[:, :, None], 3, axis=2)
+    return np.array(image.convert("RGB"))

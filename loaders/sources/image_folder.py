@@ -1,0 +1,249 @@
+"""Images in one folder for each class: the tree is scanned once, and read by canonical index."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.sources.decode import ImageReadError, decode_rgb
+from rlpheads.loaders.sources.splits import check_val_fraction, stratified_split
+from rlpheads.loaders.sources.verification import with_findings
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Files with another suffix are not samples. The list of torchvision's ImageFolder, and GIF."""
+
+_SPLIT_NAMES = ("train", "val", "valid", "validation", "eval", "test", "holdout", "heldout")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ImageFolderSource:
+    """The images of a scanned folder.
+
+    Attributes:
+        manifest: What `scan_image_folder` found.
+    """
+
+    manifest: Manifest
+
+    def read(self, index: int) -> Tensor:
+        """Read one image: uint8 (3, H, W), red, green, blue.
+
+        Raises:
+            ImageReadError: If the file is gone, changed its size since the scan, or is not a whole image.
+        """
+        return self.decode(index, self.encoded(index))
+
+    def encoded(self, index: int) -> bytes:
+        """Read the bytes of one image's file.
+
+        Raises:
+            ImageReadError: If the file is gone, changed its size since the scan, or is known to be unreadable.
+        """
+        path = self.manifest.path(index)
+        if index in self.manifest.unreadable:
+            raise ImageReadError(int(index), str(path), self.manifest.unreadable[index])
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ImageReadError(int(index), str(path), error.strerror or str(error)) from error
+        listed = int(self.manifest.sizes[index])
+        if len(data) != listed:
+            reason = f"it has {len(data)} bytes, but {listed} when the folder was scanned"
+            raise ImageReadError(int(index), str(path), reason)
+        return data
+
+    def decode(self, index: int, data: bytes) -> Tensor:
+        """Decode the bytes of one image's file: uint8 (3, H, W).
+
+        Raises:
+            ImageReadError: If they are not a whole image.
+        """
+        try:
+            return decode_rgb(data)
+        except ValueError as error:
+            raise ImageReadError(int(index), str(self.manifest.path(index)), str(error)) from error
+
+
+def open_image_folder(
+    root: Path, *, val_fraction: float | None, seed: int, verified: Path | None = None
+) -> tuple[Manifest, Manifest]:
+    """Scan ROOT/{train,val}/CLASS/..., or ROOT/CLASS/... or ROOT/train/CLASS/... of which `val_fraction` is held out.
+
+    Args:
+        root: Folder of the images.
+        val_fraction: Fraction of each class that is held out.
+        seed: Key of that split.
+        verified: Where `rlpheads verify` wrote what it found; None: in the root, if anywhere.
+
+    Returns:
+        The splits "train" and "val".
+
+    Raises:
+        DatasetError: For a tree of another form, or a `val_fraction` that is missing, superfluous or outside (0, 1).
+    """
+    if val_fraction is not None:
+        check_val_fraction(val_fraction)
+    folders = _folders(root)
+    if {"train", "val"} <= folders:
+        if val_fraction is not None:
+            raise DatasetError(
+                f"{root} has a val folder already: leave val_fraction out, or point root at {root / 'train'}"
+            )
+        train, val = (with_findings(manifest, root, verified) for manifest in scan_splits(root))
+        _check_same_classes(train, val)
+        return train, val
+    if "val" in folders:
+        raise DatasetError(f"{root} has a val folder but no train folder beside it ({_listed(folders)})")
+    if "train" in folders:
+        _check_train_is_a_split(root, folders)
+    if val_fraction is None:
+        raise DatasetError(_no_held_out_images(root, folders))
+    (whole,) = scan_splits(root)
+    return stratified_split(with_findings(whole, root, verified), val_fraction, seed)
+
+
+def scan_splits(root: Path) -> list[Manifest]:
+    """Scan the folders that a tree consists of: train and val, or what both are taken from, as split "train".
+
+    Raises:
+        DatasetError: For a tree of another form.
+    """
+    folders = _folders(root)
+    if {"train", "val"} <= folders:
+        return [scan_image_folder(root / split, split) for split in ("train", "val")]
+    return [scan_image_folder(root / "train" if "train" in folders else root, "train")]
+
+
+def scan_image_folder(root: Path, split: str) -> Manifest:
+    """List the images below ROOT/CLASS/, sub-folders included; hidden files and files with other suffixes are skipped.
+
+    Links to folders and files are followed. Names are relative to the root.
+
+    Raises:
+        DatasetError: If the root is not a folder, has fewer than two class folders, or one without images; if something
+            cannot be read; if a link is broken or leads back into itself.
+    """
+    folders = _class_folders(root)
+    names: list[bytes] = []
+    sizes: list[int] = []
+    counts = []
+    for folder in folders:
+        found = sorted(_images_below(folder.path, folder.name, ancestors=()))
+        counts.append(len(found))
+        names.extend(name for name, _ in found)
+        sizes.extend(size for _, size in found)
+    classes = tuple(os.fsdecode(folder.name) for folder in folders)
+    _check_classes(root, classes, counts)
+    targets = np.repeat(np.arange(len(classes)), counts)
+    return Manifest.from_columns(names, targets, sizes, classes=classes, root=root, split=split)
+
+
+def _images_below(folder: bytes, name: bytes, ancestors: tuple[tuple[int, int], ...]) -> Iterator[tuple[bytes, int]]:
+    """Yield (relative name, bytes of the file) of every image below a folder, in the file system's order."""
+    try:
+        status = Path(os.fsdecode(folder)).stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in ancestors:
+            raise DatasetError(f"{os.fsdecode(folder)} is a link to a folder that it lies in")
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                entry_name = name + b"/" + entry.name
+                if entry.is_dir():
+                    yield from _images_below(entry.path, entry_name, (*ancestors, identity))
+                elif os.fsdecode(entry.name).lower().endswith(IMAGE_SUFFIXES):
+                    yield entry_name, entry.stat().st_size
+    except OSError as error:
+        raise DatasetError(f"{os.fsdecode(error.filename or folder)} cannot be read: {error.strerror}") from error
+
+
+def _folders(root: Path) -> set[str]:
+    return {os.fsdecode(entry.name) for entry in _class_folders(root)}
+
+
+def _class_folders(root: Path) -> list[os.DirEntry[bytes]]:
+    """Return the visible folders in the root, links to folders included, sorted by the bytes of their names."""
+    try:
+        if not root.exists():
+            raise DatasetError(f"{root} does not exist{_nearest_sibling(root)}")
+        if not root.is_dir():
+            raise DatasetError(f"{root} is a file, not the folder of a dataset")
+        with os.scandir(os.fsencode(root)) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(b".")]
+        folders = [entry for entry in visible if entry.is_dir()]
+    except OSError as error:
+        raise DatasetError(f"{os.fsdecode(error.filename or root)} cannot be read: {error.strerror}") from error
+    if not folders:
+        images = sum(os.fsdecode(entry.name).lower().endswith(IMAGE_SUFFIXES) for entry in visible)
+        found = f"{images} images directly in it; each class needs a folder of its own" if images else "it has none"
+        raise DatasetError(f"{root} must hold one folder for each class: {found}")
+    return sorted(folders, key=lambda entry: entry.name)
+
+
+def _check_classes(root: Path, classes: tuple[str, ...], counts: list[int]) -> None:
+    """Check that there are two classes or more, and that none is empty."""
+    suffixes = " ".join(IMAGE_SUFFIXES)
+    if not any(counts):
+        raise DatasetError(
+            f"{root} holds no images: its class folders ({_listed(classes)}) have no file ending in {suffixes}"
+        )
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty:
+        raise DatasetError(f"class folder(s) without images in {root}: {_listed(empty)} (images end in {suffixes})")
+    if len(classes) == 1:
+        raise DatasetError(f"{root} has one class folder only, {classes[0]!r}: does the dataset begin further down?")
+
+
+def _check_same_classes(train: Manifest, val: Manifest) -> None:
+    differences = [
+        f"only in {name}: {_listed(set(here.classes) - set(there.classes))}"
+        for name, here, there in (("train", train, val), ("val", val, train))
+        if set(here.classes) - set(there.classes)
+    ]
+    if differences:
+        raise DatasetError(f"train and val differ in their classes; {'; '.join(differences)}")
+
+
+def _check_train_is_a_split(root: Path, folders: set[str]) -> None:
+    """Refuse to guess when a folder called train stands beside what look like classes."""
+    others = folders - set(_SPLIT_NAMES)
+    if others:
+        raise DatasetError(
+            f"{root} has a train folder beside others ({_listed(others)}): point root at {root / 'train'} if it is the "
+            f"training split, or rename it if train is a class"
+        )
+
+
+def _no_held_out_images(root: Path, folders: set[str]) -> str:
+    """Say what to do when nothing is held out."""
+    if "train" not in folders:
+        return (
+            f"{root} has no train and val folders; to hold images out of its {len(folders)} class folders, set "
+            f"val_fraction"
+        )
+    beside = sorted(folders & set(_SPLIT_NAMES) - {"train"})
+    rename = f", or rename {beside[0]} to val" if beside else ""
+    return f"{root} has a train folder but no val folder: set val_fraction to hold images out of train{rename}"
+
+
+def _nearest_sibling(path: Path) -> str:
+    """Return ' (…)' with a hint at the folder that may have been meant."""
+    if not path.parent.is_dir():
+        return f" (nor does {path.parent})"
+    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""
+
+
+def _listed(names: set[str] | list[str] | tuple[str, ...]) -> str:
+    """List a few names, sorted."""
+    shown = ", ".join(sorted(names)[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

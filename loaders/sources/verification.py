@@ -1,0 +1,197 @@
+"""What `rlpheads verify` found out about a tree's files, as every loader obeys it.
+
+Decoders disagree about damaged files: one makes up the missing part, another refuses, a third keeps what its buffer held.
+So each file is decoded once, strictly, and what is not whole counts as unreadable for all loaders alike.
+
+FOLDER/SPLIT.json holds the manifest's fingerprint, how many files were looked at (in canonical order, from the first),
+and the status of those that are not fine: all others are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import IO, Literal
+
+from rlpheads.loaders.contract.batch import OnError
+from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.sources.decode import ImageReadError, decode_rgb
+
+FOLDER_NAME = ".rlpheads"
+"""Folder in a tree's root where the files lie unless told otherwise; hidden, so that it is no class."""
+
+_VERSION = 1
+_NAMED_AT_MOST = 5
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """What is wrong with a file.
+
+    Attributes:
+        status: "unreadable": no picture comes out of it. "damaged": one does, but the decoder made up part of it.
+        name: The sample's name.
+        reason: What the decoder says.
+    """
+
+    status: Literal["unreadable", "damaged"]
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a split's files.
+
+    Attributes:
+        fingerprint: Of the manifest as it was scanned.
+        num_samples: Samples of the split.
+        num_checked: How many were looked at, from the first.
+        complaints: By canonical index; all others that were looked at are fine.
+    """
+
+    fingerprint: str
+    num_samples: int
+    num_checked: int = 0
+    complaints: dict[int, Complaint] = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every file was looked at."""
+        return self.num_checked == self.num_samples
+
+    def to_json(self) -> str:
+        """Return the content of the file."""
+        return json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Findings:
+        """Read a file.
+
+        Raises:
+            DatasetError: If it is not such a file.
+        """
+        try:
+            content = json.loads(path.read_text())
+            if content.pop("version") != _VERSION:
+                raise DatasetError(f"{path} was written by another version of rlpheads: run rlpheads verify again")
+            complaints = {int(index): Complaint(**found) for index, found in content.pop("complaints").items()}
+            return cls(**content, complaints=complaints)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(f"{path} cannot be read ({error}): delete it and run rlpheads verify again") from error
+
+
+def findings_path(folder: Path, split: str) -> Path:
+    """Return where the findings of a scanned split lie."""
+    return folder / f"{split}.json"
+
+
+def with_findings(manifest: Manifest, root: Path, folder: Path | None) -> Manifest:
+    """Return a scanned manifest with its unreadable samples, where `rlpheads verify` wrote them down.
+
+    Args:
+        manifest: As it was scanned, before it is split.
+        root: Root of the tree, which has a folder of findings or not.
+        folder: Where the findings are if not there; then they must be.
+
+    Raises:
+        DatasetError: If they are missing where they must be, damaged, unfinished, or of other files.
+    """
+    path = findings_path(folder or root / FOLDER_NAME, manifest.split)
+    if not path.exists():
+        if folder is None:
+            return manifest
+        raise DatasetError(f"{path} does not exist: rlpheads verify --data.root {root} --out {folder} writes it")
+    found = Findings.read(path)
+    remedy = f"run rlpheads verify --data.root {root}" + (f" --out {folder}" if folder else "")
+    if found.fingerprint != manifest.fingerprint:
+        raise DatasetError(
+            f"{path} is of other files than those of split {manifest.split!r}: its fingerprint is {found.fingerprint}, "
+            f"theirs is {manifest.fingerprint}; {remedy}, or delete it"
+        )
+    if not found.is_whole:
+        raise DatasetError(f"{path} tells of {found.num_checked} of {found.num_samples} files only; {remedy}")
+    unreadable = {index: f"{told.reason} (rlpheads verify)" for index, told in found.complaints.items()}
+    return replace(manifest, unreadable=unreadable)
+
+
+def check_readable(manifest: Manifest, on_error: OnError) -> None:
+    """Refuse to begin with images that are known to be unreadable, unless they are to be skipped and others are left.
+
+    Raises:
+        DatasetError: If so; the first few are named.
+    """
+    if len(manifest.unreadable) == manifest.num_samples:
+        raise nothing_readable(manifest)
+    if on_error == "skip" or not manifest.unreadable:
+        return
+    first = sorted(manifest.unreadable.items())[:_NAMED_AT_MOST]
+    named = "; ".join(str(ImageReadError(index, manifest.name(index), reason)) for index, reason in first)
+    more = len(manifest.unreadable) - len(first)
+    raise DatasetError(
+        f"{len(manifest.unreadable)} of {manifest.num_samples} images of split {manifest.split!r} are known to be "
+        f"unreadable: {named}{f'; and {more} more' if more else ''}. Leave them out with data.on_error skip, or repair or "
+        f"remove them and run rlpheads verify again"
+    )
+
+
+def nothing_readable(manifest: Manifest) -> DatasetError:
+    """Say that not one image of a split can be read."""
+    where = "" if manifest.root is None else f" in {manifest.root}"
+    return DatasetError(
+        f"none of the {manifest.num_samples} images of split {manifest.split!r}{where} can be read, so that nothing can be "
+        "said of it; `rlpheads verify --data.root FOLDER` names each with its reason: repair or replace them"
+    )
+
+
+def examine_files(paths: list[str], sizes: list[int]) -> list[tuple[str, str] | None]:
+    """Decode some files, strictly: what the decoder complains of on standard error is damage.
+
+    Meant for a process of its own: file descriptor 2 is turned aside meanwhile.
+
+    Returns:
+        For each file None if it is fine, else (status, reason).
+    """
+    with _standard_error_to_file() as said:
+        return [_examine(path, size, said) for path, size in zip(paths, sizes, strict=True)]
+
+
+def _examine(path: str, size: int, said: IO[bytes]) -> tuple[str, str] | None:
+    said.seek(0)
+    said.truncate()
+    try:
+        data = Path(path).read_bytes()
+        if len(data) != size:
+            return "unreadable", f"it has {len(data)} bytes, but {size} when the folder was scanned"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", "Truncated File Read")  # Pillow's, on TIFF
+            decode_rgb(data)
+    except OSError as error:
+        return "unreadable", error.strerror or str(error)
+    except ValueError as error:
+        return "unreadable", str(error)
+    said.seek(0)
+    complaint = said.read().decode("utf-8", "replace").strip()
+    return ("damaged", complaint.splitlines()[0]) if complaint else None
+
+
+@contextmanager
+def _standard_error_to_file() -> Iterator[IO[bytes]]:
+    """Send what is written to file descriptor 2, by C libraries too, to a temporary file."""
+    before = os.dup(2)
+    try:
+        with tempfile.TemporaryFile(buffering=0) as file:
+            os.dup2(file.fileno(), 2)
+            yield file
+    finally:
+        os.dup2(before, 2)
+        os.close(before)

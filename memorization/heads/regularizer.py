@@ -1,0 +1,92 @@
+"""From per-row head losses to the scalar that is back-propagated: weights, padding, the mean over the global batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlpheads.memorization.arguments import check_count
+from rlpheads.memorization.heads.rlp_heads import HeadLosses
+
+
+@dataclass(frozen=True)
+class TermWeights:
+    """Weights of the terms that train the backbone; the heads' own cross-entropy has weight 1.
+
+    Attributes:
+        factor: λ of the regulariser, finite, at least 0. At 0 the regulariser is measured, not minimised.
+        joint: μ of the joint cross-entropy, finite, at least 0.
+    """
+
+    factor: float = 0.0
+    joint: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("factor", self.factor), ("joint", self.joint)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"the weight {name} must be finite and at least 0, got {value}")
+
+    def factor_per_label(self, num_labels: int) -> float:
+        """λ/K: what to report beside λ for `unlikelihood`, whose gradient at chance is proportional to 1/K."""
+        return self.factor / num_labels
+
+
+class CombinedLoss(NamedTuple):
+    """What one micro-batch adds to a step."""
+
+    heads: Tensor
+    """Scalar that trains the heads alone."""
+    backbone: Tensor
+    """Scalar that trains the backbone alone, beside its class loss."""
+    scalars: dict[str, Tensor]
+    """The terms before their weights, detached, on the device: "head_cross_entropy", and "regularizer" and "joint" where
+    they were computed. Like the totals: sum them over micro-batches and average them over ranks."""
+
+    @property
+    def total(self) -> Tensor:
+        """Scalar to add to the class loss and back-propagate, where both routes have one loss scale."""
+        return self.heads + self.backbone
+
+
+def combine(
+    losses: HeadLosses, valid_B: Tensor, num_global_rows: int, world_size: int, weights: TermWeights
+) -> CombinedLoss:
+    """Weighted sum of the terms: each a mean over the global batch's rows, a mean over draws and a sum over taps.
+
+    Args:
+        losses: per-row losses of this rank's micro-batch.
+        valid_B: bool, False for padding rows, which contribute exactly 0 whatever their losses hold.
+        num_global_rows: rows of the whole global batch (all ranks, all micro-batches) that are no padding.
+        world_size: ranks whose gradients are averaged: the local sum is scaled by world_size / num_global_rows, so that
+            the average over ranks is the mean over the global batch.
+        weights: λ and μ.
+
+    Raises:
+        ValueError: a size below 1, or a weight above 0 for a term that was not computed.
+    """
+    check_count("num_global_rows", num_global_rows)
+    check_count("world_size", world_size)
+    terms = {
+        "head_cross_entropy": (1.0, losses.cross_entropy_TMB),
+        "regularizer": (weights.factor, losses.regularizer_RMB),
+        "joint": (weights.joint, losses.joint_TMB),
+    }
+    row_scale = world_size / num_global_rows
+    heads = backbone = losses.cross_entropy_TMB.new_zeros(())
+    scalars = {}
+    for name, (weight, rows) in terms.items():
+        if rows is None:
+            if weight:
+                raise ValueError(f"the {name} term has weight {weight}, but the heads did not compute it")
+            continue
+        value = torch.where(valid_B, rows, 0.0).sum() * (row_scale / rows.shape[1])
+        scalars[name] = value.detach()
+        if name == "head_cross_entropy":
+            heads = heads + value
+        elif weight:  # a term of weight 0 is left out: 0 times an infinite loss would be NaN
+            backbone = backbone + weight * value
+    return CombinedLoss(heads, backbone, scalars)

@@ -1,0 +1,367 @@
+"""Random-label prediction heads: one linear classifier of the random labels for each tap and each draw.
+
+A head is the probe that reads how much of the training set's random labels the features let it fit. Its loss and its
+gradients' routes come from `rlpheads.kernels.random_label_loss`: the cross-entropy trains the head alone, the
+regulariser and the joint term train the features alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_losses
+from rlpheads.memorization.arguments import check_count, check_num_labels
+from rlpheads.memorization.heads.class_blocks import class_block_loss
+from rlpheads.memorization.heads.hidden_layer import HiddenLayer
+from rlpheads.memorization.heads.labels import stream_key
+
+INITIAL_LOGIT_STD = 0.1
+"""Standard deviation of a fresh head's logits on normalised features, at any width: p is 1/K within a few per cent."""
+
+_SLAB_ELEMENTS = 2**20  # 4 MiB of scratch space while a head of any size is initialised
+
+
+@dataclass(frozen=True)
+class HeadTerms:
+    """Which terms a forward pass computes beside the heads' own cross-entropy.
+
+    Attributes:
+        regularizer: kind of the regulariser, or None.
+        regularized: positions in the list of taps (not block numbers) whose heads are regularised, ascending.
+        joint: also return the cross-entropy whose gradient reaches the features.
+        impl: implementation of the loss.
+    """
+
+    regularizer: str | None = None
+    regularized: tuple[int, ...] = ()
+    joint: bool = False
+    impl: str = "auto"
+
+    def __post_init__(self) -> None:
+        if (self.regularizer is None) != (not self.regularized):
+            raise ValueError(
+                f"a regulariser goes with the taps it acts on: got regularizer={self.regularizer!r} and "
+                f"regularized={self.regularized!r}"
+            )
+        if list(self.regularized) != sorted(set(self.regularized)):
+            raise ValueError(f"regularized taps must ascend without repeats, got {self.regularized!r}")
+
+
+class HeadLosses(NamedTuple):
+    """Per-row results for T taps, M draws and B rows; R is the number of regularised taps.
+
+    Every tensor is float32 (float64 for float64 heads) but `hit_TMB`, which is bool. Nothing is reduced or weighted.
+    """
+
+    cross_entropy_TMB: Tensor
+    """-log p_y in nats; gradient to the heads only."""
+    regularizer_RMB: Tensor | None
+    """The regulariser; gradient to the features only. None without one."""
+    joint_TMB: Tensor | None
+    """-log p_y with gradient to the features only. None unless asked for."""
+    hit_TMB: Tensor
+    """Whether the head predicts the row's random label."""
+    bits_TMB: Tensor
+    """log2 K + log2 p_y."""
+    margin_TMB: Tensor
+    """Logit of the label minus the greatest other logit."""
+
+
+class RandomLabelHead(nn.Module):
+    """Parameters of one linear head: weight (K, D) and bias (K,)."""
+
+    def __init__(
+        self, num_labels: int, dim: int, *, key: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ):
+        super().__init__()
+        self.key = key
+        self.weight = nn.Parameter(torch.empty(num_labels, dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_labels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the initial weights from the head's own stream: the same on any device, the global generator untouched.
+
+        The numbers are made on the CPU and copied slab by slab, so a large head is never held twice. On the meta device
+        nothing happens: call this after `to_empty`.
+        """
+        if self.weight.is_meta:
+            return
+        generator = torch.Generator().manual_seed(self.key)
+        dim = self.weight.shape[1]
+        for slab in self.weight.split(max(1, _SLAB_ELEMENTS // dim)):
+            slab.copy_(torch.empty(slab.shape, dtype=torch.float32).normal_(generator=generator))
+        self.weight.mul_(INITIAL_LOGIT_STD / math.sqrt(dim))
+        self.bias.zero_()
+
+    def extra_repr(self) -> str:
+        """Sizes for `print(module)`."""
+        num_labels, dim = self.weight.shape
+        return f"num_labels={num_labels}, dim={dim}"
+
+
+class RLPHeads(nn.Module):
+    """All heads of a run; `heads[t][m]` reads tap t and predicts draw m.
+
+    Args:
+        tap_dims: D of each tap, in the taps' order.
+        num_labels: K.
+        num_draws: M.
+        num_blocks: 1, or the number of classes C: labels are then in [0, C·K), and each head chooses among the K of the
+            row's class (`rlpheads.memorization.heads.class_blocks`).
+        seed: seed of the run. Head (t, m) has a stream of its own, so one more tap or draw changes no other head.
+        norm: normalise each row's features to mean 0 and variance 1 (layer norm without parameters) first.
+        hidden: units of a hidden layer (ReLU) of each head's own; None: the heads are linear.
+        dropout: share of the features that is dropped in training, in [0, 1), after the norm; one mask for each tap.
+        device: where the parameters live; "meta" builds shapes only.
+        dtype: of the parameters; by default torch's default dtype.
+
+    Raises:
+        ValueError: no taps, fewer than 1 draw or 2 labels, or a width below 1.
+    """
+
+    def __init__(
+        self,
+        tap_dims: Sequence[int],
+        num_labels: int,
+        num_draws: int,
+        *,
+        seed: int,
+        num_blocks: int = 1,
+        norm: bool = True,
+        hidden: int | None = None,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        _check_sizes(tap_dims, num_labels, num_draws)
+        check_count("num_blocks", num_blocks)
+        self.tap_dims = tuple(tap_dims)
+        self.num_labels = num_labels
+        self.num_draws = num_draws
+        self.num_blocks = num_blocks
+        self.norm = norm
+        self.dropout = dropout
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+
+        def for_each_head(make: Callable[[int, int, int], nn.Module]) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.ModuleList(make(t, m, dim) for m in range(num_draws)) for t, dim in enumerate(tap_dims)
+            )
+
+        self.heads = for_each_head(
+            lambda t, m, dim: RandomLabelHead(
+                num_labels * num_blocks, hidden or dim, key=stream_key("heads", seed, t, m), **where
+            )
+        )
+        self.layers: nn.ModuleList | None = None
+        if hidden is not None:
+            check_count("hidden", hidden)
+            self.layers = for_each_head(
+                lambda t, m, dim: HiddenLayer(dim, hidden, key=stream_key("hidden", seed, t, m), **where)
+            )
+
+    def reset_parameters(self) -> None:
+        """Give every head its initial weights again."""
+        for head in self.modules():
+            if isinstance(head, (RandomLabelHead, HiddenLayer)):
+                head.reset_parameters()
+
+    def forward(
+        self,
+        taps: Sequence[Tensor],
+        labels_MB: Tensor,
+        terms: HeadTerms,
+        pair: tuple[Tensor, Tensor] | None = None,
+    ) -> HeadLosses:
+        """Losses of every head on one batch.
+
+        Args:
+            taps: features (B, D_t), one tensor for each tap, of any float dtype.
+            labels_MB: integer random labels, a row for each draw.
+            terms: what to compute beside the heads' cross-entropy.
+            pair: of mixed rows: second labels (M, B), and the weight (B,) in [0, 1] of the first; see `random_label_loss`.
+
+        Numerics: the norm is computed in the parameters' dtype. Under autocast on an accelerator the loss then gets
+        features in the autocast dtype, for its matrix products; on a CPU, where bf16 products are rarely faster, they
+        stay in the parameters' dtype. The weights are passed as they are, so that their gradient is never rounded to
+        the autocast dtype. Either way the loss runs outside autocast and accumulates in fp32 or better.
+
+        Raises:
+            ValueError: the taps, the labels or `terms.regularized` do not fit the heads.
+        """
+        self._check_inputs(taps, labels_MB, terms)
+        others = tuple(t for t in range(len(taps)) if t not in terms.regularized)
+        losses: dict[int, list[RandomLabelLoss]] = {}
+        for positions, kind in ((terms.regularized, terms.regularizer), (others, None)):
+            if positions:
+                losses |= self._losses(positions, [taps[t] for t in positions], (labels_MB, pair), terms, kind)
+        return _stack([loss for t in range(len(taps)) for loss in losses[t]], self.num_draws)
+
+    def _losses(
+        self,
+        positions: Sequence[int],
+        taps: Sequence[Tensor],
+        labels: tuple[Tensor, tuple[Tensor, Tensor] | None],
+        terms: HeadTerms,
+        kind: str | None,
+    ) -> dict[int, list[RandomLabelLoss]]:
+        """Compute the losses of the heads at some taps, under one kind of regulariser, in one call."""
+        if kind is None and not terms.joint:
+            taps = [features_BD.detach() for features_BD in taps]  # keep no graph of the norm either
+        features = [inputs_BD for inputs_BD in map(self._inputs, taps) for _ in range(self.num_draws)]
+        heads = [head for t in positions for head in cast("Iterable[RandomLabelHead]", self.heads[t])]
+        layers = self._layers_at(positions)
+        labels_MB, pair = labels
+        pairs = None if pair is None else [(second_B, pair[1]) for second_B in pair[0].unbind()] * len(positions)
+        all_labels = _Labels([*labels_MB.unbind()] * len(positions), pairs)
+        options = {"regularizer": kind, "joint": terms.joint, "impl": terms.impl}
+        with torch.autocast(features[0].device.type, enabled=False):
+            if layers:
+                losses = self._call_through(layers, features, heads, all_labels, options)
+            else:
+                losses = self._call(features, heads, all_labels, options)
+        return {t: losses[n * self.num_draws :][: self.num_draws] for n, t in enumerate(positions)}
+
+    def _call_through(
+        self,
+        layers: list[HiddenLayer],
+        features: list[Tensor],
+        heads: list[RandomLabelHead],
+        labels: _Labels,
+        options: dict[str, Any],
+    ) -> list[RandomLabelLoss]:
+        """Compute every head's loss behind its hidden layer: once for what trains the head, once for the features.
+
+        What trains the layer is the joint term on detached features. Its value is taken off again: only its gradient
+        counts.
+        """
+        through = list(zip(layers, features, strict=True))
+        learned = [layer.learn(features_BD) for layer, features_BD in through]
+        losses = []
+        for loss in self._call(learned, heads, labels, {**options, "regularizer": None, "joint": True}):
+            assert loss.joint_B is not None
+            own_B = loss.cross_entropy_B + loss.joint_B - loss.joint_B.detach()
+            losses.append(loss._replace(cross_entropy_B=own_B, joint_B=None))
+        if options["regularizer"] is None and not options["joint"]:
+            return losses
+        carried = [layer.carry(features_BD) for layer, features_BD in through]
+        routed = self._call(carried, heads, labels, options)
+        return [
+            loss._replace(regularizer_B=other.regularizer_B, joint_B=other.joint_B)
+            for loss, other in zip(losses, routed, strict=True)
+        ]
+
+    def _call(
+        self, features: list[Tensor], heads: list[RandomLabelHead], labels: _Labels, options: dict[str, Any]
+    ) -> list[RandomLabelLoss]:
+        """Compute the loss of every head, over all labels or over those of each row's class."""
+        weights, biases = [head.weight for head in heads], [head.bias for head in heads]
+        if self.num_blocks == 1:
+            return list(
+                random_label_losses(features, weights, labels.first, biases=biases, pairs=labels.pairs, **options)
+            )
+
+        def in_blocks(labels: list[Tensor]) -> list[RandomLabelLoss]:
+            of_heads = zip(features, weights, biases, labels, strict=True)
+            return [class_block_loss(*of_head, num_labels=self.num_labels, **options) for of_head in of_heads]
+
+        losses = in_blocks(labels.first)
+        if labels.pairs is None:
+            return losses
+        # A partner's label is in the block of the partner's class, over whose labels its own softmax goes.
+        others = in_blocks([second_B for second_B, _ in labels.pairs])
+        of_pairs = zip(losses, others, labels.pairs, strict=True)
+        return [_mixed(loss, other, weight_B) for loss, other, (_, weight_B) in of_pairs]
+
+    def _layers_at(self, positions: Sequence[int]) -> list[HiddenLayer]:
+        if self.layers is None:
+            return []
+        return [layer for t in positions for layer in cast("Iterable[HiddenLayer]", self.layers[t])]
+
+    def _inputs(self, features_BD: Tensor) -> Tensor:
+        """Prepare features for the loss: normalised, in the dtype of its matrix products."""
+        inputs_BD = features_BD.to(next(self.parameters()).dtype)
+        if self.norm:
+            with torch.autocast(inputs_BD.device.type, enabled=False):
+                inputs_BD = F.layer_norm(inputs_BD, inputs_BD.shape[-1:])
+        if self.dropout:
+            inputs_BD = F.dropout(inputs_BD, self.dropout, self.training)
+        return inputs_BD.to(_product_dtype(inputs_BD))
+
+    def _check_inputs(self, taps: Sequence[Tensor], labels_MB: Tensor, terms: HeadTerms) -> None:
+        given = [tuple(tap.shape) for tap in taps]
+        num_rows = labels_MB.shape[-1]
+        if given != [(num_rows, dim) for dim in self.tap_dims] or labels_MB.shape != (self.num_draws, num_rows):
+            raise ValueError(
+                f"heads for taps of width {list(self.tap_dims)} and {self.num_draws} draws got taps of shape {given} "
+                f"and labels of shape {tuple(labels_MB.shape)}"
+            )
+        if terms.regularized and not 0 <= terms.regularized[0] <= terms.regularized[-1] < len(taps):
+            raise ValueError(f"regularized taps {terms.regularized} are positions in a list of {len(taps)} taps")
+
+
+class _Labels(NamedTuple):
+    """Labels (B,) of each head; of mixed rows also a second label and the weight of the first."""
+
+    first: list[Tensor]
+    pairs: list[tuple[Tensor, Tensor]] | None
+
+
+def _mixed(loss: RandomLabelLoss, other: RandomLabelLoss, weight_B: Tensor) -> RandomLabelLoss:
+    """Weigh the losses of a row's two labels; what is measured stays that of the first."""
+
+    def weighed(first_B: Tensor | None, second_B: Tensor | None) -> Tensor | None:
+        if first_B is None or second_B is None:
+            return None
+        return torch.lerp(second_B, first_B, weight_B.to(first_B.dtype))
+
+    return loss._replace(
+        cross_entropy_B=torch.lerp(
+            other.cross_entropy_B, loss.cross_entropy_B, weight_B.to(loss.cross_entropy_B.dtype)
+        ),
+        regularizer_B=weighed(loss.regularizer_B, other.regularizer_B),
+        joint_B=weighed(loss.joint_B, other.joint_B),
+    )
+
+
+def _product_dtype(inputs_BD: Tensor) -> torch.dtype:
+    device_type = inputs_BD.device.type
+    if device_type != "cpu" and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return inputs_BD.dtype
+
+
+def _stack(losses: Sequence[RandomLabelLoss], num_draws: int) -> HeadLosses:
+    """Stack tap-major rows (B,) into tensors (T, M, B)."""
+
+    def stack(rows: list[Tensor]) -> Tensor:
+        return torch.stack(rows).unflatten(0, (-1, num_draws))
+
+    regularizer = [loss.regularizer_B for loss in losses if loss.regularizer_B is not None]
+    joint = [loss.joint_B for loss in losses if loss.joint_B is not None]
+    return HeadLosses(
+        cross_entropy_TMB=stack([loss.cross_entropy_B for loss in losses]),
+        regularizer_RMB=stack(regularizer) if regularizer else None,
+        joint_TMB=stack(joint) if joint else None,
+        hit_TMB=stack([loss.hit_B for loss in losses]),
+        bits_TMB=stack([loss.bits_B for loss in losses]),
+        margin_TMB=stack([loss.margin_B for loss in losses]),
+    )
+
+
+def _check_sizes(tap_dims: Sequence[int], num_labels: int, num_draws: int) -> None:
+    check_count("the number of taps with heads", len(tap_dims))
+    for dim in tap_dims:
+        check_count("the width of a tap", dim)
+    check_num_labels(num_labels)
+    check_count("num_draws", num_draws)

@@ -1,0 +1,110 @@
+"""What each sample's history over the epochs says: when it was learned, how often forgotten, how sure the class was.
+
+The first dimension is the epochs (E, in order), the last the samples (N). Epochs are positions in what is given, so a ledger
+that was written every fifth epoch counts in fives. fp64 on the CPU whatever the device of the input.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from rlpheads.memorization.arguments import check_count
+from rlpheads.memorization.measures.intervals import as_float64
+
+
+class DatasetMap(NamedTuple):
+    """Per sample, fp64 (N,): mean and standard deviation over epochs of the probability of its class, and fraction of hits."""
+
+    confidence_N: Tensor
+    variability_N: Tensor
+    correctness_N: Tensor
+
+
+HITS_IN_A_ROW = 3
+"""Hits in a row that count as learning. The literal first hit is `first_learned_epoch(hit_EN, 1)`."""
+
+
+def first_learned_epoch(hit_EN: Tensor, consecutive: int = HITS_IN_A_ROW) -> Tensor:
+    """Position of the first epoch that begins a run of hits of each sample; E (one past the last) for none. int64 (N,).
+
+    Never-learned samples thus rank last, as a noise score needs it.
+
+    Args:
+        hit_EN: hits, (E, N).
+        consecutive: how many hits in a row; a run that the last epoch cuts short counts. With 1, the literal first hit, a
+            lucky guess of a network that has learned nothing yet is taken for learning: with C classes one sample in C is
+            hit in any of the first epochs. Three in a row are so by luck once in C³, if the guesses are independent.
+    """
+    check_count("consecutive", consecutive)
+    hit_EN = _hits(hit_EN)
+    run_EN = hit_EN.clone()
+    for ahead in range(1, min(consecutive, len(hit_EN))):
+        run_EN[:-ahead] &= hit_EN[ahead:]
+    ever_N = run_EN.any(0)
+    return torch.where(ever_N, run_EN.to(torch.uint8).argmax(0), len(hit_EN))
+
+
+def learned_for_good_epoch(hit_EN: Tensor) -> Tensor:
+    """Position of the first epoch from which each sample was hit to the end; E for one missed in the last. int64 (N,).
+
+    Unlike the first hit, it is not moved by the lucky hits of a network that has learned nothing yet.
+
+    Source: Maini et al., Characterizing Datapoints via Second-Split Forgetting (NeurIPS 2022), first-split learning time.
+    """
+    hit_EN = _hits(hit_EN)
+    return len(hit_EN) - hit_EN.flip(0).to(torch.int64).cumprod(0).sum(0)
+
+
+def forgetting_events(hit_EN: Tensor) -> Tensor:
+    """How often each sample was hit in one epoch and missed in the next. int64 (N,); 0 for a sample never learned.
+
+    Source: Toneva et al., An Empirical Study of Example Forgetting (ICLR 2019).
+    """
+    hit_EN = _hits(hit_EN)
+    return (hit_EN[:-1] & ~hit_EN[1:]).sum(0)
+
+
+def dataset_map(class_loss_EN: Tensor, class_hit_EN: Tensor) -> DatasetMap:
+    """Confidence, variability and correctness of each sample.
+
+    Args:
+        class_loss_EN: cross-entropy of the class in nats without label smoothing, (E, N); the probability is exp(−loss).
+        class_hit_EN: whether the class was predicted, (E, N).
+
+    Source: Swayamdipta et al., Dataset Cartography (EMNLP 2020); the standard deviation divides by E, as there.
+    """
+    hit_EN = _hits(class_hit_EN)
+    if class_loss_EN.shape != hit_EN.shape:
+        raise ValueError(f"losses have shape {tuple(class_loss_EN.shape)}, hits {tuple(hit_EN.shape)}; they must agree")
+    probability_EN = torch.exp(-as_float64(class_loss_EN))
+    return DatasetMap(probability_EN.mean(0), probability_EN.std(0, correction=0), hit_EN.double().mean(0))
+
+
+def noisy_label_auc(score_N: Tensor, noisy_N: Tensor) -> Tensor:
+    """Probability that a mislabelled sample scores above a clean one, ties counting half (area under the ROC curve); 0-d fp64.
+
+    Args:
+        score_N: higher means more suspect, such as `first_learned_epoch`, (N,).
+        noisy_N: bool, whether the sample's class was flipped, (N,).
+    """
+    noisy = noisy_N.detach().to(device="cpu", dtype=torch.bool)
+    score = as_float64(score_N)
+    if score.shape != noisy.shape or score.dim() != 1:
+        raise ValueError(f"score_N and noisy_N must be (N,); given {tuple(score.shape)} and {tuple(noisy.shape)}")
+    num_noisy, num_clean = int(noisy.sum()), int((~noisy).sum())
+    if not num_noisy or not num_clean:
+        raise ValueError(f"an AUC needs noisy and clean samples; given {num_noisy} noisy and {num_clean} clean")
+    if bool(score.isnan().any()):
+        raise ValueError("score_N holds NaN, which has no rank")
+    rank = torch.from_numpy(stats.rankdata(score.numpy()))
+    return (rank[noisy].sum() - num_noisy * (num_noisy + 1) / 2) / (num_noisy * num_clean)
+
+
+def _hits(hit_EN: Tensor) -> Tensor:
+    if hit_EN.dim() != 2 or 0 in hit_EN.shape:
+        raise ValueError(f"a history must have shape (E, N), neither 0; given {tuple(hit_EN.shape)}")
+    return hit_EN.detach().to(device="cpu", dtype=torch.bool)

@@ -1,0 +1,136 @@
+"""A checkpoint is whole or it is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlpheads.engine.runs import checkpoint
+from rlpheads.engine.runs.checkpoint import CheckpointError
+
+FACTS = {"position": {"epoch": 1, "consumed": 64}}
+
+
+def state(value: float) -> dict[str, dict[str, torch.Tensor]]:
+    return {"model": {"weight": torch.full((100, 10), value), "steps": torch.tensor(3)}}
+
+
+def save(folder: Path, step: int, launched, value: float = 1.0, keep: int = 2) -> Path:
+    return checkpoint.save(folder, step, state(value), FACTS, launched, keep)
+
+
+def verified(path: Path) -> dict:
+    manifest = checkpoint.read_manifest(path)
+    checkpoint.verify(path, manifest)
+    return manifest
+
+
+def test_round_trip(tmp_path, launched):
+    saved = save(tmp_path, 7, launched, value=2.5)
+    assert saved.name == "step=000000007"
+    assert verified(saved)["position"] == FACTS["position"]
+    loaded = state(0.0)
+    checkpoint.load(saved, loaded, launched)
+    torch.testing.assert_close(loaded, state(2.5), rtol=0, atol=0)
+
+
+def test_newest_is_found_and_older_ones_go(tmp_path, launched):
+    for step in (9, 10, 100):
+        save(tmp_path, step, launched)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step=000000010", "step=000000100"]
+    assert checkpoint.find(tmp_path) == tmp_path / "step=000000100"
+
+
+def test_folder_without_manifest_is_no_checkpoint(tmp_path, launched):
+    save(tmp_path, 1, launched)
+    torn = save(tmp_path, 2, launched)
+    (torn / "manifest.json").unlink()
+    assert checkpoint.find(tmp_path) == tmp_path / "step=000000001"
+    assert checkpoint.find(tmp_path / "nowhere") is None
+
+
+def test_leftover_of_a_killed_save_is_no_checkpoint_and_no_obstacle(tmp_path, launched):
+    leftover = tmp_path / ".step=000000005.tmp"
+    leftover.mkdir()
+    (leftover / "manifest.json").write_text("{}")
+    assert checkpoint.find(tmp_path) is None
+    assert verified(save(tmp_path, 5, launched))["step"] == 5
+
+
+def test_same_step_is_replaced(tmp_path, launched):
+    save(tmp_path, 5, launched, value=1.0)
+    saved = save(tmp_path, 5, launched, value=4.0)
+    loaded = state(0.0)
+    checkpoint.load(saved, loaded, launched)
+    assert loaded["model"]["weight"][0, 0] == 4.0
+    assert [path.name for path in tmp_path.iterdir()] == [saved.name]
+
+
+def test_checkpoint_set_aside_by_a_killed_save_is_found(tmp_path, launched):
+    save(tmp_path, 5, launched).rename(tmp_path / ".step=000000005.old")
+    found = checkpoint.find(tmp_path)
+    assert found == tmp_path / "step=000000005"
+    verified(found)
+
+
+def test_leftovers_of_other_steps_are_swept(tmp_path, launched):
+    (tmp_path / ".step=000000003.tmp").mkdir()
+    save(tmp_path, 5, launched)
+    assert [path.name for path in tmp_path.iterdir()] == ["step=000000005"]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.wrong("checkpoint")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip, "does not have the hash that was recorded when it was written"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), r"has \d+ bytes, not \d+"),
+        (lambda path: path.unlink(), "is missing"),
+    ],
+    ids=["flipped bit", "cut short", "gone"],
+)
+def test_damage_is_named(tmp_path, launched, damage, message):
+    saved = save(tmp_path, 1, launched)
+    (shard,) = saved.glob("*.distcp")
+    damage(shard)
+    with pytest.raises(CheckpointError, match=f"{shard.name} {message}.*begin again with --run.overwrite"):
+        verified(saved)
+
+
+@pytest.mark.wrong("checkpoint")
+def test_remedy_names_the_checkpoint_before(tmp_path, launched):
+    save(tmp_path, 1, launched)
+    saved = save(tmp_path, 2, launched)
+    (saved / ".metadata").unlink()
+    with pytest.raises(CheckpointError, match="delete that folder to resume from step=000000001"):
+        verified(saved)
+
+
+@pytest.mark.wrong("checkpoint")
+def test_damaged_manifest_is_named(tmp_path, launched):
+    saved = save(tmp_path, 1, launched)
+    (saved / "manifest.json").write_text('{"step": 1, "fi')
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        checkpoint.read_manifest(saved)
+
+
+def test_manifest_covers_every_file(tmp_path, launched):
+    saved = save(tmp_path, 1, launched)
+    files = json.loads((saved / "manifest.json").read_text())["files"]
+    assert set(files) == {path.name for path in saved.iterdir()} - {"manifest.json"}
+
+
+def test_weights_hash_sees_one_bit_and_nothing_else():
+    layer = torch.nn.Linear(3, 2)
+    before = checkpoint.weights_sha256(layer)
+    assert checkpoint.weights_sha256(layer.requires_grad_(False)) == before
+    with torch.no_grad():
+        layer.weight[0, 0] = torch.nextafter(layer.weight[0, 0], torch.tensor(9.0))
+    assert checkpoint.weights_sha256(layer) != before

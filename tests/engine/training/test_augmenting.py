@@ -1,0 +1,202 @@
+"""A run's data sets and augmentations, from its settings: trained with, evaluated without, the same after a resume."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlpheads.engine.config.command_line import help_text, parse_config
+from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.schema import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    MixConfig,
+    RegularizerConfig,
+    SubsetConfig,
+    SyntheticConfig,
+)
+from rlpheads.engine.learner.step import forward_rows
+from rlpheads.engine.runs.resume import Position
+from rlpheads.engine.training.augmenting import augment_spec, mix_spec
+from rlpheads.engine.training.job import open_sources
+from rlpheads.engine.training.wiring import Training
+
+Build = Callable[..., Training]
+ROOT = Path(__file__).parents[3]
+
+
+def with_data(config: Config, **changes: object) -> Config:
+    return replace(config, data=replace(config.data, **changes))
+
+
+@pytest.fixture
+def augmented(tiny: Config) -> Config:
+    return with_data(tiny, crop="pad", crop_padding=2, augment=AugmentConfig(cutout=3, erase=0.5))
+
+
+def test_training_images_are_augmented_and_evaluated_ones_are_not(augmented: Config, build: Build):
+    training = build(augmented)
+    batch = next(iter(training.loader))
+    images, _ = training.prepare_training(batch)
+    plain, _ = training.prepare(batch)
+    assert torch.equal(plain, training.normalize(batch.images))
+    assert (images != plain).flatten(1).any(1).all()
+    # pad: the loader hands the whole image over
+    assert torch.equal(batch.images[0], training.sources.train.read(int(batch.index[0])))
+
+
+def test_an_augmented_image_depends_on_seed_epoch_and_index(augmented: Config, build: Build):
+    one, two, other = build(augmented), build(augmented), build(augmented, seed=1)
+    batch = next(iter(one.loader))
+    first = one.prepare_training(batch)[0]
+    assert torch.equal(two.prepare_training(batch)[0], first)
+    assert not torch.equal(other.prepare_training(batch)[0], first)
+    two.position = Position(1)
+    assert not torch.equal(two.prepare_training(batch)[0], first)
+
+
+def test_no_augmentation_is_what_it_was(tiny: Config, build: Build):
+    training = build(tiny)
+    batch = next(iter(training.loader))
+    assert torch.equal(training.prepare_training(batch)[0], training.prepare(batch)[0])
+
+
+def test_settings_reach_the_data(tiny: Config):
+    small = open_sources(with_data(tiny, subset=SubsetConfig(per_class=10)))
+    assert small.train.manifest.num_samples == 100
+    assert small.heldout.manifest.num_samples == 360
+    computed = open_sources(
+        with_data(tiny, dataset="synthetic", image_size=9, synthetic=SyntheticConfig(train=64, val=8, classes=4))
+    )
+    assert computed.train.manifest.num_samples == 64
+    assert computed.heldout.read(0).shape == (3, 9, 9)
+    noisy = open_sources(with_data(tiny, label_noise=0.5, label_noise_kind="pairwise"))
+    clean = open_sources(tiny)
+    steps = (noisy.train.manifest.targets - clean.train.manifest.targets) % 10
+    assert set(steps.tolist()) == {0, 1}
+
+
+def test_too_few_images_of_a_class_are_a_config_error(tiny: Config):
+    with pytest.raises(ConfigError, match="cannot give 500 samples of every class"):
+        open_sources(with_data(tiny, subset=SubsetConfig(per_class=500)))
+    with pytest.raises(ConfigError, match="fewer than the 10 classes"):
+        open_sources(replace(tiny, data=DataConfig(dataset="synthetic", synthetic=SyntheticConfig(val=5))))
+
+
+@pytest.fixture
+def mixed(tiny: Config) -> Config:
+    still = replace(tiny.model, args={**tiny.model.args, "drop_rate": 0.0})
+    return with_data(replace(tiny, model=still), mix=MixConfig(mixup=1.0, cutmix=1.0))
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        MixConfig(mixup=1.0, cutmix=1.0),
+        MixConfig(mixup=1.0, cutmix=1.0, mode="elem"),
+        MixConfig(cutmix_minmax=(0.3, 0.9), mode="batch"),
+    ],
+    ids=lambda mix: mix.mode,
+)
+def test_heads_learn_both_random_labels_of_a_mixed_row_and_score_the_dominant_one(
+    mixed: Config, build: Build, mix: MixConfig
+):
+    """Every term is linear in the two labels: it equals the weighted sum of those of two plain passes."""
+    regularized = replace(
+        with_data(mixed, mix=mix),
+        heads=replace(mixed.heads, joint=1.0),
+        regularizer=RegularizerConfig(kind="unlikelihood", factor=1.0),
+        model=replace(mixed.model, label_smoothing=0.1),
+    )
+    training = build(regularized)
+    images, batch = training.prepare_training(next(iter(training.loader)))
+    partners = batch.partners
+    assert partners is not None
+    table = training.clean.table_MN
+    rows = forward_rows(training.learner.bare, images, batch, table, training.routes)
+    own = forward_rows(training.learner.bare, images, replace(batch, partners=None), table, training.routes)
+    other = replace(batch, partners=None, index=partners.index, targets=partners.targets)
+    theirs = forward_rows(training.learner.bare, images, other, table, training.routes)
+    weight = partners.weight
+    for prefix in ("heads", "audit"):
+        losses, first, second = (getattr(each, prefix) for each in (rows, own, theirs))
+        for name in ("cross_entropy_TMB", "regularizer_RMB", "joint_TMB"):
+            if getattr(losses, name) is not None:
+                expected = weight * getattr(first, name) + (1 - weight) * getattr(second, name)
+                torch.testing.assert_close(getattr(losses, name), expected, rtol=1e-4, atol=1e-5)
+        for name in ("hit_TMB", "bits_TMB", "margin_TMB"):
+            torch.testing.assert_close(getattr(losses, name), getattr(first, name), rtol=1e-4, atol=1e-5)
+    expected = weight * own.trained_loss_B + (1 - weight) * theirs.trained_loss_B
+    torch.testing.assert_close(rows.trained_loss_B, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(rows.class_loss_B, own.class_loss_B)
+    assert torch.equal(rows.class_hit_B, own.class_hit_B)
+
+
+def test_a_batch_that_is_mixed_as_a_whole_is_mixed_by_its_step(mixed: Config, build: Build):
+    training = build(with_data(mixed, mix=MixConfig(mixup=1.0, mode="batch")))
+    batch = next(iter(training.loader))
+    weights = []
+    for step in range(3):
+        training.position = replace(training.position, consumed=step * training.order.batch_size)
+        partners = training.prepare_training(batch)[1].partners
+        assert partners is not None
+        assert len(partners.weight.unique()) == 1
+        weights.append(partners.weight[0].item())
+    assert len(set(weights)) == 3
+
+
+def test_mixing_reaches_training_alone_and_accumulation_changes_rounding_only(mixed: Config, build: Build):
+    whole, parts = build(mixed), build(mixed, accumulate=4)
+    batch = next(iter(whole.loader))
+    assert whole.prepare(batch)[1].partners is None
+    whole.learner.train()
+    parts.learner.train()
+    shares = whole.step(*whole.prepare_training(batch), 0)
+    in_parts = parts.step(*parts.prepare_training(batch), 0)
+    for name, value in shares.items():
+        torch.testing.assert_close(in_parts[name], value, rtol=1e-5, atol=1e-6)
+    recorded, in_parts_recorded = whole.running.tensors(), parts.running.tensors()
+    assert torch.equal(recorded["target"], in_parts_recorded["target"])
+    index = batch.index
+    assert torch.equal(recorded["target"][index], batch.targets)
+
+
+def test_mixup_leaves_heads_that_only_measure_detached(mixed: Config, build: Build):
+    """With λ = 0 the backbone is bit-identical with and without heads, mixed images or not."""
+    with_heads, without = build(mixed), build(mixed, heads=replace(mixed.heads, taps="none"))
+    for training in (with_heads, without):
+        training.learner.train()
+        batches = iter(training.loader)
+        for number in range(3):
+            training.step(*training.prepare_training(next(batches)), number)
+    left, right = (training.learner.tapped.state_dict() for training in (with_heads, without))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_recipes_of_the_documentation_are_settings():
+    text = (ROOT / "docs" / "augmentation.md").read_text().split("## Recipes")[1].split("```")[1]
+    recipes = [shlex.split(" ".join(recipe.splitlines()[1:])) for recipe in text.split("# ")[1:]]
+    assert len(recipes) == 3
+    for flags in recipes:
+        config = parse_config(["--config", str(ROOT / "configs" / "digits_vit.yaml"), *flags])
+        assert augment_spec(config.data) != augment_spec(DataConfig())
+        mix_spec(config.data)
+
+
+def test_help_tells_of_every_augmentation():
+    text = help_text()
+    for key in (
+        "data.augment.policy",
+        "data.augment.erase_fill",
+        "data.augment.rand_operations",
+        "data.mix.cutmix",
+        "data.mix.cutmix_minmax",
+        "data.mix.mode",
+        "data.subset.per_class",
+        "model.loss",
+    ):
+        assert f"--{key}" in text

@@ -1,0 +1,59 @@
+"""A run's last lines: what was learned, where the figures are, what to run next."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.config.schema_log import LogConfig
+from rlpheads.engine.report.findings import Findings, TapFinding
+from rlpheads.engine.training.closing import closing_lines
+from rlpheads.engine.training.loop import Outcome
+
+TAPS = (
+    TapFinding(0, running=0.1, clean=0.2, audit=None, baseline=0.15, heldout=0.1),
+    TapFinding("3.attn", running=0.3, clean=0.4, audit=None, baseline=0.25, heldout=0.1),
+)
+FOUND = Findings(top1=0.5, chance=0.1, taps=TAPS, heldout_bounds=(0.05, 0.15), strayed=())
+
+
+def lines(found: Findings | None, folder: Path, config: Config | None = None, status="done") -> list[str]:
+    return list(closing_lines(Outcome(status, "all 2 epochs trained", found), config or Config(), folder))
+
+
+def test_finished_run_names_its_findings_figures_and_next_commands(tmp_path):
+    for name in ("canaries.parquet", "summary.csv"):
+        (tmp_path / name).touch()
+    assert lines(FOUND, tmp_path) == [
+        f"done: all 2 epochs trained; everything is in {tmp_path}",
+        "learned: held-out top-1 50.00%; random-label accuracy at most 40.00%, at tap 3.attn (a head alone: 25.00%; "
+        "chance: 10.00%)",
+        f"figures: {tmp_path}/figures/rla_by_depth.png and rla_by_epoch.png; by epoch {tmp_path}/summary.csv; curves: "
+        f"tensorboard --logdir {tmp_path}/tensorboard",
+        f"next: rlpheads audit {tmp_path} says what the frozen features hold, with intervals",
+        f"next: rlpheads canaries {tmp_path} says which measure finds the planted images",
+    ]
+
+
+def test_calibration_is_told_where_it_was_measured(tmp_path):
+    learned = lines(replace(FOUND, ece=0.0123), tmp_path)[1]
+    assert learned.startswith("learned: held-out top-1 50.00% (calibration error 1.23%); ")
+
+
+def test_audit_heads_are_believed_before_those_that_a_regulariser_fools(tmp_path):
+    taps = tuple(replace(tap, clean=0.1, audit=0.35) for tap in TAPS)
+    assert "at most 35.00%" in lines(replace(FOUND, taps=taps), tmp_path)[1]
+
+
+def test_run_without_heads_or_records_promises_none(tmp_path):
+    config = Config(log=LogConfig(tensorboard=False))
+    assert lines(replace(FOUND, taps=()), tmp_path, config)[1:] == [
+        "learned: held-out top-1 50.00%",
+        f"figures: by step {tmp_path}/metrics.jsonl",  # no epoch was finished
+    ]
+
+
+def test_stopped_run_says_how_it_goes_on(tmp_path):
+    config = Config(log=LogConfig(wandb="offline"))
+    stopped = lines(None, tmp_path, config, status="requeue")
+    assert stopped[1] == "next: the same command again, which goes on from this very sample"
+    assert "wandb sync" in stopped[2]

@@ -1,0 +1,104 @@
+"""`heads.labels: auto`, from the command line to the run folder, and what is said where the heads alone fit everything."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlpheads.engine.checks.settings import check_config
+from rlpheads.engine.commands.audit import AuditOptions, audit_run
+from rlpheads.engine.config.command_line import parse_config
+from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.files import read_config_file
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.learner.learner import build_heads
+from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.engine.training.job import open_sources, run
+from rlpheads.engine.training.label_choice import run_labels, settle_labels
+from rlpheads.memorization.baselines.head_only import least_squares_rla
+from rlpheads.memorization.records.ledger import read_ledger
+
+
+def with_labels(config: Config, labels: int | str, **heads: object) -> Config:
+    return replace(config, heads=replace(config.heads, labels=labels, **heads))  # type: ignore[arg-type]
+
+
+def test_auto_is_a_value_of_the_command_line():
+    assert parse_config(["--run.name", "x", "--heads.labels", "auto"]).heads.labels == "auto"
+    assert parse_config(["--run.name", "x", "--heads.labels", "7"]).heads.num_labels == 7
+    with pytest.raises(ConfigError, match=r"heads\.labels.*got 'atuo'.*auto"):
+        parse_config(["--run.name", "x", "--heads.labels", "atuo"])
+
+
+def test_auto_takes_two_labels_on_the_digits_and_says_why(tiny, tmp_path):
+    settled = settle_labels(with_labels(tiny, "auto"), open_sources(tiny), tmp_path)
+    assert settled.config == with_labels(tiny, 2)
+    assert "n=1437 samples and d=24 features" in settled.warnings[0]
+    assert "K=2, where it reaches 0.55" in settled.warnings[0] or "no number of labels" in settled.warnings[0]
+
+
+def test_a_given_number_is_kept_and_warned_about_where_the_head_alone_fits_everything(tiny, tmp_path):
+    sources = open_sources(tiny)
+    assert settle_labels(with_labels(tiny, 5), sources, tmp_path) == (with_labels(tiny, 5), ())
+    config, (warning,) = settle_labels(with_labels(tiny, 1000), sources, tmp_path)
+    assert config.heads.labels == 1000
+    assert "a linear head fits every one of 1000 random labels" in warning
+
+
+def test_without_heads_there_is_nothing_to_choose(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"heads\.labels.*heads\.taps is none"):
+        check_config(with_labels(tiny, "auto", taps="none"), world_size=1)
+    assert settle_labels(with_labels(tiny, 10**6, taps="none"), open_sources(tiny), tmp_path).warnings == ()
+
+
+def test_a_run_keeps_the_number_that_it_was_begun_with(tiny, tmp_path):
+    """The settings in the folder stand for an older version of the rule that chose another number."""
+    (tmp_path / "config.yaml").write_text("heads: {labels: 9}\n")
+    assert settle_labels(with_labels(tiny, "auto"), open_sources(tiny), tmp_path).config == with_labels(tiny, 9)
+
+
+def test_a_run_with_auto_is_whole_and_goes_on(tiny, capsys):
+    config = with_labels(replace(tiny, epochs=1, max_steps=3), "auto")
+    assert run(config) == 0
+    first = capsys.readouterr().out
+    folder = Path(config.run.dir) / config.run.name
+    assert "warning: heads.labels: " in first
+    assert "2 labels" in first
+    assert read_config_file(str(folder / "config.yaml"))["heads"]["labels"] == 2
+    assert run(replace(config, max_steps=None)) == 0
+    assert "resumed from" in capsys.readouterr().out
+    assert read_ledger(folder / "ledger" / "epoch=0000" / "clean.parquet").metadata.num_labels == 2
+    assert "n=1437" in json.loads((folder / "status.json").read_text())["warnings"][0]
+
+
+def test_labels_for_each_class_from_training_to_audit(tiny):
+    """Five labels for each of ten digits: chance stays 1/5, a head has fifty rows, and probes are fitted class by class."""
+    config = replace(with_labels(tiny, 5, balance="per_class", audit_draws=1), epochs=1)
+    assert run(config) == 0
+    opened = open_run(Path(config.run.dir) / config.run.name)
+    manifest = opened.sources.train.manifest
+    labels_MN = run_labels(config, manifest, 3)
+    assert torch.equal(labels_MN[0] // 5, torch.from_numpy(manifest.targets).int())
+    heads = build_heads(config, (24, 24), "heads", 2, num_blocks=10)
+    opened.load_weights("heads", heads)
+    assert heads.heads[1][1].weight.shape == (50, 24)
+    (row,) = opened.folder.metrics("epoch")
+    assert all(0.12 < accuracy < 0.28 for accuracy in row["rla_heldout"])
+    bits_T, per_parameter_T = row["bits_clean"], row["bits_per_head_parameter_clean"]
+    assert per_parameter_T == pytest.approx([bits / (10 * 24 * 4) for bits in bits_T])
+    audit = audit_run(opened, AuditOptions(draws=4))
+    expected = least_squares_rla(5, 143.7 / 24)
+    assert audit.taps[0].control.all_rows == pytest.approx(expected, abs=0.01)
+    assert audit.taps[0].found.fresh_F[0] == pytest.approx(expected, abs=0.08)
+
+
+def test_a_head_for_each_class_is_warned_about_sooner(tiny, tmp_path):
+    """144 images a digit and 24 features: six samples a feature are fitted by a head with 50 labels (capacity 13.6)."""
+    sources = open_sources(tiny)
+    assert settle_labels(with_labels(tiny, 50), sources, tmp_path).warnings == ()
+    assert (
+        "fits every one of 50"
+        in settle_labels(with_labels(tiny, 50, balance="per_class"), sources, tmp_path).warnings[0]
+    )

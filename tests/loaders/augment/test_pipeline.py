@@ -1,0 +1,98 @@
+"""The whole way from bytes to the model's input."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rlpheads.loaders.augment.normalize import Normalize
+from rlpheads.loaders.augment.pipeline import Augment
+from rlpheads.loaders.augment.spec import AugmentSpec, EraseSpec, PolicySpec
+from rlpheads.loaders.contract.crops import CropSpec, keyed_crops
+
+NORMALIZE = Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+IMAGES = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+INDEX = torch.arange(16)
+EVERYTHING = AugmentSpec(
+    padding=4, policy=PolicySpec("rand"), color_jitter=(0.3, 0.3, 0.3, 0.0), cutout=8, erase=EraseSpec(0.5)
+)
+
+
+def test_nothing_asked_for_is_normalisation_alone():
+    assert torch.equal(Augment(AugmentSpec(), NORMALIZE, 0)(IMAGES, INDEX, 0), NORMALIZE(IMAGES))
+
+
+def test_padding_is_black_and_a_covered_square_is_the_mean_colour():
+    white = torch.full_like(IMAGES, 255)
+    shifted = Augment(AugmentSpec(padding=4), NORMALIZE, 0)(white, INDEX, 0)
+    black, bright = NORMALIZE(torch.tensor([[[[0]]], [[[255]]]]).expand(2, 3, 1, 1))
+    assert torch.equal(shifted.amin((0, 2, 3)), black.flatten())
+    assert torch.equal(shifted.amax((0, 2, 3)), bright.flatten())
+    covered = Augment(AugmentSpec(cutout=8), NORMALIZE, 0)(white, INDEX, 0)
+    assert (covered == 0).any((1, 2, 3)).all()
+
+
+def test_one_augmentation_shifts_no_other():
+    alone = Augment(AugmentSpec(cutout=8), NORMALIZE, 0)(torch.zeros_like(IMAGES), INDEX, 0)
+    both = Augment(AugmentSpec(padding=4, cutout=8), NORMALIZE, 0)(torch.zeros_like(IMAGES), INDEX, 0)
+    assert torch.equal(alone, both)
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    augment = Augment(EVERYTHING, NORMALIZE, 0)
+    first = augment(IMAGES, INDEX, 0)
+    assert torch.equal(augment(IMAGES, INDEX, 0), first)
+    assert not torch.equal(augment(IMAGES, INDEX, 1), first)
+    assert not torch.equal(Augment(EVERYTHING, NORMALIZE, 1)(IMAGES, INDEX, 0), first)
+
+
+def test_a_large_batch_is_cut_into_parts_that_change_nothing():
+    augment = Augment(EVERYTHING, NORMALIZE, 0)
+    many = IMAGES.repeat(20, 1, 1, 1)
+    index = torch.arange(len(many))
+    whole = augment(many, index, 1)
+    assert torch.equal(whole[200:216], augment(many[200:216], index[200:216], 1))
+
+
+def test_the_memory_format_stays():
+    augment = Augment(EVERYTHING, NORMALIZE, 0)
+    plain = augment(IMAGES, INDEX, 0)
+    last = augment(IMAGES.contiguous(memory_format=torch.channels_last), INDEX, 0)
+    assert plain.is_contiguous()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(plain, last)
+
+
+def test_it_never_waits_for_the_device():
+    with FakeTensorMode():
+        augment = Augment(EVERYTHING, Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), 0)
+        images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+        assert augment(images, torch.zeros(4, dtype=torch.int64), 3).shape == (4, 3, 32, 32)
+
+
+def test_the_whole_image_is_the_largest_central_square():
+    sizes = np.array([[32, 32], [20, 31], [41, 10]])
+    boxes, _ = keyed_crops(CropSpec(32, kind="whole"), 0, 0, np.arange(3), sizes)
+    assert boxes.tolist() == [[0, 0, 32, 32], [0, 5, 20, 20], [15, 0, 10, 10]]
+
+
+@pytest.mark.parametrize("name", ["padding", "cutout"])
+def test_negative_sizes_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is -1"):
+        AugmentSpec(**{name: -1})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["rand", "auto_cifar10", "three"])
+def test_it_compiles_as_one_graph_for_every_epoch(policy):
+    """Without a graph break; the epoch becomes an input after the second one, so that no later one compiles again."""
+    torch._dynamo.reset()
+    augment = Augment(replace(EVERYTHING, policy=PolicySpec(policy)), NORMALIZE, 0)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(augment, fullgraph=True, backend=counter)
+    for epoch in range(2, 7):
+        assert torch.equal(compiled(IMAGES, INDEX, epoch), augment(IMAGES, INDEX, epoch))
+    assert counter.frame_count <= 2

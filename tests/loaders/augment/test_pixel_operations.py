@@ -1,0 +1,155 @@
+"""Batched operations with a strength for each image, against torchvision's functions, image by image.
+
+Stated tolerance: where arithmetic is whole numbers the bytes are equal; where it is floating-point, at most one pixel in a
+thousand differs, and by one level (a product is rounded before or after a sum); warps, at most one pixel in a thousand
+comes from a neighbour (a coordinate that lies half-way).
+"""
+
+import math
+
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+from torchvision.transforms.v2 import functional as F
+
+from rlpheads.loaders.augment import pixel_operations as pixels
+
+SIZES = [(40, 40), (31, 47)]
+
+
+def photographs(height: int, width: int, count: int = 12) -> torch.Tensor:
+    """Return windows of two photographs, one flat grey, one black, and one of noise."""
+    pictures = [torch.from_numpy(each.copy()).permute(2, 0, 1) for each in load_sample_images().images]
+    windows = [
+        pictures[n % 2][:, 37 * n % 300 : 37 * n % 300 + height, 61 * n % 500 : 61 * n % 500 + width]
+        for n in range(count - 3)
+    ]
+    noise = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.stack([*windows, torch.full_like(noise, 77), torch.zeros_like(noise), noise])
+
+
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert torch.equal(ours, theirs)
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Differences of one level, in one pixel of a thousand at most."""
+    assert ours.dtype == torch.uint8
+    difference = (ours.int() - theirs.int()).abs()
+    assert int(difference.max()) <= 1
+    assert float((difference > 0).float().mean()) <= 1e-3
+
+
+def assert_moved_alike(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert float((ours != theirs).any(1).float().mean()) <= 1e-3
+
+
+@pytest.fixture(params=SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def images(request) -> torch.Tensor:
+    return photographs(*request.param)
+
+
+def strengths(low: float, high: float, count: int = 12) -> torch.Tensor:
+    return torch.linspace(low, high, count, dtype=torch.float64)
+
+
+def each(images: torch.Tensor, function, values: torch.Tensor) -> torch.Tensor:
+    return torch.stack([function(image, value) for image, value in zip(images, values.tolist(), strict=True)])
+
+
+def test_brightness(images):
+    ratios = strengths(0.0, 2.0)
+    assert_close(pixels.blend(images, torch.zeros(()), ratios), each(images, F.adjust_brightness, ratios))
+
+
+def test_saturation(images):
+    ratios = strengths(0.0, 2.0)
+    assert_close(pixels.blend(images, pixels.grey(images), ratios), each(images, F.adjust_saturation, ratios))
+
+
+def test_contrast(images):
+    ratios = strengths(0.0, 2.0)
+    mean = pixels.mean_of(pixels.grey(images))
+    assert_close(pixels.blend(images, mean, ratios), each(images, F.adjust_contrast, ratios))
+
+
+def test_sharpness(images):
+    ratios = strengths(0.0, 3.0)
+    assert_close(pixels.sharpen(images, ratios), each(images, F.adjust_sharpness, ratios))
+    tiny = images[..., :2, :2]
+    assert_same(pixels.sharpen(tiny, ratios), tiny)
+
+
+def test_posterize(images):
+    bits = torch.arange(12) % 9
+    assert_same(pixels.posterize(images, bits), each(images, F.posterize, bits))
+
+
+def test_solarize_and_invert(images):
+    thresholds = torch.tensor([0.0, 0.5, 1.0, 17.0, 99.5, 128.0, 178.5, 200.0, 254.0, 254.5, 255.0, 3.0])
+    assert_same(pixels.solarize(images, thresholds), each(images, F.solarize, thresholds))
+    assert_same(pixels.solarize(images, torch.zeros(12)), F.invert(images))
+    assert_same(pixels.solarize(images, torch.full((12,), 256.0)), images)
+
+
+def test_autocontrast_and_equalize(images):
+    chosen = torch.arange(12) % 3 != 1
+    assert_same(
+        pixels.autocontrast(images, chosen), torch.where(chosen[:, None, None, None], F.autocontrast(images), images)
+    )
+    assert_same(pixels.equalize(images, chosen), torch.where(chosen[:, None, None, None], F.equalize(images), images))
+
+
+def test_hue(images):
+    turns = strengths(-0.5, 0.5)
+    assert_close(pixels.rotate_hue(images, turns), each(images, F.adjust_hue, turns))
+    assert_same(pixels.rotate_hue(images, torch.zeros(12)), images)
+
+
+def test_blur(images):
+    sigmas = strengths(0.1, 2.0)
+    theirs = each(images, lambda image, sigma: F.gaussian_blur(image, [13, 13], [sigma, sigma]), sigmas)
+    assert_close(pixels.gaussian_blur(images, sigmas), theirs)
+
+
+def test_shears(images):
+    tangents = strengths(-0.99, 0.99)
+    nothing, zeros = torch.zeros(12, 2), torch.zeros(12)
+    for axis in (0, 1):
+        shear = torch.zeros(12, 2)
+        shear[:, axis] = tangents
+        ours = pixels.warp(images, pixels.affine_matrices(shear, nothing, zeros, tuple(images.shape[-2:])))
+
+        def theirs(image, tangent, axis=axis):
+            angles = [0.0, 0.0]
+            angles[axis] = math.degrees(math.atan(tangent))
+            return F.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=angles, center=[0, 0])
+
+        assert_moved_alike(ours, each(images, theirs, tangents))
+
+
+def test_translations(images):
+    shifts = torch.tensor([[x, 7 - 2 * x] for x in range(-5, 7)])
+    matrices = pixels.affine_matrices(torch.zeros(12, 2), shifts, torch.zeros(12), tuple(images.shape[-2:]))
+    theirs = [
+        F.affine(image, angle=0.0, translate=shift, scale=1.0, shear=[0.0, 0.0])
+        for image, shift in zip(images, shifts.tolist(), strict=True)
+    ]
+    assert_same(pixels.warp(images, matrices), torch.stack(theirs))
+
+
+def test_rotations(images):
+    degrees = strengths(-135.0, 135.0)
+    matrices = pixels.affine_matrices(torch.zeros(12, 2), torch.zeros(12, 2), degrees, tuple(images.shape[-2:]))
+    assert_moved_alike(pixels.warp(images, matrices), each(images, F.rotate, degrees))
+
+
+def test_everything_is_neutral_where_nothing_is_to_happen(images):
+    nothing, ones, zeros = torch.zeros(12, 2), torch.ones(12), torch.zeros(12)
+    never = torch.zeros(12, dtype=torch.bool)
+    assert_same(pixels.warp(images, pixels.affine_matrices(nothing, nothing, zeros, tuple(images.shape[-2:]))), images)
+    assert_same(pixels.blend(images, torch.full((), 99.0), ones), images)
+    assert_same(pixels.sharpen(images, ones), images)
+    assert_same(pixels.posterize(images, 8 * ones), images)
+    assert_same(pixels.autocontrast(images, never), images)
+    assert_same(pixels.equalize(images, never), images)

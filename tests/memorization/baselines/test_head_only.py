@@ -1,0 +1,125 @@
+"""The least-squares head, the capacity, and the choice of K."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import integrate, stats
+
+from rlpheads.memorization.baselines.capacity import capacity, lowered_distribution
+from rlpheads.memorization.baselines.head_only import CHANCE_MARGIN, auto_labels, least_squares_rla, warning_for
+from rlpheads.memorization.validation.capacity_check import capacity_by_integral
+from rlpheads.memorization.validation.closed_form_answers import CAPACITY, LEAST_SQUARES
+from rlpheads.memorization.validation.simulated_answers import simulated_capacity
+
+
+@pytest.mark.parametrize(("setting", "value"), LEAST_SQUARES.items())
+def test_least_squares_known_answers(setting, value):
+    assert least_squares_rla(*setting) == pytest.approx(value, abs=1e-4)
+
+
+@given(st.floats(1.05, 1e4))
+def test_least_squares_of_two_labels_is_a_normal_probability(alpha):
+    assert least_squares_rla(2, alpha) == pytest.approx(stats.norm.cdf((alpha - 1) ** -0.5), abs=1e-12)
+
+
+@pytest.mark.parametrize(("num_labels", "alpha"), [(7, 3.3), (1000, 200.0), (10**5, 1668.0), (10**5, 1e5)])
+def test_least_squares_equals_adaptive_quadrature(num_labels, alpha):
+    lift = (num_labels / (alpha - 1)) ** 0.5
+
+    def integrand(z: float) -> float:
+        return float(stats.norm.pdf(z) * np.exp((num_labels - 1) * stats.norm.logcdf(z + lift)))
+
+    value, _ = integrate.quad(integrand, -9, 9, limit=400, epsabs=1e-13, points=[0, 3, 5])
+    assert least_squares_rla(num_labels, alpha) == pytest.approx(value, rel=1e-8, abs=1e-11)
+
+
+@given(st.integers(2, 10**6), st.floats(0.01, 1))
+def test_least_squares_interpolates_with_as_many_features_as_samples(num_labels, alpha):
+    assert least_squares_rla(num_labels, alpha) == 1
+
+
+@given(st.integers(2, 10**5), st.floats(1.01, 1e5), st.floats(1.001, 10))
+def test_least_squares_falls_towards_chance_with_more_samples(num_labels, alpha, factor):
+    fewer, more = least_squares_rla(num_labels, alpha), least_squares_rla(num_labels, alpha * factor)
+    assert 1 / num_labels - 1e-12 <= more <= fewer + 1e-12
+
+
+@pytest.mark.parametrize(("num_labels", "known"), CAPACITY.items())
+def test_capacity_known_answers(num_labels, known):
+    value, tolerance = known
+    assert capacity(num_labels) == pytest.approx(value, abs=tolerance)
+
+
+def test_capacity_of_two_and_three_labels_is_exact():
+    """K=2: one label is lowered half of the time. K=3: cones of 180, 60 and 120 degrees."""
+    assert capacity(2) == pytest.approx(2, rel=1e-10)
+    assert lowered_distribution(3) == pytest.approx([1 / 3, 1 / 2, 1 / 6], abs=1e-10)
+    assert capacity(3) == pytest.approx(2 / (1 / 2 + 2 / 6), rel=1e-10)
+
+
+@pytest.mark.parametrize("num_labels", [2, 5, 100, 10**5, 10**9])
+def test_the_number_of_lowered_labels_is_a_distribution(num_labels):
+    assert lowered_distribution(num_labels).sum() == pytest.approx(1, abs=1e-11)
+
+
+@pytest.mark.parametrize("num_labels", [10, 10**5])
+def test_capacity_agrees_with_a_simulated_projection(num_labels):
+    value, error = simulated_capacity(num_labels, 10_000, seed=0)
+    assert value == pytest.approx(capacity(num_labels), abs=3 * error)
+    assert error < 0.02 * value
+
+
+@pytest.mark.parametrize("num_labels", [2, 3, 17, 1000, 10**5])
+def test_capacity_agrees_with_an_integral_that_knows_nothing_of_its_series(num_labels):
+    assert capacity_by_integral(num_labels) == pytest.approx(capacity(num_labels), rel=1e-9)
+
+
+@given(st.integers(2, 5000))
+def test_capacity_grows_with_the_labels_but_slower(num_labels):
+    assert 1 < capacity(num_labels + 1) / capacity(num_labels) < (num_labels + 1) / num_labels
+
+
+@given(st.integers(1, 10**7), st.integers(1, 5000))
+def test_auto_labels_is_within_the_margin_and_one_more_label_is_not(num_samples, num_features):
+    choice = auto_labels(num_samples, num_features)
+    alpha = num_samples / num_features
+    assert choice.baseline == least_squares_rla(choice.num_labels, alpha)
+    within = choice.baseline - 1 / choice.num_labels <= CHANCE_MARGIN
+    assert within or (choice.num_labels == 2 and choice.warning)
+    for more in (1, 2, choice.num_labels, 9 * choice.num_labels):
+        num_labels = choice.num_labels + more
+        assert least_squares_rla(num_labels, alpha) - 1 / num_labels > CHANCE_MARGIN
+
+
+def test_auto_labels_on_imagenet_and_on_digits():
+    image_net = auto_labels(1_280_000, 768)
+    assert image_net.warning is None
+    assert image_net.num_labels > 1000
+    digits = auto_labels(1437, 192)
+    assert digits.num_labels == 2
+    assert digits.baseline == pytest.approx(0.65, abs=0.005)
+    assert "no number of labels" in digits.warning
+
+
+def test_warning_where_the_head_alone_fits_everything():
+    assert "fits every one of 100000 random labels" in warning_for(10**5, 1_280_000, 768)
+    assert warning_for(1000, 1_280_000, 768) is None
+    assert "2 samples per feature" in warning_for(2, 100, 192)
+    assert warning_for(10, 1437, 192) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: least_squares_rla(1, 3.0), "num_labels is 1"),
+        (lambda: least_squares_rla(2, 0.0), "alpha"),
+        (lambda: least_squares_rla(2, float("nan")), "alpha"),
+        (lambda: capacity(1), "num_labels is 1"),
+        (lambda: auto_labels(0, 10), "num_samples is 0"),
+        (lambda: warning_for(2, 10, 0), "num_features is 0"),
+    ],
+)
+def test_what_cannot_be_asked_says_so(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,98 @@
+"""Labels drawn inside each class: numbering, a loss over the class's block alone, heads and probes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlpheads.kernels.random_label_loss import random_label_loss
+from rlpheads.memorization.audit.probe_heads import ClassBlockProbe, LeastSquaresProbe
+from rlpheads.memorization.heads.class_blocks import class_block_loss, into_class_blocks
+from rlpheads.memorization.heads.labels import label_table
+from rlpheads.memorization.heads.rlp_heads import HeadTerms, RLPHeads
+
+C, K, D, B = 3, 4, 6, 17
+KINDS = ("unlikelihood", "uniform", "reversal", "entropy")
+
+
+def problem(seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    features_BD = torch.randn(B, D, generator=generator, dtype=torch.float64)
+    weight_AD = torch.randn(C * K, D, generator=generator, dtype=torch.float64)
+    bias_A = torch.randn(C * K, generator=generator, dtype=torch.float64)
+    class_B = torch.randint(C, (B,), generator=generator)
+    within_B = torch.randint(K, (B,), generator=generator)
+    return features_BD, weight_AD, bias_A, class_B, within_B
+
+
+@given(st.integers(2, 50), st.lists(st.integers(0, 9), min_size=1, max_size=40))
+def test_numbers_tell_class_and_label(num_labels, classes):
+    classes_N = torch.tensor(classes)
+    table_MN = label_table(len(classes), num_labels, num_draws=2, seed=0, split="train")
+    numbers_MN = into_class_blocks(table_MN, classes_N, num_labels)
+    assert torch.equal(numbers_MN // num_labels, classes_N.int().expand(2, -1))
+    assert torch.equal(numbers_MN % num_labels, table_MN)
+
+
+def test_too_many_labels_are_refused():
+    with pytest.raises(ValueError, match="int32"):
+        into_class_blocks(torch.zeros(1, 1, dtype=torch.int32), torch.tensor([999]), 2**30)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_that_of_the_blocks_own_head(kind):
+    """Against the plain loss on each class's rows with that class's K rows of the head: values and every gradient."""
+    features_BD, weight_AD, bias_A, class_B, within_B = problem()
+    leaves = [leaf.requires_grad_() for leaf in (features_BD, weight_AD, bias_A)]
+    found = class_block_loss(*leaves, class_B * K + within_B, num_labels=K, regularizer=kind, joint=True)
+    upstream_B = torch.linspace(0.5, 2, B, dtype=torch.float64)
+    names = ("cross_entropy_B", "regularizer_B", "joint_B")
+    gradients = {
+        name: torch.autograd.grad(
+            (getattr(found, name) * upstream_B).sum(), leaves, allow_unused=True, retain_graph=True
+        )
+        for name in names
+    }
+    for number in range(C):
+        rows = class_B == number
+        block = slice(number * K, (number + 1) * K)
+        own = [features_BD[rows].detach(), weight_AD[block].detach(), bias_A[block].detach()]
+        own = [leaf.requires_grad_() for leaf in own]
+        expected = random_label_loss(own[0], own[1], within_B[rows], bias_K=own[2], regularizer=kind, joint=True)
+        for name in (*names, "hit_B", "bits_B", "margin_B"):
+            torch.testing.assert_close(getattr(found, name)[rows], getattr(expected, name))
+        for name in names:
+            loss = (getattr(expected, name) * upstream_B[rows]).sum()
+            wanted = torch.autograd.grad(loss, own, allow_unused=True, retain_graph=True)
+            for position, (got, want) in enumerate(zip(gradients[name], wanted, strict=True)):
+                assert (got is None) == (want is None), (name, position)
+                if want is not None:
+                    torch.testing.assert_close(got[rows] if position == 0 else got[block], want)
+
+
+def test_heads_with_blocks_know_only_the_class_of_the_row():
+    """Other classes' rows of the head do not matter."""
+    heads = RLPHeads([D], K, 2, seed=0, num_blocks=C, dtype=torch.float64)
+    features_BD, _, _, class_B, within_B = problem()
+    labels_MB = (class_B * K + within_B).expand(2, -1)
+    before = heads([features_BD], labels_MB, HeadTerms())
+    with torch.no_grad():
+        heads.heads[0][0].weight[:K] += 100  # class 0 in draw 0
+    after = heads([features_BD], labels_MB, HeadTerms())
+    changed_MB = before.cross_entropy_TMB[0] != after.cross_entropy_TMB[0]
+    assert torch.equal(changed_MB[0], class_B == 0)
+    assert not changed_MB[1].any()
+    assert heads.heads[0][0].weight.shape == (C * K, D)
+
+
+def test_a_probe_of_blocks_is_one_probe_for_each_class():
+    generator = torch.Generator().manual_seed(0)
+    features_ND = torch.randn(300, 12, generator=generator)
+    class_N = torch.arange(300) % C
+    table_MN = label_table(300, K, num_draws=2, seed=0, split="train")
+    fit = ClassBlockProbe(LeastSquaresProbe())(features_ND, into_class_blocks(table_MN, class_N, K), K)
+    each = [LeastSquaresProbe()(features_ND[class_N == c], table_MN[:, class_N == c], K) for c in range(C)]
+    torch.testing.assert_close(fit.accuracy_M, torch.stack([one.accuracy_M for one in each]).mean(0))
+    assert fit.rank == 12
+    control = ClassBlockProbe(LeastSquaresProbe()).control(into_class_blocks(table_MN, class_N, K), 12, K)
+    assert control == pytest.approx(LeastSquaresProbe().control(table_MN[:, :100], 12, K))
