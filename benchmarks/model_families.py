@@ -32,7 +32,8 @@ from rich.table import Table
 from timm.models._registry import _model_to_module
 from torch import nn
 
-from rlpheads.engine.config.schema import Config, ModelConfig, OptimConfig, ScheduleConfig
+from rlpheads.engine.config.learning import ModelConfig, OptimConfig, ScheduleConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.learner import build_heads, num_parameters
 from rlpheads.engine.learner.optimizer import Span, build_part
 from rlpheads.engine.model.builder import build_model, tap_dims

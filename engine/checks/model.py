@@ -9,7 +9,8 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal, shown
-from rlpheads.engine.config.schema import Config, ModelConfig, OptimConfig
+from rlpheads.engine.config.learning import ModelConfig, OptimConfig
+from rlpheads.engine.config.schema import Config
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.checks.model import check_parts
+from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal, shown
-from rlpheads.engine.config.schema import Config, DataConfig, RunConfig
-from rlpheads.engine.config.schema_log import check_log
-from rlpheads.engine.config.schema_training import AverageConfig
+from rlpheads.engine.config.learning import AverageConfig
+from rlpheads.engine.config.run import LogConfig, RunConfig
+from rlpheads.engine.config.schema import Config
 
 _NAME_BYTES = 200  # a file system allows 255; the rest is for what is written beside the folder
 
@@ -377,3 +379,19 @@ def _check_dali(config: Config) -> None:
             check_dali_on_gpu(torch.version.cuda, dali_builds())
         except DatasetError as error:
             raise ConfigError(f"data.dali.decode: got {settings.decode}, but {error}") from error
+
+
+def check_log(log: LogConfig) -> None:
+    """Make sure that what `log` asks for is installed.
+
+    Raises:
+        ConfigError: W&B is asked for and is not there.
+    """
+    if log.wandb == "off":
+        return
+    spec = find_spec("wandb")
+    if spec is None or spec.origin is None:  # no origin: a mere folder, such as the one in which W&B keeps its runs
+        raise ConfigError(
+            f"log.wandb: got {log.wandb!r}, which needs the package wandb, and it is not installed; allowed here: off. "
+            "To have it: pip install 'rlpheads[wandb]'"
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from rlpheads.engine.config.schema_training import AverageConfig
+from rlpheads.engine.config.learning import AverageConfig
 
 
 @dataclass(frozen=True)

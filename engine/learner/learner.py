@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from rlpheads.engine.config.schema import Config, OptimConfig
+from rlpheads.engine.config.learning import OptimConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.learner.ema import Average, build_average

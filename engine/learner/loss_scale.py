@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlpheads.engine.config.schema_training import LossScaleConfig
+from rlpheads.engine.config.learning import LossScaleConfig
 
 
 class LossScale:

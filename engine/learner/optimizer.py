@@ -14,8 +14,8 @@ from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rlpheads.engine.config.schema import Config, OptimConfig, ScheduleConfig
-from rlpheads.engine.config.schema_training import LossScaleConfig
+from rlpheads.engine.config.learning import LossScaleConfig, OptimConfig, ScheduleConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.loss_scale import LossScale, prepare_to_skip
 
 FUSED = frozenset({"adam", "adamw", "sgd", "momentum"})

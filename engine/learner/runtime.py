@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlpheads.engine.config.schema_runtime import RuntimeConfig
+from rlpheads.engine.config.run import RuntimeConfig
 from rlpheads.engine.model.tapped_model import TappedModel
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import rlpheads.engine.model.wide_resnet  # noqa: F401 (registers its models with timm)
-from rlpheads.engine.config.schema import Config, ModelConfig
+from rlpheads.engine.config.learning import ModelConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.model.tapped_model import TappedModel, gives_prefix_tokens, layout_of
 from rlpheads.engine.model.taps import Pool, select_places

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rlpheads.engine.config.schema import Config, HeadsConfig, Precision
+from rlpheads.engine.config.learning import HeadsConfig
+from rlpheads.engine.config.schema import Config, Precision
 from rlpheads.engine.model.builder import build_model
 
 _PEAKS: tuple[tuple[str, Mapping[str, float]], ...] = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlpheads.engine.config.launcher_variables import is_restarted
-from rlpheads.engine.config.schema import RunConfig
+from rlpheads.engine.config.run import RunConfig
 from rlpheads.memorization.atomic_file import atomic_file
 
 Status = Literal["running", "done", "requeue", "failed"]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlpheads.engine.config.schema_log import LogConfig
+from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.runs.folder import RunFolder, write_atomically
 
 _PLACE = ("kind", "step", "epoch")

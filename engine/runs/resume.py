@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rlpheads.engine.config.run import ProfileConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.config.schema_runtime import ProfileConfig
 from rlpheads.engine.runs.checkpoint import MANIFEST, CheckpointError, find, read_manifest, verify
 from rlpheads.loaders.sources.datasets import ImageSource
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from rlpheads.engine.config.schema import DataConfig
+from rlpheads.engine.config.data import DataConfig
 from rlpheads.loaders.augment.mixing import MixSpec
 from rlpheads.loaders.augment.spec import AugmentSpec, EraseSpec, PolicySpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rlpheads.engine.config.schema_training import EarlyStoppingConfig
+from rlpheads.engine.config.learning import EarlyStoppingConfig
 
 
 def stop_reason(settings: EarlyStoppingConfig, epochs: Iterable[Mapping[str, Any]]) -> str | None:

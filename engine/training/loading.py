@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rlpheads.engine.config.schema import DaliConfig
+from rlpheads.engine.config.data import DaliConfig
 from rlpheads.loaders.contract.dali_options import DaliOptions
 
 

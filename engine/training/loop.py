@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlpheads.engine.config.schema import RegularizerConfig
+from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.distributed.stop_flag import StopFlag
 from rlpheads.engine.learner.evaluation import Evaluation, EvaluationInterruptedError, Split, evaluate, merge, summarize
 from rlpheads.engine.learner.learner import num_audit_draws, num_parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlpheads.engine.config.schema import DataConfig
+from rlpheads.engine.config.data import DataConfig
 from rlpheads.loaders.sources.canary_source import PlantedSource, Planting, plant
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.memorization.records.canary_file import Canaries, write_canaries

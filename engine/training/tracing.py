@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import profiler
 
-from rlpheads.engine.config.schema_runtime import ProfileConfig
+from rlpheads.engine.config.run import ProfileConfig
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.memorization.atomic_file import atomic_file
 

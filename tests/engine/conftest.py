@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlpheads.engine.config.schema import Config, DataConfig, HeadsConfig, ModelConfig, OptimConfig, RunConfig
+from rlpheads.engine.config.data import DataConfig
+from rlpheads.engine.config.learning import HeadsConfig, ModelConfig, OptimConfig
+from rlpheads.engine.config.run import RunConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.folder import RunFolder

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wrong_settings import CONFIGS, CONTRADICTIONS, DIGITS, NAMES, NUMBERS
 
-from rlpheads.engine.checks.settings import RANGES, Interval, check_config
+from rlpheads.engine.checks.settings import RANGES, Interval, check_config, check_log
 from rlpheads.engine.config.command_line import ConfigError, parse_config
+from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.config.schema import Config
 
 
@@ -217,3 +218,18 @@ def test_apex_optimizers_say_what_is_missing(tmp_path: Path, monkeypatch: pytest
     importlib.invalidate_caches()
     if not torch.cuda.is_available():
         assert complaint(*flags) == f"{wanted}whose kernels need a CUDA device, and there is none; {instead}"
+
+
+def test_wandb_that_is_not_installed_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's own folder of runs in the current folder looks like a package of that name."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    expected = (
+        r"log\.wandb: got 'offline', which needs the package wandb.*allowed here: off.*pip install 'rlpheads\[wandb\]'"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        check_log(LogConfig(wandb="offline"))
+    check_log(LogConfig())

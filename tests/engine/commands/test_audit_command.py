@@ -12,17 +12,10 @@ from torch.nn.functional import layer_norm
 from rlpheads.engine.cli import main
 from rlpheads.engine.commands.audit import AuditOptions, audit_labels, audit_run
 from rlpheads.engine.commands.features import FeatureReader, FeatureStore, eval_loader, read_places
-from rlpheads.engine.config.schema import (
-    Config,
-    DataConfig,
-    HeadsConfig,
-    ModelConfig,
-    OptimConfig,
-    RegularizerConfig,
-    RunConfig,
-    ScheduleConfig,
-)
-from rlpheads.engine.config.schema_records import CheckpointConfig, EvalConfig, LedgerConfig
+from rlpheads.engine.config.data import DataConfig
+from rlpheads.engine.config.learning import HeadsConfig, ModelConfig, OptimConfig, RegularizerConfig, ScheduleConfig
+from rlpheads.engine.config.run import CheckpointConfig, EvalConfig, LedgerConfig, RunConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.learner import build_heads
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.taps import Place

@@ -15,8 +15,9 @@ from rlpheads.engine.checks.settings import check_config
 from rlpheads.engine.cli import main
 from rlpheads.engine.commands.canaries import collect_report
 from rlpheads.engine.config.command_line import parse_config
+from rlpheads.engine.config.data import CanaryConfig
 from rlpheads.engine.config.errors import ConfigError
-from rlpheads.engine.config.schema import CanaryConfig, Config
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.training.job import open_sources, run
 from rlpheads.memorization.records.canary_file import read_canaries
 from rlpheads.memorization.records.ledger import read_ledger

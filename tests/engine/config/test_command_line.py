@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlpheads.engine.config.command_line import ConfigError, dump_config, help_text, parse_config
+from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.reference_names import REFERENCE_NAMES
-from rlpheads.engine.config.schema import Config, OptimConfig
+from rlpheads.engine.config.schema import Config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FUZZ = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlpheads.engine.config.schema_training import AverageConfig
+from rlpheads.engine.config.learning import AverageConfig
 from rlpheads.engine.learner.ema import Average, build_average
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlpheads.engine.config.schema import OptimConfig, ScheduleConfig
-from rlpheads.engine.config.schema_training import LossScaleConfig
+from rlpheads.engine.config.learning import LossScaleConfig, OptimConfig, ScheduleConfig
 from rlpheads.engine.learner.optimizer import FUSED, Span, TrainedPart, build_part, host_reads, with_loss_scale
 
 CPU = torch.device("cpu")
@@ -135,7 +134,7 @@ def test_an_overflow_in_the_backbone_leaves_the_heads_steps_alone(half, build):
 
 def test_half_precision_learns_what_full_precision_learns(half, tiny, build):
     """Regulariser and joint term included, whose gradients carry the backbone's scale and not the heads'."""
-    from rlpheads.engine.config.schema import RegularizerConfig
+    from rlpheads.engine.config.learning import RegularizerConfig
 
     settings = {
         "regularizer": RegularizerConfig(kind="uniform", factor=1.0),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlpheads.engine.config.schema import OptimConfig, ScheduleConfig
+from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
 from rlpheads.engine.learner.optimizer import Span, TrainedPart, build_part
 
 SPAN = Span(epochs=10, steps_per_epoch=20)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlpheads.engine.config.schema_runtime import RuntimeConfig
+from rlpheads.engine.config.run import RuntimeConfig
 from rlpheads.engine.learner.runtime import switched
 
 

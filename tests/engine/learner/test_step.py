@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlpheads.engine.config.schema import AugmentConfig, Config, MixConfig, RegularizerConfig
-from rlpheads.engine.config.schema_training import AverageConfig
+from rlpheads.engine.config.data import AugmentConfig, MixConfig
+from rlpheads.engine.config.learning import AverageConfig, RegularizerConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.ema import build_average
 from rlpheads.engine.learner.learner import Learner, build_heads
 from rlpheads.engine.learner.optimizer import Span, build_part, with_loss_scale

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rlpheads.engine.config.command_line import parse_config
-from rlpheads.engine.config.schema import Config, ModelConfig
+from rlpheads.engine.config.learning import ModelConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.learner import build_heads, num_parameters
 from rlpheads.engine.model.builder import build_model, tap_dims
 

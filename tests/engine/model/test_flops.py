@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rlpheads.engine.config.command_line import parse_config
-from rlpheads.engine.config.schema import Config, HeadsConfig, ModelConfig
+from rlpheads.engine.config.learning import HeadsConfig, ModelConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.flops import ImageFlops, Utilisation, head_flops, network_flops, peak_flops
 from rlpheads.engine.report.display import step_line
 

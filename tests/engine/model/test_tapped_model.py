@@ -8,7 +8,9 @@ import timm
 import torch
 from torch import nn
 
-from rlpheads.engine.config.schema import Config, DataConfig, ModelConfig
+from rlpheads.engine.config.data import DataConfig
+from rlpheads.engine.config.learning import ModelConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model, tap_dims
 from rlpheads.engine.model.tapped_model import TappedModel, layout_of
 from rlpheads.engine.model.taps import select_places

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from rlpheads.engine.config.run import RuntimeConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.config.schema_runtime import RuntimeConfig
 from rlpheads.engine.runs.checkpoint import CheckpointError
 from rlpheads.engine.runs.resume import check_settings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpheads.engine.config.schema import RunConfig
+from rlpheads.engine.config.run import RunConfig
 from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim, write_atomically
 
 
@@ -33,7 +33,9 @@ def test_new_folder_is_made(wanted):
 
 @pytest.mark.wrong("run folder")
 def test_folder_in_use_is_refused_by_another_process(wanted):
-    code = "import sys; from rlpheads.engine.runs.folder import claim; from rlpheads.engine.config.schema import RunConfig\n"
+    code = (
+        "import sys; from rlpheads.engine.runs.folder import claim; from rlpheads.engine.config.run import RunConfig\n"
+    )
     code += "claim(RunConfig(dir=sys.argv[1], name='mine'))"
     _, lock = claim(wanted)
     with lock:
@@ -46,7 +48,9 @@ def test_folder_in_use_is_refused_by_another_process(wanted):
 @pytest.mark.wrong("run folder")
 def test_overwriting_a_folder_in_use_deletes_nothing(wanted):
     folder = occupied(wanted)
-    code = "import sys; from rlpheads.engine.runs.folder import claim; from rlpheads.engine.config.schema import RunConfig\n"
+    code = (
+        "import sys; from rlpheads.engine.runs.folder import claim; from rlpheads.engine.config.run import RunConfig\n"
+    )
     code += "claim(RunConfig(dir=sys.argv[1], name='mine', overwrite=True))"
     _, lock = claim(wanted)
     with lock:
@@ -58,7 +62,7 @@ def test_overwriting_a_folder_in_use_deletes_nothing(wanted):
 def test_lock_goes_with_its_process_whoever_lives_on(wanted):
     """A loader worker outlives a killed run for a while."""
     code = "import os, sys, time; from rlpheads.engine.runs.folder import claim\n"
-    code += "from rlpheads.engine.config.schema import RunConfig\n"
+    code += "from rlpheads.engine.config.run import RunConfig\n"
     code += "claimed = claim(RunConfig(dir=sys.argv[1], name='mine'))\n"
     code += "if os.fork(): os.kill(os.getpid(), 9)\ntime.sleep(20)"
     first = subprocess.run(

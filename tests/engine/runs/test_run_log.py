@@ -1,13 +1,11 @@
 """TensorBoard and W&B hold what metrics.jsonl holds: the same rows, once each, also after a run was set back."""
 
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from rlpheads.engine.config.errors import ConfigError
-from rlpheads.engine.config.schema_log import LogConfig, check_log
+from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLog, RunLogError, named_figures
 
@@ -132,16 +130,3 @@ def test_wandb_online_without_a_login_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody answers there
     with pytest.raises(RunLogError, match=r"W&B cannot begin.*wandb login.*--log\.wandb offline"):
         opened(RunFolder(tmp_path / "mine"), tensorboard=False, wandb="online")
-
-
-def test_wandb_that_is_not_installed_is_told_before_anything_is_made(tmp_path, monkeypatch):
-    """W&B's own folder of runs in the current folder looks like a package of that name."""
-    (tmp_path / "wandb").mkdir()
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    expected = (
-        r"log\.wandb: got 'offline', which needs the package wandb.*allowed here: off.*pip install 'rlpheads\[wandb\]'"
-    )
-    with pytest.raises(ConfigError, match=expected):
-        check_log(LogConfig(wandb="offline"))
-    check_log(LogConfig())

@@ -137,7 +137,9 @@ def test_links_that_lead_in_circles(tiny, tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, launched) -> tuple[Config, Path]:
     """A run's checkpoint as it is written at the very start, and the run's settings."""
-    from rlpheads.engine.config.schema import DataConfig, HeadsConfig, ModelConfig, RunConfig
+    from rlpheads.engine.config.data import DataConfig
+    from rlpheads.engine.config.learning import HeadsConfig, ModelConfig
+    from rlpheads.engine.config.run import RunConfig
     from rlpheads.engine.training.wiring import build_training
 
     folder = tmp_path_factory.mktemp("runs")

@@ -9,16 +9,10 @@ import pytest
 import torch
 
 from rlpheads.engine.config.command_line import help_text, parse_config
+from rlpheads.engine.config.data import AugmentConfig, DataConfig, MixConfig, SubsetConfig, SyntheticConfig
 from rlpheads.engine.config.errors import ConfigError
-from rlpheads.engine.config.schema import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    MixConfig,
-    RegularizerConfig,
-    SubsetConfig,
-    SyntheticConfig,
-)
+from rlpheads.engine.config.learning import RegularizerConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.step import forward_rows
 from rlpheads.engine.runs.resume import Position
 from rlpheads.engine.training.augmenting import augment_spec, mix_spec

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.config.schema_log import LogConfig
 from rlpheads.engine.report.findings import Findings, TapFinding
 from rlpheads.engine.training.closing import closing_lines
 from rlpheads.engine.training.loop import Outcome

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from rlpheads.engine.config.schema_records import CheckpointConfig, EvalConfig, LedgerConfig
-from rlpheads.engine.config.schema_training import EarlyStoppingConfig
+from rlpheads.engine.config.learning import EarlyStoppingConfig
+from rlpheads.engine.config.run import CheckpointConfig, EvalConfig, LedgerConfig
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.checkpoint import find, list_whole, read_manifest
 from rlpheads.engine.runs.resume import Position, ResumePoint

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rlpheads.engine.config.schema import RegularizerConfig
+from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.resume import ResumePoint
 from rlpheads.engine.training.loop import TrainingDivergedError, fit

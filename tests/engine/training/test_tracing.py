@@ -9,8 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from rlpheads.engine.config.run import ProfileConfig, RuntimeConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.config.schema_runtime import ProfileConfig, RuntimeConfig
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.resume import check_settings
 from rlpheads.engine.training.loop import fit
