@@ -30,12 +30,11 @@ from corpus import CORPUS, CorpusFile, Outcome, write_corpus
 from rlpheads.loaders.adapters.torch_transforms import EvalTransform
 from rlpheads.loaders.contract.batch import LoaderOptions, OnError
 from rlpheads.loaders.contract.crops import CropSpec
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.beton import open_beton
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.store.image_encoding import Encoding
 from rlpheads.loaders.store.write_ffcv import Job, write_beton
 

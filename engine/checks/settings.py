@@ -365,7 +365,7 @@ def _check_early_stopping(config: Config) -> None:
 def _check_dali(config: Config) -> None:
     import torch
 
-    from rlpheads.loaders.contract.manifest import DatasetError
+    from rlpheads.loaders.contract.errors import DatasetError
     from rlpheads.loaders.factory import check_dali_on_gpu, dali_builds
 
     settings = config.data.dali

@@ -14,12 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 from rlpheads.engine.config.streams import stream_seed
-from rlpheads.loaders.adapters.torch_loader import LoaderError
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
 from rlpheads.loaders.factory import check_ffcv
 from rlpheads.loaders.sources.beton import StoreFacts
 from rlpheads.loaders.sources.datasets import open_dataset, split_key
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.store.image_encoding import Encoding
 from rlpheads.loaders.store.write_ffcv import Estimate, Job, estimate, write_beton
 

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rlpheads.engine.runs.folder import write_atomically
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.beton import is_store
 from rlpheads.loaders.sources.image_folder import scan_splits
 from rlpheads.loaders.sources.verification import FOLDER_NAME, Complaint, Findings, examine_files, findings_path

@@ -37,11 +37,9 @@ from rlpheads.engine.training.loop import Outcome, TrainingDivergedError, fit
 from rlpheads.engine.training.memory_errors import memory_failure
 from rlpheads.engine.training.planting import planted, write_truth
 from rlpheads.engine.training.wiring import Training, build_training
-from rlpheads.loaders.adapters.torch_loader import LoaderError
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
 from rlpheads.loaders.factory import check_loader
 from rlpheads.loaders.sources.datasets import open_dataset
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.sources.subset import take_subset
 from rlpheads.loaders.sources.synthetic import SyntheticSpec
 from rlpheads.loaders.sources.verification import check_readable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from rlpheads.loaders.sources.decode import ImageReadError
+from rlpheads.loaders.contract.errors import ImageReadError
 
 NAMED_AT_MOST = 20
 

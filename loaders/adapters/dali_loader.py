@@ -15,15 +15,14 @@ import torch
 
 from rlpheads.loaders.adapters.dali_pipeline import DaliPipeline, Decoded, DecodeError, PipelineSpec
 from rlpheads.loaders.adapters.dali_plan import Cutter, Plan
-from rlpheads.loaders.adapters.torch_loader import LoaderError
 from rlpheads.loaders.contract.batch import Batch, LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
+from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 from rlpheads.loaders.contract.order import PADDING, Order
 from rlpheads.loaders.contract.positioned import Positioned
 from rlpheads.loaders.contract.request import Request, requests
 from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS
 from rlpheads.loaders.sources.datasets import ImageSource
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.sources.encoded_source import EncodedImage, read_encoded, read_pixmaps
 
 _READ_AT_ONCE = 32

@@ -10,9 +10,9 @@ import torch
 from rlpheads.loaders.adapters.batch_memory import BatchMemory
 from rlpheads.loaders.adapters.ffcv_boxes import Boxes
 from rlpheads.loaders.adapters.ffcv_pipeline import Epoch, Pipeline, Request
-from rlpheads.loaders.adapters.torch_loader import LoaderError
 from rlpheads.loaders.contract.batch import Batch, LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
+from rlpheads.loaders.contract.errors import LoaderError
 from rlpheads.loaders.contract.order import Int64Array, Order
 from rlpheads.loaders.contract.positioned import Positioned
 from rlpheads.loaders.sources.datasets import ImageSource

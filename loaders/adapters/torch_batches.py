@@ -16,9 +16,9 @@ from torch.utils.data import Dataset, get_worker_info
 
 from rlpheads.loaders.adapters.torch_transforms import ImageTransform
 from rlpheads.loaders.contract.batch import Batch
+from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.request import Request
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.sources.image_headers import image_size
 
 _OPENED_AT_ONCE = 256

@@ -17,16 +17,12 @@ from torch.utils.data import DataLoader
 from rlpheads.loaders.adapters.torch_batches import BatchMaker, Whereabouts
 from rlpheads.loaders.adapters.torch_transforms import ImageTransform
 from rlpheads.loaders.contract.batch import Batch, LoaderOptions
+from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.contract.positioned import Positioned
 from rlpheads.loaders.contract.request import Draw, Request, requests
 from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS, stop_signals_blocked
 from rlpheads.loaders.sources.datasets import ImageSource
-from rlpheads.loaders.sources.decode import ImageReadError
-
-
-class LoaderError(RuntimeError):
-    """A loader that cannot go on, such as one whose worker died."""
 
 
 class TorchLoader(Positioned):

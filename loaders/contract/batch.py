@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rlpheads.loaders.contract.dali_options import DaliOptions
+from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.order import PADDING, Order
-from rlpheads.loaders.sources.decode import ImageReadError
 
 OnError = Literal["raise", "skip"]
 

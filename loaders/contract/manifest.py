@@ -20,10 +20,6 @@ from numpy.typing import NDArray
 from rlpheads.loaders.contract.order import Int64Array
 
 
-class DatasetError(ValueError):
-    """A dataset that is not there, or not of the form it must have."""
-
-
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """The samples of one split in canonical order: by class, then by name, in byte order whatever the locale.

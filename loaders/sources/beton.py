@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
-from rlpheads.loaders.sources.decode import ImageReadError, decode_rgb
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
+from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.sources.decode import decode_rgb
 
 JPG, RAW = 0, 1
 BETON_VERSION = 2

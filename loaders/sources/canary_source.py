@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.order import Int64Array, hash64, stream_key, uniforms
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
 from rlpheads.loaders.sources.decode import errors_of

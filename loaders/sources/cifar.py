@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.manifest import Manifest
 
 SIDE = 32
 

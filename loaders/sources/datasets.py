@@ -8,7 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources import digits, patches
 from rlpheads.loaders.sources.beton import is_store, open_store
 from rlpheads.loaders.sources.cifar import open_cifar

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,32 +13,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
+from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.sources.image_headers import PNG_SIGNATURE, image_size
 
 MOST_PIXELS = 178_956_970
 """Larger images are refused: half a gigabyte once decoded. Pillow's own limit, twice its `Image.MAX_IMAGE_PIXELS`."""
-
-
-class ImageReadError(ValueError):
-    """An image that cannot be read.
-
-    It travels from a loader worker unchanged: the arguments below are all it holds.
-
-    Attributes:
-        index: Canonical index of the sample.
-        path: Path of its file.
-        reason: What went wrong.
-    """
-
-    def __init__(self, index: int, path: str, reason: str) -> None:
-        super().__init__(index, path, reason)
-        self.index = index
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        printable = os.fsencode(self.path).decode("utf-8", "backslashreplace")
-        return f"image {self.index} ({printable}) cannot be read: {self.reason}"
 
 
 @contextmanager

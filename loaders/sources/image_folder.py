@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
-from rlpheads.loaders.sources.decode import ImageReadError, decode_rgb
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
+from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.sources.decode import decode_rgb
 from rlpheads.loaders.sources.splits import check_val_fraction, stratified_split
 from rlpheads.loaders.sources.verification import with_findings
 

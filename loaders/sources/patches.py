@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.decode import decode_rgb
 from rlpheads.loaders.sources.splits import stratified_split
 

@@ -8,7 +8,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.order import Int64Array
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.order import Int64Array
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
 from rlpheads.loaders.sources.decode import errors_of

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.order import Int64Array, hash64, stream_key
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import IO, Literal
 
 from rlpheads.loaders.contract.batch import OnError
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
-from rlpheads.loaders.sources.decode import ImageReadError, decode_rgb
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
+from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.sources.decode import decode_rgb
 
 FOLDER_NAME = ".rlpheads"
 """Folder in a tree's root where the files lie unless told otherwise; hidden, so that it is no class."""

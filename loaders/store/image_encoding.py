@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision.io import encode_jpeg
 from torchvision.transforms.v2 import functional as F
 
+from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.order import uniforms
 from rlpheads.loaders.sources.beton import JPG, RAW
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
-from rlpheads.loaders.sources.decode import ImageReadError
 
 Mode = Literal["raw", "jpg", "smart", "proportion"]
 DEFAULT_QUALITY = 90

@@ -23,12 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from rlpheads.loaders.adapters.torch_loader import LoaderError
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
 from rlpheads.loaders.sources import beton
 from rlpheads.loaders.sources.beton import RAW
 from rlpheads.loaders.sources.datasets import ImageSource
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.store.image_encoding import Encoded, Encoding, encode_image
 
 PAGE_SIZE = 8 << 20

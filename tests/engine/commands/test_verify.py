@@ -19,7 +19,7 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.training.job import open_sources
 from rlpheads.loaders.contract.batch import LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.canary_source import Planting, plant

@@ -17,8 +17,7 @@ from rlpheads.engine.runs.resume import ResumePoint
 from rlpheads.engine.training.job import open_sources
 from rlpheads.engine.training.loop import fit
 from rlpheads.engine.training.skipped_images import NAMED_AT_MOST, SkipNotices
-from rlpheads.loaders.contract.manifest import DatasetError
-from rlpheads.loaders.sources.decode import ImageReadError
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.memorization.records.ledger import SKIPPED, read_ledger
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from loader_libraries import require_library
 
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.factory import check_dali_on_gpu, dali_builds
 
 

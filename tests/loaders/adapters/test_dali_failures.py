@@ -16,12 +16,10 @@ from corpus import CORPUS, HEIGHT, JPEG, WIDTH, CorpusFile, Outcome, write_corpu
 from loader_kinds import loader_of
 
 from rlpheads.loaders.adapters.dali_pipeline import DaliPipeline, DecodeError
-from rlpheads.loaders.adapters.torch_loader import LoaderError
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.sources.verification import FOLDER_NAME, Complaint, Findings, findings_path
 
 CROP = CropSpec(32)

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from corpus import CORPUS, JPEG, PNG, CorpusFile, Outcome, write_corpus
 
-from rlpheads.loaders.adapters.torch_loader import LoaderError
 from rlpheads.loaders.contract.batch import LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
+from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources import image_folder
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
-from rlpheads.loaders.sources.decode import ImageReadError, decode_rgb
+from rlpheads.loaders.sources.decode import decode_rgb
 from rlpheads.loaders.sources.image_headers import image_size
 
 CROP = CropSpec(32)

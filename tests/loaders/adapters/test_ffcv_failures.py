@@ -14,16 +14,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from corpus import CorpusFile, Outcome, write_corpus
 from loader_libraries import require_library
 
-from rlpheads.loaders.adapters.torch_loader import LoaderError
 from rlpheads.loaders.contract.batch import Batch, LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.beton import JPG, BetonSource, open_beton
 from rlpheads.loaders.sources.canary_source import Planting, plant
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.store.image_encoding import Encoding
 from rlpheads.loaders.store.write_ffcv import Job, write_beton
 

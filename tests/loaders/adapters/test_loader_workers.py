@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpheads.loaders.adapters.torch_loader import LoaderError
 from rlpheads.loaders.contract.batch import Batch, Loader, LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
+from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.datasets import open_dataset
-from rlpheads.loaders.sources.decode import ImageReadError
 
 
 def start(digits, **options) -> tuple[Loader, Iterator[Batch], list[int]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlpheads.loaders.contract.crops import CropSpec
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import check_loader, make_loader
 

@@ -10,10 +10,10 @@ from torchvision.transforms import v2
 
 from rlpheads.loaders.contract.batch import Batch, Loader, LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec, keyed_crops
+from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.datasets import open_dataset
-from rlpheads.loaders.sources.decode import ImageReadError
 
 CROP = CropSpec(16)
 BATCH_SIZE = 96

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlpheads.loaders.contract.batch import Batch, LoaderOptions, check_state
-from rlpheads.loaders.sources.decode import ImageReadError
+from rlpheads.loaders.contract.errors import ImageReadError
 
 
 def make_batch(num_rows: int) -> Batch:

@@ -8,10 +8,10 @@ import torch
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.delivery import OneAhead, deliver
+from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.datasets import open_dataset
-from rlpheads.loaders.sources.decode import ImageReadError
 
 
 def loader_of(source, batch_size: int = 96, **options):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources import beton
 from rlpheads.loaders.sources.beton import open_beton
 from rlpheads.loaders.sources.datasets import open_dataset

@@ -11,7 +11,7 @@ import torch
 import torchvision.datasets
 from cifar_files import CIFAR10_CLASSES, write_cifar
 
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources.datasets import open_dataset
 
 

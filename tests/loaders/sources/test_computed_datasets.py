@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources import patches
 from rlpheads.loaders.sources.canary_source import Planting, plant
 from rlpheads.loaders.sources.datasets import open_dataset

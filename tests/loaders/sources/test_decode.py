@@ -1,7 +1,6 @@
 """Every kind of image file becomes red, green and blue bytes, equal to Pillow's; what is broken gives a clear error."""
 
 import io
-import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.io import encode_jpeg
 
-from rlpheads.loaders.sources.decode import ImageReadError, decode_rgb
+from rlpheads.loaders.sources.decode import decode_rgb
 
 HEIGHT, WIDTH = 20, 30
 COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
@@ -88,10 +87,3 @@ def test_what_is_not_a_whole_image_is_refused(data, reason):
         decode_rgb(data)
     assert "\n" not in str(caught.value)
     assert ".cpp" not in str(caught.value)
-
-
-def test_the_error_survives_the_way_from_a_worker():
-    error = ImageReadError(7, "/data/cat/\udcff.jpg", "the file is empty")
-    again = pickle.loads(pickle.dumps(error))
-    assert (again.index, again.path, again.reason) == (7, "/data/cat/\udcff.jpg", "the file is empty")
-    assert str(again) == r"image 7 (/data/cat/\xff.jpg) cannot be read: the file is empty"

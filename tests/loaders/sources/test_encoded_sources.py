@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.sources.canary_source import Planting, plant
 from rlpheads.loaders.sources.datasets import EncodedSource, open_dataset
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.sources.subset import take_subset
 
 

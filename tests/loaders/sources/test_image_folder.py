@@ -8,9 +8,8 @@ import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.sources.datasets import open_dataset
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.sources.image_folder import ImageFolderSource, scan_image_folder
 
 PAIR = ["a.jpg", "b.png"]

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlpheads.loaders.contract.manifest import DatasetError, Manifest
+from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.splits import stratified_split
 
 counts = st.lists(st.integers(2, 40), min_size=1, max_size=8)

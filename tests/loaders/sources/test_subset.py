@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.sources.canary_source import Planting, plant
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.sources.digits import open_digits
 from rlpheads.loaders.sources.image_folder import ImageFolderSource, scan_image_folder
 from rlpheads.loaders.sources.subset import take_subset

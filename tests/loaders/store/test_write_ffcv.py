@@ -16,11 +16,10 @@ from loader_libraries import require_library
 from PIL import Image
 
 from rlpheads.engine.cli import main
-from rlpheads.loaders.contract.manifest import DatasetError
+from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.sources import beton
 from rlpheads.loaders.sources.beton import JPG, RAW, open_beton
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
-from rlpheads.loaders.sources.decode import ImageReadError
 from rlpheads.loaders.store.image_encoding import Encoding
 from rlpheads.loaders.store.write_ffcv import Job, estimate, write_beton
 
