@@ -22,13 +22,8 @@ from rlpheads.engine.learner.precision import autocast
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.model.taps import Place
 from rlpheads.engine.runs.opened_run import RunError
-from rlpheads.engine.training.loading import dali_options
+from rlpheads.engine.training.loading import evaluation_loader
 from rlpheads.loaders.augment.normalize import Normalize
-from rlpheads.loaders.contract.batch import Loader, LoaderOptions
-from rlpheads.loaders.contract.crops import CropSpec
-from rlpheads.loaders.contract.delivery import deliver
-from rlpheads.loaders.contract.order import Order
-from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.memorization.audit.feature_blocks import BLOCK_ROWS
 
@@ -149,7 +144,7 @@ class FeatureStore:
         normalize = Normalize(config.data.mean, config.data.std).to(self._device)
         tables: list[Tensor] = []
         is_read_N = torch.zeros(num_samples, dtype=torch.bool)
-        for batch in eval_loader(config, source, self._device):
+        for batch in evaluation_loader(config, source, self._device):
             with torch.no_grad(), autocast(self._device, config.precision):
                 features = [features_BD.cpu() for features_BD in self._reader(normalize(batch.images))]
             tables = tables or self._allocate(num_samples, [features_BD.shape[1] for features_BD in features])
@@ -173,26 +168,6 @@ class FeatureStore:
                 "left; name fewer places with --taps, or another folder with the variable TMPDIR"
             )
         return [_map_file(folder / str(position), num_samples, dim) for position, dim in enumerate(dims)]
-
-
-def eval_loader(config: Config, source: ImageSource, device: torch.device) -> Loader:
-    """Make a loader of a whole split onto a device, without augmentation, in canonical order, for this process alone."""
-    num_samples = source.manifest.num_samples
-    batch_size = min(config.eval.batch_size or config.batch_size, num_samples)
-    loader = make_loader(
-        config.data.loader,
-        source,
-        Order(num_samples, batch_size, 0, False, "pad"),
-        CropSpec(image_size=config.data.image_size, crop_fraction=config.data.eval_crop_fraction),
-        train=False,
-        options=LoaderOptions(
-            num_workers=config.data.workers,
-            pin_memory=device.type == "cuda",
-            on_error=config.data.on_error,
-            dali=dali_options(config.data.dali, device),
-        ),
-    )
-    return deliver(loader, device)
 
 
 def _map_file(path: Path, num_samples: int, dim: int) -> Tensor:

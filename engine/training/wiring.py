@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.learner.evaluation import Split
 from rlpheads.engine.learner.learner import Learner, build_learner, num_audit_draws
@@ -19,21 +17,17 @@ from rlpheads.engine.runs import checkpoint
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLog
 from rlpheads.engine.runs.resume import Position, ResumePoint, Sources, identity
-from rlpheads.engine.training.augmenting import augment_spec, mix_spec
 from rlpheads.engine.training.clock import Clock
 from rlpheads.engine.training.device_wait import DeviceWait
 from rlpheads.engine.training.label_choice import run_labels
-from rlpheads.engine.training.loading import dali_options
+from rlpheads.engine.training.loading import augment_spec, evaluation_loader, mix_spec, training_loader
 from rlpheads.engine.training.meters import Meters
 from rlpheads.engine.training.skipped_images import SkipNotices
 from rlpheads.loaders.augment.mixing import Mixer
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.loaders.augment.pipeline import Augment
-from rlpheads.loaders.contract.batch import Batch, Loader, LoaderOptions
-from rlpheads.loaders.contract.crops import CropSpec
-from rlpheads.loaders.contract.delivery import deliver
+from rlpheads.loaders.contract.batch import Batch, Loader
 from rlpheads.loaders.contract.order import Order
-from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.memorization.baselines.head_only import least_squares_rla
 from rlpheads.memorization.records.ledger import Ledger
@@ -159,8 +153,8 @@ def build_training(
 ) -> Training:
     """Build everything that a run consists of, on this rank's device; `fresh`: it begins, and resumes nothing."""
     manifest = sources.train.manifest
-    order = Order(manifest.num_samples, config.batch_size, stream_seed(config.seed, "order"), True, config.data.partial)
-    loader = _loader(config, sources.train, order, launch, train=True)
+    loader = training_loader(config, sources.train, launch.device, launch.rank)
+    order = loader.order
     learner = build_learner(config, launch, len(manifest.classes), order.num_steps, fresh=fresh)
     routes = build_routes(config, learner.tapped, launch.world_size)
     heads = head_flops(config.heads, learner.dims, routes.terms.regularized, num_audit_draws(config))
@@ -189,34 +183,9 @@ def build_training(
 
 def _split(config: Config, source: ImageSource, learner: Learner, launch: Launch) -> Split:
     manifest = source.manifest
-    wanted = min(config.eval.batch_size or config.batch_size, manifest.num_samples)  # no more padding than it takes
-    batch_size = -(-wanted // launch.world_size) * launch.world_size
-    order = Order(manifest.num_samples, batch_size, 0, False, "pad")
     table = run_labels(config, manifest, config.heads.draws + num_audit_draws(config), launch.device)
-    loader = _loader(config, source, order, launch, train=False)
+    loader = evaluation_loader(config, source, launch.device, launch.rank)
     return Split(loader, table, _ledger(config, source, learner, launch))
-
-
-def _loader(config: Config, source: ImageSource, order: Order, launch: Launch, *, train: bool) -> Loader:
-    data = config.data
-    crop = CropSpec(
-        image_size=data.image_size,
-        scale=data.crop_scale,
-        ratio=data.crop_ratio,
-        hflip=data.hflip,
-        crop_fraction=data.eval_crop_fraction,
-        kind="whole" if data.crop == "pad" else "random_resized",
-    )
-    options = LoaderOptions(
-        rank=launch.rank.rank,
-        world_size=launch.world_size,
-        num_workers=min(data.workers, len(os.sched_getaffinity(0))),  # more would only take turns
-        pin_memory=launch.device.type == "cuda",
-        keep_workers=train,  # evaluation is rare: its workers would only take memory
-        on_error=data.on_error,
-        dali=dali_options(data.dali, launch.device),
-    )
-    return deliver(make_loader(data.loader, source, order, crop, train=train, options=options), launch.device)
 
 
 def _ledger(config: Config, source: ImageSource, learner: Learner, launch: Launch) -> Ledger:

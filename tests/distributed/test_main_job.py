@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlpheads.engine.commands.features import eval_loader
 from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.engine.training.loading import evaluation_loader
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.memorization.measures.label_measures import expected_calibration_error
 
@@ -200,7 +200,7 @@ def calibration_error_of_saved_weights(folder):
     model, device = run.load_model(), torch.device("cpu")
     confidence_N, hit_N = torch.zeros(360), torch.zeros(360, dtype=torch.bool)
     normalize = Normalize(run.config.data.mean, run.config.data.std)
-    for batch in eval_loader(run.config, run.sources.heldout, device):
+    for batch in evaluation_loader(run.config, run.sources.heldout, device):
         counted_B = batch.index >= 0
         confidence_B, predicted_B = model(normalize(batch.images))[0].softmax(1).max(1)
         confidence_N[batch.index[counted_B]] = confidence_B[counted_B]

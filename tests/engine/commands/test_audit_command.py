@@ -1,6 +1,7 @@
 """Features of a checkpoint at every place, and the audit of a finished run."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch.nn.functional import layer_norm
 
 from rlpheads.engine.cli import main
 from rlpheads.engine.commands.audit import AuditOptions, audit_labels, audit_run
-from rlpheads.engine.commands.features import FeatureReader, FeatureStore, eval_loader, read_places
+from rlpheads.engine.commands.features import FeatureReader, FeatureStore, read_places
 from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.learning import HeadsConfig, ModelConfig, OptimConfig, RegularizerConfig, ScheduleConfig
 from rlpheads.engine.config.run import CheckpointConfig, EvalConfig, LedgerConfig, RunConfig
@@ -21,9 +22,10 @@ from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.taps import Place
 from rlpheads.engine.runs.checkpoint import read_manifest, weights_sha256
 from rlpheads.engine.runs.opened_run import RunError, open_run
-from rlpheads.engine.training import job
+from rlpheads.engine.training import job, loading
 from rlpheads.engine.training.job import open_sources
 from rlpheads.loaders.augment.normalize import Normalize
+from rlpheads.loaders.factory import make_loader
 from rlpheads.memorization.baselines.head_only import least_squares_rla
 from rlpheads.memorization.heads.rlp_heads import HeadTerms
 from rlpheads.memorization.records.ledger import read_ledger
@@ -187,10 +189,21 @@ def test_large_tables_are_files_that_go_away(tiny, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_eval_loader_sees_every_sample_once(tiny):
-    source = open_sources(tiny).heldout
-    index = torch.cat([batch.index for batch in eval_loader(tiny, source, CPU)])
-    assert torch.equal(index[index >= 0], torch.arange(360))
+def test_the_audit_reads_through_the_loader_of_the_runs_own_evaluations(tiny, monkeypatch):
+    """With the setting's cap on workers too: none beyond the cores that this process may use."""
+    made = []
+
+    def noting(*arguments, options, **others):
+        made.append(options)
+        return make_loader(*arguments, options=options, **others)
+
+    monkeypatch.setattr(loading, "make_loader", noting)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    config = replace(tiny, data=replace(tiny.data, workers=64))
+    model = build_model(config, 10).eval()
+    with FeatureStore(config, FeatureReader(model, read_places("0", model), norm=True), CPU) as store:
+        store.read(open_sources(config).heldout)
+    assert [options.num_workers for options in made] == [1]
 
 
 # Runs

@@ -16,7 +16,7 @@ from rlpheads.engine.learner.learner import Learner, build_heads
 from rlpheads.engine.learner.optimizer import Span, build_part, with_loss_scale
 from rlpheads.engine.learner.step import TrainStep, build_routes
 from rlpheads.engine.model.builder import build_model
-from rlpheads.engine.training.augmenting import augment_spec, mix_spec
+from rlpheads.engine.training.loading import augment_spec, mix_spec
 from rlpheads.engine.training.meters import Meters
 from rlpheads.engine.training.wiring import Training
 from rlpheads.loaders.augment.mixing import Mixer

@@ -1,5 +1,6 @@
-"""A run's data sets and augmentations, from its settings: trained with, evaluated without, the same after a resume."""
+"""A run's loaders and augmentations, from its settings: trained with, evaluated without, the same after a resume."""
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +14,18 @@ from rlpheads.engine.config.data import AugmentConfig, DataConfig, MixConfig, Su
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.distributed.launch import Rank
 from rlpheads.engine.learner.step import forward_rows
 from rlpheads.engine.runs.resume import Position
-from rlpheads.engine.training.augmenting import augment_spec, mix_spec
+from rlpheads.engine.training import loading
 from rlpheads.engine.training.job import open_sources
+from rlpheads.engine.training.loading import augment_spec, evaluation_loader, mix_spec, training_loader
 from rlpheads.engine.training.wiring import Training
+from rlpheads.loaders.contract.batch import LoaderOptions
+from rlpheads.loaders.factory import make_loader
 
 Build = Callable[..., Training]
+CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[3]
 
 
@@ -51,6 +57,32 @@ def test_an_augmented_image_depends_on_seed_epoch_and_index(augmented: Config, b
     assert not torch.equal(other.prepare_training(batch)[0], first)
     two.position = Position(1)
     assert not torch.equal(two.prepare_training(batch)[0], first)
+
+
+def test_evaluation_sees_every_sample_once_at_any_world_size(tiny: Config):
+    source = open_sources(replace(tiny, data=replace(tiny.data, val_fraction=0.1))).heldout
+    for world_size in (1, 3):
+        seen = []
+        for rank in range(world_size):
+            loader = evaluation_loader(tiny, source, CPU, Rank(rank, world_size, rank))
+            assert loader.order.batch_size % world_size == 0
+            seen += [index for batch in loader for index in batch.index.tolist() if index >= 0]
+        assert sorted(seen) == list(range(source.manifest.num_samples))
+
+
+@pytest.mark.parametrize("make", [training_loader, evaluation_loader])
+def test_no_more_workers_than_cores(tiny: Config, make: Callable, monkeypatch: pytest.MonkeyPatch):
+    made = []
+
+    def noting(*arguments: object, options: LoaderOptions, **others: object) -> object:
+        made.append(options)
+        return make_loader(*arguments, options=options, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loading, "make_loader", noting)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    for workers in (1, 64):
+        make(with_data(tiny, workers=workers), open_sources(tiny).train, CPU, Rank(0, 1, 0))
+    assert [options.num_workers for options in made] == [1, 2]
 
 
 def test_no_augmentation_is_what_it_was(tiny: Config, build: Build):
