@@ -3,10 +3,10 @@
 python benchmarks/failure_corpus.py             # every file through every loader that is installed; some minutes
 python benchmarks/failure_corpus.py --files     # and what became of each file
 
-Every file of the tests' corpus (tests/loaders/corpus.py) is tried three times: with `data.on_error` "skip", beside all the
-others; with "raise", alone in a tree; and with "skip" again after `rlpheads verify` has seen the tree. FFCV reads a store,
-so it is `rlpheads convert` that meets the files. An error or a skipped row counts if it names the right index and file, a
-picture if it is the one that Pillow reads. Exit code 1: something was not as stated.
+Every file of the tests' corpus (tests/helpers/image_corpus.py) is tried three times: with `data.on_error` "skip", beside
+all the others; with "raise", alone in a tree; and with "skip" again after `rlpheads verify` has seen the tree. FFCV reads a
+store, so it is `rlpheads convert` that meets the files. An error or a skipped row counts if it names the right index and
+file, a picture if it is the one that Pillow reads. Exit code 1: something was not as stated.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "loaders"))
-from corpus import CORPUS, CorpusFile, Outcome, write_corpus
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
+from image_corpus import CORPUS, CorpusFile, Outcome, write_corpus
 
 from rlpheads.loaders.adapters.torch_transforms import EvalTransform
 from rlpheads.loaders.contract.batch import LoaderOptions, OnError

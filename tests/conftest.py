@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest.register_assert_rewrite("kernel_problems", "real_runs")  # helpers whose failed assertions should show values
 torch.set_num_threads(1)
 settings.register_profile("rlpheads", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("rlpheads")

@@ -1,16 +1,12 @@
 """The table of damaged files says what became of them, and does not call it as stated when it is not."""
 
-import sys
 from dataclasses import replace
 from io import StringIO
-from pathlib import Path
 
 import pytest
 from failure_corpus import Trial, file_table, summary, try_all
+from image_corpus import CORPUS, CorpusFile, Outcome
 from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "loaders"))
-from corpus import CORPUS, CorpusFile, Outcome
 
 SOME = ("baseline.JPEG", "text.jpg", "half_with_an_end.jpg")
 

@@ -4,15 +4,11 @@ import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
-from conftest import ROOT
-from test_main_job import same_result
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "loaders"))
 from loader_libraries import require_library
+from real_runs import ROOT, same_result
 
 pytestmark = pytest.mark.distributed
 

@@ -1,14 +1,11 @@
 """A run on FFCV: converted, trained on two ranks, and recorded as the same samples that a run on torch records."""
 
-import sys
 from pathlib import Path
 
 import pytest
+from loader_libraries import require_library
 
 from rlpheads.engine.cli import main
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "loaders"))
-from loader_libraries import require_library
 
 pytestmark = pytest.mark.distributed
 

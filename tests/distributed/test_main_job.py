@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from real_runs import same_result, without_times
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlpheads.engine.runs.opened_run import open_run
@@ -24,30 +25,11 @@ AUGMENTED = ["--data.crop", "pad", "--data.augment.policy", "rand", "--data.augm
 AUGMENTED += ["--data.augment.erase", "0.3", "--data.mix.mixup", "0.8", "--data.mix.cutmix", "1"]
 
 
-def without_times(rows):
-    return [{key: value for key, value in row.items() if key not in ("images_per_second", "data_wait")} for row in rows]
-
-
-def table_bytes(table):
-    """Every column's content, NaN being equal to itself, and the metadata."""
-    return str(table.schema.metadata), [str(column.to_pylist()) for column in table.columns]
-
-
 def curves(finished):
     """TensorBoard's scalars, by name: (step, value) in the order in which it shows them; but for times."""
     events = EventAccumulator(str(finished.folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     names = [name for name in events.Tags()["scalars"] if not name.endswith(("/images_per_second", "/data_wait"))]
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
-
-
-def same_result(finished, undisturbed):
-    assert finished.status["weights_sha256"] == undisturbed.status["weights_sha256"]
-    ours, theirs = finished.ledgers, undisturbed.ledgers
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert table_bytes(ours[name]) == table_bytes(theirs[name]), name
-    assert without_times(finished.rows("epoch")) == without_times(undisturbed.rows("epoch"))
-    assert [row["step"] for row in finished.rows("step")] == [row["step"] for row in undisturbed.rows("step")]
 
 
 def test_run_leaves_everything_that_it_promises(undisturbed):

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from test_main_job import same_result
+from real_runs import same_result
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

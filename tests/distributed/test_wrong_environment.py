@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Finished, Runner
+from real_runs import Finished, Runner
 
 pytestmark = pytest.mark.distributed
 

@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
-from interpreter import Interpreter
+from triton_interpreter import Interpreter
 
 from rlpheads.kernels.cpu import tiled_cpu
 

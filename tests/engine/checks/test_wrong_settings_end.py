@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_config_corpus import FLAGS
+from wrong_flags import FLAGS
 from wrong_settings import CONTRADICTIONS, DIGITS, NAMES, NUMBERS
 
 from rlpheads.engine import train

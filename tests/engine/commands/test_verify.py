@@ -2,15 +2,12 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "loaders"))
-from corpus import CORPUS, JPEG, CorpusFile, Outcome, write_corpus
 from dying_decoder import dies_at_seven
+from image_corpus import CORPUS, JPEG, CorpusFile, Outcome, write_corpus
 
 from rlpheads.engine.cli import main
 from rlpheads.engine.commands import verify as verify_run

@@ -7,9 +7,9 @@ import pytest
 import torch
 import triton_behaviour as behaviour
 import triton_labels
-from interpreter import Interpreter
 from kernel_problems import KINDS
 from triton_cases import Case, assert_as_accurate_as_plain, grid
+from triton_interpreter import Interpreter
 
 from rlpheads.kernels.random_label_loss import random_label_loss
 

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton", reason="triton comes with torch's CUDA build only")
 
 import triton_tuning
-from interpreter import Interpreter
+from triton_interpreter import Interpreter
 
 from rlpheads.kernels.gpu.triton_tiles import PREPARED_CHIPS, Tiles, chip_tiles
 from rlpheads.kernels.gpu.tuned_tiles import (

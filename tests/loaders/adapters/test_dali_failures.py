@@ -1,18 +1,15 @@
 """DALI and the files of the corpus: every outcome as stated, as torch's where it says why, and no batch is lost."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from loader_libraries import require_library
+from PIL import Image
 
 require_library("dali")  # before what imports it
 
-from corpus import CORPUS, HEIGHT, JPEG, WIDTH, CorpusFile, Outcome, write_corpus
+from image_corpus import CORPUS, HEIGHT, JPEG, WIDTH, CorpusFile, Outcome, write_corpus
 from loader_kinds import loader_of
 
 from rlpheads.loaders.adapters.dali_pipeline import DaliPipeline, DecodeError

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from loader_kinds import loader_of
+from loader_libraries import require_library
 
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.order import Order
@@ -20,10 +22,6 @@ from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.canary_source import Planting, plant
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
 from rlpheads.loaders.sources.subset import take_subset
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from loader_kinds import loader_of
-from loader_libraries import require_library
 
 CROP = CropSpec(32)
 NAMES = [f"{number:02d}" for number in range(12)]
@@ -186,7 +184,6 @@ def test_threads_of_an_evaluation_end_with_its_epoch(photographs):
 
 SCRIPT = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[1])
 from loader_kinds import loader_of
 from loader_libraries import require_library
 from rlpheads.loaders.contract.crops import CropSpec
@@ -194,7 +191,7 @@ from rlpheads.loaders.sources.datasets import open_dataset
 
 stops = []
 signal.signal(signal.SIGTERM, lambda *_: stops.append(1))
-source, _ = open_dataset("imagefolder", sys.argv[2], seed=0)
+source, _ = open_dataset("imagefolder", sys.argv[1], seed=0)
 loader = loader_of("dali", source, CropSpec(32), 8, num_workers=2)
 seen = 0
 for batch in loader:
@@ -213,7 +210,6 @@ def test_a_process_under_signals_reads_all_and_leaves(photographs, tmp_path):
     command = [
         sys.executable,
         str(tmp_path / "read.py"),
-        str(Path(__file__).parents[1]),
         str(photographs.manifest.root.parent),
     ]
     path = os.pathsep.join(sys.path)

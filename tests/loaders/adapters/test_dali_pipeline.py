@@ -3,14 +3,11 @@
 import os
 import re
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from loader_libraries import require_library
 
 require_library("dali")  # before what imports it

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from corpus import CORPUS, JPEG, PNG, CorpusFile, Outcome, write_corpus
+from image_corpus import CORPUS, JPEG, PNG, CorpusFile, Outcome, write_corpus
 
 from rlpheads.loaders.contract.batch import LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec

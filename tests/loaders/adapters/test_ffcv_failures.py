@@ -1,6 +1,5 @@
 """FFCV where something is wrong: every image is the right one or refused by name, and nothing waits for ever."""
 
-import sys
 import threading
 from itertools import islice
 from pathlib import Path
@@ -8,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from corpus import CorpusFile, Outcome, write_corpus
+from image_corpus import CorpusFile, Outcome, write_corpus
 from loader_libraries import require_library
+from PIL import Image
 
 from rlpheads.loaders.contract.batch import Batch, LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec

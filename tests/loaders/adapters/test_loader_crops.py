@@ -1,21 +1,17 @@
 """What was cut out of a JPEG is read off its pixels: the keyed crop in every loader that decodes JPEGs themselves."""
 
 import random
-import sys
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loader_kinds import KINDS, loader_of, write_ramps
 
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec, keyed_crops
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.sources.datasets import ImageSource
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from loader_kinds import KINDS, loader_of, write_ramps
 
 CROP = CropSpec(32)
 NUM_EPOCHS, NUM_IMAGES, BATCH_SIZE = 3, 103, 24

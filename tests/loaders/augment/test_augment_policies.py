@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from augment_images import photographs
 from scipy import stats
-from test_pixel_operations import photographs
 from timm.data import auto_augment
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import v2

@@ -2,20 +2,16 @@
 
 import io
 import struct
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from image_corpus import CORPUS, JPEG, Outcome
 from PIL import Image
 
 from rlpheads.loaders.sources.decode import decode_rgb
 from rlpheads.loaders.sources.plain_jpeg import plain_jpeg_size
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from corpus import CORPUS, JPEG, Outcome
 
 
 def jpeg_of(height: int, width: int, mode: str = "RGB", **options) -> bytes:

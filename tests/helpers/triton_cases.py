@@ -1,6 +1,6 @@
 """What the interpreter's process is asked to do: each function runs there, and its assertions are raised here.
 
-Triton decides at its import whether it interprets, so that `interpreter` (conftest.py) gives these a process of their own.
+Triton decides at its import whether it interprets, so that `triton_interpreter` gives these a process of their own.
 """
 
 from dataclasses import dataclass, replace
