@@ -21,7 +21,7 @@ def check_heads(features: list[Tensor], weights: list[Tensor], biases: list[Tens
             check_head(features_BD, weight_KD, bias_K)
             _check_device("features", features_BD, features[0])
         except ValueError as error:
-            raise _named(error, number, len(features)) from None
+            raise _with_head_number(error, number, len(features)) from None
     for what, values in (
         ("rows (B)", [len(features_BD) for features_BD in features]),
         ("labels (K)", [len(weight_KD) for weight_KD in weights]),
@@ -73,10 +73,10 @@ def check_labels(features: list[Tensor], labels: list[Labels], pairs: list[Pair 
             if pair is not None:
                 _check_pair(pair, features_BD)
         except ValueError as error:
-            raise _named(error, number, len(features)) from None
+            raise _with_head_number(error, number, len(features)) from None
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_known_name(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Check that a name is among the choices; the error names the nearest."""
     if value in choices:
         return
@@ -88,7 +88,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def check_regularizer(regularizer: str | None) -> None:
     """Check the kind of regularizer."""
     if regularizer is not None:
-        check_choice("regularizer", regularizer, tuple(REGULARIZERS))
+        check_known_name("regularizer", regularizer, tuple(REGULARIZERS))
 
 
 def check_memory_budget(memory_budget: int | None) -> None:
@@ -99,7 +99,7 @@ def check_memory_budget(memory_budget: int | None) -> None:
         raise ValueError(f"memory_budget must be a number of bytes, 0 or more, or None; got {memory_budget!r}")
 
 
-def _named(error: ValueError, number: int, num_heads: int) -> ValueError:
+def _with_head_number(error: ValueError, number: int, num_heads: int) -> ValueError:
     """Return the same error with the head's number in front where there are several."""
     return ValueError(f"head {number}: {error}") if num_heads > 1 else error
 
@@ -124,7 +124,7 @@ def _check_labels(name: str, labels: Labels, features_BD: Tensor) -> None:
         _check_indices(name, labels, features_BD)
         return
     if not isinstance(labels, tuple) or len(labels) != 3 or not all(isinstance(part, Tensor) for part in labels[:2]):
-        raise ValueError(f"{name} must be a tensor or a tuple (table, index, draw); got {_kind(labels)}")
+        raise ValueError(f"{name} must be a tensor or a tuple (table, index, draw); got {_type_name(labels)}")
     table_MN, index_B, draw = labels
     if table_MN.ndim != 2 or table_MN.dtype not in LABEL_DTYPES or table_MN.shape[1] == 0:
         raise ValueError(
@@ -139,7 +139,7 @@ def _check_labels(name: str, labels: Labels, features_BD: Tensor) -> None:
         )
 
 
-def _kind(value: object) -> str:
+def _type_name(value: object) -> str:
     if not isinstance(value, tuple):
         return type(value).__name__
     return f"a tuple ({', '.join(type(part).__name__ for part in value)})"
@@ -160,7 +160,7 @@ def _check_device(name: str, tensor: Tensor | None, features_BD: Tensor) -> None
         raise ValueError(f"{name} must be on the features' device {features_BD.device}; got {tensor.device}")
 
 
-def checked_values(labels: RowLabels, num_labels: int) -> RowLabels:
+def check_label_values(labels: RowLabels, num_labels: int) -> RowLabels:
     """Labels all of which lie in [0, K), with weights in [0, 1]; on a GPU unchecked, as that would wait for it."""
     if labels.index_LB.device.type != "cpu":
         return labels

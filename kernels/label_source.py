@@ -1,6 +1,6 @@
-"""Where a row's labels come from: a tensor, or a table of every sample's labels that is read by the sample's index."""
+"""Where a row's labels come from: a tensor, or a table of every sample's labels that is indexed by sample."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,16 +12,19 @@ row, which reads some label in range: its losses are finite, and the caller leav
 Pair = tuple[Labels, Tensor]
 """Second labels, and the weight in [0, 1] of the first."""
 
-SOURCES_A_LAUNCH = 16
-"""Heads whose labels one launch of the Triton kernel gathers: each is two of its arguments."""
+TableGather = Callable[[Sequence[Tensor], Sequence[Tensor | None]], Tensor]
+"""(rows, indices) of the heads → their labels one after another: `row[index]`, or the row itself where there is no index."""
 
 
-def gather_labels(heads: Sequence[Labels], impl: str) -> Tensor:
-    """Labels of the rows of all heads, one head after another, as int64; with `triton` tables are read by one kernel."""
-    if impl == "triton" and any(isinstance(labels, tuple) for labels in heads):
+def gather_labels(heads: Sequence[Labels], gather_tables: TableGather | None = None) -> Tensor:
+    """Labels of the rows of all heads, one head after another, as int64.
+
+    Where any head has a table, `gather_tables` reads those of all heads in one call; without it each is read by PyTorch.
+    """
+    if gather_tables is not None and any(isinstance(labels, tuple) for labels in heads):
         rows = [labels if isinstance(labels, Tensor) else labels[0][labels[2]] for labels in heads]
-        return _gather_by_triton(rows, [None if isinstance(labels, Tensor) else labels[1] for labels in heads])
-    return concatenate([_gather_plainly(labels) for labels in heads])
+        return gather_tables(rows, [None if isinstance(labels, Tensor) else labels[1] for labels in heads])
+    return concatenate([_gather_by_pytorch(labels) for labels in heads])
 
 
 def concatenate(parts: Sequence[Tensor]) -> Tensor:
@@ -29,7 +32,7 @@ def concatenate(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
 
 
-def _gather_plainly(labels: Labels) -> Tensor:
+def _gather_by_pytorch(labels: Labels) -> Tensor:
     if isinstance(labels, Tensor):
         return labels.long()
     table_MN, index_B, draw = labels
@@ -54,30 +57,3 @@ def _gather_op(table_MN: Tensor, index_B: Tensor, draw: int) -> Tensor:
 @_gather_op.register_fake
 def _(table_MN: Tensor, index_B: Tensor, draw: int) -> Tensor:
     return index_B.new_empty(index_B.shape, dtype=torch.int64)
-
-
-@torch.library.custom_op("rlpheads::triton_gather_labels", mutates_args=(), device_types=("cpu", "cuda"))
-def _gather_by_triton(rows: Sequence[Tensor], indices: Sequence[Tensor | None]) -> Tensor:
-    """Labels of each head: where it has an index, `row[index]` of a table's row, else its row itself.
-
-    Nothing is checked, as that would wait for the GPU: an index that is no column gives the label −1, which is no class,
-    and with it an infinite cross-entropy.
-    """
-    from rlpheads.kernels.gpu.triton_launch import gather_labels as launch
-
-    labels_SB = _room_for_labels(rows, indices)
-    for start in range(0, len(rows) if labels_SB.numel() else 0, SOURCES_A_LAUNCH):
-        some = slice(start, start + SOURCES_A_LAUNCH)
-        launch(rows[some], indices[some], labels_SB[some])
-    return labels_SB.flatten()
-
-
-@_gather_by_triton.register_fake
-def _(rows: Sequence[Tensor], indices: Sequence[Tensor | None]) -> Tensor:
-    return _room_for_labels(rows, indices).flatten()
-
-
-def _room_for_labels(rows: Sequence[Tensor], indices: Sequence[Tensor | None]) -> Tensor:
-    """An empty (S, B)."""
-    first_B = rows[0] if indices[0] is None else indices[0]
-    return first_B.new_empty((len(rows), len(first_B)), dtype=torch.int64)

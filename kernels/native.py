@@ -17,8 +17,8 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "cpu" / "tile_pass.cpp"
-HEADERS = tuple(SOURCE.with_name(name) for name in ("tile_chunk.h", "tile_products.h"))
+CPP_SOURCE = Path(__file__).parent / "cpu" / "tile_pass.cpp"
+CPP_HEADERS = tuple(CPP_SOURCE.with_name(name) for name in ("tile_chunk.h", "tile_products.h"))
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 BUILD_SECONDS = 120
@@ -28,10 +28,10 @@ BUILD_SECONDS = 120
 def load_library() -> ctypes.CDLL | None:
     """The library of `tile_pass.cpp`, built if need be; None, after one warning, where that cannot be done."""
     try:
-        return ctypes.CDLL(str(built_library(cache_folder())))
+        return ctypes.CDLL(str(build_library(cache_folder())))
     except (OSError, subprocess.SubprocessError) as error:
         warnings.warn(
-            f"rlpheads: the loss runs in plain PyTorch on this CPU, correct but slower: {_reason(error)}",
+            f"rlpheads: the loss runs in plain PyTorch on this CPU, correct but slower: {_failure_message(error)}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -43,14 +43,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlpheads"
 
 
-def built_library(folder: Path) -> Path:
+def build_library(folder: Path) -> Path:
     """Path of the library in `folder`, built by the compiler that CXX names, or else the first of `COMPILERS`.
 
     Raises:
         OSError: there is no compiler, or the folder cannot be written.
         subprocess.SubprocessError: the compiler failed or took too long.
     """
-    command = [*find_compiler(), *FLAGS, str(SOURCE)]
+    command = [*compiler_command(), *FLAGS, str(CPP_SOURCE)]
     library = folder / f"tile_pass-{_fingerprint(command)}.so"
     if library.exists():
         return library
@@ -62,7 +62,7 @@ def built_library(folder: Path) -> Path:
     return library
 
 
-def find_compiler() -> list[str]:
+def compiler_command() -> list[str]:
     """The compiler's command.
 
     Raises:
@@ -81,12 +81,12 @@ def _fingerprint(command: list[str]) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    sources = [path.read_text() for path in (SOURCE, *HEADERS)]
+    sources = [path.read_text() for path in (CPP_SOURCE, *CPP_HEADERS)]
     text = "\n".join([*command[:-1], platform.machine(), features, *sources])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _reason(error: Exception) -> str:
+def _failure_message(error: Exception) -> str:
     if isinstance(error, subprocess.CalledProcessError):
         lines = error.stderr.strip().splitlines() or ["no message"]
         return f"{error.cmd[0]} failed: {next((line for line in lines if 'error' in line), lines[-1])}"

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from rlpheads.kernels import arguments
 from rlpheads.kernels.gpu import triton_loss
+from rlpheads.kernels.gpu.triton_labels import gather_by_triton
 from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels
 from rlpheads.kernels.rows import reference
 from rlpheads.kernels.rows.partials import ClassRange, Needs, Partials, accumulation_dtype
-from rlpheads.kernels.rows.row_softmax import RowLabels, by_head, combine, row_labels
+from rlpheads.kernels.rows.row_softmax import RowLabels, by_head, merge_partials, row_labels
 from rlpheads.kernels.rows.terms import TERMS
 from rlpheads.kernels.stages import (
     KERNELS,
@@ -35,10 +36,10 @@ IMPLS = ("auto", "reference", *KERNELS)
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
 """Bytes of exponentials that are kept for backward unless the caller says otherwise."""
 
-SMALL_LOGITS = 2**15
+MAX_REFERENCE_LOGITS = 2**15
 """Entries of B x K up to which `auto` writes all logits out on a CPU: below, a call costs more than its arithmetic."""
 
-FEW_LABELS = 192
+MAX_REFERENCE_LABELS = 192
 """Labels K up to which it does so at any number of rows: the logits are small beside the features then."""
 
 
@@ -110,8 +111,8 @@ def random_label_loss(
         joint: whether to return `joint_B`.
         impl: `reference` is plain PyTorch and holds B×K logits; `tiled_cpu` streams the classes in tiles, on the CPU;
             `triton` does so on a CUDA GPU, with matrix products in the features' dtype (float16, bfloat16, float32).
-            `auto` takes the one that fits the device, and `reference` where neither does (`triton_loss.refusal`) or where
-            labels or logits on a CPU are few (`FEW_LABELS`, `SMALL_LOGITS`).
+            `auto` takes the one that fits the device, and `reference` where neither does (`triton_loss.unsupported_reason`)
+            or where labels or logits on a CPU are few (`MAX_REFERENCE_LABELS`, `MAX_REFERENCE_LOGITS`).
         memory_budget: bytes of exponentials that may be kept from forward to backward, by default 256 MiB. What does not
             fit (all are B·K numbers, of 2 bytes for 16-bit features on a GPU, else of 4) is recomputed in backward, at the
             price of at most one matrix product more. `reference` ignores it.
@@ -184,15 +185,15 @@ def random_label_losses(
     arguments.check_regularizer(regularizer)
     arguments.check_memory_budget(memory_budget)
     impl = _resolve_impl(impl, heads.features[0], heads.num_labels)
-    rows = _gathered(label_list, pair_list, accumulation_dtype(heads.features[0], heads.weights[0]), impl)
-    rows = arguments.checked_values(rows, heads.num_labels)
-    heads = _autocast(heads)
+    rows = _gather_row_labels(label_list, pair_list, accumulation_dtype(heads.features[0], heads.weights[0]), impl)
+    rows = arguments.check_label_values(rows, heads.num_labels)
+    heads = _cast_to_autocast_dtype(heads)
     if impl == "reference":
-        loss = _by_reference(heads, rows, regularizer, joint)
+        loss = _loss_by_reference(heads, rows, regularizer, joint)
     else:
         budget = DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget
-        loss = _by_stages(heads, rows, heads.needs(regularizer, joint, budget), joint, impl)
-    return _split(loss, len(weights))
+        loss = _loss_by_stages(heads, rows, heads.needs(regularizer, joint, budget), joint, impl)
+    return _split_by_head(loss, len(weights))
 
 
 class _Heads(NamedTuple):
@@ -220,14 +221,16 @@ class _Heads(NamedTuple):
         )
 
 
-def _gathered(labels: list[Labels], pairs: list[Pair | None], dtype: torch.dtype, impl: str) -> RowLabels:
+def _gather_row_labels(labels: list[Labels], pairs: list[Pair | None], dtype: torch.dtype, impl: str) -> RowLabels:
     """Return the labels of all heads' rows, one head after another."""
     given = [pair for pair in pairs if pair is not None]
-    index_LR = gather_labels([*labels, *(second for second, _ in given)], impl).unflatten(0, (2 if given else 1, -1))
+    sources = [*labels, *(second for second, _ in given)]
+    index_R = gather_labels(sources, gather_by_triton if impl == "triton" else None)
+    index_LR = index_R.unflatten(0, (2 if given else 1, -1))
     return row_labels(index_LR, concatenate([weight_B for _, weight_B in given]) if given else None, dtype)
 
 
-def _autocast(heads: _Heads) -> _Heads:
+def _cast_to_autocast_dtype(heads: _Heads) -> _Heads:
     """Round the features as autocast would for a linear layer; sums and statistics keep their dtype."""
     device_type = heads.features[0].device.type
     if not torch.is_autocast_enabled(device_type):
@@ -236,7 +239,7 @@ def _autocast(heads: _Heads) -> _Heads:
     return heads._replace(features=[x_BD if x_BD.dtype == torch.float64 else x_BD.to(dtype) for x_BD in heads.features])
 
 
-def _split(loss: RandomLabelLoss, num_heads: int) -> list[RandomLabelLoss]:
+def _split_by_head(loss: RandomLabelLoss, num_heads: int) -> list[RandomLabelLoss]:
     """Cut the rows of all heads into those of each."""
     if num_heads == 1:
         return [loss]
@@ -246,16 +249,16 @@ def _split(loss: RandomLabelLoss, num_heads: int) -> list[RandomLabelLoss]:
 
 def _resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
     """Return the implementation to run on this device and size."""
-    arguments.check_choice("impl", impl, IMPLS)
+    arguments.check_known_name("impl", impl, IMPLS)
     on_cpu = features_BD.device.type == "cpu"
     if impl == "auto" and on_cpu:
-        is_small = num_labels <= FEW_LABELS or len(features_BD) * num_labels <= SMALL_LOGITS
+        is_small = num_labels <= MAX_REFERENCE_LABELS or len(features_BD) * num_labels <= MAX_REFERENCE_LOGITS
         return "reference" if is_small else "tiled_cpu"
-    refusal = triton_loss.refusal(features_BD) if impl in ("auto", "triton") else None
+    reason = triton_loss.unsupported_reason(features_BD) if impl in ("auto", "triton") else None
     if impl == "auto":
-        return "reference" if refusal else "triton"
-    if impl == "triton" and refusal:
-        raise ValueError(f"impl 'triton' {refusal}: use 'auto' or 'reference'")
+        return "reference" if reason else "triton"
+    if impl == "triton" and reason:
+        raise ValueError(f"impl 'triton' {reason}: use 'auto' or 'reference'")
     if impl == "tiled_cpu" and not on_cpu:
         raise ValueError(
             f"impl 'tiled_cpu' runs on the CPU; the features are on {features_BD.device}: use 'auto' or 'reference'"
@@ -263,7 +266,7 @@ def _resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
     return impl
 
 
-def _by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, impl: str) -> RandomLabelLoss:
+def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, impl: str) -> RandomLabelLoss:
     """Run one pass over the classes of each head for every value, then give each loss its own route."""
     num_heads, num_labels = len(heads.weights), heads.num_labels
     labels_of_heads, passes, local_heads = by_head(labels.index_LB, num_heads), [], []
@@ -272,9 +275,9 @@ def _by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, impl
         passes.append(KERNELS[impl].local_partials(fixed_BD, head.detach(), labels_LB, needs))
         local_heads.append(LocalHead(fixed_BD, head, passes[-1][2]))
     partials = Partials(*(concatenate(parts) for parts in zip(*(partials for partials, _, _ in passes), strict=True)))
-    rows = combine([partials], labels, num_labels)
+    rows = merge_partials([partials], labels, num_labels)
 
-    def reaching_features(kind: str) -> Tensor:
+    def with_feature_gradient(kind: str) -> Tensor:
         value_R = TERMS[kind].value_B(rows)
         if not needs.feature_gradient:
             return value_R
@@ -294,8 +297,8 @@ def _by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, impl
         cross_entropy_R = attach_class_gradients(cross_entropy_R, local_heads, rows, coefficients, impl)
     return RandomLabelLoss(
         cross_entropy_B=cross_entropy_R,
-        regularizer_B=None if needs.regularizer is None else reaching_features(needs.regularizer),
-        joint_B=reaching_features("cross_entropy") if joint else None,
+        regularizer_B=None if needs.regularizer is None else with_feature_gradient(needs.regularizer),
+        joint_B=with_feature_gradient("cross_entropy") if joint else None,
         hit_B=rows.hit,
         bits_B=bits_R,
         margin_B=rows.margin,
@@ -303,7 +306,7 @@ def _by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, impl
     )
 
 
-def _by_reference(heads: _Heads, labels: RowLabels, regularizer: str | None, joint: bool) -> RandomLabelLoss:
+def _loss_by_reference(heads: _Heads, labels: RowLabels, regularizer: str | None, joint: bool) -> RandomLabelLoss:
     """Compute the same from the materialised logits of all rows, twice, each time with one side detached."""
     head_RK = torch.cat([reference.logits(x_BD.detach(), w_KD, b_K) for x_BD, w_KD, b_K in zip(*heads, strict=True)])
     fixed_RK = features_RK = head_RK.detach()
@@ -318,7 +321,9 @@ def _by_reference(heads: _Heads, labels: RowLabels, regularizer: str | None, joi
     log_p_R = F.logsigmoid(reference.log_odds(fixed_RK, labels.index_LB)[0])
     return RandomLabelLoss(
         cross_entropy_B=reference.cross_entropy(head_RK, labels),
-        regularizer_B=None if regularizer is None else reference.REGULARIZERS[regularizer](features_RK, labels),
+        regularizer_B=None
+        if regularizer is None
+        else reference.REFERENCE_REGULARIZERS[regularizer](features_RK, labels),
         joint_B=reference.cross_entropy(features_RK, labels) if joint else None,
         hit_B=reference.is_argmax(fixed_RK, labels.index_LB[0]),
         bits_B=(math.log(heads.num_labels) + log_p_R) / math.log(2),

@@ -1,10 +1,10 @@
-"""The loss in three stages over class ranges: local partials → combine → local gradients.
+"""The loss in three stages over class ranges: local partials → merge → local gradients.
 
 A head that is held whole runs the three in a row. A head whose classes are sharded runs the first on each range
-(`Kernel.local_partials`), passes the partials of all ranges in class order to `rlpheads.kernels.rows.row_softmax.combine`,
-and runs the last on each range again: `local_feature_gradient`, to be summed over the ranges before it is attached, and
-`attach_class_gradients`, whose result is the range's own. The two `attach_*` functions hold the rule of who trains whom:
-a loss reaches either the head or the features, never both.
+(`Kernel.local_partials`), passes the partials of all ranges in class order to
+`rlpheads.kernels.rows.row_softmax.merge_partials`, and runs the last on each range again: `local_feature_gradient`, to be
+summed over the ranges before it is attached, and `attach_class_gradients`, whose result is the range's own. The two
+`attach_*` functions route the gradients: a loss reaches either the head or the features, never both.
 """
 
 from collections.abc import Callable, Sequence
@@ -124,7 +124,7 @@ def attach_class_gradients(
     return _ClassRoute.apply(value_B, ranges, impl, *parameters, *saved)
 
 
-class _Refused(torch.autograd.Function):
+class _FirstDerivativeOnly(torch.autograd.Function):
     """The identity, whose own derivative is refused: what gradients are wrapped in that cannot be differentiated."""
 
     @staticmethod
@@ -139,7 +139,9 @@ class _Refused(torch.autograd.Function):
         )
 
 
-def _once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+def _refuse_second_derivative(
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., tuple[Tensor | None, ...]]:
     """Compute a gradient outside every graph; should it be differentiated all the same, say so."""
 
     @wraps(backward)
@@ -149,7 +151,7 @@ def _once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., t
         if not torch.is_grad_enabled():
             return gradients
         with_graph = [None if gradient is None else gradient.requires_grad_() for gradient in gradients]
-        return tuple(None if gradient is None else _Refused.apply(gradient) for gradient in with_graph)
+        return tuple(None if gradient is None else _FirstDerivativeOnly.apply(gradient) for gradient in with_graph)
 
     return refusing
 
@@ -164,7 +166,7 @@ class _FeatureRoute(torch.autograd.Function):
         return value_B.clone()
 
     @staticmethod
-    @_once
+    @_refuse_second_derivative
     def backward(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:
         num_heads = len(ctx.read_by_head)
         sums: list[Tensor | None] = [None] * len(ctx.dtypes)
@@ -187,7 +189,7 @@ class _ClassRoute(torch.autograd.Function):
         return value_B.clone()
 
     @staticmethod
-    @_once
+    @_refuse_second_derivative
     def backward(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:
         num_heads = len(ctx.ranges)
         tensors = ctx.saved_tensors

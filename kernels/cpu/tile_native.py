@@ -11,11 +11,11 @@ from rlpheads.kernels import native
 from rlpheads.kernels.cpu.tile_pass import ClassSums, PlainPass, RowState, Tile, TilePass
 from rlpheads.kernels.cpu.workspace import WORKSPACE
 
-REACH = 8.0
+MAX_ABOVE_SHIFT = 8.0
 """How far above its shift a row's largest logit may lie: so little that exponents lose no digits, so much that the shift of
 the first classes mostly serves them all."""
 
-PRODUCT_BYTES = 2**25
+MAX_PRODUCT_BYTES = 2**25
 """Bytes of the products that all threads add up, at most: where they would take more, fewer threads work."""
 
 
@@ -31,7 +31,7 @@ def make_pass(features_BD: Tensor, labels_LB: Tensor) -> TilePass:
 
 
 class NativePass:
-    """`TilePass` in C++. A row's shift is its maximum of the first classes, until a logit lies `REACH` above it.
+    """`TilePass` in C++. A row's shift is its maximum of the first classes, until a logit lies `MAX_ABOVE_SHIFT` above it.
 
     Whether one does is known only when the tile is overwritten: then its shift is raised, and the tile computed once more.
 
@@ -54,10 +54,10 @@ class NativePass:
             ctypes.byref(self._tile(tile, weight_KD, bias_K, out_KB)),
             ctypes.byref(_RowState(*map(_address, state))),
             ctypes.byref(_ClassSums(*map(_address, (*sums, products_TN)))),
-            ctypes.c_float(REACH),
+            ctypes.c_float(MAX_ABOVE_SHIFT),
             len(products_TN),
         )
-        _refuse(lacks_memory)
+        _check_memory(lacks_memory)
 
     def exponentiate(
         self, tile: Tile, weight_KD: Tensor, bias_K: Tensor | None, out_KB: Tensor, shift_B: Tensor
@@ -68,11 +68,11 @@ class NativePass:
             ctypes.c_void_p(_address(shift_B)),
             torch.get_num_threads(),
         )
-        _refuse(lacks_memory)
+        _check_memory(lacks_memory)
 
     def write_gradient(self, exp_KB: Tensor, scaled_BD: Tensor, out_KD: Tensor) -> None:
         """See `TilePass`."""
-        rows_PBN = _in_panels(scaled_BD, self._panel)
+        rows_PBN = _pack_panels(scaled_BD, self._panel)
         self._library.rlpheads_weight_gradient(
             *(ctypes.c_void_p(_address(tensor)) for tensor in (exp_KB, rows_PBN, out_KD)),
             *map(ctypes.c_int64, (*exp_KB.shape, scaled_BD.shape[1])),
@@ -84,13 +84,13 @@ class NativePass:
         num_rows, num_features = self._features_BD.shape
         kinds = sum(len(product_BD) > 0 for product_BD in (sums.exp_weight_BD, sums.moment_weight_BD))
         num_products = kinds * num_rows * -(-num_features // self._panel) * self._panel
-        fitting = PRODUCT_BYTES // (4 * num_products) if num_products else torch.get_num_threads()
+        fitting = MAX_PRODUCT_BYTES // (4 * num_products) if num_products else torch.get_num_threads()
         return WORKSPACE.empty((min(torch.get_num_threads(), max(fitting, 1)), num_products), torch.float32)
 
     @cached_property
     def _feature_panels(self) -> Tensor:
         """The features' transpose in panels; a weight's gradient does without."""
-        return _in_panels(self._features_BD.T, self._panel)
+        return _pack_panels(self._features_BD.T, self._panel)
 
     def _tile(self, tile: Tile, weight_KD: Tensor, bias_K: Tensor | None, out_KB: Tensor) -> "_Tile":
         arrays = (weight_KD, bias_K, self._feature_panels, self._labels_LB, out_KB)
@@ -116,7 +116,7 @@ class _ClassSums(ctypes.Structure):
     )
 
 
-def _refuse(lacks_memory: int) -> None:
+def _check_memory(lacks_memory: int) -> None:
     if lacks_memory:
         raise MemoryError("there is none for the buffers of the loss on the CPU")
 
@@ -125,7 +125,7 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
-def _in_panels(matrix_MN: Tensor, width: int) -> Tensor:
+def _pack_panels(matrix_MN: Tensor, width: int) -> Tensor:
     """Cut a matrix into panels of so many columns, the last filled up with zeros: (panels, M, width), contiguous."""
     missing = -matrix_MN.shape[1] % width
     padded_MN = F.pad(matrix_MN, (0, missing)) if missing else matrix_MN

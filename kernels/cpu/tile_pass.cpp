@@ -119,8 +119,8 @@ struct ThreadSums {
 // One attempt at a tile; see rlpheads_reduce_tile.
 class Attempt {
 public:
-    Attempt(const Tile& tile, const RowState& rows, const ClassSums& sums, float reach, int threads)
-        : tile_(tile), rows_(rows), sums_(sums), reach_(reach), chunks_(num_chunks(tile)),
+    Attempt(const Tile& tile, const RowState& rows, const ClassSums& sums, float max_above_shift, int threads)
+        : tile_(tile), rows_(rows), sums_(sums), max_above_shift_(max_above_shift), chunks_(num_chunks(tile)),
           threads_(allowed_threads(tile, threads)), own_before_(tile.num_rows, -INF), own_after_(tile.num_rows, -INF),
           tops_(chunks_ * tile.num_rows, -INF), chunk_sums_(chunks_ * tile.num_rows),
           chunk_moments_(rows.moment ? chunks_ * tile.num_rows : 0) {
@@ -128,7 +128,7 @@ public:
         for (int thread = 0; thread < threads_; ++thread) thread_sums_.emplace_back(tile, rows, sums, thread);
     }
 
-    // Whether every row's maximum lies within reach of its shift; if not, nothing was added, and the shifts are raised.
+    // Whether every row's maximum lies within `max_above_shift` of its shift; if not, nothing was added, and the shifts are raised.
     bool succeeds() {
         const int64_t first = start_shifts();
 #pragma omp parallel for schedule(static) num_threads(threads_)
@@ -184,7 +184,7 @@ private:
         if (!is_raised_) mine.add(tile_, sums_, chunk);  // else the attempt has failed
     }
 
-    bool is_beyond(int64_t b, float top) const { return top > rows_.shift[b] + reach_; }
+    bool is_beyond(int64_t b, float top) const { return top > rows_.shift[b] + max_above_shift_; }
 
     // The maxima below and above the rows' first labels.
     void merge_maxima() {
@@ -260,7 +260,7 @@ private:
     const Tile& tile_;
     const RowState& rows_;
     const ClassSums& sums_;
-    const float reach_;
+    const float max_above_shift_;
     const int64_t chunks_;
     const int threads_;
     std::atomic<bool> is_raised_{false};
@@ -275,10 +275,10 @@ extern "C" {
 int rlpheads_panel() { return PANEL; }
 
 // See rlpheads.kernels.cpu.tile_native.NativePass.reduce. A row's shift is the maximum of the first chunks; a later maximum more
-// than `reach` above it raises it, which is known only when the tile is overwritten: then it is computed once more.
+// than `max_above_shift` above it raises it, which is known only when the tile is overwritten: then it is computed once more.
 // Returns 0, or 1 where there was no memory for it: an exception must not leave C++.
-int rlpheads_reduce_tile(const Tile* tile, const RowState* rows, const ClassSums* sums, float reach, int threads) try {
-    while (!Attempt(*tile, *rows, *sums, reach, threads).succeeds()) {
+int rlpheads_reduce_tile(const Tile* tile, const RowState* rows, const ClassSums* sums, float max_above_shift, int threads) try {
+    while (!Attempt(*tile, *rows, *sums, max_above_shift, threads).succeeds()) {
     }
     return 0;
 } catch (const std::bad_alloc&) {

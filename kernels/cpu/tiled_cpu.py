@@ -46,7 +46,7 @@ def local_partials(
         head.bias_K,
         labels_LB,
         head.start,
-        _num_kept(needs, features_BD, head.weight_KD),
+        _num_kept_classes(needs, features_BD, head.weight_KD),
         needs.feature_gradient,
         needs.regularizer == "entropy",
         needs.regularizer == "uniform",
@@ -69,7 +69,7 @@ def local_class_gradients(
     return weight_gradient_KD if wanted[0] else None, bias_gradient_K if wanted[1] else None
 
 
-def _num_kept(needs: Needs, features_BD: Tensor, weight_KD: Tensor) -> int:
+def _num_kept_classes(needs: Needs, features_BD: Tensor, weight_KD: Tensor) -> int:
     """Count the classes, in whole tiles, whose exponentials fit the budget."""
     if not needs.class_gradients:
         return 0
@@ -87,7 +87,7 @@ def _tile_classes(features_BD: Tensor, weight_KD: Tensor) -> int:
     return min(TILE_CLASSES, max(fitting // 64 * 64, 64))
 
 
-class _Head:
+class _TiledHead:
     """Linear head of a class range on a batch, evaluated a tile at a time in the accumulation dtype."""
 
     def __init__(
@@ -120,7 +120,7 @@ class _Head:
             slot_N = order[first:last]
             yield Tile(start, stop, slot_N, slot_N % self.num_rows, sorted_labels[first:last] - start)
 
-    def number(self, tile: Tile) -> int:
+    def tile_number(self, tile: Tile) -> int:
         """Count of the tiles before this one."""
         return tile.start // self.tile_classes
 
@@ -131,9 +131,9 @@ class _Head:
     def weight(self, tile: Tile) -> Tensor:
         """Weight of the tile's classes, contiguous, widened where it is narrower than the sums."""
         weight_KD = self._weight_KD[tile.start : tile.stop]
-        return self.wide_rows(tile).copy_(weight_KD) if self.widens else weight_KD.contiguous()
+        return self.widened_buffer(tile).copy_(weight_KD) if self.widens else weight_KD.contiguous()
 
-    def wide_rows(self, tile: Tile) -> Tensor:
+    def widened_buffer(self, tile: Tile) -> Tensor:
         """A buffer for the tile's weight, or its gradient, in the accumulation dtype."""
         return self._wide[: tile.stop - tile.start]
 
@@ -157,7 +157,7 @@ def _partials_op(
     moments: bool,
     weight_sum: bool,
 ) -> list[Tensor]:
-    head = _Head(features_BD, weight_KD, bias_K, labels_LB - start, num_kept)
+    head = _TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept)
     state = RowState.start(labels_LB, head.dtype, moments=moments)
     num_rows, num_features = features_BD.shape
     zeros = head.features_BD.new_zeros
@@ -170,7 +170,7 @@ def _partials_op(
     tile_shift_CB = zeros(len(head.edges) - 1, num_rows)
     for tile in head.tiles(head.edges):
         head.tile_pass.reduce(tile, head.weight(tile), head.bias(tile), head.buffer(tile, exp_flat), state, sums)
-        tile_shift_CB[head.number(tile)] = state.shift_B
+        tile_shift_CB[head.tile_number(tile)] = state.shift_B
     moment_B = state.moment_B if moments else zeros(num_rows)
     sum_logits_B = zeros(num_rows)
     if weight_sum:
@@ -204,7 +204,7 @@ def _(
     return [features_BD.new_empty(shape, dtype=dtype) for shape in shapes]
 
 
-def _runs(head: _Head, tile_shift_CB: Tensor) -> list[int]:
+def _merged_edges(head: _TiledHead, tile_shift_CB: Tensor) -> list[int]:
     """Edges of tiles, where kept ones that follow each other with the same shift are one: one product for all of them."""
     if head.widens:
         return head.edges
@@ -229,18 +229,18 @@ def _class_gradients_op(
     for_bias: bool,
 ) -> tuple[Tensor, Tensor]:
     num_rows, num_classes = len(features_BD), len(weight_KD)
-    head = _Head(features_BD, weight_KD, bias_K, labels_LB - start, num_kept=exp_flat.numel() // max(num_rows, 1))
+    head = _TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept=exp_flat.numel() // max(num_rows, 1))
     weight_gradient_KD = WORKSPACE.empty((num_classes * for_weight, features_BD.shape[1]), weight_KD.dtype)
     bias_gradient_K = scale_CB.new_empty(num_classes * for_bias)
-    for tile in head.tiles(_runs(head, tile_shift_CB)):
+    for tile in head.tiles(_merged_edges(head, tile_shift_CB)):
         exp_KB = head.buffer(tile, exp_flat)
         if tile.stop > head.num_kept:
-            shift_B = tile_shift_CB[head.number(tile)]
+            shift_B = tile_shift_CB[head.tile_number(tile)]
             head.tile_pass.exponentiate(tile, head.weight(tile), head.bias(tile), exp_KB, shift_B)
-        scale_B, label_N = scale_CB[head.number(tile)], label_LB.flatten()[tile.slot_N]
+        scale_B, label_N = scale_CB[head.tile_number(tile)], label_LB.flatten()[tile.slot_N]
         if for_weight:
             out_KD = weight_gradient_KD[tile.start : tile.stop]
-            sum_KD = out_KD if out_KD.dtype == head.dtype else head.wide_rows(tile)
+            sum_KD = out_KD if out_KD.dtype == head.dtype else head.widened_buffer(tile)
             head.tile_pass.write_gradient(exp_KB, head.features_BD * scale_B[:, None], sum_KD)
             sum_KD.index_add_(0, tile.column_N, head.features_BD[tile.row_N] * label_N[:, None])
             out_KD.copy_(sum_KD)  # rounds a narrower weight's gradient; else it is itself

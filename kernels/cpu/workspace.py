@@ -13,10 +13,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-LEAST_BYTES = 2**20
+MIN_BYTES = 2**20
 """Smaller tensors come from torch: the C library keeps their memory itself."""
 
-PATIENCE = 64
+MAX_MISSES = 64
 """Requests for other sizes that a shelved buffer outlasts before its memory is given back."""
 
 
@@ -29,11 +29,11 @@ class Workspace:
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Like `torch.empty` on the CPU: a contiguous tensor with rubbish in it, whose memory comes back to the shelf."""
         num_bytes = prod(shape) * dtype.itemsize
-        if num_bytes < LEAST_BYTES:
+        if num_bytes < MIN_BYTES:
             return torch.empty(shape, dtype=dtype)
         buffer = self._take(num_bytes)
         array = buffer.numpy()[:num_bytes]  # torch keeps this array as long as any tensor on it lives
-        weakref.finalize(array, self._free.append, (buffer, PATIENCE)).atexit = False
+        weakref.finalize(array, self._free.append, (buffer, MAX_MISSES)).atexit = False
         return torch.from_numpy(array).view(dtype).view(shape)
 
     @property
@@ -45,13 +45,13 @@ class Workspace:
         """A shelved buffer that is large enough and not much larger, or a new one."""
         for _ in range(len(self._free)):
             try:
-                buffer, patience = self._free.popleft()
+                buffer, misses_left = self._free.popleft()
             except IndexError:  # another thread took it
                 break
             if num_bytes <= buffer.numel() <= num_bytes * 5 // 4:
                 return buffer
-            if patience > 1:
-                self._free.append((buffer, patience - 1))
+            if misses_left > 1:
+                self._free.append((buffer, misses_left - 1))
         return torch.empty(num_bytes, dtype=torch.uint8)
 
 

@@ -4,7 +4,7 @@ Names: rows M, classes N and features D of a tile. Every kernel owns what it wri
 first. Exponents are base 2; a row's *lift* is a whole number of powers of two by which its shift was raised.
 
 Triton's interpreter multiplies bf16 wrongly and truncates where it should round. `EMULATED` routes both through
-`product` and `rounded`, which a GPU never takes.
+`accumulate_dot` and `round_to_nearest`, which a GPU never takes.
 """
 
 import triton
@@ -16,7 +16,7 @@ FLAT_RANGE = tl.constexpr(1.0)
 
 
 @triton.jit
-def product(a, b, total, PRECISION: tl.constexpr, EMULATED: tl.constexpr):
+def accumulate_dot(a, b, total, PRECISION: tl.constexpr, EMULATED: tl.constexpr):
     """Add A·B to the float32 total on the tensor cores."""
     if EMULATED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
@@ -24,7 +24,7 @@ def product(a, b, total, PRECISION: tl.constexpr, EMULATED: tl.constexpr):
 
 
 @triton.jit
-def rounded(x, dtype: tl.constexpr, EMULATED: tl.constexpr):
+def round_to_nearest(x, dtype: tl.constexpr, EMULATED: tl.constexpr):
     """Round float32 to nearest even."""
     if EMULATED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
@@ -34,7 +34,7 @@ def rounded(x, dtype: tl.constexpr, EMULATED: tl.constexpr):
 
 
 @triton.jit
-def lift_of(largest, shift, LIMIT: tl.constexpr):
+def shift_lift(largest, shift, LIMIT: tl.constexpr):
     """Powers of two by which a tile's shift is raised: 0 unless 2^LIMIT would be exceeded."""
     excess = (largest - shift) * LOG2_E
     return tl.where(excess > LIMIT, tl.ceil(excess), 0.0)
@@ -67,7 +67,7 @@ def logits_tile(
         for d in range(0, num_features, FEATURES):
             x_MD = features.load([first_row, d])
             w_ND = weight.load([first_class, d])
-            total_MN = product(x_MD, tl.trans(w_ND), total_MN, PRECISION, EMULATED)
+            total_MN = accumulate_dot(x_MD, tl.trans(w_ND), total_MN, PRECISION, EMULATED)
     else:
         rows_M = first_row + tl.arange(0, ROWS)
         inside_M1 = (rows_M < num_rows)[:, None]
@@ -79,7 +79,7 @@ def logits_tile(
             offset_D = d + tl.arange(0, FEATURES)
             x_MD = tl.load(x_M1 + offset_D[None, :], mask=inside_M1 & inside_D[None, :], other=0.0)
             w_DN = tl.load(w_1N + offset_D[:, None], mask=inside_1N & inside_D[:, None], other=0.0)
-            total_MN = product(x_MD, w_DN, total_MN, PRECISION, EMULATED)
+            total_MN = accumulate_dot(x_MD, w_DN, total_MN, PRECISION, EMULATED)
     if HAS_BIAS:
         bias_N = tl.load(bias + columns_N, mask=columns_N < num_classes, other=0.0).to(tl.float32)
         total_MN += bias_N[None, :]
@@ -87,7 +87,7 @@ def logits_tile(
 
 
 @triton.jit
-def row_labels(labels, rows_M, num_rows, start, PAIR: tl.constexpr):
+def load_labels(labels, rows_M, num_rows, start, PAIR: tl.constexpr):
     """First and second label of each row, counted from the range's first class; without pairs they are the same."""
     label_M = (tl.load(labels + rows_M, mask=rows_M < num_rows, other=-1) - start).to(tl.int32)
     if PAIR:
@@ -96,7 +96,7 @@ def row_labels(labels, rows_M, num_rows, start, PAIR: tl.constexpr):
 
 
 @triton.jit
-def row_shifts(
+def row_shifts_kernel(
     features,
     weight,
     bias,
@@ -114,13 +114,13 @@ def row_shifts(
     FEATURES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PAIR: tl.constexpr,
-    BASED: tl.constexpr,
+    HAS_BASE: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
     """Take each row's shift from its first classes, its labels left out: the largest logit, a guess at the row's.
 
-    With BASED, a row whose first logits all lie within FLAT_RANGE gets the logarithm of their mean exponential, and
+    With HAS_BASE, a row whose first logits all lie within FLAT_RANGE gets the logarithm of their mean exponential, and
     base 1; every other row base 0.
     """
     first_row = tl.program_id(0) * ROWS
@@ -131,12 +131,12 @@ def row_shifts(
     rows_M = first_row + tl.arange(0, ROWS)
     in_rows_M = rows_M < num_rows
     columns_1N = tl.arange(0, CLASSES)[None, :]
-    label_M, second_M = row_labels(labels, rows_M, num_rows, start, PAIR)
+    label_M, second_M = load_labels(labels, rows_M, num_rows, start, PAIR)
     is_other_MN = (columns_1N < num_classes) & (columns_1N != label_M[:, None]) & (columns_1N != second_M[:, None])
     num_others_M = tl.sum(is_other_MN.to(tl.float32), 1)
     largest_M = tl.max(tl.where(is_other_MN, logits_MN, float("-inf")), 1)
     shift_M = tl.where(largest_M > float("-inf"), largest_M, 0.0)
-    if BASED:
+    if HAS_BASE:
         smallest_M = tl.min(tl.where(is_other_MN, logits_MN, float("inf")), 1)
         is_flat_M = (largest_M - smallest_M <= FLAT_RANGE) & (num_others_M > 0)
         exp_MN = tl.where(is_other_MN, tl.exp2((logits_MN - shift_M[:, None]) * LOG2_E), 0.0)
@@ -147,14 +147,14 @@ def row_shifts(
 
 
 @triton.jit
-def label_logits(logits_MN, columns_N, label_M, target_M, holds_M):
+def store_label_logits(logits_MN, columns_N, label_M, target_M, holds_M):
     """Write the logits at the labels that lie in the tile."""
     logit_M = tl.sum(tl.where(columns_N[None, :] == label_M[:, None], logits_MN, 0.0), 1)
     tl.store(target_M, logit_M, mask=holds_M)
 
 
 @triton.jit
-def largest_others(logits_MN, columns_N, label_M, holds_M, own_before_M, own_after_M):
+def max_without_label(logits_MN, columns_N, label_M, holds_M, own_before_M, own_after_M):
     """Largest logit of each row but its first label's; in the tile that holds the label also before and after it."""
     before_M = tl.max(tl.where(columns_N[None, :] < label_M[:, None], logits_MN, float("-inf")), 1)
     after_M = tl.max(tl.where(columns_N[None, :] > label_M[:, None], logits_MN, float("-inf")), 1)
@@ -169,12 +169,12 @@ def store_tile(matrix, values_MN, first_row, first_class, stride, inside_MN, EMU
     rows_M1 = tl.arange(0, values_MN.shape[0])[:, None]
     columns_1N = tl.arange(0, values_MN.shape[1])[None, :]
     first = matrix + first_row.to(tl.int64) * stride + first_class
-    values_MN = rounded(values_MN, matrix.dtype.element_ty, EMULATED)
+    values_MN = round_to_nearest(values_MN, matrix.dtype.element_ty, EMULATED)
     tl.store(first + (rows_M1 * stride + columns_1N), values_MN, mask=inside_MN)
 
 
 @triton.jit
-def less_base(exp_MN, base, lift_M, rows_M, num_rows):
+def subtract_base(exp_MN, base, lift_M, rows_M, num_rows):
     """Exponentials less the row's base, of which each lift takes half; below the last row two rows of ones."""
     base_M = tl.load(base + rows_M, mask=rows_M < num_rows, other=0.0) * tl.exp2(-lift_M)
     ones_M = ((rows_M == num_rows) | (rows_M == num_rows + 1)).to(tl.float32)
@@ -182,7 +182,7 @@ def less_base(exp_MN, base, lift_M, rows_M, num_rows):
 
 
 @triton.jit
-def class_tiles(  # noqa: C901 - its branches are resolved when it is compiled
+def class_tiles_kernel(  # noqa: C901 - its branches are resolved when it is compiled
     features,
     weight,
     bias,
@@ -214,7 +214,7 @@ def class_tiles(  # noqa: C901 - its branches are resolved when it is compiled
     PAIR: tl.constexpr,
     STATISTICS: tl.constexpr,
     KEEP: tl.constexpr,
-    BASED: tl.constexpr,
+    HAS_BASE: tl.constexpr,
     MOMENT: tl.constexpr,
     KEEP_MOMENT: tl.constexpr,
     SUM_LOGITS: tl.constexpr,
@@ -239,7 +239,7 @@ def class_tiles(  # noqa: C901 - its branches are resolved when it is compiled
     columns_N = first_class + tl.arange(0, CLASSES)
     in_rows_M = rows_M < num_rows
     in_classes_1N = (columns_N < num_classes)[None, :]
-    label_M, second_M = row_labels(labels, rows_M, num_rows, start, PAIR)
+    label_M, second_M = load_labels(labels, rows_M, num_rows, start, PAIR)
     shift_M = tl.load(shift + rows_M, mask=in_rows_M, other=0.0)
     lift_M = tl.zeros((ROWS,), tl.float32)
     out_M = tile.to(tl.int64) * num_rows + rows_M
@@ -249,16 +249,16 @@ def class_tiles(  # noqa: C901 - its branches are resolved when it is compiled
     logits_MN = tl.where(in_classes_1N, logits_MN, float("-inf"))
     holds_M = in_rows_M & (label_M >= first_class) & (label_M < end_class)
     if STATISTICS:
-        label_logits(logits_MN, columns_N, label_M, label_logit + rows_M, holds_M)
+        store_label_logits(logits_MN, columns_N, label_M, label_logit + rows_M, holds_M)
     if PAIR:
         if STATISTICS:
             holds_second_M = in_rows_M & (second_M >= first_class) & (second_M < end_class)
-            label_logits(logits_MN, columns_N, second_M, label_logit + num_rows + rows_M, holds_second_M)
+            store_label_logits(logits_MN, columns_N, second_M, label_logit + num_rows + rows_M, holds_second_M)
         logits_MN = tl.where(columns_N[None, :] == second_M[:, None], float("-inf"), logits_MN)
     if STATISTICS:
-        largest_M = largest_others(logits_MN, columns_N, label_M, holds_M, own_before + rows_M, own_after + rows_M)
+        largest_M = max_without_label(logits_MN, columns_N, label_M, holds_M, own_before + rows_M, own_after + rows_M)
         tl.store(tile_max + out_M, largest_M, mask=in_rows_M)
-        lift_M = lift_of(largest_M, shift_M, LIMIT)
+        lift_M = shift_lift(largest_M, shift_M, LIMIT)
     logits_MN = tl.where(columns_N[None, :] == label_M[:, None], float("-inf"), logits_MN)
     exponent_MN = (logits_MN - shift_M[:, None]) * LOG2_E - lift_M[:, None]
     exp_MN = tl.exp2(exponent_MN)
@@ -271,7 +271,7 @@ def class_tiles(  # noqa: C901 - its branches are resolved when it is compiled
         inside_MN = in_rows_M[:, None] & in_classes_1N
         store_tile(moments, moment_MN, first_row, first_class, stride_m, inside_MN, EMULATED)
     if KEEP:
-        if BASED:
-            exp_MN = less_base(exp_MN, base, lift_M, rows_M, num_rows)
+        if HAS_BASE:
+            exp_MN = subtract_base(exp_MN, base, lift_M, rows_M, num_rows)
         inside_MN = (rows_M < num_kept_rows)[:, None] & in_classes_1N
         store_tile(exps, exp_MN, first_row, first_class, stride_e, inside_MN, EMULATED)

@@ -13,15 +13,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rlpheads.kernels.gpu import triton_kernels as kernels
 from rlpheads.kernels.gpu import triton_row_kernels as row_kernels
-from rlpheads.kernels.gpu.triton_tiles import FIRST_CLASSES, INTERPRETED_TILES, OVERSHOOT, Tiles, Wanted, chip_tiles
-from rlpheads.kernels.gpu.tuned_tiles import Case, chosen_tiles
+from rlpheads.kernels.gpu.slab_plan import PassOutputs
+from rlpheads.kernels.gpu.triton_tiles import FIRST_CLASSES, INTERPRETED_TILES, OVERSHOOT, TileConfig, chip_tiles
+from rlpheads.kernels.gpu.tuned_tiles import TuningCase, select_tiles
 
 EMULATED = bool(triton.knobs.runtime.interpret)
 """Triton's interpreter runs the kernels, on the CPU."""
 
 SHIFT_TILE = {"ROWS": 16, "CLASSES": FIRST_CLASSES, "FEATURES": 32, "num_warps": 8}
 GATHER_TILE = {"ROWS": 256, "num_warps": 4}
-COMBINE_TILE = {"ROWS": 8, "TILES": 256, "num_warps": 4}
+MERGE_TILE = {"ROWS": 8, "TILES": 256, "num_warps": 4}
 LABEL_TILE = {"LABELS": 16, "FEATURES": 256, "num_warps": 4}
 if EMULATED:
     LABEL_TILE = {"LABELS": 256, "FEATURES": 1024, "num_warps": 4}  # the interpreter's time is by the operation
@@ -50,7 +51,7 @@ class Operands(NamedTuple):
         return self._replace(features_BD=with_dense_rows(features_BD), weight_KD=with_dense_rows(weight_KD))
 
 
-class Reference(NamedTuple):
+class ExpReference(NamedTuple):
     """What a row's exponentials are relative to: E = e^{z − shift} − base."""
 
     shift_B: Tensor
@@ -58,51 +59,51 @@ class Reference(NamedTuple):
     """0 or 1, or that halved with every lift; empty where every base is 0."""
 
 
-class Statistics(NamedTuple):
+class TileStatistics(NamedTuple):
     """What the tiles of a slab found, all float32."""
 
     max_CB: Tensor
     sum_CB: Tensor
     moment_CB: Tensor
     logits_CB: Tensor
-    facts_FB: Tensor
+    label_stats_FB: Tensor
     """Logit of each label, then the largest logits before and after the first label in its own tile."""
 
 
-class Buffers(NamedTuple):
+class SlabBuffers(NamedTuple):
     """Where a slab's exponentials and moments go, each (rows, classes); None where they are not kept."""
 
     exp_RK: Tensor | None
     moment_BK: Tensor | None = None
 
 
-def tiles_for(operands: Operands, *, based: bool) -> Tiles:
+def tiles_for(operands: Operands, *, has_base: bool) -> TileConfig:
     """Tiles for the device that the operands are on: those that were measured there for these shapes, if there are any.
 
     Raises:
         ValueError: the file of measured tiles cannot be read.
     """
-    case = case_of(operands, based=based)
-    return chosen_tiles(case, candidates(operands.features_BD, case))
+    case = tuning_case(operands, has_base=has_base)
+    return select_tiles(case, candidate_tiles(operands.features_BD, case))
 
 
-def case_of(operands: Operands, *, based: bool) -> Case:
-    """What the tiles of a pass over the operands' classes depend on; `based` where it has bases or moments."""
+def tuning_case(operands: Operands, *, has_base: bool) -> TuningCase:
+    """What the tiles of a pass over the operands' classes depend on; `has_base` where it has bases or moments."""
     features_BD, weight_KD, bias_K, labels_LB, _ = operands
     name = str(features_BD.dtype).removeprefix("torch.")
-    return Case(
+    return TuningCase(
         device="Triton's interpreter" if EMULATED else torch.cuda.get_device_name(features_BD.device),
         triton=triton.__version__,
-        operands=f"{name} by {precision(features_BD.dtype)}" if features_BD.dtype == torch.float32 else name,
+        operands=f"{name} by {matmul_precision(features_BD.dtype)}" if features_BD.dtype == torch.float32 else name,
         rows=len(features_BD),
         features=features_BD.shape[1],
         classes=len(weight_KD),
-        rich=based or len(labels_LB) == 2,
+        rich=has_base or len(labels_LB) == 2,
         bias=bias_K is not None,
     )
 
 
-def candidates(features_BD: Tensor, case: Case) -> tuple[Tiles, ...]:
+def candidate_tiles(features_BD: Tensor, case: TuningCase) -> tuple[TileConfig, ...]:
     """Tiles that a case can have, on the features' device; the first are taken where none were measured."""
     if EMULATED:
         return INTERPRETED_TILES
@@ -110,21 +111,21 @@ def candidates(features_BD: Tensor, case: Case) -> tuple[Tiles, ...]:
     return chip_tiles(10 * major + minor, features_BD.dtype, case.rows, rich=case.rich, bias=case.bias)
 
 
-def compile_options(tiles: Tiles) -> dict[str, int]:
+def compile_options(tiles: TileConfig) -> dict[str, int]:
     """What Triton's compiler is told about `class_tiles`."""
     limit = {} if tiles.registers is None else {"maxnreg": tiles.registers}
     return {"num_warps": tiles.warps, "num_stages": tiles.stages, **limit}
 
 
-def precision(dtype: torch.dtype) -> str:
+def matmul_precision(dtype: torch.dtype) -> str:
     """How float32 operands are multiplied: TF32 if torch allows it, else three TF32 products in place of each."""
     return "tf32x3" if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def gather_labels(rows: Sequence[Tensor], indices: Sequence[Tensor | None], labels_SB: Tensor) -> None:
+def gather_tables(rows: Sequence[Tensor], indices: Sequence[Tensor | None], labels_SB: Tensor) -> None:
     """Write the labels of S heads: where a head has an index, `row[index]`, else its row."""
     num_sources, num_rows = labels_SB.shape
-    row_kernels.gather_labels[(triton.cdiv(num_rows, GATHER_TILE["ROWS"]), num_sources)](
+    row_kernels.gather_labels_kernel[(triton.cdiv(num_rows, GATHER_TILE["ROWS"]), num_sources)](
         *(tuple(rows), tuple(None if index_B is None else index_B.contiguous() for index_B in indices)),
         *(tuple(row_N.stride(0) for row_N in rows), tuple(map(len, rows)), labels_SB, num_rows),
         SOURCES=num_sources,
@@ -132,36 +133,42 @@ def gather_labels(rows: Sequence[Tensor], indices: Sequence[Tensor | None], labe
     )
 
 
-def row_shifts(operands: Operands, based: bool) -> Reference:
+def row_shifts(operands: Operands, has_base: bool) -> ExpReference:
     """Guess each row's shift from the first classes."""
     features_BD, weight_KD = operands.features_BD, operands.weight_KD
     num_rows, num_features = features_BD.shape
     shift_B = features_BD.new_empty(num_rows, dtype=torch.float32)
-    base_B = shift_B.new_empty(num_rows if based else 0)
-    kernels.row_shifts[(triton.cdiv(num_rows, SHIFT_TILE["ROWS"]),)](
+    base_B = shift_B.new_empty(num_rows if has_base else 0)
+    kernels.row_shifts_kernel[(triton.cdiv(num_rows, SHIFT_TILE["ROWS"]),)](
         *(features_BD, weight_KD, operands.bias_K, operands.labels_LB, shift_B, base_B),
         *(num_rows, min(len(weight_KD), FIRST_CLASSES), num_features, operands.start),
         *(features_BD.stride(0), weight_KD.stride(0)),
         HAS_BIAS=operands.bias_K is not None,
         PAIR=len(operands.labels_LB) == 2,
-        BASED=based,
-        PRECISION=precision(features_BD.dtype),
+        HAS_BASE=has_base,
+        PRECISION=matmul_precision(features_BD.dtype),
         EMULATED=EMULATED,
         **SHIFT_TILE,
     )
-    return Reference(shift_B, base_B)
+    return ExpReference(shift_B, base_B)
 
 
-def new_statistics(operands: Operands, tiles: Tiles, wanted: Wanted, facts_FB: Tensor) -> Statistics:
-    """Room for what the tiles of a slab find; `facts_FB` is that of all slabs."""
+def allocate_statistics(
+    operands: Operands, tiles: TileConfig, outputs: PassOutputs, label_stats_FB: Tensor
+) -> TileStatistics:
+    """Room for what the tiles of a slab find; `label_stats_FB` is that of all slabs."""
     shape = triton.cdiv(len(operands.weight_KD), tiles.classes), len(operands.features_BD)
-    max_CB, sum_CB = facts_FB.new_empty(2, *shape)
-    moment_CB, logits_CB = (facts_FB.new_empty(shape if is_wanted else 0) for is_wanted in wanted[1:])
-    return Statistics(max_CB, sum_CB, moment_CB, logits_CB, facts_FB)
+    max_CB, sum_CB = label_stats_FB.new_empty(2, *shape)
+    moment_CB, logits_CB = (label_stats_FB.new_empty(shape if is_wanted else 0) for is_wanted in outputs[1:])
+    return TileStatistics(max_CB, sum_CB, moment_CB, logits_CB, label_stats_FB)
 
 
 def class_tiles(
-    operands: Operands, reference: Reference, buffers: Buffers, tiles: Tiles, statistics: Statistics | None = None
+    operands: Operands,
+    reference: ExpReference,
+    buffers: SlabBuffers,
+    tiles: TileConfig,
+    statistics: TileStatistics | None = None,
 ) -> None:
     """Compute the exponentials of a slab, and the statistics of its tiles if there is room for them."""
     features_BD, weight_KD, bias_K, labels_LB, start = operands
@@ -169,15 +176,26 @@ def class_tiles(
     exp_RK, moment_BK = buffers
     num_buffer_rows = num_rows if exp_RK is None else len(exp_RK)
     unused = reference.shift_B
-    max_CB, sum_CB, moment_CB, logits_CB, facts_FB = statistics or (*[unused] * 4, unused.expand(num_labels + 2, -1))
+    max_CB, sum_CB, moment_CB, logits_CB, label_stats_FB = statistics or (
+        *[unused] * 4,
+        unused.expand(num_labels + 2, -1),
+    )
     use_tma = tiles.tma and _has_descriptor(features_BD) and _has_descriptor(weight_KD)
     x: Any = TensorDescriptor.from_tensor(features_BD, [tiles.rows, tiles.features]) if use_tma else features_BD
     w: Any = TensorDescriptor.from_tensor(weight_KD, [tiles.classes, tiles.features]) if use_tma else weight_KD
     grid = (triton.cdiv(num_buffer_rows, tiles.rows) * triton.cdiv(num_classes, tiles.classes),)
-    kernels.class_tiles[grid](
+    kernels.class_tiles_kernel[grid](
         *(x, w, bias_K, labels_LB, *reference),
         *(unused if exp_RK is None else exp_RK, unused if moment_BK is None else moment_BK),
-        *(max_CB, sum_CB, moment_CB, logits_CB, facts_FB, facts_FB[num_labels], facts_FB[num_labels + 1]),
+        *(
+            max_CB,
+            sum_CB,
+            moment_CB,
+            logits_CB,
+            label_stats_FB,
+            label_stats_FB[num_labels],
+            label_stats_FB[num_labels + 1],
+        ),
         *(num_rows, num_buffer_rows, num_classes, features_BD.shape[1], start),
         *(features_BD.stride(0), weight_KD.stride(0), _row_stride(exp_RK), _row_stride(moment_BK)),
         ROWS=tiles.rows,
@@ -187,55 +205,60 @@ def class_tiles(
         PAIR=num_labels == 2,
         STATISTICS=statistics is not None,
         KEEP=exp_RK is not None,
-        BASED=len(reference.base_B) > 0,
+        HAS_BASE=len(reference.base_B) > 0,
         MOMENT=statistics is not None and len(moment_CB) > 0,
         KEEP_MOMENT=moment_BK is not None,
         SUM_LOGITS=statistics is not None and len(logits_CB) > 0,
         TMA=use_tma,
         LIMIT=OVERSHOOT[features_BD.dtype],
-        PRECISION=precision(features_BD.dtype),
+        PRECISION=matmul_precision(features_BD.dtype),
         EMULATED=EMULATED,
         **compile_options(tiles),
     )
 
 
-def combine_tiles(
+def merge_tiles(
     operands: Operands,
     shift_B: Tensor,
-    statistics: Statistics,
+    statistics: TileStatistics,
     out: tuple[Tensor, Tensor],
-    tiles: Tiles,
+    tiles: TileConfig,
     is_first: bool,
 ) -> None:
     """Merge a slab's tiles into the rows' state, the first of `out`; the second gets the shift that follows from it."""
-    max_CB, sum_CB, moment_CB, logits_CB, facts_FB = statistics
+    max_CB, sum_CB, moment_CB, logits_CB, label_stats_FB = statistics
     num_tiles, num_rows = max_CB.shape
     num_labels = len(operands.labels_LB)
-    row_kernels.combine_tiles[(triton.cdiv(num_rows, COMBINE_TILE["ROWS"]),)](
+    row_kernels.merge_tiles_kernel[(triton.cdiv(num_rows, MERGE_TILE["ROWS"]),)](
         *(max_CB, sum_CB, moment_CB, logits_CB, shift_B, operands.labels_LB),
-        *(facts_FB[num_labels], facts_FB[num_labels + 1], *out),
+        *(label_stats_FB[num_labels], label_stats_FB[num_labels + 1], *out),
         *(num_rows, num_tiles, len(operands.weight_KD), operands.start),
         FIRST=is_first,
         MOMENT=len(moment_CB) > 0,
         SUM_LOGITS=len(logits_CB) > 0,
         TILE_CLASSES=tiles.classes,
         LIMIT=OVERSHOOT[operands.features_BD.dtype],
-        **COMBINE_TILE,
+        **MERGE_TILE,
     )
 
 
 def align_tiles(
-    buffers: Buffers, reference: Reference, statistics: Statistics, lift_B: Tensor, num_classes: int, tiles: Tiles
+    buffers: SlabBuffers,
+    reference: ExpReference,
+    statistics: TileStatistics,
+    lift_B: Tensor,
+    num_classes: int,
+    tiles: TileConfig,
 ) -> None:
     """Bring a slab's exponentials and moments to the rows' lift, where a tile's own differs."""
     exp_RK, moment_BK = buffers
     assert exp_RK is not None
     num_rows = len(reference.shift_B)
     grid = (triton.cdiv(num_rows, ALIGN_TILE["ROWS"]) * triton.cdiv(num_classes, tiles.classes),)
-    row_kernels.align_tiles[grid](
+    row_kernels.align_tiles_kernel[grid](
         *(exp_RK, exp_RK if moment_BK is None else moment_BK, reference.base_B, statistics.max_CB),
         *(reference.shift_B, lift_B, num_rows, num_classes, exp_RK.stride(0), _row_stride(moment_BK)),
-        BASED=len(reference.base_B) > 0,
+        HAS_BASE=len(reference.base_B) > 0,
         MOMENT=moment_BK is not None,
         LIMIT=OVERSHOOT[exp_RK.dtype],
         CLASSES=tiles.classes,
@@ -258,7 +281,7 @@ def add_label_rows(gradient_KD: Tensor, sums_ND: Tensor | None, features_BD: Ten
     """Add the labels' terms to the weight's gradient; `sums_ND` are the unrounded rows of all labels, if it is narrow."""
     num_rows, num_features = features_BD.shape
     grid = (terms.labels_LB.numel(), triton.cdiv(num_features, LABEL_TILE["FEATURES"]))
-    row_kernels.add_label_rows[grid](
+    row_kernels.add_label_rows_kernel[grid](
         *(gradient_KD, gradient_KD if sums_ND is None else sums_ND, features_BD, terms.labels_LB, terms.gradient_LB),
         *(num_rows, terms.labels_LB.numel(), len(gradient_KD), num_features, terms.start),
         *(gradient_KD.stride(0), features_BD.stride(0)),
@@ -270,10 +293,10 @@ def add_label_rows(gradient_KD: Tensor, sums_ND: Tensor | None, features_BD: Ten
 
 def class_sums(gradient_K: Tensor, exp_RK: Tensor, base_B: Tensor, scale_B: Tensor, terms: LabelTerms) -> None:
     """Write the bias's gradient of a slab."""
-    row_kernels.class_sums[(triton.cdiv(len(gradient_K), SUM_TILE["CLASSES"]),)](
+    row_kernels.class_sums_kernel[(triton.cdiv(len(gradient_K), SUM_TILE["CLASSES"]),)](
         *(gradient_K, exp_RK, base_B, scale_B, terms.labels_LB, terms.gradient_LB),
         *(len(scale_B), terms.labels_LB.numel(), len(gradient_K), terms.start, exp_RK.stride(0)),
-        BASED=len(base_B) > 0,
+        HAS_BASE=len(base_B) > 0,
         EMULATED=EMULATED,
         **SUM_TILE,
     )

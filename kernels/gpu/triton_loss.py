@@ -3,7 +3,7 @@
 Three products, 6·B·K·D operations, is the least that the two routes take, and three are made:
 
 1. `class_tiles`: logits of a tile X Wᵀ, and while they are in registers its exponentials E, 0 at the labels, stored in the
-   features' dtype, and each row's largest logit, sum and label logits. `combine_tiles` merges the tiles in a fixed order.
+   features' dtype, and each row's largest logit, sum and label logits. `merge_tiles` merges the tiles in a fixed order.
 2. U = E·W for the features' gradients, forward, by torch.mm.
 3. V = Eᵀ(v∘x) for the weight's gradient, backward, by torch.mm; `add_label_rows` adds the labels' terms in float32.
 
@@ -38,14 +38,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.gpu.triton_tiles import NUM_STATE, Plan, Wanted, plan_pass
+from rlpheads.kernels.gpu.slab_plan import NUM_STATE, PassOutputs, SlabPlan, plan_slabs
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
 
 OPERAND_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Types of the matrix products; the features' own is taken."""
 
 
-def refusal(features_BD: Tensor) -> str | None:
+def unsupported_reason(features_BD: Tensor) -> str | None:
     """Why these features cannot be worked on, or None if they can."""
     device = features_BD.device
     if features_BD.dtype not in OPERAND_DTYPES:
@@ -66,7 +66,7 @@ def local_partials(
     features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
 ) -> tuple[Partials, Products, Exponentials]:
     """First stage: reduce a class range to `Partials`, and keep what its own gradients need."""
-    state_SB, facts_FB, *products, kept_RK, shift_CB, base_CB = _partials_op(
+    state_SB, label_stats_FB, *products, kept_RK, shift_CB, base_CB = _partials_op(
         features_BD,
         head.weight_KD,
         head.bias_K,
@@ -78,7 +78,7 @@ def local_partials(
         needs.regularizer == "uniform",
     )
     _, sum_B, moment_B, logits_B, before_B, after_B = state_SB
-    partials = Partials(shift_CB[-1], sum_B, moment_B, logits_B, facts_FB[:-2], before_B, after_B)
+    partials = Partials(shift_CB[-1], sum_B, moment_B, logits_B, label_stats_FB[:-2], before_B, after_B)
     return (
         partials,
         Products(*products)._replace(operand_dtype=features_BD.dtype),
@@ -101,11 +101,11 @@ def local_class_gradients(
     return weight_gradient_KD if wanted[0] else None, bias_gradient_K if wanted[1] else None
 
 
-def _plan(
+def _slab_plan(
     features_BD: Tensor, num_classes: int, memory_budget: int | None, flags: tuple[bool, bool, bool]
-) -> tuple[Plan, Wanted]:
-    wanted = Wanted(*flags)
-    return plan_pass(len(features_BD), num_classes, features_BD.dtype.itemsize, memory_budget, wanted), wanted
+) -> tuple[SlabPlan, PassOutputs]:
+    outputs = PassOutputs(*flags)
+    return plan_slabs(len(features_BD), num_classes, features_BD.dtype.itemsize, memory_budget, outputs), outputs
 
 
 @torch.library.custom_op("rlpheads::triton_partials", mutates_args=(), device_types=("cpu", "cuda"))
@@ -123,15 +123,15 @@ def _partials_op(
     from rlpheads.kernels.gpu import triton_passes
     from rlpheads.kernels.gpu.triton_launch import Operands, tiles_for
 
-    plan, wanted = _plan(features_BD, len(weight_KD), memory_budget, (products, moments, sum_logits))
+    plan, outputs = _slab_plan(features_BD, len(weight_KD), memory_budget, (products, moments, sum_logits))
     if len(features_BD) == 0:
-        return [shape.fill(features_BD) for shape in _shapes(features_BD, labels_LB, plan, wanted)]
-    operands = Operands(features_BD, weight_KD, _dense(bias_K), labels_LB.contiguous(), start)
-    tiles = tiles_for(operands, based=wanted.based or wanted.moments)
-    return triton_passes.forward_pass(operands, plan, wanted, tiles)
+        return [shape.zeros(features_BD) for shape in _output_shapes(features_BD, labels_LB, plan, outputs)]
+    operands = Operands(features_BD, weight_KD, _contiguous(bias_K), labels_LB.contiguous(), start)
+    tiles = tiles_for(operands, has_base=outputs.has_base or outputs.moments)
+    return triton_passes.forward_pass(operands, plan, outputs, tiles)
 
 
-def _dense(vector: Tensor | None) -> Tensor | None:
+def _contiguous(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.contiguous()
 
 
@@ -142,22 +142,22 @@ class _Shape(NamedTuple):
     def empty(self, like: Tensor) -> Tensor:
         return like.new_empty(self.sizes, dtype=self.dtype)
 
-    def fill(self, like: Tensor) -> Tensor:
+    def zeros(self, like: Tensor) -> Tensor:
         return like.new_zeros(self.sizes, dtype=self.dtype)
 
 
-def _shapes(features_BD: Tensor, labels_LB: Tensor, plan: Plan, wanted: Wanted) -> list[_Shape]:
+def _output_shapes(features_BD: Tensor, labels_LB: Tensor, plan: SlabPlan, outputs: PassOutputs) -> list[_Shape]:
     """What `_partials_op` returns: state, label facts, the three products, kept exponentials, shifts, bases."""
     num_rows, num_features = features_BD.shape
     return [
         _Shape((NUM_STATE, num_rows)),
         _Shape((len(labels_LB) + 2, num_rows)),
-        _Shape((num_rows * wanted.products, num_features)),
-        _Shape((num_rows * (wanted.products and wanted.moments), num_features)),
-        _Shape((num_features * (wanted.products and wanted.sum_logits),)),
+        _Shape((num_rows * outputs.products, num_features)),
+        _Shape((num_rows * (outputs.products and outputs.moments), num_features)),
+        _Shape((num_features * (outputs.products and outputs.sum_logits),)),
         _Shape((plan.buffer_rows, plan.buffer_classes), features_BD.dtype),
         _Shape((plan.num_slabs, num_rows)),
-        _Shape((plan.num_slabs, num_rows * wanted.based)),
+        _Shape((plan.num_slabs, num_rows * outputs.has_base)),
     ]
 
 
@@ -173,8 +173,8 @@ def _(
     moments: bool,
     sum_logits: bool,
 ) -> list[Tensor]:
-    plan, wanted = _plan(features_BD, len(weight_KD), memory_budget, (products, moments, sum_logits))
-    return [shape.empty(features_BD) for shape in _shapes(features_BD, labels_LB, plan, wanted)]
+    plan, outputs = _slab_plan(features_BD, len(weight_KD), memory_budget, (products, moments, sum_logits))
+    return [shape.empty(features_BD) for shape in _output_shapes(features_BD, labels_LB, plan, outputs)]
 
 
 @torch.library.custom_op("rlpheads::triton_class_gradients", mutates_args=(), device_types=("cpu", "cuda"))
@@ -195,11 +195,11 @@ def _class_gradients_op(
     from rlpheads.kernels.gpu import triton_passes
     from rlpheads.kernels.gpu.triton_launch import Operands
 
-    gradients = _gradients(weight_KD, bias_K, for_weight, for_bias)
+    gradients = _empty_gradients(weight_KD, bias_K, for_weight, for_bias)
     if len(features_BD) == 0:
         return gradients[0].zero_(), gradients[1].zero_()
     triton_passes.backward_pass(
-        Operands(features_BD, weight_KD, _dense(bias_K), labels_LB.contiguous(), start),
+        Operands(features_BD, weight_KD, _contiguous(bias_K), labels_LB.contiguous(), start),
         Exponentials(kept_RK, shift_CB, base_CB),
         LogitGradient(scale_CB.contiguous(), label_LB.contiguous()),
         triton_passes.ClassGradients(*gradients),
@@ -207,7 +207,9 @@ def _class_gradients_op(
     return gradients
 
 
-def _gradients(weight_KD: Tensor, bias_K: Tensor | None, for_weight: bool, for_bias: bool) -> tuple[Tensor, Tensor]:
+def _empty_gradients(
+    weight_KD: Tensor, bias_K: Tensor | None, for_weight: bool, for_bias: bool
+) -> tuple[Tensor, Tensor]:
     """Room for the two gradients, each in the dtype of what it belongs to; empty where it is not wanted."""
     num_classes, num_features = weight_KD.shape
     bias = weight_KD if bias_K is None else bias_K
@@ -229,4 +231,4 @@ def _(
     for_weight: bool,
     for_bias: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _gradients(weight_KD, bias_K, for_weight, for_bias)
+    return _empty_gradients(weight_KD, bias_K, for_weight, for_bias)

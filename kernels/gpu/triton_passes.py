@@ -10,131 +10,138 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.gpu import triton_launch as launch
-from rlpheads.kernels.gpu.triton_launch import Buffers, LabelTerms, Operands, Reference
-from rlpheads.kernels.gpu.triton_tiles import FIRST_CLASSES, NUM_STATE, SLAB_ROUNDING, Plan, Tiles, Wanted, slabs
+from rlpheads.kernels.gpu.slab_plan import NUM_STATE, SLAB_ROUNDING, PassOutputs, SlabPlan, slab_ranges
+from rlpheads.kernels.gpu.triton_launch import ExpReference, LabelTerms, Operands, SlabBuffers
+from rlpheads.kernels.gpu.triton_tiles import FIRST_CLASSES, TileConfig
 from rlpheads.kernels.rows.partials import Exponentials, LogitGradient
 
 
-def product(a_MN: Tensor, b_NK: Tensor) -> Tensor:
+def matmul_float32(a_MN: Tensor, b_NK: Tensor) -> Tensor:
     """A·B in float32, by the library's matrix product."""
     if a_MN.device.type == "cpu" or a_MN.dtype == torch.float32:
         return a_MN.float() @ b_NK.float()
     return torch.mm(a_MN, b_NK, out_dtype=torch.float32)
 
 
-def product_into(out_MK: Tensor, a_MN: Tensor, b_NK: Tensor) -> None:
+def matmul_into(out_MK: Tensor, a_MN: Tensor, b_NK: Tensor) -> None:
     """Write A·B, summed in float32 and rounded once."""
     if a_MN.device.type == "cpu":
-        out_MK.copy_(product(a_MN, b_NK))
+        out_MK.copy_(matmul_float32(a_MN, b_NK))
     elif a_MN.dtype == out_MK.dtype:
         torch.mm(a_MN, b_NK, out=out_MK)
     elif out_MK.dtype == torch.float32:
         torch.mm(a_MN, b_NK, out_dtype=torch.float32, out=out_MK)
     else:
-        out_MK.copy_(product(a_MN, b_NK))
+        out_MK.copy_(matmul_float32(a_MN, b_NK))
 
 
 class _FeatureSums:
     """Exponentials and moments times the weight, summed over the slabs so far under the rows' current lift."""
 
-    def __init__(self, features_BD: Tensor, wanted: Wanted) -> None:
+    def __init__(self, features_BD: Tensor, outputs: PassOutputs) -> None:
         num_rows, num_features = features_BD.shape
-        self._wanted = wanted
+        self._outputs = outputs
 
         def zeros(*shape: int) -> Tensor:
             return features_BD.new_zeros(shape, dtype=torch.float32)
 
-        self.exp_weight_BD = zeros(num_rows * wanted.products, num_features)
-        self.moment_weight_BD = zeros(num_rows * (wanted.products and wanted.moments), num_features)
-        self.weight_sum_D = zeros(num_features * (wanted.products and wanted.sum_logits))
+        self.exp_weight_BD = zeros(num_rows * outputs.products, num_features)
+        self.moment_weight_BD = zeros(num_rows * (outputs.products and outputs.moments), num_features)
+        self.weight_sum_D = zeros(num_features * (outputs.products and outputs.sum_logits))
 
-    def lower(self, drop_B: Tensor) -> None:
+    def rescale(self, drop_B: Tensor) -> None:
         """Multiply by 2^drop, as the rows' lift has risen by −drop."""
         factor_B1 = torch.exp2(drop_B)[:, None]
-        if self._wanted.moments:
+        if self._outputs.moments:
             self.moment_weight_BD.addcmul_(self.exp_weight_BD, drop_B[:, None], value=math.log(2)).mul_(factor_B1)
         self.exp_weight_BD.mul_(factor_B1)
 
-    def add(self, buffers: Buffers, base_B: Tensor, weight_KD: Tensor) -> None:
+    def add(self, buffers: SlabBuffers, base_B: Tensor, weight_KD: Tensor) -> None:
         """Add a slab. With bases, a row of ones below the exponentials yields ΣW in the same product."""
         assert buffers.exp_RK is not None
         num_rows = len(self.exp_weight_BD)
-        exp_weight_RD = product(buffers.exp_RK, weight_KD)
+        exp_weight_RD = matmul_float32(buffers.exp_RK, weight_KD)
         self.exp_weight_BD += exp_weight_RD[:num_rows]
-        if self._wanted.based:
+        if self._outputs.has_base:
             self.exp_weight_BD.addcmul_(base_B[:, None], exp_weight_RD[num_rows])
-        if self._wanted.sum_logits:
+        if self._outputs.sum_logits:
             self.weight_sum_D += exp_weight_RD[num_rows]
         if buffers.moment_BK is not None:
-            self.moment_weight_BD += product(buffers.moment_BK, weight_KD)
+            self.moment_weight_BD += matmul_float32(buffers.moment_BK, weight_KD)
 
 
-def forward_pass(operands: Operands, plan: Plan, wanted: Wanted, tiles: Tiles) -> list[Tensor]:
+def forward_pass(operands: Operands, plan: SlabPlan, outputs: PassOutputs, tiles: TileConfig) -> list[Tensor]:
     """Statistics of every row, its products, and the exponentials to be kept, as `triton_loss` returns them."""
     features_BD = operands.features_BD
-    reference = launch.row_shifts(operands.narrow(0, FIRST_CLASSES).cast(features_BD), wanted.based)
-    if wanted.products and wanted.moments:
+    reference = launch.row_shifts(operands.narrow(0, FIRST_CLASSES).cast(features_BD), outputs.has_base)
+    if outputs.products and outputs.moments:
         no_base = reference._replace(base_B=reference.base_B[:0])
-        statistics = _slab_by_slab(operands, no_base, Plan(1, 0, len(features_BD)), Wanted(False, False, False), tiles)
-        reference = _exact_reference(reference, largest_B=torch.maximum(*statistics[0][-2:]))
-    return _slab_by_slab(operands, reference, plan, wanted, tiles)
+        statistics = _forward_slabs(
+            operands, no_base, SlabPlan(1, 0, len(features_BD)), PassOutputs(False, False, False), tiles
+        )
+        reference = _exact_shifts(reference, largest_B=torch.maximum(*statistics[0][-2:]))
+    return _forward_slabs(operands, reference, plan, outputs, tiles)
 
 
-def _exact_reference(guess: Reference, largest_B: Tensor) -> Reference:
+def _exact_shifts(guess: ExpReference, largest_B: Tensor) -> ExpReference:
     """Replace the guessed shifts by the rows' largest logits, unless the whole row is near chance."""
     is_flat_B = (guess.base_B > 0) & (largest_B - guess.shift_B <= 1)
     largest_B = torch.where(largest_B == -torch.inf, 0.0, largest_B)
-    return Reference(torch.where(is_flat_B, guess.shift_B, largest_B), is_flat_B.to(guess.base_B.dtype))
+    return ExpReference(torch.where(is_flat_B, guess.shift_B, largest_B), is_flat_B.to(guess.base_B.dtype))
 
 
-def _slab_by_slab(operands: Operands, reference: Reference, plan: Plan, wanted: Wanted, tiles: Tiles) -> list[Tensor]:
+def _forward_slabs(
+    operands: Operands, reference: ExpReference, plan: SlabPlan, outputs: PassOutputs, tiles: TileConfig
+) -> list[Tensor]:
     features_BD, num_classes = operands.features_BD, len(operands.weight_KD)
     num_rows, itemsize = len(features_BD), features_BD.dtype.itemsize
     statistic = reference.shift_B.new_empty
-    state_SB, facts_FB = statistic(NUM_STATE, num_rows), statistic(len(operands.labels_LB) + 2, num_rows)
-    facts_FB.fill_(-torch.inf)
+    state_SB, label_stats_FB = statistic(NUM_STATE, num_rows), statistic(len(operands.labels_LB) + 2, num_rows)
+    label_stats_FB.fill_(-torch.inf)
     shift_CB, base_CB = statistic(plan.num_slabs, num_rows), statistic(plan.num_slabs, len(reference.base_B))
-    ranges = slabs(plan.num_slabs, num_rows, num_classes, itemsize)
+    ranges = slab_ranges(plan.num_slabs, num_rows, num_classes, itemsize)
     kept_RK = features_BD.new_empty(plan.buffer_rows, plan.buffer_classes)
-    scratch = _Scratch(features_BD, plan, wanted, ranges)
-    sums = _FeatureSums(features_BD, wanted)
+    scratch = _Scratch(features_BD, plan, outputs, ranges)
+    sums = _FeatureSums(features_BD, outputs)
     for number, (start, stop) in enumerate(ranges):
         slab = operands.narrow(start, stop).cast(features_BD)
         buffers = scratch.buffers(kept_RK, start, stop)
-        statistics = launch.new_statistics(slab, tiles, wanted, facts_FB)
+        statistics = launch.allocate_statistics(slab, tiles, outputs, label_stats_FB)
         launch.class_tiles(slab, reference, buffers, tiles, statistics)
         old_lift_B = state_SB[0].clone() if number else None
-        launch.combine_tiles(slab, reference.shift_B, statistics, (state_SB, shift_CB[number]), tiles, number == 0)
-        if wanted.based:
+        launch.merge_tiles(slab, reference.shift_B, statistics, (state_SB, shift_CB[number]), tiles, number == 0)
+        if outputs.has_base:
             base_CB[number] = reference.base_B * torch.exp2(-state_SB[0])
         if buffers.exp_RK is not None:
             launch.align_tiles(buffers, reference, statistics, state_SB[0], stop - start, tiles)
-        if wanted.products:
+        if outputs.products:
             if old_lift_B is not None:
-                sums.lower(old_lift_B - state_SB[0])
+                sums.rescale(old_lift_B - state_SB[0])
             sums.add(buffers, base_CB[number], slab.weight_KD)
     products = [sums.exp_weight_BD, sums.moment_weight_BD, sums.weight_sum_D]
-    return [state_SB, facts_FB, *products, kept_RK, shift_CB, base_CB]
+    return [state_SB, label_stats_FB, *products, kept_RK, shift_CB, base_CB]
 
 
 class _Scratch:
     """Room for the exponentials of a slab that are not kept, and for its moments."""
 
-    def __init__(self, features_BD: Tensor, plan: Plan, wanted: Wanted, ranges: list[tuple[int, int]]) -> None:
+    def __init__(
+        self, features_BD: Tensor, plan: SlabPlan, outputs: PassOutputs, ranges: list[tuple[int, int]]
+    ) -> None:
         self._num_kept = plan.num_kept
         num_rows, num_classes = len(features_BD), ranges[-1][1]
         width = -(-ranges[0][1] // 64) * 64
-        spare = wanted.products and plan.num_kept < num_classes
+        spare = outputs.products and plan.num_kept < num_classes
         self._exp_RK = features_BD.new_empty(plan.buffer_rows, width) if spare else None
-        with_moments = wanted.products and wanted.moments
+        with_moments = outputs.products and outputs.moments
         self._moment_BK = features_BD.new_empty(num_rows, width) if with_moments else None
 
-    def buffers(self, kept_RK: Tensor, start: int, stop: int) -> Buffers:
+    def buffers(self, kept_RK: Tensor, start: int, stop: int) -> SlabBuffers:
         """Where the slab's exponentials and moments go."""
         moment_BK = None if self._moment_BK is None else self._moment_BK[:, : stop - start]
         if stop <= self._num_kept:
-            return Buffers(kept_RK[:, start:stop], moment_BK)
-        return Buffers(None if self._exp_RK is None else self._exp_RK[:, : stop - start], moment_BK)
+            return SlabBuffers(kept_RK[:, start:stop], moment_BK)
+        return SlabBuffers(None if self._exp_RK is None else self._exp_RK[:, : stop - start], moment_BK)
 
 
 class ClassGradients(NamedTuple):
@@ -153,9 +160,9 @@ def backward_pass(
     given_BD = launch.with_dense_rows(operands.features_BD)
     features_BD = given_BD.to(kept_RK.dtype)
     num_rows, num_classes = len(features_BD), len(operands.weight_KD)
-    ranges = slabs(len(shift_CB), num_rows, num_classes, kept_RK.element_size())
+    ranges = slab_ranges(len(shift_CB), num_rows, num_classes, kept_RK.element_size())
     scratch_RK = kept_RK.new_empty(0)
-    tiles = launch.tiles_for(operands, based=base_CB.numel() > 0)
+    tiles = launch.tiles_for(operands, has_base=base_CB.numel() > 0)
     for number, (start, stop) in enumerate(ranges):
         if stop <= kept_RK.shape[1]:
             exp_RK = kept_RK[:, start:stop]
@@ -164,8 +171,8 @@ def backward_pass(
                 scratch_RK = kept_RK.new_empty(len(kept_RK), -(-(stop - start) // 64) * 64)
             exp_RK = scratch_RK[:, : stop - start]
             slab = operands.narrow(start, stop).cast(features_BD)
-            reference = Reference(shift_CB[number], base_CB[number])
-            launch.class_tiles(slab, reference, Buffers(exp_RK), tiles)
+            reference = ExpReference(shift_CB[number], base_CB[number])
+            launch.class_tiles(slab, reference, SlabBuffers(exp_RK), tiles)
         scaled = _Scaled(given_BD, gradient.scale_CB[number], base_CB[number])
         terms = LabelTerms(operands.labels_LB, gradient.label_LB, operands.start + start)
         if len(gradients.weight_KD):
@@ -211,11 +218,11 @@ def _write_weight_gradient(out_KD: Tensor, exp_RK: Tensor, scaled: _Scaled, term
     sums_ND = None
     if out_KD.dtype != torch.float32:
         column_N = (terms.labels_LB.flatten() - terms.start).clamp(0, len(out_KD) - 1)
-        sums_ND = product(exp_RK.index_select(1, column_N).T, scaled_RD)
+        sums_ND = matmul_float32(exp_RK.index_select(1, column_N).T, scaled_RD)
         sums_ND = sums_ND if factor is None else sums_ND * factor
     if factor is None:
-        product_into(out_KD, exp_RK.T, scaled_RD)
+        matmul_into(out_KD, exp_RK.T, scaled_RD)
     else:
         for columns_RK, rows_KD in zip(exp_RK.split(SLAB_ROUNDING, 1), out_KD.split(SLAB_ROUNDING), strict=True):
-            rows_KD.copy_(product(columns_RK.T, scaled_RD) * factor)
+            rows_KD.copy_(matmul_float32(columns_RK.T, scaled_RD) * factor)
     launch.add_label_rows(out_KD, sums_ND, scaled.features_BD, terms)

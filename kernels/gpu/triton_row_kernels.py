@@ -6,13 +6,13 @@ Each works on little beside the pass over the logits (`rlpheads.kernels.gpu.trit
 import triton
 import triton.language as tl
 
-from rlpheads.kernels.gpu.triton_kernels import LN_2, lift_of, rounded
+from rlpheads.kernels.gpu.triton_kernels import LN_2, round_to_nearest, shift_lift
 
 NO_CLASS_SHIFT = tl.constexpr(-1e30)
 
 
 @triton.jit
-def gather_labels(rows, indices, strides, widths, labels, num_rows, SOURCES: tl.constexpr, ROWS: tl.constexpr):
+def gather_labels_kernel(rows, indices, strides, widths, labels, num_rows, SOURCES: tl.constexpr, ROWS: tl.constexpr):
     """Labels of several heads as int64, a program for ROWS labels of one: its row itself, or row[index] of a table's row.
 
     An index of −1 reads the row's first label, any other that is no column of it the label −1.
@@ -31,7 +31,7 @@ def gather_labels(rows, indices, strides, widths, labels, num_rows, SOURCES: tl.
 
 
 @triton.jit
-def combine_tiles(
+def merge_tiles_kernel(
     tile_max,
     tile_sum,
     tile_moment,
@@ -71,7 +71,7 @@ def combine_tiles(
         is_after_CM = tiles_C[:, None] > label_tile_M[None, :]
         before_M = tl.maximum(before_M, tl.max(tl.where(is_before_CM, max_CM, float("-inf")), 0))
         after_M = tl.maximum(after_M, tl.max(tl.where(is_after_CM, max_CM, float("-inf")), 0))
-    lift_M = lift_of(tl.maximum(before_M, after_M), shift_M, LIMIT)
+    lift_M = shift_lift(tl.maximum(before_M, after_M), shift_M, LIMIT)
     sum_M = tl.zeros((ROWS,), tl.float32)
     moment_M = tl.zeros((ROWS,), tl.float32)
     logits_M = tl.zeros((ROWS,), tl.float32)
@@ -94,7 +94,7 @@ def combine_tiles(
         inside_CM = (tiles_C < num_tiles)[:, None] & in_rows_M[None, :]
         place_CM = tiles_C.to(tl.int64)[:, None] * num_rows + rows_M[None, :]
         max_CM = tl.load(tile_max + place_CM, mask=inside_CM, other=float("-inf"))
-        drop_CM = lift_of(max_CM, shift_M[None, :], LIMIT) - lift_M[None, :]
+        drop_CM = shift_lift(max_CM, shift_M[None, :], LIMIT) - lift_M[None, :]
         sum_CM = tl.load(tile_sum + place_CM, mask=inside_CM, other=0.0)
         sum_M += tl.sum(sum_CM * tl.exp2(drop_CM), 0)
         if MOMENT:
@@ -114,7 +114,7 @@ def combine_tiles(
 
 
 @triton.jit
-def align_tiles(
+def align_tiles_kernel(
     exps,
     moments,
     base,
@@ -125,7 +125,7 @@ def align_tiles(
     num_classes,
     stride_e,
     stride_m,
-    BASED: tl.constexpr,
+    HAS_BASE: tl.constexpr,
     MOMENT: tl.constexpr,
     LIMIT: tl.constexpr,
     ROWS: tl.constexpr,
@@ -139,7 +139,7 @@ def align_tiles(
     in_rows_M = rows_M < num_rows
     largest_M = tl.load(tile_max + tile.to(tl.int64) * num_rows + rows_M, mask=in_rows_M, other=float("-inf"))
     shift_M = tl.load(shift + rows_M, mask=in_rows_M, other=0.0)
-    lift_M = lift_of(largest_M, shift_M, LIMIT)
+    lift_M = shift_lift(largest_M, shift_M, LIMIT)
     drop_M = tl.where(in_rows_M, lift_M - tl.load(lift + rows_M, mask=in_rows_M, other=0.0), 0.0)
     if tl.max(tl.abs(drop_M), 0) == 0.0:
         return
@@ -152,15 +152,15 @@ def align_tiles(
         moment_place_MN = moments + rows_M.to(tl.int64)[:, None] * stride_m + columns_N[None, :]
         moment_MN = tl.load(moment_place_MN, mask=inside_MN, other=0.0).to(tl.float32)
         true_exp_MN = exp_MN
-        if BASED:
+        if HAS_BASE:
             true_exp_MN += (tl.load(base + rows_M, mask=in_rows_M, other=0.0) * tl.exp2(-lift_M))[:, None]
         moment_MN = (moment_MN + true_exp_MN * (drop_M * LN_2)[:, None]) * factor_M1
-        tl.store(moment_place_MN, rounded(moment_MN, moments.dtype.element_ty, EMULATED), mask=inside_MN)
-    tl.store(place_MN, rounded(exp_MN * factor_M1, exps.dtype.element_ty, EMULATED), mask=inside_MN)
+        tl.store(moment_place_MN, round_to_nearest(moment_MN, moments.dtype.element_ty, EMULATED), mask=inside_MN)
+    tl.store(place_MN, round_to_nearest(exp_MN * factor_M1, exps.dtype.element_ty, EMULATED), mask=inside_MN)
 
 
 @triton.jit
-def add_label_rows(
+def add_label_rows_kernel(
     gradient,
     sums,
     features,
@@ -209,11 +209,11 @@ def add_label_rows(
             inside_LD = is_same_L[:, None] & in_features_D[None, :]
             x_LD = tl.load(features + rows_L1 * stride_x + offset_D[None, :], mask=inside_LD, other=0.0)
             total_D += tl.sum(x_LD.to(tl.float32) * weight_L[:, None], 0)
-    tl.store(target_D, rounded(total_D, gradient.dtype.element_ty, EMULATED), mask=in_features_D)
+    tl.store(target_D, round_to_nearest(total_D, gradient.dtype.element_ty, EMULATED), mask=in_features_D)
 
 
 @triton.jit
-def class_sums(
+def class_sums_kernel(
     gradient,
     exps,
     base,
@@ -225,7 +225,7 @@ def class_sums(
     num_classes,
     start,
     stride_e,
-    BASED: tl.constexpr,
+    HAS_BASE: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
     EMULATED: tl.constexpr,
@@ -239,7 +239,7 @@ def class_sums(
         in_rows_M = rows_M < num_rows
         place_MN = exps + rows_M.to(tl.int64)[:, None] * stride_e + columns_N[None, :]
         exp_MN = tl.load(place_MN, mask=in_rows_M[:, None] & in_classes_N[None, :], other=0.0).to(tl.float32)
-        if BASED:
+        if HAS_BASE:
             exp_MN += tl.load(base + rows_M, mask=in_rows_M, other=0.0)[:, None]
         scale_M = tl.load(scale + rows_M, mask=in_rows_M, other=0.0)
         total_N += tl.sum(exp_MN * scale_M[:, None], 0)
@@ -250,4 +250,4 @@ def class_sums(
         weight_L = tl.load(label_gradient + places_L, mask=inside_L, other=0.0)
         is_own_LN = inside_L[:, None] & (label_L[:, None] == columns_N[None, :])
         total_N += tl.sum(tl.where(is_own_LN, weight_L[:, None], 0.0), 0)
-    tl.store(gradient + columns_N, rounded(total_N, gradient.dtype.element_ty, EMULATED), mask=in_classes_N)
+    tl.store(gradient + columns_N, round_to_nearest(total_N, gradient.dtype.element_ty, EMULATED), mask=in_classes_N)

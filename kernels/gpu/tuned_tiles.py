@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlpheads.kernels.gpu.triton_tiles import Tiles
+from rlpheads.kernels.gpu.triton_tiles import TileConfig
 from rlpheads.kernels.native import cache_folder
 
 FILE_VARIABLE = "RLPHEADS_TILES"
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Case:
+class TuningCase:
     """What tiles are measured for, and taken for: no other device, version or shape."""
 
     device: str
@@ -48,7 +48,7 @@ class Case:
 class Winner:
     """The fastest tiles of a case, and what was measured."""
 
-    tiles: Tiles
+    tiles: TileConfig
     milliseconds: float
     usual_milliseconds: float
     """Of the tiles that are taken where none were measured."""
@@ -62,22 +62,22 @@ def tiles_file() -> Path | None:
     return Path(named) if named else None
 
 
-def chosen_tiles(case: Case, candidates: tuple[Tiles, ...]) -> Tiles:
+def select_tiles(case: TuningCase, candidates: tuple[TileConfig, ...]) -> TileConfig:
     """The measured tiles of a case if there are any, else the first of the candidates.
 
     Raises:
         ValueError: the file cannot be read, or what it names is no candidate.
     """
     path = tiles_file()
-    winner = None if path is None else _winners(path).get(case)
+    winner = None if path is None else _cached_winners(path).get(case)
     if winner is None:
         return candidates[0]
     if winner.tiles not in candidates:
-        raise _unusable(path, f"{winner.tiles} is none of the tiles that {case} can have")
+        raise _unusable_file(path, f"{winner.tiles} is none of the tiles that {case} can have")
     return winner.tiles
 
 
-def keep_winner(path: Path, case: Case, winner: Winner) -> None:
+def save_winner(path: Path, case: TuningCase, winner: Winner) -> None:
     """Write a case's winner into the file, beside those of other cases; the file is the old or the new one, never a part.
 
     Raises:
@@ -91,10 +91,10 @@ def keep_winner(path: Path, case: Case, winner: Winner) -> None:
         whole = Path(writing) / path.name
         whole.write_text(json.dumps({"format": FORMAT, "winners": entries}, indent=2) + "\n")
         whole.replace(path)
-    _winners.cache_clear()
+    _cached_winners.cache_clear()
 
 
-def read_winners(path: Path) -> dict[Case, Winner]:
+def read_winners(path: Path) -> dict[TuningCase, Winner]:
     """What the file holds.
 
     Raises:
@@ -104,11 +104,11 @@ def read_winners(path: Path) -> dict[Case, Winner]:
         content = json.loads(path.read_text())
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
-        return dict(map(_entry, content["winners"]))
+        return dict(map(_parse_entry, content["winners"]))
     except KeyError as error:
-        raise _unusable(path, f"it has no {error}") from error
+        raise _unusable_file(path, f"it has no {error}") from error
     except (OSError, ValueError, TypeError) as error:
-        raise _unusable(path, str(error)) from error
+        raise _unusable_file(path, str(error)) from error
 
 
 def record() -> dict[str, Any] | None:
@@ -127,18 +127,20 @@ def record() -> dict[str, Any] | None:
 
 
 @cache
-def _winners(path: Path) -> dict[Case, Winner]:
+def _cached_winners(path: Path) -> dict[TuningCase, Winner]:
     """What the file holds when the process first asks."""
     if not path.exists() and FILE_VARIABLE not in os.environ:
         return {}
     return read_winners(path)
 
 
-def _entry(entry: dict[str, Any]) -> tuple[Case, Winner]:
-    return _built(Case, entry), _built(Winner, {**entry, "tiles": _built(Tiles, entry["tiles"])})
+def _parse_entry(entry: dict[str, Any]) -> tuple[TuningCase, Winner]:
+    return _parse_dataclass(TuningCase, entry), _parse_dataclass(
+        Winner, {**entry, "tiles": _parse_dataclass(TileConfig, entry["tiles"])}
+    )
 
 
-def _built(kind: type[_T], values: dict[str, Any]) -> _T:
+def _parse_dataclass(kind: type[_T], values: dict[str, Any]) -> _T:
     """A dataclass from values by name, each of the type that is declared."""
     chosen = {field.name: values[field.name] for field in fields(kind)}  # type: ignore[arg-type]
     for field in fields(kind):  # type: ignore[arg-type]
@@ -147,7 +149,7 @@ def _built(kind: type[_T], values: dict[str, Any]) -> _T:
     return kind(**chosen)
 
 
-def _unusable(path: Path | None, reason: str) -> ValueError:
+def _unusable_file(path: Path | None, reason: str) -> ValueError:
     return ValueError(
         f"{path} holds no tiles for the loss ({reason}): delete it, and measure anew if you like (`{COMMAND}`); or set "
         f"{FILE_VARIABLE} to another file, or to nothing to go without"

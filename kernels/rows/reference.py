@@ -66,7 +66,7 @@ def entropy(logits_BK: Tensor, labels: RowLabels) -> Tensor:
     return math.log(logits_BK.shape[1]) - split_entropy_B - torch.sigmoid(-odds_B) * rest_entropy_B
 
 
-REGULARIZERS = {"unlikelihood": unlikelihood, "uniform": uniform, "reversal": reversal, "entropy": entropy}
+REFERENCE_REGULARIZERS = {"unlikelihood": unlikelihood, "uniform": uniform, "reversal": reversal, "entropy": entropy}
 
 
 def is_argmax(logits_BK: Tensor, labels_B: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def by_head(rows: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     return rows.unflatten(-1, (num_heads, rows.shape[-1] // num_heads)).unbind(-2)
 
 
-def combine(parts: Sequence[Partials], labels: RowLabels, num_labels: int) -> RowSoftmax:
+def merge_partials(parts: Sequence[Partials], labels: RowLabels, num_labels: int) -> RowSoftmax:
     """Merge the partials of all class ranges, given in the order of their classes, whatever their shifts.
 
     The same parts in the same order give the same bits on every rank.
@@ -123,7 +123,7 @@ def combine(parts: Sequence[Partials], labels: RowLabels, num_labels: int) -> Ro
     log_others_B = sum_B.log()
     offset_LB = label_logit_LB - shift_B
     log_rest_LB = _log_rest(log_others_B, offset_LB, labels)
-    max_before_B, max_after_B = _maxima(parts, label_logit_LB, labels)
+    max_before_B, max_after_B = _max_around_label(parts, label_logit_LB, labels)
     return RowSoftmax(
         labels=labels,
         num_labels=num_labels,
@@ -156,7 +156,7 @@ def _inverse_sum(sum_B: Tensor, offset_LB: Tensor, labels: RowLabels) -> Tensor:
     return drop_B / (sum_B * drop_B + labels_B)
 
 
-def _maxima(parts: Sequence[Partials], label_logit_LB: Tensor, labels: RowLabels) -> tuple[Tensor, Tensor]:
+def _max_around_label(parts: Sequence[Partials], label_logit_LB: Tensor, labels: RowLabels) -> tuple[Tensor, Tensor]:
     """Largest logit below and above the first label; the partials leave the second label out, here it joins."""
     before_B = torch.stack([part.max_before_B for part in parts]).amax(0)
     after_B = torch.stack([part.max_after_B for part in parts]).amax(0)

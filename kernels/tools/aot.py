@@ -15,27 +15,27 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlpheads.kernels.gpu.triton_tiles import PREPARED_CHIPS
+from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS
 from rlpheads.kernels.tools.aot_kernels import Build, builds, candidate_builds
 from rlpheads.kernels.tools.aot_sass import MachineCode, compile_build
 from rlpheads.kernels.tools.traffic import (
-    Work,
-    compulsory_products,
-    compulsory_tiles,
-    modelled_products,
-    modelled_tiles,
+    Workload,
+    compulsory_product_bytes,
+    compulsory_tile_bytes,
+    modelled_product_bytes,
+    modelled_tile_bytes,
 )
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Shared memory that one block may take on each chip."""
 
-MOST_BYTES = 1.10
+MAX_BYTES_RATIO = 1.10
 BATCHES = (64, 128, 256, 512, 1024)
 FEATURES, LABELS = 768, 100_000
 
 
 @dataclass(frozen=True)
-class Finding:
+class KernelReport:
     """One kernel on one chip."""
 
     kernel: str
@@ -48,7 +48,7 @@ class Finding:
     faults: list[str]
 
 
-def examine(build: Build) -> Finding:
+def check_build(build: Build) -> KernelReport:
     """Compile a kernel and say what is wrong with it."""
     code = compile_build(build)
     tiles_ratio, whole_ratio = byte_ratios(build)
@@ -59,9 +59,9 @@ def examine(build: Build) -> Finding:
         faults.append(f"no tensor cores ({build.tensor_cores})")
     if code.shared_bytes > SHARED_BYTES[build.chip]:
         faults.append(f"{code.shared_bytes} bytes of shared memory, the chip has {SHARED_BYTES[build.chip]}")
-    if max(tiles_ratio or 0, whole_ratio or 0) > MOST_BYTES:
-        faults.append(f"more than {MOST_BYTES} times the compulsory bytes")
-    return Finding(build.name, build.chip, code, tiles_ratio, whole_ratio, faults)
+    if max(tiles_ratio or 0, whole_ratio or 0) > MAX_BYTES_RATIO:
+        faults.append(f"more than {MAX_BYTES_RATIO} times the compulsory bytes")
+    return KernelReport(build.name, build.chip, code, tiles_ratio, whole_ratio, faults)
 
 
 def byte_ratios(build: Build) -> tuple[float | None, float | None]:
@@ -70,32 +70,32 @@ def byte_ratios(build: Build) -> tuple[float | None, float | None]:
         return None, None
     passes, wholes = [], []
     for rows in BATCHES:
-        work = Work(rows, FEATURES, LABELS, build.itemsize, 4, build.wanted)
-        modelled, compulsory = modelled_tiles(work, build.tiles), compulsory_tiles(work)
+        load = Workload(rows, FEATURES, LABELS, build.itemsize, 4, build.outputs)
+        modelled, compulsory = modelled_tile_bytes(load, build.tiles), compulsory_tile_bytes(load)
         passes.append(modelled / compulsory)
-        wholes.append((modelled + modelled_products(work)) / (compulsory + compulsory_products(work)))
+        wholes.append((modelled + modelled_product_bytes(load)) / (compulsory + compulsory_product_bytes(load)))
     return max(passes), max(wholes)
 
 
-def table(findings: list[Finding]) -> Table:
-    """Lay the findings out."""
+def report_table(reports: list[KernelReport]) -> Table:
+    """Lay the reports out."""
     grid = Table(
         title=f"kernels ahead of time; bytes at D={FEATURES}, K={LABELS}, worst of B={', '.join(map(str, BATCHES))}"
     )
     for column in ("kernel", "chip", "registers", "shared KB", "spills", "tensor cores", "bytes", "whole loss", ""):
         grid.add_column(column, justify="left" if column in ("kernel", "") else "right")
-    for finding in findings:
-        code = finding.code
+    for report in reports:
+        code = report.code
         grid.add_row(
-            finding.kernel,
-            f"sm_{finding.chip}",
+            report.kernel,
+            f"sm_{report.chip}",
             str(code.registers),
             f"{code.shared_bytes / 1024:.0f}",
             str(code.spills),
             ", ".join(f"{count} {name}" for name, count in code.tensor_instructions.items()) or "–",
-            "–" if finding.tiles_ratio is None else f"{finding.tiles_ratio:.3f}",
-            "–" if finding.whole_ratio is None else f"{finding.whole_ratio:.3f}",
-            f"[red]{'; '.join(finding.faults)}" if finding.faults else "ok",
+            "–" if report.tiles_ratio is None else f"{report.tiles_ratio:.3f}",
+            "–" if report.whole_ratio is None else f"{report.whole_ratio:.3f}",
+            f"[red]{'; '.join(report.faults)}" if report.faults else "ok",
         )
     return grid
 
@@ -103,26 +103,26 @@ def table(findings: list[Finding]) -> Table:
 def main(arguments: list[str] | None = None) -> int:
     """Compile, print, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rlpheads.kernels.tools.aot", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--chips", type=int, nargs="+", choices=PREPARED_CHIPS, default=list(PREPARED_CHIPS))
+    parser.add_argument("--chips", type=int, nargs="+", choices=KNOWN_CHIPS, default=list(KNOWN_CHIPS))
     parser.add_argument("--quick", action="store_true", help="one variant of each kernel")
     parser.add_argument(
         "--candidates",
         action="store_true",
         help="the tiles that rlpheads.kernels.tools.tune chooses among, but for the usual ones",
     )
-    parser.add_argument("--json", type=Path, help="also write the findings to this file")
+    parser.add_argument("--json", type=Path, help="also write the reports to this file")
     options = parser.parse_args(arguments)
     console = Console(width=max(Console().width, 130))
-    findings = []
+    reports = []
     chosen = candidate_builds if options.candidates else builds
     for build in (build for chip in options.chips for build in chosen(chip, quick=options.quick)):
         console.print(f"compiling {build.name} for sm_{build.chip}", style="dim")
-        findings.append(examine(build))
-    console.print(table(findings))
+        reports.append(check_build(build))
+    console.print(report_table(reports))
     if options.json:
-        options.json.write_text(json.dumps([asdict(finding) for finding in findings], indent=2))
-    faulty = [finding for finding in findings if finding.faults]
-    console.print(f"{len(findings)} kernels compiled, {len(faulty)} faulty")
+        options.json.write_text(json.dumps([asdict(report) for report in reports], indent=2))
+    faulty = [report for report in reports if report.faults]
+    console.print(f"{len(reports)} kernels compiled, {len(faulty)} faulty")
     return 1 if faulty else 0
 
 

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from rlpheads.kernels.gpu import triton_kernels, triton_launch, triton_row_kernels
-from rlpheads.kernels.gpu.triton_tiles import OVERSHOOT, Tiles, Wanted, chip_tiles
-from rlpheads.kernels.label_source import SOURCES_A_LAUNCH
+from rlpheads.kernels.gpu.slab_plan import PassOutputs
+from rlpheads.kernels.gpu.triton_labels import SOURCES_PER_LAUNCH
+from rlpheads.kernels.gpu.triton_tiles import OVERSHOOT, TileConfig, chip_tiles
 
 TYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 OWN_TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
@@ -31,9 +32,9 @@ class Build:
     options: dict[str, int]
     tensor_cores: str = ""
     """How the tensor-core instructions begin that it must use; empty where it multiplies no matrices."""
-    tiles: Tiles | None = None
+    tiles: TileConfig | None = None
     itemsize: int = 2
-    wanted: Wanted = field(default_factory=lambda: Wanted(products=True, moments=False, sum_logits=False))
+    outputs: PassOutputs = field(default_factory=lambda: PassOutputs(products=True, moments=False, sum_logits=False))
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Variant:
 
     name: str
     dtype: torch.dtype = torch.bfloat16
-    wanted: Wanted = Wanted(products=True, moments=False, sum_logits=False)  # noqa: RUF009 - a tuple
+    outputs: PassOutputs = PassOutputs(products=True, moments=False, sum_logits=False)  # noqa: RUF009 - a tuple
     pair: bool = False
     bias: bool = False
     rows: int = 1024
@@ -50,17 +51,17 @@ class Variant:
     """Backward: the exponentials alone."""
     precision: str = "tf32"
 
-    def tiles(self, chip: int) -> tuple[Tiles, ...]:
+    def tiles(self, chip: int) -> tuple[TileConfig, ...]:
         """Tiles that a chip can have for it; the first are taken where none were measured."""
-        rich = self.wanted.based or self.wanted.moments or self.pair
+        rich = self.outputs.has_base or self.outputs.moments or self.pair
         return chip_tiles(chip, self.dtype, self.rows, rich=rich, bias=self.bias)
 
     def build(self, chip: int, number: int = 0) -> Build:
         """`class_tiles` for a chip, with the first tiles or others that it can have."""
         tiles = self.tiles(chip)[number]
-        moments = self.wanted.moments and not self.again
+        moments = self.outputs.moments and not self.again
         flags = {
-            **_flags(self.dtype, PAIR=self.pair, HAS_BIAS=self.bias, BASED=self.wanted.based, MOMENT=moments),
+            **_flags(self.dtype, PAIR=self.pair, HAS_BIAS=self.bias, HAS_BASE=self.outputs.has_base, MOMENT=moments),
             "ROWS": tiles.rows,
             "CLASSES": tiles.classes,
             "FEATURES": tiles.features,
@@ -69,7 +70,7 @@ class Variant:
             "KEEP": True,
             "KEEP_MOMENT": moments,
             "PRECISION": self.precision,
-            "SUM_LOGITS": self.wanted.sum_logits and not self.again,
+            "SUM_LOGITS": self.outputs.sum_logits and not self.again,
         }
         dtype = TYPE_NAMES[self.dtype]
         pointers = dict.fromkeys(("features", "weight", "exps", "moments"), f"*{dtype}")
@@ -78,7 +79,7 @@ class Variant:
             pointers["weight"] = f"tensordesc<{dtype}[{tiles.classes},{tiles.features}]>"
         return Build(
             f"class_tiles {self.name}{f', {tiles}' if number else ''}",
-            triton_kernels.class_tiles,
+            triton_kernels.class_tiles_kernel,
             chip,
             flags,
             pointers,
@@ -86,29 +87,29 @@ class Variant:
             tensor_cores=OWN_TENSOR_CORES[chip],
             tiles=None if self.again else tiles,
             itemsize=self.dtype.itemsize,
-            wanted=self.wanted,
+            outputs=self.outputs,
         )
 
 
-UNIFORM = Wanted(products=True, moments=False, sum_logits=True)
-ENTROPY = Wanted(products=True, moments=True, sum_logits=False)
+UNIFORM = PassOutputs(products=True, moments=False, sum_logits=True)
+ENTROPY = PassOutputs(products=True, moments=True, sum_logits=False)
 VARIANTS = (
     Variant("bf16"),
     Variant("bf16, 64 rows", rows=64),
     Variant("bf16 pair", pair=True),
     Variant("bf16 bias", bias=True),
-    Variant("bf16 uniform", wanted=UNIFORM),
-    Variant("bf16 uniform pair bias", wanted=UNIFORM, pair=True, bias=True),
-    Variant("bf16 uniform pair bias, 64 rows", wanted=UNIFORM, pair=True, bias=True, rows=64),
-    Variant("bf16 entropy", wanted=ENTROPY),
-    Variant("bf16 entropy pair bias", wanted=ENTROPY, pair=True, bias=True),
+    Variant("bf16 uniform", outputs=UNIFORM),
+    Variant("bf16 uniform pair bias", outputs=UNIFORM, pair=True, bias=True),
+    Variant("bf16 uniform pair bias, 64 rows", outputs=UNIFORM, pair=True, bias=True, rows=64),
+    Variant("bf16 entropy", outputs=ENTROPY),
+    Variant("bf16 entropy pair bias", outputs=ENTROPY, pair=True, bias=True),
     Variant("bf16 again", again=True),
-    Variant("bf16 again, based", wanted=UNIFORM, pair=True, bias=True, again=True),
+    Variant("bf16 again, base", outputs=UNIFORM, pair=True, bias=True, again=True),
     Variant("fp16", dtype=torch.float16),
     Variant("tf32", dtype=torch.float32),
-    Variant("tf32 entropy pair bias", dtype=torch.float32, wanted=ENTROPY, pair=True, bias=True),
+    Variant("tf32 entropy pair bias", dtype=torch.float32, outputs=ENTROPY, pair=True, bias=True),
     Variant("fp32", dtype=torch.float32, precision="tf32x3"),
-    Variant("fp32 entropy pair bias", dtype=torch.float32, wanted=ENTROPY, pair=True, bias=True, precision="tf32x3"),
+    Variant("fp32 entropy pair bias", dtype=torch.float32, outputs=ENTROPY, pair=True, bias=True, precision="tf32x3"),
 )
 
 
@@ -129,8 +130,8 @@ def candidate_builds(chip: int, *, quick: bool = False) -> list[Build]:
         for tiles in variant.tiles(chip)
         if tiles.classes != variant.tiles(chip)[0].classes
     }
-    kinds = [_combining(classes) for classes in sorted({classes for _, classes in widths})]
-    kinds += [_aligning(dtype, classes) for dtype, classes in sorted(widths, key=str)]
+    kinds = [_merge_kernel(classes) for classes in sorted({classes for _, classes in widths})]
+    kinds += [_align_kernel(dtype, classes) for dtype, classes in sorted(widths, key=str)]
     noted = [kind._replace(note=f"{next(iter(kind.shape.values()))} classes") for kind in kinds]
     return [*passes, *(_row_build(chip, kind, is_on) for kind in noted for is_on in (False, True))]
 
@@ -141,24 +142,24 @@ def _flags(dtype: torch.dtype, **flags: Any) -> dict[str, Any]:
 
 def _gather_builds(chip: int) -> list[Build]:
     """The gather of as many heads as a launch takes: of tables alone, and with a plain tensor of labels between."""
-    num = SOURCES_A_LAUNCH
+    num = SOURCES_PER_LAUNCH
     numbers = {"strides": ("i32",) * num, "widths": ("i32",) * num}
     tables = {"rows": ("*i64",) * num, "indices": ("*i64",) * num, **numbers}
     mixed = {"rows": ("*i32", "*i64") * (num // 2), "indices": ("*i32", "constexpr") * (num // 2), **numbers}
     tile = dict(triton_launch.GATHER_TILE)
     options, flags = {"num_warps": tile.pop("num_warps")}, {"SOURCES": num, **tile}
-    kernel = triton_row_kernels.gather_labels
+    kernel = triton_row_kernels.gather_labels_kernel
     return [
         Build(f"gather_labels {name}", kernel, chip, flags, pointers, options)
         for name, pointers in (("by table", tables), ("by table or tensor", mixed))
     ]
 
 
-class _Kind(NamedTuple):
+class _RowKernel(NamedTuple):
     """A kernel beside the pass over the logits, which is compiled with all of its switches off and with all on."""
 
     kernel: Any
-    switched: str
+    name_with_switches: str
     """What it is called with all on."""
     switches: tuple[str, ...]
     shape: dict[str, int]
@@ -170,14 +171,14 @@ class _Kind(NamedTuple):
     note: str = ""
 
 
-def _combining(num_classes: int) -> _Kind:
-    shape = {"TILE_CLASSES": num_classes, **triton_launch.COMBINE_TILE}
-    return _Kind(triton_row_kernels.combine_tiles, "moments, logits", ("MOMENT", "SUM_LOGITS"), shape)
+def _merge_kernel(num_classes: int) -> _RowKernel:
+    shape = {"TILE_CLASSES": num_classes, **triton_launch.MERGE_TILE}
+    return _RowKernel(triton_row_kernels.merge_tiles_kernel, "moments, logits", ("MOMENT", "SUM_LOGITS"), shape)
 
 
-def _aligning(dtype: torch.dtype, num_classes: int) -> _Kind:
+def _align_kernel(dtype: torch.dtype, num_classes: int) -> _RowKernel:
     shape = {"CLASSES": num_classes, **triton_launch.ALIGN_TILE}
-    return _Kind(triton_row_kernels.align_tiles, "based moments", ("BASED", "MOMENT"), shape, dtype=dtype)
+    return _RowKernel(triton_row_kernels.align_tiles_kernel, "base moments", ("HAS_BASE", "MOMENT"), shape, dtype=dtype)
 
 
 def _row_builds(chip: int) -> list[Build]:
@@ -185,29 +186,31 @@ def _row_builds(chip: int) -> list[Build]:
         chip_tiles(chip, dtype, 1024, rich=False, bias=False)[0].classes for dtype in (torch.bfloat16, torch.float32)
     )
     rows, launch = triton_row_kernels, triton_launch
-    shifts = _Kind(
-        triton_kernels.row_shifts, "based pair bias", ("BASED", "PAIR", "HAS_BIAS"), launch.SHIFT_TILE, "HMMA"
+    shifts = _RowKernel(
+        triton_kernels.row_shifts_kernel, "base pair bias", ("HAS_BASE", "PAIR", "HAS_BIAS"), launch.SHIFT_TILE, "HMMA"
     )
     kinds = (
         shifts,
         shifts._replace(dtype=torch.float32),
-        _combining(half),
-        _aligning(torch.bfloat16, half),
-        _aligning(torch.float32, wide),
-        _Kind(rows.class_sums, "based", ("BASED",), launch.SUM_TILE, gradient=("*fp32", "*bf16")),
-        _Kind(rows.add_label_rows, "narrow", ("SUMS_GIVEN",), launch.LABEL_TILE, gradient=("*fp32", "*bf16")),
+        _merge_kernel(half),
+        _align_kernel(torch.bfloat16, half),
+        _align_kernel(torch.float32, wide),
+        _RowKernel(rows.class_sums_kernel, "base", ("HAS_BASE",), launch.SUM_TILE, gradient=("*fp32", "*bf16")),
+        _RowKernel(
+            rows.add_label_rows_kernel, "narrow", ("SUMS_GIVEN",), launch.LABEL_TILE, gradient=("*fp32", "*bf16")
+        ),
     )
     return [_row_build(chip, kind, is_on) for kind in kinds for is_on in (False, True)]
 
 
-def _row_build(chip: int, kind: _Kind, is_on: bool) -> Build:
+def _row_build(chip: int, kind: _RowKernel, is_on: bool) -> Build:
     flags = _flags(kind.dtype, FIRST=not is_on, **dict.fromkeys(kind.switches, is_on), **kind.shape)
-    flags["PRECISION"] = triton_launch.precision(kind.dtype)
+    flags["PRECISION"] = triton_launch.matmul_precision(kind.dtype)
     options = {"num_warps": flags.pop("num_warps")}
     dtype = TYPE_NAMES[kind.dtype]
     pointers = dict.fromkeys(("features", "weight", "exps", "moments"), f"*{dtype}")
     pointers["gradient"] = kind.gradient[is_on]
-    named = (kind.kernel.__name__, dtype, kind.note, kind.switched if is_on else "")
+    named = (kind.kernel.__name__.removesuffix("_kernel"), dtype, kind.note, kind.name_with_switches if is_on else "")
     return Build(" ".join(filter(None, named)), kind.kernel, chip, flags, pointers, options, kind.tensor_cores)
 
 

@@ -7,14 +7,15 @@ of the three products: X, W and E; E, W and U; E, X and dW.
 
 from dataclasses import dataclass
 
-from rlpheads.kernels.gpu.triton_tiles import FIRST_CLASSES, Tiles, Wanted, plan_pass
+from rlpheads.kernels.gpu.slab_plan import PassOutputs, plan_slabs
+from rlpheads.kernels.gpu.triton_tiles import FIRST_CLASSES, TileConfig
 
 BLOCKS = 108
 """Blocks that run side by side on the smallest of the chips (sm_80), one a multiprocessor."""
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """One loss: its sizes, the bytes of an operand and of a number of the weight's gradient, and what is wanted."""
 
     rows: int
@@ -22,43 +23,43 @@ class Work:
     labels: int
     itemsize: int
     gradient_itemsize: int
-    wanted: Wanted
+    outputs: PassOutputs
 
     @property
     def exp_rows(self) -> int:
         """Rows of the exponentials' buffer."""
-        return plan_pass(self.rows, self.labels, self.itemsize, None, self.wanted).buffer_rows
+        return plan_slabs(self.rows, self.labels, self.itemsize, None, self.outputs).buffer_rows
 
 
-def compulsory_tiles(work: Work) -> int:
+def compulsory_tile_bytes(load: Workload) -> int:
     """Of the pass over the logits: read X and W, write E (and the moments)."""
-    operands = (work.rows + work.labels) * work.features
-    return work.itemsize * (operands + work.rows * work.labels * (1 + work.wanted.moments))
+    operands = (load.rows + load.labels) * load.features
+    return load.itemsize * (operands + load.rows * load.labels * (1 + load.outputs.moments))
 
 
-def modelled_tiles(work: Work, tiles: Tiles) -> int:
+def modelled_tile_bytes(load: Workload, tiles: TileConfig) -> int:
     """The same as it is done: with the first guess, the tiles' statistics, and rows of ones."""
-    row_tiles, class_tiles = -(-work.exp_rows // tiles.rows), -(-work.labels // tiles.classes)
-    weight = (work.labels * -(-row_tiles // BLOCKS) + FIRST_CLASSES) * work.features
-    exponentials = (work.exp_rows + work.rows * work.wanted.moments) * work.labels
-    numbers = 2 + work.wanted.moments + work.wanted.sum_logits
-    statistics = 4 * class_tiles * work.rows * (2 * numbers + 1)  # written, merged, and the maxima read by align_tiles
-    return work.itemsize * (2 * work.rows * work.features + weight + exponentials) + statistics
+    row_tiles, class_tiles = -(-load.exp_rows // tiles.rows), -(-load.labels // tiles.classes)
+    weight = (load.labels * -(-row_tiles // BLOCKS) + FIRST_CLASSES) * load.features
+    exponentials = (load.exp_rows + load.rows * load.outputs.moments) * load.labels
+    numbers = 2 + load.outputs.moments + load.outputs.sum_logits
+    statistics = 4 * class_tiles * load.rows * (2 * numbers + 1)  # written, merged, and the maxima read by align_tiles
+    return load.itemsize * (2 * load.rows * load.features + weight + exponentials) + statistics
 
 
-def compulsory_products(work: Work) -> int:
+def compulsory_product_bytes(load: Workload) -> int:
     """Of the two products that follow: E and W to U (twice with moments), E and v∘x to the weight's gradient."""
-    exponentials, weight = work.rows * work.labels * work.itemsize, work.labels * work.features
-    forward = exponentials + weight * work.itemsize + 4 * work.rows * work.features
-    backward = exponentials + work.rows * work.features * work.itemsize + weight * work.gradient_itemsize
-    return forward * (1 + work.wanted.moments) + backward
+    exponentials, weight = load.rows * load.labels * load.itemsize, load.labels * load.features
+    forward = exponentials + weight * load.itemsize + 4 * load.rows * load.features
+    backward = exponentials + load.rows * load.features * load.itemsize + weight * load.gradient_itemsize
+    return forward * (1 + load.outputs.moments) + backward
 
 
-def modelled_products(work: Work) -> int:
+def modelled_product_bytes(load: Workload) -> int:
     """The same with rows of ones, v∘x written, and the labels' rows of the gradient read and written once more."""
-    exponentials, weight = work.exp_rows * work.labels * work.itemsize, work.labels * work.features
-    forward = exponentials + weight * work.itemsize + 4 * work.exp_rows * work.features
-    scaled = 2 * work.exp_rows * work.features * work.itemsize
-    label_rows = work.rows * work.features * (2 * work.gradient_itemsize + 2 * work.itemsize)
-    backward = exponentials + scaled + weight * work.gradient_itemsize + label_rows
-    return forward * (1 + work.wanted.moments) + backward
+    exponentials, weight = load.exp_rows * load.labels * load.itemsize, load.labels * load.features
+    forward = exponentials + weight * load.itemsize + 4 * load.exp_rows * load.features
+    scaled = 2 * load.exp_rows * load.features * load.itemsize
+    label_rows = load.rows * load.features * (2 * load.gradient_itemsize + 2 * load.itemsize)
+    backward = exponentials + scaled + weight * load.gradient_itemsize + label_rows
+    return forward * (1 + load.outputs.moments) + backward

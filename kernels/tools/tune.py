@@ -24,15 +24,16 @@ from rich.table import Table
 from torch import Tensor
 
 from rlpheads.kernels.gpu import triton_loss
-from rlpheads.kernels.gpu.triton_tiles import NUM_STATE, Tiles, Wanted, plan_pass
-from rlpheads.kernels.gpu.tuned_tiles import FILE_VARIABLE, Case, Winner, keep_winner, read_winners, tiles_file
+from rlpheads.kernels.gpu.slab_plan import NUM_STATE, PassOutputs, plan_slabs
+from rlpheads.kernels.gpu.triton_tiles import TileConfig
+from rlpheads.kernels.gpu.tuned_tiles import FILE_VARIABLE, TuningCase, Winner, read_winners, save_winner, tiles_file
 from rlpheads.kernels.random_label_loss import DEFAULT_MEMORY_BUDGET
 from rlpheads.kernels.rows.terms import REGULARIZERS
 
 if TYPE_CHECKING:
     from rlpheads.kernels.gpu.triton_launch import Operands
 
-LEAST_GAIN = 0.02
+MIN_SPEEDUP = 0.02
 """By which part of its time tiles must beat the usual ones: less is within what a measurement repeats to."""
 
 TOLERANCE = 1e-3
@@ -42,7 +43,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadShape:
     """One kind of call of the loss."""
 
     rows: int
@@ -54,37 +55,37 @@ class Head:
     bias: bool
 
     @property
-    def wanted(self) -> Wanted:
+    def outputs(self) -> PassOutputs:
         """What is asked of the pass over the classes."""
-        return Wanted(True, moments=self.regularizer == "entropy", sum_logits=self.regularizer == "uniform")
+        return PassOutputs(True, moments=self.regularizer == "entropy", sum_logits=self.regularizer == "uniform")
 
 
 @dataclass(frozen=True)
 class Timing:
     """One candidate: its time, or why it has none."""
 
-    tiles: Tiles
+    tiles: TileConfig
     milliseconds: float | None
     reason: str = ""
 
 
-def measure(head: Head, device: str) -> tuple[Case, list[Timing]]:
+def time_candidates(head: HeadShape, device: str) -> tuple[TuningCase, list[Timing]]:
     """Time every candidate on random numbers, the usual tiles first."""
     from triton.errors import TritonError
 
     from rlpheads.kernels.gpu import triton_launch, triton_passes
 
-    operands = _operands(head, device)
-    based = head.wanted.based or head.wanted.moments
-    case = triton_launch.case_of(operands, based=based)
+    operands = _random_operands(head, device)
+    has_base = head.outputs.has_base or head.outputs.moments
+    case = triton_launch.tuning_case(operands, has_base=has_base)
     itemsize = head.dtype.itemsize
-    plan = plan_pass(head.rows, head.classes, itemsize, DEFAULT_MEMORY_BUDGET, head.wanted)
+    plan = plan_slabs(head.rows, head.classes, itemsize, DEFAULT_MEMORY_BUDGET, head.outputs)
     timings: list[Timing] = []
     usual_B: Tensor | None = None
-    for tiles in triton_launch.candidates(operands.features_BD, case):
+    for tiles in triton_launch.candidate_tiles(operands.features_BD, case):
 
-        def call(tiles: Tiles = tiles) -> list[Tensor]:
-            return triton_passes.forward_pass(operands, plan, head.wanted, tiles)
+        def call(tiles: TileConfig = tiles) -> list[Tensor]:
+            return triton_passes.forward_pass(operands, plan, head.outputs, tiles)
 
         try:
             lse_B = _log_sums(call())
@@ -95,11 +96,11 @@ def measure(head: Head, device: str) -> tuple[Case, list[Timing]]:
         if not torch.allclose(lse_B, usual_B, rtol=TOLERANCE, atol=TOLERANCE):
             timings.append(Timing(tiles, None, "computes something else than the usual tiles"))
             continue
-        timings.append(Timing(tiles, milliseconds(call, interpreted=triton_launch.EMULATED)))
+        timings.append(Timing(tiles, median_milliseconds(call, interpreted=triton_launch.EMULATED)))
     return case, timings
 
 
-def _operands(head: Head, device: str) -> "Operands":
+def _random_operands(head: HeadShape, device: str) -> "Operands":
     """Random numbers of a head near its initialisation."""
     from rlpheads.kernels.gpu.triton_launch import Operands
 
@@ -124,7 +125,7 @@ def _log_sums(outputs: list[Tensor]) -> Tensor:
     return state_SB[1].log() + shift_CB[-1]
 
 
-def milliseconds(call: Callable[[], object], *, interpreted: bool) -> float:
+def median_milliseconds(call: Callable[[], object], *, interpreted: bool) -> float:
     """Median time of a call that has run once; under the interpreter by the clock on the wall."""
     if interpreted:
         start = time.perf_counter()
@@ -135,18 +136,18 @@ def milliseconds(call: Callable[[], object], *, interpreted: bool) -> float:
     return float(do_bench(call, return_mode="median"))
 
 
-def winner(timings: list[Timing]) -> Winner | None:
-    """The fastest tiles, if they beat the usual ones by LEAST_GAIN, else these; None where the usual ones do not run."""
+def fastest_tiles(timings: list[Timing]) -> Winner | None:
+    """The fastest tiles, if they beat the usual ones by MIN_SPEEDUP, else these; None where the usual ones do not run."""
     usual = timings[0].milliseconds
     if usual is None:
         return None
     times = {timing.tiles: timing.milliseconds for timing in timings if timing.milliseconds is not None}
     fastest = min(times, key=times.__getitem__)
-    chosen = fastest if times[fastest] <= (1 - LEAST_GAIN) * usual else timings[0].tiles
+    chosen = fastest if times[fastest] <= (1 - MIN_SPEEDUP) * usual else timings[0].tiles
     return Winner(chosen, times[chosen], usual)
 
 
-def table(case: Case, timings: list[Timing], kept: Winner | None) -> Table:
+def timings_table(case: TuningCase, timings: list[Timing], kept: Winner | None) -> Table:
     """Lay the times of a case out."""
     title = (
         f"B={case.rows}, D={case.features}, K={case.classes:,}, {case.operands}, {case.device}, Triton {case.triton}"
@@ -163,7 +164,7 @@ def table(case: Case, timings: list[Timing], kept: Winner | None) -> Table:
     return grid
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m rlpheads.kernels.tools.tune",
@@ -175,7 +176,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         ("features", "D", "width of the tap"),
         ("classes", "K", "random labels, or those of one device where the head is sharded"),
     ):
-        parser.add_argument(f"--{name}", type=_positive, nargs="+", required=True, metavar=letter, help=meaning)
+        parser.add_argument(f"--{name}", type=_positive_integer, nargs="+", required=True, metavar=letter, help=meaning)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the features; default: bfloat16")
     parser.add_argument("--regularizer", choices=REGULARIZERS, default="unlikelihood", help="default: unlikelihood")
     parser.add_argument("--pair", action="store_true", help="two labels a row, as with mixup")
@@ -184,19 +185,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _positive(text: str) -> int:
+def _positive_integer(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
     return number
 
 
-def obstacle(path: Path | None, device: str, dtype: torch.dtype) -> str | None:
+def precondition_failure(path: Path | None, device: str, dtype: torch.dtype) -> str | None:
     """Why nothing can be measured here, or kept; None if it can."""
-    if refusal := triton_loss.refusal(torch.empty(0, device=device, dtype=dtype)):
-        return (
-            f"nothing to measure: the loss by Triton {refusal} (with TRITON_INTERPRET=1 it is interpreted on the CPU)"
-        )
+    if reason := triton_loss.unsupported_reason(torch.empty(0, device=device, dtype=dtype)):
+        return f"nothing to measure: the loss by Triton {reason} (with TRITON_INTERPRET=1 it is interpreted on the CPU)"
     if path is None:
         return f"nowhere to write: {FILE_VARIABLE} is empty; name a file by --file"
     try:
@@ -214,24 +213,24 @@ def obstacle(path: Path | None, device: str, dtype: torch.dtype) -> str | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and keep; return the exit code: 1 where usual tiles do not run, 2 where nothing can be measured."""
-    options = parse(arguments)
+    options = parse_arguments(arguments)
     console = Console(width=max(Console().width, 110))
     on_cpu = os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available()
     device, dtype, path = "cpu" if on_cpu else "cuda", DTYPES[options.dtype], options.file or tiles_file()
-    reason = obstacle(path, device, dtype)
+    reason = precondition_failure(path, device, dtype)
     if reason is not None or path is None:
         console.print(reason, soft_wrap=True)
         return 2
     failed = 0
     for rows, features, classes in product(options.rows, options.features, options.classes):
-        head = Head(rows, features, classes, dtype, options.regularizer, options.pair, options.bias)
-        case, timings = measure(head, device)
-        kept = winner(timings)
-        console.print(table(case, timings, kept))
+        head = HeadShape(rows, features, classes, dtype, options.regularizer, options.pair, options.bias)
+        case, timings = time_candidates(head, device)
+        kept = fastest_tiles(timings)
+        console.print(timings_table(case, timings, kept))
         if kept is None:
             failed += 1
         else:
-            keep_winner(path, case, kept)
+            save_winner(path, case, kept)
     console.print(f"{failed} without usual tiles that run" if failed else f"written to {path}", soft_wrap=True)
     return 1 if failed else 0
 

@@ -10,7 +10,7 @@ from kernel_problems import KINDS, Problem, assert_same, evaluate
 from torch import Tensor
 from triton_cases import Case, assert_as_accurate_as_plain, cast, grid, on_device
 
-from rlpheads.kernels.gpu.tuned_tiles import FILE_VARIABLE, Winner, keep_winner, read_winners
+from rlpheads.kernels.gpu.tuned_tiles import FILE_VARIABLE, Winner, read_winners, save_winner
 from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.kernels.tools import tune
 
@@ -117,10 +117,10 @@ def test_every_tile_that_can_be_measured_gives_the_same(
     shape = ["--rows", str(num_rows), "--features", "256", "--classes", "20003"]
     assert tune.main(shape) == 0
     ((case, winner),) = read_winners(path).items()
-    candidates = triton_launch.candidates(problem.features_BD, case)
+    candidates = triton_launch.candidate_tiles(problem.features_BD, case)
     assert winner.tiles in candidates
     for tiles in candidates:
-        keep_winner(path, case, Winner(tiles, 1.0, 1.0))
+        save_winner(path, case, Winner(tiles, 1.0, 1.0))
         assert_same(evaluate(problem, "unlikelihood", "triton", memory_budget=0), usual, 1e-3)
 
 

@@ -8,32 +8,32 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton_cases import Case, cast, on_device
 
-from rlpheads.kernels.gpu import triton_loss, triton_tiles
+from rlpheads.kernels.gpu import slab_plan, triton_loss
 from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
 from rlpheads.kernels.rows.partials import ClassRange, Needs
-from rlpheads.kernels.rows.row_softmax import combine
+from rlpheads.kernels.rows.row_softmax import merge_partials
 from rlpheads.kernels.rows.terms import TERMS
 from rlpheads.kernels.stages import LocalHead, attach_class_gradients, local_feature_gradient
 
 
-def small_slabs() -> None:
+def use_small_slabs() -> None:
     """Slabs of 128 classes from here on, so that small problems have several."""
-    triton_tiles.SLAB_BYTES, triton_tiles.SLAB_ROUNDING = 1, 128
+    slab_plan.SLAB_BYTES, slab_plan.SLAB_ROUNDING = 1, 128
 
 
-def whole_slabs() -> None:
-    triton_tiles.SLAB_BYTES, triton_tiles.SLAB_ROUNDING = 32 * 2**20, 1024
+def use_default_slabs() -> None:
+    slab_plan.SLAB_BYTES, slab_plan.SLAB_ROUNDING = 32 * 2**20, 1024
 
 
 def assert_slabs_change_little(kind: str, seed: int, memory_budget: int) -> None:
     """Kept whole, kept in part, not kept at all: the same but for the order of the sums."""
     problem = make_problem(seed, 5, 700, num_features=24, spread=2.0).to(torch.float32)
     whole = evaluate(problem, kind, "triton")
-    small_slabs()
+    use_small_slabs()
     try:
         sliced = evaluate(problem, kind, "triton", memory_budget=memory_budget)
     finally:
-        whole_slabs()
+        use_default_slabs()
     assert_same(sliced, whole, 2e-6)
 
 
@@ -43,7 +43,7 @@ def assert_two_runs_give_the_same_bits(kind: str) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def climbing(dtype: torch.dtype, step: float, *, falling: bool) -> Problem:
+def climbing_logits(dtype: torch.dtype, step: float, *, falling: bool) -> Problem:
     """Logits whose largest climbs by hundreds, far beyond the first classes and from slab to slab."""
     logits_K = torch.arange(700, dtype=torch.float64).div(50, rounding_mode="floor") * step
     logits_K = (logits_K + torch.linspace(0, 0.5, 700, dtype=torch.float64)).flip(0) if falling else logits_K
@@ -54,13 +54,13 @@ def climbing(dtype: torch.dtype, step: float, *, falling: bool) -> Problem:
 def assert_climbing_logits_lose_nothing(
     dtype: torch.dtype, kind: str, step: float, falling: bool, slabs: bool, device: str = "cpu"
 ) -> None:
-    problem = on_device(climbing(dtype, step, falling=falling), device)
+    problem = on_device(climbing_logits(dtype, step, falling=falling), device)
     truth = evaluate(problem.to(torch.float64), kind, "reference")
-    small_slabs() if slabs else whole_slabs()
+    use_small_slabs() if slabs else use_default_slabs()
     try:
         found = evaluate(problem, kind, "triton", memory_budget=0 if slabs else None)
     finally:
-        whole_slabs()
+        use_default_slabs()
     tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
     assert all(value.isfinite().all() for value in found.values() if value.is_floating_point())
     assert_same(found, truth, tolerance)
@@ -77,7 +77,7 @@ def assert_class_ranges_combine(kind: str, cuts: tuple[int, ...]) -> None:
     stage_one = [
         triton_loss.local_partials(problem.features_BD, head.detach(), labels.index_LB, needs) for head in heads
     ]
-    rows = combine([partials for partials, _, _ in stage_one], labels, 50)
+    rows = merge_partials([partials for partials, _, _ in stage_one], labels, 50)
     coefficients = TERMS["cross_entropy"].coefficients(rows)
     gradient_BD = sum(
         local_feature_gradient(head, labels.index_LB, rows.shift_B, TERMS[kind].coefficients(rows), partials, products)
@@ -219,7 +219,7 @@ def saved_bytes(memory_budget: int | None) -> int:
         sizes.append(tensor.untyped_storage().nbytes())
         return tensor
 
-    small_slabs()
+    use_small_slabs()
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             random_label_loss(
@@ -230,5 +230,5 @@ def saved_bytes(memory_budget: int | None) -> int:
                 memory_budget=memory_budget,
             )
     finally:
-        whole_slabs()
+        use_default_slabs()
     return max(sizes)

@@ -71,7 +71,7 @@ def plain(problem: Problem, kind: str, upstream_B: Tensor) -> dict[str, Tensor]:
     log_p_B = F.logsigmoid(reference.log_odds(fixed_BK, labels.index_LB)[0])
     results = {
         "cross_entropy_B": reference.cross_entropy(head_BK, labels),
-        "regularizer_B": reference.REGULARIZERS[kind](features_BK, labels),
+        "regularizer_B": reference.REFERENCE_REGULARIZERS[kind](features_BK, labels),
         "joint_B": reference.cross_entropy(features_BK, labels),
         "bits_B": (torch.tensor(float(fixed_BK.shape[1])).log() + log_p_B) / torch.tensor(2.0).log(),
         "margin_B": reference.margin(fixed_BK, labels.index_LB[0]),

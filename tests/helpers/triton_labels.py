@@ -9,8 +9,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_cases import on_device
 
-from rlpheads.kernels import label_source
 from rlpheads.kernels.gpu import triton_launch
+from rlpheads.kernels.gpu.triton_labels import gather_by_triton
 from rlpheads.kernels.label_source import Labels, gather_labels
 from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
 
@@ -45,28 +45,31 @@ def expected(labels: Labels) -> Tensor:
 
 def launches(call: Callable[[], object]) -> int:
     """How often `call` launches the kernel."""
-    with patch.object(triton_launch, "gather_labels", wraps=triton_launch.gather_labels) as launch:
+    with patch.object(triton_launch, "gather_tables", wraps=triton_launch.gather_tables) as launch:
         call()
     return launch.call_count
 
 
 def assert_every_kind_of_source(device: str = "cpu") -> None:
-    """In one launch for up to SOURCES_A_LAUNCH heads; a table of its own, or none at all, is as good as many."""
+    """In one launch for up to SOURCES_PER_LAUNCH heads; a table of its own, or none at all, is as good as many."""
     of_every_kind = sources(device)
     for heads, num_launches in ((of_every_kind, 1), (of_every_kind * 5, 3), (of_every_kind[:1], 1)):
         found = []
-        assert launches(lambda heads=heads, found=found: found.append(gather_labels(heads, "triton"))) == num_launches
+        assert (
+            launches(lambda heads=heads, found=found: found.append(gather_labels(heads, gather_by_triton)))
+            == num_launches
+        )
         assert torch.equal(found[0], torch.cat([expected(labels) for labels in heads]))
         assert found[0].dtype == torch.int64
-    assert launches(lambda: gather_labels(of_every_kind[5:], "triton")) == 0
+    assert launches(lambda: gather_labels(of_every_kind[5:], gather_by_triton)) == 0
     table_MN, index_B, draw = of_every_kind[0]
-    assert gather_labels([(table_MN, index_B[:0], draw)] * 2, "triton").shape == (0,)
+    assert gather_labels([(table_MN, index_B[:0], draw)] * 2, gather_by_triton).shape == (0,)
 
 
 def assert_an_index_outside_the_table_is_no_class(device: str = "cpu") -> None:
     table_MN = torch.arange(20, device=device).view(2, 10)
     index_B = torch.tensor([-2, -1, 0, 9, 10, 2**40, -(2**40)], device=device)
-    assert gather_labels([(table_MN, index_B, 1)], "triton").tolist() == [-1, 10, 10, 19, -1, -1, -1]
+    assert gather_labels([(table_MN, index_B, 1)], gather_by_triton).tolist() == [-1, 10, 10, 19, -1, -1, -1]
 
 
 def by_table(problem_labels: Tensor, draw: int) -> Labels:
@@ -101,10 +104,10 @@ def assert_losses_by_table(with_pairs: bool, device: str = "cpu") -> None:
 def assert_tables_trace_and_compile() -> None:
     """The operator passes torch's own check, and a step with tables and a pair compiles into one graph."""
     rows, indices = [torch.arange(9), torch.arange(4).int()], [torch.tensor([3, -1, 8, 0]), None]
-    torch.library.opcheck(label_source._gather_by_triton, (rows, indices))
+    torch.library.opcheck(gather_by_triton, (rows, indices))
     with FakeTensorMode():
         fake = gather_labels(
-            [(torch.zeros(2, 9, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), 1)] * 3, "triton"
+            [(torch.zeros(2, 9, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), 1)] * 3, gather_by_triton
         )
     assert (fake.shape, fake.dtype) == ((12,), torch.int64)
     problem = make_problem(3, 8, 40).to(torch.float32)

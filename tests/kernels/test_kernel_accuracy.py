@@ -11,7 +11,7 @@ from torch import Tensor
 from rlpheads.kernels.cpu import tiled_cpu
 from rlpheads.kernels.rows import reference
 from rlpheads.kernels.rows.partials import ClassRange, Needs
-from rlpheads.kernels.rows.row_softmax import combine
+from rlpheads.kernels.rows.row_softmax import merge_partials
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 GRADIENTS = ("weight_gradient", "regularizer_gradient", "joint_gradient")
@@ -74,7 +74,7 @@ def test_the_sum_of_many_classes_keeps_its_digits(with_pair: bool, lead: float) 
     head = ClassRange(problem.weight_KD, bias_K, 0, 100_003)
     needs = Needs(None, feature_gradient=False, class_gradients=False, memory_budget=0)
     partials, _, _ = tiled_cpu.local_partials(problem.features_BD, head, labels.index_LB, needs)
-    rows = combine([partials], labels, 100_003)
+    rows = merge_partials([partials], labels, 100_003)
     logits_BK = problem.features_BD.double() @ problem.weight_KD.double().T + bias_K.double()
     expected_B = torch.exp(rows.shift_B.double() - logits_BK.logsumexp(1))
     assert float((rows.inverse_sum_B.double() / expected_B - 1).abs().max()) < (2e-7 if lead == 0 else 2e-6)
@@ -128,7 +128,7 @@ def plain_gradients(problem: Problem, kind: str) -> dict[str, Tensor]:
     head_BK = F.linear(features_BD.detach(), weight_KD, bias_K).float()
     features_BK = F.linear(features_BD, weight_KD.detach(), bias_K).float()
     (weight_gradient,) = torch.autograd.grad(reference.cross_entropy(head_BK, labels).sum(), weight_KD)
-    losses = {"joint_gradient": reference.cross_entropy, "regularizer_gradient": reference.REGULARIZERS[kind]}
+    losses = {"joint_gradient": reference.cross_entropy, "regularizer_gradient": reference.REFERENCE_REGULARIZERS[kind]}
     of_features = {
         name: torch.autograd.grad(loss(features_BK, labels).sum(), features_BD, retain_graph=True)[0]
         for name, loss in losses.items()

@@ -15,7 +15,7 @@ from kernel_problems import KINDS, Problem, assert_same, evaluate, make_problem,
 from torch import Tensor
 
 from rlpheads.kernels import native
-from rlpheads.kernels.cpu.tile_native import REACH, make_pass
+from rlpheads.kernels.cpu.tile_native import MAX_ABOVE_SHIFT, make_pass
 from rlpheads.kernels.cpu.tile_pass import ClassSums, PlainPass, RowState, Tile, TilePass
 from rlpheads.kernels.cpu.workspace import WORKSPACE
 
@@ -212,8 +212,8 @@ def test_exponentials_are_those_of_float64() -> None:
 
 @needs_compiler
 def test_a_raised_shift_costs_no_digit() -> None:
-    """A row's maximum within `REACH` of the first classes' leaves the shift alone; one beyond raises it."""
-    for height, is_raised in ((REACH - 0.5, False), (REACH + 0.5, True), (500.0, True)):
+    """A row's maximum within `MAX_ABOVE_SHIFT` of the first classes' leaves the shift alone; one beyond raises it."""
+    for height, is_raised in ((MAX_ABOVE_SHIFT - 0.5, False), (MAX_ABOVE_SHIFT + 0.5, True), (500.0, True)):
         logits_KB = torch.zeros(600, 1)
         logits_KB[500] = height
         _, state, sums = reduce_logits(logits_KB, torch.tensor([[3]]))
@@ -317,7 +317,7 @@ def test_a_compiler_that_fails_is_one_warning_with_its_own_words(tmp_path, monke
 
 
 def build(folder: str) -> str:
-    return str(native.built_library(Path(folder)))
+    return str(native.build_library(Path(folder)))
 
 
 @needs_compiler

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from rlpheads.kernels.cpu import tiled_cpu
 from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.kernels.rows.partials import ClassRange, Needs
-from rlpheads.kernels.rows.row_softmax import combine, row_labels
+from rlpheads.kernels.rows.row_softmax import merge_partials, row_labels
 from rlpheads.kernels.rows.terms import TERMS
 from rlpheads.kernels.stages import LocalHead, attach_class_gradients, local_feature_gradient
 
@@ -142,7 +142,7 @@ def test_class_ranges_combine_to_the_whole(
     heads = [ClassRange(weight_KD[start:stop], bias_K[start:stop], start, 50) for start, stop in pairwise(cuts)]
     needs = Needs(kind, feature_gradient=True, class_gradients=True, memory_budget=dtype.itemsize * 8 * 10)
     stage_one = [tiled_cpu.local_partials(problem.features_BD, head.detach(), labels.index_LB, needs) for head in heads]
-    rows = combine([partials for partials, _, _ in stage_one], labels, 50)
+    rows = merge_partials([partials for partials, _, _ in stage_one], labels, 50)
 
     term, cross_entropy = TERMS[kind], TERMS["cross_entropy"]
     gradient_BD = sum(
@@ -185,7 +185,7 @@ def test_ties_across_class_ranges_go_to_the_lowest_label() -> None:
         )
         for start in (0, 5, 10, 15)
     ]
-    rows = combine([partials for partials, _, _ in parts], labels, 20)
+    rows = merge_partials([partials for partials, _, _ in parts], labels, 20)
     assert rows.hit.tolist() == [True] + [False] * 19
 
 

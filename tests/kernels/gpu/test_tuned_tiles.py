@@ -14,23 +14,23 @@ pytest.importorskip("triton", reason="triton comes with torch's CUDA build only"
 import triton_tuning
 from triton_interpreter import Interpreter
 
-from rlpheads.kernels.gpu.triton_tiles import PREPARED_CHIPS, Tiles, chip_tiles
+from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS, TileConfig, chip_tiles
 from rlpheads.kernels.gpu.tuned_tiles import (
     FILE_VARIABLE,
     FORMAT,
-    Case,
+    TuningCase,
     Winner,
-    chosen_tiles,
-    keep_winner,
     read_winners,
     record,
+    save_winner,
+    select_tiles,
     tiles_file,
 )
 from rlpheads.kernels.tools import tune
-from rlpheads.kernels.tools.tune import Timing, winner
+from rlpheads.kernels.tools.tune import Timing, fastest_tiles
 
-ONE, TWO, THREE = (Tiles(rows, 128, 64, warps=8, stages=3, tma=True) for rows in (128, 64, 32))
-CASE = Case("a GPU", "3.8.0", "bfloat16", rows=512, features=768, classes=100_000, rich=False, bias=False)
+ONE, TWO, THREE = (TileConfig(rows, 128, 64, warps=8, stages=3, tma=True) for rows in (128, 64, 32))
+CASE = TuningCase("a GPU", "3.8.0", "bfloat16", rows=512, features=768, classes=100_000, rich=False, bias=False)
 ENTRY = {**asdict(CASE), **asdict(Winner(TWO, 1.5, 2.0))}
 
 
@@ -77,9 +77,9 @@ def test_tiles_that_are_no_candidate_stop_the_loss(interpreter: Interpreter, tmp
 
 def test_a_winner_joins_the_others_and_replaces_its_own(tmp_path: Path) -> None:
     path, other = tmp_path / "deep" / "tiles.json", replace(CASE, rows=64)
-    keep_winner(path, CASE, Winner(ONE, 2.0, 2.0))
-    keep_winner(path, other, Winner(TWO, 1.0, 2.0))
-    keep_winner(path, CASE, Winner(THREE, 1.5, 2.0))
+    save_winner(path, CASE, Winner(ONE, 2.0, 2.0))
+    save_winner(path, other, Winner(TWO, 1.0, 2.0))
+    save_winner(path, CASE, Winner(THREE, 1.5, 2.0))
     assert read_winners(path) == {CASE: Winner(THREE, 1.5, 2.0), other: Winner(TWO, 1.0, 2.0)}
     assert list(path.parent.iterdir()) == [path]
 
@@ -88,7 +88,7 @@ def test_an_unusable_file_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "tiles.json"
     path.write_text("mine")
     with pytest.raises(ValueError, match="holds no tiles"):
-        keep_winner(path, CASE, Winner(ONE, 1.0, 1.0))
+        save_winner(path, CASE, Winner(ONE, 1.0, 1.0))
     assert path.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -100,32 +100,32 @@ def test_where_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv(FILE_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert tiles_file() == tmp_path / "rlpheads" / "tiles.json"
-    assert chosen_tiles(CASE, (ONE, TWO)) == ONE, "the cache folder need not hold one"
-    keep_winner(tmp_path / "rlpheads" / "tiles.json", CASE, Winner(TWO, 1.0, 2.0))
-    assert chosen_tiles(CASE, (ONE, TWO)) == TWO
+    assert select_tiles(CASE, (ONE, TWO)) == ONE, "the cache folder need not hold one"
+    save_winner(tmp_path / "rlpheads" / "tiles.json", CASE, Winner(TWO, 1.0, 2.0))
+    assert select_tiles(CASE, (ONE, TWO)) == TWO
 
 
 def test_the_file_is_read_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever measures while a run goes on does not change it."""
     path = tmp_path / "tiles.json"
     monkeypatch.setenv(FILE_VARIABLE, str(path))
-    keep_winner(path, CASE, Winner(TWO, 1.0, 2.0))
-    assert chosen_tiles(CASE, (ONE, TWO)) == TWO
+    save_winner(path, CASE, Winner(TWO, 1.0, 2.0))
+    assert select_tiles(CASE, (ONE, TWO)) == TWO
     text = path.read_text()
     path.write_text(text.replace('"rows": 64', '"rows": 128'))
-    assert chosen_tiles(CASE, (ONE, TWO)) == TWO
+    assert select_tiles(CASE, (ONE, TWO)) == TWO
 
 
 def test_the_record_of_a_run_holds_the_measured_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "tiles.json"
     monkeypatch.setenv(FILE_VARIABLE, str(path))
     assert record() is None
-    keep_winner(path, CASE, Winner(TWO, 1.5, 2.0))
+    save_winner(path, CASE, Winner(TWO, 1.5, 2.0))
     one = record()
     assert one is not None
     assert one["winners"] == [ENTRY]
     assert str(tmp_path) not in json.dumps(one)
-    keep_winner(path, CASE, Winner(ONE, 1.5, 2.0))
+    save_winner(path, CASE, Winner(ONE, 1.5, 2.0))
     assert record() != one
     path.write_text("?")
     damaged = record()
@@ -148,17 +148,17 @@ def test_the_record_of_a_run_holds_the_measured_tiles(tmp_path: Path, monkeypatc
     ],
 )
 def test_the_usual_tiles_stay_unless_others_are_clearly_faster(
-    times: tuple[float | None, ...], tiles: Tiles, milliseconds: float
+    times: tuple[float | None, ...], tiles: TileConfig, milliseconds: float
 ) -> None:
     timings = [Timing(tiles, time) for tiles, time in zip((ONE, TWO, THREE), times, strict=True)]
-    assert winner(timings) == Winner(tiles, milliseconds, 2.0)
+    assert fastest_tiles(timings) == Winner(tiles, milliseconds, 2.0)
 
 
 def test_nothing_is_kept_where_the_usual_tiles_do_not_run() -> None:
-    assert winner([Timing(ONE, None, "too much shared memory"), Timing(TWO, 1.0)]) is None
+    assert fastest_tiles([Timing(ONE, None, "too much shared memory"), Timing(TWO, 1.0)]) is None
 
 
-@pytest.mark.parametrize("chip", [*PREPARED_CHIPS, 89, 75, 120])
+@pytest.mark.parametrize("chip", [*KNOWN_CHIPS, 89, 75, 120])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("num_rows", [1, 64, 65, 1024])
 def test_every_chip_has_a_few_different_candidates(chip: int, dtype: torch.dtype, num_rows: int) -> None:
@@ -174,7 +174,7 @@ def test_every_chip_has_a_few_different_candidates(chip: int, dtype: torch.dtype
 SHAPE = ["--rows", "8", "--features", "16", "--classes", "100"]
 
 
-def told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def tune_output(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert tune.main(arguments) == 2
     return capsys.readouterr().out
 
@@ -182,7 +182,7 @@ def told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
 @pytest.mark.wrong("environment")
 def test_there_is_nothing_to_measure_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    out = told(SHAPE, capsys)
+    out = tune_output(SHAPE, capsys)
     assert "nothing to measure: the loss by Triton runs on a CUDA GPU; the features are on cpu" in out
     assert "TRITON_INTERPRET=1" in out
 
@@ -192,12 +192,14 @@ def test_what_stands_in_the_way_is_told_before_anything_is_measured(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert f"nowhere to write: {FILE_VARIABLE} is empty; name a file by --file" in told(SHAPE, capsys)
+    assert f"nowhere to write: {FILE_VARIABLE} is empty; name a file by --file" in tune_output(SHAPE, capsys)
     (tmp_path / "tiles.json").write_text("mine")
-    assert "holds no tiles for the loss" in told([*SHAPE, "--file", str(tmp_path / "tiles.json")], capsys)
+    assert "holds no tiles for the loss" in tune_output([*SHAPE, "--file", str(tmp_path / "tiles.json")], capsys)
     below = tmp_path / "tiles.json" / "below"
-    assert f"nowhere to write: no file can be made in {below.parent} (" in told([*SHAPE, "--file", str(below)], capsys)
-    assert "no file can be made in /proc (" in told([*SHAPE, "--file", "/proc/tiles.json"], capsys)
+    assert f"nowhere to write: no file can be made in {below.parent} (" in tune_output(
+        [*SHAPE, "--file", str(below)], capsys
+    )
+    assert "no file can be made in /proc (" in tune_output([*SHAPE, "--file", "/proc/tiles.json"], capsys)
 
 
 @pytest.mark.wrong("command")

@@ -11,63 +11,65 @@ import torch
 pytest.importorskip("triton", reason="triton comes with torch's CUDA build only")
 
 from rlpheads.kernels.gpu import triton_kernels
-from rlpheads.kernels.gpu.triton_tiles import PREPARED_CHIPS, chip_tiles
+from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS, chip_tiles
 from rlpheads.kernels.tools import aot
 from rlpheads.kernels.tools.aot_kernels import UNIFORM, Build, Variant, builds, candidate_builds, signature
 from rlpheads.kernels.tools.traffic import (
-    Work,
-    compulsory_products,
-    compulsory_tiles,
-    modelled_products,
-    modelled_tiles,
+    Workload,
+    compulsory_product_bytes,
+    compulsory_tile_bytes,
+    modelled_product_bytes,
+    modelled_tile_bytes,
 )
 
 
 def test_the_small_kernels_of_one_chip() -> None:
     for build in builds(80)[-2:]:
-        finding = aot.examine(build)
-        assert finding.faults == []
-        assert finding.code.registers > 0
-        assert finding.code.tensor_instructions == {}
+        report = aot.check_build(build)
+        assert report.faults == []
+        assert report.code.registers > 0
+        assert report.code.tensor_instructions == {}
 
 
 def test_the_pass_over_the_logits_on_one_chip() -> None:
-    finding = aot.examine(Variant("bf16").build(90))
-    assert finding.faults == []
-    assert finding.code.tensor_instructions["HGMMA"] > 0
-    assert 0 < finding.code.registers <= 128, "two blocks must fit on a multiprocessor"
+    report = aot.check_build(Variant("bf16").build(90))
+    assert report.faults == []
+    assert report.code.tensor_instructions["HGMMA"] > 0
+    assert 0 < report.code.registers <= 128, "two blocks must fit on a multiprocessor"
 
 
-@pytest.mark.parametrize("name", ["row_shifts fp32 based pair bias", "align_tiles fp32 based moments"])
+@pytest.mark.parametrize("name", ["row_shifts fp32 base pair bias", "align_tiles fp32 base moments"])
 def test_the_small_kernels_do_not_spill_in_float32(name: str) -> None:
     (build,) = (build for build in builds(90) if build.name == name)
-    assert aot.examine(build).faults == []
+    assert aot.check_build(build).faults == []
 
 
 def test_a_spill_is_a_fault() -> None:
     build = Variant("bf16").build(80)
-    finding = aot.examine(replace(build, options={**build.options, "maxnreg": 96}))
-    assert finding.code.spills > 0
-    assert finding.faults == [f"{finding.code.spills} spills"]
+    report = aot.check_build(replace(build, options={**build.options, "maxnreg": 96}))
+    assert report.code.spills > 0
+    assert report.faults == [f"{report.code.spills} spills"]
 
 
 def test_other_tensor_cores_than_the_chips_own_are_a_fault() -> None:
     build = Variant("bf16").build(80)
-    finding = aot.examine(replace(build, tensor_cores="HGMMA"))
-    assert finding.faults == ["no tensor cores (HGMMA)"]
+    report = aot.check_build(replace(build, tensor_cores="HGMMA"))
+    assert report.faults == ["no tensor cores (HGMMA)"]
 
 
 def test_what_depends_on_a_candidates_tiles() -> None:
     """The widest of one chip, and the kernel that puts its exponentials right."""
-    chosen = [
-        build for build in candidate_builds(80, quick=True) if "256" in build.name and "combine" not in build.name
+    chosen = [build for build in candidate_builds(80, quick=True) if "256" in build.name and "merge" not in build.name]
+    assert [build.kernel.__name__ for build in chosen] == [
+        "class_tiles_kernel",
+        "align_tiles_kernel",
+        "align_tiles_kernel",
     ]
-    assert [build.kernel.__name__ for build in chosen] == ["class_tiles", "align_tiles", "align_tiles"]
-    assert [fault for build in chosen for fault in aot.examine(build).faults] == []
+    assert [fault for build in chosen for fault in aot.check_build(build).faults] == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chip", PREPARED_CHIPS)
+@pytest.mark.parametrize("chip", KNOWN_CHIPS)
 @pytest.mark.parametrize(("switches", "expected"), [([], builds), (["--candidates"], candidate_builds)])
 def test_every_kernel(chip: int, switches: list[str], expected: Callable[..., list[Build]], tmp_path: Path) -> None:
     assert aot.main(["--chips", str(chip), "--json", str(tmp_path / "found.json"), *switches]) == 0
@@ -80,22 +82,22 @@ def test_every_kernel(chip: int, switches: list[str], expected: Callable[..., li
 @pytest.mark.parametrize("rows", [64, 1024])
 def test_the_model_never_counts_less_than_is_compulsory(rows: int, itemsize: int) -> None:
     tiles = chip_tiles(80, torch.bfloat16, rows, rich=False, bias=False)[0]
-    work = Work(rows, 768, 100_000, itemsize, 4, UNIFORM)
-    assert modelled_tiles(work, tiles) > compulsory_tiles(work)
-    assert modelled_products(work) > compulsory_products(work)
+    load = Workload(rows, 768, 100_000, itemsize, 4, UNIFORM)
+    assert modelled_tile_bytes(load, tiles) > compulsory_tile_bytes(load)
+    assert modelled_product_bytes(load) > compulsory_product_bytes(load)
 
 
 def test_narrow_tiles_cost_bytes() -> None:
     """A quarter of the classes in a tile makes four times the statistics, beyond the bound at large batches."""
     tiles = chip_tiles(80, torch.bfloat16, 1024, rich=False, bias=False)[0]
     build: Build = replace(Variant("bf16").build(80), tiles=replace(tiles, classes=32))
-    assert max(ratio or 0 for ratio in aot.byte_ratios(build)) > aot.MOST_BYTES
+    assert max(ratio or 0 for ratio in aot.byte_ratios(build)) > aot.MAX_BYTES_RATIO
 
 
 def test_every_argument_of_every_kernel_has_a_type() -> None:
-    for build in (build for chip in PREPARED_CHIPS for build in (*builds(chip), *candidate_builds(chip))):
+    for build in (build for chip in KNOWN_CHIPS for build in (*builds(chip), *candidate_builds(chip))):
         types, values, _ = signature(build)
         assert list(types) == list(build.kernel.arg_names)
         fixed = {(place,) for place, kind in enumerate(types.values()) if kind == "constexpr"}
         assert fixed == {path for path in values if len(path) == 1}
-    assert triton_kernels.class_tiles in [build.kernel for build in builds(90)]
+    assert triton_kernels.class_tiles_kernel in [build.kernel for build in builds(90)]
