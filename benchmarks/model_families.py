@@ -38,8 +38,8 @@ from rlpheads.engine.learner.learner import build_heads, num_parameters
 from rlpheads.engine.learner.optimizer import Span, build_part
 from rlpheads.engine.model.builder import build_model, tap_dims
 from rlpheads.engine.model.tapped_model import TappedModel
-from rlpheads.memorization.heads.regularizer import TermWeights, combine
-from rlpheads.memorization.heads.rlp_heads import HeadTerms
+from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
+from rlpheads.memorization.heads.head_losses import HeadTerms
 
 NAMES = Path(__file__).with_suffix(".txt")
 NUM_CLASSES, NUM_IMAGES, LARGEST, MOST_PARAMETERS = 10, 2, 256, 60e6
@@ -132,7 +132,7 @@ def _step(config: Config, model: TappedModel, dims: tuple[int, ...]) -> str:
     if logits.shape != (NUM_IMAGES, NUM_CLASSES):
         return f"logits of shape {tuple(logits.shape)}"
     terms = HeadTerms("unlikelihood", tuple(range(len(dims))))
-    losses = combine(heads(taps, labels_MB, terms), torch.ones(NUM_IMAGES) > 0, NUM_IMAGES, 1, TermWeights(1.0))
+    losses = combine_losses(heads(taps, labels_MB, terms), torch.ones(NUM_IMAGES) > 0, NUM_IMAGES, 1, TermWeights(1.0))
     (F.cross_entropy(logits, torch.tensor([0, 1])) + losses.total).backward()
     if wrong := list(_bad_gradients({"backbone": model, "heads": heads})):
         return "; ".join(wrong)

@@ -9,13 +9,13 @@ def check_num_labels(num_labels: int) -> None:
         raise ValueError(f"num_labels is {num_labels}; random labels need an integer of at least 2")
 
 
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Raise ValueError unless `value` is an integer of at least `least`; `name` is what the message calls it."""
-    if int(value) != value or value < least:
-        raise ValueError(f"{name} is {value}; it must be an integer of at least {least}")
+def check_count(name: str, value: int, minimum: int = 1) -> None:
+    """Raise ValueError unless `value` is an integer of at least `minimum`; `name` is what the message calls it."""
+    if int(value) != value or value < minimum:
+        raise ValueError(f"{name} is {value}; it must be an integer of at least {minimum}")
 
 
-def check_fraction(name: str, value: float) -> None:
+def check_open_fraction(name: str, value: float) -> None:
     """Raise ValueError unless `value` lies strictly between 0 and 1; `name` is what the message calls it."""
     if not 0.0 < value < 1.0:
         raise ValueError(f"{name} is {value}; it must lie strictly between 0 and 1")

@@ -42,7 +42,9 @@ STEP_FILES = [
     *(
         "memorization/heads/rlp_heads.py",
         "memorization/heads/hidden_layer.py",
-        "memorization/heads/regularizer.py",
+        "memorization/heads/combined_loss.py",
+        "memorization/heads/head_losses.py",
+        "memorization/heads/linear_head.py",
         "engine/model/taps.py",
     ),
     *("kernels/random_label_loss.py", "kernels/stages.py", "kernels/rows/terms.py", "kernels/rows/row_softmax.py"),

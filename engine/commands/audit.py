@@ -23,18 +23,11 @@ from rlpheads.engine.report.display import percent
 from rlpheads.engine.runs.folder import write_atomically
 from rlpheads.engine.runs.opened_run import OpenedRun, RunError, open_run
 from rlpheads.engine.training.label_choice import run_labels
-from rlpheads.memorization.audit.feature_audit import (
-    LEAST_DRAWS,
-    AuditLabels,
-    Excess,
-    FeatureAudit,
-    HeadControl,
-    audit_features,
-    draw_audit_labels,
-    head_control,
-)
+from rlpheads.memorization.audit.audit_labels import MIN_FRESH_DRAWS, AuditLabels, draw_audit_labels
+from rlpheads.memorization.audit.excesses import Excess
+from rlpheads.memorization.audit.feature_audit import FeatureAudit, HeadControl, audit_features, head_control
 from rlpheads.memorization.audit.probe_heads import PROBES, ClassBlockProbe, Probe, TwoLayerProbe
-from rlpheads.memorization.baselines.head_only import NEARLY_EVERYTHING
+from rlpheads.memorization.baselines.head_only import NEAR_PERFECT_FIT
 
 
 @dataclass(frozen=True)
@@ -59,8 +52,8 @@ class AuditOptions:
 
     def check(self) -> None:
         """Raise RunError for a value out of its range, or a device that is not here."""
-        if self.draws < LEAST_DRAWS:
-            raise RunError(f"--draws is {self.draws}; intervals across draws need at least {LEAST_DRAWS}")
+        if self.draws < MIN_FRESH_DRAWS:
+            raise RunError(f"--draws is {self.draws}; intervals across draws need at least {MIN_FRESH_DRAWS}")
         if not 0 < self.level < 1:
             raise RunError(f"--level is {self.level}; it must lie strictly between 0 and 1")
         if self.device == "cuda" and (missing := why_no_cuda()) is not None:
@@ -133,7 +126,7 @@ class RunAudit:
     def is_saturated(self) -> bool:
         """Whether the probe fits nearly every fresh label somewhere, so that it can show no excess there."""
         fits = [values for tap in self.taps for values in (tap.found.fresh_F, tap.found.members_F, tap.found.heldout_F)]
-        return any(_mean(values) >= NEARLY_EVERYTHING for values in fits)
+        return any(_mean(values) >= NEAR_PERFECT_FIT for values in fits)
 
     def to_json(self) -> str:
         """Return everything as JSON text."""

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlpheads.engine.training.planting import CANARIES_FILE
-from rlpheads.memorization.measures.canaries import REPEATED, Correlation, Separation, correlate_copies, separate_kinds
+from rlpheads.memorization.measures.canaries import REPEATED, CanaryAUC, Correlation, auc_by_kind, correlate_with_copies
 from rlpheads.memorization.measures.sample_history import (
     DYNAMIC_MEASURES,
     FIRST_HIT,
@@ -25,7 +25,7 @@ from rlpheads.memorization.measures.sample_history import (
     sample_measures,
 )
 from rlpheads.memorization.records.canary_file import Canaries, CanaryError, read_canaries
-from rlpheads.memorization.records.ledger import LedgerError, read_ledger
+from rlpheads.memorization.records.ledger_file import LedgerError, read_ledger
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CanaryReport:
     phase: str
     epochs: tuple[int, ...]
     kinds: dict[str, int]
-    auc: dict[str, dict[str, Separation]]
+    auc: dict[str, dict[str, CanaryAUC]]
     spearman: dict[str, Correlation]
     remarks: tuple[str, ...]
 
@@ -93,12 +93,12 @@ def collect_report(folder: Path, phase: str = "running") -> CanaryReport:
             f"{history.metadata.fingerprint}; run it again with --run.overwrite"
         )
     measures = sample_measures(history)
-    spearman = correlate_copies(measures, canaries)
+    spearman = correlate_with_copies(measures, canaries)
     return CanaryReport(
         phase=phase,
         epochs=history.epochs,
         kinds=canaries.kinds,
-        auc=separate_kinds(measures, canaries),
+        auc=auc_by_kind(measures, canaries),
         spearman=spearman,
         remarks=tuple(_remarks(history, canaries, spearman)),
     )
@@ -151,7 +151,7 @@ def _print(report: CanaryReport, console: Console) -> None:
         console.print(Text(remark, style="yellow"))
 
 
-def _separation_text(found: Separation | None) -> Text:
+def _separation_text(found: CanaryAUC | None) -> Text:
     if found is None:
         return Text("-")
     told = not found.low <= 0.5 <= found.high

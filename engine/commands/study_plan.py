@@ -15,7 +15,7 @@ from rlpheads.engine.config.errors import ConfigError, nearest, refusal
 from rlpheads.engine.config.files import dump_yaml, read_config_file
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.runs.folder import write_atomically
-from rlpheads.memorization.audit.feature_audit import LEAST_DRAWS
+from rlpheads.memorization.audit.audit_labels import MIN_FRESH_DRAWS
 from rlpheads.memorization.audit.probe_heads import PROBES
 
 
@@ -172,8 +172,8 @@ def _audit(path: Path, given: object) -> AuditOptions | None:
     if not isinstance(given, dict) or not set(given) <= set(names):
         raise refusal(f"{path}: audit", given, f"null, or a mapping with keys among {', '.join(names)}")
     options = AuditOptions(**given)
-    if options.probe not in PROBES or type(options.draws) is not int or options.draws < LEAST_DRAWS:
-        allowed = f"a probe among {', '.join(PROBES)} and at least {LEAST_DRAWS} draws"
+    if options.probe not in PROBES or type(options.draws) is not int or options.draws < MIN_FRESH_DRAWS:
+        allowed = f"a probe among {', '.join(PROBES)} and at least {MIN_FRESH_DRAWS} draws"
         raise refusal(f"{path}: audit", given, allowed)
     return options
 

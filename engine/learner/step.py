@@ -20,8 +20,8 @@ from rlpheads.engine.learner.precision import autocast
 from rlpheads.engine.model.builder import Network
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.loaders.contract.batch import Batch
-from rlpheads.memorization.heads.regularizer import TermWeights, combine
-from rlpheads.memorization.heads.rlp_heads import HeadLosses, HeadTerms
+from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
+from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms
 from rlpheads.memorization.records.ledger import Ledger
 
 
@@ -175,7 +175,7 @@ class TrainStep:
         for part, prefix, losses, weights in (own, audit):
             if losses is None:
                 continue
-            terms = combine(losses, valid_B, batch.num_global_rows, self.routes.world_size, weights)
+            terms = combine_losses(losses, valid_B, batch.num_global_rows, self.routes.world_size, weights)
             trains[part] = terms.heads
             trains["backbone"] = trains["backbone"] + terms.backbone
             shares |= {prefix + name: value for name, value in terms.scalars.items()}

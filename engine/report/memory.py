@@ -11,7 +11,8 @@ from torch import Tensor
 from rlpheads.memorization.measures.intervals import draw_interval, mcdiarmid_half_width, wilson_interval
 from rlpheads.memorization.measures.label_measures import rademacher_estimate, random_label_accuracy
 from rlpheads.memorization.measures.sample_scores import memorized_set
-from rlpheads.memorization.records.ledger import SEEN, Ledger
+from rlpheads.memorization.records.ledger import Ledger
+from rlpheads.memorization.records.ledger_file import SEEN
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.model.builder import planned_tap_dims
 from rlpheads.engine.runs.resume import Sources
 from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.memorization.baselines.head_only import auto_labels, warning_for
-from rlpheads.memorization.heads.class_blocks import into_class_blocks
+from rlpheads.memorization.baselines.head_only import auto_labels, capacity_warning
+from rlpheads.memorization.heads.class_blocks import class_block_labels
 from rlpheads.memorization.heads.labels import label_table
 
 
@@ -45,7 +45,7 @@ def settle_labels(config: Config, sources: Sources, folder: Path) -> SettledLabe
     num_samples = manifest.num_samples // config.heads.num_blocks(len(manifest.classes))  # of one block's head
     num_samples, num_features = max(num_samples, 1), max(dims)
     if config.heads.labels != "auto":
-        warning = warning_for(config.heads.labels, num_samples, num_features)
+        warning = capacity_warning(config.heads.labels, num_samples, num_features)
         return SettledLabels(config, _told(warning))
     choice = auto_labels(num_samples, num_features)
     begun = _begun_with(folder)
@@ -75,7 +75,7 @@ def run_labels(config: Config, manifest: Manifest, num_draws: int, device: torch
     )
     if config.heads.balance != "per_class":
         return table_MN
-    return into_class_blocks(table_MN, torch.from_numpy(manifest.targets), config.heads.num_labels)
+    return class_block_labels(table_MN, torch.from_numpy(manifest.targets), config.heads.num_labels)
 
 
 def _begun_with(folder: Path) -> int | None:

@@ -32,7 +32,8 @@ from rlpheads.engine.runs.resume import Position
 from rlpheads.engine.training.early_stopping import stop_reason
 from rlpheads.engine.training.tracing import StepTracer
 from rlpheads.engine.training.wiring import Training
-from rlpheads.memorization.records.ledger import Ledger, LedgerMetadata
+from rlpheads.memorization.records.ledger import Ledger
+from rlpheads.memorization.records.ledger_file import LedgerMetadata
 
 if TYPE_CHECKING:
     from rlpheads.engine.report.findings import Findings

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.memorization.arguments import check_count
-from rlpheads.memorization.heads.labels import stream_key
+from rlpheads.memorization.heads.hashing import key_from_name
 
 Features = Tensor | Iterable[Tensor]
 """Features (N, D) of any float dtype, or blocks (B, D) of them that can be iterated again and again."""
@@ -97,6 +97,6 @@ class GaussianFeatures:
     def __iter__(self) -> Iterator[Tensor]:
         """Yield float32 blocks on the CPU; nothing is kept."""
         for start in range(0, self.num_samples, BLOCK_ROWS):
-            generator = torch.Generator().manual_seed(stream_key("Gaussian features", self.seed, start))
+            generator = torch.Generator().manual_seed(key_from_name("Gaussian features", self.seed, start))
             num_rows = min(BLOCK_ROWS, self.num_samples - start)
             yield torch.randn(num_rows, self.num_features, generator=generator)

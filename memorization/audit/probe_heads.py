@@ -11,7 +11,6 @@ they see which directions there are, not how large they are. The two-layer probe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -20,16 +19,13 @@ from torch import Tensor
 
 from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.memorization.arguments import check_count
-from rlpheads.memorization.audit.feature_blocks import Features, GaussianFeatures, RowSubset, iterate_rows
+from rlpheads.memorization.audit.feature_blocks import Features, GaussianFeatures, RowSubset
 from rlpheads.memorization.audit.feature_moments import Moments, collect_moments
+from rlpheads.memorization.audit.probe_fitting import minimise_lbfgs, score_accuracy
 from rlpheads.memorization.baselines.head_only import least_squares_rla
-from rlpheads.memorization.heads.labels import stream_key
+from rlpheads.memorization.heads.hashing import key_from_name
 
 CONTROL_DRAWS = 2
-_SCORES_AT_ONCE = 2**22  # 32 MiB of scores
-_GRADIENT_TOLERANCE = 1e-6
-_CHANGE_TOLERANCE = 1e-12
-_PASSES_AT_ONCE = 20
 
 
 class ProbeFit(NamedTuple):
@@ -124,7 +120,7 @@ class LogisticProbe:
             weight_KD, bias_K = head(draw)
             return block_BD @ weight_KD.T + bias_K
 
-        for _ in _minimise([weight_MKR, bias_MK], features, labels_MN, loss, self.max_passes):
+        for _ in minimise_lbfgs([weight_MKR, bias_MK], features, labels_MN, loss, self.max_passes):
             accuracy_M = score_accuracy(features, labels_MN, num_labels, scores)
             if bool((accuracy_M == 1).all()):
                 break
@@ -175,7 +171,7 @@ class TwoLayerProbe:
         def scores(block_BD: Tensor, draw: int) -> Tensor:
             return hidden(block_BD, draw) @ outer_MKH[draw].T + outer_bias_MK[draw]
 
-        for _ in _minimise(parameters, features, labels_MN, loss, self.max_passes):
+        for _ in minimise_lbfgs(parameters, features, labels_MN, loss, self.max_passes):
             accuracy_M = score_accuracy(features, labels_MN, num_labels, scores)
             if bool((accuracy_M == 1).all()):
                 break
@@ -188,7 +184,7 @@ class TwoLayerProbe:
     def _initial(self, num_draws: int, num_labels: int, moments: Moments) -> list[Tensor]:
         """Return inner weights and biases, outer weights and biases; scales as He et al. (2015) for unit features."""
         num_features = len(moments.mean_D)
-        key = stream_key("two-layer probe", self.hidden, num_features, num_labels)
+        key = key_from_name("two-layer probe", self.hidden, num_features, num_labels)
         generator = torch.Generator().manual_seed(key)
         inner_HD = torch.randn(self.hidden, num_features, generator=generator, dtype=torch.float64)
         outer_KH = torch.randn(num_labels, self.hidden, generator=generator, dtype=torch.float64)
@@ -237,69 +233,6 @@ class ClassBlockProbe:
 def _rows_by_class(labels_MN: Tensor, num_labels: int) -> list[Tensor]:
     class_N = labels_MN[0].cpu() // num_labels
     return [torch.nonzero(class_N == number)[:, 0] for number in class_N.unique()]
-
-
-def score_accuracy(
-    features: Features, labels_MN: Tensor, num_labels: int, scores: Callable[[Tensor, int], Tensor]
-) -> Tensor:
-    """Share of the rows whose own label has the highest score, for each draw: fp64 (M,) on the CPU.
-
-    Args:
-        features: features (N, D).
-        labels_MN: integers (M, N).
-        num_labels: K.
-        scores: (rows of features in fp64 (B, D), draw) → scores (B, K).
-    """
-    num_draws, num_samples = labels_MN.shape
-    hits_M = torch.zeros(num_draws, dtype=torch.int64)
-    num_rows = max(1, _SCORES_AT_ONCE // num_labels)
-    with torch.no_grad():
-        for block_BD, labels_MB in iterate_rows(features, labels_MN):
-            for part_BD, labels_MP in zip(block_BD.split(num_rows), labels_MB.split(num_rows, dim=1), strict=True):
-                hits = [(scores(part_BD, draw).argmax(1) == labels_MP[draw]).sum() for draw in range(num_draws)]
-                hits_M += torch.stack(hits).cpu()
-    return hits_M.double() / num_samples
-
-
-def _minimise(
-    parameters: Sequence[Tensor],
-    features: Features,
-    labels_MN: Tensor,
-    loss: Callable[[Tensor, Tensor, int], Tensor],
-    max_passes: int,
-) -> Iterator[None]:
-    """Lower `loss(rows, labels, draw)`, summed over rows and draws, in place by L-BFGS; yield every few passes.
-
-    The last yield is where the gradient is tiny or the passes are spent.
-    """
-    num_samples, num_passes = labels_MN.shape[-1], 0
-
-    def evaluate() -> float:
-        nonlocal num_passes
-        num_passes += 1
-        optimizer.zero_grad()
-        total = 0.0
-        for block_BD, labels_MB in iterate_rows(features, labels_MN):
-            for draw, labels_B in enumerate(labels_MB):  # one graph at a time
-                share = loss(block_BD, labels_B, draw) / num_samples
-                share.backward()
-                total += float(share.detach())
-        return total
-
-    optimizer = torch.optim.LBFGS(
-        parameters,
-        max_iter=_PASSES_AT_ONCE,
-        max_eval=_PASSES_AT_ONCE,
-        tolerance_grad=_GRADIENT_TOLERANCE,
-        tolerance_change=_CHANGE_TOLERANCE,
-        line_search_fn="strong_wolfe",
-    )
-    while num_passes < max_passes:
-        before = num_passes
-        optimizer.step(evaluate)
-        yield
-        if num_passes - before < _PASSES_AT_ONCE:  # it stopped of its own accord
-            return
 
 
 def _simulated_control(probe: Probe, labels_MN: Tensor, num_features: int, num_labels: int) -> float:

@@ -20,7 +20,7 @@ from rlpheads.memorization.baselines.gaussian import normal_rule
 from rlpheads.memorization.heads.labels import MAX_LABELS
 
 CHANCE_MARGIN = 0.05
-NEARLY_EVERYTHING = 0.95
+NEAR_PERFECT_FIT = 0.95
 _SCAN_RATIO = 1.02
 
 
@@ -75,10 +75,10 @@ def auto_labels(num_samples: int, num_features: int) -> LabelChoice:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _excess(middle, alpha) <= CHANCE_MARGIN else (low, middle)
-    return LabelChoice(low, least_squares_rla(low, alpha), warning_for(low, num_samples, num_features))
+    return LabelChoice(low, least_squares_rla(low, alpha), capacity_warning(low, num_samples, num_features))
 
 
-def warning_for(num_labels: int, num_samples: int, num_features: int) -> str | None:
+def capacity_warning(num_labels: int, num_samples: int, num_features: int) -> str | None:
     """What to tell a user whose K lets the head alone fit nearly everything, or None.
 
     It does where n/d is at most the capacity of a linear head (every label can be fitted), or where the least-squares head
@@ -89,7 +89,7 @@ def warning_for(num_labels: int, num_samples: int, num_features: int) -> str | N
     alpha = num_samples / num_features
     baseline = least_squares_rla(num_labels, alpha)
     limit = capacity(num_labels)
-    if alpha > limit and baseline < NEARLY_EVERYTHING:
+    if alpha > limit and baseline < NEAR_PERFECT_FIT:
         return None
     reason = (
         f"a linear head fits every one of {num_labels} random labels up to {limit:.4g} samples per feature"
@@ -105,7 +105,7 @@ def warning_for(num_labels: int, num_samples: int, num_features: int) -> str | N
 def _two_labels(num_samples: int, num_features: int) -> LabelChoice:
     """No K qualifies: the smallest one, with the reason."""
     baseline = least_squares_rla(2, num_samples / num_features)
-    warning = warning_for(2, num_samples, num_features) or (
+    warning = capacity_warning(2, num_samples, num_features) or (
         f"with n={num_samples} samples and d={num_features} features no number of labels keeps the head alone within "
         f"{CHANCE_MARGIN:.2f} of chance; K=2, where it reaches {baseline:.2f}: read random-label accuracy beside this baseline"
     )

@@ -22,12 +22,12 @@ from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.baselines.capacity import capacity
 from rlpheads.memorization.baselines.gaussian import normal_rule
 
-CLOSEST_TO_CAPACITY = 2.001
+MIN_ALPHA = 2.001
 """Between 2 and this α the two-label limit is taken here: any n below a million is inside its own transition there."""
 CACHE_VERSION = 1
-LEAST_FEATURES = 16
-LEAST_SAMPLES = 2000
-MOST_LOGITS = 2**25
+MIN_FEATURES = 16
+MIN_SAMPLES = 2000
+MAX_LOGITS = 2**25
 TOTAL_SAMPLES = 8000
 
 
@@ -61,7 +61,7 @@ def logistic_rla(num_labels: int, alpha: float, *, cache_dir: Path | str | None 
         bits = math.log2(num_labels)
         return LogisticBaseline(1.0, bits, bits * alpha / (num_labels - 1))
     if num_labels == 2:
-        return _two_label_limit(max(float(alpha), CLOSEST_TO_CAPACITY))
+        return _two_label_limit(max(float(alpha), MIN_ALPHA))
     return _cached_simulation(num_labels, float(alpha), Path(cache_dir) if cache_dir else default_cache_dir())
 
 
@@ -148,13 +148,13 @@ def _cached_simulation(num_labels: int, alpha: float, folder: Path) -> LogisticB
 
 def _simulated_features(num_labels: int, alpha: float) -> int:
     """Enough features for the limit to be near, as few as the budget of n·K logits allows."""
-    affordable = int(MOST_LOGITS / (alpha * num_labels))
-    if affordable < LEAST_FEATURES:
+    affordable = int(MAX_LOGITS / (alpha * num_labels))
+    if affordable < MIN_FEATURES:
         raise ValueError(
             f"a logistic head with {num_labels} labels at alpha = {alpha:g} is too large to simulate "
-            f"(more than {MOST_LOGITS} logits); use the least-squares baseline"
+            f"(more than {MAX_LOGITS} logits); use the least-squares baseline"
         )
-    return min(affordable, max(64, math.ceil(LEAST_SAMPLES / alpha)))
+    return min(affordable, max(64, math.ceil(MIN_SAMPLES / alpha)))
 
 
 def simulate_logistic(num_labels: int, num_samples: int, num_features: int, seed: int) -> LogisticBaseline:

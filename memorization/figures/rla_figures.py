@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from rlpheads.memorization.atomic_file import atomic_file
+from rlpheads.memorization.figures.figure_file import save_figure
 from rlpheads.memorization.measures.intervals import HELD_OUT_LEVEL, binomial_bounds
 
 
@@ -263,16 +263,3 @@ def _legend(figure: Figure, panels: Sequence[Axes] | NDArray[np.object_]) -> Non
         fontsize=9,
         labelcolor=_INK,
     )
-
-
-def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
-    """Write `figure` as PNG and SVG; equal figures give equal files."""
-    path = Path(path)
-    base = path.with_suffix("") if path.suffix in (".png", ".svg") else path
-    png, svg = base.with_name(base.name + ".png"), base.with_name(base.name + ".svg")
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": base.name}):
-        with atomic_file(png) as temporary:
-            figure.savefig(temporary, format="png", dpi=200)
-        with atomic_file(svg) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
-    return png, svg

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlpheads.memorization.figures.rla_figures import save_figure
+from rlpheads.memorization.figures.figure_file import save_figure
 
 Point = tuple[float, float, float]
 """A mean with the ends of its interval."""

@@ -14,7 +14,7 @@ from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_los
 from rlpheads.memorization.arguments import check_num_labels
 
 
-def into_class_blocks(labels_MN: Tensor, classes_N: Tensor, num_labels: int) -> Tensor:
+def class_block_labels(labels_MN: Tensor, classes_N: Tensor, num_labels: int) -> Tensor:
     """Number labels within classes through: int32 (M, N), class·K + label.
 
     Args:
@@ -49,7 +49,7 @@ def class_block_loss(
         features_BD: features (B, D).
         weight_AD: rows of all A = C·K labels.
         bias_A: their biases.
-        labels_B: integers in [0, C·K), from `into_class_blocks`; they say which block a row has.
+        labels_B: integers in [0, C·K), from `class_block_labels`; they say which block a row has.
         num_labels: K.
         regularizer: as for `random_label_loss`; `uniform` and `entropy` are those of the block.
         joint: likewise.

@@ -35,11 +35,11 @@ class HiddenLayer(nn.Module):
         self.weight.copy_(drawn * math.sqrt(2 / self.weight.shape[1]))
         self.bias.zero_()
 
-    def learn(self, features_BD: Tensor) -> Tensor:
+    def with_detached_features(self, features_BD: Tensor) -> Tensor:
         """Return activations (B, H), in the features' dtype, that train the layer alone."""
         return self._activate(features_BD.detach(), self.weight, self.bias)
 
-    def carry(self, features_BD: Tensor) -> Tensor:
+    def with_detached_weights(self, features_BD: Tensor) -> Tensor:
         """Return activations (B, H), in the features' dtype, that train the features alone."""
         return self._activate(features_BD, self.weight.detach(), self.bias.detach())
 

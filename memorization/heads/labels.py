@@ -9,49 +9,19 @@ hashed too.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from rlpheads.memorization.arguments import check_count, check_num_labels
+from rlpheads.memorization.heads.hashing import key_from_name, logical_shift_right, splitmix64
 
 Balance = Literal["iid", "balanced"]
 
 MAX_LABELS = 2**31  # labels are stored as int32, and the scaling below stays inside int64 up to here
 
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio: splitmix64's increment, as a signed word
-_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 _LOW_32 = 0xFFFFFFFF
-
-
-def stream_key(*words: str | int) -> int:
-    """Hash `words` into the key of the random stream they name: a signed 64-bit integer.
-
-    Streams are told apart by hashing, never by counting, so that adding a consumer shifts no other's stream.
-    """
-    text = json.dumps(words)  # unambiguous: ("a", 1) and ("a/1",) differ
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
-
-
-def hash64(key: int, words_N: Tensor) -> Tensor:
-    """Return the `words_N`-th outputs of splitmix64 started at `key` (Steele, Lea and Flood 2014), as signed words.
-
-    Words count from 1; word 0 hashes the key itself.
-
-    Args:
-        key: a signed 64-bit integer, from `stream_key`.
-        words_N: int64 of any shape.
-
-    Returns:
-        int64 of the same shape and device; int64 products wrap, which is what the hash wants.
-    """
-    z = words_N * _GOLDEN + key
-    z = (z ^ _logical_shift_right(z, 30)) * _MULTIPLIERS[0]
-    z = (z ^ _logical_shift_right(z, 27)) * _MULTIPLIERS[1]
-    return z ^ _logical_shift_right(z, 31)
 
 
 def random_labels(sample_ids_N: Tensor, num_labels: int, *, key: int) -> Tensor:
@@ -65,15 +35,15 @@ def random_labels(sample_ids_N: Tensor, num_labels: int, *, key: int) -> Tensor:
     The label is floor(hash·K / 2^64) with all 64 bits of the hash. Its probability is off 1/K by less than 2^-64, so
     that even products over millions of samples (the e-value 2^T) do not notice; 32 bits would not do for large K.
     """
-    hash_N = hash64(key, sample_ids_N)
-    high_N = _logical_shift_right(hash_N, 32) * num_labels
+    hash_N = splitmix64(key, sample_ids_N)
+    high_N = logical_shift_right(hash_N, 32) * num_labels
     carry_N = ((hash_N & _LOW_32) * num_labels) >> 32
     return ((high_N + carry_N) >> 32).to(torch.int32)
 
 
 def label_key(seed: int, split: str, draw: int) -> int:
     """Name the stream of one draw of one split's labels."""
-    return stream_key("labels", seed, split, draw)
+    return key_from_name("labels", seed, split, draw)
 
 
 def label_table(
@@ -113,15 +83,10 @@ def label_table(
 def _balanced_labels(sample_ids_N: Tensor, num_labels: int, *, key: int) -> Tensor:
     """Cut the samples, in the order of their hashes, into K runs of equal length: int32 (N,)."""
     num_samples = sample_ids_N.numel()
-    order_N = torch.argsort(hash64(key, sample_ids_N), stable=True)
+    order_N = torch.argsort(splitmix64(key, sample_ids_N), stable=True)
     labels_N = torch.empty_like(order_N)
     labels_N[order_N] = torch.arange(num_samples, device=order_N.device) * num_labels // num_samples
     return labels_N.to(torch.int32)
-
-
-def _logical_shift_right(x: Tensor, bits: int) -> Tensor:
-    """Shift in zeros from the left: torch's int64 shift copies the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _check_table(num_samples: int, num_labels: int, num_draws: int, balance: str) -> None:

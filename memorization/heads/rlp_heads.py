@@ -7,9 +7,7 @@ regulariser and the joint term train the features alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,93 +17,10 @@ from torch import Tensor, nn
 from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_losses
 from rlpheads.memorization.arguments import check_count, check_num_labels
 from rlpheads.memorization.heads.class_blocks import class_block_loss
+from rlpheads.memorization.heads.hashing import key_from_name
+from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms, mix_pair_losses, stack_losses
 from rlpheads.memorization.heads.hidden_layer import HiddenLayer
-from rlpheads.memorization.heads.labels import stream_key
-
-INITIAL_LOGIT_STD = 0.1
-"""Standard deviation of a fresh head's logits on normalised features, at any width: p is 1/K within a few per cent."""
-
-_SLAB_ELEMENTS = 2**20  # 4 MiB of scratch space while a head of any size is initialised
-
-
-@dataclass(frozen=True)
-class HeadTerms:
-    """Which terms a forward pass computes beside the heads' own cross-entropy.
-
-    Attributes:
-        regularizer: kind of the regulariser, or None.
-        regularized: positions in the list of taps (not block numbers) whose heads are regularised, ascending.
-        joint: also return the cross-entropy whose gradient reaches the features.
-        impl: implementation of the loss.
-    """
-
-    regularizer: str | None = None
-    regularized: tuple[int, ...] = ()
-    joint: bool = False
-    impl: str = "auto"
-
-    def __post_init__(self) -> None:
-        if (self.regularizer is None) != (not self.regularized):
-            raise ValueError(
-                f"a regulariser goes with the taps it acts on: got regularizer={self.regularizer!r} and "
-                f"regularized={self.regularized!r}"
-            )
-        if list(self.regularized) != sorted(set(self.regularized)):
-            raise ValueError(f"regularized taps must ascend without repeats, got {self.regularized!r}")
-
-
-class HeadLosses(NamedTuple):
-    """Per-row results for T taps, M draws and B rows; R is the number of regularised taps.
-
-    Every tensor is float32 (float64 for float64 heads) but `hit_TMB`, which is bool. Nothing is reduced or weighted.
-    """
-
-    cross_entropy_TMB: Tensor
-    """-log p_y in nats; gradient to the heads only."""
-    regularizer_RMB: Tensor | None
-    """The regulariser; gradient to the features only. None without one."""
-    joint_TMB: Tensor | None
-    """-log p_y with gradient to the features only. None unless asked for."""
-    hit_TMB: Tensor
-    """Whether the head predicts the row's random label."""
-    bits_TMB: Tensor
-    """log2 K + log2 p_y."""
-    margin_TMB: Tensor
-    """Logit of the label minus the greatest other logit."""
-
-
-class RandomLabelHead(nn.Module):
-    """Parameters of one linear head: weight (K, D) and bias (K,)."""
-
-    def __init__(
-        self, num_labels: int, dim: int, *, key: int, device: torch.device | str | None, dtype: torch.dtype | None
-    ):
-        super().__init__()
-        self.key = key
-        self.weight = nn.Parameter(torch.empty(num_labels, dim, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(num_labels, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw the initial weights from the head's own stream: the same on any device, the global generator untouched.
-
-        The numbers are made on the CPU and copied slab by slab, so a large head is never held twice. On the meta device
-        nothing happens: call this after `to_empty`.
-        """
-        if self.weight.is_meta:
-            return
-        generator = torch.Generator().manual_seed(self.key)
-        dim = self.weight.shape[1]
-        for slab in self.weight.split(max(1, _SLAB_ELEMENTS // dim)):
-            slab.copy_(torch.empty(slab.shape, dtype=torch.float32).normal_(generator=generator))
-        self.weight.mul_(INITIAL_LOGIT_STD / math.sqrt(dim))
-        self.bias.zero_()
-
-    def extra_repr(self) -> str:
-        """Sizes for `print(module)`."""
-        num_labels, dim = self.weight.shape
-        return f"num_labels={num_labels}, dim={dim}"
+from rlpheads.memorization.heads.linear_head import RandomLabelHead
 
 
 class RLPHeads(nn.Module):
@@ -160,14 +75,14 @@ class RLPHeads(nn.Module):
 
         self.heads = for_each_head(
             lambda t, m, dim: RandomLabelHead(
-                num_labels * num_blocks, hidden or dim, key=stream_key("heads", seed, t, m), **where
+                num_labels * num_blocks, hidden or dim, key=key_from_name("heads", seed, t, m), **where
             )
         )
         self.layers: nn.ModuleList | None = None
         if hidden is not None:
             check_count("hidden", hidden)
             self.layers = for_each_head(
-                lambda t, m, dim: HiddenLayer(dim, hidden, key=stream_key("hidden", seed, t, m), **where)
+                lambda t, m, dim: HiddenLayer(dim, hidden, key=key_from_name("hidden", seed, t, m), **where)
             )
 
     def reset_parameters(self) -> None:
@@ -205,7 +120,7 @@ class RLPHeads(nn.Module):
         for positions, kind in ((terms.regularized, terms.regularizer), (others, None)):
             if positions:
                 losses |= self._losses(positions, [taps[t] for t in positions], (labels_MB, pair), terms, kind)
-        return _stack([loss for t in range(len(taps)) for loss in losses[t]], self.num_draws)
+        return stack_losses([loss for t in range(len(taps)) for loss in losses[t]], self.num_draws)
 
     def _losses(
         self,
@@ -218,26 +133,26 @@ class RLPHeads(nn.Module):
         """Compute the losses of the heads at some taps, under one kind of regulariser, in one call."""
         if kind is None and not terms.joint:
             taps = [features_BD.detach() for features_BD in taps]  # keep no graph of the norm either
-        features = [inputs_BD for inputs_BD in map(self._inputs, taps) for _ in range(self.num_draws)]
+        features = [inputs_BD for inputs_BD in map(self._head_inputs, taps) for _ in range(self.num_draws)]
         heads = [head for t in positions for head in cast("Iterable[RandomLabelHead]", self.heads[t])]
-        layers = self._layers_at(positions)
+        layers = self._hidden_layers(positions)
         labels_MB, pair = labels
         pairs = None if pair is None else [(second_B, pair[1]) for second_B in pair[0].unbind()] * len(positions)
-        all_labels = _Labels([*labels_MB.unbind()] * len(positions), pairs)
+        all_labels = _HeadLabels([*labels_MB.unbind()] * len(positions), pairs)
         options = {"regularizer": kind, "joint": terms.joint, "impl": terms.impl}
         with torch.autocast(features[0].device.type, enabled=False):
             if layers:
-                losses = self._call_through(layers, features, heads, all_labels, options)
+                losses = self._losses_behind_hidden_layers(layers, features, heads, all_labels, options)
             else:
-                losses = self._call(features, heads, all_labels, options)
+                losses = self._losses_of_heads(features, heads, all_labels, options)
         return {t: losses[n * self.num_draws :][: self.num_draws] for n, t in enumerate(positions)}
 
-    def _call_through(
+    def _losses_behind_hidden_layers(
         self,
         layers: list[HiddenLayer],
         features: list[Tensor],
         heads: list[RandomLabelHead],
-        labels: _Labels,
+        labels: _HeadLabels,
         options: dict[str, Any],
     ) -> list[RandomLabelLoss]:
         """Compute every head's loss behind its hidden layer: once for what trains the head, once for the features.
@@ -246,23 +161,23 @@ class RLPHeads(nn.Module):
         counts.
         """
         through = list(zip(layers, features, strict=True))
-        learned = [layer.learn(features_BD) for layer, features_BD in through]
+        learned = [layer.with_detached_features(features_BD) for layer, features_BD in through]
         losses = []
-        for loss in self._call(learned, heads, labels, {**options, "regularizer": None, "joint": True}):
+        for loss in self._losses_of_heads(learned, heads, labels, {**options, "regularizer": None, "joint": True}):
             assert loss.joint_B is not None
             own_B = loss.cross_entropy_B + loss.joint_B - loss.joint_B.detach()
             losses.append(loss._replace(cross_entropy_B=own_B, joint_B=None))
         if options["regularizer"] is None and not options["joint"]:
             return losses
-        carried = [layer.carry(features_BD) for layer, features_BD in through]
-        routed = self._call(carried, heads, labels, options)
+        carried = [layer.with_detached_weights(features_BD) for layer, features_BD in through]
+        routed = self._losses_of_heads(carried, heads, labels, options)
         return [
             loss._replace(regularizer_B=other.regularizer_B, joint_B=other.joint_B)
             for loss, other in zip(losses, routed, strict=True)
         ]
 
-    def _call(
-        self, features: list[Tensor], heads: list[RandomLabelHead], labels: _Labels, options: dict[str, Any]
+    def _losses_of_heads(
+        self, features: list[Tensor], heads: list[RandomLabelHead], labels: _HeadLabels, options: dict[str, Any]
     ) -> list[RandomLabelLoss]:
         """Compute the loss of every head, over all labels or over those of each row's class."""
         weights, biases = [head.weight for head in heads], [head.bias for head in heads]
@@ -281,14 +196,14 @@ class RLPHeads(nn.Module):
         # A partner's label is in the block of the partner's class, over whose labels its own softmax goes.
         others = in_blocks([second_B for second_B, _ in labels.pairs])
         of_pairs = zip(losses, others, labels.pairs, strict=True)
-        return [_mixed(loss, other, weight_B) for loss, other, (_, weight_B) in of_pairs]
+        return [mix_pair_losses(loss, other, weight_B) for loss, other, (_, weight_B) in of_pairs]
 
-    def _layers_at(self, positions: Sequence[int]) -> list[HiddenLayer]:
+    def _hidden_layers(self, positions: Sequence[int]) -> list[HiddenLayer]:
         if self.layers is None:
             return []
         return [layer for t in positions for layer in cast("Iterable[HiddenLayer]", self.layers[t])]
 
-    def _inputs(self, features_BD: Tensor) -> Tensor:
+    def _head_inputs(self, features_BD: Tensor) -> Tensor:
         """Prepare features for the loss: normalised, in the dtype of its matrix products."""
         inputs_BD = features_BD.to(next(self.parameters()).dtype)
         if self.norm:
@@ -310,28 +225,11 @@ class RLPHeads(nn.Module):
             raise ValueError(f"regularized taps {terms.regularized} are positions in a list of {len(taps)} taps")
 
 
-class _Labels(NamedTuple):
+class _HeadLabels(NamedTuple):
     """Labels (B,) of each head; of mixed rows also a second label and the weight of the first."""
 
     first: list[Tensor]
     pairs: list[tuple[Tensor, Tensor]] | None
-
-
-def _mixed(loss: RandomLabelLoss, other: RandomLabelLoss, weight_B: Tensor) -> RandomLabelLoss:
-    """Weigh the losses of a row's two labels; what is measured stays that of the first."""
-
-    def weighed(first_B: Tensor | None, second_B: Tensor | None) -> Tensor | None:
-        if first_B is None or second_B is None:
-            return None
-        return torch.lerp(second_B, first_B, weight_B.to(first_B.dtype))
-
-    return loss._replace(
-        cross_entropy_B=torch.lerp(
-            other.cross_entropy_B, loss.cross_entropy_B, weight_B.to(loss.cross_entropy_B.dtype)
-        ),
-        regularizer_B=weighed(loss.regularizer_B, other.regularizer_B),
-        joint_B=weighed(loss.joint_B, other.joint_B),
-    )
 
 
 def _product_dtype(inputs_BD: Tensor) -> torch.dtype:
@@ -339,24 +237,6 @@ def _product_dtype(inputs_BD: Tensor) -> torch.dtype:
     if device_type != "cpu" and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return inputs_BD.dtype
-
-
-def _stack(losses: Sequence[RandomLabelLoss], num_draws: int) -> HeadLosses:
-    """Stack tap-major rows (B,) into tensors (T, M, B)."""
-
-    def stack(rows: list[Tensor]) -> Tensor:
-        return torch.stack(rows).unflatten(0, (-1, num_draws))
-
-    regularizer = [loss.regularizer_B for loss in losses if loss.regularizer_B is not None]
-    joint = [loss.joint_B for loss in losses if loss.joint_B is not None]
-    return HeadLosses(
-        cross_entropy_TMB=stack([loss.cross_entropy_B for loss in losses]),
-        regularizer_RMB=stack(regularizer) if regularizer else None,
-        joint_TMB=stack(joint) if joint else None,
-        hit_TMB=stack([loss.hit_B for loss in losses]),
-        bits_TMB=stack([loss.bits_B for loss in losses]),
-        margin_TMB=stack([loss.margin_B for loss in losses]),
-    )
 
 
 def _check_sizes(tap_dims: Sequence[int], num_labels: int, num_draws: int) -> None:

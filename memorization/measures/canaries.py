@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_fraction
+from rlpheads.memorization.arguments import check_open_fraction
 from rlpheads.memorization.measures.intervals import as_float64, wilson_interval
 from rlpheads.memorization.records.canary_file import Canaries, CanaryError
 
@@ -24,7 +24,7 @@ REPEATED = "repeated"
 """The kind whose copies are counted."""
 
 
-class Separation(NamedTuple):
+class CanaryAUC(NamedTuple):
     """How well a measure tells a kind of canary from ordinary samples.
 
     `auc` is the probability that a canary's value is above an ordinary sample's, ties counting half: .5 tells nothing, 0
@@ -43,9 +43,9 @@ class Correlation(NamedTuple):
     p_value: float
 
 
-def separation(
+def canary_auc(
     canary_P: Tensor, ordinary_Q: Tensor, image_P: Tensor | None = None, *, level: float = 0.95
-) -> Separation:
+) -> CanaryAUC:
     """Area under the ROC curve of canaries against ordinary samples, with its interval.
 
     Args:
@@ -63,7 +63,7 @@ def separation(
     Source: DeLong et al., Biometrics 44 (1988) 837-845; Obuchowski, Biometrics 53 (1997) 567-578; Hanley and McNeil,
     Radiology 143 (1982) 29-36; Korn and Graubard, Survey Methodology 24 (1998) 193-201, for the effective number.
     """
-    check_fraction("level", level)
+    check_open_fraction("level", level)
     canary, ordinary = _finite("canary_P", canary_P), np.sort(_finite("ordinary_Q", ordinary_Q))
     above_P = _fraction_below(canary, ordinary)
     below_Q = 1 - _fraction_below(ordinary, np.sort(canary))
@@ -72,7 +72,7 @@ def separation(
     excess_I = np.bincount(image_of_P, weights=above_P - auc)
     num_images, num_ordinary = len(excess_I), len(ordinary)
     if min(num_images, num_ordinary) < 2:
-        return Separation(auc, 0.0, 1.0)
+        return CanaryAUC(auc, 0.0, 1.0)
     clustered = num_images / (num_images - 1) * float((excess_I**2).sum()) / len(canary) ** 2
     variance = clustered + float(below_Q.var(ddof=1)) / num_ordinary
     witnesses = min(float(above_P.var(ddof=1)) / clustered, len(canary)) if clustered > 0 else 0
@@ -82,10 +82,10 @@ def separation(
         trials = min(trials, auc * (1 - auc) / variance)
     whole = max(1, math.floor(trials))
     bounds = wilson_interval(auc * whole, whole, level)
-    return Separation(auc, float(bounds.low), float(bounds.high))
+    return CanaryAUC(auc, float(bounds.low), float(bounds.high))
 
 
-def separate_kinds(measures: Mapping[str, Tensor], canaries: Canaries) -> dict[str, dict[str, Separation]]:
+def auc_by_kind(measures: Mapping[str, Tensor], canaries: Canaries) -> dict[str, dict[str, CanaryAUC]]:
     """Separate every kind of canary from the ordinary samples (those of no kind) by every measure.
 
     Args:
@@ -99,7 +99,7 @@ def separate_kinds(measures: Mapping[str, Tensor], canaries: Canaries) -> dict[s
         CanaryError: an index lies outside the measures.
     """
     index_P, image_P = torch.from_numpy(canaries.index), torch.from_numpy(canaries.original)
-    found: dict[str, dict[str, Separation]] = {}
+    found: dict[str, dict[str, CanaryAUC]] = {}
     for name, values_N in measures.items():
         _check_indices(canaries, len(values_N))
         values_N = as_float64(values_N)
@@ -110,11 +110,11 @@ def separate_kinds(measures: Mapping[str, Tensor], canaries: Canaries) -> dict[s
         for kind in canaries.kinds:
             member_P = torch.from_numpy(canaries.kind == kind) & known_N[index_P]
             if bool(member_P.any()) and bool(ordinary_N.any()):
-                found[name][kind] = separation(values_N[index_P[member_P]], values_N[ordinary_N], image_P[member_P])
+                found[name][kind] = canary_auc(values_N[index_P[member_P]], values_N[ordinary_N], image_P[member_P])
     return found
 
 
-def correlate_copies(measures: Mapping[str, Tensor], canaries: Canaries) -> dict[str, Correlation]:
+def correlate_with_copies(measures: Mapping[str, Tensor], canaries: Canaries) -> dict[str, Correlation]:
     """Correlate each measure with the number of copies, over the repeated images.
 
     An image's value is the average over its copies. Ordinary samples are left out: they would all tie at one copy.

@@ -12,10 +12,10 @@ from torch import Tensor
 from rlpheads.memorization.arguments import check_count, check_num_labels
 from rlpheads.memorization.measures.intervals import as_float64
 
-MOST_ENUMERATED = 1 << 22
+MAX_ENUMERATED = 1 << 22
 
 
-def rademacher_of_class(predictions_FN: Tensor) -> float:
+def rademacher_complexity(predictions_FN: Tensor) -> float:
     """Empirical Rademacher complexity E_σ max_f (1/n) Σ_i σ_i f(x_i) of a finite class, over all 2^n sign vectors.
 
     Args:
@@ -31,7 +31,7 @@ def rademacher_of_class(predictions_FN: Tensor) -> float:
     return float(best_S.mean()) / num_samples
 
 
-def rademacher_of_constants(num_samples: int) -> float:
+def rademacher_complexity_of_constants(num_samples: int) -> float:
     """The same for the two constant functions ±1: E|Σσ_i|/n, in closed form for any n ≥ 1 (about √(2/(πn)))."""
     check_count("num_samples", num_samples)
     heads = np.arange(num_samples + 1)
@@ -72,7 +72,7 @@ def separable_probability(num_samples: int, num_features: int) -> float:
 
 
 def _check_enumerable(num_values: int, num_samples: int) -> None:
-    if num_values**num_samples > MOST_ENUMERATED:
+    if num_values**num_samples > MAX_ENUMERATED:
         raise ValueError(
-            f"{num_values}^{num_samples} label vectors are too many to enumerate; at most {MOST_ENUMERATED}"
+            f"{num_values}^{num_samples} label vectors are too many to enumerate; at most {MAX_ENUMERATED}"
         )

@@ -19,7 +19,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_count, check_fraction, check_num_labels
+from rlpheads.memorization.arguments import check_count, check_num_labels, check_open_fraction
 
 HELD_OUT_LEVEL = 1.0 - 1e-4
 """Level of the standing held-out check: two-sided, one false alarm in 10,000 looks."""
@@ -60,7 +60,7 @@ def wilson_interval(num_hits: Tensor | float, num_samples: int, level: float = 0
     Source: E. B. Wilson, JASA 22 (1927) 209-212, without continuity correction.
     """
     check_count("num_samples", num_samples)
-    check_fraction("level", level)
+    check_open_fraction("level", level)
     hits = as_float64(num_hits)
     if bool(((hits < 0) | (hits > num_samples)).any()):
         raise ValueError(f"num_hits must lie between 0 and num_samples = {num_samples}")
@@ -88,7 +88,7 @@ def binomial_bounds(num_samples: int, num_labels: int, level: float = HELD_OUT_L
     """
     check_count("num_samples", num_samples)
     check_num_labels(num_labels)
-    check_fraction("level", level)
+    check_open_fraction("level", level)
     tail = (1 - level) / 2
     null = stats.binom(num_samples, 1.0 / num_labels)
     return Interval(as_float64(null.ppf(tail) / num_samples), as_float64(null.isf(tail) / num_samples), level)
@@ -105,7 +105,7 @@ def draw_interval(values: Tensor, level: float = 0.95, dim: int = -1) -> Interva
     Raises:
         ValueError: fewer than two draws; with one draw only `wilson_interval` can speak.
     """
-    check_fraction("level", level)
+    check_open_fraction("level", level)
     values = as_float64(values)
     num_draws = _num_draws(values, dim)
     mean = values.mean(dim)
@@ -140,7 +140,7 @@ def cluster_bootstrap(
 
     Source: T. Hesterberg, The American Statistician 69 (2015) 371-386, section 5.3.
     """
-    check_fraction("level", level)
+    check_open_fraction("level", level)
     check_count("num_resamples", num_resamples)
     values = as_float64(values)
     num_draws = _num_draws(values, dim)
@@ -164,7 +164,7 @@ def mcdiarmid_half_width(num_samples: int, num_draws: int, num_labels: int, erro
     check_count("num_samples", num_samples)
     check_count("num_draws", num_draws)
     check_num_labels(num_labels)
-    check_fraction("error", error)
+    check_open_fraction("error", error)
     return num_labels / (num_labels - 1) * math.sqrt(math.log(2 / error) / (2 * num_samples * num_draws))
 
 

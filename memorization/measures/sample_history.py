@@ -17,7 +17,7 @@ from rlpheads.memorization.measures.sample_dynamics import (
     learned_for_good_epoch,
 )
 from rlpheads.memorization.measures.sample_scores import sample_scores
-from rlpheads.memorization.records.ledger import LedgerError, LedgerMetadata, LedgerTable
+from rlpheads.memorization.records.ledger_file import LedgerError, LedgerMetadata, LedgerTable
 
 FIRST_LEARNED = f"first-learned epoch ({HITS_IN_A_ROW} in a row)"
 FIRST_HIT = "first hit"

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_count, check_fraction, check_num_labels
+from rlpheads.memorization.arguments import check_count, check_num_labels, check_open_fraction
 from rlpheads.memorization.measures.intervals import as_float64
 
 
@@ -73,7 +73,7 @@ def needed_draws(num_samples: int, num_labels: int, num_resolved: int = 1, rate:
     check_num_labels(num_labels)
     check_count("num_samples", num_samples)
     check_count("num_resolved", num_resolved)
-    check_fraction("rate", rate)
+    check_open_fraction("rate", rate)
     if num_resolved > num_samples:
         raise ValueError(f"num_resolved is {num_resolved}; there are only {num_samples} samples")
     # The tolerance keeps an exact power of K (n = 5, rate = .05, K = 10: M = 2) from being rounded up.

@@ -85,10 +85,10 @@ def rademacher() -> Sequence[KnownAnswer]:
     constants_FN = torch.ones(2, 10) * torch.tensor([[1.0], [-1.0]])
     thresholds_FN = exact.threshold_predictions(12)
     return [
-        KnownAnswer("constants, n=10, closed form", 0.24609, exact.rademacher_of_constants(10), 5e-6),
-        KnownAnswer("constants, n=10, enumerated", 0.24609, exact.rademacher_of_class(constants_FN), 5e-6),
-        KnownAnswer("constants, n=100, closed form", 0.0795892, exact.rademacher_of_constants(100), 5e-8),
-        KnownAnswer("thresholds of both signs, n=12", 0.4892578125, exact.rademacher_of_class(thresholds_FN), 1e-12),
+        KnownAnswer("constants, n=10, closed form", 0.24609, exact.rademacher_complexity_of_constants(10), 5e-6),
+        KnownAnswer("constants, n=10, enumerated", 0.24609, exact.rademacher_complexity(constants_FN), 5e-6),
+        KnownAnswer("constants, n=100, closed form", 0.0795892, exact.rademacher_complexity_of_constants(100), 5e-8),
+        KnownAnswer("thresholds of both signs, n=12", 0.4892578125, exact.rademacher_complexity(thresholds_FN), 1e-12),
         KnownAnswer("K=2: 2·RLA − 1 at RLA=.8", 0.6, float(rademacher_estimate(0.8, 2)), 1e-12),
     ]
 

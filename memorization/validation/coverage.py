@@ -16,8 +16,8 @@ from scipy import stats
 from torch import Tensor
 
 from rlpheads.memorization.arguments import check_count
-from rlpheads.memorization.measures.canaries import separation
-from rlpheads.memorization.measures.exact import rademacher_of_constants
+from rlpheads.memorization.measures.canaries import canary_auc
+from rlpheads.memorization.measures.exact import rademacher_complexity_of_constants
 from rlpheads.memorization.measures.intervals import (
     Interval,
     binomial_bounds,
@@ -66,7 +66,7 @@ def mcdiarmid_coverage(num_samples: int, num_cases: int = NUM_CASES, seed: int =
     """The same for the half-width around the Rademacher estimate of the two constant predictions of two labels."""
     generator = torch.Generator().manual_seed(seed)
     signs_CN = 1 - 2 * torch.randint(2, (num_cases, num_samples), generator=generator).double()
-    distance_C = signs_CN.mean(1).abs() - rademacher_of_constants(num_samples)
+    distance_C = signs_CN.mean(1).abs() - rademacher_complexity_of_constants(num_samples)
     return float((distance_C.abs() <= mcdiarmid_half_width(num_samples, 1, 2)).double().mean())
 
 
@@ -77,14 +77,14 @@ def separation_coverage(auc: float, num_canaries: int, num_ordinary: int, num_ca
     covered = 0
     for _ in range(num_cases):
         canary_P = torch.randn(num_canaries, generator=generator, dtype=torch.float64) + shift
-        found = separation(canary_P, torch.randn(num_ordinary, generator=generator, dtype=torch.float64))
+        found = canary_auc(canary_P, torch.randn(num_ordinary, generator=generator, dtype=torch.float64))
         covered += found.low <= auc <= found.high
     return covered / num_cases
 
 
 def draw_accuracies(num_draws: int, num_cases: int, seed: int) -> tuple[Tensor, float]:
     """Accuracies (C, M) on NUM_SAMPLES samples whose expectation scatters between draws, and their common mean."""
-    check_count("num_draws", num_draws, least=2)
+    check_count("num_draws", num_draws, minimum=2)
     truth = 0.3
     generator = torch.Generator().manual_seed(seed)
     scatter_CM = torch.randn(num_cases, num_draws, generator=generator, dtype=torch.float64)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlpheads.memorization.audit.feature_audit import Excess, label_excess, membership_excess
+from rlpheads.memorization.audit.excesses import Excess, label_excess, membership_excess
 from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
 from rlpheads.memorization.heads.labels import label_table
 from rlpheads.memorization.validation.known_answer import KnownAnswer
@@ -36,7 +36,7 @@ class Simulation(NamedTuple):
     expected: float
 
 
-def simulate(
+def simulate_audits(
     num_own: int, num_fresh: int, seed: int, strength: float = 0.0, unevenness: float = 0.0
 ) -> Iterator[Simulation]:
     """Yield NUM_FEATURE_SETS sets of features with NUM_CASES audits in all.
@@ -68,7 +68,7 @@ def label_excess_coverage(strength: float, num_own: int, num_fresh: int, seed: i
     """Share of audits whose interval contains the label excess, and the mean of the true excesses."""
     covered: list[bool] = []
     truths = []
-    for own_M, fresh_CF, expected in simulate(num_own, num_fresh, seed, strength):
+    for own_M, fresh_CF, expected in simulate_audits(num_own, num_fresh, seed, strength):
         truths.append(float(own_M.mean()) - expected)
         covered += [_contains(label_excess(own_M, fresh_F), truths[-1]) for fresh_F in fresh_CF]
     return _mean(covered), _mean(truths)
@@ -77,7 +77,7 @@ def label_excess_coverage(strength: float, num_own: int, num_fresh: int, seed: i
 def luck_coverage(num_own: int, num_fresh: int, seed: int = 0) -> float:
     """Share of audits whose label excess stays within its `luck`, where the features know nothing of the own labels."""
     covered: list[bool] = []
-    for _, draws_CF, _ in simulate(1, num_own + num_fresh, seed):
+    for _, draws_CF, _ in simulate_audits(1, num_own + num_fresh, seed):
         excesses = [label_excess(draws_F[:num_own], draws_F[num_own:]) for draws_F in draws_CF]
         covered += [abs(excess.value) <= excess.luck for excess in excesses]
     return _mean(covered)
@@ -90,8 +90,8 @@ def membership_excess_coverage(unevenness: float, num_fresh: int, seed: int = 0)
     """
     covered: list[bool] = []
     truths = []
-    members = simulate(1, num_fresh, seed, unevenness=unevenness)
-    for inside, outside in zip(members, simulate(1, num_fresh, seed + 1), strict=True):
+    members = simulate_audits(1, num_fresh, seed, unevenness=unevenness)
+    for inside, outside in zip(members, simulate_audits(1, num_fresh, seed + 1), strict=True):
         truths.append(inside.expected - outside.expected)
         audits = zip(inside.fresh_CF, outside.fresh_CF, strict=True)
         covered += [_contains(membership_excess(*sides), truths[-1]) for sides in audits]

@@ -15,9 +15,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from rlpheads.kernels.random_label_loss import random_label_loss
+from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
+from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms
 from rlpheads.memorization.heads.labels import label_table
-from rlpheads.memorization.heads.regularizer import TermWeights, combine
-from rlpheads.memorization.heads.rlp_heads import HeadLosses, HeadTerms, RLPHeads
+from rlpheads.memorization.heads.rlp_heads import RLPHeads
 from rlpheads.memorization.measures.label_measures import random_label_accuracy, stored_bits
 from rlpheads.memorization.measures.sample_dynamics import (
     HITS_IN_A_ROW,
@@ -167,7 +168,7 @@ def _train(
         loss = F.cross_entropy(logits_NC, problem.classes_N)
         if heads is not None:
             losses = heads([tap_ND], problem.labels_MN, terms)
-            loss = loss + combine(losses, valid_N, len(valid_N), 1, weights).total
+            loss = loss + combine_losses(losses, valid_N, len(valid_N), 1, weights).total
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()

@@ -27,8 +27,8 @@ from rlpheads.engine.training.job import open_sources
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.loaders.factory import make_loader
 from rlpheads.memorization.baselines.head_only import least_squares_rla
-from rlpheads.memorization.heads.rlp_heads import HeadTerms
-from rlpheads.memorization.records.ledger import read_ledger
+from rlpheads.memorization.heads.head_losses import HeadTerms
+from rlpheads.memorization.records.ledger_file import read_ledger
 
 CPU = torch.device("cpu")
 

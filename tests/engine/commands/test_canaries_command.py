@@ -20,7 +20,7 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.training.job import open_sources, run
 from rlpheads.memorization.records.canary_file import read_canaries
-from rlpheads.memorization.records.ledger import read_ledger
+from rlpheads.memorization.records.ledger_file import read_ledger
 
 KINDS = {"mislabelled": 20, "near_duplicate": 20, "noisy": 144, "repeated": 60}  # 20 images take 2 and 4 places in turn
 CANARIES = CanaryConfig(mislabelled=20, repeated=20, repeats=[2, 4], near_duplicates=10)

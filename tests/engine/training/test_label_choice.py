@@ -18,7 +18,7 @@ from rlpheads.engine.runs.opened_run import open_run
 from rlpheads.engine.training.job import open_sources, run
 from rlpheads.engine.training.label_choice import run_labels, settle_labels
 from rlpheads.memorization.baselines.head_only import least_squares_rla
-from rlpheads.memorization.records.ledger import read_ledger
+from rlpheads.memorization.records.ledger_file import read_ledger
 
 
 def with_labels(config: Config, labels: int | str, **heads: object) -> Config:

@@ -12,7 +12,7 @@ from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.resume import ResumePoint
 from rlpheads.engine.training.loop import TrainingDivergedError, fit
-from rlpheads.memorization.records.ledger import read_ledger
+from rlpheads.memorization.records.ledger_file import read_ledger
 
 
 def trained(training) -> tuple[list[dict], str]:

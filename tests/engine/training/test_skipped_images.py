@@ -18,7 +18,7 @@ from rlpheads.engine.training.job import open_sources
 from rlpheads.engine.training.loop import fit
 from rlpheads.engine.training.skipped_images import NAMED_AT_MOST, SkipNotices
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
-from rlpheads.memorization.records.ledger import SKIPPED, read_ledger
+from rlpheads.memorization.records.ledger_file import SKIPPED, read_ledger
 
 
 @pytest.fixture

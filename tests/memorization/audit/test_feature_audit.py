@@ -6,14 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpheads.memorization.audit.feature_audit import (
-    audit_features,
-    draw_audit_labels,
-    head_control,
-    keyed_subset,
-    label_excess,
-    membership_excess,
-)
+from rlpheads.memorization.audit.audit_labels import draw_audit_labels, keyed_subset
+from rlpheads.memorization.audit.excesses import label_excess, membership_excess
+from rlpheads.memorization.audit.feature_audit import audit_features, head_control
 from rlpheads.memorization.audit.feature_blocks import GaussianFeatures, RowSubset, iterate_blocks
 from rlpheads.memorization.audit.feature_moments import collect_moments
 from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe, LogisticProbe, TwoLayerProbe
@@ -307,7 +302,7 @@ def test_the_excesses_cover_in_simulated_audits(monkeypatch):
 
 def test_the_simulation_of_the_coverage_can_fail():
     """Negative control: the interval of a label excess is none for labels that were never drawn (it is for its own)."""
-    simulation = next(excess_coverage.simulate(num_own=1, num_fresh=8, seed=0))
+    simulation = next(excess_coverage.simulate_audits(num_own=1, num_fresh=8, seed=0))
     excesses = [label_excess(draws_F[:1], draws_F[1:]) for draws_F in simulation.fresh_CF]
     covered = np.mean([excess.low <= 0 <= excess.high for excess in excesses])
     assert covered < 0.8

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from rlpheads.memorization.baselines.capacity import capacity, lowered_distribution
-from rlpheads.memorization.baselines.head_only import CHANCE_MARGIN, auto_labels, least_squares_rla, warning_for
+from rlpheads.memorization.baselines.head_only import CHANCE_MARGIN, auto_labels, capacity_warning, least_squares_rla
 from rlpheads.memorization.validation.capacity_check import capacity_by_integral
 from rlpheads.memorization.validation.closed_form_answers import CAPACITY, LEAST_SQUARES
 from rlpheads.memorization.validation.simulated_answers import simulated_capacity
@@ -103,10 +103,10 @@ def test_auto_labels_on_imagenet_and_on_digits():
 
 
 def test_warning_where_the_head_alone_fits_everything():
-    assert "fits every one of 100000 random labels" in warning_for(10**5, 1_280_000, 768)
-    assert warning_for(1000, 1_280_000, 768) is None
-    assert "2 samples per feature" in warning_for(2, 100, 192)
-    assert warning_for(10, 1437, 192) is None
+    assert "fits every one of 100000 random labels" in capacity_warning(10**5, 1_280_000, 768)
+    assert capacity_warning(1000, 1_280_000, 768) is None
+    assert "2 samples per feature" in capacity_warning(2, 100, 192)
+    assert capacity_warning(10, 1437, 192) is None
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_warning_where_the_head_alone_fits_everything():
         (lambda: least_squares_rla(2, float("nan")), "alpha"),
         (lambda: capacity(1), "num_labels is 1"),
         (lambda: auto_labels(0, 10), "num_samples is 0"),
-        (lambda: warning_for(2, 10, 0), "num_features is 0"),
+        (lambda: capacity_warning(2, 10, 0), "num_features is 0"),
     ],
 )
 def test_what_cannot_be_asked_says_so(call, message):

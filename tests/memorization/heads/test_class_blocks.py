@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.memorization.audit.probe_heads import ClassBlockProbe, LeastSquaresProbe
-from rlpheads.memorization.heads.class_blocks import class_block_loss, into_class_blocks
+from rlpheads.memorization.heads.class_blocks import class_block_labels, class_block_loss
+from rlpheads.memorization.heads.head_losses import HeadTerms
 from rlpheads.memorization.heads.labels import label_table
-from rlpheads.memorization.heads.rlp_heads import HeadTerms, RLPHeads
+from rlpheads.memorization.heads.rlp_heads import RLPHeads
 
 C, K, D, B = 3, 4, 6, 17
 KINDS = ("unlikelihood", "uniform", "reversal", "entropy")
@@ -29,14 +30,14 @@ def problem(seed: int = 0):
 def test_numbers_tell_class_and_label(num_labels, classes):
     classes_N = torch.tensor(classes)
     table_MN = label_table(len(classes), num_labels, num_draws=2, seed=0, split="train")
-    numbers_MN = into_class_blocks(table_MN, classes_N, num_labels)
+    numbers_MN = class_block_labels(table_MN, classes_N, num_labels)
     assert torch.equal(numbers_MN // num_labels, classes_N.int().expand(2, -1))
     assert torch.equal(numbers_MN % num_labels, table_MN)
 
 
 def test_too_many_labels_are_refused():
     with pytest.raises(ValueError, match="int32"):
-        into_class_blocks(torch.zeros(1, 1, dtype=torch.int32), torch.tensor([999]), 2**30)
+        class_block_labels(torch.zeros(1, 1, dtype=torch.int32), torch.tensor([999]), 2**30)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,9 +91,9 @@ def test_a_probe_of_blocks_is_one_probe_for_each_class():
     features_ND = torch.randn(300, 12, generator=generator)
     class_N = torch.arange(300) % C
     table_MN = label_table(300, K, num_draws=2, seed=0, split="train")
-    fit = ClassBlockProbe(LeastSquaresProbe())(features_ND, into_class_blocks(table_MN, class_N, K), K)
+    fit = ClassBlockProbe(LeastSquaresProbe())(features_ND, class_block_labels(table_MN, class_N, K), K)
     each = [LeastSquaresProbe()(features_ND[class_N == c], table_MN[:, class_N == c], K) for c in range(C)]
     torch.testing.assert_close(fit.accuracy_M, torch.stack([one.accuracy_M for one in each]).mean(0))
     assert fit.rank == 12
-    control = ClassBlockProbe(LeastSquaresProbe()).control(into_class_blocks(table_MN, class_N, K), 12, K)
+    control = ClassBlockProbe(LeastSquaresProbe()).control(class_block_labels(table_MN, class_N, K), 12, K)
     assert control == pytest.approx(LeastSquaresProbe().control(table_MN[:, :100], 12, K))

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlpheads.memorization.heads.rlp_heads import HeadTerms, RLPHeads
+from rlpheads.memorization.heads.head_losses import HeadTerms
+from rlpheads.memorization.heads.rlp_heads import RLPHeads
 
 DIMS, NUM_LABELS, NUM_DRAWS, NUM_ROWS = (6, 9), 5, 2, 8
 

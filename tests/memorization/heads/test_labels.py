@@ -6,27 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rlpheads.memorization.heads.labels import hash64, label_key, label_table, random_labels, stream_key
+from rlpheads.memorization.heads.hashing import splitmix64
+from rlpheads.memorization.heads.labels import label_key, label_table, random_labels
 
 
 def as_unsigned(words: torch.Tensor) -> list[int]:
     return [word % 2**64 for word in words.tolist()]
-
-
-def test_hash_is_splitmix64():
-    """The published outputs of splitmix64 from seed 0, and from the greatest seed by Python's integers."""
-    assert as_unsigned(hash64(0, torch.arange(1, 4))) == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-
-    def splitmix64(state: int) -> int:
-        z = state % 2**64
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-        return z ^ (z >> 31)
-
-    for key in (2**63 - 1, -(2**63), -1):
-        words = [0, 1, 2, 2**40, -1]
-        expected = [splitmix64(key + word * 0x9E3779B97F4A7C15) for word in words]
-        assert as_unsigned(hash64(key, torch.tensor(words))) == expected
 
 
 def test_labels_never_change_between_versions():
@@ -43,7 +28,7 @@ def test_labels_never_change_between_versions():
 def test_label_is_the_hash_scaled_by_exact_arithmetic(num_labels, key, sample_id):
     sample_ids_N = torch.tensor([sample_id])
     label = int(random_labels(sample_ids_N, num_labels, key=key))
-    assert label == as_unsigned(hash64(key, sample_ids_N))[0] * num_labels // 2**64
+    assert label == as_unsigned(splitmix64(key, sample_ids_N))[0] * num_labels // 2**64
 
 
 @given(st.integers(1, 300), st.integers(2, 50), st.integers(0, 5), st.integers(1, 100))
@@ -107,12 +92,6 @@ def test_the_global_generator_is_not_touched():
     state = torch.get_rng_state()
     label_table(10, 3, num_draws=2, seed=0, split="train", balance="balanced")
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_stream_keys_do_not_run_words_together():
-    keys = [stream_key(*words) for words in [("a", 1), ("a1",), ("a", 1, 0), ("a", 10), ("a", "1"), (1, "a")]]
-    assert len(set(keys)) == len(keys)
-    assert all(-(2**63) <= key < 2**63 for key in keys)
 
 
 @pytest.mark.parametrize(

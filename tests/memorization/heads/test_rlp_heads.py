@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlpheads.memorization.heads.rlp_heads import INITIAL_LOGIT_STD, HeadTerms, RLPHeads
+from rlpheads.memorization.heads.head_losses import HeadTerms
+from rlpheads.memorization.heads.linear_head import INITIAL_LOGIT_STD
+from rlpheads.memorization.heads.rlp_heads import RLPHeads
 
 DIMS, NUM_LABELS, NUM_DRAWS, NUM_ROWS = (6, 9, 9), 5, 2, 8
 REGULARIZERS = ("unlikelihood", "uniform", "reversal", "entropy")

@@ -13,18 +13,20 @@ from rlpheads.memorization.measures import exact
 @pytest.mark.parametrize("num_samples", [1, 2, 5, 10])
 def test_constants_closed_form_is_the_enumeration(num_samples):
     both_FN = torch.tensor([[1.0], [-1.0]]).expand(2, num_samples)
-    assert exact.rademacher_of_constants(num_samples) == pytest.approx(exact.rademacher_of_class(both_FN), abs=1e-14)
+    assert exact.rademacher_complexity_of_constants(num_samples) == pytest.approx(
+        exact.rademacher_complexity(both_FN), abs=1e-14
+    )
 
 
 def test_known_values():
-    assert exact.rademacher_of_constants(100) == pytest.approx(0.0795892, abs=5e-8)
-    assert exact.rademacher_of_class(exact.threshold_predictions(12)) == 0.4892578125
+    assert exact.rademacher_complexity_of_constants(100) == pytest.approx(0.0795892, abs=5e-8)
+    assert exact.rademacher_complexity(exact.threshold_predictions(12)) == 0.4892578125
 
 
 def test_a_class_of_all_sign_vectors_fits_everything_and_one_function_nothing():
     signs_FN = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=5)))
-    assert exact.rademacher_of_class(signs_FN) == 1
-    assert exact.rademacher_of_class(signs_FN[:1]) == 0
+    assert exact.rademacher_complexity(signs_FN) == 1
+    assert exact.rademacher_complexity(signs_FN[:1]) == 0
 
 
 def test_thresholds_are_different_and_change_sign_once():
@@ -45,10 +47,10 @@ def test_cover_counts_everything_up_to_the_features_and_half_at_twice_as_many(nu
 
 def test_what_cannot_be_enumerated_says_so():
     with pytest.raises(ValueError, match="too many to enumerate"):
-        exact.rademacher_of_class(torch.ones(2, 30))
+        exact.rademacher_complexity(torch.ones(2, 30))
     with pytest.raises(ValueError, match="too many to enumerate"):
         exact.mean_e_value(torch.full((20, 3), 1 / 3))
     with pytest.raises(ValueError, match="shape"):
-        exact.rademacher_of_class(torch.ones(3))
+        exact.rademacher_complexity(torch.ones(3))
     with pytest.raises(ValueError, match="num_features is 0"):
         exact.separable_probability(3, 0)

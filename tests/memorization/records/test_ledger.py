@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.measures.label_measures import margin_summary
-from rlpheads.memorization.records.ledger import SEEN, SKIPPED, UNSEEN, Ledger, LedgerError, LedgerMetadata, read_ledger
+from rlpheads.memorization.records.ledger import Ledger
+from rlpheads.memorization.records.ledger_file import SEEN, SKIPPED, UNSEEN, LedgerError, LedgerMetadata, read_ledger
 
 NUM_SAMPLES, TAPS, NUM_DRAWS = 11, (1, 4, 5), 2
 METADATA = LedgerMetadata(

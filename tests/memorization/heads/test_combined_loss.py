@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlpheads.memorization.heads.regularizer import TermWeights, combine
-from rlpheads.memorization.heads.rlp_heads import HeadLosses
+from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
+from rlpheads.memorization.heads.head_losses import HeadLosses
 
 T, R, M = 3, 2, 2
 
@@ -31,7 +31,7 @@ def rows_of(losses: HeadLosses, rows: slice) -> HeadLosses:
 
 def test_mean_over_rows_and_draws_sum_over_taps():
     losses = random_losses(5)
-    combined = combine(losses, torch.ones(5, dtype=torch.bool), 5, 1, TermWeights(factor=2.0, joint=0.5))
+    combined = combine_losses(losses, torch.ones(5, dtype=torch.bool), 5, 1, TermWeights(factor=2.0, joint=0.5))
     scalars = combined.scalars
     means = [values.mean((1, 2)).sum() for values in losses[:3]]
     torch.testing.assert_close(combined.heads, means[0])
@@ -57,9 +57,9 @@ def test_ranks_and_micro_batches_of_any_size_give_the_mean_over_the_global_batch
         own = rows_of(losses, slice(first, first + valid))
         padded = losses_of(*(torch.cat([v, v.new_full((*v.shape[:2], padding), math.nan)], -1) for v in own[:3]))
         valid_B = torch.arange(valid + padding) < valid
-        rank_totals[i % world_size] += combine(padded, valid_B, num_rows, world_size, weights).total
+        rank_totals[i % world_size] += combine_losses(padded, valid_B, num_rows, world_size, weights).total
         first += valid
-    whole = combine(losses, torch.ones(num_rows, dtype=torch.bool), num_rows, 1, weights).total
+    whole = combine_losses(losses, torch.ones(num_rows, dtype=torch.bool), num_rows, 1, weights).total
     torch.testing.assert_close(sum(rank_totals) / world_size, whole)
 
 
@@ -70,7 +70,7 @@ def test_padding_rows_give_exactly_nothing_and_get_no_gradient(rubbish):
         values[..., [1, 3]] = rubbish
         values.requires_grad_()
     valid_B = torch.tensor([True, False, True, False])
-    combined = combine(losses_of(*rows), valid_B, 2, 1, TermWeights(factor=1.0, joint=1.0))
+    combined = combine_losses(losses_of(*rows), valid_B, 2, 1, TermWeights(factor=1.0, joint=1.0))
     total, scalars = combined.total, combined.scalars
     assert total.item() == T + R + T
     assert [value.item() for value in scalars.values()] == [T, R, T]
@@ -82,7 +82,7 @@ def test_padding_rows_give_exactly_nothing_and_get_no_gradient(rubbish):
 
 def test_a_batch_of_padding_alone_is_zero():
     rows = torch.full((T, M, 2), math.nan, requires_grad=True)
-    total = combine(losses_of(rows), torch.zeros(2, dtype=torch.bool), 7, 2, TermWeights()).total
+    total = combine_losses(losses_of(rows), torch.zeros(2, dtype=torch.bool), 7, 2, TermWeights()).total
     total.backward()
     assert total.item() == 0
     assert not rows.grad.any()
@@ -91,7 +91,7 @@ def test_a_batch_of_padding_alone_is_zero():
 def test_a_term_of_weight_zero_is_measured_but_does_not_train():
     regularizer = torch.full((R, M, 3), math.inf, requires_grad=True)
     losses = losses_of(torch.ones(T, M, 3, requires_grad=True), regularizer)
-    combined = combine(losses, torch.ones(3, dtype=torch.bool), 3, 1, TermWeights())
+    combined = combine_losses(losses, torch.ones(3, dtype=torch.bool), 3, 1, TermWeights())
     total, scalars = combined.total, combined.scalars
     total.backward()
     assert total.item() == T
@@ -101,7 +101,7 @@ def test_a_term_of_weight_zero_is_measured_but_does_not_train():
 
 def test_scalars_carry_no_graph():
     losses = losses_of(torch.ones(T, M, 3, requires_grad=True))
-    scalars = combine(losses, torch.ones(3) > 0, 3, 1, TermWeights()).scalars
+    scalars = combine_losses(losses, torch.ones(3) > 0, 3, 1, TermWeights()).scalars
     assert not any(value.requires_grad for value in scalars.values())
 
 
@@ -110,7 +110,7 @@ def test_combining_reads_nothing_back_from_the_device():
     losses, valid_B = random_losses(4), torch.ones(4, dtype=torch.bool)
     with FakeTensorMode() as mode:
         fake = losses_of(*(mode.from_tensor(values) for values in losses[:3]))
-        total = combine(fake, mode.from_tensor(valid_B), 4, 1, TermWeights(factor=1.0, joint=1.0)).total
+        total = combine_losses(fake, mode.from_tensor(valid_B), 4, 1, TermWeights(factor=1.0, joint=1.0)).total
     assert total.shape == ()
 
 
@@ -121,9 +121,9 @@ def test_the_factor_per_label_is_what_unlikelihood_feels_at_chance():
 def test_a_weight_for_a_term_that_was_not_computed_is_refused():
     losses, valid_B = losses_of(torch.ones(T, M, 2)), torch.ones(2, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"regularizer term has weight 0.5"):
-        combine(losses, valid_B, 2, 1, TermWeights(factor=0.5))
+        combine_losses(losses, valid_B, 2, 1, TermWeights(factor=0.5))
     with pytest.raises(ValueError, match=r"joint term has weight 2.0"):
-        combine(losses, valid_B, 2, 1, TermWeights(joint=2.0))
+        combine_losses(losses, valid_B, 2, 1, TermWeights(joint=2.0))
 
 
 @pytest.mark.parametrize("weights", [{"factor": -1.0}, {"joint": math.nan}, {"factor": math.inf}])
@@ -135,4 +135,4 @@ def test_impossible_weights_are_refused(weights):
 @pytest.mark.parametrize("sizes", [(0, 1), (4, 0)])
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(ValueError, match="must be an integer of at least 1"):
-        combine(random_losses(4), torch.ones(4, dtype=torch.bool), *sizes, TermWeights())
+        combine_losses(random_losses(4), torch.ones(4, dtype=torch.bool), *sizes, TermWeights())

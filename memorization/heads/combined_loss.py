@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.memorization.arguments import check_count
-from rlpheads.memorization.heads.rlp_heads import HeadLosses
+from rlpheads.memorization.heads.head_losses import HeadLosses
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CombinedLoss(NamedTuple):
         return self.heads + self.backbone
 
 
-def combine(
+def combine_losses(
     losses: HeadLosses, valid_B: Tensor, num_global_rows: int, world_size: int, weights: TermWeights
 ) -> CombinedLoss:
     """Weighted sum of the terms: each a mean over the global batch's rows, a mean over draws and a sum over taps.

@@ -1,0 +1,98 @@
+"""What a pass through the heads takes and returns: the terms to compute, and per-row losses for every tap and draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlpheads.kernels.random_label_loss import RandomLabelLoss
+
+
+@dataclass(frozen=True)
+class HeadTerms:
+    """Which terms a forward pass computes beside the heads' own cross-entropy.
+
+    Attributes:
+        regularizer: kind of the regulariser, or None.
+        regularized: positions in the list of taps (not block numbers) whose heads are regularised, ascending.
+        joint: also return the cross-entropy whose gradient reaches the features.
+        impl: implementation of the loss.
+    """
+
+    regularizer: str | None = None
+    regularized: tuple[int, ...] = ()
+    joint: bool = False
+    impl: str = "auto"
+
+    def __post_init__(self) -> None:
+        if (self.regularizer is None) != (not self.regularized):
+            raise ValueError(
+                f"a regulariser goes with the taps it acts on: got regularizer={self.regularizer!r} and "
+                f"regularized={self.regularized!r}"
+            )
+        if list(self.regularized) != sorted(set(self.regularized)):
+            raise ValueError(f"regularized taps must ascend without repeats, got {self.regularized!r}")
+
+
+class HeadLosses(NamedTuple):
+    """Per-row results for T taps, M draws and B rows; R is the number of regularised taps.
+
+    Every tensor is float32 (float64 for float64 heads) but `hit_TMB`, which is bool. Nothing is reduced or weighted.
+    """
+
+    cross_entropy_TMB: Tensor
+    """-log p_y in nats; gradient to the heads only."""
+    regularizer_RMB: Tensor | None
+    """The regulariser; gradient to the features only. None without one."""
+    joint_TMB: Tensor | None
+    """-log p_y with gradient to the features only. None unless asked for."""
+    hit_TMB: Tensor
+    """Whether the head predicts the row's random label."""
+    bits_TMB: Tensor
+    """log2 K + log2 p_y."""
+    margin_TMB: Tensor
+    """Logit of the label minus the greatest other logit."""
+
+
+def mix_pair_losses(loss: RandomLabelLoss, other: RandomLabelLoss, weight_B: Tensor) -> RandomLabelLoss:
+    """Average the losses of the two labels of mixed rows; the measurements stay those of the first label.
+
+    Args:
+        loss: results for the first labels.
+        other: results for the second labels.
+        weight_B: weight of the first label, in [0, 1].
+    """
+
+    def average(first_B: Tensor, second_B: Tensor) -> Tensor:
+        return torch.lerp(second_B, first_B, weight_B.to(first_B.dtype))
+
+    def average_if_computed(first_B: Tensor | None, second_B: Tensor | None) -> Tensor | None:
+        return None if first_B is None or second_B is None else average(first_B, second_B)
+
+    return loss._replace(
+        cross_entropy_B=average(loss.cross_entropy_B, other.cross_entropy_B),
+        regularizer_B=average_if_computed(loss.regularizer_B, other.regularizer_B),
+        joint_B=average_if_computed(loss.joint_B, other.joint_B),
+    )
+
+
+def stack_losses(losses: Sequence[RandomLabelLoss], num_draws: int) -> HeadLosses:
+    """Stack the results of T·M heads, tap-major and each of rows (B,), into tensors (T, M, B)."""
+
+    def stack(rows: list[Tensor]) -> Tensor:
+        return torch.stack(rows).unflatten(0, (-1, num_draws))
+
+    regularizer = [loss.regularizer_B for loss in losses if loss.regularizer_B is not None]
+    joint = [loss.joint_B for loss in losses if loss.joint_B is not None]
+    return HeadLosses(
+        cross_entropy_TMB=stack([loss.cross_entropy_B for loss in losses]),
+        regularizer_RMB=stack(regularizer) if regularizer else None,
+        joint_TMB=stack(joint) if joint else None,
+        hit_TMB=stack([loss.hit_B for loss in losses]),
+        bits_TMB=stack([loss.bits_B for loss in losses]),
+        margin_TMB=stack([loss.margin_B for loss in losses]),
+    )

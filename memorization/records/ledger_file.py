@@ -1,0 +1,218 @@
+"""The ledger's Parquet file: its columns and metadata, how it is written and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlpheads.memorization.atomic_file import atomic_file
+
+UNSEEN, SEEN, SKIPPED = 0, 1, 2
+"""Values of `status`: not reached, recorded, and reached but left out."""
+
+
+class LedgerError(ValueError):
+    """A ledger file that cannot be read, or does not fit what is asked of it."""
+
+
+@dataclass(frozen=True)
+class LedgerMetadata:
+    """What a ledger file says about itself.
+
+    Attributes:
+        fingerprint: of the dataset's manifest.
+        seed: seed of the run, hence of the random labels.
+        num_labels: K.
+        taps: names of the taps (block numbers, or text), in the order of the lists.
+        num_draws: M, audit draws included.
+        epoch: number of the epoch that the rows tell of.
+        phase: "running", "clean" or "heldout".
+        split: name of the split the random labels were drawn for.
+        step: optimizer steps taken when the file was written.
+        num_audit_draws: how many of the M draws, the last ones, were learned by audit heads alone. Files of version 1 do
+            not say: 0, as if all were the heads' own.
+    """
+
+    fingerprint: str
+    seed: int
+    num_labels: int
+    taps: tuple[int | str, ...]
+    num_draws: int
+    epoch: int
+    phase: str
+    split: str
+    step: int
+    num_audit_draws: int = 0
+
+    @property
+    def draws(self) -> dict[str, slice]:
+        """The draws of the heads' own ("own") and those of the audit heads ("audit"), without groups that are empty."""
+        num_own = self.num_draws - self.num_audit_draws
+        groups = {"own": slice(0, num_own), "audit": slice(num_own, self.num_draws)}
+        return {name: group for name, group in groups.items() if group.start < group.stop}
+
+
+@dataclass(frozen=True)
+class LedgerTable:
+    """A ledger file in memory: NumPy arrays over N samples, in canonical order."""
+
+    metadata: LedgerMetadata
+    index: NDArray[np.int64]
+    status: NDArray[np.uint8]
+    count: NDArray[np.int32]
+    target: NDArray[np.int64]
+    class_loss: NDArray[np.float32]
+    class_hit: NDArray[np.bool_]
+    hit: NDArray[np.bool_]
+    """(T, M, N), as are bits and margin: strided views, the shape that `measures.label_measures` takes."""
+    bits: NDArray[np.float32]
+    margin: NDArray[np.float32]
+
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """Rows that hold a measurement."""
+        return self.status == SEEN
+
+
+def write_ledger(path: str | Path, tensors: Mapping[str, Tensor], metadata: LedgerMetadata) -> None:
+    """Write the rows of a ledger to one Parquet file, whole or not at all.
+
+    Columns: index, status, count, target, class_loss, class_hit, and tap-major lists of T·M: hit, bits, margin. In
+    rows that were not seen the target is -1, the floats are NaN and the hits False.
+
+    Args:
+        path: the file; missing folders are made, an older file is replaced.
+        tensors: as `Ledger.tensors` returns them, N rows each.
+        metadata: what the file says about itself.
+
+    Raises:
+        LedgerError: `metadata` has other numbers of taps or draws than the rows.
+    """
+    num_samples, num_taps, num_draws = tensors["hit"].shape
+    if not 0 <= metadata.num_audit_draws <= metadata.num_draws:
+        raise LedgerError(f"metadata of {metadata.num_audit_draws} audit draws among {metadata.num_draws} draws")
+    if (len(metadata.taps), metadata.num_draws) != (num_taps, num_draws):
+        raise LedgerError(
+            f"metadata of {len(metadata.taps)} taps and {metadata.num_draws} draws for a ledger of {num_taps} "
+            f"taps and {num_draws} draws"
+        )
+    group = max(1, _LIST_ELEMENTS_PER_GROUP // max(1, num_taps * num_draws))
+    with (
+        atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, _schema(metadata), **_WRITER_OPTIONS) as writer,
+    ):
+        for first in range(0, num_samples, group):
+            writer.write_table(_to_arrow(_host_rows(tensors, first, first + group), writer.schema))
+
+
+def read_ledger(path: str | Path) -> LedgerTable:
+    """Read a ledger file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        LedgerError: the file is truncated or damaged, is no ledger, or is of a version this code does not know.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no ledger file {path}")
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            metadata = _read_metadata(path, file.schema_arrow)
+            if not file.schema_arrow.equals(_schema(metadata)):
+                raise LedgerError(f"{path} has other columns than a ledger: {', '.join(file.schema_arrow.names)}")
+            return LedgerTable(metadata, **_read_columns(file, len(metadata.taps), metadata.num_draws))
+    except (pa.ArrowException, OSError) as error:
+        raise LedgerError(
+            f"{path} is no readable Parquet file (truncated, damaged, or of another kind): {error}"
+        ) from error
+
+
+_VERSION = 2
+_READABLE_VERSIONS = (1, 2)  # version 1 has no num_audit_draws
+_METADATA_KEY = b"rlpheads.ledger"
+_LIST_ELEMENTS_PER_GROUP = 2**21  # a row group costs about 20 MB of memory while it is written or read
+_LISTS = ("hit", "bits", "margin")
+_DTYPES = {
+    "index": np.int64,
+    "status": np.uint8,
+    "count": np.int32,
+    "target": np.int64,
+    "class_loss": np.float32,
+    "class_hit": np.bool_,
+    "hit": np.bool_,
+    "bits": np.float32,
+    "margin": np.float32,
+}
+_WRITER_OPTIONS = {
+    "compression": "zstd",
+    "write_page_checksum": True,
+    "use_dictionary": ["status", "count", "target"],
+    "use_byte_stream_split": ["class_loss", "bits.list.element", "margin.list.element"],
+}
+
+
+def _schema(metadata: LedgerMetadata) -> pa.Schema:
+    types = {name: pa.from_numpy_dtype(dtype) for name, dtype in _DTYPES.items()}
+    fields = [pa.field(name, pa.list_(kind) if name in _LISTS else kind) for name, kind in types.items()]
+    text = json.dumps({"version": _VERSION, **asdict(metadata)})
+    return pa.schema(fields, metadata={_METADATA_KEY: text.encode()})  # equals() compares the fields alone
+
+
+def _host_rows(tensors: Mapping[str, Tensor], first: int, last: int) -> dict[str, NDArray[Any]]:
+    """Rows first to last as the file holds them, in the file's dtypes; (rows, T, M) for the lists."""
+    rows: dict[str, NDArray[Any]] = {
+        name: values[first:last].cpu().numpy().astype(_DTYPES[name]) for name, values in tensors.items()
+    }
+    unseen = rows["status"] != SEEN
+    for name, blank in (("target", -1), ("class_loss", np.nan), ("bits", np.nan), ("margin", np.nan)):
+        rows[name][unseen] = blank
+    return {"index": np.arange(first, first + len(unseen)), **rows}
+
+
+def _to_arrow(rows: dict[str, NDArray[Any]], schema: pa.Schema) -> pa.Table:
+    num_rows = len(rows["index"])
+    columns = []
+    for name in schema.names:
+        values = pa.array(rows[name].reshape(-1))
+        if name in _LISTS:
+            offsets = np.arange(num_rows + 1, dtype=np.int32) * (len(values) // num_rows)
+            values = pa.ListArray.from_arrays(pa.array(offsets), values)
+        columns.append(values)
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _read_metadata(path: Path, schema: pa.Schema) -> LedgerMetadata:
+    text = (schema.metadata or {}).get(_METADATA_KEY)
+    if text is None:
+        raise LedgerError(f"{path} is a Parquet file, but not a ledger: it has no {_METADATA_KEY.decode()!r} metadata")
+    values = json.loads(text)
+    version = values.pop("version", None)
+    if version not in _READABLE_VERSIONS:
+        raise LedgerError(f"{path} is a ledger of version {version}, and this code reads versions up to {_VERSION}")
+    return LedgerMetadata(**{**values, "taps": tuple(values["taps"])})
+
+
+def _read_columns(file: pq.ParquetFile, num_taps: int, num_draws: int) -> dict[str, NDArray[Any]]:
+    """All row groups, into arrays of their final size."""
+    num_rows = file.metadata.num_rows
+    shapes = {name: (num_rows, num_taps, num_draws) if name in _LISTS else (num_rows,) for name in _DTYPES}
+    arrays = {name: np.empty(shapes[name], dtype) for name, dtype in _DTYPES.items()}
+    first = 0
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group)
+        for name, array in arrays.items():
+            column = table.column(name).combine_chunks()
+            values = column.flatten() if name in _LISTS else column
+            rows = array[first : first + table.num_rows]
+            rows[...] = values.to_numpy(zero_copy_only=False).reshape(rows.shape)
+        first += table.num_rows
+    return {name: np.moveaxis(array, 0, -1) for name, array in arrays.items()}
