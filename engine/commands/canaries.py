@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlpheads.engine.training.planting import CANARIES_FILE
+from rlpheads.engine.runs.sources import CANARIES_FILE
 from rlpheads.memorization.measures.canaries import REPEATED, CanaryAUC, Correlation, auc_by_kind, correlate_with_copies
 from rlpheads.memorization.measures.sample_history import (
     DYNAMIC_MEASURES,

@@ -16,7 +16,7 @@ from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.learner.ema import Average, build_average
 from rlpheads.engine.learner.optimizer import FrozenPart, Span, TrainedPart, build_part, with_loss_scale
-from rlpheads.engine.learner.runtime import adapt
+from rlpheads.engine.learner.runtime import adapt_module
 from rlpheads.engine.model.batch_norm import synchronise_batch_norm
 from rlpheads.engine.model.builder import Network, build_model, planned_tap_dims
 from rlpheads.engine.model.initial_weights import load_weights
@@ -150,7 +150,7 @@ def build_learner(
     model.to(launch.device)
     if ddp and config.model.sync_batchnorm:
         synchronise_batch_norm(model, launch.device)
-    adapt(model, config.runtime)
+    adapt_module(model, config.runtime)
 
     def trained(module: nn.Module, optim: OptimConfig) -> TrainedPart:
         part = build_part(module, optim, config.schedule, span, ddp)
@@ -164,7 +164,7 @@ def build_learner(
         if not dims or not num_draws:
             return None
         module = build_heads(config, dims, name, num_draws, config.heads.num_blocks(num_classes)).to(launch.device)
-        adapt(module, config.runtime)
+        adapt_module(module, config.runtime)
         return trained(module, config.heads.optim)
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))

@@ -17,7 +17,7 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @contextmanager
-def switched(runtime: RuntimeConfig) -> Iterator[None]:
+def torch_switches(runtime: RuntimeConfig) -> Iterator[None]:
     """Set torch's global switches while the context is open; to be entered before CUDA is first used."""
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
@@ -38,7 +38,7 @@ def switched(runtime: RuntimeConfig) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
 
 
-def adapt(module: nn.Module, runtime: RuntimeConfig) -> None:
+def adapt_module(module: nn.Module, runtime: RuntimeConfig) -> None:
     """Change a part, network or heads, as `runtime` says, in place: names of weights stay, and so do checkpoints.
 
     Compilation happens at the first call, inside DDP's wrapper where there is one. Each shape has a graph of its own: one

@@ -21,7 +21,7 @@ from torch import nn
 
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.folder import write_atomically
-from rlpheads.engine.runs.storage_errors import PlainWriter, told
+from rlpheads.engine.runs.storage_errors import NamingWriter, describe_storage_failure
 from rlpheads.memorization.atomic_file import flush_to_disk
 
 MANIFEST = "manifest.json"
@@ -51,7 +51,7 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
             _remove(leftover)
         temporary.mkdir(parents=True)
     dist.barrier(launch.control)
-    dcp.save(state, storage_writer=PlainWriter(temporary), process_group=launch.control)
+    dcp.save(state, storage_writer=NamingWriter(temporary), process_group=launch.control)
     if launch.is_main:
         files = {path.name: _described(path) for path in sorted(temporary.iterdir())}
         content = {"step": step, **facts, "files": files}
@@ -76,7 +76,7 @@ def list_whole(folder: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise CheckpointError(told(error, folder)) from error
+        raise CheckpointError(describe_storage_failure(error, folder)) from error
 
 
 def find(folder: Path) -> Path | None:
@@ -100,7 +100,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:  # no JSON, text or file
         raise CheckpointError(f"{checkpoint / MANIFEST} is damaged ({error}); {_remedy(checkpoint)}") from error
     except OSError as error:
-        raise CheckpointError(told(error, checkpoint)) from error
+        raise CheckpointError(describe_storage_failure(error, checkpoint)) from error
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{checkpoint / MANIFEST} is damaged (it holds no mapping); {_remedy(checkpoint)}")
     if missing := [key for key in KEYS if key not in manifest]:

@@ -16,8 +16,8 @@ from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.runs.checkpoint import CheckpointError, list_whole, verify
 from rlpheads.engine.runs.folder import RunFolder
-from rlpheads.engine.runs.resume import Position, Sources, check_images, read_run_manifest
-from rlpheads.engine.training.job import open_sources
+from rlpheads.engine.runs.resume import Position, check_images, read_run_manifest
+from rlpheads.engine.runs.sources import Sources, open_sources
 
 
 class RunError(ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 from rlpheads.engine.config.run import ProfileConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.runs.checkpoint import MANIFEST, CheckpointError, find, read_manifest, verify
-from rlpheads.loaders.sources.datasets import ImageSource
+from rlpheads.engine.runs.sources import Sources
 
 FREE_TO_CHANGE = frozenset(
     {"run", "eval", "ledger", "checkpoint", "max_steps", "early_stopping", "log_every", "log", "verbose", "device"}
@@ -26,14 +26,6 @@ FREE_TO_CHANGE = frozenset(
 
 _NEEDED = ("fingerprint", "heldout_fingerprint", "config", "position", "regularizer_factor")
 """What a manifest says of the run that goes on from it."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The images of a run: the training split and the held-out split."""
-
-    train: ImageSource
-    heldout: ImageSource
 
 
 @dataclass(frozen=True)

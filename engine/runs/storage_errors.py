@@ -1,4 +1,4 @@
-"""Files that cannot be written or read, whatever the reason: told from other failures, and said so that one can act on it."""
+"""Files that cannot be written or read (disk full, quota, permission, I/O error): recognised, with what to do about each."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def storage_failure(error: BaseException, folder: Path) -> OSError | None:
     That is a full or failing disk, a limit or a missing right, wherever it is met, and any complaint about a file of
     `folder`. None of anything else.
     """
-    complaints = (cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno is not None)
+    complaints = (cause for cause in _chain(error) if isinstance(cause, OSError) and cause.errno is not None)
     return next((found for found in complaints if found.errno in _KNOWN or _lies_in(found, folder)), None)
 
 
-def told(complaint: OSError, folder: Path) -> str:
+def describe_storage_failure(complaint: OSError, folder: Path) -> str:
     """Say what could not be done with which file, and what to do.
 
     Args:
@@ -43,16 +43,16 @@ def told(complaint: OSError, folder: Path) -> str:
         folder: the run folder, named where the system does not say which file it was.
     """
     path = _path(complaint)
-    doing, remedy = _judged(complaint, path)
+    doing, remedy = _action_and_remedy(complaint, path)
     return f"cannot {doing} {path or f'in {folder}'}: {complaint.strerror}; {remedy}"
 
 
-def _judged(complaint: OSError, path: Path | None) -> tuple[str, str]:
+def _action_and_remedy(complaint: OSError, path: Path | None) -> tuple[str, str]:
     """Return what was being done and what to do now."""
     if complaint.errno in _WRITING:
         return "write", _WRITING[complaint.errno]
     if complaint.errno in _DENIED:
-        doing, remedy = ("write", "make it writable") if path is None else _denied(path)
+        doing, remedy = ("write", "make it writable") if path is None else _missing_permission(path)
         return doing, f"{remedy}, or use another --run.dir"
     if complaint.errno in _BROKEN:
         return "use", "its disk or network file system fails: have it looked at, or use another --run.dir"
@@ -61,7 +61,7 @@ def _judged(complaint: OSError, path: Path | None) -> tuple[str, str]:
     return "use", "something has removed or replaced what the run had there: put it back, or use another --run.name"
 
 
-def _denied(path: Path) -> tuple[str, str]:
+def _missing_permission(path: Path) -> tuple[str, str]:
     """Return what this process lacks the right to do with a file, and which right to give it.
 
     The system does not say which it was that it refused, but what is allowed can be asked.
@@ -87,7 +87,7 @@ def _lies_in(complaint: OSError, folder: Path) -> bool:
     return path is not None and path.absolute().is_relative_to(folder.absolute())
 
 
-class PlainWriter(FileSystemWriter):
+class NamingWriter(FileSystemWriter):
     """Writes a checkpoint's files, flushed to the disk, and says why where one cannot be written.
 
     torch's serialisation turns a full disk into "unexpected pos", and what lies behind that is lost between the ranks.
@@ -95,10 +95,10 @@ class PlainWriter(FileSystemWriter):
 
     def __init__(self, folder: Path):
         super().__init__(folder, sync_files=True)
-        self.fs = _Files()
+        self.fs = _NamingFileSystem()
 
 
-class _Files(FileSystem):
+class _NamingFileSystem(FileSystem):
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
         try:
@@ -111,7 +111,7 @@ class _Files(FileSystem):
             raise OSError(complaint.errno, complaint.strerror, str(path)) from error
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error, what it was raised from or during, and what a checkpoint's ranks raised."""
     seen: set[int] = set()
     waiting: list[BaseException] = [error]

@@ -1,14 +1,55 @@
-"""The last lines of a run: what was learned, where the figures are, and which commands go on from here."""
+"""The end of a run: its final status.json, and its last lines: what was learned, where the figures are, what to run next."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.report.display import calibration_text, percent
+from rlpheads.engine.report.display import Display, calibration_text, percent
 from rlpheads.engine.report.findings import Findings, TapFinding
-from rlpheads.engine.training.loop import Outcome
+from rlpheads.engine.runs.checkpoint import weights_sha256
+from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.training.outcome import Outcome
+from rlpheads.engine.training.wiring import Training
+
+
+def close_run(training: Training, outcome: Outcome, display: Display, warnings: tuple[str, ...]) -> None:
+    """Write the final status.json and print the last lines; at the main rank alone."""
+    hashes = _weight_hashes(training)
+    facts: dict[str, Any] = {"step": training.num_updates, "weights_sha256": hashes, "warnings": warnings}
+    facts["skipped"] = _skipped_in_last_epoch(training.folder)
+    training.folder.write_status(outcome.status, outcome.reason, **facts, **_found_facts(outcome.findings))
+    for name, digest in hashes.items():
+        display.say(f"{name} weights sha256 {digest}")
+    for line in closing_lines(outcome, training.config, training.folder.path):
+        display.say(line)
+
+
+def _weight_hashes(training: Training) -> dict[str, str]:
+    modules = {name: part.module for name, part in training.learner.parts}
+    if training.learner.ema is not None:
+        modules["ema"] = training.learner.ema.module
+    return {name: weights_sha256(module) for name, module in modules.items()}
+
+
+def _skipped_in_last_epoch(folder: RunFolder) -> dict[str, int]:
+    """Return how many images each pass of the last finished epoch left out, where it left any out."""
+    last: dict[str, Any] = next(reversed(folder.metrics("epoch")), {})
+    return {name: count for name, count in last.items() if name.endswith("_skipped") and count}
+
+
+def _found_facts(found: Findings | None) -> dict[str, Any]:
+    """Return what status.json holds of the findings."""
+    if found is None:
+        return {}
+    facts: dict[str, Any] = {"top1": found.top1, "ece": found.ece, "clean_ece": found.clean_ece}
+    if found.taps:
+        facts["heldout_check"] = "failed" if found.strayed else "passed"
+        facts["memory"] = [asdict(tap) for tap in found.memory]
+    return facts
 
 
 def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[str]:

@@ -13,7 +13,7 @@ from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.model.builder import planned_tap_dims
-from rlpheads.engine.runs.resume import Sources
+from rlpheads.engine.runs.sources import Sources
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.memorization.baselines.head_only import auto_labels, capacity_warning
 from rlpheads.memorization.heads.class_blocks import class_block_labels

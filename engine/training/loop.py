@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.distributed.stop_flag import StopFlag
@@ -30,30 +30,11 @@ from rlpheads.engine.report.display import Display
 from rlpheads.engine.report.label_figures import Sizes, label_figures
 from rlpheads.engine.runs.resume import Position
 from rlpheads.engine.training.early_stopping import stop_reason
+from rlpheads.engine.training.outcome import Outcome, TrainingDivergedError, TrainingStoppedError
 from rlpheads.engine.training.tracing import StepTracer
 from rlpheads.engine.training.wiring import Training
 from rlpheads.memorization.records.ledger import Ledger
 from rlpheads.memorization.records.ledger_file import LedgerMetadata
-
-if TYPE_CHECKING:
-    from rlpheads.engine.report.findings import Findings
-
-
-class TrainingDivergedError(RuntimeError):
-    """The loss is not finite any more."""
-
-
-class TrainingStoppedError(RuntimeError):
-    """A stop signal came during training."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: `done`, or `requeue` when it was stopped and can go on."""
-
-    status: Literal["done", "requeue"]
-    reason: str
-    findings: Findings | None = None
 
 
 def fit(training: Training, display: Display) -> Outcome:

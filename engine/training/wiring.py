@@ -16,7 +16,8 @@ from rlpheads.engine.model.flops import Utilisation, head_flops, utilisation
 from rlpheads.engine.runs import checkpoint
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLog
-from rlpheads.engine.runs.resume import Position, ResumePoint, Sources, identity
+from rlpheads.engine.runs.resume import Position, ResumePoint, identity
+from rlpheads.engine.runs.sources import Sources
 from rlpheads.engine.training.clock import Clock
 from rlpheads.engine.training.device_wait import DeviceWait
 from rlpheads.engine.training.label_choice import run_labels

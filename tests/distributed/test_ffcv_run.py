@@ -38,7 +38,7 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path, flags, messag
     require_library("ffcv")
     from rlpheads.engine.config.command_line import parse_config
     from rlpheads.engine.config.errors import ConfigError
-    from rlpheads.engine.training.job import open_sources
+    from rlpheads.engine.runs.sources import open_sources
 
     store = str(tmp_path / "store")
     convert = ["convert", "--data.dataset", "digits", "--data.val_fraction", "0.2", "--mode", "raw", "--workers", "0"]

@@ -17,7 +17,7 @@ from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.resume import ResumePoint
-from rlpheads.engine.training.job import open_sources
+from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training.wiring import Training, build_training
 
 

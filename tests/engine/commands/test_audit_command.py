@@ -22,8 +22,8 @@ from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.taps import Place
 from rlpheads.engine.runs.checkpoint import read_manifest, weights_sha256
 from rlpheads.engine.runs.opened_run import RunError, open_run
+from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training import job, loading
-from rlpheads.engine.training.job import open_sources
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.loaders.factory import make_loader
 from rlpheads.memorization.baselines.head_only import least_squares_rla

@@ -18,7 +18,8 @@ from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.data import CanaryConfig
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.training.job import open_sources, run
+from rlpheads.engine.runs.sources import open_sources
+from rlpheads.engine.training.job import run
 from rlpheads.memorization.records.canary_file import read_canaries
 from rlpheads.memorization.records.ledger_file import read_ledger
 

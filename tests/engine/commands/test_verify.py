@@ -13,7 +13,7 @@ from rlpheads.engine.cli import main
 from rlpheads.engine.commands import verify as verify_run
 from rlpheads.engine.commands.verify import examined
 from rlpheads.engine.config.errors import ConfigError
-from rlpheads.engine.training.job import open_sources
+from rlpheads.engine.runs.sources import open_sources
 from rlpheads.loaders.contract.batch import LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import DatasetError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlpheads.engine.config.run import RuntimeConfig
-from rlpheads.engine.learner.runtime import switched
+from rlpheads.engine.learner.runtime import torch_switches
 
 
 def switches() -> tuple[bool, ...]:
@@ -16,11 +16,11 @@ def switches() -> tuple[bool, ...]:
 
 def test_switches_are_set_and_go_back():
     before = switches()
-    with switched(RuntimeConfig(tf32=True, cudnn_benchmark=True)):
+    with torch_switches(RuntimeConfig(tf32=True, cudnn_benchmark=True)):
         assert switches() == (True, True, True, False)
-    with switched(RuntimeConfig(deterministic=True, cudnn_benchmark=True)):
+    with torch_switches(RuntimeConfig(deterministic=True, cudnn_benchmark=True)):
         assert switches() == (False, False, False, True)
-    with pytest.raises(KeyError), switched(RuntimeConfig(deterministic=True)):
+    with pytest.raises(KeyError), torch_switches(RuntimeConfig(deterministic=True)):
         raise KeyError
     assert switches() == before
 
@@ -42,7 +42,7 @@ def weights_of(training) -> dict[str, torch.Tensor]:
 def test_results_stay(tiny, build, runtime):
     """Dropout included: what is computed again is dropped again."""
     plain, changed = build(tiny), build(tiny, runtime=RuntimeConfig(**runtime))
-    with switched(changed.config.runtime):
+    with torch_switches(changed.config.runtime):
         assert steps_of(changed) == pytest.approx(steps_of(plain), rel=1e-6)
     for name, tensor in weights_of(plain).items():
         torch.testing.assert_close(weights_of(changed)[name], tensor, msg=name)

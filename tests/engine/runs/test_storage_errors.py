@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from many_starts import End, Start, start_each
 
-from rlpheads.engine.runs.storage_errors import storage_failure, told
+from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
 
 OBEDIENT = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 """Starts a command that is bound by the rights of files."""
@@ -177,4 +177,4 @@ def test_complaints_that_cannot_be_brought_about_here(number, expected):
         raise RuntimeError("outer") from complaint
     except RuntimeError as error:
         assert storage_failure(error, Path("other")) is complaint
-    assert told(complaint, Path("mine")).startswith(expected)
+    assert describe_storage_failure(complaint, Path("mine")).startswith(expected)

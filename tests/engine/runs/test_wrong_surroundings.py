@@ -15,7 +15,7 @@ from rlpheads.engine.runs.checkpoint import CheckpointError, read_manifest, veri
 from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim
 from rlpheads.engine.runs.opened_run import list_checkpoints
 from rlpheads.engine.runs.resume import find_resume_point
-from rlpheads.engine.training.job import open_sources
+from rlpheads.engine.runs.sources import open_sources
 
 LAUNCHER = "torchrun sets these environment variables; without it, set all or none of them"
 PLACE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}

@@ -7,7 +7,7 @@ from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.report.findings import Findings, TapFinding
 from rlpheads.engine.training.closing import closing_lines
-from rlpheads.engine.training.loop import Outcome
+from rlpheads.engine.training.outcome import Outcome
 
 TAPS = (
     TapFinding(0, running=0.1, clean=0.2, audit=None, baseline=0.15, heldout=0.1),

@@ -12,7 +12,8 @@ from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.checkpoint import find, list_whole, read_manifest
 from rlpheads.engine.runs.resume import Position, ResumePoint
 from rlpheads.engine.training.early_stopping import stop_reason
-from rlpheads.engine.training.loop import Outcome, fit
+from rlpheads.engine.training.loop import fit
+from rlpheads.engine.training.outcome import Outcome
 
 
 def first_stop(values: list[float | None], **settings) -> int | None:

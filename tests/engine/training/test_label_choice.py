@@ -15,7 +15,8 @@ from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.learner import build_heads
 from rlpheads.engine.runs.opened_run import open_run
-from rlpheads.engine.training.job import open_sources, run
+from rlpheads.engine.runs.sources import open_sources
+from rlpheads.engine.training.job import run
 from rlpheads.engine.training.label_choice import run_labels, settle_labels
 from rlpheads.memorization.baselines.head_only import least_squares_rla
 from rlpheads.memorization.records.ledger_file import read_ledger

@@ -17,8 +17,8 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Rank
 from rlpheads.engine.learner.step import forward_rows
 from rlpheads.engine.runs.resume import Position
+from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training import loading
-from rlpheads.engine.training.job import open_sources
 from rlpheads.engine.training.loading import augment_spec, evaluation_loader, mix_spec, training_loader
 from rlpheads.engine.training.wiring import Training
 from rlpheads.loaders.contract.batch import LoaderOptions

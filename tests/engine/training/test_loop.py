@@ -11,7 +11,8 @@ from rich.console import Console
 from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.resume import ResumePoint
-from rlpheads.engine.training.loop import TrainingDivergedError, fit
+from rlpheads.engine.training.loop import fit
+from rlpheads.engine.training.outcome import TrainingDivergedError
 from rlpheads.memorization.records.ledger_file import read_ledger
 
 

@@ -14,7 +14,7 @@ from rlpheads.engine.cli import main
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.resume import ResumePoint
-from rlpheads.engine.training.job import open_sources
+from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training.loop import fit
 from rlpheads.engine.training.skipped_images import NAMED_AT_MOST, SkipNotices
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError

@@ -123,7 +123,7 @@ def test_epochs_are_the_same_through_every_loader(kind, open_noise, whole, num_w
 
 
 def test_how_many_crops_are_drawn_at_once_changes_nothing(kind, open_noise, whole, monkeypatch):
-    module = "ffcv_boxes" if kind == "ffcv" else "request"
+    module = "adapters.ffcv_boxes" if kind == "ffcv" else "contract.request"
     monkeypatch.setattr(f"rlpheads.loaders.{module}.DRAWN_AT_ONCE", 2 * BATCH_SIZE)
     loader = training_loader(kind, open_noise(kind, 103)[0], num_workers=1)
     for ours, theirs in zip(read_epochs(loader), whole, strict=True):

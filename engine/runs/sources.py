@@ -1,0 +1,105 @@
+"""The images of a run: both splits opened as the settings say, with label noise and canaries in the training split."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rlpheads.engine.config.data import DataConfig
+from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.config.streams import stream_seed
+from rlpheads.engine.distributed.launch import Launch
+from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.factory import check_loader
+from rlpheads.loaders.sources.canary_source import PlantedSource, Planting, plant
+from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
+from rlpheads.loaders.sources.subset import take_subset
+from rlpheads.loaders.sources.synthetic import SyntheticSpec
+from rlpheads.loaders.sources.verification import check_readable
+from rlpheads.memorization.records.canary_file import Canaries, write_canaries
+
+CANARIES_FILE = "canaries.parquet"
+"""Name of the file, in a run folder, that tells canaries and noisy labels from the other samples."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images of a run: the training split and the held-out split."""
+
+    train: ImageSource
+    heldout: ImageSource
+
+
+def open_sources(config: Config) -> Sources:
+    """List the images.
+
+    Raises:
+        ConfigError: the images are not there, or cannot be split as asked.
+    """
+    data = config.data
+    try:
+        train, heldout = open_dataset(
+            data.dataset,
+            data.root,
+            val_fraction=data.val_fraction,
+            seed=stream_seed(config.seed, "split"),
+            download=data.download,
+            synthetic=SyntheticSpec(**asdict(data.synthetic), side=data.image_size),
+            verified=data.verified,
+        )
+        check_loader(data.loader, heldout)
+        train = take_subset(train, data.subset.fraction, data.subset.per_class, stream_seed(config.seed, "subset"))
+        train = with_noise_and_canaries(train, data, stream_seed(config.seed, "canaries"))
+        for source in (train, heldout):
+            check_readable(source.manifest, data.on_error)
+    except DatasetError as error:
+        raise ConfigError(str(error)) from error
+    num_samples = train.manifest.num_samples
+    if data.partial == "drop" and num_samples < config.batch_size:
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, but there are only {num_samples} training images; "
+            f"give --batch_size {num_samples - num_samples % 2} or less, or --data.partial pad"
+        )
+    return Sources(train, heldout)
+
+
+def with_noise_and_canaries(train: ImageSource, data: DataConfig, seed: int) -> ImageSource:
+    """Return the training split with the label noise and the canaries of the settings; the split itself if there are none.
+
+    Raises:
+        DatasetError: the split has too few samples.
+    """
+    canaries = data.canaries
+    repeats = canaries.repeats if isinstance(canaries.repeats, list) else [canaries.repeats]
+    planting = Planting(
+        data.label_noise,
+        canaries.mislabelled,
+        canaries.repeated,
+        tuple(repeats),
+        canaries.near_duplicates,
+        noise_kind=data.label_noise_kind,
+    )
+    return plant(train, planting, seed)
+
+
+def write_canary_file(train: ImageSource, folder: Path) -> None:
+    """Write which samples are canaries or have noisy labels into a run folder, if any are."""
+    if isinstance(train, PlantedSource):
+        canaries = Canaries(fingerprint=train.manifest.fingerprint, **vars(train.truth))
+        write_canaries(folder / CANARIES_FILE, canaries)
+
+
+def check_same_images(sources: Sources, launched: Launch) -> None:
+    """Compare what this rank sees with what the main rank sees: an index must mean the same image everywhere. Collective.
+
+    Raises:
+        DatasetError: they differ.
+    """
+    here = [source.manifest.fingerprint for source in (sources.train, sources.heldout)]
+    there = launched.share(here)
+    if here != there:
+        raise DatasetError(
+            f"rank {launched.rank.rank} sees other images than rank 0: fingerprints {here}, not {there}; "
+            "give every node the same files"
+        )

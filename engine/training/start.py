@@ -1,0 +1,104 @@
+"""What the main rank settles before the ranks meet: the folder, the number of labels, where to resume, the settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from rlpheads.engine.config.command_line import dump_config
+from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.files import read_config_file
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.distributed.launch import Rank
+from rlpheads.engine.learner.optimizer import host_reads
+from rlpheads.engine.runs.checkpoint import CheckpointError
+from rlpheads.engine.runs.environment import collect_environment
+from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim, write_atomically
+from rlpheads.engine.runs.resume import ResumePoint, check_settings, find_resume_point
+from rlpheads.engine.runs.sources import Sources, write_canary_file
+from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
+from rlpheads.engine.training.label_choice import settle_labels
+
+
+class Start(NamedTuple):
+    """What the main rank found out, for all ranks."""
+
+    config: Config
+    """With a number for heads.labels, also where that was auto."""
+    point: ResumePoint | None
+    """Where to go on, if anywhere."""
+    warnings: tuple[str, ...]
+    """What the user should be told, now and at the end."""
+
+
+@contextmanager
+def claimed_folder(config: Config, rank: Rank) -> Iterator[RunFolder]:
+    """Hold the run folder's lock at the main rank; the others write nothing.
+
+    Raises:
+        ConfigError: the folder cannot be used.
+    """
+    if not rank.is_main:
+        yield RunFolder(Path(config.run.dir) / config.run.name)
+        return
+    try:
+        folder, lock = claim(config.run)
+    except RunFolderError as error:
+        raise ConfigError(str(error)) from error
+    with lock:
+        yield folder
+
+
+def settle_start(config: Config, sources: Sources, folder: RunFolder) -> Start:
+    """Settle what is open, and find out where to go on; write the settings where there is nothing to go on from.
+
+    Raises:
+        ConfigError: the run in this folder cannot go on with these settings, or its files cannot be read or written.
+    """
+    try:
+        return _settle_start(config, sources, folder)
+    except (RunFolderError, CheckpointError) as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        complaint = storage_failure(error, folder.path)
+        if complaint is None:
+            raise
+        raise ConfigError(describe_storage_failure(complaint, folder.path)) from error
+
+
+def _settle_start(config: Config, sources: Sources, folder: RunFolder) -> Start:
+    config, warnings = settle_labels(config, sources, folder.path)
+    warnings = (*warnings, *host_reads(config))
+    point = find_resume_point(config, folder.checkpoints, sources)
+    if point is None:
+        _check_nothing_is_lost(config, folder)
+        folder.clear()  # what a start that ended before its first checkpoint left
+        write_atomically(folder.path / "config.yaml", dump_config(config))
+        folder.write_json("environment.json", collect_environment())
+        write_canary_file(sources.train, folder.path)
+    for old in folder.path.glob("failed.rank*.json"):
+        old.unlink()
+    folder.write_status("running", "started", pid=os.getpid(), warnings=warnings)
+    return Start(config, point, warnings)
+
+
+def _check_nothing_is_lost(config: Config, folder: RunFolder) -> None:
+    """Refuse to begin again where a run has results, or was begun with other settings.
+
+    Raises:
+        CheckpointError: with the remedy.
+    """
+    settings = folder.path / "config.yaml"
+    if not settings.exists():
+        return
+    status = folder.status().get("status")
+    if status in ("done", "requeue"):
+        raise CheckpointError(
+            f"{folder.path} holds a run that is {status}, but no checkpoint to go on from; "
+            "begin again with --run.overwrite, or choose another --run.name"
+        )
+    check_settings(folder.path, asdict(config), read_config_file(str(settings)))
