@@ -9,11 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from rlpheads.engine import exit_codes
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, RankError
 from rlpheads.engine.config.launcher_variables import is_first
-
-EXIT_CONFIG_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return job.run(config)
     except ConfigError as error:
         if is_first("LOCAL_RANK") or isinstance(error, RankError):  # of others, the node's first rank speaks
-            print(f"error: {error}", file=sys.stderr)
-        return EXIT_CONFIG_ERROR
+            exit_codes.report_error(error)
+        return exit_codes.WRONG_SETTINGS
 
 
 def _note(line: str) -> None:

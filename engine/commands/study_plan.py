@@ -1,15 +1,15 @@
-"""What a study trains: a file of arms, a grid and seeds, turned into the settings of every run before any is started."""
+"""What a study trains: its file of arms, a grid and seeds, expanded into the settings of every run before any is started."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.checks.settings import check_config
-from rlpheads.engine.commands.audit import AuditOptions
+from rlpheads.engine.commands.audit_run import AuditOptions
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal
 from rlpheads.engine.config.files import dump_yaml, read_config_file
@@ -70,7 +70,7 @@ def read_study(path: Path) -> Study:
     """Read a study's file (YAML or TOML).
 
     Raises:
-        ConfigError: it cannot be read, or holds what a study has not.
+        ConfigError: it cannot be read, or has an unknown key or a value that is not allowed.
     """
     given = read_config_file(str(path))
     allowed = ("config", "settings", "arms", "grid", "seeds", "reference", "audit")
@@ -78,30 +78,30 @@ def read_study(path: Path) -> Study:
         if key not in allowed:
             close = nearest(key, allowed)
             raise refusal(f"{path}: {key}", given[key], ", ".join(allowed) + (f"; nearest: {close}" if close else ""))
-    arms = _arms(path, _mapping(path, given, "arms"), _mapping(path, given, "grid"))
+    arms = _expand_arms(path, _read_mapping(path, given, "arms"), _read_mapping(path, given, "grid"))
     reference = given.get("reference", next(iter(arms)))
     if reference not in arms:
         raise refusal(f"{path}: reference", reference, f"an arm: {', '.join(arms)}")
     return Study(
         name=path.stem,
-        config=_files(path, given.get("config")),
-        settings=_nested(_mapping(path, given, "settings")),
+        config=_read_config_files(path, given.get("config")),
+        settings=_nest(_read_mapping(path, given, "settings")),
         arms=arms,
-        seeds=_seeds(path, given.get("seeds", [0])),
+        seeds=_read_seeds(path, given.get("seeds", [0])),
         reference=reference,
-        audit=_audit(path, given.get("audit", {})),
+        audit=_read_audit(path, given.get("audit", {})),
     )
 
 
 def plan_runs(study: Study, folder: Path, world_size: int) -> list[PlannedRun]:
-    """Write the settings of every run into `folder`, and check them, before any is started; seeds go round outermost.
+    """Write the settings of every run into `folder`, and check them, before any is started.
 
-    A study that is stopped early then has as many seeds of each arm as there was time for.
+    Runs are ordered by seed, then by arm: a study that is stopped early has as many seeds of each arm as there was time for.
 
     Raises:
         ConfigError: the settings of a run cannot be run; the message names the file that holds them.
     """
-    runs = [_plan(study, arm, seed, folder) for seed in study.seeds for arm in study.arms]
+    runs = [_plan_run(study, arm, seed, folder) for seed in study.seeds for arm in study.arms]
     for run in runs[: len(study.arms)]:
         try:
             check_config(run.config, world_size)
@@ -110,10 +110,10 @@ def plan_runs(study: Study, folder: Path, world_size: int) -> list[PlannedRun]:
     return runs
 
 
-def _plan(study: Study, arm: str, seed: int, folder: Path) -> PlannedRun:
+def _plan_run(study: Study, arm: str, seed: int, folder: Path) -> PlannedRun:
     name = f"{arm}.seed{seed}"
-    settings = _merged(study.settings, study.arms[arm])
-    settings = _merged(settings, {"seed": seed, "run": {"dir": str(folder), "name": name}})
+    settings = _merge(study.settings, study.arms[arm])
+    settings = _merge(settings, {"seed": seed, "run": {"dir": str(folder), "name": name}})
     path = folder / "settings" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, dump_yaml(settings))
@@ -121,7 +121,7 @@ def _plan(study: Study, arm: str, seed: int, folder: Path) -> PlannedRun:
     return PlannedRun(arm, seed, parse_config(command), path, tuple(command))
 
 
-def _files(path: Path, config: object) -> tuple[Path, ...]:
+def _read_config_files(path: Path, config: object) -> tuple[Path, ...]:
     names = config if isinstance(config, list) else [config]
     if not names or not all(isinstance(name, str) for name in names):
         allowed = "a configuration file, named from where the study's file is, or a list of them"
@@ -129,14 +129,14 @@ def _files(path: Path, config: object) -> tuple[Path, ...]:
     return tuple(path.parent / str(name) for name in names)
 
 
-def _mapping(path: Path, given: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _read_mapping(path: Path, given: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = given.get(key, {})
     if not isinstance(value, dict):
         raise refusal(f"{path}: {key}", value, "a mapping")
     return value
 
 
-def _arms(path: Path, arms: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _expand_arms(path: Path, arms: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return every arm at every point of the grid, by name."""
     for name, settings in arms.items():
         if not isinstance(settings, dict):
@@ -152,12 +152,12 @@ def _arms(path: Path, arms: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[
     for name, settings in (arms or {"": {}}).items():
         for point in itertools.product(*grid.values()):
             coordinates = [f"{key.rpartition('.')[2]}={value}" for key, value in zip(grid, point, strict=True)]
-            on_top = _nested(dict(zip(grid, point, strict=True)))
-            found["_".join(filter(None, (name, *coordinates)))] = _merged(_nested(settings), on_top)
+            on_top = _nest(dict(zip(grid, point, strict=True)))
+            found["_".join(filter(None, (name, *coordinates)))] = _merge(_nest(settings), on_top)
     return found
 
 
-def _seeds(path: Path, seeds: object) -> tuple[int, ...]:
+def _read_seeds(path: Path, seeds: object) -> tuple[int, ...]:
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise refusal(f"{path}: seeds", seeds, "a list of whole numbers")
     if len(set(seeds)) < len(seeds):
@@ -165,7 +165,7 @@ def _seeds(path: Path, seeds: object) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _audit(path: Path, given: object) -> AuditOptions | None:
+def _read_audit(path: Path, given: object) -> AuditOptions | None:
     if given is None:
         return None
     names = [each.name for each in fields(AuditOptions)]
@@ -178,22 +178,20 @@ def _audit(path: Path, given: object) -> AuditOptions | None:
     return options
 
 
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Take dotted keys apart: {"a.b": 1} becomes {"a": {"b": 1}}."""
+def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nest dotted keys: {"a.b": 1} becomes {"a": {"b": 1}}."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         for name in reversed(key.split(".")):
-            value = {name: _nested(value) if isinstance(value, dict) else value}
-        found = _merged(found, value)
+            value = {name: _nest(value) if isinstance(value, dict) else value}
+        found = _merge(found, value)
     return found
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one mapping over another, key by key."""
-    return {**below, **dict(_laid_over(below, above))}
-
-
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings; where both have a key, `above` decides."""
+    merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(below.get(key), dict)
-        yield key, _merged(below[key], value) if both else value
+        both_nest = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _merge(below[key], value) if both_nest else value
+    return merged

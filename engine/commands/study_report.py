@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rlpheads.engine.commands.audit import audit_path
+from rlpheads.engine.commands.audit_run import audit_path
 from rlpheads.engine.commands.study_plan import PlannedRun, Study
 from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, write_atomically
@@ -39,7 +39,7 @@ MEASURES = {
 the last epoch; `hidden` is what audit heads find beyond the own ones; refit and excess are of refitted probes. All but
 top1 and ece (the expected calibration error of the classes) have a value for each tap."""
 
-_ROWS = {
+_METRICS = {
     "top1": "eval_top1",
     "ece": "eval_ece",
     "own_rla": "rla_clean",
@@ -47,9 +47,9 @@ _ROWS = {
     "heldout_rla": "rla_heldout",
     "own_bits_per_sample": "bits_per_sample_clean",
 }
-"""Where the measures of training stand in an epoch's line of metrics.jsonl."""
+"""Names of the measures of training in an epoch's line of metrics.jsonl."""
 
-_IN_BITS = {"own_bits_per_sample"}
+_MEASURES_IN_BITS = {"own_bits_per_sample"}
 
 
 def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
     environment = collect_environment()
     by_run = {run.folder.name: _run_measures(study, run) for run in runs}
     values = {
-        arm: {run.seed: _averages(by_run[run.folder.name]["measures"]) for run in runs if run.arm == arm}
+        arm: {run.seed: _average_taps(by_run[run.folder.name]["measures"]) for run in runs if run.arm == arm}
         for arm in study.arms
     }
     arms = {
@@ -105,7 +105,7 @@ def write_study(folder: Path, found: Mapping[str, Any]) -> list[Path]:
     path = folder / "study.json"
     write_atomically(path, json.dumps(found, indent=2) + "\n")
     points = [
-        ArmPoint(arm, {name: _point(summary[name]) for name in MEASURES if name in summary})
+        ArmPoint(arm, {name: _mean_and_interval(summary[name]) for name in MEASURES if name in summary})
         for arm, summary in found["arms"].items()
     ]
     if not points or not all({"own_rla", "audit_rla"} <= point.measures.keys() for point in points):
@@ -118,9 +118,9 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
     if not rows:
         raise RunError(f"{run.folder} is done without a whole epoch, which a study compares; leave max_steps out")
     measures: dict[str, Any] = {}
-    for name, row_name in _ROWS.items():
-        if row_name in rows[-1]:
-            measures[name] = rows[-1][row_name]
+    for name, metric in _METRICS.items():
+        if metric in rows[-1]:
+            measures[name] = rows[-1][metric]
     if measures.keys() >= {"own_rla", "audit_rla"}:
         pairs = zip(measures["audit_rla"], measures["own_rla"], strict=True)
         measures["hidden"] = [audit - own for audit, own in pairs]
@@ -139,7 +139,7 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
     return found | {"taps": [tap["tap"] for tap in audit["taps"]], "options": audit["options"]}
 
 
-def _averages(measures: Mapping[str, Any]) -> dict[str, float]:
+def _average_taps(measures: Mapping[str, Any]) -> dict[str, float]:
     """Average every measure over its taps."""
     return {name: fmean(value) if isinstance(value, list) else value for name, value in measures.items()}
 
@@ -156,16 +156,16 @@ def summarize_arm(
     """
     first, *others = values.values()
     names = [name for name in first if all(name in other for other in others)]  # runs of an older version may lack some
-    summary: dict[str, Any] = {name: _over_seeds([value[name] for value in values.values()]) for name in names}
+    summary: dict[str, Any] = {name: _summarize_seeds([value[name] for value in values.values()]) for name in names}
     shared = [seed for seed in values if seed in reference]
     for name in names:
         if not is_reference and shared and all(name in reference[seed] for seed in shared):
             differences = [values[seed][name] - reference[seed][name] for seed in shared]
-            summary[name]["difference"] = _over_seeds(differences)
+            summary[name]["difference"] = _summarize_seeds(differences)
     return summary
 
 
-def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+def _summarize_seeds(values: Sequence[float]) -> dict[str, Any]:
     summary: dict[str, Any] = {"mean": fmean(values), "values": list(values), "low": None, "high": None}
     if len(values) > 1:
         interval = draw_interval(torch.tensor(values, dtype=torch.float64))
@@ -176,14 +176,18 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
 def _cell(name: str, summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return "–"
-    shown: Callable[[float], str] = (lambda x: f"{x:.3f}") if name in _IN_BITS else (lambda x: f"{100 * x:.2f}")
+    shown: Callable[[float], str] = (
+        (lambda x: f"{x:.3f}") if name in _MEASURES_IN_BITS else (lambda x: f"{100 * x:.2f}")
+    )
     half = (summary["high"] - summary["low"]) / 2 if summary["low"] is not None else math.nan
     text = shown(summary["mean"]) + ("" if math.isnan(half) else f" ± {shown(half)}")
     difference = summary.get("difference")
-    told = difference is not None and difference["low"] is not None and not difference["low"] <= 0 <= difference["high"]
-    return f"[bold]{text}[/bold]" if told else text
+    differs = (
+        difference is not None and difference["low"] is not None and not difference["low"] <= 0 <= difference["high"]
+    )
+    return f"[bold]{text}[/bold]" if differs else text
 
 
-def _point(summary: Mapping[str, Any]) -> tuple[float, float, float]:
+def _mean_and_interval(summary: Mapping[str, Any]) -> tuple[float, float, float]:
     mean = summary["mean"]
     return (mean, *(summary[end] if summary[end] is not None else mean for end in ("low", "high")))

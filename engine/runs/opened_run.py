@@ -93,12 +93,12 @@ def open_run(path: Path, epoch: int | None = None, root: str | None = None) -> O
         CheckpointError: the checkpoint is damaged.
     """
     if not (path / "config.yaml").is_file():
-        raise RunError(_no_run(path))
+        raise RunError(_describe_missing_run(path))
     config = parse_config(["--config", str(path / "config.yaml")])
     if root is not None:
         config = replace(config, data=replace(config.data, root=root))
     folder = RunFolder(path)
-    saved = _choose(folder, epoch)
+    saved = _choose_checkpoint(folder, epoch)
     manifest = read_run_manifest(saved.path)
     sources = open_sources(config)
     try:
@@ -118,7 +118,7 @@ def list_checkpoints(folder: RunFolder) -> list[SavedState]:
     ]
 
 
-def _choose(folder: RunFolder, epoch: int | None) -> SavedState:
+def _choose_checkpoint(folder: RunFolder, epoch: int | None) -> SavedState:
     kept = list_checkpoints(folder)
     if not kept:
         raise RunError(
@@ -136,7 +136,8 @@ def _choose(folder: RunFolder, epoch: int | None) -> SavedState:
     return chosen
 
 
-def _no_run(path: Path) -> str:
+def _describe_missing_run(path: Path) -> str:
+    """Say why a folder is no run folder, and which run may have been meant."""
     if not path.is_dir():
         siblings = [each.parent.name for each in path.parent.glob("*/config.yaml")]
         match = nearest(path.name, siblings)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing
 from dataclasses import asdict
 
-from rich.console import Console
-
+from rlpheads.engine import exit_codes
 from rlpheads.engine.checks.settings import check_config
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch, Rank
 from rlpheads.engine.learner.runtime import torch_switches
+from rlpheads.engine.report.console import open_console
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.sources import Sources, check_same_images, open_sources
@@ -23,10 +22,6 @@ from rlpheads.engine.training.loop import fit
 from rlpheads.engine.training.opening import opening_lines
 from rlpheads.engine.training.start import Start, claimed_folder, settle_start
 from rlpheads.engine.training.wiring import build_training
-
-EXIT_DONE, EXIT_FAILED = 0, 1
-EXIT_REQUEUE = 75
-"""BSD's EX_TEMPFAIL: stopped on a signal, whole, and to be started again with the same command."""
 
 
 def run(config: Config) -> int:
@@ -53,7 +48,7 @@ def run(config: Config) -> int:
 
 def _train(start: Start, sources: Sources, folder: RunFolder, launched: Launch) -> int:
     config = start.config
-    console = Console(quiet=not launched.is_main, width=None if sys.stdout.isatty() else 160)
+    console = open_console(quiet=not launched.is_main)
     try:
         check_same_images(sources, launched)
         training = build_training(config, sources, folder, launched, fresh=start.point is None)
@@ -76,6 +71,5 @@ def _train(start: Start, sources: Sources, folder: RunFolder, launched: Launch) 
         explanation = explain_failure(error, folder)
         if explanation is None:
             raise
-        print(f"error: {explanation}", file=sys.stderr)
-        return EXIT_FAILED
-    return EXIT_DONE if outcome.status == "done" else EXIT_REQUEUE
+        return exit_codes.report_error(explanation, exit_codes.FAILED)
+    return exit_codes.DONE if outcome.status == "done" else exit_codes.REQUEUE

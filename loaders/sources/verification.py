@@ -10,19 +10,13 @@ and the status of those that are not fine: all others are.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from rlpheads.loaders.contract.batch import OnError
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.loaders.sources.decode import decode_rgb
 
 FOLDER_NAME = ".rlpheads"
 """Folder in a tree's root where the files lie unless told otherwise; hidden, so that it is no class."""
@@ -151,48 +145,3 @@ def nothing_readable(manifest: Manifest) -> DatasetError:
         f"none of the {manifest.num_samples} images of split {manifest.split!r}{where} can be read, so that nothing can be "
         "said of it; `rlpheads verify --data.root FOLDER` names each with its reason: repair or replace them"
     )
-
-
-def examine_files(paths: list[str], sizes: list[int]) -> list[tuple[str, str] | None]:
-    """Decode some files, strictly: what the decoder complains of on standard error is damage.
-
-    Meant for a process of its own: file descriptor 2 is turned aside meanwhile.
-
-    Returns:
-        For each file None if it is fine, else (status, reason).
-    """
-    with _standard_error_to_file() as said:
-        return [_examine(path, size, said) for path, size in zip(paths, sizes, strict=True)]
-
-
-def _examine(path: str, size: int, said: IO[bytes]) -> tuple[str, str] | None:
-    said.seek(0)
-    said.truncate()
-    try:
-        data = Path(path).read_bytes()
-        if len(data) != size:
-            return "unreadable", f"it has {len(data)} bytes, but {size} when the folder was scanned"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.filterwarnings("error", "Truncated File Read")  # Pillow's, on TIFF
-            decode_rgb(data)
-    except OSError as error:
-        return "unreadable", error.strerror or str(error)
-    except ValueError as error:
-        return "unreadable", str(error)
-    said.seek(0)
-    complaint = said.read().decode("utf-8", "replace").strip()
-    return ("damaged", complaint.splitlines()[0]) if complaint else None
-
-
-@contextmanager
-def _standard_error_to_file() -> Iterator[IO[bytes]]:
-    """Send what is written to file descriptor 2, by C libraries too, to a temporary file."""
-    before = os.dup(2)
-    try:
-        with tempfile.TemporaryFile(buffering=0) as file:
-            os.dup2(file.fileno(), 2)
-            yield file
-    finally:
-        os.dup2(before, 2)
-        os.close(before)

@@ -1,79 +1,15 @@
-"""The console script: `rlpheads env` as table and JSON, and what it says of commands it does not know."""
+"""The console script: its commands, its help, and what it says of commands it does not know."""
 
 from __future__ import annotations
 
-import json
-import platform
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
 
 import pytest
-import torch
 
-from rlpheads.engine.cli import main
-from rlpheads.engine.runs.environment import PACKAGES, _git, collect_environment
-
-
-def test_env_as_json_is_the_collected_environment(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["env", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == collect_environment()
-
-
-def test_env_names_versions_and_devices() -> None:
-    environment = collect_environment()
-    assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
-    assert environment["packages"]["rlpheads"] == "0.1.0"
-    assert set(environment["packages"]) == set(PACKAGES)
-    assert environment["python"]["version"] == platform.python_version()
-    assert environment["system"]["memory_gib"] > 0
-    assert environment["torch"]["threads"] == torch.get_num_threads()
-    assert (environment["cuda"] is not None) is torch.cuda.is_available()
-    assert environment["tiles"] is None
-
-
-def test_env_as_table_shows_every_value_unbroken_by_the_width(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setenv("NCCL_DEBUG", "[bold]" + "x" * 100)
-    assert main(["env"]) == 0
-    out = capsys.readouterr().out
-    assert "packages.torch " in out
-    assert out.count("x" * 10) >= 2
-    assert "[bold]" in out
-    assert out.replace(" ", "").replace("\n", "").count("x" * 100) == 1
-
-
-def test_only_variables_that_matter_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NCCL_DEBUG", "INFO")
-    monkeypatch.setenv("MY_SECRET_TOKEN", "hidden")
-    variables = collect_environment()["variables"]
-    assert variables["NCCL_DEBUG"] == "INFO"
-    assert "hidden" not in json.dumps(variables)
-
-
-def test_commit_is_of_a_checkout_at_the_very_root(tmp_path: Path) -> None:
-    """A package installed somewhere inside another project's checkout must not report that project's commit."""
-
-    def git(*command: str) -> str:
-        identity = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-        return subprocess.run(
-            ["git", "-C", str(tmp_path), *identity, *command], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    root = tmp_path.resolve()
-    assert _git(root) is None
-    git("init", "-q")
-    assert _git(root) == {"commit": None, "modified": False}
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / "file").write_text("1")
-    assert _git(root) == {"commit": None, "modified": True}
-    git("add", ".")
-    git("commit", "-q", "-m", "first")
-    assert _git(root) == {"commit": git("rev-parse", "HEAD"), "modified": False}
-    assert _git(root / "inner") is None
+from rlpheads.engine.cli import COMMANDS, main
 
 
 def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +37,30 @@ def test_console_script_is_this_function() -> None:
     assert script.load() is main
 
 
-def test_help_does_not_import_torch() -> None:
-    code = "import sys\nfrom rlpheads.engine.cli import main\nmain([])\nassert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+@pytest.mark.parametrize("argv", [[], ["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_does_not_import_torch(argv: list[str]) -> None:
+    code = f"""
+import sys
+from rlpheads.engine.cli import main
+try:
+    main({argv})
+except SystemExit as ended:
+    assert ended.code == 0
+assert not {{"torch", "timm", "pyarrow"}} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith(f"usage: {' '.join(['rlpheads', *argv[:-1]])} ")
+
+
+def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    help_text = " ".join(capsys.readouterr().out.split())
+    for name, summary in COMMANDS.items():
+        assert f"{name} {summary}" in help_text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_declares_its_arguments_and_runs(name: str) -> None:
+    command = import_module(f"rlpheads.engine.commands.{name}")
+    assert callable(command.add_arguments)
+    assert callable(command.run)

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from rlpheads.loaders.sources.verification import examine_files
+from rlpheads.loaders.sources.strict_decoding import examine_files
 
 
 def dies_at_seven(paths: list[str], sizes: list[int]) -> list:

@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import layer_norm
 
 from rlpheads.engine.cli import main
-from rlpheads.engine.commands.audit import AuditOptions, audit_labels, audit_run
-from rlpheads.engine.commands.features import FeatureReader, FeatureStore, read_places
+from rlpheads.engine.commands.audit_features import FeatureReader, FeatureStore, parse_places
+from rlpheads.engine.commands.audit_run import AuditOptions, audit_labels, audit_run
 from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.learning import HeadsConfig, ModelConfig, OptimConfig, RegularizerConfig, ScheduleConfig
 from rlpheads.engine.config.run import CheckpointConfig, EvalConfig, LedgerConfig, RunConfig
@@ -88,7 +88,7 @@ def model_and_images(config: Config):
     ],
 )
 def test_places_are_read_in_the_order_of_depth(tiny, spec, names):
-    assert list(map(str, read_places(spec, build_model(tiny, 10)))) == names
+    assert list(map(str, parse_places(spec, build_model(tiny, 10)))) == names
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_places_are_read_in_the_order_of_depth(tiny, spec, names):
 )
 def test_unknown_places_are_answered_with_the_nearest(tiny, spec, said):
     with pytest.raises(RunError, match=said):
-        read_places(spec, build_model(tiny, 10))
+        parse_places(spec, build_model(tiny, 10))
 
 
 def test_a_run_without_taps_must_name_places(tiny):
     model = build_model(replace(tiny, heads=replace(tiny.heads, taps="none")), 10)
     with pytest.raises(RunError, match="heads.taps is none"):
-        read_places(None, model)
-    assert read_places("1", model) == (Place(1),)
+        parse_places(None, model)
+    assert parse_places("1", model) == (Place(1),)
 
 
 def test_blocks_of_another_kind_are_not_looked_into(tiny):
@@ -118,10 +118,10 @@ def test_blocks_of_another_kind_are_not_looked_into(tiny):
         tiny, model=ModelConfig("vit_relpos_small_patch16_rpn_224", {**tiny.model.args, "drop_rate": 0})
     )
     with pytest.raises(RunError, match=r"inside a \w*Block the residual stream is not known; use 1"):
-        read_places("1.attn", build_model(post_norm, 10))
+        parse_places("1.attn", build_model(post_norm, 10))
     convolutional = replace(tiny, model=ModelConfig("resnet10t", {}))
     with pytest.raises(RunError, match="not a stack of transformer blocks; use 0"):
-        read_places("0.attn", build_model(convolutional, 10))
+        parse_places("0.attn", build_model(convolutional, 10))
 
 
 # Features
@@ -140,7 +140,7 @@ def test_features_are_the_residual_stream_pooled_and_normalised(tiny, pool):
         expected.append(stream)
         stream = stream + block.mlp(block.norm2(stream))
         expected.append(stream)
-    features = FeatureReader(model, read_places("inside", model), norm=True)(images)
+    features = FeatureReader(model, parse_places("inside", model), norm=True)(images)
     for place_BD, tokens_BLD in zip(features, expected, strict=True):
         pooled_BD = tokens_BLD[:, 0] if pool == "token" else tokens_BLD[:, 1:].mean(1)
         torch.testing.assert_close(place_BD, layer_norm(pooled_BD, (24,)), atol=1e-5, rtol=1e-5)
@@ -148,8 +148,8 @@ def test_features_are_the_residual_stream_pooled_and_normalised(tiny, pool):
 
 def test_features_of_blocks_are_what_the_runs_heads_read(tiny):
     model, images = model_and_images(tiny)
-    raw = FeatureReader(model, read_places("all", model), norm=False)(images)
-    after_mlp = FeatureReader(model, read_places("0.mlp,1.mlp", model), norm=False)(images)
+    raw = FeatureReader(model, parse_places("all", model), norm=False)(images)
+    after_mlp = FeatureReader(model, parse_places("0.mlp,1.mlp", model), norm=False)(images)
     for features, same, tap in zip(raw, after_mlp, model(images)[1], strict=True):
         assert torch.equal(features, tap)
         assert torch.equal(same, tap)
@@ -158,7 +158,7 @@ def test_features_of_blocks_are_what_the_runs_heads_read(tiny):
 def test_reading_leaves_no_hooks_and_does_not_change_the_logits(tiny):
     model, images = model_and_images(tiny)
     before = model(images)[0]
-    FeatureReader(model, read_places("inside", model), norm=True)(images)
+    FeatureReader(model, parse_places("inside", model), norm=True)(images)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     assert torch.equal(model(images)[0], before)
 
@@ -169,7 +169,7 @@ def test_tables_are_in_canonical_order_whatever_the_batch_and_wherever_they_lie(
     config = replace(tiny, eval=replace(tiny.eval, batch_size=batch_size))
     model = build_model(config, 10).eval()
     source = open_sources(config).heldout
-    reader = FeatureReader(model, read_places("0,1.attn", model), norm=True)
+    reader = FeatureReader(model, parse_places("0,1.attn", model), norm=True)
     with FeatureStore(config, reader, CPU, in_memory_bytes) as store:
         tables = store.read(source)
         normalize = Normalize(config.data.mean, config.data.std)
@@ -181,7 +181,7 @@ def test_tables_are_in_canonical_order_whatever_the_batch_and_wherever_they_lie(
 def test_large_tables_are_files_that_go_away(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model = build_model(tiny, 10).eval()
-    reader = FeatureReader(model, read_places("all", model), norm=True)
+    reader = FeatureReader(model, parse_places("all", model), norm=True)
     with FeatureStore(tiny, reader, CPU, in_memory_bytes=0) as store:
         store.read(open_sources(tiny).heldout)
         files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -201,7 +201,7 @@ def test_the_audit_reads_through_the_loader_of_the_runs_own_evaluations(tiny, mo
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     config = replace(tiny, data=replace(tiny.data, workers=64))
     model = build_model(config, 10).eval()
-    with FeatureStore(config, FeatureReader(model, read_places("0", model), norm=True), CPU) as store:
+    with FeatureStore(config, FeatureReader(model, parse_places("0", model), norm=True), CPU) as store:
         store.read(open_sources(config).heldout)
     assert [options.num_workers for options in made] == [1]
 
@@ -246,7 +246,7 @@ def test_features_and_own_labels_reproduce_the_runs_own_ledger(detached):
     """The run's saved heads, on what the audit reads and on the labels that it takes for the run's own."""
     run = open_run(detached)
     model = run.load_model()
-    with FeatureStore(run.config, FeatureReader(model, read_places(None, model), norm=False), CPU) as store:
+    with FeatureStore(run.config, FeatureReader(model, parse_places(None, model), norm=False), CPU) as store:
         tables = store.read(run.sources.train)
     taps, everyone = [table.table_ND for table in tables], tables[0].is_read_N
     heads = build_heads(run.config, (24, 24), "heads", run.config.heads.draws)

@@ -13,7 +13,7 @@ import pytest
 
 from rlpheads.engine.checks.settings import check_config
 from rlpheads.engine.cli import main
-from rlpheads.engine.commands.canaries import collect_report
+from rlpheads.engine.commands.canaries_report import collect_report
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.data import CanaryConfig
 from rlpheads.engine.config.errors import ConfigError

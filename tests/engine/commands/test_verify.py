@@ -6,12 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dying_decoder import dies_at_seven
 from image_corpus import CORPUS, JPEG, CorpusFile, Outcome, write_corpus
 
 from rlpheads.engine.cli import main
-from rlpheads.engine.commands import verify as verify_run
-from rlpheads.engine.commands.verify import examined
+from rlpheads.engine.commands import verify_tree
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.runs.sources import open_sources
 from rlpheads.loaders.contract.batch import LoaderOptions
@@ -22,6 +20,7 @@ from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.canary_source import Planting, plant
 from rlpheads.loaders.sources.datasets import open_dataset
 from rlpheads.loaders.sources.image_folder import scan_splits
+from rlpheads.loaders.sources.strict_decoding import examine_split
 from rlpheads.loaders.sources.subset import take_subset
 from rlpheads.loaders.sources.verification import Findings
 
@@ -115,10 +114,10 @@ def test_a_verification_that_was_broken_off_goes_on(tmp_path, monkeypatch, capfd
     write_corpus(tmp_path, files)
 
     def broken_off(*arguments):
-        yield next(examined(*arguments))
+        yield next(examine_split(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verify_run, "examined", broken_off)
+    monkeypatch.setattr(verify_tree, "examine_split", broken_off)
     assert verify(tmp_path) == 130
     assert "goes on where it was" in capfd.readouterr().err
     assert open_dataset("imagefolder", tmp_path, seed=0)[0].manifest.unreadable == {}
@@ -128,9 +127,9 @@ def test_a_verification_that_was_broken_off_goes_on(tmp_path, monkeypatch, capfd
 
     def counting(manifest, first, workers):
         began.append(first)
-        return examined(manifest, first, workers)
+        return examine_split(manifest, first, workers)
 
-    monkeypatch.setattr(verify_run, "examined", counting)
+    monkeypatch.setattr(verify_tree, "examine_split", counting)
     assert verify(tmp_path) == 1
     assert began == [32, 0]
     assert Findings.read(tmp_path / ".rlpheads" / "train.json").complaints.keys() == {3 + 5}
@@ -144,26 +143,17 @@ def test_what_is_looked_at_again_and_broken_off_goes_on_without_the_flag(tmp_pat
     (tmp_path / "train" / "odd" / "005.jpg").write_bytes(bytes(len(JPEG)))
 
     def broken_off(*arguments):
-        yield next(examined(*arguments))
+        yield next(examine_split(*arguments))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(verify_run, "examined", broken_off)
+        patch.setattr(verify_tree, "examine_split", broken_off)
         assert verify(tmp_path, "--again") == 130
     assert "the same command, without --again, goes on where it was" in capfd.readouterr().err
     assert Findings.read(tmp_path / ".rlpheads" / "train.json").complaints == {}
     assert verify(tmp_path) == 1
     assert Findings.read(tmp_path / ".rlpheads" / "train.json").complaints.keys() == {3 + 5}
     assert verify(tmp_path) == 1
-
-
-def test_a_file_that_ends_the_decoders_process_is_found_and_the_others_too(tmp_path):
-    write_corpus(tmp_path, tuple(CorpusFile(f"{number:03d}.jpg", JPEG, Outcome.READ) for number in range(40)))
-    manifest = scan_splits(tmp_path)[0]
-    verdicts = [verdict for some in examined(manifest, 0, 1, dies_at_seven) for verdict in some]
-    assert len(verdicts) == 43
-    assert [index for index, verdict in enumerate(verdicts) if verdict] == [3 + 7]
-    assert verdicts[10] == ("unreadable", "it ends the process of the decoder")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlpheads.engine import exit_codes
 from rlpheads.engine.cli import main
-from rlpheads.engine.commands.audit import AuditOptions
+from rlpheads.engine.commands.audit_run import AuditOptions
 from rlpheads.engine.runs.opened_run import RunError
 
 CASES = [
@@ -46,7 +47,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("argv", "message"), CASES, ids=lambda case: " ".join(case) if isinstance(case, list) else "")
 def test_wrong_argument_of_a_command(place, argv, message, capsys):
     before = sorted(place.rglob("*"))
-    assert main(argv) in (1, 2)
+    assert main(argv) == exit_codes.WRONG_SETTINGS == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line

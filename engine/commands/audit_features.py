@@ -33,8 +33,8 @@ IN_MEMORY_BYTES = 2**30
 _NUMBER = re.compile(r"-?\d+")
 
 
-def read_places(spec: str | None, model: TappedModel) -> tuple[Place, ...]:
-    """Read the value of `--taps`: places in the order of depth.
+def parse_places(spec: str | None, model: TappedModel) -> tuple[Place, ...]:
+    """Parse the value of `--taps`: places in the order of depth.
 
     Args:
         spec: names of places separated by commas, or `all` blocks, or `inside` all blocks; None: the run's own taps.
@@ -61,7 +61,7 @@ class FeatureReader:
 
     Args:
         model: tapped model in evaluation mode; its own taps are not looked at.
-        places: where to read, from `read_places`.
+        places: where to read, from `parse_places`.
         norm: normalise each row (layer norm without parameters), as the run's heads do.
     """
 
@@ -78,9 +78,9 @@ class FeatureReader:
             _, taps = tapped(images)
         finally:
             tapped.release()
-        return [self._normalised(features_BD) for features_BD in taps]
+        return [self._normalize(features_BD) for features_BD in taps]
 
-    def _normalised(self, features_BD: Tensor) -> Tensor:
+    def _normalize(self, features_BD: Tensor) -> Tensor:
         features_BD = features_BD.float()
         return F.layer_norm(features_BD, features_BD.shape[-1:]) if self._norm else features_BD
 

@@ -1,0 +1,66 @@
+"""What an audit found, printed: a table with a row for each tap, and how to read it where it says little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+from rich.table import Table
+
+from rlpheads.engine.commands.audit_run import RunAudit
+from rlpheads.engine.report.display import percent
+from rlpheads.memorization.audit.excesses import Excess
+
+
+def print_audit(audit: RunAudit, path: Path, console: Console) -> None:
+    """Print the table of an audit that was written to `path`."""
+    console.print(audit_table(audit))
+    if audit.is_saturated:
+        console.print(
+            "Where the probe fits nearly every fresh label it can show no excess: take a smaller one, or least_squares."
+        )
+    if audit.num_skipped:
+        console.print(f"{audit.num_skipped} images could not be read and were left out.")
+    console.print(f"written: {path}", soft_wrap=True)
+
+
+def audit_table(audit: RunAudit) -> Table:
+    """Return the table of an audit."""
+    when = f"end of epoch {audit.epoch}" if audit.epoch is not None else f"step {audit.step}"
+    level = percent(audit.taps[0].found.label_excess.level).replace(".00", "")
+    factor = f"λ = {audit.regularizer_factor:g} (λ/K = {audit.regularizer_factor / audit.num_labels:g})"
+    title = (
+        f"{audit.run}, {when}: {audit.probe['name']} probes, K = {audit.num_labels}, {factor}, μ = {audit.joint:g}; "
+        f"chance {percent(audit.chance)}, intervals of {level}, for each tap by itself"
+    )
+    table = Table(title=title, title_justify="left", padding=(0, 1))
+    n, equal = f"n = {audit.num_train}", f"n = {audit.num_equal}"
+    table.add_column("tap")
+    table.add_column("rank / d", justify="right")
+    for name in (f"own labels\n{n}", f"fresh labels\n{n}", "label excess\npoints", "luck\npoints", f"head alone\n{n}"):
+        table.add_column(name, justify="right")
+    for name in (f"training\n{equal}", f"held-out\n{equal}", "membership excess\npoints", f"head alone\n{equal}"):
+        table.add_column(name, justify="right")
+    for tap in audit.taps:
+        found = tap.found
+        table.add_row(
+            tap.tap,
+            f"{found.rank} / {tap.num_features}",
+            percent(fmean(found.own_M)),
+            percent(fmean(found.fresh_F)),
+            _excess_text(found.label_excess),
+            f"± {100 * found.label_excess.luck:.2f}",
+            percent(tap.control.all_rows),
+            percent(fmean(found.members_F)),
+            percent(fmean(found.heldout_F)),
+            _excess_text(found.membership_excess),
+            percent(tap.control.equal_rows),
+        )
+    return table
+
+
+def _excess_text(excess: Excess) -> str:
+    """Return an excess in percentage points; bold where it is not by luck."""
+    text = f"{100 * excess.value:+.2f} ± {100 * excess.half_width:.2f}"
+    return f"[bold]{text}[/bold]" if excess.is_positive or excess.is_negative else text

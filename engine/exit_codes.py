@@ -1,0 +1,23 @@
+"""Exit codes of the commands and of a training run, and the line on standard error that goes with an error."""
+
+from __future__ import annotations
+
+import sys
+
+DONE = 0
+FAILED = 1
+"""It began and failed: a training, a run of a study, a conversion."""
+DAMAGED_FILES = 1
+"""`rlpheads verify` looked at every file, and some are not whole."""
+WRONG_SETTINGS = 2
+"""Settings, arguments or a folder cannot be used as they are; argparse exits with this code too."""
+REQUEUE = 75
+"""Stopped by a signal, with everything saved: the same command goes on. The number is EX_TEMPFAIL of BSD's sysexits.h."""
+INTERRUPTED = 130
+"""Stopped from the keyboard: 128 + SIGINT, as shells have it."""
+
+
+def report_error(error: object, code: int = WRONG_SETTINGS) -> int:
+    """Print `error: ...` on standard error, and return the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return code

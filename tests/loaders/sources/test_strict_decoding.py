@@ -1,0 +1,16 @@
+"""Files decoded strictly in processes of their own: verdicts in order, whatever a decoder does to its process."""
+
+from dying_decoder import dies_at_seven
+from image_corpus import JPEG, CorpusFile, Outcome, write_corpus
+
+from rlpheads.loaders.sources.image_folder import scan_splits
+from rlpheads.loaders.sources.strict_decoding import examine_split
+
+
+def test_a_file_that_ends_the_decoders_process_is_found_and_the_others_too(tmp_path):
+    write_corpus(tmp_path, tuple(CorpusFile(f"{number:03d}.jpg", JPEG, Outcome.READ) for number in range(40)))
+    manifest = scan_splits(tmp_path)[0]
+    verdicts = [verdict for some in examine_split(manifest, 0, 1, dies_at_seven) for verdict in some]
+    assert len(verdicts) == 43
+    assert [index for index, verdict in enumerate(verdicts) if verdict] == [3 + 7]
+    assert verdicts[10] == ("unreadable", "it ends the process of the decoder")
