@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlpheads.engine.learner.evaluation import Evaluation
+from rlpheads.engine.report.evaluation_summary import Evaluation
 from rlpheads.engine.report.memory import TapMemory
 from rlpheads.memorization.figures.rla_figures import References, plot_rla_by_depth, plot_rla_by_epoch
 from rlpheads.memorization.measures.intervals import binomial_bounds

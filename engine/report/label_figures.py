@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlpheads.engine.learner.evaluation import Evaluation
+from rlpheads.engine.report.evaluation_summary import Evaluation
 
 
 @dataclass(frozen=True)

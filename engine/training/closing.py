@@ -1,19 +1,51 @@
-"""The end of a run: its final status.json, and its last lines: what was learned, where the figures are, what to run next."""
+"""The end of a run: held-out check and figures, the final status.json, and the last lines with what to run next."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.distributed.stop_flag import StopFlag
 from rlpheads.engine.report.display import Display, calibration_text, percent
+from rlpheads.engine.report.evaluation_summary import summarize_ledger
 from rlpheads.engine.report.findings import Findings, TapFinding
 from rlpheads.engine.runs.checkpoint import weights_sha256
 from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.training.epoch_end import evaluate_split
 from rlpheads.engine.training.outcome import Outcome
 from rlpheads.engine.training.wiring import Training
+
+
+def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: str, *, closed: bool = True) -> Outcome:
+    """Check the run against chance, draw its figures and print what it found. Collective.
+
+    `closed`: the run ends with a last epoch, whose measurements are still here if this process made them.
+    """
+    # scipy and matplotlib load after training
+    from rlpheads.engine.report.findings import draw_figures, summarize_findings
+    from rlpheads.engine.report.memory import measure_memory
+
+    if closed and training.heldout.ledger.num_seen:
+        heldout = summarize_ledger(training.heldout.ledger)
+    else:
+        heldout = evaluate_split(training, training.heldout, stop_flag)
+    if not training.launch.is_main:
+        return Outcome("done", reason)
+    history = training.folder.metrics("epoch")
+    found = summarize_findings(
+        heldout, history, training.learner.tapped.taps, training.baselines_T, training.config.heads.num_labels
+    )
+    if found.taps:
+        if closed and training.clean.ledger.num_seen:
+            config, blocks = training.config.heads, training.learner.tapped.taps
+            memory = measure_memory(training.clean.ledger, blocks, config.draws, config.num_labels)
+            found = replace(found, memory=memory)
+        draw_figures(training.folder.figures, found, history, heldout.num_samples)
+    display.findings(found)
+    return Outcome("done", reason, found)
 
 
 def close_run(training: Training, outcome: Outcome, display: Display, warnings: tuple[str, ...]) -> None:

@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from rlpheads.engine.learner.evaluation import EvaluationInterruptedError, _among_five, evaluate
+from rlpheads.engine.report.evaluation_summary import summarize_evaluation
 from rlpheads.loaders.contract.batch import PADDING, Batch
 from rlpheads.memorization.measures.label_measures import expected_calibration_error, margin_summary
 
 
 def evaluated(training, split):
     training.learner.train(False)
-    return evaluate(training.learner.bare, split, training.routes.measuring(), training.prepare, "fp32", lambda: False)
+    routes = training.routes.measuring()
+    totals = evaluate(training.learner.bare, split, routes, training.prepare, "fp32", lambda: False)
+    return summarize_evaluation(split, totals)
 
 
 @pytest.mark.parametrize("batch_size", [32, 360, 7])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from rlpheads.engine.learner.evaluation import Evaluation
 from rlpheads.engine.report.display import Display, percent
+from rlpheads.engine.report.evaluation_summary import Evaluation
 from rlpheads.engine.report.findings import Findings, draw_figures, summarize_findings
 from rlpheads.engine.report.memory import measure_memory
 from rlpheads.memorization.records.ledger import Ledger
