@@ -1,4 +1,4 @@
-"""Checks of the arguments that the measures and baselines share, so that each mistake has one message."""
+"""Argument checks shared by the whole room: one message for each mistake."""
 
 from __future__ import annotations
 

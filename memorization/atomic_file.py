@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes: a temporary file, flushed to the disk and renamed."""
 
 from __future__ import annotations
 

@@ -28,48 +28,48 @@ class Excess:
 
     @property
     def is_positive(self) -> bool:
-        """Whether it is above 0, and not by luck: the whole interval is."""
+        """Whether the whole interval is above 0."""
         return self.low > 0
 
     @property
     def is_negative(self) -> bool:
-        """Whether it is below 0, and not by luck."""
+        """Whether the whole interval is below 0."""
         return self.high < 0
 
 
 @dataclass(frozen=True)
 class LabelExcess(Excess):
-    """A label excess: its interval speaks about these features and these own labels, `luck` about whether it means anything.
+    """Label excess: its interval, for these features and own labels, and `luck`, the half-width of its null interval.
 
     Attributes:
-        luck: what the excess stays within, either way, with probability `level` where the features know nothing of the
-            own labels.
+        luck: with probability `level` the excess lies within ± luck under the null hypothesis that the features hold
+            nothing about the own labels.
     """
 
     luck: float
 
     @property
     def is_positive(self) -> bool:
-        """Whether it is above what luck explains."""
+        """Whether it is above the null interval."""
         return self.value > self.luck
 
     @property
     def is_negative(self) -> bool:
-        """Whether it is further below 0 than luck explains."""
+        """Whether it is below the null interval."""
         return self.value < -self.luck
 
 
 def label_excess(own_M: Tensor, fresh_F: Tensor, level: float = 0.95) -> LabelExcess:
-    """Mean over the run's own draws minus the accuracy expected of fresh labels, with two statements about it.
+    """Mean over the run's own draws minus the accuracy expected of fresh labels, with its interval and its null interval.
 
     * The interval is for these features and these own labels, both held fixed: then the own accuracy is a plain number,
       and what is uncertain is the fresh labels' expectation. It is Student's t interval of the mean over fresh draws.
-    * `luck` answers whether the features know the own labels at all. If they do not, own and fresh labels are
-      exchangeable, and the excess stays within t_{M+F−2}·s·√(1/M + 1/F) with probability `level` (s pooled). With one own
-      draw that is the prediction interval of one more fresh draw.
+    * `luck` tests whether the features hold anything about the own labels. Under the null they do not, own and fresh
+      labels are exchangeable, and the excess stays within t_{M+F−2}·s·√(1/M + 1/F) with probability `level` (s pooled).
+      With one own draw that is the prediction interval of one more fresh draw.
 
-    Nothing is claimed about other labels, or the same training begun anew: own draws that features do know scatter more
-    than fresh ones, by how much one run cannot tell. Compare several runs for that (`rlpheads study`).
+    Nothing is claimed about other labels, or the same training begun anew: the accuracies of own draws that features
+    do hold scatter more than fresh ones, by how much one run cannot tell. Compare several runs for that (`rlpheads study`).
 
     Args:
         own_M: accuracies, M ≥ 1.
@@ -79,7 +79,7 @@ def label_excess(own_M: Tensor, fresh_F: Tensor, level: float = 0.95) -> LabelEx
     Raises:
         ValueError: no own or fewer than two fresh draws.
 
-    Source: Student's t; for luck e.g. Hahn and Meeker, Statistical Intervals (1991), section 4.8.
+    Source: Student's t; for the null interval e.g. Hahn and Meeker, Statistical Intervals (1991), section 4.8.
     """
     check_open_fraction("level", level)
     own, fresh = as_float64(own_M), as_float64(fresh_F)
@@ -101,7 +101,7 @@ def label_excess(own_M: Tensor, fresh_F: Tensor, level: float = 0.95) -> LabelEx
 def membership_excess(members_F: Tensor, heldout_F: Tensor, level: float = 0.95) -> Excess:
     """Mean over fresh draws of (training features − held-out features), with Student's t interval over the draws.
 
-    The interval covers the labels' randomness. The images are held fixed: it speaks about these training and these
+    The interval covers the labels' randomness. The images are held fixed: it is for these training and these
     held-out images.
 
     Args:

@@ -1,7 +1,7 @@
-"""The audit: what frozen features hold of the training set, read by probes that are refitted from nothing.
+"""The audit of one tap: probes refitted from scratch to frozen features, and the excesses that compare them.
 
-A head that was trained along with the backbone stores random labels itself, and a regulariser can fool it and leave the
-memory in place. So probes of one kind, with equal n and K, are fitted to three things and compared:
+A head that was trained along with the backbone stores random labels itself, and a regulariser can lower its accuracy
+without removing what the features hold. So probes of one kind, with equal n and K, are fitted to three things and compared:
 
 * *label excess* = accuracy on the run's own labels − on fresh labels, both on training features. Positive: the features
   hold something about the very labels that the run was trained with. Exactly 0 in expectation where the backbone never saw
@@ -9,7 +9,7 @@ memory in place. So probes of one kind, with equal n and K, are fitted to three 
 * *membership excess* = accuracy on fresh labels on training features − on held-out features, at equal n. Not 0: images
   that were trained on are told apart more (or less) easily than images that were not.
 
-Both are differences of accuracies in [0, 1]. Features and labels come in, figures go out: never a model or a run.
+Both are differences of accuracies in [0, 1]. It takes features and labels, never a model or a run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rlpheads.memorization.audit.probe_heads import Probe
 
 @dataclass(frozen=True)
 class FeatureAudit:
-    """What the probes found on one tap's features; accuracies in [0, 1].
+    """Results of the audit of one tap's features; accuracies in [0, 1].
 
     Attributes:
         own_M: accuracy on each of the run's own draws, N training rows.
@@ -53,7 +53,7 @@ class FeatureAudit:
 
 @dataclass(frozen=True)
 class HeadControl:
-    """What the probe reaches by itself, on Gaussian features of the same n and d.
+    """Head-only control: accuracy of the same probe on Gaussian features of the same n and d.
 
     Attributes:
         all_rows: with all N training rows: beside `own_M` and `fresh_F`.
@@ -67,7 +67,7 @@ class HeadControl:
 def audit_features(
     train: Features, heldout: Features, labels: AuditLabels, probe: Probe, level: float = 0.95
 ) -> FeatureAudit:
-    """Fit the probes and take the differences.
+    """Fit the probes and compute both excesses.
 
     Args:
         train: features of the training samples (N, D), in the order of `labels.own_MN`.

@@ -1,4 +1,4 @@
-"""Features as blocks of rows: what a probe reads, twice or more often, without holding all of it.
+"""Features streamed as blocks of rows, so that a probe can make several passes without holding them all.
 
 A probe takes a tensor (N, D) or anything that yields blocks (B, D) in the same order each time it is iterated, such as
 slices of a memory-mapped file that are moved to a GPU one by one.
@@ -78,7 +78,7 @@ class RowSubset:
 
 @dataclass(frozen=True)
 class GaussianFeatures:
-    """Standard normal features, which know nothing of any label: the control for what a probe fits by itself.
+    """Standard normal features, independent of every label: the control for what a probe fits by itself.
 
     Attributes:
         num_samples: N.

@@ -1,4 +1,4 @@
-"""What probes need to know of features before they fit: mean, whitened directions and the sums of each label's rows.
+"""Moments of streamed features: mean, whitening matrix, rank and the sums of each label's rows.
 
 One pass over streamed blocks of features collects it, in D² and M·K·D numbers, whatever the number of samples.
 """
@@ -62,7 +62,7 @@ def collect_moments(features: Features, labels_MN: Tensor, num_labels: int) -> M
     totals: tuple[Tensor, Tensor, Tensor] | None = None
     for block_BD, labels_MB in iterate_rows(features, labels_MN):
         if totals is None:
-            totals = _no_totals(block_BD, len(labels_MN), num_labels)
+            totals = _zero_totals(block_BD, len(labels_MN), num_labels)
         total_D, gram_DD, sums_MKD = totals
         if block_BD.shape[1] != len(total_D):
             raise ValueError(f"a block of features is {block_BD.shape[1]} wide, the ones before it {len(total_D)}")
@@ -85,7 +85,7 @@ def collect_moments(features: Features, labels_MN: Tensor, num_labels: int) -> M
     )
 
 
-def _no_totals(block_BD: Tensor, num_draws: int, num_labels: int) -> tuple[Tensor, Tensor, Tensor]:
+def _zero_totals(block_BD: Tensor, num_draws: int, num_labels: int) -> tuple[Tensor, Tensor, Tensor]:
     dim = block_BD.shape[1]
     return block_BD.new_zeros(dim), block_BD.new_zeros(dim, dim), block_BD.new_zeros(num_draws, num_labels, dim)
 

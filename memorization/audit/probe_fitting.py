@@ -44,7 +44,7 @@ def minimise_lbfgs(
     loss: Callable[[Tensor, Tensor, int], Tensor],
     max_passes: int,
 ) -> Iterator[None]:
-    """Lower `loss(rows, labels, draw)`, summed over rows and draws, in place by L-BFGS; yield every few passes.
+    """Minimise `loss(rows, labels, draw)`, summed over rows and draws, in place by L-BFGS; yield every few passes.
 
     The last yield is where the gradient is tiny or the passes are spent.
     """
@@ -74,5 +74,5 @@ def minimise_lbfgs(
         before = num_passes
         optimizer.step(evaluate)
         yield
-        if num_passes - before < _PASSES_AT_ONCE:  # it stopped of its own accord
+        if num_passes - before < _PASSES_AT_ONCE:  # converged
             return

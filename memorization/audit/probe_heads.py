@@ -1,8 +1,8 @@
-"""Probes: classifiers of random labels that are fitted to frozen features, from nothing, and read by their accuracy.
+"""Probes: least-squares, logistic and two-layer classifiers of random labels, fitted from scratch to frozen features.
 
 Every probe fits one head for each draw of the labels, all draws together, from streamed blocks of features: memory grows
 with D² and M·K·D, never with the number of samples. What a probe reaches on its own training rows is its result; on
-labels that the features know nothing of, that is a property of the features' geometry (rank, leverages) and of n, d, K.
+labels that the features are independent of, that is a property of the features' geometry (rank, leverages) and of n, d, K.
 
 The least-squares and the logistic probe have an intercept and are invariant under invertible affine maps of the features:
 they see which directions there are, not how large they are. The two-layer probe does see scales.
@@ -29,7 +29,7 @@ CONTROL_DRAWS = 2
 
 
 class ProbeFit(NamedTuple):
-    """What a probe reached.
+    """Result of fitting a probe.
 
     Attributes:
         accuracy_M: random-label accuracy of each draw on the rows that were fitted, fp64 (M,) on the CPU.
@@ -53,7 +53,7 @@ class Probe(Protocol):
         ...
 
     def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
-        """Random-label accuracy of the same probe on N × D Gaussian features: what the head does by itself."""
+        """Random-label accuracy of the same probe on N × D Gaussian features: the head-only control."""
         ...
 
 
@@ -154,7 +154,7 @@ class TwoLayerProbe:
     def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
         """Fit all draws at once; see `Probe`."""
         moments = collect_moments(features, labels_MN[:0], num_labels)
-        parameters = self._initial(len(labels_MN), num_labels, moments)
+        parameters = self._initial_parameters(len(labels_MN), num_labels, moments)
         inner_MHD, inner_bias_MH, outer_MKH, outer_bias_MK = parameters
 
         def hidden(block_BD: Tensor, draw: int) -> Tensor:
@@ -181,7 +181,7 @@ class TwoLayerProbe:
         """Simulate; see `Probe`."""
         return _simulated_control(self, labels_MN, num_features, num_labels)
 
-    def _initial(self, num_draws: int, num_labels: int, moments: Moments) -> list[Tensor]:
+    def _initial_parameters(self, num_draws: int, num_labels: int, moments: Moments) -> list[Tensor]:
         """Return inner weights and biases, outer weights and biases; scales as He et al. (2015) for unit features."""
         num_features = len(moments.mean_D)
         key = key_from_name("two-layer probe", self.hidden, num_features, num_labels)

@@ -1,4 +1,4 @@
-"""The capacity of a linear head: up to how many samples per feature it fits every random label.
+"""Capacity of a linear head (perceptron capacity for K classes): samples per feature up to which it fits all random labels.
 
 α_c = (K−1)/E‖g − Π(g)‖², g standard normal in R^K and Π the projection onto the cone {v_y ≥ v_k for all k}.
 

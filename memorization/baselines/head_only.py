@@ -1,6 +1,6 @@
-"""What a linear head alone fits of random labels, and which number of labels follows from it.
+"""Head-only baseline: random-label accuracy of a linear head on features independent of the labels, and the choice of K.
 
-A head whose features know nothing of the labels still fits some: the more so, the fewer samples there are for each feature.
+A head whose features are independent of the labels still fits some: the more so, the fewer samples there are per feature.
 Raw random-label accuracy is read beside this baseline. Here is the least-squares head (closed form, any K), the choice of K
 and its warning; the logistic head is in `logistic_baseline`, the capacity in `capacity`, Cover's probability in `exact`.
 """
@@ -25,7 +25,7 @@ _SCAN_RATIO = 1.02
 
 
 class LabelChoice(NamedTuple):
-    """The number of labels that was chosen, the least-squares head's accuracy with it, and what the user should be told."""
+    """The number of labels that was chosen, the least-squares head's accuracy with it, and a warning for the user."""
 
     num_labels: int
     baseline: float
@@ -66,12 +66,12 @@ def auto_labels(num_samples: int, num_features: int) -> LabelChoice:
     check_count("num_samples", num_samples)
     check_count("num_features", num_features)
     alpha = num_samples / num_features
-    high = _hopeless_labels(alpha)
+    high = _search_limit(alpha)
     low = high
     while low >= 2 and _excess(low, alpha) > CHANCE_MARGIN:
         low, high = min(low - 1, int(low / _SCAN_RATIO)), low
     if low < 2:
-        return _two_labels(num_samples, num_features)
+        return _fall_back_to_two_labels(num_samples, num_features)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _excess(middle, alpha) <= CHANCE_MARGIN else (low, middle)
@@ -79,7 +79,7 @@ def auto_labels(num_samples: int, num_features: int) -> LabelChoice:
 
 
 def capacity_warning(num_labels: int, num_samples: int, num_features: int) -> str | None:
-    """What to tell a user whose K lets the head alone fit nearly everything, or None.
+    """Warning for a K with which the head alone fits nearly every label, or None.
 
     It does where n/d is at most the capacity of a linear head (every label can be fitted), or where the least-squares head
     alone reaches 95 %: random-label accuracy then says next to nothing about the backbone.
@@ -102,8 +102,8 @@ def capacity_warning(num_labels: int, num_samples: int, num_features: int) -> st
     )
 
 
-def _two_labels(num_samples: int, num_features: int) -> LabelChoice:
-    """No K qualifies: the smallest one, with the reason."""
+def _fall_back_to_two_labels(num_samples: int, num_features: int) -> LabelChoice:
+    """Choose the smallest K, with the reason, because no K qualifies."""
     baseline = least_squares_rla(2, num_samples / num_features)
     warning = capacity_warning(2, num_samples, num_features) or (
         f"with n={num_samples} samples and d={num_features} features no number of labels keeps the head alone within "
@@ -116,7 +116,7 @@ def _excess(num_labels: int, alpha: float) -> float:
     return least_squares_rla(num_labels, alpha) - 1 / num_labels
 
 
-def _hopeless_labels(alpha: float) -> int:
+def _search_limit(alpha: float) -> int:
     """Some K with which, and above which, the head alone is far off chance; at most the largest K there can be."""
     num_labels = 4
     while least_squares_rla(num_labels, alpha) < 0.5 and num_labels < MAX_LABELS:

@@ -1,4 +1,4 @@
-"""What a logistic head alone fits of random labels on Gaussian features, as a function of K and α = n/d.
+"""Head-only baseline of a logistic head: its fit of random labels on Gaussian features, as a function of K and α = n/d.
 
 For K = 2 the proportional limit is a system of two equations in two unknowns; for K > 2 no closed form is at hand, so the
 head is fitted on simulated features once and the result kept on disk.
@@ -33,7 +33,7 @@ TOTAL_SAMPLES = 8000
 
 @dataclass(frozen=True)
 class LogisticBaseline:
-    """A logistic head on features that know nothing of the labels.
+    """Fit of a logistic head on features independent of the labels.
 
     `accuracy` is its random-label accuracy on the samples it was fitted to, `bits_per_sample` the mean of log2 K + log2 p_y,
     `bits_per_parameter` the sum of these over d·(K−1).
@@ -76,7 +76,7 @@ def _two_label_limit(alpha: float) -> LogisticBaseline:
     log_spread, log_step = _solve_two_labels(alpha)
     spread, step = math.exp(log_spread), math.exp(log_step)
     nodes, weights = normal_rule()
-    loss = float(weights @ np.logaddexp(0, -_prox(spread * nodes, step)))
+    loss = float(weights @ np.logaddexp(0, -_proximal_points(spread * nodes, step)))
     bits = 1 - loss / math.log(2)
     return LogisticBaseline(float(special.ndtr(step / (2 * spread))), bits, bits * alpha)
 
@@ -95,27 +95,27 @@ def _solve_two_labels(alpha: float) -> tuple[float, float]:
 
     def residuals(log_unknowns: NDArray[np.float64]) -> list[float]:
         spread, step = np.exp(np.clip(log_unknowns, -80, 80))
-        margins = _prox(spread * nodes, step)
+        margins = _proximal_points(spread * nodes, step)
         moved = weights @ (margins / spread - nodes) ** 2
         curvature = step * special.expit(margins) * special.expit(-margins)
         shrunk = weights @ (curvature / (1 + curvature))
         return [math.log(moved / kappa), math.log(shrunk / kappa)]
 
-    solution = optimize.root(residuals, _start(alpha), method="hybr", options={"xtol": 1e-12})
+    solution = optimize.root(residuals, _initial_guess(alpha), method="hybr", options={"xtol": 1e-12})
     if not np.max(np.abs(residuals(solution.x))) < 1e-7:
         raise ArithmeticError(f"the logistic system did not converge at alpha = {alpha}; capacity is 2")
     return float(solution.x[0]), float(solution.x[1])
 
 
-def _start(alpha: float) -> tuple[float, float]:
-    """Where to begin: exact for α → ∞ (ℓ'' = 1/4 everywhere); close to capacity, where both blow up, a farther solution."""
+def _initial_guess(alpha: float) -> tuple[float, float]:
+    """Start of the root search: exact for α → ∞ (ℓ'' = 1/4 everywhere); near capacity the solution at a larger α."""
     if alpha < 3:
         return _solve_two_labels(2 + 1.5 * (alpha - 2))
     step = 4 / (alpha - 2)
     return math.log(step * math.sqrt(alpha) / 2), math.log(step)
 
 
-def _prox(points: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+def _proximal_points(points: NDArray[np.float64], step: float) -> NDArray[np.float64]:
     """Solve u = s + step·expit(−u) for each s: bisection in the bracket [s, s + step], then Newton to the last digit."""
     low, high = points, points + step
     for _ in range(40):

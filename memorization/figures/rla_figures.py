@@ -27,13 +27,13 @@ from rlpheads.memorization.measures.intervals import HELD_OUT_LEVEL, binomial_bo
 
 @dataclass(frozen=True)
 class References:
-    """What an accuracy is read against.
+    """Reference lines of a figure: chance, held-out band and head-only baseline.
 
     Attributes:
         num_labels: K; chance is 1/K.
-        num_heldout: held-out samples, for the band that their accuracy stays within; None draws no band.
-        baseline: accuracy that a head alone reaches on features that know nothing of the labels (least squares, from n,
-            d and K): one for all taps, or one for each. None draws no line.
+        num_heldout: held-out samples, for the band of chance around their accuracy; None draws no band.
+        baseline: accuracy of a head alone, on features independent of the labels (least squares, from n, d
+            and K): one for all taps, or one for each. None draws no line.
     """
 
     num_labels: int
@@ -220,7 +220,7 @@ def _draw_epochs(
 def _depth_scale(
     figure: Figure, panels: NDArray[np.object_], taps: Sequence[int | str], colours: ListedColormap
 ) -> None:
-    """Say which colour is which tap."""
+    """Draw the colour bar of the taps."""
     norm = BoundaryNorm(np.arange(len(taps) + 1) - 0.5, len(taps))
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), pad=0.015, aspect=24)
     shown = range(0, len(taps), -(-len(taps) // _MAX_TICKS))

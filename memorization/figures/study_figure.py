@@ -1,4 +1,4 @@
-"""The figure of a study over a regulariser: is memory removed, or only hidden from the heads that are regularised."""
+"""Figure of a regulariser study: own heads against audit heads, and the excesses of refitted probes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class ArmPoint:
 def plot_study(path: str | Path, arms: Sequence[ArmPoint], reference: str) -> tuple[Path, Path]:
     """Draw the own heads' accuracy against the audit heads', and both excesses by arm where they were measured.
 
-    On the diagonal the own heads know as much as heads that the regulariser never saw: what is below the reference there
-    was removed. Under the diagonal is what was hidden.
+    On the diagonal the own heads are as accurate as heads that the regulariser never saw: an arm below the reference there
+    removed memory. An arm under the diagonal hid it from its own heads.
 
     Returns:
         Paths of the PNG and of the SVG.

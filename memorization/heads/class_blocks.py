@@ -1,4 +1,4 @@
-"""Random labels drawn inside each class: a head chooses among the labels of the sample's own class alone.
+"""Per-class random labels: each class has K labels of its own, and a row's softmax goes over its class's block alone.
 
 With C classes and K labels for each, label c·K + k is the k-th of class c. A head has C·K rows, of which the K of the
 row's class take part in its softmax: one small head for each class, in one matrix. Chance is 1/K, as it is for K labels
@@ -15,7 +15,7 @@ from rlpheads.memorization.arguments import check_num_labels
 
 
 def class_block_labels(labels_MN: Tensor, classes_N: Tensor, num_labels: int) -> Tensor:
-    """Number labels within classes through: int32 (M, N), class·K + label.
+    """Number the labels of all classes consecutively: class·K + label, int32 (M, N).
 
     Args:
         labels_MN: integers (M, N) in [0, K).
@@ -60,7 +60,7 @@ def class_block_loss(
     block_B, within_B = labels_B.long() // num_labels, labels_B.long() % num_labels
     weight_BKD = weight_AD.unflatten(0, (-1, num_labels))[block_B]
     bias_BK = bias_A.unflatten(0, (-1, num_labels))[block_B]
-    # A row's logits pass for its features, under a head that hands them on: each loss keeps its own route to them.
+    # The block's logits stand in for features of an identity head, so that each loss keeps its own gradient route.
     identity_KK = torch.eye(num_labels, dtype=weight_AD.dtype, device=weight_AD.device)
     head_BK = _logits(features_BD.detach(), weight_BKD, bias_BK)
     own = random_label_loss(head_BK, identity_KK, within_B, joint=True, impl=impl)

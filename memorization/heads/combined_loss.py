@@ -1,4 +1,4 @@
-"""From per-row head losses to the scalar that is back-propagated: weights, padding, the mean over the global batch."""
+"""Reduction of per-row head losses to the scalars that are back-propagated: weights, padding, mean over the global batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TermWeights:
 
 
 class CombinedLoss(NamedTuple):
-    """What one micro-batch adds to a step."""
+    """Reduced losses of one micro-batch."""
 
     heads: Tensor
     """Scalar that trains the heads alone."""

@@ -1,4 +1,4 @@
-"""What a pass through the heads takes and returns: the terms to compute, and per-row losses for every tap and draw."""
+"""Which loss terms the heads compute, and the per-row losses that they return for every tap and draw."""
 
 from __future__ import annotations
 

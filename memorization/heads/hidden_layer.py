@@ -1,4 +1,4 @@
-"""What may stand between a tap and a head: dropout, and a hidden layer that only the head's own loss trains."""
+"""A hidden layer between a tap and its head, trained by the head's own loss alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class HiddenLayer(nn.Module):
     """relu(W·x + b) for one head: weight (H, D) and bias (H,).
 
-    The two routes of a head's loss stay apart through it. `learn` gives activations whose gradient reaches the layer and
-    not the features; `carry` gives the same activations with a gradient that reaches the features and not the layer.
+    The two gradient routes of a head's loss stay apart through it: `with_detached_features` trains the layer and not the
+    features, `with_detached_weights` gives the same activations and trains the features and not the layer.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Random labels as a pure function of (seed, split, draw, sample id).
 
-Nothing is drawn from a generator: a sample's label is a hash of who it is, scaled to [0, K). The labels are therefore
+Nothing is drawn from a generator: a sample's label is a hash of its identity, scaled to [0, K). The labels are therefore
 the same on any device, rank, world size, order and loader, they never need broadcasting, and asking for more draws or
 more samples changes none of those already there. Two splits of one run get unrelated labels because the split's name is
 hashed too.
@@ -42,7 +42,7 @@ def random_labels(sample_ids_N: Tensor, num_labels: int, *, key: int) -> Tensor:
 
 
 def label_key(seed: int, split: str, draw: int) -> int:
-    """Name the stream of one draw of one split's labels."""
+    """Key of the random stream of one draw of one split's labels."""
     return key_from_name("labels", seed, split, draw)
 
 
@@ -64,7 +64,7 @@ def label_table(
         num_draws: M, independent draws.
         seed: seed of the run.
         split: name of the split; other names give unrelated labels.
-        balance: "iid" draws every label independently. "balanced" hands each label out equally often (counts differ by
+        balance: "iid" draws every label independently. "balanced" gives each label equally often (counts differ by
             at most 1); its labels depend on N and on one another, so the bits' e-values and held-out splits need "iid".
         device: where the table is computed and lives.
 

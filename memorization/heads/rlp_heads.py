@@ -157,7 +157,7 @@ class RLPHeads(nn.Module):
     ) -> list[RandomLabelLoss]:
         """Compute every head's loss behind its hidden layer: once for what trains the head, once for the features.
 
-        What trains the layer is the joint term on detached features. Its value is taken off again: only its gradient
+        The joint term on detached features trains the layer. Its value is subtracted again, so that only its gradient
         counts.
         """
         through = list(zip(layers, features, strict=True))

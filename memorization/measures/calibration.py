@@ -1,4 +1,4 @@
-"""How far a classifier's confidence is from its accuracy: the expected calibration error, batch by batch on any device.
+"""Expected calibration error (ECE) of a classifier, accumulated batch by batch on any device.
 
 Importing it needs torch alone, so that an evaluation inside a run can use it.
 """

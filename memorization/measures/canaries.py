@@ -1,7 +1,7 @@
-"""Do the measures find what was planted? Canaries against ordinary samples, by every per-sample measure.
+"""ROC AUC of every per-sample measure for canaries against ordinary samples, and its correlation with the copies.
 
 A canary is a training sample that was made hard or easy on purpose: its class is wrong, its image stands in the split
-several times. How well a measure tells canaries from the rest says how far its word on other samples can be trusted.
+several times. How well a measure separates canaries from the rest says how far it can be trusted on other samples.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ REPEATED = "repeated"
 
 
 class CanaryAUC(NamedTuple):
-    """How well a measure tells a kind of canary from ordinary samples.
+    """Area under the ROC curve of a measure for one kind of canary against ordinary samples, with its interval.
 
-    `auc` is the probability that a canary's value is above an ordinary sample's, ties counting half: .5 tells nothing, 0
-    tells as much as 1. `low` and `high` are the ends of its interval.
+    `auc` is the probability that a canary's value is above an ordinary sample's, ties counting half: .5 is
+    chance, and 0 separates as well as 1. `low` and `high` are the ends of its interval.
     """
 
     auc: float
@@ -51,14 +51,14 @@ def canary_auc(
     Args:
         canary_P: a measure's values for the canaries, (P,).
         ordinary_Q: its values for ordinary samples, (Q,).
-        image_P: which image each canary shows: copies of one are no independent witnesses. Default: each its own.
+        image_P: which image each canary shows: copies of one image are not independent. Default: each its own.
         level: nominal coverage.
 
     The interval is Wilson's for as many trials as would give DeLong's variance, which for copies is taken over images
     (Obuchowski). They are at most 4·W·Q/(W + Q), what Hanley and McNeil's variance comes to for an area near 1: DeLong's is
-    0 where no canary is among the ordinary samples, and too small where only a few are. W counts witnesses: the canaries,
-    by as much fewer as their being copies raises the variance, yet one an image. With fewer than two images or ordinary
-    samples the interval is [0, 1].
+    0 where no canary is among the ordinary samples, and too small where only a few are. W is the effective number of
+    canaries: their number over the design effect of the copies, but at least the number of images. With fewer than two
+    images or ordinary samples the interval is [0, 1].
 
     Source: DeLong et al., Biometrics 44 (1988) 837-845; Obuchowski, Biometrics 53 (1997) 567-578; Hanley and McNeil,
     Radiology 143 (1982) 29-36; Korn and Graubard, Survey Methodology 24 (1998) 193-201, for the effective number.
@@ -75,9 +75,9 @@ def canary_auc(
         return CanaryAUC(auc, 0.0, 1.0)
     clustered = num_images / (num_images - 1) * float((excess_I**2).sum()) / len(canary) ** 2
     variance = clustered + float(below_Q.var(ddof=1)) / num_ordinary
-    witnesses = min(float(above_P.var(ddof=1)) / clustered, len(canary)) if clustered > 0 else 0
-    witnesses = max(witnesses, num_images)
-    trials = 4 * witnesses * num_ordinary / (witnesses + num_ordinary)
+    effective_canaries = min(float(above_P.var(ddof=1)) / clustered, len(canary)) if clustered > 0 else 0
+    effective_canaries = max(effective_canaries, num_images)
+    trials = 4 * effective_canaries * num_ordinary / (effective_canaries + num_ordinary)
     if variance > 0:
         trials = min(trials, auc * (1 - auc) / variance)
     whole = max(1, math.floor(trials))
@@ -86,7 +86,7 @@ def canary_auc(
 
 
 def auc_by_kind(measures: Mapping[str, Tensor], canaries: Canaries) -> dict[str, dict[str, CanaryAUC]]:
-    """Separate every kind of canary from the ordinary samples (those of no kind) by every measure.
+    """AUC of every measure for every kind of canary, against the ordinary samples (those of no kind).
 
     Args:
         measures: (N,) each, by name; a NaN leaves that sample out.
@@ -115,7 +115,7 @@ def auc_by_kind(measures: Mapping[str, Tensor], canaries: Canaries) -> dict[str,
 
 
 def correlate_with_copies(measures: Mapping[str, Tensor], canaries: Canaries) -> dict[str, Correlation]:
-    """Correlate each measure with the number of copies, over the repeated images.
+    """Spearman's rank correlation of each measure with the number of copies, over the repeated images.
 
     An image's value is the average over its copies. Ordinary samples are left out: they would all tie at one copy.
 

@@ -32,7 +32,7 @@ def rademacher_complexity(predictions_FN: Tensor) -> float:
 
 
 def rademacher_complexity_of_constants(num_samples: int) -> float:
-    """The same for the two constant functions ±1: E|Σσ_i|/n, in closed form for any n ≥ 1 (about √(2/(πn)))."""
+    """Empirical Rademacher complexity of the two constant functions ±1, in closed form: E|Σσ_i|/n ≈ √(2/(πn)), n ≥ 1."""
     check_count("num_samples", num_samples)
     heads = np.arange(num_samples + 1)
     return float(stats.binom.pmf(heads, num_samples, 0.5) @ np.abs(2 * heads - num_samples)) / num_samples
@@ -62,7 +62,9 @@ def mean_e_value(probability_NK: Tensor) -> float:
 
 
 def separable_probability(num_samples: int, num_features: int) -> float:
-    """P(n points in general position with random signs are linearly separable through the origin): 2^{1−n} Σ_{k<d} C(n−1, k).
+    """Cover's function-counting theorem: probability that n randomly signed points are linearly separable through the origin.
+
+    For points in general position it is 2^{1−n} Σ_{k<d} C(n−1, k).
 
     Source: T. Cover, IEEE Trans. Electronic Computers EC-14 (1965) 326-334.
     """

@@ -1,8 +1,8 @@
-"""Intervals for random-label accuracy: one accuracy, the null, across draws, and the concentration bound.
+"""Confidence intervals for random-label accuracy: Wilson, exact binomial, Student's t and bootstrap over draws, McDiarmid.
 
 Which one to use: `binomial_bounds` asks whether a head that cannot know the labels explains an accuracy; `wilson_interval`
 is for one accuracy over independent samples; `draw_interval` and `cluster_bootstrap` are for a mean (any statistic) over
-independent draws of the labels, which is what speaks about *trained* heads; `mcdiarmid_half_width` bounds the exact
+independent draws of the labels, which is the one for *trained* heads; `mcdiarmid_half_width` bounds the exact
 supremum over a class of functions and nothing else.
 
 Everything is computed in fp64 on the CPU, whatever the device of the input.
@@ -22,7 +22,7 @@ from torch import Tensor
 from rlpheads.memorization.arguments import check_count, check_num_labels, check_open_fraction
 
 HELD_OUT_LEVEL = 1.0 - 1e-4
-"""Level of the standing held-out check: two-sided, one false alarm in 10,000 looks."""
+"""Level of the standing held-out check: two-sided, one false alarm in 10,000 checks."""
 
 
 class Interval(NamedTuple):
@@ -76,7 +76,7 @@ def wilson_interval(num_hits: Tensor | float, num_samples: int, level: float = 0
 
 
 def binomial_bounds(num_samples: int, num_labels: int, level: float = HELD_OUT_LEVEL) -> Interval:
-    """Accuracies that a head knowing nothing of i.i.d. labels stays within: exact two-sided Binomial(n, 1/K).
+    """Bounds of chance accuracy under the null of label-independent predictions: exact two-sided Binomial(n, 1/K).
 
     Args:
         num_samples: n ≥ 1. Independent draws of the labels add up: M draws over n samples are M·n.
@@ -103,7 +103,7 @@ def draw_interval(values: Tensor, level: float = 0.95, dim: int = -1) -> Interva
         dim: the dimension of the draws; it is reduced.
 
     Raises:
-        ValueError: fewer than two draws; with one draw only `wilson_interval` can speak.
+        ValueError: fewer than two draws; with one draw use `wilson_interval`.
     """
     check_open_fraction("level", level)
     values = as_float64(values)
@@ -124,7 +124,7 @@ def cluster_bootstrap(
 ) -> Interval:
     """Bootstrap clustered by draw: whole draws are resampled, so that what is shared inside a draw stays together.
 
-    The quantiles are those of the expanded percentile bootstrap, which undoes the narrowness of the plain one at few
+    The quantiles are those of the expanded percentile bootstrap, which corrects the narrowness of the plain one at few
     draws: its tail is Φ(−√(M/(M−1))·t_{tail, M−1}). For means its coverage is nominal within two points from M = 10 draws on.
 
     Args:

@@ -1,8 +1,8 @@
-"""What a pass over the samples says about memorisation: accuracies, the Rademacher estimate and bits.
+"""Measures of memorisation from one pass over the samples: random-label accuracy, Rademacher estimate, bits, margins.
 
 Pure functions on tensors, computed in fp64 on the CPU whatever the device of the input, and called between epochs, never
 inside a step. The last dimension is always the samples (N); any dimensions before it (taps T, draws M) are kept. Intervals
-are in `intervals`, per-sample scores in `sample_scores`, what develops over epochs in `sample_dynamics`.
+are in `intervals`, per-sample scores in `sample_scores`, training dynamics in `sample_dynamics`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def random_label_accuracy(hit_N: Tensor, seen_N: Tensor | None = None) -> Tensor
     Raises:
         ValueError: no sample counts.
     """
-    return _select(hit_N, seen_N).mean(-1)
+    return _select_seen(hit_N, seen_N).mean(-1)
 
 
 def rademacher_estimate(accuracy: Tensor | float, num_labels: int) -> Tensor:
@@ -94,7 +94,7 @@ def stored_bits(
     check_count("num_features", num_features)
     if num_network_parameters is not None:
         check_count("num_network_parameters", num_network_parameters)
-    selected = _select(bits_N, seen_N)
+    selected = _select_seen(bits_N, seen_N)
     total = selected.sum(-1)
     return Bits(
         total=total,
@@ -110,7 +110,7 @@ def margin_summary(
     margin_N: Tensor, seen_N: Tensor | None = None, levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)
 ) -> MarginSummary:
     """Mean, quantiles and fraction above zero of margins of shape (..., N); a positive margin is a hit (but for ties)."""
-    selected = _select(margin_N, seen_N)
+    selected = _select_seen(margin_N, seen_N)
     return MarginSummary(selected.mean(-1), quantiles(selected, levels), (selected > 0).double().mean(-1))
 
 
@@ -137,7 +137,7 @@ def expected_calibration_error(confidence_N: Tensor, hit_N: Tensor, num_bins: in
     return bins.error(len(hit))
 
 
-def _select(values_N: Tensor, seen_N: Tensor | None) -> Tensor:
+def _select_seen(values_N: Tensor, seen_N: Tensor | None) -> Tensor:
     values = as_float64(values_N)
     if values.dim() == 0:
         raise ValueError("the samples are the last dimension; a scalar was given")

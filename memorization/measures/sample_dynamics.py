@@ -1,4 +1,4 @@
-"""What each sample's history over the epochs says: when it was learned, how often forgotten, how sure the class was.
+"""Training dynamics of each sample: first-learned epoch, forgetting events, dataset cartography, noisy-label AUC.
 
 The first dimension is the epochs (E, in order), the last the samples (N). Epochs are positions in what is given, so a ledger
 that was written every fifth epoch counts in fives. fp64 on the CPU whatever the device of the input.
@@ -17,7 +17,7 @@ from rlpheads.memorization.measures.intervals import as_float64
 
 
 class DatasetMap(NamedTuple):
-    """Per sample, fp64 (N,): mean and standard deviation over epochs of the probability of its class, and fraction of hits."""
+    """Dataset map, fp64 (N,): mean and standard deviation over epochs of the probability of the class, and fraction of hits."""
 
     confidence_N: Tensor
     variability_N: Tensor
@@ -36,8 +36,8 @@ def first_learned_epoch(hit_EN: Tensor, consecutive: int = HITS_IN_A_ROW) -> Ten
     Args:
         hit_EN: hits, (E, N).
         consecutive: how many hits in a row; a run that the last epoch cuts short counts. With 1, the literal first hit, a
-            lucky guess of a network that has learned nothing yet is taken for learning: with C classes one sample in C is
-            hit in any of the first epochs. Three in a row are so by luck once in C³, if the guesses are independent.
+            chance hit of an untrained network counts as learning: with C classes one sample in C is hit in any of the
+            first epochs. Three in a row happen by chance once in C³, if the guesses are independent.
     """
     check_count("consecutive", consecutive)
     hit_EN = _hits(hit_EN)
@@ -49,9 +49,9 @@ def first_learned_epoch(hit_EN: Tensor, consecutive: int = HITS_IN_A_ROW) -> Ten
 
 
 def learned_for_good_epoch(hit_EN: Tensor) -> Tensor:
-    """Position of the first epoch from which each sample was hit to the end; E for one missed in the last. int64 (N,).
+    """First-split learning time: position of the first epoch from which each sample was hit to the end. int64 (N,).
 
-    Unlike the first hit, it is not moved by the lucky hits of a network that has learned nothing yet.
+    It is E for a sample missed in the last epoch. Chance hits of an untrained network do not move it, unlike the first hit.
 
     Source: Maini et al., Characterizing Datapoints via Second-Split Forgetting (NeurIPS 2022), first-split learning time.
     """
@@ -69,7 +69,7 @@ def forgetting_events(hit_EN: Tensor) -> Tensor:
 
 
 def dataset_map(class_loss_EN: Tensor, class_hit_EN: Tensor) -> DatasetMap:
-    """Confidence, variability and correctness of each sample.
+    """Dataset cartography: confidence, variability and correctness of each sample.
 
     Args:
         class_loss_EN: cross-entropy of the class in nats without label smoothing, (E, N); the probability is exp(−loss).

@@ -1,4 +1,4 @@
-"""Every per-sample measure that the ledgers of a run hold: gathered over its epochs, one value a sample and measure."""
+"""Per-sample measures gathered from the ledgers of a run's epochs: one value for each sample and measure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlpheads.memorization.records.ledger_file import LedgerError, LedgerMetadat
 
 FIRST_LEARNED = f"first-learned epoch ({HITS_IN_A_ROW} in a row)"
 FIRST_HIT = "first hit"
-"""The literal definition of when a sample was learned, which takes a lucky guess for learning."""
+"""The literal definition of when a sample was learned, which counts a chance hit as learning."""
 
 DYNAMIC_MEASURES = (
     FIRST_LEARNED,
@@ -35,11 +35,11 @@ DYNAMIC_MEASURES = (
 
 @dataclass(frozen=True)
 class SampleHistory:
-    """What E ledgers of one phase say of N samples at T taps with M draws.
+    """The columns of E ledgers of one phase, for N samples, T taps and M draws.
 
     Attributes:
         metadata: of the last ledger.
-        epochs: the epochs that the ledgers tell of, in their order.
+        epochs: epochs of the ledgers, in their order.
         seen_EN: bool, whether the epoch reached the sample.
         class_hit_EN: bool; False where not seen.
         class_loss_EN: fp32, nats; NaN where not seen.
@@ -73,23 +73,23 @@ def gather_history(tables: Iterable[LedgerTable]) -> SampleHistory:
     Raises:
         LedgerError: there is none, or they are not of one run and phase.
     """
-    told: list[LedgerMetadata] = []
+    metadata_E: list[LedgerMetadata] = []
     classes: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     sums: list[np.ndarray] = []
     for table in tables:
-        told.append(table.metadata)
-        _check_same_run(told[0], told[-1])
+        metadata_E.append(table.metadata)
+        _check_same_run(metadata_E[0], metadata_E[-1])
         classes.append((table.seen, table.class_hit & table.seen, table.class_loss))
         columns = (table.hit, _group_means(table, table.bits), _group_means(table, table.margin))
         terms = [np.where(table.seen, column, 0.0) for column in columns]
         sums = [total + term for total, term in zip(sums, terms, strict=True)] if sums else terms
-    if not told:
+    if not metadata_E:
         raise LedgerError("a history needs at least one ledger")
     seen_EN, class_hit_EN, class_loss_EN = (torch.from_numpy(np.stack(column)) for column in zip(*classes, strict=True))
     times_N = seen_EN.sum(0).double()  # never reached: 0/0 is the NaN that it should be
     hit_TMN, bits_GTN, margin_GTN = (torch.from_numpy(total) / times_N for total in sums)
-    epochs = tuple(metadata.epoch for metadata in told)
-    return SampleHistory(told[-1], epochs, seen_EN, class_hit_EN, class_loss_EN, hit_TMN, bits_GTN, margin_GTN)
+    epochs = tuple(metadata.epoch for metadata in metadata_E)
+    return SampleHistory(metadata_E[-1], epochs, seen_EN, class_hit_EN, class_loss_EN, hit_TMN, bits_GTN, margin_GTN)
 
 
 def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
     first one that did, the sample was not learned. Measures of the random labels are averages over the epochs, one for each
     tap, of the heads' own draws and, apart ("audit label …"), of the audit heads'; `DYNAMIC_MEASURES` need two epochs.
     """
-    hit_EN, loss_EN = _filled(history)
+    hit_EN, loss_EN = _fill_missed_epochs(history)
     class_map = dataset_map(loss_EN, hit_EN)
     measures = {
         FIRST_LEARNED: first_learned_epoch(hit_EN),
@@ -128,7 +128,7 @@ def _group_means(table: LedgerTable, values_TMN: np.ndarray) -> np.ndarray:
     return np.stack([values_TMN[:, draws].mean(1, dtype=np.float64) for draws in groups])
 
 
-def _filled(history: SampleHistory) -> tuple[Tensor, Tensor]:
+def _fill_missed_epochs(history: SampleHistory) -> tuple[Tensor, Tensor]:
     """Hits and losses in which an epoch that did not reach a sample repeats the last one that did: (E, N) both.
 
     Epochs before the first that reached it are misses, with the loss of that first one.

@@ -1,6 +1,6 @@
-"""Which samples are memorised: a score with its standard error for each, and a set with a controlled false discovery rate.
+"""Memorised samples: a score with its standard error for each, and a set at a controlled false discovery rate.
 
-A sample is judged over independent draws of its random label. One draw cannot tell a memorised sample from a lucky one (the
+A sample is judged over independent draws of its random label. One draw cannot tell a memorised sample from a chance hit (the
 smallest p-value is K^−M), so the set says 'not resolvable' where the draws are too few, instead of an empty answer.
 """
 
@@ -25,9 +25,9 @@ class SampleScores(NamedTuple):
 
 
 class MemorizedSet(NamedTuple):
-    """The samples that are hit more often than chance.
+    """Samples hit significantly more often than chance, by the Benjamini-Hochberg procedure.
 
-    `member_N` is bool (N,), or None when `resolvable` is False: the draws are too few for it to be told from luck.
+    `member_N` is bool (N,), or None when `resolvable` is False: the draws are too few to resolve any.
     `p_value_N` and `adjusted_N` (Benjamini-Hochberg) are fp64 (N,); `needed_draws` is how many draws would do.
     """
 

@@ -1,4 +1,7 @@
-"""The truth about a run's planted samples, as a file beside its ledgers. Needs no scipy: a training writes it at its start."""
+"""The file of a run's canaries: which training samples were planted, and their true classes.
+
+Needs no scipy: a training writes it at its start.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from rlpheads.memorization.atomic_file import atomic_file
 
 
 class CanaryError(ValueError):
-    """A file of canaries that cannot be read, or does not fit the ledgers."""
+    """A canary file that cannot be read, or does not fit the ledgers."""
 
 
 @dataclass(frozen=True)
 class Canaries:
-    """Which samples of a training split were planted: arrays over P of them, sorted by index.
+    """Canaries of a training split: parallel arrays over P planted samples, sorted by index.
 
     Attributes:
         fingerprint: of the manifest that they stand in.
@@ -44,7 +47,7 @@ class Canaries:
 
 
 def write_canaries(path: str | Path, canaries: Canaries) -> None:
-    """Write the planted samples to one file, whole or not at all."""
+    """Write the canaries to one Parquet file, whole or not at all."""
     columns = {name: getattr(canaries, name) for name in _SCHEMA.names}
     text = json.dumps({"version": _VERSION, "fingerprint": canaries.fingerprint})
     schema = _SCHEMA.with_metadata({_METADATA_KEY: text.encode()})
@@ -53,7 +56,7 @@ def write_canaries(path: str | Path, canaries: Canaries) -> None:
 
 
 def read_canaries(path: str | Path) -> Canaries:
-    """Read a file of planted samples.
+    """Read a canary file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -66,11 +69,11 @@ def read_canaries(path: str | Path) -> Canaries:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise CanaryError(f"{path} is no readable Parquet file: {error}") from error
-    told = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
-    if told.get("version") != _VERSION or not table.schema.equals(_SCHEMA):
+    metadata = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+    if metadata.get("version") != _VERSION or not table.schema.equals(_SCHEMA):
         raise CanaryError(f"{path} is no file of canaries of version {_VERSION}")
     columns = {name: table.column(name).to_numpy().copy() for name in _SCHEMA.names}  # Arrow's own are read-only
-    return Canaries(told["fingerprint"], **columns | {"kind": columns["kind"].astype(np.str_)})
+    return Canaries(metadata["fingerprint"], **columns | {"kind": columns["kind"].astype(np.str_)})
 
 
 _VERSION = 1

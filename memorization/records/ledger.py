@@ -92,7 +92,7 @@ class Ledger:
         self._write(slot_B, "status", torch.where(self._rows["status"][slot_B] == SEEN, SEEN, SKIPPED))
 
     def reset(self) -> None:
-        """Forget every row, for the next epoch."""
+        """Zero every row, for the next epoch."""
         for values in self._rows.values():
             values.zero_()
 

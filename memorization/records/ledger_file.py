@@ -26,7 +26,7 @@ class LedgerError(ValueError):
 
 @dataclass(frozen=True)
 class LedgerMetadata:
-    """What a ledger file says about itself.
+    """Metadata of a ledger file: which run, epoch and phase it is of, and what its lists mean.
 
     Attributes:
         fingerprint: of the dataset's manifest.
@@ -34,7 +34,7 @@ class LedgerMetadata:
         num_labels: K.
         taps: names of the taps (block numbers, or text), in the order of the lists.
         num_draws: M, audit draws included.
-        epoch: number of the epoch that the rows tell of.
+        epoch: epoch that the rows describe.
         phase: "running", "clean" or "heldout".
         split: name of the split the random labels were drawn for.
         step: optimizer steps taken when the file was written.
@@ -92,7 +92,7 @@ def write_ledger(path: str | Path, tensors: Mapping[str, Tensor], metadata: Ledg
     Args:
         path: the file; missing folders are made, an older file is replaced.
         tensors: as `Ledger.tensors` returns them, N rows each.
-        metadata: what the file says about itself.
+        metadata: of the run, epoch and phase; stored in the file.
 
     Raises:
         LedgerError: `metadata` has other numbers of taps or draws than the rows.

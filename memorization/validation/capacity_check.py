@@ -1,4 +1,4 @@
-"""The capacity of a linear head by another route than `rlpheads.memorization.baselines.capacity`, to check that one against.
+"""Capacity of a linear head by inverting a characteristic function: a check of `rlpheads.memorization.baselines.capacity`.
 
 With J the number of labels that the projection lowers, α_c = (K−1)/E J, and label k is lowered exactly where its g_k is
 above the common height t. Since t − Σ_j (g_j − t)₊ = g_y and the left side rises with t, that is where
@@ -27,12 +27,12 @@ def capacity_by_integral(num_labels: int) -> float:
 
     Source of the inversion: J. Gil-Pelaez, Biometrika 38 (1951) 481-482.
     """
-    x = np.linspace(_lowest(num_labels - 2), 9.5, _NUM_X)
+    x = np.linspace(_lower_limit(num_labels - 2), 9.5, _NUM_X)
     density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
-    return float(1 / simpson(density * _below(x, num_labels - 2), x=x))
+    return float(1 / simpson(density * _probability_below(x, num_labels - 2), x=x))
 
 
-def _lowest(num_others: int) -> float:
+def _lower_limit(num_others: int) -> float:
     """The x below which S_x lies beyond x by twelve standard deviations: nothing is lowered there."""
     x = np.linspace(-8.5, 9.5, _NUM_X)
     mean, variance = _moments(x, num_others)
@@ -45,7 +45,7 @@ def _moments(x: NDArray[np.float64], num_others: int) -> tuple[NDArray[np.float6
     return num_others * (density - x * tail), num_others * ((1 + x**2) * tail - x * density)
 
 
-def _below(x: NDArray[np.float64], num_others: int) -> NDArray[np.float64]:
+def _probability_below(x: NDArray[np.float64], num_others: int) -> NDArray[np.float64]:
     """P(Z + S_x < x) for each x."""
     density, tail = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), special.ndtr(-x)
     u = _U[1:]

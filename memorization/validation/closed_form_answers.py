@@ -42,7 +42,7 @@ def head_capacity() -> Sequence[KnownAnswer]:
     rows.append(KnownAnswer("capacity, K=100000 (described as ≈6190)", 6404.43, capacity(10**5), 0.01))
     for num_labels in (2, 5, 100, 1000, 10**5):
         expected = capacity_by_integral(num_labels)
-        name = f"capacity, K={num_labels}, by an integral in its stead"
+        name = f"capacity, K={num_labels}, by Gil-Pelaez inversion"
         rows.append(KnownAnswer(name, expected, capacity(num_labels), 1e-8 * expected))
     return rows
 

@@ -1,8 +1,8 @@
-"""Do the intervals cover? Simulated cases in which the truth is set by hand, thousands at a time.
+"""Coverage of the confidence intervals, in simulated cases whose truth is known.
 
 An interval of level 95 % must contain the truth in 93-97 % of 2,000 cases (the count's own standard deviation is half a
 point). McDiarmid's half-width promises at least its level and no more (a worst case), and the interval of an area under the
-ROC curve is wider than it need be near 1, where few canaries are out of place: of these only the lower end is asked. The
+ROC curve is wider than needed near 1, where few canaries are out of place: these are only checked to cover often enough. The
 audit's intervals are in `excess_coverage`.
 """
 
@@ -35,27 +35,27 @@ DRAW_SPREAD = 0.02
 
 
 def wilson_coverage(accuracy: float, num_samples: int, num_cases: int = NUM_CASES, seed: int = 0) -> float:
-    """Fraction of cases in which Wilson's 95 % interval contains the accuracy."""
+    """Coverage of Wilson's 95 % interval: the fraction of cases in which it contains the accuracy."""
     generator = torch.Generator().manual_seed(seed)
     count = torch.full((num_cases,), float(num_samples), dtype=torch.float64)
     hits = torch.binomial(count, torch.full_like(count, accuracy), generator=generator)
-    return _covered(wilson_interval(hits, num_samples), accuracy)
+    return _coverage(wilson_interval(hits, num_samples), accuracy)
 
 
 def draw_coverage(num_draws: int, num_cases: int = NUM_CASES, seed: int = 0) -> float:
-    """The same for the t interval across draws, whose true accuracies scatter about the mean that is sought."""
+    """Coverage of the t interval across draws, whose true accuracies scatter about the mean to be estimated."""
     accuracy_CM, truth = draw_accuracies(num_draws, num_cases, seed)
-    return _covered(draw_interval(accuracy_CM), truth)
+    return _coverage(draw_interval(accuracy_CM), truth)
 
 
 def bootstrap_coverage(num_draws: int, num_cases: int = NUM_CASES, seed: int = 0) -> float:
-    """The same for the bootstrap clustered by draw."""
+    """Coverage of the bootstrap clustered by draw."""
     accuracy_CM, truth = draw_accuracies(num_draws, num_cases, seed)
-    return _covered(cluster_bootstrap(accuracy_CM), truth)
+    return _coverage(cluster_bootstrap(accuracy_CM), truth)
 
 
 def binomial_coverage(num_samples: int, num_labels: int, num_cases: int = NUM_CASES, seed: int = 0) -> float:
-    """The same for the bounds of chance at level 95 %: accuracies of a head that cannot know the labels."""
+    """Coverage of the 95 % binomial bounds of chance, for accuracies of label-independent predictions."""
     generator = torch.Generator().manual_seed(seed)
     count = torch.full((num_cases,), float(num_samples), dtype=torch.float64)
     hits = torch.binomial(count, torch.full_like(count, 1 / num_labels), generator=generator)
@@ -63,15 +63,15 @@ def binomial_coverage(num_samples: int, num_labels: int, num_cases: int = NUM_CA
 
 
 def mcdiarmid_coverage(num_samples: int, num_cases: int = NUM_CASES, seed: int = 0) -> float:
-    """The same for the half-width around the Rademacher estimate of the two constant predictions of two labels."""
+    """Coverage of McDiarmid's half-width around the Rademacher estimate of the two constant predictions of two labels."""
     generator = torch.Generator().manual_seed(seed)
     signs_CN = 1 - 2 * torch.randint(2, (num_cases, num_samples), generator=generator).double()
     distance_C = signs_CN.mean(1).abs() - rademacher_complexity_of_constants(num_samples)
     return float((distance_C.abs() <= mcdiarmid_half_width(num_samples, 1, 2)).double().mean())
 
 
-def separation_coverage(auc: float, num_canaries: int, num_ordinary: int, num_cases: int = NUM_CASES) -> float:
-    """The same for the area under the ROC curve of normal canaries against normal ordinary samples."""
+def auc_coverage(auc: float, num_canaries: int, num_ordinary: int, num_cases: int = NUM_CASES) -> float:
+    """Coverage of the AUC's interval for normal canaries against normal ordinary samples."""
     generator = torch.Generator().manual_seed(0)
     shift = math.sqrt(2) * float(stats.norm.ppf(auc))
     covered = 0
@@ -106,16 +106,16 @@ def interval_coverage() -> Sequence[KnownAnswer]:
         for n, k in ((360, 10), (10_000, 10), (50_000, 1000))
     ]
     rows += [
-        KnownAnswer(f"area under ROC {auc}, {p} canaries, {q} others", 0.95, separation_coverage(auc, p, q), 0.02)
+        KnownAnswer(f"area under ROC {auc}, {p} canaries, {q} others", 0.95, auc_coverage(auc, p, q), 0.02)
         for auc, p, q in ((0.5, 287, 1150), (0.76, 287, 1150), (0.93, 287, 1150), (0.8, 30, 1400))
     ]
     conservative = {
-        "area under ROC 0.98, 287 canaries, 1150 others": separation_coverage(0.98, 287, 1150),
-        "area under ROC 0.99, 30 canaries, 1400 others": separation_coverage(0.99, 30, 1400),
+        "area under ROC 0.98, 287 canaries, 1150 others": auc_coverage(0.98, 287, 1150),
+        "area under ROC 0.99, 30 canaries, 1400 others": auc_coverage(0.99, 30, 1400),
         "McDiarmid, n=100": mcdiarmid_coverage(100),
     }
     return rows + [KnownAnswer(name, 0.95, covered, 0.02, at_least=True) for name, covered in conservative.items()]
 
 
-def _covered(interval: Interval, truth: float) -> float:
+def _coverage(interval: Interval, truth: float) -> float:
     return float(interval.contains(truth).double().mean())

@@ -1,7 +1,7 @@
-"""Do the audit's intervals cover? Least-squares probes on simulated features, thousands of audits at a time.
+"""Coverage of the audit's intervals, by least-squares probes on simulated features.
 
-The features of a case are held fixed, as an audit holds those of its checkpoint, and its labels are drawn anew. What an
-excess really is depends on the accuracy that fresh labels reach on average on those very features: known here from many
+The features of a case are held fixed, as an audit holds those of its checkpoint, and its labels are drawn anew. The true
+excess depends on the accuracy that fresh labels reach on average on those very features, known here from many
 more draws than an audit has.
 """
 
@@ -65,7 +65,7 @@ def simulate_audits(
 
 
 def label_excess_coverage(strength: float, num_own: int, num_fresh: int, seed: int = 0) -> tuple[float, float]:
-    """Share of audits whose interval contains the label excess, and the mean of the true excesses."""
+    """Coverage of the label excess's interval, and the mean of the true excesses."""
     covered: list[bool] = []
     truths = []
     for own_M, fresh_CF, expected in simulate_audits(num_own, num_fresh, seed, strength):
@@ -75,7 +75,7 @@ def label_excess_coverage(strength: float, num_own: int, num_fresh: int, seed: i
 
 
 def luck_coverage(num_own: int, num_fresh: int, seed: int = 0) -> float:
-    """Share of audits whose label excess stays within its `luck`, where the features know nothing of the own labels."""
+    """Coverage of the null interval `luck`: share of audits within it whose features hold nothing about the own labels."""
     covered: list[bool] = []
     for _, draws_CF, _ in simulate_audits(1, num_own + num_fresh, seed):
         excesses = [label_excess(draws_F[:num_own], draws_F[num_own:]) for draws_F in draws_CF]
@@ -84,7 +84,7 @@ def luck_coverage(num_own: int, num_fresh: int, seed: int = 0) -> float:
 
 
 def membership_excess_coverage(unevenness: float, num_fresh: int, seed: int = 0) -> tuple[float, float]:
-    """Share of audits whose interval contains the membership excess, and the mean of the true excesses.
+    """Coverage of the membership excess's interval, and the mean of the true excesses.
 
     Training rows have uneven lengths, held-out rows are Gaussian.
     """

@@ -1,4 +1,4 @@
-"""Known answers reached by simulation: heads that are really fitted to random labels on Gaussian features."""
+"""Known answers by simulation: heads fitted to random labels on Gaussian features."""
 
 from __future__ import annotations
 

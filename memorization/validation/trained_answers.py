@@ -1,4 +1,4 @@
-"""Known answers about small networks that are really trained: perfect fit, the regularisers, noise, detachment.
+"""Known answers from training small networks: perfect fit, regularisers, label noise, detachment.
 
 Plain torch loops over full batches, with the heads, the loss and the labels that a run uses; nothing of the engine. A few
 seconds each on one thread.
@@ -108,8 +108,8 @@ def regularizer_effect() -> Sequence[KnownAnswer]:
 def noise_is_learned_last() -> Sequence[KnownAnswer]:
     """Noise is learned last: digits with 20 % flipped classes, a small MLP.
 
-    It has learned most of the digits by the end of its first epoch, before which nobody looks: so the literal first hit passes
-    too, which it does not where a network is looked at while it knows nothing (`docs/canaries.md`).
+    The network learns most digits in its first epoch, before the first measurement, so the first hit passes too. It does not
+    where the first measurements are of a network that is still untrained (`docs/canaries.md`).
     """
     problem = _digits()
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""The least-squares head, the capacity, and the choice of K."""
+"""The least-squares head-only baseline, and the choice of K."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from rlpheads.memorization.baselines.capacity import capacity, lowered_distribution
 from rlpheads.memorization.baselines.head_only import CHANCE_MARGIN, auto_labels, capacity_warning, least_squares_rla
-from rlpheads.memorization.validation.capacity_check import capacity_by_integral
-from rlpheads.memorization.validation.closed_form_answers import CAPACITY, LEAST_SQUARES
-from rlpheads.memorization.validation.simulated_answers import simulated_capacity
+from rlpheads.memorization.validation.closed_form_answers import LEAST_SQUARES
 
 
 @pytest.mark.parametrize(("setting", "value"), LEAST_SQUARES.items())
@@ -43,41 +40,6 @@ def test_least_squares_interpolates_with_as_many_features_as_samples(num_labels,
 def test_least_squares_falls_towards_chance_with_more_samples(num_labels, alpha, factor):
     fewer, more = least_squares_rla(num_labels, alpha), least_squares_rla(num_labels, alpha * factor)
     assert 1 / num_labels - 1e-12 <= more <= fewer + 1e-12
-
-
-@pytest.mark.parametrize(("num_labels", "known"), CAPACITY.items())
-def test_capacity_known_answers(num_labels, known):
-    value, tolerance = known
-    assert capacity(num_labels) == pytest.approx(value, abs=tolerance)
-
-
-def test_capacity_of_two_and_three_labels_is_exact():
-    """K=2: one label is lowered half of the time. K=3: cones of 180, 60 and 120 degrees."""
-    assert capacity(2) == pytest.approx(2, rel=1e-10)
-    assert lowered_distribution(3) == pytest.approx([1 / 3, 1 / 2, 1 / 6], abs=1e-10)
-    assert capacity(3) == pytest.approx(2 / (1 / 2 + 2 / 6), rel=1e-10)
-
-
-@pytest.mark.parametrize("num_labels", [2, 5, 100, 10**5, 10**9])
-def test_the_number_of_lowered_labels_is_a_distribution(num_labels):
-    assert lowered_distribution(num_labels).sum() == pytest.approx(1, abs=1e-11)
-
-
-@pytest.mark.parametrize("num_labels", [10, 10**5])
-def test_capacity_agrees_with_a_simulated_projection(num_labels):
-    value, error = simulated_capacity(num_labels, 10_000, seed=0)
-    assert value == pytest.approx(capacity(num_labels), abs=3 * error)
-    assert error < 0.02 * value
-
-
-@pytest.mark.parametrize("num_labels", [2, 3, 17, 1000, 10**5])
-def test_capacity_agrees_with_an_integral_that_knows_nothing_of_its_series(num_labels):
-    assert capacity_by_integral(num_labels) == pytest.approx(capacity(num_labels), rel=1e-9)
-
-
-@given(st.integers(2, 5000))
-def test_capacity_grows_with_the_labels_but_slower(num_labels):
-    assert 1 < capacity(num_labels + 1) / capacity(num_labels) < (num_labels + 1) / num_labels
 
 
 @given(st.integers(1, 10**7), st.integers(1, 5000))
@@ -115,11 +77,10 @@ def test_warning_where_the_head_alone_fits_everything():
         (lambda: least_squares_rla(1, 3.0), "num_labels is 1"),
         (lambda: least_squares_rla(2, 0.0), "alpha"),
         (lambda: least_squares_rla(2, float("nan")), "alpha"),
-        (lambda: capacity(1), "num_labels is 1"),
         (lambda: auto_labels(0, 10), "num_samples is 0"),
         (lambda: capacity_warning(2, 10, 0), "num_features is 0"),
     ],
 )
-def test_what_cannot_be_asked_says_so(call, message):
+def test_arguments_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

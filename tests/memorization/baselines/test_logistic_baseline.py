@@ -70,14 +70,14 @@ def test_below_their_capacity_more_labels_need_no_simulation(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_environment_names_the_cache(monkeypatch, tmp_path):
+def test_the_cache_folder_comes_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("RLPHEADS_CACHE", str(tmp_path))
     assert default_cache_dir() == tmp_path
     monkeypatch.delenv("RLPHEADS_CACHE")
     assert default_cache_dir().parts[-2:] == (".cache", "rlpheads")
 
 
-def test_what_cannot_be_simulated_says_what_to_use_instead(tmp_path):
+def test_too_large_simulations_name_the_least_squares_baseline(tmp_path):
     with pytest.raises(ValueError, match="least-squares"):
         logistic_rla(10**5, 1e4, cache_dir=tmp_path)
     with pytest.raises(ValueError, match="alpha"):

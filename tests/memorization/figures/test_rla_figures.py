@@ -83,7 +83,7 @@ def test_equal_figures_are_equal_files(tmp_path):
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
 
-def test_dots_in_a_name_stay(tmp_path):
+def test_dots_in_a_file_name_are_kept(tmp_path):
     png, svg = plot_rla_by_depth(tmp_path / "factor=0.5", TAPS, depth_accuracy(), REFERENCES)
     assert (png.name, svg.name) == ("factor=0.5.png", "factor=0.5.svg")
 

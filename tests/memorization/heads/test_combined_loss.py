@@ -63,11 +63,11 @@ def test_ranks_and_micro_batches_of_any_size_give_the_mean_over_the_global_batch
     torch.testing.assert_close(sum(rank_totals) / world_size, whole)
 
 
-@pytest.mark.parametrize("rubbish", [math.nan, math.inf, -math.inf])
-def test_padding_rows_give_exactly_nothing_and_get_no_gradient(rubbish):
+@pytest.mark.parametrize("bad_value", [math.nan, math.inf, -math.inf])
+def test_padding_rows_contribute_exactly_zero_and_get_no_gradient(bad_value):
     rows = [torch.ones(taps, M, 4) for taps in (T, R, T)]
     for values in rows:
-        values[..., [1, 3]] = rubbish
+        values[..., [1, 3]] = bad_value
         values.requires_grad_()
     valid_B = torch.tensor([True, False, True, False])
     combined = combine_losses(losses_of(*rows), valid_B, 2, 1, TermWeights(factor=1.0, joint=1.0))
@@ -114,7 +114,7 @@ def test_combining_reads_nothing_back_from_the_device():
     assert total.shape == ()
 
 
-def test_the_factor_per_label_is_what_unlikelihood_feels_at_chance():
+def test_the_factor_per_label_is_lambda_over_k():
     assert TermWeights(factor=3.0).factor_per_label(1000) == pytest.approx(0.003)
 
 

@@ -42,7 +42,7 @@ def unlikelihood(logits: Tensor, labels: Tensor) -> Tensor:
     return -torch.log1p(-p_B).sum()
 
 
-def test_own_loss_is_a_two_layer_networks_and_trains_it_alone():
+def test_cross_entropy_trains_head_and_hidden_layer_alone():
     heads, taps, labels_MB = heads_and_inputs()
     losses = heads(taps, labels_MB, HeadTerms())
     plain = plain_sum(heads, taps, labels_MB, cross_entropy)

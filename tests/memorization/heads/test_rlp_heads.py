@@ -107,7 +107,7 @@ def test_joint_is_the_cross_entropy_with_the_gradient_in_the_features():
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in heads.parameters())
 
 
-def test_heads_that_only_measure_do_not_touch_the_backbones_graph():
+def test_unregularised_heads_add_no_graph_to_the_backbone():
     heads, (taps, labels_MB) = make_heads(), make_inputs()
     losses = heads(taps, labels_MB, HeadTerms())
     gradients = torch.autograd.grad(losses.cross_entropy_TMB.sum(), taps, allow_unused=True)
@@ -128,7 +128,7 @@ def test_heads_memorise_random_labels_of_fewer_samples_than_features():
     assert losses.hit_TMB.all()
 
 
-def test_fresh_heads_predict_next_to_nothing():
+def test_initial_predictions_are_nearly_uniform():
     num_labels, dim = 1000, 64
     heads = RLPHeads([dim], num_labels, 1, seed=0)
     features_BD = torch.randn(256, dim, generator=torch.Generator().manual_seed(0))

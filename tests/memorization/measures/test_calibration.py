@@ -50,7 +50,7 @@ def test_many_samples_are_taken_at_once():
     assert float(expected_calibration_error(confidence_N, hit_N)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_batch_is_added_without_looking_at_it():
+def test_adding_a_batch_reads_nothing_on_the_host():
     """Fake tensors have no values: anything that would wait for one fails."""
     with FakeTensorMode():
         bins = CalibrationBins()

@@ -45,7 +45,7 @@ def test_cover_counts_everything_up_to_the_features_and_half_at_twice_as_many(nu
     assert exact.separable_probability(2 * num_features, num_features) == pytest.approx(0.5)
 
 
-def test_what_cannot_be_enumerated_says_so():
+def test_too_large_enumerations_are_refused():
     with pytest.raises(ValueError, match="too many to enumerate"):
         exact.rademacher_complexity(torch.ones(2, 30))
     with pytest.raises(ValueError, match="too many to enumerate"):

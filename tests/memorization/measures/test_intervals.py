@@ -143,7 +143,7 @@ def test_mcdiarmid_known_value():
         (lambda: mcdiarmid_half_width(10, 1, 2, error=0.0), "error is 0.0"),
     ],
 )
-def test_what_cannot_be_asked_says_so(call, message):
+def test_arguments_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -96,7 +96,7 @@ def test_bits_keep_the_leading_shape_and_skip_unseen_samples():
     torch.testing.assert_close(bits.total, torch.tensor([[2.0, 8.0], [14.0, 20.0]], dtype=torch.float64))
 
 
-def test_a_head_that_rules_its_label_out_has_no_evidence():
+def test_a_label_of_probability_zero_gives_no_evidence():
     bits = stored_bits(torch.tensor([1.0, -math.inf]), 2, 1)
     assert bits.total == -math.inf
     assert bits.p_bound == 1

@@ -13,6 +13,7 @@ from rlpheads.memorization.measures.sample_dynamics import (
     dataset_map,
     first_learned_epoch,
     forgetting_events,
+    learned_for_good_epoch,
     noisy_label_auc,
 )
 
@@ -31,7 +32,7 @@ def test_first_learned_epoch_puts_never_after_the_last():
     assert first_learned_epoch(HISTORY_EN, 1).tolist() == [0, 4, 2, 0, 3]
 
 
-def test_a_lucky_hit_is_no_learning():
+def test_a_chance_hit_is_not_learning():
     """Three hits in a row are, unless the last epoch cuts them short."""
     assert first_learned_epoch(HISTORY_EN).tolist() == first_learned_epoch(HISTORY_EN, 3).tolist() == [0, 4, 2, 4, 3]
 
@@ -60,7 +61,14 @@ def test_histories_agree_with_a_plain_loop(history):
         assert forgetting_events(hit_EN)[sample] == sum(a and not b for a, b in pairwise(track))
 
 
-def test_dataset_map_of_a_sure_and_of_a_wavering_sample():
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=8))
+def test_learned_for_good_agrees_with_a_plain_loop(history):
+    hit_EN = torch.tensor(history)
+    expected = [next(e for e in range(len(history) + 1) if all(row[n] for row in history[e:])) for n in range(3)]
+    assert learned_for_good_epoch(hit_EN).tolist() == expected
+
+
+def test_dataset_map_of_a_confident_and_of_a_variable_sample():
     loss_EN = -torch.log(torch.tensor([[1.0, 0.9], [1.0, 0.1]], dtype=torch.float64))
     result = dataset_map(loss_EN, torch.tensor([[True, True], [True, False]]))
     assert result.confidence_N.tolist() == pytest.approx([1.0, 0.5])
@@ -89,6 +97,6 @@ def test_auc_equals_scikit_learns_with_ties(pairs):
         (lambda: noisy_label_auc(torch.tensor([math.nan, 1]), torch.tensor([True, False])), "NaN"),
     ],
 )
-def test_what_cannot_be_asked_says_so(call, message):
+def test_arguments_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

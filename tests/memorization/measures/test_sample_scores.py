@@ -62,7 +62,7 @@ def test_adjusted_p_values_are_scipys_benjamini_hochberg(num_draws, num_samples,
     assert found.member_N is None or torch.equal(found.member_N, found.adjusted_N <= 0.05)
 
 
-def test_memorised_samples_are_found_among_lucky_ones():
+def test_memorised_samples_are_found_among_chance_hits():
     hit_MN = random_hits(10, 1000, 0.1)
     hit_MN[:, :50] = True
     found = memorized_set(hit_MN, 10)
@@ -103,6 +103,6 @@ def test_too_few_draws_are_not_resolvable_rather_than_empty():
         (lambda: memorized_set(torch.zeros(2, 3), 1), "num_labels is 1"),
     ],
 )
-def test_what_cannot_be_asked_says_so(call, message):
+def test_arguments_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

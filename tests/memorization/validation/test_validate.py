@@ -69,7 +69,7 @@ def test_one_answer_off_fails_the_run_and_is_marked():
     assert "1 of 2 known answers within tolerance" in output.getvalue()
 
 
-def test_nothing_checked_is_no_success():
+def test_an_empty_table_fails():
     assert validate.main([], Console(file=io.StringIO())) == 1
 
 
