@@ -35,7 +35,8 @@ from torch import nn
 from rlpheads.engine.config.learning import ModelConfig, OptimConfig, ScheduleConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.learner import build_heads, num_parameters
-from rlpheads.engine.learner.optimizer import Span, build_part
+from rlpheads.engine.learner.parts import build_part
+from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.model.builder import build_model, tap_dims
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses

@@ -29,6 +29,8 @@ STEP_FILES = [
     *(
         "engine/learner/step.py",
         "engine/learner/optimizer.py",
+        "engine/learner/parts.py",
+        "engine/learner/schedule.py",
         "engine/learner/loss_scale.py",
         "engine/learner/learner.py",
         "engine/model/builder.py",

@@ -164,7 +164,8 @@ def _check_optimizer(key: str, optim: OptimConfig, config: Config) -> None:
     import timm.optim
     from torch import nn
 
-    from rlpheads.engine.learner.optimizer import Span, build_part
+    from rlpheads.engine.learner.parts import build_part
+    from rlpheads.engine.learner.schedule import Span
 
     known = timm.optim.list_optimizers()
     if optim.name not in known:

@@ -15,8 +15,9 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.learner.ema import Average, build_average
-from rlpheads.engine.learner.optimizer import FrozenPart, Span, TrainedPart, build_part, with_loss_scale
+from rlpheads.engine.learner.parts import FrozenPart, TrainedPart, build_part, with_loss_scale
 from rlpheads.engine.learner.runtime import adapt_module
+from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.model.batch_norm import synchronise_batch_norm
 from rlpheads.engine.model.builder import Network, build_model, planned_tap_dims
 from rlpheads.engine.model.initial_weights import load_weights

@@ -22,7 +22,7 @@ class LossScale:
     """The loss scale of one part; it moves on the device, and nothing waits for it.
 
     The exception are optimizers without a fused step: whether a step is left out is then decided on the host, which reads
-    one number a step (`rlpheads.engine.learner.optimizer.host_reads` tells).
+    one number a step (`rlpheads.engine.learner.optimizer.host_sync_warnings` tells).
     """
 
     def __init__(self, config: LossScaleConfig, device: torch.device):

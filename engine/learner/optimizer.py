@@ -1,134 +1,24 @@
-"""Optimizers and learning-rate schedules: timm's factories, one pair for each part that is trained on its own."""
+"""Optimizers from timm's factory, fused where torch has a fused step."""
 
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
-from timm.utils.agc import adaptive_clip_grad
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
-from rlpheads.engine.config.learning import LossScaleConfig, OptimConfig, ScheduleConfig
+from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.learner.loss_scale import LossScale, prepare_to_skip
 
 FUSED = frozenset({"adam", "adamw", "sgd", "momentum"})
 """timm names whose torch optimizer has a fused step: one pass over memory and no temporary the size of a parameter. Only
 these leave a step with fp16's overflows out by themselves; for others the host reads whether there were any."""
 
 
-@dataclass(frozen=True)
-class TrainedPart:
-    """A module with an optimizer, a schedule, a clipping norm and, for fp16, a loss scale of its own.
-
-    Backbone and heads are two such parts. Nothing couples them: a shared global norm, for one, would let the heads'
-    gradients scale the backbone's.
-    """
-
-    module: nn.Module
-    wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Scheduler
-    optim: OptimConfig
-    loss_scale: LossScale | None = None
-
-    def train(self, mode: bool) -> None:
-        """Switch between training and evaluation mode."""
-        self.wrapped.train(mode)
-
-    def without_sync(self) -> AbstractContextManager[None]:
-        """Return the context in which gradients stay local, for all but the last micro-batch."""
-        if isinstance(self.wrapped, DistributedDataParallel):
-            return self.wrapped.no_sync()
-        return nullcontext()
-
-    def scaled(self, loss: Tensor) -> Tensor:
-        """Return what is to be back-propagated for a loss that trains this part."""
-        return loss if self.loss_scale is None else self.loss_scale.scaled(loss)
-
-    def update(self, num_updates: int) -> None:
-        """Clip, take optimizer step number `num_updates` (from 0) at its scheduled rate, and drop the gradients.
-
-        A step that fp16's overflows leave out counts in the schedule like any other.
-        """
-        self.scheduler.step_update(num_updates)
-        if self.loss_scale is not None:
-            self.loss_scale.step(self.optimizer, self._clip)
-        else:
-            self._clip()
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _clip(self) -> None:
-        if self.optim.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip_norm)
-        if self.optim.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(self.module.parameters(), self.optim.clip_value)
-        if self.optim.clip_agc is not None:
-            adaptive_clip_grad(self.module.parameters(), self.optim.clip_agc)
-
-    @property
-    def lr(self) -> float:
-        """Learning rate of the last step; of the classifier, where layers have their own."""
-        return max(float(group["lr"]) for group in self.optimizer.param_groups)
-
-
-@dataclass(frozen=True)
-class FrozenPart:
-    """A module that is run and never changed: always in evaluation mode, without gradients, optimizer and wrapper."""
-
-    module: nn.Module
-    lr: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.module.requires_grad_(False)
-
-    @property
-    def wrapped(self) -> nn.Module:
-        """The module itself."""
-        return self.module
-
-    def train(self, mode: bool) -> None:
-        """Stay in evaluation mode."""
-        del mode
-        self.module.eval()
-
-    def without_sync(self) -> AbstractContextManager[None]:
-        """Return a context: there is nothing to reduce."""
-        return nullcontext()
-
-    def scaled(self, loss: Tensor) -> Tensor:
-        """Return the loss itself: none of it trains this part."""
-        return loss
-
-    def update(self, num_updates: int) -> None:
-        """Change nothing."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """The length of a schedule, and the global batch of its steps."""
-
-    epochs: int
-    steps_per_epoch: int
-    batch_size: int = 1
-
-
-def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, span: Span, ddp: bool) -> TrainedPart:
-    """Give `module` (already on its device) its optimizer and schedule, and DDP where there are several ranks.
-
-    DDP's buckets are the gradients themselves (`gradient_as_bucket_view`): for heads of 100,000 classes a second copy
-    would be as large as the heads.
-    """
-    wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True) if ddp else module
-    lr = scaled_lr(optim, span.batch_size)
-    optimizer = create_optimizer_v2(
+def build_optimizer(module: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
+    """Build the optimizer of a module's parameters, with timm's groups: no weight decay for biases and norms."""
+    return create_optimizer_v2(
         # the network itself, which tells timm its layers, and what of it must not decay (position embeddings, class token)
         getattr(module, "backbone", module),
         opt=optim.name,
@@ -139,16 +29,9 @@ def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, 
         **({"fused": True} if optim.name in FUSED else {}),
         **_betas(optim),
     )
-    return TrainedPart(module, wrapped, optimizer, _build_scheduler(optimizer, lr, schedule, span), optim)
 
 
-def with_loss_scale(part: TrainedPart, config: LossScaleConfig, device: torch.device) -> TrainedPart:
-    """Give a part that has taken no step yet a loss scale, for fp16."""
-    prepare_to_skip(part.optimizer)
-    return replace(part, loss_scale=LossScale(config, device))
-
-
-def host_reads(config: Config) -> tuple[str, ...]:
+def host_sync_warnings(config: Config) -> tuple[str, ...]:
     """Say which optimizers make the host wait for the device in every step."""
     parts = [] if config.model.frozen else [("optim", config.optim)]
     parts += [] if config.heads.taps == "none" else [("heads.optim", config.heads.optim)]
@@ -177,25 +60,3 @@ def _betas(optim: OptimConfig) -> dict[str, tuple[float, ...]]:
         return {"betas": (optim.momentum, 0.999)}
     default = inspect.signature(info.opt_class).parameters["betas"].default
     return {"betas": (optim.momentum, *default[1:])}
-
-
-def _build_scheduler(optimizer: torch.optim.Optimizer, lr: float, schedule: ScheduleConfig, span: Span) -> Scheduler:
-    warmup_steps = schedule.warmup_epochs * span.steps_per_epoch
-    falls = schedule.name in ("step", "multistep")
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="poly" if schedule.name == "linear" else schedule.name,
-        num_epochs=(span.epochs - schedule.cooldown_epochs) / schedule.cycles,
-        decay_epochs=schedule.decay_every,
-        # timm lets the rate fall where the *next* step passes a milestone: half a step later is the step itself
-        decay_milestones=[epoch + 0.5 / span.steps_per_epoch for epoch in schedule.milestones],
-        decay_rate=schedule.decay_rate if falls else 1.0,  # for timm's poly, the power
-        min_lr=schedule.min_lr_fraction * lr,
-        warmup_epochs=schedule.warmup_epochs,
-        warmup_lr=lr / max(1.0, warmup_steps),  # from zero, the first step would do nothing
-        cycle_decay=schedule.cycle_decay,
-        cycle_limit=schedule.cycles,
-        step_on_epochs=False,
-        updates_per_epoch=span.steps_per_epoch,
-    )
-    return scheduler

@@ -14,7 +14,7 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Rank
-from rlpheads.engine.learner.optimizer import host_reads
+from rlpheads.engine.learner.optimizer import host_sync_warnings
 from rlpheads.engine.runs.checkpoint import CheckpointError
 from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim, write_atomically
@@ -72,7 +72,7 @@ def settle_start(config: Config, sources: Sources, folder: RunFolder) -> Start:
 
 def _settle_start(config: Config, sources: Sources, folder: RunFolder) -> Start:
     config, warnings = settle_labels(config, sources, folder.path)
-    warnings = (*warnings, *host_reads(config))
+    warnings = (*warnings, *host_sync_warnings(config))
     point = find_resume_point(config, folder.checkpoints, sources)
     if point is None:
         _check_nothing_is_lost(config, folder)

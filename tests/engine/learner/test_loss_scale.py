@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from rlpheads.engine.config.learning import LossScaleConfig, OptimConfig, ScheduleConfig
-from rlpheads.engine.learner.optimizer import FUSED, Span, TrainedPart, build_part, host_reads, with_loss_scale
+from rlpheads.engine.learner.optimizer import FUSED, host_sync_warnings
+from rlpheads.engine.learner.parts import TrainedPart, build_part, with_loss_scale
+from rlpheads.engine.learner.schedule import Span
 
 CPU = torch.device("cpu")
 PLAIN = {"lr": 1.0, "momentum": 0.9, "weight_decay": 0.1}
@@ -98,11 +100,11 @@ def test_fused_optimizers_leave_a_step_out_on_the_device(name):
 
 def test_optimizers_that_make_the_host_wait_are_named(half):
     waiting = replace(half, heads=replace(half.heads, optim=OptimConfig(name="lion")))
-    (line,) = host_reads(waiting)
+    (line,) = host_sync_warnings(waiting)
     assert line.startswith("heads.optim.name lion cannot leave a step out by itself")
-    assert not host_reads(half)
-    assert not host_reads(replace(waiting, precision="bf16"))
-    assert not host_reads(replace(waiting, heads=replace(waiting.heads, taps="none")))
+    assert not host_sync_warnings(half)
+    assert not host_sync_warnings(replace(waiting, precision="bf16"))
+    assert not host_sync_warnings(replace(waiting, heads=replace(waiting.heads, taps="none")))
 
 
 def test_heads_leave_the_backbone_bit_identical_whatever_overflows_in_them(half, build):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
-from rlpheads.engine.learner.optimizer import Span, TrainedPart, build_part
+from rlpheads.engine.learner.parts import TrainedPart, build_part
+from rlpheads.engine.learner.schedule import Span
 
 SPAN = Span(epochs=10, steps_per_epoch=20)
 

@@ -13,7 +13,8 @@ from rlpheads.engine.config.learning import AverageConfig, RegularizerConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.ema import build_average
 from rlpheads.engine.learner.learner import Learner, build_heads
-from rlpheads.engine.learner.optimizer import Span, build_part, with_loss_scale
+from rlpheads.engine.learner.parts import build_part, with_loss_scale
+from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.step import TrainStep, build_routes
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.training.loading import augment_spec, mix_spec
