@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"
 from image_corpus import CORPUS, CorpusFile, Outcome, write_corpus
 
 from rlpheads.loaders.adapters.torch_transforms import EvalTransform
-from rlpheads.loaders.contract.batch import LoaderOptions, OnError
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
+from rlpheads.loaders.contract.options import LoaderOptions, OnError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.beton import open_beton

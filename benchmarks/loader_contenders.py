@@ -86,8 +86,8 @@ def ours(kind: str, store: str | None = None, *, as_float: bool = False) -> Call
         import torch
 
         from rlpheads.loaders.augment.normalize import Normalize
-        from rlpheads.loaders.contract.batch import LoaderOptions
         from rlpheads.loaders.contract.crops import CropSpec
+        from rlpheads.loaders.contract.options import LoaderOptions
         from rlpheads.loaders.contract.order import Order
         from rlpheads.loaders.factory import make_loader
         from rlpheads.loaders.sources.datasets import open_dataset

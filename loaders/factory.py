@@ -13,9 +13,10 @@ import torch
 
 from rlpheads.loaders.adapters.torch_loader import TorchLoader
 from rlpheads.loaders.adapters.torch_transforms import EvalTransform, TrainTransform
-from rlpheads.loaders.contract.batch import Loader, LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.loader import Loader
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.loaders.sources.stored_rows import find_stored_rows

@@ -14,7 +14,8 @@ from rlpheads.engine.config.schema import Precision
 from rlpheads.engine.learner.precision import autocast
 from rlpheads.engine.learner.step import Routes, forward_rows, record_rows
 from rlpheads.engine.model.builder import Network
-from rlpheads.loaders.contract.batch import Batch, Loader
+from rlpheads.loaders.contract.batch import Batch
+from rlpheads.loaders.contract.loader import Loader
 from rlpheads.memorization.measures.calibration import CalibrationBins
 from rlpheads.memorization.records.ledger import Ledger
 

@@ -16,10 +16,11 @@ from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Rank
 from rlpheads.loaders.augment.mixing import MixSpec
 from rlpheads.loaders.augment.spec import AugmentSpec, EraseSpec, PolicySpec
-from rlpheads.loaders.contract.batch import Loader, LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.dali_options import DaliOptions
 from rlpheads.loaders.contract.delivery import deliver
+from rlpheads.loaders.contract.loader import Loader
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.datasets import ImageSource

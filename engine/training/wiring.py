@@ -27,7 +27,8 @@ from rlpheads.engine.training.skipped_images import SkipNotices
 from rlpheads.loaders.augment.mixing import Mixer
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.loaders.augment.pipeline import Augment
-from rlpheads.loaders.contract.batch import Batch, Loader
+from rlpheads.loaders.contract.batch import Batch
+from rlpheads.loaders.contract.loader import Loader
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.memorization.baselines.head_only import least_squares_rla

@@ -15,11 +15,12 @@ import torch
 
 from rlpheads.loaders.adapters.dali_pipeline import DaliPipeline, Decoded, DecodeError, PipelineSpec
 from rlpheads.loaders.adapters.dali_plan import Cutter, Plan
-from rlpheads.loaders.contract.batch import Batch, LoaderOptions
+from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
+from rlpheads.loaders.contract.loader import PositionedLoader
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import PADDING, Order
-from rlpheads.loaders.contract.positioned import Positioned
 from rlpheads.loaders.contract.request import Request, requests
 from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS
 from rlpheads.loaders.sources.datasets import ImageSource
@@ -33,8 +34,8 @@ _STEPS_READ_AHEAD = 2
 """Batches whose files are read before DALI can begin with them."""
 
 
-class DaliLoader(Positioned):
-    """Batches of a source in the order of an `Order`; see `rlpheads.loaders.contract.batch.Loader`.
+class DaliLoader(PositionedLoader):
+    """Batches of a source in the order of an `Order`; see `rlpheads.loaders.contract.loader.Loader`.
 
     `LoaderOptions.num_workers` counts threads that decode here, and 0 is one. The batches lie on the device that decodes
     (`LoaderOptions.dali`). One iteration at a time: beginning another one ends the one before.

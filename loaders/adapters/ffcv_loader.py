@@ -10,16 +10,17 @@ import torch
 from rlpheads.loaders.adapters.batch_memory import BatchMemory
 from rlpheads.loaders.adapters.ffcv_boxes import Boxes
 from rlpheads.loaders.adapters.ffcv_pipeline import Epoch, Pipeline, Request
-from rlpheads.loaders.contract.batch import Batch, LoaderOptions
+from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import LoaderError
+from rlpheads.loaders.contract.loader import PositionedLoader
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Int64Array, Order
-from rlpheads.loaders.contract.positioned import Positioned
 from rlpheads.loaders.sources.datasets import ImageSource
 
 
-class FfcvLoader(Positioned):
-    """Batches of a store in the order of an `Order`; see `rlpheads.loaders.contract.batch.Loader`.
+class FfcvLoader(PositionedLoader):
+    """Batches of a store in the order of an `Order`; see `rlpheads.loaders.contract.loader.Loader`.
 
     `LoaderOptions.num_workers` counts threads here, and 0 is one thread. A batch's images are the caller's to keep.
 

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from rlpheads.loaders.adapters.batch_memory import BatchMemory
 from rlpheads.loaders.adapters.ffcv_kernels import decode_rows
-from rlpheads.loaders.contract.batch import LoaderOptions
 from rlpheads.loaders.contract.errors import LoaderError
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Int64Array
 from rlpheads.loaders.sources.beton import BetonSource
 

@@ -16,17 +16,18 @@ from torch.utils.data import DataLoader
 
 from rlpheads.loaders.adapters.torch_batches import BatchMaker, Whereabouts
 from rlpheads.loaders.adapters.torch_transforms import ImageTransform
-from rlpheads.loaders.contract.batch import Batch, LoaderOptions
+from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
+from rlpheads.loaders.contract.loader import PositionedLoader
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
-from rlpheads.loaders.contract.positioned import Positioned
 from rlpheads.loaders.contract.request import Draw, Request, requests
 from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS, stop_signals_blocked
 from rlpheads.loaders.sources.datasets import ImageSource
 
 
-class TorchLoader(Positioned):
-    """Batches of a source in the order of an `Order`; see `rlpheads.loaders.contract.batch.Loader`.
+class TorchLoader(PositionedLoader):
+    """Batches of a source in the order of an `Order`; see `rlpheads.loaders.contract.loader.Loader`.
 
     One iteration at a time: beginning another one ends the one before.
 

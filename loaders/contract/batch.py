@@ -1,20 +1,15 @@
-"""What a loader hands to the training loop, and what the loop may ask of a loader."""
+"""A batch: the images of one rank at one step, with their classes and canonical indices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from rlpheads.loaders.contract.dali_options import DaliOptions
 from rlpheads.loaders.contract.errors import ImageReadError
-from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.loaders.contract.order import PADDING, Order
-
-OnError = Literal["raise", "skip"]
+from rlpheads.loaders.contract.order import PADDING
 
 
 @dataclass(frozen=True)
@@ -122,85 +117,3 @@ class Batch:
             )
             for position, (images, targets, index) in enumerate(zip(*columns, strict=True))
         ]
-
-
-@dataclass(frozen=True)
-class LoaderOptions:
-    """Which share of every batch this process loads, and how; none of it changes a sample or its crop.
-
-    Attributes:
-        rank: Which share, in 0..world_size-1.
-        world_size: Number of shares.
-        num_workers: Processes that decode; 0 decodes in this one.
-        prefetch: Batches that each worker reads ahead.
-        pin_memory: Copy into page-locked memory, for a GPU.
-        keep_workers: Let the workers wait for the next epoch instead of starting them anew.
-        on_error: What an unreadable image does: "raise" ends the iteration with its `ImageReadError`; "skip" makes it a
-            padding row that `Batch.skipped` tells of.
-        dali: Where DALI decodes, for the loader on DALI.
-
-    Raises:
-        ValueError: For a value out of its range.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    num_workers: int = 0
-    prefetch: int = 2
-    pin_memory: bool = False
-    keep_workers: bool = True
-    on_error: OnError = "raise"
-    dali: DaliOptions = field(default_factory=DaliOptions)
-
-    def __post_init__(self) -> None:
-        if self.on_error not in get_args(OnError):
-            raise ValueError(f"on_error is {self.on_error!r}; it must be one of {', '.join(get_args(OnError))}")
-        least = {"world_size": 1, "num_workers": 0, "prefetch": 1}
-        for name, least_value in least.items():
-            if getattr(self, name) < least_value:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least_value}")
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank is {self.rank}; it must be in 0..{self.world_size - 1}")
-
-
-class Loader(Protocol):
-    """A stream of batches whose content depends on (seed, epoch, position) alone, and that can stop and go on anywhere.
-
-    `consumed` counts the samples of the epoch, over all ranks, that the batches yielded so far have covered; what was
-    read ahead does not count. It is the same number at any world size.
-    """
-
-    order: Order
-    manifest: Manifest
-
-    def __len__(self) -> int:
-        """Return the steps of a whole epoch."""
-        ...
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the rest of the current epoch; nothing at its end, until `set_epoch` begins another."""
-        ...
-
-    def set_epoch(self, epoch: int, consumed: int = 0) -> None:
-        """Go to a position, at no cost in decoded images."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return {"epoch": int, "consumed": int}."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the position that `state_dict` returned, at this or another world size."""
-        ...
-
-
-def check_state(state: dict[str, Any]) -> tuple[int, int]:
-    """Return (epoch, consumed) of a loader's state.
-
-    Raises:
-        ValueError: If the state is not {"epoch": int >= 0, "consumed": int >= 0}.
-    """
-    counts = state.get("epoch"), state.get("consumed")
-    if set(state) != {"epoch", "consumed"} or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError(f'a loader\'s state is {{"epoch": int, "consumed": int}}, both at least 0, not {state}')
-    return state["epoch"], state["consumed"]

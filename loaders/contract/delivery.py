@@ -9,8 +9,8 @@ from functools import partial
 
 import torch
 
-from rlpheads.loaders.contract.batch import Batch, Loader, check_state
-from rlpheads.loaders.contract.positioned import Positioned
+from rlpheads.loaders.contract.batch import Batch
+from rlpheads.loaders.contract.loader import Loader, PositionedLoader, check_state
 
 HandOver = Callable[[], Batch]
 """Gives out a batch that was sent, fit for whatever the caller launches next, or raises what kept it from being made."""
@@ -25,7 +25,7 @@ def deliver(loader: Loader, device: torch.device) -> Loader:
     return loader if device.type == "cpu" else OneAhead(loader, CudaCourier(device).send)
 
 
-class OneAhead(Positioned):
+class OneAhead(PositionedLoader):
     """A loader that sends each batch on its way before the one in front of it is handed over.
 
     Its position counts what was handed over: a batch that is still on its way is loaded again after a resume. What the

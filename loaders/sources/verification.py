@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from rlpheads.loaders.contract.batch import OnError
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.contract.options import OnError
 
 FOLDER_NAME = ".rlpheads"
 """Folder in a tree's root where the files lie unless told otherwise; hidden, so that it is no class."""

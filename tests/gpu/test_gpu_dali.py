@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpheads.loaders.contract.batch import Batch, LoaderOptions
+from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.dali_options import DaliOptions
 from rlpheads.loaders.contract.delivery import deliver
 from rlpheads.loaders.contract.errors import ImageReadError
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset

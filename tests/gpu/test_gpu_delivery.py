@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rlpheads.engine.training.device_wait import DeviceWait
-from rlpheads.loaders.contract.batch import LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.delivery import deliver
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.datasets import open_dataset

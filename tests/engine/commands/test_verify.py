@@ -12,9 +12,9 @@ from rlpheads.engine.cli import main
 from rlpheads.engine.commands import verify_tree
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.runs.sources import open_sources
-from rlpheads.loaders.contract.batch import LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.canary_source import Planting, plant

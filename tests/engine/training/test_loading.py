@@ -21,7 +21,7 @@ from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training import loading
 from rlpheads.engine.training.loading import augment_spec, evaluation_loader, mix_spec, training_loader
 from rlpheads.engine.training.wiring import Training
-from rlpheads.loaders.contract.batch import LoaderOptions
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.factory import make_loader
 
 Build = Callable[..., Training]

@@ -224,7 +224,7 @@ def test_a_process_under_signals_reads_all_and_leaves(photographs, tmp_path):
     [(40, 5, "multiple of 10"), (30, 1, "order is for 30 samples, but the source has 40")],
 )
 def test_orders_that_do_not_fit_are_refused(photographs, num_samples, world_size, message):
-    from rlpheads.loaders.contract.batch import LoaderOptions
+    from rlpheads.loaders.contract.options import LoaderOptions
 
     with pytest.raises(ValueError, match=message):
         make_loader(

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_corpus import CORPUS, JPEG, PNG, CorpusFile, Outcome, write_corpus
 
-from rlpheads.loaders.contract.batch import LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources import image_folder

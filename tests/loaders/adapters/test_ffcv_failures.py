@@ -11,9 +11,10 @@ from image_corpus import CorpusFile, Outcome, write_corpus
 from loader_libraries import require_library
 from PIL import Image
 
-from rlpheads.loaders.contract.batch import Batch, LoaderOptions
+from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.beton import JPG, BetonSource, open_beton

@@ -18,8 +18,10 @@ from rlpheads.loaders.augment.mixing import Mixer, MixSpec
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.loaders.augment.pipeline import Augment
 from rlpheads.loaders.augment.spec import AugmentSpec
-from rlpheads.loaders.contract.batch import Batch, Loader, LoaderOptions
+from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
+from rlpheads.loaders.contract.loader import Loader
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.canary_source import Planting, plant

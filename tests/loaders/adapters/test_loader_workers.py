@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpheads.loaders.contract.batch import Batch, Loader, LoaderOptions
+from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
+from rlpheads.loaders.contract.loader import Loader
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.datasets import open_dataset

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from rlpheads.loaders.contract.batch import Batch, Loader, LoaderOptions
+from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec, keyed_crops
 from rlpheads.loaders.contract.errors import ImageReadError
+from rlpheads.loaders.contract.loader import Loader
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.datasets import open_dataset

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpheads.loaders.contract.batch import Batch, LoaderOptions
+from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.canary_source import Planting, plant

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlpheads.loaders.contract.batch import Batch, LoaderOptions, check_state
+from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.errors import ImageReadError
 
 
@@ -60,26 +60,3 @@ def test_a_pinned_batch_reaches_the_gpu_unchanged():
     back = pinned.to("cuda", non_blocking=True).to("cpu")
     assert torch.equal(back.images, batch.images)
     assert torch.equal(back.index, batch.index)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rank": 2, "world_size": 2}, "rank is 2"),
-        ({"world_size": 0}, "world_size is 0"),
-        ({"num_workers": -1}, "num_workers is -1"),
-        ({"prefetch": 0}, "prefetch is 0"),
-        ({"on_error": "ignore"}, "on_error is 'ignore'; it must be one of raise, skip"),
-    ],
-)
-def test_impossible_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        LoaderOptions(**options)
-
-
-@pytest.mark.parametrize(
-    "state", [{}, {"epoch": 1}, {"epoch": 1, "consumed": -2}, {"epoch": 1, "consumed": 2, "rng": 0}]
-)
-def test_a_state_of_another_form_is_refused(state):
-    with pytest.raises(ValueError, match='"epoch": int, "consumed": int'):
-        check_state(state)

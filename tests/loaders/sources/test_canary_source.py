@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpheads.loaders.contract.batch import LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.canary_source import PlantedSource, Planting, plant
