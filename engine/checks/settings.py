@@ -365,8 +365,8 @@ def _check_early_stopping(config: Config) -> None:
 def _check_dali(config: Config) -> None:
     import torch
 
+    from rlpheads.loaders.adapters.libraries import check_dali_on_gpu, dali_builds
     from rlpheads.loaders.contract.errors import DatasetError
-    from rlpheads.loaders.factory import check_dali_on_gpu, dali_builds
 
     settings = config.data.dali
     if min(settings.largest_image) == 0 < max(settings.largest_image):

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 from rlpheads.engine.config.streams import stream_seed
+from rlpheads.loaders.adapters.libraries import check_ffcv
 from rlpheads.loaders.contract.errors import DatasetError
-from rlpheads.loaders.factory import check_ffcv
 from rlpheads.loaders.sources.beton import StoreFacts
 from rlpheads.loaders.sources.datasets import open_dataset, split_key
 from rlpheads.loaders.store.image_encoding import Encoding

@@ -14,10 +14,10 @@ from rlpheads.engine.config.data import DaliConfig, DataConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Rank
+from rlpheads.loaders.adapters.dali_options import DaliOptions
 from rlpheads.loaders.augment.mixing import MixSpec
 from rlpheads.loaders.augment.spec import AugmentSpec, EraseSpec, PolicySpec
 from rlpheads.loaders.contract.crops import CropSpec
-from rlpheads.loaders.contract.dali_options import DaliOptions
 from rlpheads.loaders.contract.delivery import deliver
 from rlpheads.loaders.contract.loader import Loader
 from rlpheads.loaders.contract.options import LoaderOptions
@@ -56,9 +56,10 @@ def _make_loader(
         pin_memory=device.type == "cuda",
         keep_workers=train,  # evaluation is rare: its workers would only take memory
         on_error=data.on_error,
-        dali=dali_options(data.dali, device),
     )
-    return deliver(make_loader(data.loader, source, order, crop_spec(data), train=train, options=options), device)
+    dali = dali_options(data.dali, device)
+    loader = make_loader(data.loader, source, order, crop_spec(data), train=train, options=options, dali=dali)
+    return deliver(loader, device)
 
 
 def crop_spec(data: DataConfig) -> CropSpec:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from rlpheads.loaders.adapters.dali_options import DaliOptions
 from rlpheads.loaders.adapters.dali_pipeline import DaliPipeline, Decoded, DecodeError, PipelineSpec
 from rlpheads.loaders.adapters.dali_plan import Cutter, Plan
 from rlpheads.loaders.contract.batch import Batch
@@ -38,7 +39,7 @@ class DaliLoader(PositionedLoader):
     """Batches of a source in the order of an `Order`; see `rlpheads.loaders.contract.loader.Loader`.
 
     `LoaderOptions.num_workers` counts threads that decode here, and 0 is one. The batches lie on the device that decodes
-    (`LoaderOptions.dali`). One iteration at a time: beginning another one ends the one before.
+    (`DaliOptions.device_id`). One iteration at a time: beginning another one ends the one before.
 
     Attributes:
         order: Which sample stands where.
@@ -46,7 +47,14 @@ class DaliLoader(PositionedLoader):
     """
 
     def __init__(
-        self, source: ImageSource, order: Order, crop: CropSpec, *, train: bool, options: LoaderOptions | None = None
+        self,
+        source: ImageSource,
+        order: Order,
+        crop: CropSpec,
+        *,
+        train: bool,
+        options: LoaderOptions | None = None,
+        dali: DaliOptions | None = None,
     ) -> None:
         """Prepare; threads start at the first iteration, and stay.
 
@@ -60,7 +68,11 @@ class DaliLoader(PositionedLoader):
         self._options = options
         self._cutter = Cutter(crop, order.seed, train)
         self._spec = PipelineSpec(
-            crop.image_size, order.batch_size // options.world_size, num_threads, options.prefetch, options.dali
+            image_size=crop.image_size,
+            max_rows=order.batch_size // options.world_size,
+            num_threads=num_threads,
+            depth=options.prefetch,
+            options=dali or DaliOptions(),
         )
         self._pipeline: DaliPipeline | None = None
         self._readers = ThreadPoolExecutor(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
-
-from rlpheads.loaders.contract.dali_options import DaliOptions
 
 OnError = Literal["raise", "skip"]
 
@@ -23,7 +21,6 @@ class LoaderOptions:
         keep_workers: Let the workers wait for the next epoch instead of starting them anew.
         on_error: What an unreadable image does: "raise" ends the iteration with its `ImageReadError`; "skip" makes it a
             padding row that `Batch.skipped` tells of.
-        dali: Where DALI decodes, for the loader on DALI.
 
     Raises:
         ValueError: For a value out of its range.
@@ -36,7 +33,6 @@ class LoaderOptions:
     pin_memory: bool = False
     keep_workers: bool = True
     on_error: OnError = "raise"
-    dali: DaliOptions = field(default_factory=DaliOptions)
 
     def __post_init__(self) -> None:
         if self.on_error not in get_args(OnError):

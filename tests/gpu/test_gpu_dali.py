@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlpheads.loaders.adapters.dali_options import DaliOptions
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
-from rlpheads.loaders.contract.dali_options import DaliOptions
 from rlpheads.loaders.contract.delivery import deliver
 from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.options import LoaderOptions
@@ -38,8 +38,8 @@ def photographs(tmp_path_factory) -> ImageSource:
 def batches_of(source: ImageSource, dali: DaliOptions | None, *, train: bool = True, **options) -> list[Batch]:
     order = Order(source.manifest.num_samples, 24, 3, shuffle=train, partial="pad")
     kind = "torch" if dali is None else "dali"
-    options = LoaderOptions(num_workers=2, dali=dali or DaliOptions(), **options)
-    return list(make_loader(kind, source, order, CROP, train=train, options=options))
+    options = LoaderOptions(num_workers=2, **options)
+    return list(make_loader(kind, source, order, CROP, train=train, options=options, dali=dali))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.65, 1.0])
@@ -62,7 +62,7 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(photographs, train, share):
 def test_a_resumed_epoch_is_the_same_to_the_bit(photographs):
     order = Order(103, 8, seed=3)
     first, again = (
-        make_loader("dali", photographs, order, CROP, train=True, options=LoaderOptions(num_workers=2, dali=GPU))
+        make_loader("dali", photographs, order, CROP, train=True, options=LoaderOptions(num_workers=2), dali=GPU)
         for _ in range(2)
     )
     whole = [batch.images.clone() for batch in first]
@@ -80,9 +80,9 @@ def test_kept_batches_stay_as_they_are(photographs):
 def test_a_step_that_follows_waits_for_the_pixels_and_the_host_for_nothing(photographs):
     """Delivered batches are used on the present stream at once, while synchronising is forbidden."""
     order = Order(103, 8, seed=3)
-    options = LoaderOptions(num_workers=2, dali=GPU)
+    options = LoaderOptions(num_workers=2)
     loader = deliver(
-        make_loader("dali", photographs, order, CROP, train=True, options=options), torch.device("cuda", 0)
+        make_loader("dali", photographs, order, CROP, train=True, options=options, dali=GPU), torch.device("cuda", 0)
     )
     sums, expected = [], []
     batches = iter(loader)
@@ -93,7 +93,7 @@ def test_a_step_that_follows_waits_for_the_pixels_and_the_host_for_nothing(photo
         sums.extend(batch.images.sum() for batch in islice(batches, 6))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    again = make_loader("dali", photographs, order, CROP, train=True, options=options)
+    again = make_loader("dali", photographs, order, CROP, train=True, options=options, dali=GPU)
     for batch in islice(again, 7):
         torch.cuda.synchronize()
         expected.append(batch.images.sum())

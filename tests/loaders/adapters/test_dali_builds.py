@@ -4,8 +4,8 @@ import pytest
 import torch
 from loader_libraries import require_library
 
+from rlpheads.loaders.adapters.libraries import check_dali_on_gpu, dali_builds
 from rlpheads.loaders.contract.errors import DatasetError
-from rlpheads.loaders.factory import check_dali_on_gpu, dali_builds
 
 
 def installed(folder, *packages):

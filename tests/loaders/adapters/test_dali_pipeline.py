@@ -15,8 +15,8 @@ require_library("dali")  # before what imports it
 from nvidia import dali
 from torchvision.transforms.v2 import functional as F
 
+from rlpheads.loaders.adapters.dali_options import DaliOptions
 from rlpheads.loaders.adapters.dali_pipeline import DaliPipeline, DecodeError, PipelineSpec, Work, define_graph
-from rlpheads.loaders.contract.dali_options import DaliOptions
 from rlpheads.loaders.sources.encoded_source import pixmap
 
 SIDE = 16

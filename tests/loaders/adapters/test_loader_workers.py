@@ -110,7 +110,7 @@ import sys
 
 import torch
 
-from rlpheads.loaders.contract.batch import LoaderOptions
+from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.sources.datasets import open_dataset
 from rlpheads.loaders.factory import make_loader

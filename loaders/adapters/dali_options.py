@@ -1,4 +1,4 @@
-"""What is particular to NVIDIA DALI; apart from the loader itself, so that asking for it needs no DALI."""
+"""Options of the loader on NVIDIA DALI; in a file that needs no DALI."""
 
 from __future__ import annotations
 
