@@ -1,4 +1,4 @@
-"""Stopping on a signal: the handler sets a flag, the ranks agree on the step, the loop saves."""
+"""Stopping on a signal: the handler sets a flag, the ranks agree on the step by an all-reduce, the loop saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exponential moving average of the backbone's weights: timm's, with the step it is at given from outside."""
+"""Exponential moving average (EMA) of the backbone's weights: timm's, with its step count given by the caller."""
 
 from __future__ import annotations
 

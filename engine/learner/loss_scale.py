@@ -1,4 +1,4 @@
-"""fp16's loss scale: a part's losses are multiplied before its backward pass, its gradients divided after it.
+"""Loss scaling for fp16: a part's losses are multiplied before its backward pass, its gradients divided after it.
 
 Each part has a scale of its own. With a shared one an overflow in the heads would leave out a step of the backbone, and
 the backbone would no longer be bit-identical with and without heads.

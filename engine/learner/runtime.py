@@ -1,4 +1,4 @@
-"""The process's switches, as `runtime` sets them, and the way back; and what it changes about a module."""
+"""Runtime settings: torch's global switches (TF32, cuDNN, determinism), and compile or channels-last of a module."""
 
 from __future__ import annotations
 

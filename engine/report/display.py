@@ -1,4 +1,4 @@
-"""What the user sees: a live line on a terminal, plain lines elsewhere, a table for each epoch and one at the end."""
+"""Progress on the terminal: a live line, or plain lines where there is none, a table for each epoch and one at the end."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class Display:
             f"top-1: train {percent(row.get('train_top1'))}, held-out {percent(row.get('eval_top1'))}"
             + (f", average {percent(row['eval_ema_top1'])}" if "eval_ema_top1" in row else "")
             + f"  loss: train {row['train_loss']:.4f}, held-out {number(row.get('eval_loss'))}"
-            + _calibration_of(row)
-            + _skipped_of(row)
+            + _calibration_errors(row)
+            + _skipped_counts(row)
             + f"  {row['images_per_second']:.0f} img/s, data wait {percent(row['data_wait'])}"
         )
         if "regularizer_factor" in row:
@@ -151,7 +151,7 @@ def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
     return "  ".join(parts)
 
 
-def _calibration_of(row: Mapping[str, Any]) -> str:
+def _calibration_errors(row: Mapping[str, Any]) -> str:
     """Say the calibration errors that an epoch measured; nothing where it evaluated nothing."""
     passes = (("clean", "clean_ece"), ("held-out", "eval_ece"), ("average", "eval_ema_ece"))
     errors = [f"{name} {percent(row[key])}" for name, key in passes if key in row]
@@ -166,7 +166,7 @@ def calibration_text(found: Findings) -> str:
     return f" (calibration error {percent(found.ece)}{clean})"
 
 
-def _skipped_of(row: Mapping[str, Any]) -> str:
+def _skipped_counts(row: Mapping[str, Any]) -> str:
     """Say how many images of each pass of an epoch could not be read; nothing where all could."""
     passes = (("train", "train_skipped"), ("clean", "clean_skipped"), ("held-out", "eval_skipped"))
     counts = [f"{name} {row[key]}" for name, key in passes if row.get(key)]

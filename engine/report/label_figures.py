@@ -8,8 +8,8 @@ from rlpheads.engine.report.evaluation_summary import Evaluation
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What bits are set beside.
+class HeadSizes:
+    """Sizes that bits are divided by.
 
     Attributes:
         num_labels: K.
@@ -26,11 +26,11 @@ class Sizes:
     joint: bool
 
 
-def label_figures(found: Evaluation, phase: str, sizes: Sizes) -> dict[str, list[float]]:
+def label_figures(found: Evaluation, phase: str, sizes: HeadSizes) -> dict[str, list[float]]:
     """Return accuracy, bits and quantiles of the margin of each tap, by name, averaged over the draws of `found`.
 
     `bits_PHASE` is T, the bits summed over the samples: a lower bound, in expectation, on what is stored about one
-    labelling (negative where a head is surer than right). For predictions that do not know the labels, which are i.i.d.,
+    labelling (negative where a head is overconfident). For predictions that do not know the labels, which are i.i.d.,
     a T of log2(1/δ) or more has a probability of at most δ; so has the average over draws, by Jensen's inequality.
     """
     bits_T = found.bits_T

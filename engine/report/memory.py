@@ -1,4 +1,4 @@
-"""How much of one labelling a finished run's heads hold, tap by tap: the Rademacher estimate, and which samples are told."""
+"""Rademacher estimate of a finished run's heads, tap by tap, and how many samples are memorised beyond chance."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def memory_table(memory: Sequence[TapMemory]) -> Table:
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", padding=(0, 1))
     for name in ("tap", "Rademacher estimate", "95 % interval"):
         table.add_column(name, justify="right")
-    table.add_column("samples told from luck")
+    table.add_column("samples memorised beyond chance")
     for tap in memory:
         table.add_row(str(tap.block), f"{tap.rademacher:.4f}", f"{tap.low:.4f} to {tap.high:.4f}", tap.memorized)
     return table

@@ -53,7 +53,7 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
     dist.barrier(launch.control)
     dcp.save(state, storage_writer=NamingWriter(temporary), process_group=launch.control)
     if launch.is_main:
-        files = {path.name: _described(path) for path in sorted(temporary.iterdir())}
+        files = {path.name: _size_and_hash(path) for path in sorted(temporary.iterdir())}
         content = {"step": step, **facts, "files": files}
         write_atomically(temporary / MANIFEST, json.dumps(content, indent=2) + "\n")
         _move_into_place(temporary, final)
@@ -72,7 +72,7 @@ def list_whole(folder: Path) -> list[Path]:
     """
     try:
         paths = sorted(path for path in folder.iterdir() if path.name.startswith("step="))
-        return [path for path in paths if _is_there(path / MANIFEST)]
+        return [path for path in paths if _exists(path / MANIFEST)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -160,7 +160,7 @@ def _remedy(checkpoint: Path) -> str:
     return "there is none before it: begin again with --run.overwrite or another --run.name"
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     """As Path.exists, which passes over a folder that it may not look into."""
     try:
         path.stat()
@@ -169,7 +169,7 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _size_and_hash(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -179,6 +179,6 @@ def _problem(path: Path, facts: Mapping[str, Any]) -> str | None:
         return f"{path.name} is missing"
     if path.stat().st_size != facts["bytes"]:
         return f"{path.name} has {path.stat().st_size} bytes, not {facts['bytes']}"
-    if _described(path)["sha256"] != facts["sha256"]:
+    if _size_and_hash(path)["sha256"] != facts["sha256"]:
         return f"{path.name} does not have the hash that was recorded when it was written"
     return None

@@ -108,14 +108,14 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        rows = [row for line in path.read_text().splitlines() if (row := _parsed(line)) and row["step"] <= step]
+        rows = [row for line in path.read_text().splitlines() if (row := _parse_row(line)) and row["step"] <= step]
         rows = [row for row in rows if row["kind"] != "epoch" or row["epoch"] < epoch]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
     def write_summary(self) -> None:
         """Derive summary.csv from the epoch lines of metrics.jsonl: timm's columns first, accuracies in [0, 1]."""
-        rows = [_flat(row) for row in self.metrics("epoch")]
+        rows = [_spread_lists(row) for row in self.metrics("epoch")]
         first = ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr"]
         columns = first + sorted({name for row in rows for name in row} - {*first, "kind"})
         text = io.StringIO()
@@ -179,14 +179,14 @@ def _is_occupied(path: Path) -> bool:
     return path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parse_row(line: str) -> dict[str, Any] | None:
     try:
         return json.loads(line)
     except json.JSONDecodeError:
         return None
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+def _spread_lists(row: Mapping[str, Any]) -> dict[str, Any]:
     """Spread lists over numbered columns: {"rla_clean": [a, b]} becomes rla_clean_0, rla_clean_1."""
     flat: dict[str, Any] = {}
     for name, value in row.items():

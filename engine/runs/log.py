@@ -1,4 +1,4 @@
-"""Where a run's rows go: into metrics.jsonl, and what was written there into TensorBoard's and W&B's files.
+"""The log of a run: rows of metrics.jsonl, and the same figures in TensorBoard and W&B.
 
 There is one way in, `RunLog.append`, so that no two records of a run can differ. A resumed run takes back, in all of
 them, what lies behind its checkpoint.
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.runs.folder import RunFolder, write_atomically
 
-_PLACE = ("kind", "step", "epoch")
+_POSITION_KEYS = ("kind", "step", "epoch")
 """Keys of a row that say where its figures belong."""
 
 
@@ -24,7 +24,7 @@ class RunLogError(RuntimeError):
     """A record that was asked for cannot be kept; the message says what to do."""
 
 
-class Sink(Protocol):
+class LogSink(Protocol):
     """A record beside metrics.jsonl."""
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -47,7 +47,7 @@ class RunLog:
         self._folder = folder
         self._settings = settings
         self._taps = tuple(taps)
-        self._sinks: list[Sink] = []
+        self._sinks: list[LogSink] = []
 
     def open(self, step: int, epoch: int, settings: Mapping[str, Any]) -> None:
         """Begin, or go on, after `step` steps and `epoch` finished epochs; what was recorded behind them is dropped.
@@ -90,7 +90,7 @@ class RunLog:
 def named_figures(row: Mapping[str, Any], taps: Sequence[int | str]) -> Iterator[tuple[str, float]]:
     """Yield the figures of a row, one number a name: step/class_loss, or epoch/rla_clean/3 for that of tap 3."""
     for name, value in row.items():
-        if name in _PLACE or value is None:
+        if name in _POSITION_KEYS or value is None:
             continue
         if isinstance(value, list):
             yield from ((f"{row['kind']}/{name}/{tap}", item) for tap, item in zip(taps, value, strict=True))

@@ -1,4 +1,4 @@
-"""Where a run goes on: its newest whole checkpoint, checked to be of this very run before anything is built."""
+"""Where a run resumes: its newest whole checkpoint, compared with the settings and images before anything is built."""
 
 from __future__ import annotations
 

@@ -96,17 +96,17 @@ def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[st
     if outcome.status == "requeue":
         yield "next: the same command again, which goes on from this very sample"
     if outcome.findings is not None:
-        yield f"learned: {_learned(outcome.findings)}"
-        yield f"figures: {_places(outcome.findings, config, folder)}"
+        yield f"learned: {_summary(outcome.findings)}"
+        yield f"figures: {_figure_paths(outcome.findings, config, folder)}"
     if config.log.wandb == "offline":
         yield f"next: wandb sync {folder / 'wandb'}/offline-run-* sends the figures to W&B"
     if outcome.findings is not None:
-        yield from _commands(outcome.findings, folder)
+        yield from _next_commands(outcome.findings, folder)
 
 
-def _learned(found: Findings) -> str:
+def _summary(found: Findings) -> str:
     text = f"held-out top-1 {percent(found.top1)}{calibration_text(found)}"
-    measured = [(value, tap) for tap in found.taps if (value := _accuracy(tap)) is not None]
+    measured = [(value, tap) for tap in found.taps if (value := _honest_accuracy(tap)) is not None]
     if not measured:
         return text
     value, tap = max(measured, key=lambda pair: pair[0])
@@ -114,12 +114,12 @@ def _learned(found: Findings) -> str:
     return f"{text}; random-label accuracy at most {percent(value)}, at tap {tap.block} ({beside})"
 
 
-def _accuracy(tap: TapFinding) -> float | None:
+def _honest_accuracy(tap: TapFinding) -> float | None:
     """Return the accuracy that a regulariser cannot hide, where it was measured."""
     return next((value for value in (tap.audit, tap.clean, tap.running) if value is not None), None)
 
 
-def _places(found: Findings, config: Config, folder: Path) -> str:
+def _figure_paths(found: Findings, config: Config, folder: Path) -> str:
     places = []
     if found.taps:
         places.append(f"{folder / 'figures' / 'rla_by_depth.png'} and rla_by_epoch.png")
@@ -130,7 +130,7 @@ def _places(found: Findings, config: Config, folder: Path) -> str:
     return "; ".join(places)
 
 
-def _commands(found: Findings, folder: Path) -> Iterator[str]:
+def _next_commands(found: Findings, folder: Path) -> Iterator[str]:
     if found.taps:
         yield f"next: rlpheads audit {folder} says what the frozen features hold, with intervals"
     if (folder / "canaries.parquet").exists():

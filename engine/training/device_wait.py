@@ -1,4 +1,4 @@
-"""How long a CUDA device stands still for want of a batch: the waiting that a host's clock cannot see."""
+"""Data wait of a CUDA device: how long it idles between steps for want of a batch, from events in its stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DeviceWait:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Count how long the device stands still while the host is inside."""
+        """Count how long the device idles while the host waits inside."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record(self._stream)
         yield
@@ -33,7 +33,7 @@ class DeviceWait:
 
     @property
     def seconds(self) -> float:
-        """Seconds of standing still, over the waits that the device has passed by now."""
+        """Seconds of idling, over the waits that the device has passed by now."""
         while self._pending and self._pending[0][1].query():
             begin, end = self._pending.popleft()
             self._seconds += begin.elapsed_time(end) / 1000

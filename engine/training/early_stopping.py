@@ -1,4 +1,4 @@
-"""Ending a run when a figure of its evaluations has stopped getting better."""
+"""Early stopping: a run ends when a figure of its evaluations has not improved for `patience` evaluations."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from rlpheads.engine.learner.learner import num_audit_draws, num_parameters
 from rlpheads.engine.model.builder import Network
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.report.evaluation_summary import Evaluation, summarize_evaluation, summarize_ledger
-from rlpheads.engine.report.label_figures import Sizes, label_figures
+from rlpheads.engine.report.label_figures import HeadSizes, label_figures
 from rlpheads.engine.runs.resume import Position
 from rlpheads.engine.training.early_stopping import stop_reason
 from rlpheads.engine.training.steering import regularizer_figures, steer_factor
@@ -102,7 +102,7 @@ def _figures(training: Training, name: str, phase: str, found: Evaluation) -> di
     named = {"loss": found.loss, "top1": found.top1, "top5": found.top5, "ece": found.ece, "skipped": found.num_skipped}
     figures: dict[str, Any] = {f"{name}_{figure}": value for figure, value in named.items() if value is not None}
     num_draws, learner = training.config.heads.draws, training.learner
-    sizes = Sizes(
+    sizes = HeadSizes(
         num_labels=training.config.heads.num_labels,
         num_blocks=training.config.heads.num_blocks(len(training.sources.train.manifest.classes)),
         dims=learner.dims,

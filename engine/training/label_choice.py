@@ -1,4 +1,4 @@
-"""The random labels of a run: how many there are, settled once when it begins, and which each sample has."""
+"""The random labels of a run: K, chosen once when it begins (`heads.labels: auto`), and the table of every sample's labels."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def settle_labels(config: Config, sources: Sources, folder: Path) -> SettledLabe
     num_samples, num_features = max(num_samples, 1), max(dims)
     if config.heads.labels != "auto":
         warning = capacity_warning(config.heads.labels, num_samples, num_features)
-        return SettledLabels(config, _told(warning))
+        return SettledLabels(config, _label_warnings(warning))
     choice = auto_labels(num_samples, num_features)
-    begun = _begun_with(folder)
+    begun = _labels_in_folder(folder)
     if begun not in (None, choice.num_labels):
         return settle_labels(with_labels(config, begun), sources, folder)
-    return SettledLabels(with_labels(config, choice.num_labels), _told(choice.warning))
+    return SettledLabels(with_labels(config, choice.num_labels), _label_warnings(choice.warning))
 
 
 def run_labels(config: Config, manifest: Manifest, num_draws: int, device: torch.device | str | None = None) -> Tensor:
@@ -78,7 +78,7 @@ def run_labels(config: Config, manifest: Manifest, num_draws: int, device: torch
     return class_block_labels(table_MN, torch.from_numpy(manifest.targets), config.heads.num_labels)
 
 
-def _begun_with(folder: Path) -> int | None:
+def _labels_in_folder(folder: Path) -> int | None:
     """Return K of the run in this folder, if there is one."""
     path = folder / "config.yaml"
     return read_config_file(str(path))["heads"]["labels"] if path.exists() else None
@@ -89,5 +89,5 @@ def with_labels(config: Config, num_labels: int) -> Config:
     return replace(config, heads=replace(config.heads, labels=num_labels))
 
 
-def _told(warning: str | None) -> tuple[str, ...]:
+def _label_warnings(warning: str | None) -> tuple[str, ...]:
     return () if warning is None else (f"heads.labels: {warning}",)

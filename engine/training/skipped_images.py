@@ -1,4 +1,4 @@
-"""What is said of images that could not be read and were left out (`data.on_error: skip`)."""
+"""Notices of images that could not be read and were skipped (`data.on_error: skip`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SkipNotices:
     def __init__(self) -> None:
         self._met: set[tuple[int, str]] = set()
 
-    def tell(self, errors: Iterable[ImageReadError]) -> None:
+    def announce(self, errors: Iterable[ImageReadError]) -> None:
         """Name the images that were not met before; after the first `NAMED_AT_MOST` say once that the rest is counted."""
         for error in errors:
             identity = (error.index, error.path)

@@ -107,12 +107,12 @@ class Training:
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Name what could not be read of a batch that lies on the device, and return its normalised images and itself."""
-        self.notices.tell(batch.skipped)
+        self.notices.announce(batch.skipped)
         return self.normalize(batch.images), batch
 
     def prepare_training(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Do the same with a batch of the position's epoch to train on, whose images are augmented and mixed too."""
-        self.notices.tell(batch.skipped)
+        self.notices.announce(batch.skipped)
         images = self.augment(batch.images, batch.index, self.position.epoch)
         return self.mixer(images, batch, self.position.epoch, self.order.step_at(self.position.consumed))
 

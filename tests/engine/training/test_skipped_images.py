@@ -110,7 +110,7 @@ def nothing_left(config):
 def test_each_image_is_named_once_and_not_thousands_of_them(capfd):
     notices = SkipNotices()
     for _ in range(3):
-        notices.tell([ImageReadError(index, f"{index}.jpg", "damaged") for index in range(100)])
+        notices.announce([ImageReadError(index, f"{index}.jpg", "damaged") for index in range(100)])
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == NAMED_AT_MOST + 1
     assert lines[0] == "skipped: image 0 (0.jpg) cannot be read: damaged"
