@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow test-gpu errors check lint format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu errors check lint house format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -33,6 +33,9 @@ lint: $(INSTALLED_DEV)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+house: $(INSTALLED_DEV)  ## Measure the house: files a folder, floors, arrows, the longest function and file
+	$(BIN)/python scripts/house.py
 
 format: $(INSTALLED_DEV)  ## Format, and fix what ruff can fix
 	$(BIN)/ruff format .

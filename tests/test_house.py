@@ -1,77 +1,125 @@
-"""The house's rules, read off the syntax tree: who may import whom, what a file may be called, no host reads."""
+"""The house's rules, read off the syntax tree: who may import whom, how large things get, no host reads in a step.
+
+`make house` prints the measures. A rule that the code does not meet yet stands in NOT_YET, which can only shrink.
+"""
 
 import ast
 import importlib.metadata
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import house
 import pytest
+from house import ROOMS, ROOT
 
-ROOT = Path(__file__).parent.parent
-ALLOWED = {
+NOT_YET: dict[str, set[str]] = {
+    "modules that a file of training/ imports from": {"engine/training/wiring.py"},
+    "one name, one thing": {"Findings", "Interval", "Request", "convert"},
+}
+"""Rule -> what still breaks it. An entry that is no longer needed fails its test: delete it."""
+
+ROOM_ARROWS = {
     "kernels": {"kernels"},
     "loaders": {"loaders"},
     "memorization": {"memorization", "kernels"},
     "engine": {"engine", "memorization", "kernels", "loaders"},
 }
-SOURCES = sorted(path for room in ALLOWED for path in (ROOT / room).rglob("*.py"))
-TRACKED = [*SOURCES, *sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
+"""Which rooms a room may import."""
+
+ARROWS = {
+    "engine": {
+        "train": "*",
+        "cli": "*",
+        "commands": "training report runs checks learner model distributed config exit_codes",
+        "training": "runs learner report model distributed checks config exit_codes",
+        "report": "learner runs",
+        "checks": "model learner config",
+        "learner": "model distributed config",
+        "runs": "distributed model config",
+        "model": "config",
+        "distributed": "config",
+        "config": "",
+        "exit_codes": "",
+    },
+    "loaders": {
+        "factory": "adapters sources contract",
+        "store": "adapters sources contract",
+        "adapters": "sources contract",
+        "sources": "contract",
+        "augment": "contract",
+        "contract": "",
+    },
+    "kernels": {
+        "tools": "gpu cpu rows random_label_loss",
+        "random_label_loss": "arguments stages rows gpu label_source",
+        "stages": "cpu gpu rows",
+        "cpu": "rows native",
+        "gpu": "rows native",
+        "arguments": "rows label_source",
+        "rows": "",
+        "native": "",
+        "label_source": "",
+    },
+    "memorization": {
+        "validation": "measures baselines heads audit arguments quantiles atomic_file",
+        "audit": "heads measures baselines arguments quantiles atomic_file",
+        "figures": "measures arguments quantiles atomic_file",
+        "baselines": "heads arguments quantiles atomic_file",
+        "measures": "records arguments quantiles atomic_file",
+        "heads": "arguments quantiles atomic_file",
+        "records": "arguments quantiles atomic_file",
+        "arguments": "",
+        "quantiles": "",
+        "atomic_file": "",
+    },
+}
+"""Which places of its own room a place may import: a folder, or a file that lies in the room itself; * is all of them."""
+
+STEP_FOLDERS = (
+    *("engine/learner", "engine/model", "engine/distributed", "engine/training"),
+    *("memorization/heads", "memorization/records"),
+    *("kernels", "kernels/rows", "kernels/cpu", "kernels/gpu"),
+    *("loaders/augment", "loaders/contract"),
+)
+HOST_READS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique"}
+MAY_READ = {
+    "engine/distributed/stop_flag.py": "the flag of the step before; it lies on the host, in a gloo group",
+    "engine/training/meters.py": "the sums of many steps, copied to the host a step earlier without waiting",
+    "memorization/records/canary_file.py": "the list of canaries is read from its file before the first step",
+    "memorization/records/ledger_file.py": "a ledger is written at an epoch's end",
+    "kernels/cpu/tiled_cpu.py": "what the CPU's loss works on is on the host",
+    "kernels/cpu/workspace.py": "memory of the host, shared with numpy",
+    "loaders/contract/manifest.py": "names and sizes of files, before the first step",
+}
+"""Files of the step's folders that may read on the host, each with its reason."""
+
+POLYMORPHIC = {
+    "main": "each program's entry",
+    "add_arguments": "each command's arguments",
+    "run": "what each command does",
+    "local_partials": "a stage of the loss, on each kind of device; stages.py chooses",
+    "local_class_gradients": "a stage of the loss, on each kind of device; stages.py chooses",
+}
+"""Public names that stand in several files by right, each with its reason."""
+
+SOURCES = [ROOT / file.name for file in house.source_files()]
+OUTSIDE = [path for folder in ("benchmarks", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+TRACKED = [*SOURCES, *OUTSIDE]
 
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-STEP_FILES = [
-    *(
-        "engine/learner/step.py",
-        "engine/learner/optimizer.py",
-        "engine/learner/parts.py",
-        "engine/learner/schedule.py",
-        "engine/learner/loss_scale.py",
-        "engine/learner/learner.py",
-        "engine/model/builder.py",
-    ),
-    *(
-        "engine/model/tapped_model.py",
-        "engine/learner/ema.py",
-        "engine/model/batch_norm.py",
-        "memorization/heads/class_blocks.py",
-    ),
-    *(
-        "memorization/heads/rlp_heads.py",
-        "memorization/heads/hidden_layer.py",
-        "memorization/heads/combined_loss.py",
-        "memorization/heads/head_losses.py",
-        "memorization/heads/linear_head.py",
-        "engine/model/taps.py",
-    ),
-    *("kernels/random_label_loss.py", "kernels/stages.py", "kernels/rows/terms.py", "kernels/rows/row_softmax.py"),
-    *("loaders/augment/normalize.py", "loaders/contract/delivery.py", "engine/training/device_wait.py"),
-    *("kernels/label_source.py", "kernels/gpu/tuned_tiles.py"),
-    *(
-        "kernels/gpu/triton_loss.py",
-        "kernels/gpu/triton_passes.py",
-        "kernels/gpu/triton_launch.py",
-        "kernels/gpu/triton_tiles.py",
-    ),
-    *(
-        "loaders/augment/normalize.py",
-        "loaders/contract/keyed_random.py",
-        "loaders/augment/pipeline.py",
-        "loaders/augment/boxes.py",
-    ),
-    *(
-        "loaders/augment/policies.py",
-        "loaders/augment/pixel_operations.py",
-        "loaders/augment/mixing.py",
-        "engine/learner/class_loss.py",
-    ),
-]
-HOST_READS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique"}
+def only_what_is_listed(rule: str, broken: set[str]) -> None:
+    """Fail for what breaks a rule and is not in NOT_YET, and for what is there and no longer breaks it."""
+    listed = NOT_YET.get(rule, set())
+    assert not broken - listed, f"{rule}: {sorted(broken - listed)}"
+    assert not listed - broken, f"{rule}: delete from NOT_YET {sorted(listed - broken)}"
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -86,17 +134,94 @@ def imported_modules(path: Path) -> set[str]:
     return modules
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_arrows_between_rooms_run_one_way(path):
-    rooms = {
-        parts[1] for module in imported_modules(path) if (parts := module.split("."))[0] == "rlpheads" and parts[1:]
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_between_rooms_run_one_way(room):
+    places = {place: targets for place, targets in house.folder_arrows().items() if place.split("/")[0] == room}
+    back = {
+        f"{place} -> {target}"
+        for place, targets in places.items()
+        for target in targets
+        if target.split("/")[0] not in ROOM_ARROWS[room]
     }
-    assert rooms <= ALLOWED[path.relative_to(ROOT).parts[0]]
+    only_what_is_listed(f"arrows out of {room}/", back)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_between_folders_are_those_of_the_table(room):
+    """Imports in functions and for type checkers count: they tell a reader as much as others do."""
+    allowed = {
+        f"{room}/{place} -> {room}/{target}"
+        for place, targets in ARROWS[room].items()
+        for target in (ARROWS[room] if targets == "*" else targets.split())
+    }
+    arrows = {
+        f"{place} -> {target}"
+        for place, targets in house.folder_arrows().items()
+        for target in targets
+        if place.split("/")[0] == target.split("/")[0] == room
+    }
+    only_what_is_listed(f"arrows in {room}/", arrows - allowed)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_table_of_arrows_names_every_place(room):
+    places = {place.removeprefix(f"{room}/") for place in house.folder_arrows() if place.split("/")[0] == room}
+    assert places == set(ARROWS[room])
+
+
+@pytest.mark.parametrize("arrows", [house.folder_arrows, house.file_arrows], ids=["folders", "files"])
+def test_no_imports_in_a_circle(arrows):
+    """Between files, imports for type checkers alone do not count: the running program does not make them."""
+    assert not house.circle(arrows())
+
+
+def test_circles_are_found():
+    assert house.circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert house.circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_imports_are_resolved_to_files():
+    imports = {file.name: {each.target for each in file.imports} for file in house.source_files()}
+    assert "engine/config/command_line.py" in imports["engine/train.py"]
+    assert "engine/training/job.py" in imports["engine/train.py"]  # in a function, and as a name of its folder
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_floors_of_a_room(room):
+    assert max(house.floors(room).values()) <= 7
+
+
+def test_files_of_a_folder():
+    counts = house.files_by_folder()
+    assert statistics.median(counts.values()) <= 8
+    only_what_is_listed("files of a folder", {folder for folder, count in counts.items() if count > 20})
+
+
+def test_lines_of_a_file():
+    only_what_is_listed("lines of a file", {file.name for file in house.source_files() if file.num_lines > 400})
+
+
+def test_lines_of_a_function():
+    """But for kernels/, where a Triton kernel is one function."""
+    long = {each.name for each in house.functions() if each.num_lines > 60 and not each.file.startswith("kernels/")}
+    only_what_is_listed("lines of a function", long)
+
+
+def test_modules_that_a_file_of_training_imports_from():
+    files = {file.name for file in house.source_files() if file.node == "engine/training"}
+    many = {file.name for file in house.source_files() if file.name in files and house.num_imported_modules(file) > 20}
+    assert files
+    only_what_is_listed("modules that a file of training/ imports from", many)
+
+
+def test_one_name_stands_for_one_thing():
+    twice = {name for name, files in house.public_names().items() if len(files) > 1}
+    only_what_is_listed("one name, one thing", twice - set(POLYMORPHIC))
 
 
 @pytest.mark.parametrize("path", TRACKED, ids=name_of)
 def test_rooms_are_imported_by_their_full_name(path):
-    bare = {module.split(".")[0] for module in imported_modules(path)} & set(ALLOWED)
+    bare = {module.split(".")[0] for module in imported_modules(path)} & set(ROOMS)
     assert not bare, f"write rlpheads.{min(bare)}"
 
 
@@ -111,7 +236,7 @@ def test_no_file_bears_the_name_of_a_library():
     A folder without an __init__.py hides no installed library, wherever it is; a file does, where it is put on sys.path.
     """
     libraries = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions()}
-    clashes = {path.stem for room in ALLOWED for path in (ROOT / room).glob("*.py")} & (libraries - {"rlpheads"})
+    clashes = {path.stem for room in ROOMS for path in (ROOT / room).glob("*.py")} & (libraries - {"rlpheads"})
     assert not clashes
 
 
@@ -128,17 +253,25 @@ def test_git_ignores_no_source():
     assert ignored.returncode == 1, ignored.stdout + ignored.stderr
 
 
-@pytest.mark.parametrize("name", STEP_FILES)
-def test_the_step_reads_nothing_on_the_host(name):
-    tree = ast.parse((ROOT / name).read_text())
-    calls = [
-        node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    ]
-    assert not HOST_READS & set(calls)
+STEP_FILES = [file for file in house.source_files() if str(Path(file.name).parent) in STEP_FOLDERS]
 
 
-def test_the_step_is_among_the_files_that_are_checked():
-    assert all((ROOT / name).exists() for name in STEP_FILES)
+@pytest.mark.parametrize("file", STEP_FILES, ids=lambda file: file.name)
+def test_the_step_reads_nothing_on_the_host(file):
+    calls = {
+        node.func.attr
+        for node in ast.walk(file.tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    if file.name in MAY_READ:
+        assert HOST_READS & calls, f"{file.name} reads nothing on the host: delete it from MAY_READ"
+    else:
+        assert not HOST_READS & calls
+
+
+def test_folders_of_the_step_are_there():
+    assert {str(Path(file.name).parent) for file in STEP_FILES} == set(STEP_FOLDERS)
+    assert set(MAY_READ) <= {file.name for file in STEP_FILES}
 
 
 def test_exact_lock_satisfies_the_ranges():
@@ -167,11 +300,12 @@ def test_nothing_names_a_machine():
     """No absolute path of a developer's machine, and no package index, is in a file that ships."""
     suspicious = re.compile(r"(/home/|/root/|/work/|index-url|find-links|pypi\.org)")
     shipped = [*SOURCES, ROOT / "Makefile", ROOT / "setup.py", ROOT / "requirements.lock", *ROOT.glob("*.md")]
-    shipped += [*ROOT.glob("configs/*"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".ci/*")]
+    shipped += [*ROOT.glob("configs/*"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".ci/*"), *ROOT.glob("scripts/*.py")]
+    shipped += [*ROOT.glob(".github/**/*.yml"), *ROOT.glob(".pre-commit-config.yaml")]
     found = [str(path.relative_to(ROOT)) for path in shipped if suspicious.search(path.read_text())]
     assert not found
 
 
 def test_ruff_forbids_what_these_tests_forbid():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert set(settings["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]) == set(ALLOWED)
+    assert set(settings["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]) == set(ROOMS)
