@@ -1,4 +1,4 @@
-"""How fast is random_label_loss, and against what? Both routes' losses and gradients, forward and backward.
+"""Benchmark of random_label_loss: forward and backward of both routes, against eager, compiled and library losses.
 
 python benchmarks/bench_random_label_loss.py             every shape and contender (an hour on two cores)
 python benchmarks/bench_random_label_loss.py --figures   100,000 labels and twelve heads, few contenders (ten minutes)
@@ -6,9 +6,9 @@ python benchmarks/bench_random_label_loss.py --quick     small shapes, to see th
 
 Contenders take turns in one process, each from cleared gradients to cleared gradients; medians, and ratios within a
 round. The floor is three bare whole matrix products of the same shapes, dtype and threads, each in the faster of two
-layouts, into buffers that exist. Extra memory is the peak of forward and backward in a fresh process, less the two
-gradients. Errors are ‖g − g64‖/‖g64‖ against float64. Results go to benchmarks/results/random_label_loss_DEVICE_DATE; a
-run that broke off goes on where it stopped.
+layouts, into preallocated buffers. Extra memory is the peak of forward and backward in a fresh process, less the two
+gradients. Errors are ‖g − g64‖/‖g64‖ against float64. Results go to benchmarks/results/random_label_loss_DEVICE_DATE; an
+interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations

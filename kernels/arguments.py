@@ -1,4 +1,4 @@
-"""Checks of the loss's arguments: one clear ValueError each, and no look at a tensor's values on a GPU."""
+"""Argument checks of the loss: a clear ValueError each, and no host synchronisation on a GPU."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -161,7 +161,7 @@ def _check_device(name: str, tensor: Tensor | None, features_BD: Tensor) -> None
 
 
 def check_label_values(labels: RowLabels, num_labels: int) -> RowLabels:
-    """Labels all of which lie in [0, K), with weights in [0, 1]; on a GPU unchecked, as that would wait for it."""
+    """Check that labels lie in [0, K) and weights in [0, 1], and return them; unchecked on a GPU, as that would wait for it."""
     if labels.index_LB.device.type != "cpu":
         return labels
     return labels._replace(index_LB=_check_values_op(labels.index_LB, labels.weight_LB, num_labels))

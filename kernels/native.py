@@ -1,6 +1,6 @@
-"""Builds and loads the package's C++ at first use: a small library with a C interface, which needs no headers of torch.
+"""Compiles and loads the package's C++ at first use: a small library with a C interface, which needs no headers of torch.
 
-It takes a compiler a second or two, once for each machine: the library is kept in the user's cache folder, under a name
+It takes a compiler two or three seconds, once for each machine: the library is kept in the user's cache folder, under a name
 that hashes the source, the command and the processor. Every process that finds none builds its own and moves it into
 place whole, so that ranks that start together need no lock, and one that dies leaves nothing half-built. Without a
 compiler there is one warning, and plain PyTorch does the same work more slowly.
@@ -21,7 +21,7 @@ CPP_SOURCE = Path(__file__).parent / "cpu" / "tile_pass.cpp"
 CPP_HEADERS = tuple(CPP_SOURCE.with_name(name) for name in ("tile_chunk.h", "tile_products.h"))
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
-BUILD_SECONDS = 120
+BUILD_TIMEOUT_SECONDS = 120
 
 
 @cache
@@ -57,13 +57,15 @@ def build_library(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as building:
         whole = Path(building) / library.name
-        subprocess.run([*command, "-o", str(whole)], check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
+        subprocess.run(
+            [*command, "-o", str(whole)], check=True, capture_output=True, text=True, timeout=BUILD_TIMEOUT_SECONDS
+        )
         whole.replace(library)
     return library
 
 
 def compiler_command() -> list[str]:
-    """The compiler's command.
+    """Command of the C++ compiler.
 
     Raises:
         FileNotFoundError: there is none.

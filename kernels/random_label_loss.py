@@ -80,51 +80,39 @@ def random_label_loss(
     """Losses of a linear head z = X Wᵀ + b on random labels y, with p = softmax(z), row by row.
 
     The losses are neither weighted nor reduced: the caller multiplies, sums and calls backward, and each row's upstream
-    gradient is honoured. Each loss trains one side only:
-
-    =================  ==================================  =======================
-    member             value                               gradient reaches
-    =================  ==================================  =======================
-    `cross_entropy_B`  −log p_y                            `weight_KD`, `bias_K`
-    `regularizer_B`    by `regularizer`, see below         `features_BD`
-    `joint_B`          −log p_y                            `features_BD`
-    =================  ==================================  =======================
-
-    With `regularizer=None, joint=False` the features are not part of the result's graph, and no gradient of theirs is
-    computed. Every value and gradient is exact at any margin: p_y → 1 loses no digits of 1 − p_y.
+    gradient is honoured. Each loss trains one side only, as `RandomLabelLoss` says. With `regularizer=None, joint=False`
+    no feature gradient is computed. Every value and gradient is exact at any margin: p_y → 1 loses no digits of 1 − p_y.
 
     Args:
-        features_BD: (B, D), floating-point; B may be 0. Under autocast they are rounded to its dtype first, as those of
-            any linear layer are.
+        features_BD: (B, D), floating-point; B may be 0. Autocast rounds them to its dtype, as for any linear layer.
         weight_KD: (K, D), floating-point, K ≥ 2. It may differ from the features in dtype; gradients have the dtype of
             what they belong to, and are accumulated in float32 (float64 if an input is float64).
-        labels: (B,) int32 or int64 in [0, K); or (table, index, draw), of which the labels are table[draw, index]: `table`
-            is (M, N), `index` (B,), both int32 or int64, `draw` an integer. An index of −1 marks a padding row: what is
-            returned for it is finite and means nothing. Ranges are checked on the CPU only; on a GPU `triton` makes the
-            cross-entropy of a row whose label or index is out of range infinite, and `reference` ends in an error of CUDA's.
+        labels: (B,) int32 or int64 in [0, K); or (table, index, draw) for table[draw, index]: `table` is (M, N), `index` (B,),
+            both int32 or int64, `draw` an integer. An index of −1 marks a padding row, whose results are finite and mean
+            nothing. Ranges are checked on the CPU only; on a GPU one out of range makes the row's cross-entropy infinite
+            with `triton`, and ends in a CUDA error with `reference`.
         bias_K: (K,), or None for a head without bias.
         pair: (labels, weight): second label of each row, as for mixup, in either form of `labels`, and the weight (B,) in
-            [0, 1] of the *first*. Cross-entropy, `unlikelihood` and `reversal` become the weighted sum of the two labels'
-            losses; hit, bits and margin stay those of the first. No gradient reaches the weight.
-        regularizer: what is minimised in the features: `unlikelihood` −log(1 − p_y); `uniform` −(1/K) Σ_j log p_j;
-            `reversal` log p_y, unbounded below; `entropy` Σ_j p_j log p_j + log K = KL(p ‖ uniform); or None.
+            [0, 1] of the *first*. Losses on p_y become the weighted sum of the two labels' losses; hit, bits and margin
+            stay those of the first. No gradient reaches the weight.
+        regularizer: minimised in the features: `unlikelihood` −log(1 − p_y); `uniform` −(1/K) Σ_j log p_j; `reversal` log
+            p_y, unbounded below; `entropy` Σ_j p_j log p_j + log K = KL(p ‖ uniform); or None.
         joint: whether to return `joint_B`.
         impl: `reference` is plain PyTorch and holds B×K logits; `tiled_cpu` streams the classes in tiles, on the CPU;
             `triton` does so on a CUDA GPU, with matrix products in the features' dtype (float16, bfloat16, float32).
             `auto` takes the one that fits the device, and `reference` where neither does (`triton_loss.unsupported_reason`)
             or where labels or logits on a CPU are few (`MAX_REFERENCE_LABELS`, `MAX_REFERENCE_LOGITS`).
-        memory_budget: bytes of exponentials that may be kept from forward to backward, by default 256 MiB. What does not
-            fit (all are B·K numbers, of 2 bytes for 16-bit features on a GPU, else of 4) is recomputed in backward, at the
-            price of at most one matrix product more. `reference` ignores it.
+        memory_budget: bytes of exponentials that may be kept for backward, by default 256 MiB. What does not fit (all are
+            B·K numbers, of 2 bytes for 16-bit features on a GPU, else of 4) is recomputed, for at most one matrix product
+            more. `reference` ignores it.
 
     Returns:
-        A `RandomLabelLoss`. Backward may run repeatedly under `retain_graph`; it is itself differentiable under
-        `reference` only: otherwise differentiating twice raises a RuntimeError that says so.
+        A `RandomLabelLoss`. Backward may run repeatedly under `retain_graph`. Differentiating twice takes `reference`;
+        otherwise it raises a RuntimeError that says so.
 
     Raises:
-        ValueError: for shapes, dtypes or devices that do not fit together, K < 2, labels outside [0, K) or weights
-            outside [0, 1] (on the CPU), an unknown `regularizer` or `impl`, an `impl` that cannot run on the device, or a
-            negative budget.
+        ValueError: for shapes, dtypes or devices that do not fit together, K < 2, labels outside [0, K) or weights outside
+            [0, 1] (on the CPU), an unknown `regularizer` or `impl`, an `impl` that cannot run there, or a negative budget.
     """
     return random_label_losses(
         [features_BD],
@@ -151,7 +139,7 @@ def random_label_losses(
     impl: str = "auto",
     memory_budget: int | None = None,
 ) -> list[RandomLabelLoss]:
-    """`random_label_loss` of several heads in one call, for less than so many calls cost: all rows share one arithmetic.
+    """`random_label_loss` of several heads in one call, which pays the fixed cost of a call once.
 
     Args:
         features: (B, D) features that all heads read, as the draws of one tap do; or a sequence with the features of each
@@ -208,7 +196,7 @@ class _Heads(NamedTuple):
         return len(self.weights[0])
 
     def needs(self, regularizer: str | None, joint: bool, memory_budget: int) -> Needs:
-        """What will be asked of the heads: whatever any of them needs."""
+        """Values and gradients that any of the heads needs."""
         with_gradient = torch.is_grad_enabled()
         parameters = [parameter for parameter in (*self.weights, *self.biases) if parameter is not None]
         return Needs(
@@ -267,7 +255,7 @@ def _resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
 
 
 def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, impl: str) -> RandomLabelLoss:
-    """Run one pass over the classes of each head for every value, then give each loss its own route."""
+    """Run one pass over the classes of each head for every value, then attach each loss's gradient route."""
     num_heads, num_labels = len(heads.weights), heads.num_labels
     labels_of_heads, passes, local_heads = by_head(labels.index_LB, num_heads), [], []
     for features_BD, weight_KD, bias_K, labels_LB in zip(*heads, labels_of_heads, strict=True):
@@ -307,7 +295,7 @@ def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool,
 
 
 def _loss_by_reference(heads: _Heads, labels: RowLabels, regularizer: str | None, joint: bool) -> RandomLabelLoss:
-    """Compute the same from the materialised logits of all rows, twice, each time with one side detached."""
+    """Compute every value from materialised logits, twice, each time with one side detached."""
     head_RK = torch.cat([reference.logits(x_BD.detach(), w_KD, b_K) for x_BD, w_KD, b_K in zip(*heads, strict=True)])
     fixed_RK = features_RK = head_RK.detach()
     if joint or regularizer is not None:

@@ -22,7 +22,7 @@ from rlpheads.kernels.rows.terms import Coefficients
 
 
 class Kernel(Protocol):
-    """What an implementation provides; `rlpheads.kernels.cpu.tiled_cpu` documents the arguments."""
+    """The stages that an implementation computes itself; `rlpheads.kernels.cpu.tiled_cpu` documents the arguments."""
 
     def local_partials(
         self, features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
@@ -46,7 +46,7 @@ KERNELS: dict[str, Kernel] = {"tiled_cpu": tiled_cpu, "triton": triton_loss}
 
 
 class LocalHead(NamedTuple):
-    """What attaching the class gradients takes of one head, or of one class range of a head."""
+    """Features, class range and kept exponentials of one head: what its class gradients are computed from."""
 
     features_BD: Tensor
     """Outside every graph."""
@@ -62,7 +62,7 @@ def local_feature_gradient(
     partials: Partials,
     products: Products,
 ) -> Tensor:
-    """The range's part of each row's dL/dx: (B, D) in the accumulation dtype; `shift_B` is that of the combined rows.
+    """The range's part of each row's dL/dx: (B, D) in the accumulation dtype; `shift_B` is that of the merged rows.
 
     A combination of what the first stage summed over the classes, so that no class is visited again but the labels'.
     """
@@ -125,7 +125,7 @@ def attach_class_gradients(
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
-    """The identity, whose own derivative is refused: what gradients are wrapped in that cannot be differentiated."""
+    """Identity whose derivative raises: it wraps gradients that cannot be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
@@ -142,7 +142,7 @@ class _FirstDerivativeOnly(torch.autograd.Function):
 def _refuse_second_derivative(
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Compute a gradient outside every graph; should it be differentiated all the same, say so."""
+    """Decorate a backward: it records no graph, and differentiating its result raises a RuntimeError."""
 
     @wraps(backward)
     def refusing(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:

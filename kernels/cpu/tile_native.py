@@ -1,4 +1,4 @@
-"""`rlpheads.kernels.cpu.tile_pass.TilePass` in C++ (`tile_pass.cpp`), for float32."""
+"""`rlpheads.kernels.cpu.tile_pass.TilePass` in C++ (`tile_pass.cpp`, called by ctypes), for float32."""
 
 import ctypes
 from functools import cached_property
@@ -16,11 +16,11 @@ MAX_ABOVE_SHIFT = 8.0
 the first classes mostly serves them all."""
 
 MAX_PRODUCT_BYTES = 2**25
-"""Bytes of the products that all threads add up, at most: where they would take more, fewer threads work."""
+"""Limit of the bytes of all threads' feature sums (split-K); where they would take more, fewer threads work."""
 
 
 def make_pass(features_BD: Tensor, labels_LB: Tensor) -> TilePass:
-    """The C++ where it can be had, for float32; else plain PyTorch.
+    """Choose the C++ for float32 where it can be compiled, else plain PyTorch.
 
     Args:
         features_BD: features in the dtype of every sum.
@@ -80,7 +80,7 @@ class NativePass:
         )
 
     def _thread_products(self, sums: ClassSums) -> Tensor:
-        """Memory for the products that each thread adds up, whole panels of features; as many rows as threads are to work."""
+        """Buffers of each thread's feature sums (split-K), in whole panels of features: a row for each working thread."""
         num_rows, num_features = self._features_BD.shape
         kinds = sum(len(product_BD) > 0 for product_BD in (sums.exp_weight_BD, sums.moment_weight_BD))
         num_products = kinds * num_rows * -(-num_features // self._panel) * self._panel

@@ -84,7 +84,7 @@ void write_logits(const Tile& tile, const Chunk& chunk) {
                           chunk.logits);
 }
 
-// What one thread sums over its chunks, and the buffers that it takes.
+// Split-K over the classes: what one thread sums over its chunks, and the buffers that it takes.
 struct ThreadSums {
     float *exp_weight, *moment_weight;  // (panels, num_rows, PANEL), in memory that the caller keeps
     Floats weight_sum, moments, packed, chunk_sum;
@@ -116,7 +116,7 @@ struct ThreadSums {
     }
 };
 
-// One attempt at a tile; see rlpheads_reduce_tile.
+// One attempt at a tile with the rows' present shifts (online softmax); see rlpheads_reduce_tile.
 class Attempt {
 public:
     Attempt(const Tile& tile, const RowState& rows, const ClassSums& sums, float max_above_shift, int threads)
@@ -128,7 +128,7 @@ public:
         for (int thread = 0; thread < threads_; ++thread) thread_sums_.emplace_back(tile, rows, sums, thread);
     }
 
-    // Whether every row's maximum lies within `max_above_shift` of its shift; if not, nothing was added, and the shifts are raised.
+    // Whether every row's maximum lies within `max_above_shift` of its shift; if not, nothing was added, and shifts are raised.
     bool succeeds() {
         const int64_t first = start_shifts();
 #pragma omp parallel for schedule(static) num_threads(threads_)
@@ -277,7 +277,8 @@ int rlpheads_panel() { return PANEL; }
 // See rlpheads.kernels.cpu.tile_native.NativePass.reduce. A row's shift is the maximum of the first chunks; a later maximum more
 // than `max_above_shift` above it raises it, which is known only when the tile is overwritten: then it is computed once more.
 // Returns 0, or 1 where there was no memory for it: an exception must not leave C++.
-int rlpheads_reduce_tile(const Tile* tile, const RowState* rows, const ClassSums* sums, float max_above_shift, int threads) try {
+int rlpheads_reduce_tile(const Tile* tile, const RowState* rows, const ClassSums* sums, float max_above_shift,
+                         int threads) try {
     while (!Attempt(*tile, *rows, *sums, max_above_shift, threads).succeeds()) {
     }
     return 0;

@@ -1,4 +1,4 @@
-"""What is done to one tile of classes: logits, exponentials, every row's statistics, products with the tile's weight.
+"""One tile of classes on the CPU: logits, exponentials, online-softmax statistics, products with the tile's weight.
 
 `PlainPass` does it in plain PyTorch, in as many sweeps as there are operations: it serves float64 and machines without a
 compiler. `rlpheads.kernels.cpu.tile_native.NativePass` does the same in C++, in one sweep over classes that lie in the cache.
@@ -47,7 +47,7 @@ class RowState(NamedTuple):
 
     @classmethod
     def start(cls, labels_LB: Tensor, dtype: torch.dtype, *, moments: bool) -> "RowState":
-        """The statistics of no class at all."""
+        """Initial statistics, of no class."""
         num_rows = labels_LB.shape[1]
         fill = (NO_CLASS_SHIFT, 0.0, 0.0, -torch.inf, -torch.inf, -torch.inf)
         shapes = [(num_rows,), (num_rows,), (num_rows * moments,), tuple(labels_LB.shape), (num_rows,), (num_rows,)]
@@ -64,7 +64,7 @@ class ClassSums(NamedTuple):
 
 
 class TilePass(Protocol):
-    """The same for every tile: the features and the labels, counted from the start of the range.
+    """The three passes over one tile of classes; it holds the features, and the labels counted from the start of the range.
 
     All tensors that its methods take are contiguous, but the scaled features need not be.
     """
@@ -72,7 +72,7 @@ class TilePass(Protocol):
     def reduce(
         self, tile: Tile, weight_KD: Tensor, bias_K: Tensor | None, out_KB: Tensor, state: RowState, sums: ClassSums
     ) -> None:
-        """Write the tile's exponentials, and bring the rows' statistics and the sums up to date.
+        """Online-softmax update: write the tile's exponentials, and update the rows' statistics and the sums.
 
         Args:
             tile: which classes these are.
@@ -86,7 +86,7 @@ class TilePass(Protocol):
     def exponentiate(
         self, tile: Tile, weight_KD: Tensor, bias_K: Tensor | None, out_KB: Tensor, shift_B: Tensor
     ) -> None:
-        """Write the exponentials that `reduce` wrote of this tile, once more, with the shift that it had."""
+        """Recompute the exponentials that `reduce` wrote of this tile, with the shift that it had."""
 
     def write_gradient(self, exp_KB: Tensor, scaled_BD: Tensor, out_KD: Tensor) -> None:
         """Write the product of a tile's exponentials with the features, each row of them scaled."""

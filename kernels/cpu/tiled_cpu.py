@@ -1,4 +1,4 @@
-"""Class-tiled softmax statistics and weight gradients on the CPU: the local stages as two operators.
+"""Online softmax over tiles of classes on the CPU: the two local stages as custom operators.
 
 The classes are streamed in tiles: logits, every reduction and the exponential, and at once the product with the tile's
 weight (`tile_pass`, and in C++ `tile_native`, both beside this file). A tile's classes are its rows, W·Xᵀ, which
@@ -88,7 +88,7 @@ def _tile_classes(features_BD: Tensor, weight_KD: Tensor) -> int:
 
 
 class _TiledHead:
-    """Linear head of a class range on a batch, evaluated a tile at a time in the accumulation dtype."""
+    """Linear head of a class range on a batch, evaluated tile by tile in the accumulation dtype."""
 
     def __init__(
         self, features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor | None, labels_LB: Tensor, num_kept: int = 0
@@ -121,7 +121,7 @@ class _TiledHead:
             yield Tile(start, stop, slot_N, slot_N % self.num_rows, sorted_labels[first:last] - start)
 
     def tile_number(self, tile: Tile) -> int:
-        """Count of the tiles before this one."""
+        """Index of the tile."""
         return tile.start // self.tile_classes
 
     def bias(self, tile: Tile) -> Tensor | None:
@@ -138,7 +138,7 @@ class _TiledHead:
         return self._wide[: tile.stop - tile.start]
 
     def buffer(self, tile: Tile, kept_flat: Tensor) -> Tensor:
-        """The tile's place among the kept ones, or else the scratch buffer that the next tile overwrites."""
+        """Buffer of the tile's exponentials: kept for backward, or scratch that the next tile overwrites."""
         if tile.stop <= self.num_kept:
             return tile.view(kept_flat, tile.start * self.num_rows, self.num_rows)
         return tile.view(self._scratch, 0, self.num_rows)
@@ -205,7 +205,7 @@ def _(
 
 
 def _merged_edges(head: _TiledHead, tile_shift_CB: Tensor) -> list[int]:
-    """Edges of tiles, where kept ones that follow each other with the same shift are one: one product for all of them."""
+    """Edges of the tiles for backward: neighbouring kept tiles with equal shifts are merged, for one product over them."""
     if head.widens:
         return head.edges
     moved = [True, *(tile_shift_CB[1:] != tile_shift_CB[:-1]).any(1).tolist()]

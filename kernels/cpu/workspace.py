@@ -1,9 +1,9 @@
-"""Large CPU buffers that are used again once nothing refers to them.
+"""Workspace buffer reuse: a pool of large CPU buffers, each of which returns to it when its last tensor is freed.
 
 Memory fresh from the operating system costs a page fault every 4 KiB, at B = 64 and K = 100,000 a third of a loss's whole
-time; torch's CPU allocator gives large tensors back at once and pays that each step. Here a buffer goes to the shelf when
-the last tensor on it is freed (after backward, or when the gradient is set to None), and the next of its size is taken
-from there. Nothing is ever shared by two living tensors.
+time; torch's CPU allocator gives large tensors back at once and pays that each step. Here a buffer returns to the pool when
+the last tensor on it is freed (after backward, or when the gradient is set to None), and the next request of its size
+takes it from there. Two live tensors never share a buffer.
 """
 
 import weakref
@@ -17,17 +17,17 @@ MIN_BYTES = 2**20
 """Smaller tensors come from torch: the C library keeps their memory itself."""
 
 MAX_MISSES = 64
-"""Requests for other sizes that a shelved buffer outlasts before its memory is given back."""
+"""Requests that a free buffer does not fit before its memory is given back to the system."""
 
 
 class Workspace:
-    """A shelf of free buffers. Taking and giving back are safe from any thread."""
+    """A pool of free buffers; thread-safe."""
 
     def __init__(self) -> None:
         self._free: deque[tuple[Tensor, int]] = deque()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Like `torch.empty` on the CPU: a contiguous tensor with rubbish in it, whose memory comes back to the shelf."""
+        """Like `torch.empty` on the CPU: a contiguous, uninitialised tensor, whose memory returns to the pool."""
         num_bytes = prod(shape) * dtype.itemsize
         if num_bytes < MIN_BYTES:
             return torch.empty(shape, dtype=dtype)
@@ -38,11 +38,11 @@ class Workspace:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes on the shelf."""
+        """Bytes of the free buffers."""
         return sum(buffer.numel() for buffer, _ in list(self._free))
 
     def _take(self, num_bytes: int) -> Tensor:
-        """A shelved buffer that is large enough and not much larger, or a new one."""
+        """A free buffer that is large enough and at most a quarter larger, or a new one."""
         for _ in range(len(self._free)):
             try:
                 buffer, misses_left = self._free.popleft()
@@ -56,4 +56,4 @@ class Workspace:
 
 
 WORKSPACE = Workspace()
-"""The one shelf of the process: buffers are worth keeping because later calls, of any head, find them."""
+"""The pool of the process: later calls, of any head, find its buffers."""

@@ -12,7 +12,7 @@ SLAB_ROUNDING = 1024
 
 
 class PassOutputs(NamedTuple):
-    """What is asked of a pass over the classes."""
+    """Which sums a pass over the classes computes beside the softmax statistics."""
 
     products: bool
     """Exponentials times the weight."""

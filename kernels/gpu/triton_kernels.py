@@ -1,7 +1,7 @@
-"""The Triton kernels of the random-label loss; `rlpheads.kernels.gpu.triton_loss` says how they work together.
+"""The Triton kernels of the pass over the logits; `rlpheads.kernels.gpu.triton_loss` explains how all kernels work together.
 
-Names: rows M, classes N and features D of a tile. Every kernel owns what it writes, so that no sum depends on who comes
-first. Exponents are base 2; a row's *lift* is a whole number of powers of two by which its shift was raised.
+Names: rows M, classes N and features D of a tile. There are no atomics: one program writes each output, so that sums are
+deterministic. Exponents are base 2; a row's *lift* is a whole number of powers of two by which its shift was raised.
 
 Triton's interpreter multiplies bf16 wrongly and truncates where it should round. `EMULATED` routes both through
 `accumulate_dot` and `round_to_nearest`, which a GPU never takes.
@@ -60,7 +60,7 @@ def logits_tile(
     PRECISION: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """Logits X Wᵀ + b of one tile, float32; what lies beyond the edges is 0 plus the bias."""
+    """Logits X Wᵀ + b of one tile, float32; in the ragged tails of rows and classes 0 plus the bias."""
     total_MN = tl.zeros((ROWS, CLASSES), tl.float32)
     columns_N = first_class + tl.arange(0, CLASSES)
     if TMA:
@@ -118,7 +118,7 @@ def row_shifts_kernel(
     PRECISION: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """Take each row's shift from its first classes, its labels left out: the largest logit, a guess at the row's.
+    """Guess each row's softmax shift: the largest logit of its first classes, its labels left out.
 
     With HAS_BASE, a row whose first logits all lie within FLAT_RANGE gets the logarithm of their mean exponential, and
     base 1; every other row base 0.
@@ -155,7 +155,7 @@ def store_label_logits(logits_MN, columns_N, label_M, target_M, holds_M):
 
 @triton.jit
 def max_without_label(logits_MN, columns_N, label_M, holds_M, own_before_M, own_after_M):
-    """Largest logit of each row but its first label's; in the tile that holds the label also before and after it."""
+    """Largest logit of each row, its first label left out; in the label's tile also the largest before and after it."""
     before_M = tl.max(tl.where(columns_N[None, :] < label_M[:, None], logits_MN, float("-inf")), 1)
     after_M = tl.max(tl.where(columns_N[None, :] > label_M[:, None], logits_MN, float("-inf")), 1)
     tl.store(own_before_M, before_M, mask=holds_M)
@@ -175,7 +175,7 @@ def store_tile(matrix, values_MN, first_row, first_class, stride, inside_MN, EMU
 
 @triton.jit
 def subtract_base(exp_MN, base, lift_M, rows_M, num_rows):
-    """Exponentials less the row's base, of which each lift takes half; below the last row two rows of ones."""
+    """Subtract the row's base, halved by each lift, from its exponentials; two rows of ones follow the last row."""
     base_M = tl.load(base + rows_M, mask=rows_M < num_rows, other=0.0) * tl.exp2(-lift_M)
     ones_M = ((rows_M == num_rows) | (rows_M == num_rows + 1)).to(tl.float32)
     return tl.where((rows_M < num_rows)[:, None], exp_MN - base_M[:, None], ones_M[:, None])
@@ -223,7 +223,7 @@ def class_tiles_kernel(  # noqa: C901 - its branches are resolved when it is com
     PRECISION: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """One tile of logits, and in the same registers its exponentials and every statistic of its rows.
+    """One tile of logits, and as its fused epilogue, in registers, the exponentials and every statistic of its rows.
 
     Rows come before classes in the grid, so that the tile of the weight is read from memory once.
     """

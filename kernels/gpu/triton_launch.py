@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels: one function a kernel, which picks tiles and flags and reads nothing on the host.
+"""Launchers of the Triton kernels: one function a kernel, which sets its grid, tiles and flags; no host synchronisation.
 
 Imported at the first launch only, so that the rest runs where there is no Triton.
 """
@@ -41,7 +41,7 @@ class Operands(NamedTuple):
     """Label of the first class of `weight_KD`."""
 
     def narrow(self, start: int, stop: int) -> "Operands":
-        """Some of the classes."""
+        """Slice the classes [start, stop)."""
         bias_K = None if self.bias_K is None else self.bias_K[start:stop]
         return self._replace(weight_KD=self.weight_KD[start:stop], bias_K=bias_K, start=self.start + start)
 
@@ -60,7 +60,7 @@ class ExpReference(NamedTuple):
 
 
 class TileStatistics(NamedTuple):
-    """What the tiles of a slab found, all float32."""
+    """Softmax statistics of a slab's C tiles, all float32."""
 
     max_CB: Tensor
     sum_CB: Tensor
@@ -88,7 +88,7 @@ def tiles_for(operands: Operands, *, has_base: bool) -> TileConfig:
 
 
 def tuning_case(operands: Operands, *, has_base: bool) -> TuningCase:
-    """What the tiles of a pass over the operands' classes depend on; `has_base` where it has bases or moments."""
+    """Key of the autotuned tiles of a pass over the operands' classes; `has_base` where it has bases or moments."""
     features_BD, weight_KD, bias_K, labels_LB, _ = operands
     name = str(features_BD.dtype).removeprefix("torch.")
     return TuningCase(
@@ -112,7 +112,7 @@ def candidate_tiles(features_BD: Tensor, case: TuningCase) -> tuple[TileConfig, 
 
 
 def compile_options(tiles: TileConfig) -> dict[str, int]:
-    """What Triton's compiler is told about `class_tiles`."""
+    """Triton's compile options of `class_tiles`: warps, pipeline stages, register limit."""
     limit = {} if tiles.registers is None else {"maxnreg": tiles.registers}
     return {"num_warps": tiles.warps, "num_stages": tiles.stages, **limit}
 
@@ -134,7 +134,7 @@ def gather_tables(rows: Sequence[Tensor], indices: Sequence[Tensor | None], labe
 
 
 def row_shifts(operands: Operands, has_base: bool) -> ExpReference:
-    """Guess each row's shift from the first classes."""
+    """Guess each row's softmax shift from its first classes."""
     features_BD, weight_KD = operands.features_BD, operands.weight_KD
     num_rows, num_features = features_BD.shape
     shift_B = features_BD.new_empty(num_rows, dtype=torch.float32)
@@ -156,7 +156,7 @@ def row_shifts(operands: Operands, has_base: bool) -> ExpReference:
 def allocate_statistics(
     operands: Operands, tiles: TileConfig, outputs: PassOutputs, label_stats_FB: Tensor
 ) -> TileStatistics:
-    """Room for what the tiles of a slab find; `label_stats_FB` is that of all slabs."""
+    """Uninitialised statistics of a slab's tiles; `label_stats_FB` is that of all slabs."""
     shape = triton.cdiv(len(operands.weight_KD), tiles.classes), len(operands.features_BD)
     max_CB, sum_CB = label_stats_FB.new_empty(2, *shape)
     moment_CB, logits_CB = (label_stats_FB.new_empty(shape if is_wanted else 0) for is_wanted in outputs[1:])
@@ -170,7 +170,7 @@ def class_tiles(
     tiles: TileConfig,
     statistics: TileStatistics | None = None,
 ) -> None:
-    """Compute the exponentials of a slab, and the statistics of its tiles if there is room for them."""
+    """Compute the exponentials of a slab, and, if `statistics` is given, the statistics of its tiles."""
     features_BD, weight_KD, bias_K, labels_LB, start = operands
     num_rows, num_classes, num_labels = len(features_BD), len(weight_KD), len(labels_LB)
     exp_RK, moment_BK = buffers
@@ -250,7 +250,7 @@ def align_tiles(
     num_classes: int,
     tiles: TileConfig,
 ) -> None:
-    """Bring a slab's exponentials and moments to the rows' lift, where a tile's own differs."""
+    """Rescale a slab's exponentials and moments to the rows' common lift, where a tile's own differs."""
     exp_RK, moment_BK = buffers
     assert exp_RK is not None
     num_rows = len(reference.shift_B)
@@ -268,7 +268,7 @@ def align_tiles(
 
 
 class LabelTerms(NamedTuple):
-    """What the labels' own classes get beside the sums over all rows."""
+    """Gradient terms of the labels' own classes, which the sums over all rows leave out."""
 
     labels_LB: Tensor
     gradient_LB: Tensor

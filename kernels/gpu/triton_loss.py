@@ -46,7 +46,7 @@ OPERAND_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def unsupported_reason(features_BD: Tensor) -> str | None:
-    """Why these features cannot be worked on, or None if they can."""
+    """Why Triton cannot run on these features (dtype, device, compute capability); None if it can."""
     device = features_BD.device
     if features_BD.dtype not in OPERAND_DTYPES:
         return f"multiplies float16, bfloat16 or float32; the features are {features_BD.dtype}"
@@ -147,7 +147,7 @@ class _Shape(NamedTuple):
 
 
 def _output_shapes(features_BD: Tensor, labels_LB: Tensor, plan: SlabPlan, outputs: PassOutputs) -> list[_Shape]:
-    """What `_partials_op` returns: state, label facts, the three products, kept exponentials, shifts, bases."""
+    """What `_partials_op` returns: state, label statistics, the three products, kept exponentials, shifts, bases."""
     num_rows, num_features = features_BD.shape
     return [
         _Shape((NUM_STATE, num_rows)),
@@ -210,7 +210,7 @@ def _class_gradients_op(
 def _empty_gradients(
     weight_KD: Tensor, bias_K: Tensor | None, for_weight: bool, for_bias: bool
 ) -> tuple[Tensor, Tensor]:
-    """Room for the two gradients, each in the dtype of what it belongs to; empty where it is not wanted."""
+    """Uninitialised gradients, each in the dtype of what it belongs to; empty where it is not wanted."""
     num_classes, num_features = weight_KD.shape
     bias = weight_KD if bias_K is None else bias_K
     return weight_KD.new_empty(num_classes * for_weight, num_features), bias.new_empty(num_classes * for_bias)

@@ -123,7 +123,7 @@ def _forward_slabs(
 
 
 class _Scratch:
-    """Room for the exponentials of a slab that are not kept, and for its moments."""
+    """Scratch buffers: exponentials of the slabs that are not kept, and moments."""
 
     def __init__(
         self, features_BD: Tensor, plan: SlabPlan, outputs: PassOutputs, ranges: list[tuple[int, int]]
@@ -145,7 +145,7 @@ class _Scratch:
 
 
 class ClassGradients(NamedTuple):
-    """Where the gradients go; empty where they are not wanted."""
+    """Output buffers of the gradients; empty where they are not wanted."""
 
     weight_KD: Tensor
     bias_K: Tensor
@@ -173,7 +173,7 @@ def backward_pass(
             slab = operands.narrow(start, stop).cast(features_BD)
             reference = ExpReference(shift_CB[number], base_CB[number])
             launch.class_tiles(slab, reference, SlabBuffers(exp_RK), tiles)
-        scaled = _Scaled(given_BD, gradient.scale_CB[number], base_CB[number])
+        scaled = _ScaledFeatures(given_BD, gradient.scale_CB[number], base_CB[number])
         terms = LabelTerms(operands.labels_LB, gradient.label_LB, operands.start + start)
         if len(gradients.weight_KD):
             _write_weight_gradient(gradients.weight_KD[start:stop], exp_RK, scaled, terms)
@@ -181,8 +181,8 @@ def backward_pass(
             launch.class_sums(gradients.bias_K[start:stop], exp_RK, scaled.base_B, scaled.scale_B, terms)
 
 
-class _Scaled(NamedTuple):
-    """Features, and what each row's exponentials are multiplied by: v of V = Eᵀ(v∘x)."""
+class _ScaledFeatures(NamedTuple):
+    """The features x, and the scale v of each row's exponentials in V = Eᵀ(v∘x)."""
 
     features_BD: Tensor
     scale_B: Tensor
@@ -212,7 +212,7 @@ class _Scaled(NamedTuple):
         return scaled_RD, factor
 
 
-def _write_weight_gradient(out_KD: Tensor, exp_RK: Tensor, scaled: _Scaled, terms: LabelTerms) -> None:
+def _write_weight_gradient(out_KD: Tensor, exp_RK: Tensor, scaled: _ScaledFeatures, terms: LabelTerms) -> None:
     """V = Eᵀ(v∘x), then the labels' rows in float32; each row is rounded once, also to a narrow dtype."""
     scaled_RD, factor = scaled.operand(exp_RK)
     sums_ND = None

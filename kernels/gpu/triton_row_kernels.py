@@ -1,4 +1,4 @@
-"""The smaller Triton kernels of the random-label loss: labels, merging tiles, aligning exponentials, the labels' terms.
+"""The Triton kernels beside the pass over the logits: gather labels, merge and align tiles, label terms, bias gradient.
 
 Each works on little beside the pass over the logits (`rlpheads.kernels.gpu.triton_kernels`, whose conventions hold here too).
 """
@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 
 from rlpheads.kernels.gpu.triton_kernels import LN_2, round_to_nearest, shift_lift
+from rlpheads.kernels.rows import partials
 
-NO_CLASS_SHIFT = tl.constexpr(-1e30)
+NO_CLASS_SHIFT = tl.constexpr(partials.NO_CLASS_SHIFT)
 
 
 @triton.jit
@@ -54,7 +55,7 @@ def merge_tiles_kernel(
     ROWS: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Merge a slab's tiles, in a fixed order, into each row's running state: lift, sum, moment, Σz, two maxima."""
+    """Online-softmax merge of a slab's tiles, in a fixed order, into each row's state: lift, sum, moment, Σz, two maxima."""
     rows_M = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_rows_M = rows_M < num_rows
     shift_M = tl.load(shift + rows_M, mask=in_rows_M, other=0.0)
@@ -132,7 +133,7 @@ def align_tiles_kernel(
     CLASSES: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """Bring the exponentials of a tile to the row's own lift, exact powers of two; most programs return at once."""
+    """Rescale a tile's exponentials to the row's common lift, by exact powers of two; most programs return at once."""
     row_tiles = tl.cdiv(num_rows, ROWS)
     tile = tl.program_id(0) // row_tiles
     rows_M = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)

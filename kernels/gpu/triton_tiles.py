@@ -17,7 +17,7 @@ stays finite, and so does a float16 exponential."""
 
 @dataclass(frozen=True)
 class TileConfig:
-    """How `class_tiles` cuts its work."""
+    """Tile sizes, warps, pipeline stages and register limit of `class_tiles`: what `tune` chooses among."""
 
     rows: int
     classes: int
@@ -27,7 +27,7 @@ class TileConfig:
     tma: bool = False
     """Load features and weight by tensor-memory descriptors, where their rows start at multiples of 16 bytes."""
     registers: int | None = None
-    """Most registers of a thread."""
+    """Limit of registers a thread, to avoid spills or fit two blocks; None for the compiler's choice."""
 
     def __str__(self) -> str:
         rest = f"{self.warps} warps, {self.stages} stages"

@@ -1,4 +1,4 @@
-"""Tiles that were measured, kept in a file: `python -m rlpheads.kernels.tools.tune` writes it, a run only reads it.
+"""Autotuned tiles, cached in a file: `python -m rlpheads.kernels.tools.tune` writes it, a run only reads it.
 
 A run times nothing. Tiles decide in which order sums are taken, and so their last bits: while the file stays as it is, a
 run that is repeated or resumed has the same ones. It is tiles.json in the user's cache folder, or what RLPHEADS_TILES names;
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class TuningCase:
-    """What tiles are measured for, and taken for: no other device, version or shape."""
+    """Key of autotuned tiles: the device, version of Triton, dtype and shape that they were measured for."""
 
     device: str
     """The GPU's name."""
@@ -95,7 +95,7 @@ def save_winner(path: Path, case: TuningCase, winner: Winner) -> None:
 
 
 def read_winners(path: Path) -> dict[TuningCase, Winner]:
-    """What the file holds.
+    """Winners in the file, by case.
 
     Raises:
         ValueError: it cannot be read, or is none of ours.
@@ -112,7 +112,7 @@ def read_winners(path: Path) -> dict[TuningCase, Winner]:
 
 
 def record() -> dict[str, Any] | None:
-    """What a run's record says of its measured tiles; None where there are none.
+    """The measured tiles, for a run's environment record; None where there are none.
 
     Where the file is unusable its winners are None, and where it cannot even be read its hash is, too.
     """
@@ -128,7 +128,7 @@ def record() -> dict[str, Any] | None:
 
 @cache
 def _cached_winners(path: Path) -> dict[TuningCase, Winner]:
-    """What the file holds when the process first asks."""
+    """Winners in the file, read once in a process."""
     if not path.exists() and FILE_VARIABLE not in os.environ:
         return {}
     return read_winners(path)

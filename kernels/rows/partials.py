@@ -1,8 +1,8 @@
-"""What passes between the three stages of the loss: a range of classes, what one row keeps of it, what stays with it.
+"""What the three stages of the loss exchange: class ranges, partial softmax statistics of each row, kept exponentials.
 
-The head's classes may be split into ranges, one a device. Each range is reduced to a handful of numbers for each row
-(`Partials`), small enough to be exchanged; what only the range's own gradients need (`Products`, `Exponentials`) stays
-where it is.
+The head's classes may be split into ranges, one a device. Each range is reduced to a few numbers for each row (`Partials`),
+as in an online softmax, small enough to be exchanged; what only the range's own gradients need (`Products`, `Exponentials`)
+stays on its device.
 """
 
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class ClassRange(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What will be asked of the partials, so that nothing else is computed."""
+    """Which values and gradients are needed, so that nothing else is computed."""
 
     regularizer: str | None
     """Kind of regularizer whose value is wanted, or None."""

@@ -1,4 +1,4 @@
-"""The softmax of each row over all classes, merged from the partials of the class ranges.
+"""Online softmax: each row's statistics over all classes, merged from the partials of the class ranges.
 
 Everything is kept relative to a shift s that is the largest logit of a class other than the row's labels, and the
 labels' own terms apart from the others' sum: no digit of 1 − p_y is lost however far a label's logit lies above the rest.

@@ -1,4 +1,4 @@
-"""Every loss of the package as arithmetic on one row's softmax statistics: its value and its gradient's coefficients.
+"""Cross-entropy and the regularizers as functions of one row's softmax statistics: values and gradients in the logits.
 
 With the log-odds d = z_y − log Σ_{j≠y} e^{z_j} of a label, −log p_y = softplus(−d) and −log(1 − p_y) = softplus(d):
 neither 1 − p_y nor p_y/(1 − p_y) is ever formed, so no digit is lost at any margin. For a row with two labels a loss on

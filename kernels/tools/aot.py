@@ -1,4 +1,4 @@
-"""`python -m rlpheads.kernels.tools.aot`: compile every Triton kernel for GPUs that are not there, and judge the machine code.
+"""`python -m rlpheads.kernels.tools.aot`: compile every Triton kernel ahead of time for three chips, and check the SASS.
 
 Prints a row for each kernel and chip: registers, shared memory, spills, tensor-core instructions, and the bytes that it
 moves by the model of `rlpheads.kernels.tools.traffic`, as a multiple of the compulsory ones. Exits with 1 where a kernel
@@ -36,7 +36,7 @@ FEATURES, LABELS = 768, 100_000
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One kernel on one chip."""
+    """Machine code, modelled bytes and faults of one kernel on one chip."""
 
     kernel: str
     chip: int
@@ -49,7 +49,7 @@ class KernelReport:
 
 
 def check_build(build: Build) -> KernelReport:
-    """Compile a kernel and say what is wrong with it."""
+    """Compile a kernel and list its faults: spills, no tensor cores, too much shared memory, too many bytes."""
     code = compile_build(build)
     tiles_ratio, whole_ratio = byte_ratios(build)
     faults = []
@@ -78,7 +78,7 @@ def byte_ratios(build: Build) -> tuple[float | None, float | None]:
 
 
 def report_table(reports: list[KernelReport]) -> Table:
-    """Lay the reports out."""
+    """One row a kernel and chip."""
     grid = Table(
         title=f"kernels ahead of time; bytes at D={FEATURES}, K={LABELS}, worst of B={', '.join(map(str, BATCHES))}"
     )

@@ -1,4 +1,4 @@
-"""Every kernel of `impl="triton"` as it is launched: which flags, which types, which tiles on which chip."""
+"""Ahead-of-time builds of every kernel of `impl="triton"`: flags, argument types and tiles, as it is launched on each chip."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way in which the pass over the logits is asked for."""
+    """One specialisation of the pass over the logits."""
 
     name: str
     dtype: torch.dtype = torch.bfloat16
@@ -47,7 +47,7 @@ class Variant:
     pair: bool = False
     bias: bool = False
     rows: int = 1024
-    again: bool = False
+    recompute: bool = False
     """Backward: the exponentials alone."""
     precision: str = "tf32"
 
@@ -59,18 +59,18 @@ class Variant:
     def build(self, chip: int, number: int = 0) -> Build:
         """`class_tiles` for a chip, with the first tiles or others that it can have."""
         tiles = self.tiles(chip)[number]
-        moments = self.outputs.moments and not self.again
+        moments = self.outputs.moments and not self.recompute
         flags = {
             **_flags(self.dtype, PAIR=self.pair, HAS_BIAS=self.bias, HAS_BASE=self.outputs.has_base, MOMENT=moments),
             "ROWS": tiles.rows,
             "CLASSES": tiles.classes,
             "FEATURES": tiles.features,
             "TMA": tiles.tma,
-            "STATISTICS": not self.again,
+            "STATISTICS": not self.recompute,
             "KEEP": True,
             "KEEP_MOMENT": moments,
             "PRECISION": self.precision,
-            "SUM_LOGITS": self.outputs.sum_logits and not self.again,
+            "SUM_LOGITS": self.outputs.sum_logits and not self.recompute,
         }
         dtype = TYPE_NAMES[self.dtype]
         pointers = dict.fromkeys(("features", "weight", "exps", "moments"), f"*{dtype}")
@@ -85,7 +85,7 @@ class Variant:
             pointers,
             triton_launch.compile_options(tiles),
             tensor_cores=OWN_TENSOR_CORES[chip],
-            tiles=None if self.again else tiles,
+            tiles=None if self.recompute else tiles,
             itemsize=self.dtype.itemsize,
             outputs=self.outputs,
         )
@@ -103,8 +103,8 @@ VARIANTS = (
     Variant("bf16 uniform pair bias, 64 rows", outputs=UNIFORM, pair=True, bias=True, rows=64),
     Variant("bf16 entropy", outputs=ENTROPY),
     Variant("bf16 entropy pair bias", outputs=ENTROPY, pair=True, bias=True),
-    Variant("bf16 again", again=True),
-    Variant("bf16 again, base", outputs=UNIFORM, pair=True, bias=True, again=True),
+    Variant("bf16 recompute", recompute=True),
+    Variant("bf16 recompute, base", outputs=UNIFORM, pair=True, bias=True, recompute=True),
     Variant("fp16", dtype=torch.float16),
     Variant("tf32", dtype=torch.float32),
     Variant("tf32 entropy pair bias", dtype=torch.float32, outputs=ENTROPY, pair=True, bias=True),
@@ -121,7 +121,7 @@ def builds(chip: int, *, quick: bool = False) -> list[Build]:
 
 
 def candidate_builds(chip: int, *, quick: bool = False) -> list[Build]:
-    """What depends on the tiles that `rlpheads.kernels.tools.tune` can choose in their place; with `quick` of one variant."""
+    """The kernels that depend on tiles, with every other candidate of `tune`; with `quick` those of one variant."""
     variants = VARIANTS[:1] if quick else VARIANTS
     passes = [variant.build(chip, number) for variant in variants for number in range(1, len(variant.tiles(chip)))]
     widths = {
@@ -160,7 +160,7 @@ class _RowKernel(NamedTuple):
 
     kernel: Any
     name_with_switches: str
-    """What it is called with all on."""
+    """Suffix of its name with all on."""
     switches: tuple[str, ...]
     shape: dict[str, int]
     tensor_cores: str = ""
@@ -215,7 +215,7 @@ def _row_build(chip: int, kind: _RowKernel, is_on: bool) -> Build:
 
 
 class Signature(NamedTuple):
-    """What Triton's compiler is told of a kernel's arguments; what lies in a tuple is named by both places."""
+    """Signature of a kernel for Triton's compiler; an argument within a tuple is addressed by both positions."""
 
     types: dict[str, str | tuple[str, ...]]
     values: dict[tuple[int, ...], Any]

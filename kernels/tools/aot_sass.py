@@ -1,4 +1,4 @@
-"""Compile a kernel for a chip that need not be there, and read its machine code with the tools that Triton ships."""
+"""Compile a kernel ahead of time, and read spills, registers and tensor-core instructions off its SASS."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ REGISTERS = re.compile(r"\bREG:(\d+)")
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What was read off a compiled kernel."""
+    """Registers, shared memory, spills and tensor-core instructions of a compiled kernel."""
 
     registers: int
     shared_bytes: int

@@ -1,4 +1,4 @@
-"""Bytes that the GPU implementation moves to and from memory, by a model, against those that it cannot avoid.
+"""Memory-traffic model of the GPU implementation: bytes moved, against the compulsory bytes.
 
 The model counts what reaches the memory: a tile that the blocks running side by side share is read once, statistics and
 label rows count as they are written and read again. Compulsory is every operand read and every result written once by each
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rlpheads.kernels.gpu.slab_plan import PassOutputs, plan_slabs
 from rlpheads.kernels.gpu.triton_tiles import FIRST_CLASSES, TileConfig
 
-BLOCKS = 108
+CONCURRENT_BLOCKS = 108
 """Blocks that run side by side on the smallest of the chips (sm_80), one a multiprocessor."""
 
 
@@ -32,15 +32,15 @@ class Workload:
 
 
 def compulsory_tile_bytes(load: Workload) -> int:
-    """Of the pass over the logits: read X and W, write E (and the moments)."""
+    """Compulsory bytes of the pass over the logits: read X and W, write E (and the moments)."""
     operands = (load.rows + load.labels) * load.features
     return load.itemsize * (operands + load.rows * load.labels * (1 + load.outputs.moments))
 
 
 def modelled_tile_bytes(load: Workload, tiles: TileConfig) -> int:
-    """The same as it is done: with the first guess, the tiles' statistics, and rows of ones."""
+    """Modelled bytes of that pass: with the first guess of the shifts, the tiles' statistics, and rows of ones."""
     row_tiles, class_tiles = -(-load.exp_rows // tiles.rows), -(-load.labels // tiles.classes)
-    weight = (load.labels * -(-row_tiles // BLOCKS) + FIRST_CLASSES) * load.features
+    weight = (load.labels * -(-row_tiles // CONCURRENT_BLOCKS) + FIRST_CLASSES) * load.features
     exponentials = (load.exp_rows + load.rows * load.outputs.moments) * load.labels
     numbers = 2 + load.outputs.moments + load.outputs.sum_logits
     statistics = 4 * class_tiles * load.rows * (2 * numbers + 1)  # written, merged, and the maxima read by align_tiles
@@ -48,7 +48,7 @@ def modelled_tile_bytes(load: Workload, tiles: TileConfig) -> int:
 
 
 def compulsory_product_bytes(load: Workload) -> int:
-    """Of the two products that follow: E and W to U (twice with moments), E and v∘x to the weight's gradient."""
+    """Compulsory bytes of the two products: E and W to U (twice with moments), E and v∘x to the weight's gradient."""
     exponentials, weight = load.rows * load.labels * load.itemsize, load.labels * load.features
     forward = exponentials + weight * load.itemsize + 4 * load.rows * load.features
     backward = exponentials + load.rows * load.features * load.itemsize + weight * load.gradient_itemsize
@@ -56,7 +56,7 @@ def compulsory_product_bytes(load: Workload) -> int:
 
 
 def modelled_product_bytes(load: Workload) -> int:
-    """The same with rows of ones, v∘x written, and the labels' rows of the gradient read and written once more."""
+    """Modelled bytes of them: also rows of ones, v∘x written, and the labels' rows of the gradient read and written again."""
     exponentials, weight = load.exp_rows * load.labels * load.itemsize, load.labels * load.features
     forward = exponentials + weight * load.itemsize + 4 * load.exp_rows * load.features
     scaled = 2 * load.exp_rows * load.features * load.itemsize

@@ -1,4 +1,4 @@
-"""`python -m rlpheads.kernels.tools.tune`: measure which tiles are the fastest for a head on this GPU, and keep them.
+"""`python -m rlpheads.kernels.tools.tune`: autotune the tiles for a head on this GPU, and cache the fastest.
 
 Times every candidate of `rlpheads.kernels.gpu.triton_tiles` by the loss's own launches, forward, and writes the winner into
 tiles.json in the user's cache folder (`XDG_CACHE_HOME`), or the file that RLPHEADS_TILES names. From then on the loss takes
@@ -44,7 +44,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 @dataclass(frozen=True)
 class HeadShape:
-    """One kind of call of the loss."""
+    """Shape, dtype, regularizer, pair and bias of one kind of head."""
 
     rows: int
     features: int
@@ -56,7 +56,7 @@ class HeadShape:
 
     @property
     def outputs(self) -> PassOutputs:
-        """What is asked of the pass over the classes."""
+        """Sums that the pass over the classes computes."""
         return PassOutputs(True, moments=self.regularizer == "entropy", sum_logits=self.regularizer == "uniform")
 
 
@@ -101,7 +101,7 @@ def time_candidates(head: HeadShape, device: str) -> tuple[TuningCase, list[Timi
 
 
 def _random_operands(head: HeadShape, device: str) -> "Operands":
-    """Random numbers of a head near its initialisation."""
+    """Random operands of a head near its initialisation."""
     from rlpheads.kernels.gpu.triton_launch import Operands
 
     generator = torch.Generator(device).manual_seed(0)
@@ -126,7 +126,7 @@ def _log_sums(outputs: list[Tensor]) -> Tensor:
 
 
 def median_milliseconds(call: Callable[[], object], *, interpreted: bool) -> float:
-    """Median time of a call that has run once; under the interpreter by the clock on the wall."""
+    """Median time of a call that has run once; under the interpreter one call by the wall clock."""
     if interpreted:
         start = time.perf_counter()
         call()
@@ -148,7 +148,7 @@ def fastest_tiles(timings: list[Timing]) -> Winner | None:
 
 
 def timings_table(case: TuningCase, timings: list[Timing], kept: Winner | None) -> Table:
-    """Lay the times of a case out."""
+    """Times of every candidate of a case."""
     title = (
         f"B={case.rows}, D={case.features}, K={case.classes:,}, {case.operands}, {case.device}, Triton {case.triton}"
     )
@@ -193,7 +193,7 @@ def _positive_integer(text: str) -> int:
 
 
 def precondition_failure(path: Path | None, device: str, dtype: torch.dtype) -> str | None:
-    """Why nothing can be measured here, or kept; None if it can."""
+    """Why nothing can be measured here or written; None if it can."""
     if reason := triton_loss.unsupported_reason(torch.empty(0, device=device, dtype=dtype)):
         return f"nothing to measure: the loss by Triton {reason} (with TRITON_INTERPRET=1 it is interpreted on the CPU)"
     if path is None:

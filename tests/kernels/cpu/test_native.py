@@ -184,7 +184,9 @@ def products_of_four_threads() -> np.ndarray:
     """Sums of products that four threads are asked for, where their memory holds NaN to begin with."""
     torch.set_num_threads(4)
     problem = make_problem(3, 64, 2000, num_features=1024).to(torch.float32)
-    WORKSPACE.empty((4, 2 * 64 * 1024), torch.float32).fill_(torch.nan)  # goes to the shelf, and is what they are given
+    WORKSPACE.empty((4, 2 * 64 * 1024), torch.float32).fill_(
+        torch.nan
+    )  # returns to the pool, and is what they are given
     labels_LB = two_labels(problem)
     return reduce(make_pass(problem.features_BD, labels_LB), problem.weight_KD, None, labels_LB).sums[0].numpy()
 
