@@ -1,7 +1,6 @@
 """Stores: what is written is what was there, FFCV itself can read it, and a start that was broken off goes on."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -259,42 +258,3 @@ def test_an_estimate_comes_close(photographs, tmp_path):
 def test_encodings_that_cannot_be_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         Encoding(**values)
-
-
-def test_the_command_says_what_it_will_cost_and_then_does_it(tmp_path, write_tree, capsys):
-    root = write_tree({f"{split}/{name}": ["1.png", "2.png"] for split in ("train", "val") for name in "ab"})
-    command = [
-        "convert",
-        "--data.root",
-        str(root),
-        "--out",
-        str(tmp_path / "x.beton"),
-        "--mode",
-        "raw",
-        "--workers",
-        "0",
-    ]
-    assert main(command) == 0
-    said = capsys.readouterr().out
-    assert "8 images: about" in said
-    assert "ImageNet-1k at this rate, 1,331,167 images: " in said
-    ours, theirs = open_dataset("imagefolder", tmp_path / "x.beton", seed=0), open_dataset("imagefolder", root, seed=0)
-    assert [source.manifest for source in ours] == [source.manifest for source in theirs]
-    assert main(command) == 1
-    assert "is a store already" in capsys.readouterr().err
-    (tmp_path / "file").touch()
-    assert main([*command[:3], "--out", str(tmp_path / "file")]) == 1
-    assert "is a file; a store is a folder" in capsys.readouterr().err
-    assert main(["verify", "--data.root", str(tmp_path / "x.beton")]) == 2
-    assert "is a store: its images were decoded when it was made" in capsys.readouterr().err
-    assert main([*command, "--quality", "0"]) == 2
-    assert "quality is 0; it must be from 1 to 100" in capsys.readouterr().err
-
-
-def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, write_tree, capsys, monkeypatch):
-    root = write_tree({f"{split}/{name}": ["1.png", "2.png"] for split in ("train", "val") for name in "ab"})
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3000))
-    assert main(["convert", "--data.root", str(root), "--out", str(tmp_path / "x"), "--mode", "raw"]) == 1
-    assert "has 3 kB left, and the store takes about" in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()

@@ -1,0 +1,80 @@
+"""`rlpheads convert`: what it says before it writes, what it refuses, and that what it wrote is what was there."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loader_libraries import require_library
+from PIL import Image
+
+from rlpheads.engine import exit_codes
+from rlpheads.engine.cli import main
+from rlpheads.loaders.sources.datasets import open_dataset
+
+
+@pytest.fixture(autouse=True)
+def _ffcv():
+    require_library("ffcv")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two images of each of two classes in each of two splits."""
+    root = tmp_path / "images"
+    for number, name in enumerate(
+        f"{split}/{label}/{n}.png" for split in ("train", "val") for label in "ab" for n in "12"
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(root / name)
+    return root
+
+
+def convert(root: Path, store: Path, *flags: str) -> int:
+    return main(["convert", "--data.root", str(root), "--out", str(store), "--mode", "raw", "--workers", "0", *flags])
+
+
+def test_it_says_what_it_will_cost_and_then_does_it(root, tmp_path, capsys):
+    store = tmp_path / "x.beton"
+    assert convert(root, store) == exit_codes.DONE
+    said = capsys.readouterr().out
+    assert "8 images: about" in said
+    assert "ImageNet-1k at this rate, 1,331,167 images: " in said
+    assert f"train with: --data.root {store} --data.loader ffcv" in said
+    ours, theirs = open_dataset("imagefolder", store, seed=0), open_dataset("imagefolder", root, seed=0)
+    assert [source.manifest for source in ours] == [source.manifest for source in theirs]
+
+
+def test_a_store_that_is_there_is_neither_written_nor_verified(root, tmp_path, capsys):
+    store = tmp_path / "x.beton"
+    assert convert(root, store) == exit_codes.DONE
+    assert convert(root, store) == exit_codes.WRONG_SETTINGS
+    assert "is a store already" in capsys.readouterr().err
+    assert main(["verify", "--data.root", str(store)]) == exit_codes.WRONG_SETTINGS
+    assert "is a store: its images were decoded when it was made" in capsys.readouterr().err
+
+
+def test_what_cannot_be_a_store_is_refused(root, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert convert(root, tmp_path / "file") == exit_codes.WRONG_SETTINGS
+    assert "is a file; a store is a folder" in capsys.readouterr().err
+    assert convert(root, tmp_path / "x", "--quality", "0") == exit_codes.WRONG_SETTINGS
+    assert "quality is 0; it must be from 1 to 100" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(root, tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    assert convert(root, tmp_path / "x") == exit_codes.WRONG_SETTINGS
+    assert "has 1 kB left, and the store takes about 1.54 kB: name a folder" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_image_that_cannot_be_read_ends_it_with_the_remedy(root, tmp_path, capsys):
+    (root / "train" / "b" / "2.png").write_bytes(b"damaged")
+    assert convert(root, tmp_path / "x") == exit_codes.FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: image 3 (")
+    assert "Start again with --data.on_error skip" in line
+    assert convert(root, tmp_path / "x", "--data.on_error", "skip") == exit_codes.DONE
