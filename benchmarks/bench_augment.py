@@ -83,7 +83,7 @@ def contenders(images: Images) -> dict[str, dict[str, Call]]:
     erasing = RandomErasing(1.0, mode="pixel", device="cpu")
     targets = torch.zeros(len(tensors), dtype=torch.int64, device=images.index.device)
     mixer = Mixer(MixSpec(mixup=0.8, cutmix=1.0), 0).to(images.index.device)
-    batch = Batch(images.on_device[0], targets, images.index, len(tensors))
+    batch = Batch(images.on_device[1], targets, images.index, len(tensors))
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, mode="pair", num_classes=1000)
     three = v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), v2.GaussianBlur(13, (0.1, 2.0))])
     timm_rand = rand_augment_transform("rand-m9-inc1", {"img_mean": (124, 116, 104)})
@@ -118,7 +118,7 @@ def contenders(images: Images) -> dict[str, dict[str, Call]]:
             "timm": lambda: erasing(numbers.clone()),
         },
         "mixup and CutMix": {
-            "ours": lambda: mixer(images.on_device[1], batch, 0, 0),
+            "ours": lambda: mixer(batch, 0, 0),
             "timm": lambda: mixup(numbers.clone(), torch.zeros(len(numbers), dtype=torch.int64)),
         },
     }

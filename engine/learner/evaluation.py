@@ -53,7 +53,7 @@ def evaluate(
     network: Network,
     split: Split,
     routes: Routes,
-    prepare: Callable[[Batch], tuple[Tensor, Batch]],
+    prepare: Callable[[Batch], Batch],
     precision: Precision,
     interrupted: Callable[[], bool],
 ) -> ClassTotals:
@@ -63,7 +63,7 @@ def evaluate(
         network: tapped classifier and its heads, in evaluation mode.
         split: what is evaluated.
         routes: the terms; only what is measured is computed.
-        prepare: returns a delivered batch's normalised images beside it.
+        prepare: returns a delivered batch with normalised images.
         precision: autocast type.
         interrupted: asked after every batch at every rank, with one answer for all; True ends the evaluation.
 
@@ -75,9 +75,9 @@ def evaluate(
     device = split.table_MN.device
     among_five, calibration = torch.zeros((), dtype=torch.int64, device=device), CalibrationBins(device=device)
     for delivered in split.loader:
-        images, batch = prepare(delivered)
-        with autocast(images.device, precision):
-            rows = forward_rows(network, images, batch, split.table_MN, routes)
+        batch = prepare(delivered)
+        with autocast(batch.images.device, precision):
+            rows = forward_rows(network, batch, split.table_MN, routes)
         record_rows(split.ledger, batch, rows)
         among_five += _among_five(rows.logits_BC, batch)
         confidence_B = rows.logits_BC.float().softmax(-1).amax(-1)

@@ -78,17 +78,16 @@ def build_routes(config: Config, model: TappedModel, world_size: int) -> Routes:
     return Routes(terms, weights, class_loss, config.heads.draws, world_size)
 
 
-def forward_rows(network: Network, images: Tensor, batch: Batch, table_MN: Tensor, routes: Routes) -> RowLosses:
+def forward_rows(network: Network, batch: Batch, table_MN: Tensor, routes: Routes) -> RowLosses:
     """Return every row's losses on normalised images; padding rows hold finite rubbish.
 
     Args:
         network: model, heads and audit heads.
-        images: float (B, 3, H, W).
-        batch: the rows' targets and indices, and those of the samples that they were mixed with.
+        batch: the rows' prepared images, targets and indices, and the samples that they were mixed with.
         table_MN: random labels, those of the heads' draws first and those of the audit heads behind them.
         routes: the terms of the heads; audit heads have none but their own loss.
     """
-    logits, taps = network.model(images)
+    logits, taps = network.model(batch.images)
     class_loss_B, trained_loss_B = routes.class_loss(logits, batch.targets, batch.partners)
     labels = _random_labels(table_MN, batch)
     own, audited = labels.of_draws(slice(routes.num_draws)), labels.of_draws(slice(routes.num_draws, None))
@@ -142,7 +141,7 @@ class TrainStep:
     config: Config
     rank: int
 
-    def __call__(self, images: Tensor, batch: Batch, num_updates: int) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, num_updates: int) -> dict[str, Tensor]:
         """Take optimizer step number `num_updates` (from 0).
 
         Returns:
@@ -151,7 +150,7 @@ class TrainStep:
         """
         num_parts = self.config.accumulate
         seeds = [stream_seed(self.config.seed, "dropout", num_updates, self.rank, part) for part in range(num_parts)]
-        parts = list(zip(images.chunk(num_parts), batch.chunks(num_parts), seeds, strict=True))
+        parts = list(zip(batch.chunks(num_parts), seeds, strict=True))
         with self.learner.without_sync():
             shares = [self._forward_backward(*part) for part in parts[:-1]]
         shares.append(self._forward_backward(*parts[-1]))
@@ -159,12 +158,12 @@ class TrainStep:
         figures = {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
         return figures | self.learner.loss_scales
 
-    def _forward_backward(self, images: Tensor, batch: Batch, seed: int) -> dict[str, Tensor]:
+    def _forward_backward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         # One seed a micro-batch instead of a saved generator: dropout continues exactly after a resume at any step, and
         # what the heads drop, after the backbone's forward pass, shifts nothing of the backbone's.
         torch.manual_seed(seed)
-        with autocast(images.device, self.config.precision):
-            rows = forward_rows(self.learner.wrapped, images, batch, self.table_MN, self.routes)
+        with autocast(batch.images.device, self.config.precision):
+            rows = forward_rows(self.learner.wrapped, batch, self.table_MN, self.routes)
         valid_B = batch.index >= 0
         scale = self.routes.world_size / batch.num_global_rows
         total = torch.where(valid_B, rows.trained_loss_B, 0.0).sum() * scale

@@ -72,8 +72,8 @@ def _train_epoch(
         with tracer.step(training.num_updates):
             with clock.waiting():
                 delivered = next(batches)
-            images, batch = training.prepare_training(delivered)
-            training.meters.add(training.step(images, batch, training.num_updates))
+            batch = training.prepare_training(delivered)
+            training.meters.add(training.step(batch, training.num_updates))
             training.position = replace(training.position, consumed=training.position.consumed + batch.num_global_rows)
             clock.step(batch.num_global_rows)
             publish_window(training, display)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -105,16 +106,17 @@ class Training:
         num_samples = manifest.num_samples / self.config.heads.num_blocks(len(manifest.classes))
         return [least_squares_rla(self.config.heads.num_labels, num_samples / dim) for dim in self.learner.dims]
 
-    def prepare(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """Name what could not be read of a batch that lies on the device, and return its normalised images and itself."""
+    def prepare(self, batch: Batch) -> Batch:
+        """Announce what could not be read of a batch on the device, and return the batch with normalised images."""
         self.notices.announce(batch.skipped)
-        return self.normalize(batch.images), batch
+        return batch.with_images(self.normalize(batch.images))
 
-    def prepare_training(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """Do the same with a batch of the position's epoch to train on, whose images are augmented and mixed too."""
+    def prepare_training(self, batch: Batch) -> Batch:
+        """Do the same with a training batch of the position's epoch, whose images are augmented and mixed too."""
         self.notices.announce(batch.skipped)
-        images = self.augment(batch.images, batch.index, self.position.epoch)
-        return self.mixer(images, batch, self.position.epoch, self.order.step_at(self.position.consumed))
+        epoch, step = self.position.epoch, self.order.step_at(self.position.consumed)
+        augmented = batch.with_images(self.augment(batch.images, batch.index, epoch))
+        return cast("Batch", self.mixer(augmented, epoch, step))
 
     def save(self) -> None:
         """Write a checkpoint of this moment. Collective."""

@@ -95,21 +95,21 @@ class Mixer(nn.Module):
         for name in ("mixup", "cutmix"):
             self.register_buffer(f"{name}_Q", weight_quantiles(getattr(spec, name)), persistent=False)
 
-    def forward(self, images_B3HW: Tensor, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Batch]:
-        """Mix normalised images (B, 3, H, W), B even; a row beside padding stays as it is.
+    def forward(self, batch: Batch, epoch: int, step: int) -> Batch:
+        """Mix the rows of a batch, B even; a row beside padding stays as it is.
 
         Args:
-            images_B3HW: this rank's share of the step.
-            batch: their indices and targets.
+            batch: this rank's share of the step, or a micro-batch of it, with normalised images: float (B, 3, H, W).
             epoch: epoch, from 0.
             step: step of the epoch, from 0.
 
         Returns:
-            The mixed images in the same memory format, and the batch with its partners; in an epoch in which nothing is
-            mixed, both as they were.
+            The batch with mixed images, in the same memory format, and its partners; in an epoch in which nothing is
+            mixed, the batch itself.
         """
         if not self.spec.mixes_in(epoch):
-            return images_B3HW, batch
+            return batch
+        images_B3HW = batch.images
         size = images_B3HW.shape[-2:]
         partners_B = _swapped(batch.index)
         draws_BU = self._draws(batch.index, epoch, step)
@@ -128,7 +128,7 @@ class Mixer(nn.Module):
         in_channels_last = images_B3HW.is_contiguous(memory_format=torch.channels_last)
         memory_format = torch.channels_last if in_channels_last else torch.contiguous_format
         partners = Partners(_swapped(batch.targets), partners_B, weight_B)
-        return mixed_B3HW.contiguous(memory_format=memory_format), replace(batch, partners=partners)
+        return replace(batch, images=mixed_B3HW.contiguous(memory_format=memory_format), partners=partners)
 
     def _draws(self, index_B: Tensor, epoch: int, step: int) -> Tensor:
         """Return uniform numbers, alike for rows that are mixed alike: float64 (B, 6)."""

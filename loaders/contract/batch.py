@@ -37,7 +37,8 @@ class Batch:
     """One rank's share of a global batch.
 
     Attributes:
-        images: uint8 (B, 3, H, W), red, green, blue.
+        images: (B, 3, H, W), red, green, blue: uint8 as loaded; float, normalised, augmented and mixed, once prepared for
+            the model.
         targets: int64 (B,), position of the class in `Manifest.classes`.
         index: int64 (B,), canonical index; -1 marks a padding row (black image, target 0) that counts nowhere.
         num_global_rows: Rows of the whole global batch, over all ranks, that the order scheduled: all that are not there
@@ -71,6 +72,10 @@ class Batch:
             self.targets[row] = 0
             self.index[row] = PADDING
         return replace(self, skipped=self.skipped + tuple(errors.values()))
+
+    def with_images(self, images_B3HW: Tensor) -> Batch:
+        """Return the batch with other images of the same rows, such as its own once they are normalised."""
+        return replace(self, images=images_B3HW)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Copy to a device; without waiting, if `non_blocking` and the batch is pinned."""

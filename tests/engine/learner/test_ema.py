@@ -56,7 +56,7 @@ def train(training, num_steps: int, first: int = 0) -> None:
     training.loader.set_epoch(0, first * training.config.batch_size)
     batches = iter(training.loader)
     for number in range(first, first + num_steps):
-        training.step(*training.prepare(next(batches)), number)
+        training.step(training.prepare(next(batches)), number)
 
 
 def average_of(training) -> dict[str, torch.Tensor]:

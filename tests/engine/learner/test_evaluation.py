@@ -51,8 +51,8 @@ def test_top5_is_the_share_of_samples_with_fewer_than_five_likelier_classes(tiny
     training.heldout.loader.set_epoch(0)
     hits = 0
     for delivered in training.heldout.loader:
-        images, batch = training.prepare(delivered)
-        logits, _ = training.learner.tapped(images)
+        batch = training.prepare(delivered)
+        logits, _ = training.learner.tapped(batch.images)
         likelier = (logits > logits.gather(1, batch.targets[:, None])).sum(1)
         hits += int((likelier < 5)[batch.index >= 0].sum())
     assert found.top5 == hits / found.num_samples
@@ -68,8 +68,8 @@ def test_calibration_error_is_that_of_the_softmax_over_the_samples_themselves(ti
     confidence, hits = [], []
     training.learner.train(False)
     for delivered in training.heldout.loader:
-        images, batch = training.prepare(delivered)
-        confidence_B, predicted_B = training.learner.tapped(images)[0].softmax(1).max(1)
+        batch = training.prepare(delivered)
+        confidence_B, predicted_B = training.learner.tapped(batch.images)[0].softmax(1).max(1)
         confidence.append(confidence_B[batch.index >= 0])
         hits.append((predicted_B == batch.targets)[batch.index >= 0])
     assert len(torch.cat(hits)) == 360

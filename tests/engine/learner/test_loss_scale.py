@@ -43,7 +43,7 @@ def take_steps(training, num_steps: int, first: int = 0) -> list[dict[str, float
     training.loader.set_epoch(0, first * training.config.batch_size)
     batches = iter(training.loader)
     numbers = range(first, first + num_steps)
-    shares = [training.step(*training.prepare(next(batches)), number) for number in numbers]
+    shares = [training.step(training.prepare(next(batches)), number) for number in numbers]
     return [{name: float(value) for name, value in share.items()} for share in shares]
 
 

@@ -28,7 +28,7 @@ def test_switches_are_set_and_go_back():
 def steps_of(training, num_steps: int = 3) -> list[float]:
     training.learner.train()
     batches = iter(training.loader)
-    shares = [training.step(*training.prepare(next(batches)), step) for step in range(num_steps)]
+    shares = [training.step(training.prepare(next(batches)), step) for step in range(num_steps)]
     return [float(share[name]) for share in shares for name in ("class_loss", "head_cross_entropy")]
 
 

@@ -32,7 +32,7 @@ Build = Callable[..., Training]
 def take_steps(training: Training, num_steps: int) -> list[dict[str, Tensor]]:
     training.learner.train()
     batches = iter(training.loader)
-    return [training.step(*training.prepare(next(batches)), number) for number in range(num_steps)]
+    return [training.step(training.prepare(next(batches)), number) for number in range(num_steps)]
 
 
 def backbone_of(training: Training) -> dict[str, Tensor]:
@@ -123,8 +123,8 @@ def test_padding_rows_count_nowhere(tiny: Config, build: Build):
     )
     short.learner.train()
     padded.learner.train()
-    expected = short.step(*short.prepare(half), 0)
-    obtained = padded.step(*padded.prepare(full), 0)
+    expected = short.step(short.prepare(half), 0)
+    obtained = padded.step(padded.prepare(full), 0)
     for name, value in expected.items():
         torch.testing.assert_close(obtained[name], value, rtol=1e-5, atol=1e-6)
     assert padded.running.num_seen == 16
@@ -138,7 +138,7 @@ def test_dropout_depends_on_the_step_and_not_on_what_ran_before(tiny: Config, bu
     batches = iter(disturbed.loader)
     for number in range(2):
         torch.rand(7)
-        disturbed.step(*disturbed.prepare(next(batches)), number)
+        disturbed.step(disturbed.prepare(next(batches)), number)
     assert same(backbone_of(straight), backbone_of(disturbed))
 
 
@@ -154,7 +154,7 @@ def test_regularizer_lowers_its_own_heads_accuracy(tiny: Config, build: Build, k
         for epoch in range(6):
             training.loader.set_epoch(epoch)
             for batch in training.loader:
-                training.step(*training.prepare(batch), number)
+                training.step(training.prepare(batch), number)
                 number += 1
         return float(training.running.label_accuracy_TM.mean())
 
@@ -217,7 +217,7 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
         meters = Meters(torch.device("cpu"), world_size=1)
         learner.train()
         for number in range(2):
-            shares = step(*mixer(augment(batch.images, batch.index, number), batch, number, 0), number)
+            shares = step(mixer(batch.with_images(augment(batch.images, batch.index, number)), number, 0), number)
             meters.add(shares)
     assert {"class_loss", "head_cross_entropy", "joint", "top1", "rla_first", "rla_last"} <= shares.keys()
     assert ("regularizer" in shares) == (kind is not None)

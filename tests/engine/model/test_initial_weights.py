@@ -139,7 +139,7 @@ def test_a_frozen_network_is_measured_and_never_changes(tiny, build, tmp_path):
     heads = {name: tensor.clone() for name, tensor in training.learner.heads.module.state_dict().items()}
     batches = iter(training.loader)
     for step in range(3):
-        training.step(*training.prepare(next(batches)), step)
+        training.step(training.prepare(next(batches)), step)
     backbone = training.learner.tapped.backbone
     assert same(network(seed=1), backbone)
     assert not backbone.training

@@ -41,8 +41,7 @@ def augmented(tiny: Config) -> Config:
 def test_training_images_are_augmented_and_evaluated_ones_are_not(augmented: Config, build: Build):
     training = build(augmented)
     batch = next(iter(training.loader))
-    images, _ = training.prepare_training(batch)
-    plain, _ = training.prepare(batch)
+    images, plain = training.prepare_training(batch).images, training.prepare(batch).images
     assert torch.equal(plain, training.normalize(batch.images))
     assert (images != plain).flatten(1).any(1).all()
     # pad: the loader hands the whole image over
@@ -52,11 +51,11 @@ def test_training_images_are_augmented_and_evaluated_ones_are_not(augmented: Con
 def test_an_augmented_image_depends_on_seed_epoch_and_index(augmented: Config, build: Build):
     one, two, other = build(augmented), build(augmented), build(augmented, seed=1)
     batch = next(iter(one.loader))
-    first = one.prepare_training(batch)[0]
-    assert torch.equal(two.prepare_training(batch)[0], first)
-    assert not torch.equal(other.prepare_training(batch)[0], first)
+    first = one.prepare_training(batch).images
+    assert torch.equal(two.prepare_training(batch).images, first)
+    assert not torch.equal(other.prepare_training(batch).images, first)
     two.position = Position(1)
-    assert not torch.equal(two.prepare_training(batch)[0], first)
+    assert not torch.equal(two.prepare_training(batch).images, first)
 
 
 def test_evaluation_sees_every_sample_once_at_any_world_size(tiny: Config):
@@ -88,7 +87,7 @@ def test_no_more_workers_than_cores(tiny: Config, make: Callable, monkeypatch: p
 def test_no_augmentation_is_what_it_was(tiny: Config, build: Build):
     training = build(tiny)
     batch = next(iter(training.loader))
-    assert torch.equal(training.prepare_training(batch)[0], training.prepare(batch)[0])
+    assert torch.equal(training.prepare_training(batch).images, training.prepare(batch).images)
 
 
 def test_settings_reach_the_data(tiny: Config):
@@ -139,14 +138,14 @@ def test_heads_learn_both_random_labels_of_a_mixed_row_and_score_the_dominant_on
         model=replace(mixed.model, label_smoothing=0.1),
     )
     training = build(regularized)
-    images, batch = training.prepare_training(next(iter(training.loader)))
+    batch = training.prepare_training(next(iter(training.loader)))
     partners = batch.partners
     assert partners is not None
     table = training.clean.table_MN
-    rows = forward_rows(training.learner.bare, images, batch, table, training.routes)
-    own = forward_rows(training.learner.bare, images, replace(batch, partners=None), table, training.routes)
+    rows = forward_rows(training.learner.bare, batch, table, training.routes)
+    own = forward_rows(training.learner.bare, replace(batch, partners=None), table, training.routes)
     other = replace(batch, partners=None, index=partners.index, targets=partners.targets)
-    theirs = forward_rows(training.learner.bare, images, other, table, training.routes)
+    theirs = forward_rows(training.learner.bare, other, table, training.routes)
     weight = partners.weight
     for prefix in ("heads", "audit"):
         losses, first, second = (getattr(each, prefix) for each in (rows, own, theirs))
@@ -168,7 +167,7 @@ def test_a_batch_that_is_mixed_as_a_whole_is_mixed_by_its_step(mixed: Config, bu
     weights = []
     for step in range(3):
         training.position = replace(training.position, consumed=step * training.order.batch_size)
-        partners = training.prepare_training(batch)[1].partners
+        partners = training.prepare_training(batch).partners
         assert partners is not None
         assert len(partners.weight.unique()) == 1
         weights.append(partners.weight[0].item())
@@ -178,11 +177,11 @@ def test_a_batch_that_is_mixed_as_a_whole_is_mixed_by_its_step(mixed: Config, bu
 def test_mixing_reaches_training_alone_and_accumulation_changes_rounding_only(mixed: Config, build: Build):
     whole, parts = build(mixed), build(mixed, accumulate=4)
     batch = next(iter(whole.loader))
-    assert whole.prepare(batch)[1].partners is None
+    assert whole.prepare(batch).partners is None
     whole.learner.train()
     parts.learner.train()
-    shares = whole.step(*whole.prepare_training(batch), 0)
-    in_parts = parts.step(*parts.prepare_training(batch), 0)
+    shares = whole.step(whole.prepare_training(batch), 0)
+    in_parts = parts.step(parts.prepare_training(batch), 0)
     for name, value in shares.items():
         torch.testing.assert_close(in_parts[name], value, rtol=1e-5, atol=1e-6)
     recorded, in_parts_recorded = whole.running.tensors(), parts.running.tensors()
@@ -198,7 +197,7 @@ def test_mixup_leaves_heads_that_only_measure_detached(mixed: Config, build: Bui
         training.learner.train()
         batches = iter(training.loader)
         for number in range(3):
-            training.step(*training.prepare_training(next(batches)), number)
+            training.step(training.prepare_training(next(batches)), number)
     left, right = (training.learner.tapped.state_dict() for training in (with_heads, without))
     assert all(torch.equal(left[name], right[name]) for name in left)
 

@@ -53,10 +53,10 @@ def test_a_skipped_row_weighs_nothing_and_the_others_as_before(spoiled, build):
     skipping = build(spoiled)
     batch = next(batch for batch in skipping.loader if batch.skipped)
     dark = replace(batch, skipped=())
-    shares = skipping.step(*skipping.prepare(batch), 0)
+    shares = skipping.step(skipping.prepare(batch), 0)
     assert float(shares["skipped"]) == 1 / 8
     padded = build(spoiled)
-    padded.step(*padded.prepare(dark), 0)
+    padded.step(padded.prepare(dark), 0)
     for ours, theirs in zip(skipping.learner.tapped.parameters(), padded.learner.tapped.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     status = skipping.running.tensors()["status"]
@@ -68,7 +68,7 @@ def test_what_was_skipped_is_part_of_the_checkpoint(spoiled, build):
     training = build(spoiled)
     training.learner.train()
     for number, batch in enumerate(training.loader):
-        training.step(*training.prepare(batch), number)
+        training.step(training.prepare(batch), number)
     training.save()
     (saved,) = training.folder.checkpoints.iterdir()
     again = build(spoiled)

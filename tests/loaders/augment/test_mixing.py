@@ -19,11 +19,11 @@ from rlpheads.loaders.contract.order import Order, hash64, stream_key
 BOTH = MixSpec(mixup=0.8, cutmix=1.0)
 
 
-def make_batch(index: list[int] | torch.Tensor, side: int = 8) -> tuple[torch.Tensor, Batch]:
-    """Return images whose pixels all equal 1 + index, and their batch."""
+def make_batch(index: list[int] | torch.Tensor, side: int = 8) -> Batch:
+    """Return a batch of normalised images whose pixels all equal 1 + index."""
     index_B = torch.as_tensor(index)
     images = (1.0 + index_B)[:, None, None, None] * torch.ones(len(index_B), 3, side, side)
-    return images, Batch(images.to(torch.uint8), index_B.clamp(min=0) % 7, index_B, len(index_B))
+    return Batch(images, index_B.clamp(min=0) % 7, index_B, len(index_B))
 
 
 def neighbour(rows: torch.Tensor) -> torch.Tensor:
@@ -31,24 +31,24 @@ def neighbour(rows: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_partner_is_the_neighbour_and_mixup_is_the_weighted_mean():
-    images, batch = make_batch(torch.arange(64) * 5)
-    mixed, out = Mixer(MixSpec(mixup=1.0), 3)(images, batch, 0, 0)
+    batch = make_batch(torch.arange(64) * 5)
+    out = Mixer(MixSpec(mixup=1.0), 3)(batch, 0, 0)
     partners = out.partners
     assert partners is not None
     assert torch.equal(partners.index, neighbour(batch.index))
     assert torch.equal(partners.targets, neighbour(batch.targets))
     assert torch.equal(partners.weight, neighbour(partners.weight))
     weight = partners.weight[:, None, None, None]
-    torch.testing.assert_close(mixed, weight * images + (1 - weight) * neighbour(images))
+    torch.testing.assert_close(out.images, weight * batch.images + (1 - weight) * neighbour(batch.images))
     assert torch.equal(out.index, batch.index)
     assert torch.equal(out.targets, batch.targets)
 
 
 def test_cutmix_pastes_a_box_and_weighs_by_its_area():
-    images, batch = make_batch(torch.arange(400), side=16)
-    mixed, out = Mixer(MixSpec(cutmix=1.0), 3)(images, batch, 0, 0)
-    own = mixed == images
-    partner = mixed == neighbour(images)
+    batch = make_batch(torch.arange(400), side=16)
+    out = Mixer(MixSpec(cutmix=1.0), 3)(batch, 0, 0)
+    own = out.images == batch.images
+    partner = out.images == neighbour(batch.images)
     assert (own ^ partner).all()
     torch.testing.assert_close(out.partners.weight, own[:, 0].float().mean((1, 2)))
     for covered in partner[:, 0]:
@@ -59,17 +59,17 @@ def test_cutmix_pastes_a_box_and_weighs_by_its_area():
 @given(st.floats(0.05, 8), st.booleans(), st.integers(0, 2**62))
 @settings(max_examples=20)
 def test_a_row_keeps_at_least_half_of_itself(alpha, cut, seed):
-    images, batch = make_batch(torch.arange(200))
+    batch = make_batch(torch.arange(200))
     spec = MixSpec(cutmix=alpha) if cut else MixSpec(mixup=alpha)
-    _, out = Mixer(spec, seed)(images, batch, 0, 0)
+    out = Mixer(spec, seed)(batch, 0, 0)
     assert float(out.partners.weight.min()) >= 0.5
     assert float(out.partners.weight.max()) <= 1
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0, 4.0])
 def test_weights_have_the_distribution_of_the_greater_of_two_betas(alpha):
-    images, batch = make_batch(torch.arange(40_000), side=1)
-    _, out = Mixer(MixSpec(mixup=alpha), 0)(images, batch, 0, 0)
+    batch = make_batch(torch.arange(40_000), side=1)
+    out = Mixer(MixSpec(mixup=alpha), 0)(batch, 0, 0)
     theirs = np.random.default_rng(0).beta(alpha, alpha, 20_000)
     ours = out.partners.weight[::2].double().numpy()
     greater = np.maximum(theirs, 1 - theirs).astype(np.float32)  # as rounded as ours: many are next to 1
@@ -98,28 +98,28 @@ def test_boxes_are_timms():
 
 
 def test_probability_and_switch_are_shares_of_the_pairs():
-    images, batch = make_batch(torch.arange(20_000), side=8)
-    mixed, out = Mixer(MixSpec(mixup=1.0, cutmix=1.0, probability=0.6, switch=0.25), 0)(images, batch, 0, 0)
-    changed = (mixed != images).flatten(1)
+    batch = make_batch(torch.arange(20_000), side=8)
+    out = Mixer(MixSpec(mixup=1.0, cutmix=1.0, probability=0.6, switch=0.25), 0)(batch, 0, 0)
+    changed = (out.images != batch.images).flatten(1)
     blended = changed.all(1)
     assert float((out.partners.weight < 1).float().mean()) == pytest.approx(0.6, abs=0.03)  # some boxes are empty
     assert float(blended.float().mean()) == pytest.approx(0.6 * 0.75, abs=0.02)
-    whole = Mixer(MixSpec(mixup=1.0, probability=0.0), 0)(images, batch, 0, 0)[0]
-    assert torch.equal(whole, images)
+    whole = Mixer(MixSpec(mixup=1.0, probability=0.0), 0)(batch, 0, 0)
+    assert torch.equal(whole.images, batch.images)
 
 
 def test_a_pairs_draws_belong_to_its_two_samples():
     mixer = Mixer(BOTH, 11)
     index = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:64]
-    images, batch = make_batch(index)
-    mixed, out = mixer(images, batch, 4, 0)
+    batch = make_batch(index)
+    out = mixer(batch, 4, 0)
     elsewhere = index.view(-1, 2).flip(0).flip(1).flatten()  # other pairs first, each the other way round
-    mixed_too, out_too = mixer(*make_batch(elsewhere), 4, 0)
+    out_too = mixer(make_batch(elsewhere), 4, 0)
     places = torch.tensor([elsewhere.tolist().index(each) for each in index.tolist()])
-    assert torch.equal(mixed_too[places], mixed)
+    assert torch.equal(out_too.images[places], out.images)
     assert torch.equal(out_too.partners.weight[places], out.partners.weight)
-    assert not torch.equal(mixer(images, batch, 5, 0)[0], mixed)
-    assert not torch.equal(Mixer(BOTH, 12)(images, batch, 4, 0)[0], mixed)
+    assert not torch.equal(mixer(batch, 5, 0).images, out.images)
+    assert not torch.equal(Mixer(BOTH, 12)(batch, 4, 0).images, out.images)
 
 
 def test_a_pairs_key_is_a_hash_that_the_host_can_compute():
@@ -140,43 +140,44 @@ def test_ranks_and_micro_batches_change_nothing(world_size, spec):
     whole = {}
     for rank in range(world_size):
         index = torch.from_numpy(order.rank_indices(1, 2, rank, world_size))
-        mixed, out = Mixer(spec, 0)(*make_batch(index), 1, 2)
+        out = Mixer(spec, 0)(make_batch(index), 1, 2)
         parts = [(part.index, part.partners) for part in out.chunks(2)]
         weights = torch.cat([partners.weight for _, partners in parts])
         for row, sample in enumerate(index.tolist()):
-            whole[sample] = (float(mixed[row].sum()), float(weights[row]))
+            whole[sample] = (float(out.images[row].sum()), float(weights[row]))
     index = torch.from_numpy(order.rank_indices(1, 2, 0, 1))
-    mixed, out = Mixer(spec, 0)(*make_batch(index), 1, 2)
+    out = Mixer(spec, 0)(make_batch(index), 1, 2)
     assert whole == {
-        sample: (float(mixed[row].sum()), float(out.partners.weight[row])) for row, sample in enumerate(index.tolist())
+        sample: (float(out.images[row].sum()), float(out.partners.weight[row]))
+        for row, sample in enumerate(index.tolist())
     }
 
 
 def test_each_row_by_itself_has_a_weight_and_a_box_of_its_own():
-    images, batch = make_batch(torch.randperm(4000))
+    batch = make_batch(torch.randperm(4000))
     mixer = Mixer(replace(BOTH, mode="elem"), 3)
-    mixed, out = mixer(images, batch, 0, 0)
+    out = mixer(batch, 0, 0)
     weight = out.partners.weight
     assert torch.equal(out.partners.index, neighbour(batch.index))
     assert (weight == neighbour(weight)).float().mean() < 0.2, "only where there is no box for both"
     assert float(weight.min()) >= 0.5
-    pixels = mixed.double().mean((1, 2, 3))
+    pixels = out.images.double().mean((1, 2, 3))
     expected = weight.double() * (1 + batch.index) + (1 - weight.double()) * (1 + neighbour(batch.index))
     torch.testing.assert_close(pixels, expected, rtol=1e-5, atol=1e-3)
     pairs = weight.view(-1, 2)
     assert abs(float(torch.corrcoef(pairs.T)[0, 1])) < 4 / len(pairs) ** 0.5
-    again = mixer(*make_batch(batch.index[100:120]), 0, 7)  # the step is of no account
-    assert torch.equal(again[1].partners.weight, weight[100:120])
+    again = mixer(make_batch(batch.index[100:120]), 0, 7)  # the step is of no account
+    assert torch.equal(again.partners.weight, weight[100:120])
 
 
 def test_a_batch_has_one_weight_one_box_and_one_way_of_mixing():
-    images, batch = make_batch(torch.randperm(64))
+    batch = make_batch(torch.randperm(64))
     mixer = Mixer(replace(BOTH, mode="batch", probability=0.8), 3)
     weights, ways = [], []
     for step in range(600):
-        mixed, out = mixer(images, batch, 1, step)
+        out = mixer(batch, 1, step)
         (weight,) = set(out.partners.weight.tolist())
-        own, partner = mixed == images, mixed == neighbour(images)
+        own, partner = out.images == batch.images, out.images == neighbour(batch.images)
         cut = (own | partner).flatten(1).all(1)
         assert cut.all() or not cut.any()
         assert (own == own[:1]).all()
@@ -185,7 +186,7 @@ def test_a_batch_has_one_weight_one_box_and_one_way_of_mixing():
     assert ways.count("blend") / 600 == pytest.approx(0.4, abs=0.07)
     assert ways.count("none") / 600 == pytest.approx(0.2, abs=0.07)
     assert min(weights) >= 0.5
-    assert mixer(images, batch, 2, 0)[1].partners.weight[0] != weights[0]
+    assert mixer(batch, 2, 0).partners.weight[0] != weights[0]
     blended = np.array([weight for weight, way in zip(weights, ways, strict=True) if way == "blend"])
     theirs = np.random.default_rng(0).beta(0.8, 0.8, 20_000)
     assert stats.ks_2samp(blended, np.maximum(theirs, 1 - theirs)).pvalue > 1e-3
@@ -210,9 +211,9 @@ def test_boxes_between_two_sides_are_timms(minmax, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["pair", "elem", "batch"])
 def test_in_a_box_of_more_than_half_stands_the_rows_own_sample(mode):
-    images, batch = make_batch(torch.arange(400), side=16)
-    mixed, out = Mixer(MixSpec(cutmix_minmax=(0.85, 0.95), mode=mode), 3)(images, batch, 0, 0)
-    own, partner = mixed[:, 0] == images[:, 0], mixed[:, 0] == neighbour(images)[:, 0]
+    batch = make_batch(torch.arange(400), side=16)
+    out = Mixer(MixSpec(cutmix_minmax=(0.85, 0.95), mode=mode), 3)(batch, 0, 0)
+    own, partner = out.images[:, 0] == batch.images[:, 0], out.images[:, 0] == neighbour(batch.images)[:, 0]
     assert (own ^ partner).all()
     torch.testing.assert_close(out.partners.weight, own.float().mean((1, 2)))
     assert float(out.partners.weight.min()) >= 0.5
@@ -222,32 +223,31 @@ def test_in_a_box_of_more_than_half_stands_the_rows_own_sample(mode):
 
 
 def test_a_row_beside_padding_stays_as_it_is():
-    images, batch = make_batch([10, 11, 12, -1, -1, 13, -1, -1])
-    mixed, out = Mixer(MixSpec(mixup=1.0), 0)(images, batch, 0, 0)
-    assert torch.equal(mixed[2:], images[2:])
-    assert not torch.equal(mixed[:2], images[:2])
+    batch = make_batch([10, 11, 12, -1, -1, 13, -1, -1])
+    out = Mixer(MixSpec(mixup=1.0), 0)(batch, 0, 0)
+    assert torch.equal(out.images[2:], batch.images[2:])
+    assert not torch.equal(out.images[:2], batch.images[:2])
     assert out.partners.weight[2:].tolist() == [1.0] * 6
 
 
 def test_off_epoch_and_no_alpha_mix_nothing():
-    images, batch = make_batch(torch.arange(8))
+    batch = make_batch(torch.arange(8))
     mixer = Mixer(MixSpec(mixup=1.0, off_epoch=3), 0)
-    assert mixer(images, batch, 2, 0)[1].partners is not None
-    assert mixer(images, batch, 3, 0)[0] is images
-    assert mixer(images, batch, 3, 0)[1] is batch
-    assert Mixer(MixSpec(), 0)(images, batch, 0, 0)[1] is batch
+    assert mixer(batch, 2, 0).partners is not None
+    assert mixer(batch, 3, 0) is batch
+    assert Mixer(MixSpec(), 0)(batch, 0, 0) is batch
 
 
 def test_memory_format_and_type_stay_and_nothing_waits():
-    images, batch = make_batch(torch.arange(8))
-    last = images.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    mixed, _ = Mixer(BOTH, 0)(last, batch, 0, 0)
-    assert mixed.dtype == torch.bfloat16
-    assert mixed.is_contiguous(memory_format=torch.channels_last)
+    batch = make_batch(torch.arange(8))
+    last = batch.images.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    mixed = Mixer(BOTH, 0)(batch.with_images(last), 0, 0)
+    assert mixed.images.dtype == torch.bfloat16
+    assert mixed.images.is_contiguous(memory_format=torch.channels_last)
     with FakeTensorMode():
         zeros = torch.zeros(8, dtype=torch.int64)
-        fake = Batch(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), zeros, zeros, 8)
-        assert Mixer(BOTH, 0)(torch.zeros(8, 3, 4, 4), fake, 0, 0)[0].shape == (8, 3, 4, 4)
+        fake = Batch(torch.zeros(8, 3, 4, 4), zeros, zeros, 8)
+        assert Mixer(BOTH, 0)(fake, 0, 0).images.shape == (8, 3, 4, 4)
 
 
 @pytest.mark.parametrize(
