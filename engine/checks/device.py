@@ -1,6 +1,6 @@
-"""What shows of CUDA before anything runs on it: that it can be used, by all ranks of this node, in the precision asked for.
+"""Devices that cannot be used: CUDA by all ranks of this node, in the precision asked for, and GPUs that decode.
 
-The machine is looked at in `check_device` and `why_no_cuda` alone; the other functions are told what was found.
+The machine is looked at in `device_errors`, `dali_errors` and `why_no_cuda` alone; the others are given what was found.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ import torch
 from rlpheads.engine.config.errors import ConfigError, RankError, refusal, shown
 from rlpheads.engine.config.launcher_variables import local_rank, local_world_size
 from rlpheads.engine.config.schema import Config, Precision
+from rlpheads.loaders.adapters.libraries import check_dali_on_gpu, dali_builds
+from rlpheads.loaders.contract.errors import DatasetError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _INSTALL = "install the PyTorch for your driver (nvidia-smi shows its CUDA version; see pytorch.org)"
@@ -31,22 +33,35 @@ class Device(NamedTuple):
     capability: tuple[int, int]
 
 
-def check_device(config: Config) -> None:
-    """Make sure that this process has the device that `device` names, and the device what `precision` needs.
-
-    Raises:
-        ConfigError: it has not, with what is missing and what to do.
-    """
+def device_errors(config: Config) -> Iterator[ConfigError]:
+    """Yield what keeps this process from the device that `device` names, and the device from what `precision` needs."""
     if config.device == "cuda" and (missing := why_no_cuda()) is not None:
-        raise ConfigError(f"device: got cuda, but {missing}; allowed here: cpu or auto")
+        yield ConfigError(f"device: got cuda, but {missing}; allowed here: cpu or auto")
+        return
     if config.device == "cpu" or not torch.cuda.is_available():  # where auto finds a driver too old, torch itself warns
         return
     num_devices = torch.cuda.device_count()
-    check_places(num_devices, local_world_size(), local_rank(), os.environ.get(VISIBLE))
+    yield from device_count_errors(num_devices, local_world_size(), local_rank(), os.environ.get(VISIBLE))
     if torch.version.hip is None:
         numbers = range(min(num_devices, max(local_world_size(), local_rank() + 1)))
         devices = [Device(torch.cuda.get_device_name(n), torch.cuda.get_device_capability(n)) for n in numbers]
-        check_abilities(devices, torch.cuda.get_arch_list(), config.precision)
+        yield from capability_errors(devices, torch.cuda.get_arch_list(), config.precision)
+
+
+def dali_errors(config: Config) -> Iterator[ConfigError]:
+    """Yield what keeps DALI from decoding where `data.dali` says."""
+    settings = config.data.dali
+    if min(settings.largest_image) == 0 < max(settings.largest_image):
+        yield refusal("data.dali.largest_image", settings.largest_image, "a height and a width, or [0, 0]")
+    if config.data.loader != "dali" or settings.decode == "cpu":
+        return
+    if config.device != "cpu" and torch.cuda.is_available():
+        try:
+            check_dali_on_gpu(torch.version.cuda, dali_builds())
+        except DatasetError as error:
+            yield ConfigError(f"data.dali.decode: got {settings.decode}, but {error}")
+    elif settings.decode == "gpu":
+        yield refusal("data.dali.decode", "gpu", "auto or cpu where the model is not on a GPU")
 
 
 def why_no_cuda() -> str | None:
@@ -90,8 +105,8 @@ def explained(said: str, visible: str | None) -> str:
     return f"CUDA does not start ({first.rstrip('.')}): `nvidia-smi` and `rlpheads env` show what is there"
 
 
-def check_places(num_devices: int, num_ranks: int, rank: int, visible: str | None) -> None:
-    """Make sure that every rank of this node has a device of its own.
+def device_count_errors(num_devices: int, num_ranks: int, rank: int, visible: str | None) -> Iterator[ConfigError]:
+    """Yield an error where not every rank of this node has a device of its own.
 
     Args:
         num_devices: CUDA devices that this process sees.
@@ -99,44 +114,42 @@ def check_places(num_devices: int, num_ranks: int, rank: int, visible: str | Non
         rank: this process's number among them.
         visible: CUDA_VISIBLE_DEVICES; None where it is not set.
 
-    Raises:
-        ConfigError: there are fewer devices than ranks.
-        RankError: this rank's number is past the last device.
+    Yields:
+        ConfigError where there are fewer devices than ranks, else RankError where this rank's number is past the last.
     """
     shows = f" ({VISIBLE} is {shown(visible)})" if visible is not None else ""
     if num_ranks > num_devices:
-        raise ConfigError(
+        yield ConfigError(
             f"device: got {num_ranks} ranks on this node, where they see {num_devices} CUDA device(s){shows}; "
             f"allowed: --nproc-per-node {num_devices} or less, or --device cpu"
         )
-    if rank >= num_devices:
-        raise RankError(
+    elif rank >= num_devices:
+        yield RankError(
             f"device: got LOCAL_RANK {rank}, which sees {num_devices} CUDA device(s){shows}; allowed: a number below "
             f"{num_devices}, or --device cpu. Show all of a node's GPUs to each of its ranks (Slurm's --gpu-bind none), or "
             "set LOCAL_RANK 0 where each sees its own alone"
         )
 
 
-def check_abilities(devices: Sequence[Device], built_for: Sequence[str], precision: Precision) -> None:
-    """Make sure that devices run this PyTorch's machine code and compute in `precision`.
+def capability_errors(
+    devices: Sequence[Device], built_for: Sequence[str], precision: Precision
+) -> Iterator[ConfigError]:
+    """Yield an error for every device that does not run this PyTorch's machine code or not compute in `precision`.
 
     Args:
         devices: those of this node's ranks.
         built_for: the architectures of the code, as `torch.cuda.get_arch_list` names them; empty: not known.
         precision: autocast type.
-
-    Raises:
-        ConfigError: for the first device that does not.
     """
     for name, capability in devices:
         number = ".".join(map(str, capability))
         if built_for and not any(_runs(architecture, capability) for architecture in built_for):
-            raise ConfigError(
+            yield ConfigError(
                 f"device: got {name}, of compute capability {number}, for which PyTorch {torch.__version__} has no code (it "
                 f"has {', '.join(built_for)}); allowed: --device cpu, or a PyTorch that is built for it (see pytorch.org)"
             )
         if precision == "bf16" and capability < _BF16:
-            raise refusal(
+            yield refusal(
                 "precision",
                 precision,
                 f"fp32 or fp16 on {name}: bf16 needs compute capability 8.0, and it has {number}",

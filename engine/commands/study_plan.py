@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rlpheads.engine.checks.settings import check_config
+from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.commands.audit_run import AuditOptions
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal

@@ -25,7 +25,7 @@ from rlpheads.engine.config.files import dump_yaml, read_config_file
 from rlpheads.engine.config.launcher_variables import is_first
 from rlpheads.engine.config.reference_names import FILE_FLAG, REFERENCE_NAMES, SWITCHES, names_of, translate
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.config.values import convert, convert_text, describe
+from rlpheads.engine.config.values import convert_text, convert_value, describe
 
 __all__ = ["ConfigError", "dump_config", "help_text", "parse_config"]
 
@@ -171,7 +171,7 @@ def _default_file() -> Path:
 def _read_file(file: str, values: dict[str, Any], note: Callable[[str], None]) -> None:
     """Lay a file over `values`, in place."""
     for given, key, value in _walk(read_config_file(file), file, values):
-        values[key] = _layer(values[key], convert(f"{file}: {given}", value, _schema().leaves[key]))
+        values[key] = _layer(values[key], convert_value(f"{file}: {given}", value, _schema().leaves[key]))
         if given != key:
             note(f"{file}: {given} sets {key} to {shown(values[key])}")
 
@@ -196,7 +196,7 @@ def _read_flag(flag: _Flag, values: dict[str, Any]) -> tuple[str, Any]:
         return field, value
     for name in reversed(entry.split(".")):
         value = {name: value}
-    return field, convert(flag.name, value, field_hint)
+    return field, convert_value(flag.name, value, field_hint)
 
 
 def _is_reference_name(name: str, value: object) -> bool:

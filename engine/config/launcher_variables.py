@@ -14,7 +14,7 @@ _LAST_PORT = 65535
 _LONGEST = 18  # digits of a number: Python refuses to read thousands of them
 
 
-def place() -> tuple[int, int, int]:
+def rank_numbers() -> tuple[int, int, int]:
     """Return RANK, WORLD_SIZE and LOCAL_RANK; 0, 1 and 0 where they are absent.
 
     Raises:

@@ -30,7 +30,7 @@ class _MismatchError(Exception):
     """The value does not fit the hint."""
 
 
-def convert(key: str, value: object, hint: Any) -> Any:
+def convert_value(key: str, value: object, hint: Any) -> Any:
     """Return `value`, as read from a file, in the type of `hint`.
 
     Raises:

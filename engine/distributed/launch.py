@@ -32,7 +32,7 @@ class Rank:
         Raises:
             ConfigError: they are no numbers, contradict each other, or say nothing of where the ranks meet.
         """
-        return cls(*launcher_variables.place())
+        return cls(*launcher_variables.rank_numbers())
 
     @property
     def is_main(self) -> bool:

@@ -19,8 +19,9 @@ from rlpheads.engine.learner.parts import FrozenPart, TrainedPart, build_part, w
 from rlpheads.engine.learner.runtime import adapt_module
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.model.batch_norm import synchronise_batch_norm
-from rlpheads.engine.model.builder import Network, build_model, planned_tap_dims
+from rlpheads.engine.model.builder import Network, build_model
 from rlpheads.engine.model.initial_weights import load_weights
+from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.memorization.heads.rlp_heads import RLPHeads
 
@@ -131,7 +132,7 @@ class Learner:
 
 
 def build_learner(
-    config: Config, launch: Launch, num_classes: int, steps_per_epoch: int, *, fresh: bool = True
+    config: Config, launch: Launch, plan: ModelPlan, steps_per_epoch: int, *, fresh: bool = True
 ) -> Learner:
     """Build model, heads, optimizers and average on the run's device.
 
@@ -140,14 +141,13 @@ def build_learner(
     Args:
         config: settings of the run.
         launch: the ranks and the device.
-        num_classes: outputs of the classifier.
+        plan: of the model.
         steps_per_epoch: optimizer steps of an epoch.
         fresh: fill the model with the weights it is to start from; not needed where a checkpoint of the run follows.
     """
-    dims = planned_tap_dims(config, num_classes)
     span = Span(config.epochs, steps_per_epoch, config.batch_size)
     ddp = launch.world_size > 1
-    model, origin = _initial_model(config, num_classes, fresh)
+    model, origin = _initial_model(config, plan.num_classes, fresh)
     model.to(launch.device)
     if ddp and config.model.sync_batchnorm:
         synchronise_batch_norm(model, launch.device)
@@ -162,14 +162,15 @@ def build_learner(
     ema = None if decay is None else build_average(model, decay, config.model.ema)
 
     def part(name: str, num_draws: int) -> TrainedPart | None:
-        if not dims or not num_draws:
+        if not plan.dims or not num_draws:
             return None
-        module = build_heads(config, dims, name, num_draws, config.heads.num_blocks(num_classes)).to(launch.device)
+        num_blocks = config.heads.num_blocks(plan.num_classes)
+        module = build_heads(config, plan.dims, name, num_draws, num_blocks).to(launch.device)
         adapt_module(module, config.runtime)
         return trained(module, config.heads.optim)
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))
-    return Learner(backbone, heads, audit, ema, dims, origin)
+    return Learner(backbone, heads, audit, ema, plan.dims, origin)
 
 
 def _initial_model(config: Config, num_classes: int, fresh: bool) -> tuple[TappedModel, str]:

@@ -41,16 +41,6 @@ def build_model(config: Config, num_classes: int, *, pretrained: bool = False) -
     return TappedModel(backbone, places, _pooling(config.heads.pool, backbone))
 
 
-def planned_tap_dims(config: Config, num_classes: int) -> tuple[int, ...]:
-    """Return the width D of every tap of the configured model, without making its weights.
-
-    Raises:
-        ValueError: as `build_model` and `tap_dims`.
-    """
-    with torch.device("meta"):
-        return tap_dims(build_model(config, num_classes), config.data.image_size)
-
-
 def tap_dims(model: TappedModel, image_size: int) -> tuple[int, ...]:
     """Return the width D of every tap, from a forward pass of `model`, built on the meta device, that computes nothing.
 

@@ -1,7 +1,7 @@
-"""How much arithmetic a training needs, and which share of what the device could do it is (MFU).
+"""FLOP of a training image, peaks of devices, and model FLOP utilisation (MFU).
 
-Counted is what the mathematics needs: a multiply-add is two FLOP, matrix products and convolutions alone, forward and
-backward, nothing that is computed a second time (activation checkpointing, tiles of the loss).
+A multiply-add counts as two FLOP. Only matrix products and convolutions are counted, forward and backward, as the mathematics
+needs them: what is computed a second time (activation checkpointing, tiles of the loss) is not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rlpheads.engine.config.learning import HeadsConfig
 from rlpheads.engine.config.schema import Config, Precision
-from rlpheads.engine.model.builder import build_model
+from rlpheads.engine.model.tapped_model import TappedModel
 
 _PEAKS: tuple[tuple[str, Mapping[str, float]], ...] = (
     # A100 data sheet 2188504 (May 2022): FP32 19.5, TF32 156 | 312*, BF16 and FP16 312 | 624*; SXM and PCIe alike
@@ -31,10 +31,10 @@ _PEAKS: tuple[tuple[str, Mapping[str, float]], ...] = (
     # Blackwell data sheet (October 2025), a GPU of HGX B200: FP32 75, TF32 2200*, BF16 and FP16 4500*
     (r"B200", {"half": 2250e12, "tf32": 1100e12, "fp32": 75e12}),
 )
-"""Dense FLOP per second by device name behind "NVIDIA ", whole: other variants have other clocks.
+"""Peak FLOP per second of dense matrices, by the full device name after "NVIDIA ": other variants have other clocks.
 
-From NVIDIA's publications, in TFLOP/s, as public pages quote them. A star marks what holds for sparse matrices, of which
-dense ones get the half.
+From NVIDIA's data sheets, whose figures in TFLOP/s are quoted beside each entry. A star marks a figure with sparsity; dense
+matrices get half of it.
 """
 
 _NUM_IMAGES = 2  # batch normalisation needs more than one
@@ -42,7 +42,7 @@ _NUM_IMAGES = 2  # batch normalisation needs more than one
 
 @dataclass(frozen=True)
 class ImageFlops:
-    """FLOP of one training image, forward and backward: of the network, and of the heads (audit heads too)."""
+    """FLOP of one training image, forward and backward, of the network and of the heads, audit heads included."""
 
     network: int
     heads: int
@@ -55,7 +55,7 @@ class ImageFlops:
 
 @dataclass(frozen=True)
 class Utilisation:
-    """What turns images per second into MFU.
+    """FLOP of an image and peak of the devices, from which images per second give MFU.
 
     Attributes:
         flops: FLOP of one image, or None where they cannot be counted.
@@ -73,17 +73,16 @@ class Utilisation:
         return {"mfu": share * self.flops.total, "mfu_heads": share * self.flops.heads}
 
 
-def utilisation(config: Config, num_classes: int, heads: int, device: torch.device, world_size: int) -> Utilisation:
-    """Return what a run's rates are held against.
+def utilisation(config: Config, network: int | None, heads: int, device: torch.device, world_size: int) -> Utilisation:
+    """Return what a run's images per second are compared with.
 
     Args:
         config: settings of the run.
-        num_classes: outputs of the classifier.
+        network: FLOP of an image in the network, as `network_flops` counts them.
         heads: FLOP of an image's heads, as `head_flops` counts them.
         device: this rank's device; the others have the same.
         world_size: number of ranks.
     """
-    network = network_flops(config, num_classes)
     peak = None
     if device.type == "cuda":
         peak = peak_flops(torch.cuda.get_device_name(device), config.precision, tf32=config.runtime.tf32)
@@ -92,24 +91,26 @@ def utilisation(config: Config, num_classes: int, heads: int, device: torch.devi
     )
 
 
-def network_flops(config: Config, num_classes: int) -> int | None:
-    """Count one image's way through the configured network and back, on the meta device, where nothing is computed.
+def network_flops(model: TappedModel, image_size: int, *, frozen: bool = False) -> int | None:
+    """Count the FLOP of one image's forward and backward pass through a network on the meta device.
+
+    Args:
+        model: the network, on the meta device; it is left in training mode.
+        image_size: side of the images in pixels.
+        frozen: count the forward pass alone.
 
     Returns:
-        FLOP; of the way forward alone where the network is frozen. None where the model looks at its numbers, which the
-        meta device does not have.
+        FLOP; None where the model's code reads values of tensors, which the meta device does not have.
     """
-    size = config.data.image_size
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = build_model(config, num_classes).train()
-        images = torch.empty(_NUM_IMAGES, 3, size, size)
-        try:
-            with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(not config.model.frozen):
-                logits, _ = model(images)
-                if not config.model.frozen:
-                    logits.sum().backward()
-        except (RuntimeError, NotImplementedError, AssertionError):
-            return None
+    model.train()
+    images = torch.empty(_NUM_IMAGES, 3, image_size, image_size, device="meta")
+    try:
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(not frozen):
+            logits, _ = model(images)
+            if not frozen:
+                logits.sum().backward()
+    except (RuntimeError, NotImplementedError, AssertionError):
+        return None
     return counter.get_total_flops() // _NUM_IMAGES
 
 
@@ -131,7 +132,7 @@ def head_flops(settings: HeadsConfig, dims: Sequence[int], regularized: Sequence
 
 
 def _one_head(settings: HeadsConfig, dim: int, *, reaches_features: bool) -> int:
-    """A product with a weight of K x D is needed forward, for the weight's gradient, and for that of what comes in."""
+    """Count a product with the weight (K, D) for the output, for the weight's gradient, and for the features' gradient."""
     if settings.hidden is None:
         return 2 * settings.num_labels * dim * (2 + reaches_features)
     hidden = 2 * settings.hidden * dim * (2 + reaches_features)
@@ -139,7 +140,7 @@ def _one_head(settings: HeadsConfig, dim: int, *, reaches_features: bool) -> int
 
 
 def peak_flops(device_name: str, precision: Precision, *, tf32: bool) -> float | None:
-    """Return a device's dense FLOP per second in this precision; None for one that is not in the table, or a part of one.
+    """Return a device's peak, dense FLOP per second in this precision; None for one not in the table, or a MIG slice.
 
     Args:
         device_name: as `torch.cuda.get_device_name` says.

@@ -6,12 +6,14 @@ from contextlib import closing
 from dataclasses import asdict
 
 from rlpheads.engine import exit_codes
-from rlpheads.engine.checks.settings import check_config
+from rlpheads.engine.checks.checks import check_config
+from rlpheads.engine.checks.model import check_classes
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch, Rank
 from rlpheads.engine.learner.runtime import torch_switches
+from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.report.console import open_console
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.folder import RunFolder
@@ -31,27 +33,28 @@ def run(config: Config) -> int:
         ConfigError: settings, images, folder or checkpoint cannot be used; found before a process group is made.
     """
     rank = Rank.from_environment()
-    check_config(config, rank.world_size)
+    plan = check_config(config, rank.world_size)
     sources = open_sources(config)
+    check_classes(plan, len(sources.train.manifest.classes))
     with claimed_folder(config, rank) as folder:
-        start = settle_start(config, sources, folder) if rank.is_main else None
+        start = settle_start(config, plan, sources, folder) if rank.is_main else None
         try:
             with torch_switches(config.runtime), launch.start(config.device) as launched:
                 start = launched.share(start)
                 assert start is not None  # the main rank has one
-                return _train(start, sources, folder, launched)
+                return _train(start, plan, sources, folder, launched)
         except ConfigError as error:
             if rank.is_main:
                 folder.write_status("failed", str(error))
             raise
 
 
-def _train(start: Start, sources: Sources, folder: RunFolder, launched: Launch) -> int:
+def _train(start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, launched: Launch) -> int:
     config = start.config
     console = open_console(quiet=not launched.is_main)
     try:
         check_same_images(sources, launched)
-        training = build_training(config, sources, folder, launched, fresh=start.point is None)
+        training = build_training(config, plan, sources, folder, launched, fresh=start.point is None)
         display = Display(console, config.epochs, training.order.num_steps, launched.device, config.verbose)
         with closing(training.log), display:
             for line in opening_lines(training, fresh=start.point is None):

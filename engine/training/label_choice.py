@@ -12,7 +12,7 @@ from torch import Tensor
 from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
-from rlpheads.engine.model.builder import planned_tap_dims
+from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs.sources import Sources
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.memorization.baselines.head_only import auto_labels, capacity_warning
@@ -27,7 +27,7 @@ class SettledLabels(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def settle_labels(config: Config, sources: Sources, folder: Path) -> SettledLabels:
+def settle_labels(config: Config, plan: ModelPlan, sources: Sources, folder: Path) -> SettledLabels:
     """Replace `heads.labels: auto` by a number; say where the heads alone fit nearly everything.
 
     The choice is `rlpheads.memorization.baselines.head_only.auto_labels` for the training images and the widest tap, whose
@@ -35,22 +35,22 @@ def settle_labels(config: Config, sources: Sources, folder: Path) -> SettledLabe
 
     Args:
         config: settings of the run.
+        plan: of its model.
         sources: its images.
         folder: the run folder, which may hold the settings of a run that goes on.
     """
-    dims = planned_tap_dims(config, len(sources.train.manifest.classes))
-    if not dims:
+    if not plan.dims:
         return SettledLabels(config, ())
     manifest = sources.train.manifest
     num_samples = manifest.num_samples // config.heads.num_blocks(len(manifest.classes))  # of one block's head
-    num_samples, num_features = max(num_samples, 1), max(dims)
+    num_samples, num_features = max(num_samples, 1), max(plan.dims)
     if config.heads.labels != "auto":
         warning = capacity_warning(config.heads.labels, num_samples, num_features)
         return SettledLabels(config, _label_warnings(warning))
     choice = auto_labels(num_samples, num_features)
     begun = _labels_in_folder(folder)
     if begun not in (None, choice.num_labels):
-        return settle_labels(with_labels(config, begun), sources, folder)
+        return settle_labels(with_labels(config, begun), plan, sources, folder)
     return SettledLabels(with_labels(config, choice.num_labels), _label_warnings(choice.warning))
 
 

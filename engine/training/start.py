@@ -15,6 +15,7 @@ from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Rank
 from rlpheads.engine.learner.optimizer import host_sync_warnings
+from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs.checkpoint import CheckpointError
 from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim, write_atomically
@@ -53,14 +54,14 @@ def claimed_folder(config: Config, rank: Rank) -> Iterator[RunFolder]:
         yield folder
 
 
-def settle_start(config: Config, sources: Sources, folder: RunFolder) -> Start:
+def settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: RunFolder) -> Start:
     """Settle what is open, and find out where to go on; write the settings where there is nothing to go on from.
 
     Raises:
         ConfigError: the run in this folder cannot go on with these settings, or its files cannot be read or written.
     """
     try:
-        return _settle_start(config, sources, folder)
+        return _settle_start(config, plan, sources, folder)
     except (RunFolderError, CheckpointError) as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
@@ -70,8 +71,8 @@ def settle_start(config: Config, sources: Sources, folder: RunFolder) -> Start:
         raise ConfigError(describe_storage_failure(complaint, folder.path)) from error
 
 
-def _settle_start(config: Config, sources: Sources, folder: RunFolder) -> Start:
-    config, warnings = settle_labels(config, sources, folder.path)
+def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: RunFolder) -> Start:
+    config, warnings = settle_labels(config, plan, sources, folder.path)
     warnings = (*warnings, *host_sync_warnings(config))
     point = find_resume_point(config, folder.checkpoints, sources)
     if point is None:

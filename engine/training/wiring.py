@@ -14,6 +14,7 @@ from rlpheads.engine.learner.evaluation import Split
 from rlpheads.engine.learner.learner import Learner, build_learner, num_audit_draws
 from rlpheads.engine.learner.step import Routes, TrainStep, build_routes
 from rlpheads.engine.model.flops import Utilisation, head_flops, utilisation
+from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs import checkpoint
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLog
@@ -153,13 +154,12 @@ class Training:
 
 
 def build_training(
-    config: Config, sources: Sources, folder: RunFolder, launch: Launch, *, fresh: bool = True
+    config: Config, plan: ModelPlan, sources: Sources, folder: RunFolder, launch: Launch, *, fresh: bool = True
 ) -> Training:
     """Build everything that a run consists of, on this rank's device; `fresh`: it begins, and resumes nothing."""
-    manifest = sources.train.manifest
     loader = training_loader(config, sources.train, launch.device, launch.rank)
     order = loader.order
-    learner = build_learner(config, launch, len(manifest.classes), order.num_steps, fresh=fresh)
+    learner = build_learner(config, launch, plan, order.num_steps, fresh=fresh)
     routes = build_routes(config, learner.tapped, launch.world_size)
     heads = head_flops(config.heads, learner.dims, routes.terms.regularized, num_audit_draws(config))
     normalize = Normalize(config.data.mean, config.data.std)
@@ -181,7 +181,7 @@ def build_training(
         mixer=Mixer(mix_spec(config.data), order.seed).to(launch.device),
         meters=Meters(launch.device, launch.world_size),
         clock=Clock(device_wait=None if launch.device.type == "cpu" else DeviceWait(launch.device)),
-        utilisation=utilisation(config, len(manifest.classes), heads, launch.device, launch.world_size),
+        utilisation=utilisation(config, plan.image_flops, heads, launch.device, launch.world_size),
     )
 
 

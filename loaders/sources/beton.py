@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -185,6 +186,16 @@ def open_store(folder: Path, dataset: str, split_key: str | None) -> tuple[Beton
     return train, val
 
 
+def count_store_classes(folder: Path) -> int:
+    """Return the number of classes of a store, from what its training split says of itself.
+
+    Raises:
+        DatasetError: If a file of that split is missing or damaged.
+    """
+    _, facts = _read_manifest(folder / "train.beton", columns=())
+    return len(facts.classes)
+
+
 def open_beton(path: Path) -> BetonSource:
     """Open one split, and check that the .beton file is whole and the one that its manifest was written for.
 
@@ -247,8 +258,8 @@ def tables_sha256(*tables: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def _read_manifest(path: Path) -> tuple[dict[str, Any], StoreFacts]:
-    """Return the columns of the manifest beside a .beton file, and the facts."""
+def _read_manifest(path: Path, columns: Sequence[str] = _COLUMNS) -> tuple[dict[str, Any], StoreFacts]:
+    """Return columns of the manifest beside a .beton file, and the facts."""
     beside = manifest_path(path)
     for needed in (path, beside):
         if not needed.is_file():
@@ -261,14 +272,14 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], StoreFacts]:
             told = json.loads(arrays["facts"].tobytes())
             if told.pop("version", None) != MANIFEST_VERSION:
                 raise DatasetError(f"{beside} is of another version of rlpheads: convert the dataset again")
-            columns = {name: arrays[name] for name in _COLUMNS}
+            found = {name: arrays[name] for name in columns}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{beside} is damaged ({error}): convert the dataset again") from error
     told["classes"] = tuple(told["classes"])
     told["unreadable"] = {int(index): reason for index, reason in told["unreadable"].items()}
-    return columns, StoreFacts(**told)
+    return found, StoreFacts(**told)
 
 
 def _allocation_offset(header: NDArray[np.uint8]) -> int:

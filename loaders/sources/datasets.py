@@ -11,9 +11,9 @@ from torch import Tensor
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources import digits, patches
-from rlpheads.loaders.sources.beton import is_store, open_store
+from rlpheads.loaders.sources.beton import count_store_classes, is_store, open_store
 from rlpheads.loaders.sources.cifar import open_cifar
-from rlpheads.loaders.sources.image_folder import ImageFolderSource, open_image_folder
+from rlpheads.loaders.sources.image_folder import ImageFolderSource, count_class_folders, open_image_folder
 from rlpheads.loaders.sources.synthetic import SyntheticSpec, open_synthetic
 
 WITH_ROOT = ("imagefolder", "cifar10", "cifar100")
@@ -114,6 +114,28 @@ def open_dataset(
         train, val = open_image_folder(folder, val_fraction=val_fraction, seed=seed, verified=found)
         return ImageFolderSource(train), ImageFolderSource(val)
     return open_cifar(name, folder, download=download)
+
+
+def count_classes(name: str, root: str | Path | None = None, synthetic: SyntheticSpec | None = None) -> int:
+    """Return the number of classes of a dataset without listing its images; the arguments are those of `open_dataset`.
+
+    Raises:
+        DatasetError: If the dataset is unknown or not there; one that is there may still be refused when it is opened.
+    """
+    folder = Path(root or "").expanduser()
+    if root is not None and name in DATASETS and is_store(folder):
+        return count_store_classes(folder)
+    _check_name_and_root(name, root)
+    if name == "imagefolder":
+        return count_class_folders(folder)
+    if name == "synthetic":
+        return (synthetic or SyntheticSpec()).classes
+    return {
+        "digits": digits.NUM_CLASSES,
+        "patches": len(patches.PHOTOGRAPHS),
+        "cifar10": 10,
+        "cifar100": 100,
+    }[name]
 
 
 def split_key(name: str, val_fraction: float | None, seed: int) -> str | None:

@@ -17,6 +17,7 @@ from rlpheads.loaders.contract.order import Int64Array
 from rlpheads.loaders.sources.splits import stratified_split
 
 SIDE = 8
+NUM_CLASSES = 10
 DEFAULT_VAL_FRACTION = 0.2
 
 
@@ -65,7 +66,7 @@ def _read_digits() -> DigitsSource:
         names,
         targets_N,
         np.full(len(names), SIDE * SIDE),
-        classes=tuple(str(digit) for digit in range(10)),
+        classes=tuple(str(digit) for digit in range(NUM_CLASSES)),
         root=None,
         split="all",
     )

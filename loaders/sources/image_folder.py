@@ -123,6 +123,16 @@ def scan_splits(root: Path) -> list[Manifest]:
     return [scan_image_folder(root / "train" if "train" in folders else root, "train")]
 
 
+def count_class_folders(root: Path) -> int:
+    """Return the number of class folders of a tree's training images, without listing the images.
+
+    Raises:
+        DatasetError: If the root has no folders, or cannot be read.
+    """
+    folders = _folders(root)
+    return len(_folders(root / "train") if "train" in folders else folders)
+
+
 def scan_image_folder(root: Path, split: str) -> Manifest:
     """List the images below ROOT/CLASS/, sub-folders included; hidden files and files with other suffixes are skipped.
 

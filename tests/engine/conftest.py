@@ -15,6 +15,7 @@ from rlpheads.engine.config.run import RunConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.model.plan import plan_model
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.resume import ResumePoint
 from rlpheads.engine.runs.sources import open_sources
@@ -51,7 +52,9 @@ def build(launched: Launch, tmp_path: Path) -> Callable[[Config], Training]:
         config = replace(config, **changes)
         folder = RunFolder(tmp_path / "run")
         folder.path.mkdir(exist_ok=True)
-        return build_training(config, open_sources(config), folder, launched)
+        sources = open_sources(config)
+        plan = plan_model(config, len(sources.train.manifest.classes))
+        return build_training(config, plan, sources, folder, launched)
 
     return built
 

@@ -32,12 +32,12 @@ NUMBERS = [
     (["--data.crop_scale", "[0.5, 1.1]"], "data.crop_scale: got (0.5, 1.1); allowed: numbers above 0 and at most 1"),
     (
         ["--data.crop_scale", "[1, 0.5]"],
-        "data.crop_scale: got (1.0, 0.5); allowed: the lesser number first: [0.5, 1.0]",
+        "data.crop_scale: got (1.0, 0.5); allowed: the smaller number first: [0.5, 1.0]",
     ),
     (["--data.crop_ratio", "[0, 1]"], "data.crop_ratio: got (0.0, 1.0); allowed: numbers above 0"),
     (
         ["--data.crop_ratio", "[2, 0.5]"],
-        "data.crop_ratio: got (2.0, 0.5); allowed: the lesser number first: [0.5, 2.0]",
+        "data.crop_ratio: got (2.0, 0.5); allowed: the smaller number first: [0.5, 2.0]",
     ),
     (["--data.crop_padding", "0"], "data.crop_padding: got 0; allowed: a number at least 1"),
     (["--data.subset.fraction", "0"], "data.subset.fraction: got 0.0; allowed: a number above 0 and at most 1"),
@@ -63,7 +63,7 @@ NUMBERS = [
     ),
     (
         ["--data.mix.cutmix_minmax", "[0.8, 0.2]"],
-        "data.mix.cutmix_minmax: got (0.8, 0.2); allowed: the lesser number first: [0.2, 0.8]",
+        "data.mix.cutmix_minmax: got (0.8, 0.2); allowed: the smaller number first: [0.2, 0.8]",
     ),
     (
         ["--data.mix.cutmix_minmax", "[0.2, 0.8]", "--data.mix.cutmix", "1"],
@@ -83,7 +83,7 @@ NUMBERS = [
     (["--data.augment.erase", "2"], "data.augment.erase: got 2.0; allowed: a number at least 0 and at most 1"),
     (
         ["--data.augment.erase_area", "[0.3, 0.1]"],
-        "data.augment.erase_area: got (0.3, 0.1); allowed: the lesser number first: [0.1, 0.3]",
+        "data.augment.erase_area: got (0.3, 0.1); allowed: the smaller number first: [0.1, 0.3]",
     ),
     (["--data.eval_crop_fraction", "0"], "data.eval_crop_fraction: got 0.0; allowed: a number above 0 and at most 1"),
     (
@@ -142,15 +142,15 @@ NUMBERS += [
     ),
     (
         ["--schedule.name", "multistep"],
-        "schedule.milestones: got []; allowed: the epochs of the falls with multistep, and [] without it",
+        "schedule.milestones: got []; allowed: the epochs at which the rate drops with multistep, and [] without it",
     ),
     (
         ["--schedule.milestones", "[3]"],
-        "schedule.milestones: got [3.0]; allowed: the epochs of the falls with multistep, and [] without it",
+        "schedule.milestones: got [3.0]; allowed: the epochs at which the rate drops with multistep, and [] without it",
     ),
     (
         ["--schedule.name", "multistep", "--schedule.milestones", "[5, 3]"],
-        "schedule.milestones: got [5.0, 3.0]; allowed: numbers that ascend",
+        "schedule.milestones: got [5.0, 3.0]; allowed: numbers in ascending order",
     ),
     (["--schedule.name", "step", "--schedule.cycles", "2"], "schedule.cycles: got 2; allowed: 1 with step"),
     (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlpheads.engine.checks.settings import check_config
+from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.cli import main
 from rlpheads.engine.commands.canaries_report import collect_report
 from rlpheads.engine.config.command_line import parse_config

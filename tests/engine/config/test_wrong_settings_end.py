@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from wrong_flags import FLAGS
 from wrong_settings import CONTRADICTIONS, DIGITS, NAMES, NUMBERS
 
-from rlpheads.engine import train
-from rlpheads.engine.checks.settings import RANGES, check_config
+from rlpheads.engine import exit_codes, train
+from rlpheads.engine.checks.checks import check_config
+from rlpheads.engine.checks.ranges import RANGES
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
@@ -29,7 +30,7 @@ from rlpheads.engine.config.schema import Config
 def test_whole_corpus_ends_the_program_with_one_line(argvs, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for argv in argvs:
-        assert train.main(argv) == train.EXIT_CONFIG_ERROR
+        assert train.main(argv) == exit_codes.WRONG_SETTINGS
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: "), line
     assert not list(tmp_path.iterdir()), "nothing is made"

@@ -8,7 +8,8 @@ import torch
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.learning import HeadsConfig, ModelConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.model.flops import ImageFlops, Utilisation, head_flops, network_flops, peak_flops
+from rlpheads.engine.model.flops import ImageFlops, Utilisation, head_flops, peak_flops
+from rlpheads.engine.model.plan import plan_model
 from rlpheads.engine.report.display import step_line
 
 VIT_B = parse_config(["--config", "configs/imagenet_vit_b.yaml"])
@@ -24,25 +25,25 @@ def test_vit_b_takes_the_arithmetic_of_its_products():
     """Forward once and backward twice, but for the gradient of the images, which nobody asks for."""
     forward = vit_products(197, 768, 12, 16, 1000)
     patches = 2 * 196 * 3 * 16 * 16 * 768
-    assert network_flops(VIT_B, 1000) == 3 * forward - patches
+    assert plan_model(VIT_B, 1000).image_flops == 3 * forward - patches
     assert forward == pytest.approx(35.1e9, rel=2e-3)
 
 
 def test_frozen_network_goes_forward_alone():
     frozen = replace(VIT_B, model=replace(VIT_B.model, frozen=True))
-    assert network_flops(frozen, 1000) == vit_products(197, 768, 12, 16, 1000)
+    assert plan_model(frozen, 1000).image_flops == vit_products(197, 768, 12, 16, 1000)
 
 
 def test_what_is_computed_a_second_time_is_not_counted():
     again = replace(VIT_B, runtime=replace(VIT_B.runtime, activation_checkpointing=True))
-    assert network_flops(again, 1000) == network_flops(VIT_B, 1000)
+    assert plan_model(again, 1000).image_flops == plan_model(VIT_B, 1000).image_flops
 
 
 def test_convolutions_and_batch_norm_are_counted_without_drawing_a_number(tiny):
     config = replace(tiny, model=ModelConfig(name="resnet18"), data=replace(tiny.data, image_size=224))
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    assert network_flops(config, 1000) == pytest.approx(3 * 3.64e9, rel=0.03)
+    assert plan_model(config, 1000).image_flops == pytest.approx(3 * 3.64e9, rel=0.03)
     assert torch.equal(torch.get_rng_state(), before)
 
 

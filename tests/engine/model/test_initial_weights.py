@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from rlpheads.engine.checks.settings import check_config
+from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.config.command_line import ConfigError, parse_config
 from rlpheads.engine.model.initial_weights import WeightsError, load_weights
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpheads.engine import train
+from rlpheads.engine import exit_codes, train
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Rank
@@ -85,7 +85,7 @@ def test_launchers_variable_that_is_no_number_ends_the_program_with_one_line(
     """Found at every rank, before the folder is looked at; a rank that cannot tell which it is speaks too."""
     monkeypatch.setenv(name, value)
     argv = ["--config", "configs/digits_vit.yaml", "--device", "cpu", "--run.dir", str(tmp_path)]
-    assert train.main(argv) == train.EXIT_CONFIG_ERROR
+    assert train.main(argv) == exit_codes.WRONG_SETTINGS
     assert capsys.readouterr().err == f"error: {name}: got {value!r}; allowed: {allowed}\n"
     assert not list(tmp_path.iterdir())
 
@@ -100,7 +100,7 @@ def test_what_is_wrong_at_one_rank_alone_is_told_by_it(monkeypatch, tmp_path, ca
         ("3", f"error: LOCAL_RANK: got 3; allowed: a number below LOCAL_WORLD_SIZE, 3; {LAUNCHER}"),
     ):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        assert train.main([*argv, "--epochs", "0"]) == train.EXIT_CONFIG_ERROR
+        assert train.main([*argv, "--epochs", "0"]) == exit_codes.WRONG_SETTINGS
         assert capsys.readouterr().err.strip() == told
 
 
@@ -140,6 +140,7 @@ def checkpoint(tmp_path_factory, launched) -> tuple[Config, Path]:
     from rlpheads.engine.config.data import DataConfig
     from rlpheads.engine.config.learning import HeadsConfig, ModelConfig
     from rlpheads.engine.config.run import RunConfig
+    from rlpheads.engine.model.plan import plan_model
     from rlpheads.engine.training.wiring import build_training
 
     folder = tmp_path_factory.mktemp("runs")
@@ -151,7 +152,9 @@ def checkpoint(tmp_path_factory, launched) -> tuple[Config, Path]:
         model=ModelConfig("vit_tiny_patch16_224", {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1}),
         heads=HeadsConfig(labels=5),
     )
-    training = build_training(config, open_sources(config), RunFolder(folder / "mine"), launched)
+    training = build_training(
+        config, plan_model(config, 10), open_sources(config), RunFolder(folder / "mine"), launched
+    )
     training.save()
     (saved,) = training.folder.checkpoints.iterdir()
     return config, saved

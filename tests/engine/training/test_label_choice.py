@@ -7,23 +7,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpheads.engine.checks.settings import check_config
+from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.commands.audit_run import AuditOptions, audit_run
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.learner import build_heads
+from rlpheads.engine.model.plan import plan_model
 from rlpheads.engine.runs.opened_run import open_run
 from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training.job import run
-from rlpheads.engine.training.label_choice import run_labels, settle_labels
+from rlpheads.engine.training.label_choice import SettledLabels, run_labels, settle_labels
 from rlpheads.memorization.baselines.head_only import least_squares_rla
 from rlpheads.memorization.records.ledger_file import read_ledger
 
 
 def with_labels(config: Config, labels: int | str, **heads: object) -> Config:
     return replace(config, heads=replace(config.heads, labels=labels, **heads))  # type: ignore[arg-type]
+
+
+def settled(config: Config, folder: Path) -> SettledLabels:
+    return settle_labels(config, plan_model(config, 10), open_sources(config), folder)
 
 
 def test_auto_is_a_value_of_the_command_line():
@@ -34,16 +39,15 @@ def test_auto_is_a_value_of_the_command_line():
 
 
 def test_auto_takes_two_labels_on_the_digits_and_says_why(tiny, tmp_path):
-    settled = settle_labels(with_labels(tiny, "auto"), open_sources(tiny), tmp_path)
-    assert settled.config == with_labels(tiny, 2)
-    assert "n=1437 samples and d=24 features" in settled.warnings[0]
-    assert "K=2, where it reaches 0.55" in settled.warnings[0] or "no number of labels" in settled.warnings[0]
+    config, warnings = settled(with_labels(tiny, "auto"), tmp_path)
+    assert config == with_labels(tiny, 2)
+    assert "n=1437 samples and d=24 features" in warnings[0]
+    assert "K=2, where it reaches 0.55" in warnings[0] or "no number of labels" in warnings[0]
 
 
 def test_a_given_number_is_kept_and_warned_about_where_the_head_alone_fits_everything(tiny, tmp_path):
-    sources = open_sources(tiny)
-    assert settle_labels(with_labels(tiny, 5), sources, tmp_path) == (with_labels(tiny, 5), ())
-    config, (warning,) = settle_labels(with_labels(tiny, 1000), sources, tmp_path)
+    assert settled(with_labels(tiny, 5), tmp_path) == (with_labels(tiny, 5), ())
+    config, (warning,) = settled(with_labels(tiny, 1000), tmp_path)
     assert config.heads.labels == 1000
     assert "a linear head fits every one of 1000 random labels" in warning
 
@@ -51,13 +55,13 @@ def test_a_given_number_is_kept_and_warned_about_where_the_head_alone_fits_every
 def test_without_heads_there_is_nothing_to_choose(tiny, tmp_path):
     with pytest.raises(ConfigError, match=r"heads\.labels.*heads\.taps is none"):
         check_config(with_labels(tiny, "auto", taps="none"), world_size=1)
-    assert settle_labels(with_labels(tiny, 10**6, taps="none"), open_sources(tiny), tmp_path).warnings == ()
+    assert settled(with_labels(tiny, 10**6, taps="none"), tmp_path).warnings == ()
 
 
 def test_a_run_keeps_the_number_that_it_was_begun_with(tiny, tmp_path):
     """The settings in the folder stand for an older version of the rule that chose another number."""
     (tmp_path / "config.yaml").write_text("heads: {labels: 9}\n")
-    assert settle_labels(with_labels(tiny, "auto"), open_sources(tiny), tmp_path).config == with_labels(tiny, 9)
+    assert settled(with_labels(tiny, "auto"), tmp_path).config == with_labels(tiny, 9)
 
 
 def test_a_run_with_auto_is_whole_and_goes_on(tiny, capsys):
@@ -97,9 +101,5 @@ def test_labels_for_each_class_from_training_to_audit(tiny):
 
 def test_a_head_for_each_class_is_warned_about_sooner(tiny, tmp_path):
     """144 images a digit and 24 features: six samples a feature are fitted by a head with 50 labels (capacity 13.6)."""
-    sources = open_sources(tiny)
-    assert settle_labels(with_labels(tiny, 50), sources, tmp_path).warnings == ()
-    assert (
-        "fits every one of 50"
-        in settle_labels(with_labels(tiny, 50, balance="per_class"), sources, tmp_path).warnings[0]
-    )
+    assert settled(with_labels(tiny, 50), tmp_path).warnings == ()
+    assert "fits every one of 50" in settled(with_labels(tiny, 50, balance="per_class"), tmp_path).warnings[0]

@@ -9,7 +9,7 @@ import pytest
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources import beton
 from rlpheads.loaders.sources.beton import open_beton
-from rlpheads.loaders.sources.datasets import open_dataset
+from rlpheads.loaders.sources.datasets import count_classes, open_dataset
 from rlpheads.loaders.store.image_encoding import Encoding
 from rlpheads.loaders.store.write_ffcv import Job, write_beton
 
@@ -41,6 +41,15 @@ def test_a_store_is_opened_in_place_of_its_dataset(store):
     ours, theirs = open_dataset("digits", store, seed=0), open_dataset("digits", seed=0)
     assert [source.manifest for source in ours] == [source.manifest for source in theirs]
     assert (ours[0].read(77) == theirs[0].read(77)).all()
+
+
+def test_classes_are_counted_from_the_manifest_alone(store):
+    assert count_classes("digits", store) == 10
+    (store / "val.manifest.npz").unlink()
+    assert count_classes("digits", store) == 10
+    (store / "train.manifest.npz").unlink()
+    with pytest.raises(DatasetError, match=r"train\.manifest\.npz is missing"):
+        count_classes("digits", store)
 
 
 @pytest.mark.wrong("file")

@@ -12,12 +12,13 @@ import torchvision.datasets
 from cifar_files import CIFAR10_CLASSES, write_cifar
 
 from rlpheads.loaders.contract.errors import DatasetError
-from rlpheads.loaders.sources.datasets import open_dataset
+from rlpheads.loaders.sources.datasets import count_classes, open_dataset
 
 
 def test_cifar10_stands_in_canonical_order(tmp_path, monkeypatch):
     pixels = write_cifar("cifar10", tmp_path, monkeypatch)
     train, val = open_dataset("cifar10", tmp_path, seed=0)
+    assert count_classes("cifar10", tmp_path) == len(train.manifest.classes)
     assert (train.manifest.num_samples, val.manifest.num_samples) == (100, 20)
     assert train.manifest.classes == tuple(CIFAR10_CLASSES)
     assert np.bincount(train.manifest.targets).tolist() == [10] * 10
@@ -36,6 +37,7 @@ def test_cifar10_stands_in_canonical_order(tmp_path, monkeypatch):
 def test_cifar100_has_its_fine_classes(tmp_path, monkeypatch):
     write_cifar("cifar100", tmp_path, monkeypatch, rows=200)
     train, val = open_dataset("cifar100", tmp_path, seed=0)
+    assert count_classes("cifar100", tmp_path) == len(train.manifest.classes)
     assert len(train.manifest.classes) == 100
     assert train.manifest.split == "train"
     assert val.manifest.split == "val"

@@ -7,7 +7,7 @@ import torch
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources import patches
 from rlpheads.loaders.sources.canary_source import Planting, plant
-from rlpheads.loaders.sources.datasets import open_dataset
+from rlpheads.loaders.sources.datasets import count_classes, open_dataset
 from rlpheads.loaders.sources.synthetic import SyntheticSpec
 
 SPEC = SyntheticSpec(train=100, val=20, classes=3, side=17)
@@ -103,3 +103,9 @@ def test_samples_stand_in_canonical_order_and_take_canaries(name):
 def test_a_root_is_refused(name, tmp_path):
     with pytest.raises(DatasetError, match="root must be left out"):
         open_dataset(name, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("name", ["digits", "patches", "synthetic"])
+def test_classes_are_counted_without_opening_the_images(name):
+    train, _ = open_dataset(name, seed=0, synthetic=SPEC)
+    assert count_classes(name, synthetic=SPEC) == len(train.manifest.classes)

@@ -9,7 +9,7 @@ import torch
 from torchvision.datasets import ImageFolder
 
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
-from rlpheads.loaders.sources.datasets import open_dataset
+from rlpheads.loaders.sources.datasets import count_classes, open_dataset
 from rlpheads.loaders.sources.image_folder import ImageFolderSource, scan_image_folder
 
 PAIR = ["a.jpg", "b.png"]
@@ -87,6 +87,21 @@ def test_a_tree_with_splits_is_opened_as_it_is(write_tree):
     assert (train.manifest.split, val.manifest.split) == ("train", "val")
     assert train.manifest.names() == val.manifest.names() == [b"cat/a.jpg", b"cat/b.png", b"dog/a.jpg", b"dog/b.png"]
     assert train.manifest.fingerprint != val.manifest.fingerprint
+
+
+@pytest.mark.parametrize("tree", [SPLIT_TREE, {"train/cat": PAIR, "train/dog": PAIR}, {"cat": PAIR, "dog": PAIR}])
+def test_classes_are_counted_without_listing_the_images(write_tree, tree):
+    root = write_tree(tree)
+    for image in root.rglob("*.*"):
+        image.unlink()
+    assert count_classes("imagefolder", root) == 2
+
+
+def test_classes_of_a_tree_that_is_not_there_are_not_counted(tmp_path):
+    with pytest.raises(DatasetError, match="does not exist"):
+        count_classes("imagefolder", tmp_path / "none")
+    with pytest.raises(DatasetError, match="must hold one folder for each class"):
+        count_classes("imagefolder", tmp_path)
 
 
 @pytest.mark.parametrize("prefix", ["", "train/"])

@@ -1,0 +1,156 @@
+"""Numbers out of range: what every number of a configuration may be, by its key.
+
+Nothing is imported that takes time: a slip in a number is reported at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rlpheads.engine.config.errors import ConfigError, refusal
+from rlpheads.engine.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`; an open end does not belong."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        above = number > self.low if self.open_low else number >= self.low
+        below = number < self.high if self.open_high else number <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.open_low else 'at least'} {self.low:g}" if self.low > -math.inf else ""
+        high = f"{'below' if self.open_high else 'at most'} {self.high:g}" if self.high < math.inf else ""
+        return " and ".join(filter(None, (low, high)))
+
+
+_FROM_0 = Range(0)
+_FROM_1 = Range(1)
+_ABOVE_0 = Range(0, open_low=True)
+_FRACTION = Range(0, 1)
+_BELOW_1 = Range(0, 1, open_high=True)
+_BETWEEN_0_AND_1 = Range(0, 1, open_low=True, open_high=True)
+_SHARE = Range(0, 1, open_low=True)
+_OPTIM = {"lr": _ABOVE_0, "base_batch_size": _FROM_1, "weight_decay": _FROM_0, "momentum": _BELOW_1}
+_OPTIM |= {"layer_decay": _SHARE, "clip_norm": _ABOVE_0, "clip_value": _ABOVE_0, "clip_agc": _ABOVE_0}
+
+RANGES: dict[str, Range] = {
+    "seed": Range(0, 2**63 - 1),
+    "epochs": _FROM_1,
+    "max_steps": _FROM_1,
+    "batch_size": Range(2),
+    "accumulate": _FROM_1,
+    "log_every": _FROM_1,
+    "runtime.profile.first": _FROM_0,
+    "runtime.profile.steps": _FROM_1,
+    "loss_scale.initial": _ABOVE_0,
+    "loss_scale.growth_every": _FROM_1,
+    "data.val_fraction": _BETWEEN_0_AND_1,
+    "data.workers": _FROM_0,
+    "data.dali.hardware_share": _FRACTION,
+    "data.dali.largest_image": _FROM_0,
+    "data.image_size": _FROM_1,
+    "data.crop_scale": _SHARE,
+    "data.crop_ratio": _ABOVE_0,
+    "data.crop_padding": _FROM_1,
+    "data.synthetic.train": Range(2),
+    "data.synthetic.val": Range(2),
+    "data.synthetic.classes": Range(2),
+    "data.subset.fraction": _SHARE,
+    "data.subset.per_class": _FROM_1,
+    "data.augment.rand_ops": _FROM_1,
+    "data.augment.rand_magnitude": Range(0, 30),
+    "data.augment.rand_magnitude_std": _FROM_0,
+    "data.augment.rand_probability": _FRACTION,
+    "data.augment.color_jitter": _FROM_0,
+    "data.augment.cutout": _FROM_0,
+    "data.mix.mixup": _FROM_0,
+    "data.mix.cutmix": _FROM_0,
+    "data.mix.cutmix_minmax": _FRACTION,
+    "data.mix.probability": _FRACTION,
+    "data.mix.switch": _FRACTION,
+    "data.mix.off_epoch": _FROM_0,
+    "model.bce_threshold": _BELOW_1,
+    "data.augment.erase": _FRACTION,
+    "data.augment.erase_area": _SHARE,
+    "data.augment.erase_ratio": _ABOVE_0,
+    "data.hflip": _FRACTION,
+    "data.eval_crop_fraction": _SHARE,
+    "data.mean": _FRACTION,
+    "data.std": _SHARE,
+    "data.label_noise": _BELOW_1,
+    "data.canaries.mislabelled": _FROM_0,
+    "data.canaries.repeated": _FROM_0,
+    "data.canaries.repeats": Range(2),
+    "data.canaries.near_duplicates": _FROM_0,
+    "model.label_smoothing": _BELOW_1,
+    "model.ema_decay": _BETWEEN_0_AND_1,
+    "model.ema.every": _FROM_1,
+    "early_stopping.patience": _FROM_1,
+    "early_stopping.min_delta": _FROM_0,
+    "model.ema.warmup_gamma": _ABOVE_0,
+    "model.ema.warmup_power": _ABOVE_0,
+    "heads.labels": Range(2, 2**31 - 1),
+    "heads.draws": _FROM_1,
+    "heads.audit_draws": _FROM_0,
+    "heads.hidden": _FROM_1,
+    "heads.dropout": _BELOW_1,
+    "heads.joint": _FROM_0,
+    "regularizer.factor": _FROM_0,
+    "regularizer.target": Range(-1, 1),
+    "regularizer.target_rate": _ABOVE_0,
+    "schedule.warmup_epochs": _FROM_0,
+    "schedule.min_lr_fraction": _FRACTION,
+    "schedule.cooldown_epochs": _FROM_0,
+    "schedule.cycles": _FROM_1,
+    "schedule.cycle_decay": _SHARE,
+    "schedule.decay_every": _ABOVE_0,
+    "schedule.milestones": _ABOVE_0,
+    "schedule.decay_rate": _SHARE,
+    "eval.every": _FROM_1,
+    "eval.clean_every": _FROM_0,
+    "eval.batch_size": _FROM_1,
+    "ledger.every": _FROM_0,
+    "checkpoint.every": _FROM_1,
+    "checkpoint.keep": _FROM_1,
+    **{f"{part}.{name}": allowed for part in ("optim", "heads.optim") for name, allowed in _OPTIM.items()},
+}
+"""What every number of a `Config` may be, by dotted key; for a tuple or list, each of its numbers. null is not a
+number, nor is a word where one is allowed (auto)."""
+
+LEAST_AND_MOST = (
+    *("data.crop_scale", "data.crop_ratio", "data.augment.erase_area", "data.augment.erase_ratio"),
+    "data.mix.cutmix_minmax",
+)
+"""Pairs of numbers of which the first may not exceed the second; null is no pair."""
+
+
+def range_errors(config: Config) -> Iterator[ConfigError]:
+    """Yield an error for every number out of its range, and for every pair whose first number is the greater."""
+    for key, allowed in RANGES.items():
+        value = _value(config, key)
+        several = isinstance(value, (tuple, list))
+        numbers = value if several else (value,)
+        if not all(number is None or isinstance(number, str) or number in allowed for number in numbers):
+            yield refusal(key, value, f"{'numbers' if several else 'a number'} {allowed}")
+    for key in LEAST_AND_MOST:
+        pair = _value(config, key)
+        if pair is not None and pair[0] > pair[1]:
+            yield refusal(key, pair, f"the smaller number first: [{pair[1]}, {pair[0]}]")
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
