@@ -64,13 +64,13 @@ def _log_above_mean(j: int) -> float:
     if j == 0:
         return 0.0
 
-    def tilted(c: float) -> float:
+    def exponent(c: float) -> float:
         return 0.5 * c * c + j * math.log(special.erfcx(c / math.sqrt(2)))
 
-    saddle = float(optimize.minimize_scalar(tilted, bounds=(0.0, 2.0 * math.sqrt(j) + 2.0), method="bounded").x)
+    saddle = float(optimize.minimize_scalar(exponent, bounds=(0.0, 2.0 * math.sqrt(j) + 2.0), method="bounded").x)
     shifted = _U + 1j * saddle
     log_integrand = -0.5 * shifted**2 + j * np.log(special.wofz(shifted / math.sqrt(2)))
-    peak = tilted(saddle)
+    peak = exponent(saddle)
     integral = float(np.exp(log_integrand - peak).real.sum()) * float(_U[1] - _U[0])
     log_scale = math.log(j + 1) - j * math.log(2) - 0.5 * math.log(2 * math.pi * (j + 1))
     return log_scale + peak + math.log(integral)

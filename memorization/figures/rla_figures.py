@@ -162,7 +162,7 @@ def plot_rla_by_epoch(
     for axes, phase in zip(panels, phases, strict=True):
         _finish_axes(axes, in_view[phase == "heldout"])
     panels[0].set_ylabel("random-label accuracy")
-    _depth_scale(figure, panels, taps, colours)
+    _draw_tap_colour_bar(figure, panels, taps, colours)
     _legend(figure, panels)
     return save_figure(figure, path)
 
@@ -217,7 +217,7 @@ def _draw_epochs(
     return drawn_ET.ravel()
 
 
-def _depth_scale(
+def _draw_tap_colour_bar(
     figure: Figure, panels: NDArray[np.object_], taps: Sequence[int | str], colours: ListedColormap
 ) -> None:
     """Draw the colour bar of the taps."""

@@ -2,10 +2,10 @@
 
 Three layers name streams, each on its own, and what each returns is the content of files, so none may change:
 
-* the engine derives a seed for each consumer from the run's seed and a name (`rlpheads.engine.config.streams.stream_seed`):
-  this room gets such seeds as `seed` arguments, for "labels", "heads" and "audit heads";
-* `key_from_name`, here, names the streams below such a seed: one for each split and draw of the labels, and one for each
-  head's initial weights;
+* the engine derives a seed for each consumer from the run's seed and a name (`rlpheads.engine.config.streams.stream_seed`).
+  This room gets such seeds as its `seed` arguments: those of "labels", "heads", "audit" and "refitted probes";
+* `key_from_name`, here, names the streams below such a seed: one for each split and draw of the labels, one for each head's
+  initial weights, one for each subset of an audit;
 * the loaders name theirs in `rlpheads.loaders.contract.order`, and nothing here reads those.
 """
 

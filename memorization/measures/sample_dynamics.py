@@ -40,7 +40,7 @@ def first_learned_epoch(hit_EN: Tensor, consecutive: int = HITS_IN_A_ROW) -> Ten
             first epochs. Three in a row happen by chance once in C³, if the guesses are independent.
     """
     check_count("consecutive", consecutive)
-    hit_EN = _hits(hit_EN)
+    hit_EN = _checked_history(hit_EN)
     run_EN = hit_EN.clone()
     for ahead in range(1, min(consecutive, len(hit_EN))):
         run_EN[:-ahead] &= hit_EN[ahead:]
@@ -55,7 +55,7 @@ def learned_for_good_epoch(hit_EN: Tensor) -> Tensor:
 
     Source: Maini et al., Characterizing Datapoints via Second-Split Forgetting (NeurIPS 2022), first-split learning time.
     """
-    hit_EN = _hits(hit_EN)
+    hit_EN = _checked_history(hit_EN)
     return len(hit_EN) - hit_EN.flip(0).to(torch.int64).cumprod(0).sum(0)
 
 
@@ -64,7 +64,7 @@ def forgetting_events(hit_EN: Tensor) -> Tensor:
 
     Source: Toneva et al., An Empirical Study of Example Forgetting (ICLR 2019).
     """
-    hit_EN = _hits(hit_EN)
+    hit_EN = _checked_history(hit_EN)
     return (hit_EN[:-1] & ~hit_EN[1:]).sum(0)
 
 
@@ -77,7 +77,7 @@ def dataset_map(class_loss_EN: Tensor, class_hit_EN: Tensor) -> DatasetMap:
 
     Source: Swayamdipta et al., Dataset Cartography (EMNLP 2020); the standard deviation divides by E, as there.
     """
-    hit_EN = _hits(class_hit_EN)
+    hit_EN = _checked_history(class_hit_EN)
     if class_loss_EN.shape != hit_EN.shape:
         raise ValueError(f"losses have shape {tuple(class_loss_EN.shape)}, hits {tuple(hit_EN.shape)}; they must agree")
     probability_EN = torch.exp(-as_float64(class_loss_EN))
@@ -104,7 +104,7 @@ def noisy_label_auc(score_N: Tensor, noisy_N: Tensor) -> Tensor:
     return (rank[noisy].sum() - num_noisy * (num_noisy + 1) / 2) / (num_noisy * num_clean)
 
 
-def _hits(hit_EN: Tensor) -> Tensor:
+def _checked_history(hit_EN: Tensor) -> Tensor:
     if hit_EN.dim() != 2 or 0 in hit_EN.shape:
         raise ValueError(f"a history must have shape (E, N), neither 0; given {tuple(hit_EN.shape)}")
     return hit_EN.detach().to(device="cpu", dtype=torch.bool)

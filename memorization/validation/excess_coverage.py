@@ -74,7 +74,7 @@ def label_excess_coverage(strength: float, num_own: int, num_fresh: int, seed: i
     return _mean(covered), _mean(truths)
 
 
-def luck_coverage(num_own: int, num_fresh: int, seed: int = 0) -> float:
+def null_interval_coverage(num_own: int, num_fresh: int, seed: int = 0) -> float:
     """Coverage of the null interval `luck`: share of audits within it whose features hold nothing about the own labels."""
     covered: list[bool] = []
     for _, draws_CF, _ in simulate_audits(1, num_own + num_fresh, seed):
@@ -107,7 +107,7 @@ def excess_coverage() -> Sequence[KnownAnswer]:
         rows.append(KnownAnswer(name, 0.95, covered, 0.02))
     for num_own, num_fresh in ((1, 8), (4, 8), (1, 4)):
         name = f"luck of the label excess, {num_own} own and {num_fresh} fresh draws"
-        rows.append(KnownAnswer(name, 0.95, luck_coverage(num_own, num_fresh), 0.02))
+        rows.append(KnownAnswer(name, 0.95, null_interval_coverage(num_own, num_fresh), 0.02))
     for unevenness, num_fresh in ((0.0, 8), (1.0, 8), (1.0, 4)):
         covered, excess = membership_excess_coverage(unevenness, num_fresh)
         name = f"membership excess of {100 * excess:+.0f} points, {num_fresh} fresh draws"

@@ -1,4 +1,4 @@
-"""One row of the table that `validate` prints: a number that is known, and what the code made of it."""
+"""One row of the table that `validate` prints: a known number, and the one that the code obtains."""
 
 from __future__ import annotations
 

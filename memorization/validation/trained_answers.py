@@ -142,10 +142,10 @@ def noise_is_learned_last() -> Sequence[KnownAnswer]:
 def detachment() -> Sequence[KnownAnswer]:
     """Backbone with heads at λ=0 against one without heads: parameters that differ in any bit."""
     problem = _digits(num_samples=500)
-    alone, watched = Classifier(64, 64, 10, seed=0), Classifier(64, 64, 10, seed=0)
+    alone, with_heads = Classifier(64, 64, 10, seed=0), Classifier(64, 64, 10, seed=0)
     _train(alone, None, problem, TermWeights(), num_steps=20)
-    _train(watched, RLPHeads([64], 10, 1, seed=0), problem, TermWeights(), num_steps=20)
-    differing = sum(int((a != b).sum()) for a, b in zip(alone.parameters(), watched.parameters(), strict=True))
+    _train(with_heads, RLPHeads([64], 10, 1, seed=0), problem, TermWeights(), num_steps=20)
+    differing = sum(int((a != b).sum()) for a, b in zip(alone.parameters(), with_heads.parameters(), strict=True))
     return [KnownAnswer("differing parameters after 20 steps", 0, differing, 0)]
 
 
@@ -180,7 +180,7 @@ def _measure(model: Classifier, heads: RLPHeads, inputs_NI: Tensor, labels_MN: T
 
 
 def _own_accuracy(problem: Problem, kind: str, factor: float) -> float:
-    """Random-label accuracy, on the training samples, of the head that was trained beside the network."""
+    """Random-label accuracy, on the training samples, of the head that was trained along with the network."""
     model, heads = Classifier(64, 256, 10, seed=0), RLPHeads([256], NUM_LABELS, 1, seed=0)
     _train(model, heads, problem, TermWeights(factor=factor), num_steps=150, kind=kind)
     return float(random_label_accuracy(_measure(model, heads, problem.inputs_NI, problem.labels_MN).hit_TMB))

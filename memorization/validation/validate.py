@@ -1,6 +1,6 @@
-"""Table of known answers: `python -m rlpheads.memorization.validation.validate`; exits with 1 if any is off.
+"""Table of known answers: `python -m rlpheads.memorization.validation.validate`; exits with 1 if any is outside its tolerance.
 
-The measures are believed because each reproduces a number known beforehand: by derivation, by enumeration, or from a
+Every measure reproduces numbers that are known beforehand: by derivation, by enumeration, or from a
 simulation in which the truth is set by hand. To add an answer, write a function that returns `KnownAnswer` rows and add it to
 `CHECKS` (or pass it to `main`, as a room does that this one may not import).
 """

@@ -1,4 +1,4 @@
-"""The audit's memory does not grow with the number of images: a real process, and the most it ever had resident."""
+"""The audit's memory does not grow with the number of images: peak resident memory of a real process."""
 
 import json
 import subprocess

@@ -6,9 +6,11 @@ import torch
 from audit_problems import AFFINE_PROBES, EVERY_PROBE, K, gaussian, table
 
 from rlpheads.memorization.audit.feature_blocks import GaussianFeatures
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe, LogisticProbe, TwoLayerProbe
+from rlpheads.memorization.audit.probe_heads import ClassBlockProbe, LeastSquaresProbe, LogisticProbe, TwoLayerProbe
 from rlpheads.memorization.baselines.head_only import least_squares_rla
 from rlpheads.memorization.baselines.logistic_baseline import logistic_rla, simulate_logistic
+from rlpheads.memorization.heads.class_blocks import class_block_labels
+from rlpheads.memorization.heads.labels import label_table
 
 
 @pytest.mark.parametrize(("num_labels", "alpha"), [(2, 2), (2, 10), (10, 4), (10, 10)])
@@ -81,3 +83,16 @@ def test_a_wider_hidden_layer_fits_more():
     features, labels = gaussian(600, 10), table(600, 2)
     narrow, wide = (float(TwoLayerProbe(hidden=h)(features, labels, K).accuracy_M.mean()) for h in (2, 32))
     assert wide > narrow + 0.1
+
+
+def test_a_probe_of_blocks_is_one_probe_for_each_class():
+    generator = torch.Generator().manual_seed(0)
+    features_ND = torch.randn(300, 12, generator=generator)
+    class_N = torch.arange(300) % 3
+    table_MN = label_table(300, K, num_draws=2, seed=0, split="train")
+    fit = ClassBlockProbe(LeastSquaresProbe())(features_ND, class_block_labels(table_MN, class_N, K), K)
+    each = [LeastSquaresProbe()(features_ND[class_N == c], table_MN[:, class_N == c], K) for c in range(3)]
+    torch.testing.assert_close(fit.accuracy_M, torch.stack([one.accuracy_M for one in each]).mean(0))
+    assert fit.rank == 12
+    control = ClassBlockProbe(LeastSquaresProbe()).control(class_block_labels(table_MN, class_N, K), 12, K)
+    assert control == pytest.approx(LeastSquaresProbe().control(table_MN[:, :100], 12, K))

@@ -1,4 +1,4 @@
-"""Figures: the files are there, whole, and show what was given. What they look like is for eyes."""
+"""Figures: the files are there, whole, and show what was given. Their look is not tested."""
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path

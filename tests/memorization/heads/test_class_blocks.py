@@ -1,4 +1,4 @@
-"""Labels drawn inside each class: numbering, a loss over the class's block alone, heads and probes."""
+"""Labels drawn inside each class: numbering, a loss over the class's block alone, and heads."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlpheads.kernels.random_label_loss import random_label_loss
-from rlpheads.memorization.audit.probe_heads import ClassBlockProbe, LeastSquaresProbe
 from rlpheads.memorization.heads.class_blocks import class_block_labels, class_block_loss
 from rlpheads.memorization.heads.head_losses import HeadTerms
 from rlpheads.memorization.heads.labels import label_table
@@ -71,7 +70,7 @@ def test_the_loss_is_that_of_the_blocks_own_head(kind):
                     torch.testing.assert_close(got[rows] if position == 0 else got[block], want)
 
 
-def test_heads_with_blocks_know_only_the_class_of_the_row():
+def test_heads_with_blocks_use_only_the_block_of_the_rows_class():
     """Other classes' rows of the head do not matter."""
     heads = RLPHeads([D], K, 2, seed=0, num_blocks=C, dtype=torch.float64)
     features_BD, _, _, class_B, within_B = problem()
@@ -84,16 +83,3 @@ def test_heads_with_blocks_know_only_the_class_of_the_row():
     assert torch.equal(changed_MB[0], class_B == 0)
     assert not changed_MB[1].any()
     assert heads.heads[0][0].weight.shape == (C * K, D)
-
-
-def test_a_probe_of_blocks_is_one_probe_for_each_class():
-    generator = torch.Generator().manual_seed(0)
-    features_ND = torch.randn(300, 12, generator=generator)
-    class_N = torch.arange(300) % C
-    table_MN = label_table(300, K, num_draws=2, seed=0, split="train")
-    fit = ClassBlockProbe(LeastSquaresProbe())(features_ND, class_block_labels(table_MN, class_N, K), K)
-    each = [LeastSquaresProbe()(features_ND[class_N == c], table_MN[:, class_N == c], K) for c in range(C)]
-    torch.testing.assert_close(fit.accuracy_M, torch.stack([one.accuracy_M for one in each]).mean(0))
-    assert fit.rank == 12
-    control = ClassBlockProbe(LeastSquaresProbe()).control(class_block_labels(table_MN, class_N, K), 12, K)
-    assert control == pytest.approx(LeastSquaresProbe().control(table_MN[:, :100], 12, K))

@@ -1,4 +1,4 @@
-"""From per-row losses to the scalar of a step: the mean over the global batch, whoever holds its rows."""
+"""Reduction of per-row losses: the mean over the global batch, on any number of ranks and micro-batches."""
 
 import math
 

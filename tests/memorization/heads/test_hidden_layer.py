@@ -1,4 +1,4 @@
-"""Heads with a hidden layer or dropout: each loss trains what it is to train, and nothing else."""
+"""Heads with a hidden layer or dropout: the gradient route of each loss."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Random labels: uniform, independent, and the same whoever asks."""
+"""Random labels: uniform, independent, and the same for every caller."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The heads: what they compute, whom they train, and where their initial weights come from."""
+"""The heads: losses, gradient routes and initial weights."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Calibration errors that are summed batch by batch agree with the definition, however the samples come."""
+"""The calibration error accumulated batch by batch is that of the definition, for any batches and ranks."""
 
 import numpy as np
 import pytest
