@@ -21,10 +21,11 @@ import psutil
 import torch
 from torch import Tensor
 
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.crops import CropSpec, draw_crops, place_crops
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.options import LoaderOptions
-from rlpheads.loaders.contract.order import Int64Array, Order
+from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.contract.request import Request, requests
 from rlpheads.loaders.factory import make_loader
 

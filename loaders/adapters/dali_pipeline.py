@@ -15,7 +15,7 @@ from nvidia.dali import fn, types
 from torch import Tensor
 
 from rlpheads.loaders.adapters.dali_options import DaliOptions
-from rlpheads.loaders.contract.order import Int64Array
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.stop_signals import stop_signals_blocked
 
 

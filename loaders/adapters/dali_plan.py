@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlpheads.loaders.adapters.dali_pipeline import Work
+from rlpheads.loaders.contract.arrays import FloatArray, Int64Array
 from rlpheads.loaders.contract.crops import CropSpec, central_boxes, draw_crops, nothing_drawn, place_crops
 from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.loaders.contract.order import FloatArray, Int64Array
 from rlpheads.loaders.contract.request import Request
 from rlpheads.loaders.sources.encoded_source import EncodedImage
 

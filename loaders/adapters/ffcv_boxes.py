@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlpheads.loaders.adapters.ffcv_kernels import BOX
+from rlpheads.loaders.contract.arrays import FloatArray, Int64Array
 from rlpheads.loaders.contract.crops import DRAWN_AT_ONCE, CropSpec, central_boxes, keyed_crops
 from rlpheads.loaders.contract.errors import ImageReadError
-from rlpheads.loaders.contract.order import FloatArray, Int64Array
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.loaders.sources.stored_rows import find_stored_rows
 

@@ -10,12 +10,13 @@ import torch
 from rlpheads.loaders.adapters.batch_memory import BatchMemory
 from rlpheads.loaders.adapters.ffcv_boxes import Boxes
 from rlpheads.loaders.adapters.ffcv_pipeline import Epoch, Pipeline, Request
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import LoaderError
 from rlpheads.loaders.contract.loader import PositionedLoader
 from rlpheads.loaders.contract.options import LoaderOptions
-from rlpheads.loaders.contract.order import Int64Array, Order
+from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.sources.datasets import ImageSource
 
 

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from rlpheads.loaders.adapters.batch_memory import BatchMemory
 from rlpheads.loaders.adapters.ffcv_kernels import decode_rows
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import LoaderError
 from rlpheads.loaders.contract.options import LoaderOptions
-from rlpheads.loaders.contract.order import Int64Array
 from rlpheads.loaders.sources.beton import BetonSource
 
 _POLL_SECONDS = 0.5

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from rlpheads.loaders.contract.arrays import FloatArray, Int64Array
 from rlpheads.loaders.contract.crops import CropSpec, draw_crops, nothing_drawn, place_crops
-from rlpheads.loaders.contract.order import FloatArray, Int64Array
 
 
 class ImageTransform(Protocol):

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rlpheads.loaders.contract.order import FloatArray, Int64Array, uniform_rows
+from rlpheads.loaders.contract.arrays import FloatArray, Int64Array
+from rlpheads.loaders.contract.keyed_random import uniform_rows
 
 NUM_TRIES = 10
 NUM_CROP_DRAWS = 2 * NUM_TRIES + 2

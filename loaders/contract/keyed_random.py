@@ -1,21 +1,55 @@
-"""Random numbers that belong to samples, made on the device: the same as `order.uniforms` makes on the host.
+"""Random numbers that belong to samples: on the host (`uniforms`), and the same on a device (`KeyedStream`).
 
 A number is a hash of (seed, stream, epoch, canonical index, position), so no generator has a state: a batch's numbers do
-not depend on the batch, its rank, its loader or where a run was resumed. Nothing here reads a value on the host.
+not depend on the batch, its rank, its loader or where a run was resumed. `KeyedStream` reads no value on the host.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlpheads.loaders.contract import order
+from rlpheads.loaders.contract.arrays import FloatArray, Int64Array, UInt64Array
+from rlpheads.loaders.contract.hashing import (
+    GOLDEN,
+    absorb,
+    absorb_tensor,
+    hash64,
+    mix64,
+    mix64_tensor,
+    shift_right,
+    stream_key,
+    stream_state,
+)
 
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as the signed words that torch computes with; products and sums wrap
-_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 _LOW_32 = 0xFFFFFFFF
+
+
+def uniforms(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stream: str = "crops") -> FloatArray:
+    """Draw uniform numbers that depend on (seed, stream, epoch, index) alone, never on the batch they are asked for in.
+
+    Returns:
+        float64 (B, num_draws) in [0, 1), multiples of 2**-53. The first columns do not depend on num_draws.
+    """
+    return uniform_rows(seed, epoch, index_B, num_draws, stream=stream).T
+
+
+def uniform_rows(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stream: str) -> FloatArray:
+    """Draw what `uniforms` draws, each sample's numbers in a column: float64 (num_draws, B), contiguous."""
+    state_B = absorb(stream_state(seed, stream, epoch), index_B.astype(np.uint64))
+    bits_UB = mix64(_increments(num_draws) + state_B)
+    bits_UB >>= np.uint64(11)
+    return np.multiply(bits_UB, 2.0**-53, dtype=np.float64)
+
+
+@lru_cache(maxsize=64)
+def _increments(num_draws: int) -> UInt64Array:
+    """Return splitmix64's counter at each draw, which is added to a sample's hash: uint64 (U, 1)."""
+    return (np.arange(num_draws, dtype=np.uint64)[:, None] + np.uint64(1)) * np.uint64(GOLDEN)
 
 
 class KeyedStream(nn.Module):
@@ -32,7 +66,7 @@ class KeyedStream(nn.Module):
 
     def __init__(self, seed: int, stream: str) -> None:
         super().__init__()
-        key = int(order.hash64(seed, order.stream_key(stream)).astype("int64"))
+        key = int(hash64(seed, stream_key(stream)).astype("int64"))
         self.register_buffer("key", torch.tensor(key, dtype=torch.int64), persistent=False)
 
     def words(self, epoch: int, *names: Tensor) -> Tensor:
@@ -46,42 +80,25 @@ class KeyedStream(nn.Module):
             int64 of the names' broadcast shape.
         """
         # A tensor, so that a compiled step takes the epoch as an input instead of as a constant.
-        words = _absorb(self.key, torch.full_like(self.key, epoch))
+        words = absorb_tensor(self.key, torch.full_like(self.key, epoch))
         for name in names:
-            words = _absorb(words, name)
+            words = absorb_tensor(words, name)
         return words
 
     def bits(self, epoch: int, *names: Tensor, num_draws: int) -> Tensor:
         """Return `num_draws` 64-bit words for each sample: int64 (B, num_draws)."""
         words_B = self.words(epoch, *names)
-        steps_U = torch.arange(1, num_draws + 1, device=words_B.device) * _GOLDEN
-        return _mix64(words_B[:, None] + steps_U)
+        steps_U = torch.arange(1, num_draws + 1, device=words_B.device) * (GOLDEN - 2**64)
+        return mix64_tensor(words_B[:, None] + steps_U)
 
     def uniforms(self, epoch: int, *names: Tensor, num_draws: int) -> Tensor:
         """Return uniform numbers: float64 (B, num_draws) in [0, 1), multiples of 2**-53."""
-        return _shift_right(self.bits(epoch, *names, num_draws=num_draws), 11).to(torch.float64) * 2.0**-53
+        return shift_right(self.bits(epoch, *names, num_draws=num_draws), 11).to(torch.float64) * 2.0**-53
 
     def normals(self, epoch: int, *names: Tensor, num_draws: int) -> Tensor:
         """Return standard normal numbers: float32 (B, num_draws), two from each word, within ±5.5."""
         bits_BU = self.bits(epoch, *names, num_draws=-(-num_draws // 2))
-        halves_BU = torch.cat([bits_BU & _LOW_32, _shift_right(bits_BU, 32)], dim=1)[:, :num_draws]
+        halves_BU = torch.cat([bits_BU & _LOW_32, shift_right(bits_BU, 32)], dim=1)[:, :num_draws]
         # 23 bits at the middle of their step, which float32 holds exactly: never −1 or 1, whose quantiles are infinite.
         middles_BU = ((halves_BU >> 9).to(torch.float32) + 0.5) * 2.0**-22 - 1.0
         return torch.erfinv(middles_BU).mul_(math.sqrt(2))
-
-
-def _absorb(state: Tensor, word: Tensor) -> Tensor:
-    """Add a word to a running hash, as `rlpheads.loaders.contract.order.hash64` does."""
-    return _mix64((state ^ word) + _GOLDEN)
-
-
-def _mix64(words: Tensor) -> Tensor:
-    """Return splitmix64's finaliser of each word."""
-    words = (words ^ _shift_right(words, 30)) * _MULTIPLIERS[0]
-    words = (words ^ _shift_right(words, 27)) * _MULTIPLIERS[1]
-    return words ^ _shift_right(words, 31)
-
-
-def _shift_right(words: Tensor, bits: int) -> Tensor:
-    """Shift in zeros from the left: torch's int64 shift copies the sign."""
-    return (words >> bits) & ((1 << (64 - bits)) - 1)

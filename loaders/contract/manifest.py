@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rlpheads.loaders.contract.order import Int64Array
+from rlpheads.loaders.contract.arrays import Int64Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,110 +1,21 @@
-"""The one sample order, and the random draws that belong to a sample: pure functions of (seed, epoch, index).
+"""The order of the samples: a pure function of (seed, epoch).
 
 Every loader asks here which samples a rank reads at a step. World size, workers, library and resume point change who
-reads a sample, never which sample it is, nor its crop. Nothing rests on a library's generator, whose stream may change
-with its version: keys are hashed by the finaliser of splitmix64 (Steele, Lea & Flood, 2014; Stafford's variant 13).
+reads a sample, never which sample it is.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-UInt64Array = NDArray[np.uint64]
-Int64Array = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+from rlpheads.loaders.contract.arrays import Int64Array
+from rlpheads.loaders.contract.hashing import absorb, absorbed_words, stream_state
 
 PADDING = -1
 """The index of a row that only fills a batch up."""
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_MASK = (1 << 64) - 1
-
-
-def _mix64(words: UInt64Array) -> UInt64Array:
-    """Return splitmix64's finaliser of each word: a bijection in which every bit moves every other."""
-    mixed = words ^ (words >> np.uint64(30))
-    mixed *= np.uint64(_MULTIPLIERS[0])
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(_MULTIPLIERS[1])
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
-
-
-def _unmix64(mixed: UInt64Array) -> UInt64Array:
-    """Return the words of which `_mix64` makes these: its steps backwards, each by what undoes it."""
-    words = mixed ^ (mixed >> np.uint64(31)) ^ (mixed >> np.uint64(62))
-    words *= np.uint64(pow(_MULTIPLIERS[1], -1, 1 << 64))
-    words ^= (words >> np.uint64(27)) ^ (words >> np.uint64(54))
-    words *= np.uint64(pow(_MULTIPLIERS[0], -1, 1 << 64))
-    words ^= (words >> np.uint64(30)) ^ (words >> np.uint64(60))
-    return words
-
-
-def hash64(*words: int | Int64Array | UInt64Array) -> UInt64Array:
-    """Hash a sequence of 64-bit words; arrays broadcast, and integers are taken modulo 2**64.
-
-    For fixed other words this is a bijection in each word, so distinct indices never share a hash.
-
-    Returns:
-        uint64, of the words' broadcast shape.
-    """
-    state = np.zeros(1, dtype=np.uint64)
-    for word in words:
-        bits = np.uint64(word & _MASK) if isinstance(word, int) else np.asarray(word).astype(np.uint64)
-        state = _absorb(state, bits)
-    return state.reshape(np.broadcast_shapes(*(np.shape(word) for word in words)))
-
-
-def _absorb(state: UInt64Array, words: UInt64Array | np.uint64) -> UInt64Array:
-    """Take in one more word."""
-    return _mix64((state ^ words) + _GOLDEN)
-
-
-def _absorbed(state: UInt64Array, hashes: UInt64Array) -> UInt64Array:
-    """Return the words that `_absorb` took in to come from a state to these hashes."""
-    return (_unmix64(hashes) - _GOLDEN) ^ state
-
-
-@lru_cache(maxsize=64)
-def stream_key(name: str) -> int:
-    """Return the 64-bit word of a named stream, so that a new consumer of randomness never shifts another's draws."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-
-
-def uniforms(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stream: str = "crops") -> FloatArray:
-    """Draw uniform numbers that depend on (seed, stream, epoch, index) alone, never on the batch they are asked for in.
-
-    Returns:
-        float64 (B, num_draws) in [0, 1), multiples of 2**-53. The first columns do not depend on num_draws.
-    """
-    return uniform_rows(seed, epoch, index_B, num_draws, stream=stream).T
-
-
-def uniform_rows(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stream: str) -> FloatArray:
-    """Draw what `uniforms` draws, each sample's numbers in a column: float64 (num_draws, B), contiguous."""
-    state_B = _absorb(_stream_state(seed, stream, epoch), index_B.astype(np.uint64))
-    bits_UB = _mix64(_steps(num_draws) + state_B)
-    bits_UB >>= np.uint64(11)
-    return np.multiply(bits_UB, 2.0**-53, dtype=np.float64)
-
-
-@lru_cache(maxsize=64)
-def _steps(num_draws: int) -> UInt64Array:
-    """Return how far each number's word is from a stream's first: uint64 (U, 1)."""
-    return (np.arange(num_draws, dtype=np.uint64)[:, None] + np.uint64(1)) * _GOLDEN
-
-
-@lru_cache(maxsize=256)
-def _stream_state(seed: int, stream: str, epoch: int) -> UInt64Array:
-    """Return the hash's state behind all words but the index, which a whole epoch shares."""
-    return hash64(seed, stream_key(stream), epoch)
 
 
 @dataclass(frozen=True)
@@ -154,15 +65,15 @@ class Order:
     def epoch_indices(self, epoch: int) -> Int64Array:
         """Return the canonical indices in the order in which the epoch reads them: int64 (N,).
 
-        The permutation sorts the hashes of (seed, epoch, index). Each is that of one index, which is got back out of it:
+        The permutation sorts the hashes of (seed, epoch, index). Each is that of one index, which is recovered from it:
         sorting the hashes themselves and that take half the time of sorting the indices by them.
         """
         if not self.shuffle:
             return np.arange(self.num_samples, dtype=np.int64)
-        state = _stream_state(self.seed, "order", epoch)
-        hashes_N = _absorb(state, np.arange(self.num_samples, dtype=np.uint64))
+        state = stream_state(self.seed, "order", epoch)
+        hashes_N = absorb(state, np.arange(self.num_samples, dtype=np.uint64))
         hashes_N.sort()
-        return _absorbed(state, hashes_N).view(np.int64)
+        return absorbed_words(state, hashes_N).view(np.int64)
 
     def rank_indices(self, epoch: int, step: int, rank: int, world_size: int) -> Int64Array:
         """Return what a rank reads at a step: int64 (batch_size / world_size,), with -1 for padding.

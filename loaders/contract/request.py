@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlpheads.loaders.contract.arrays import FloatArray, Int64Array
 from rlpheads.loaders.contract.crops import DRAWN_AT_ONCE
-from rlpheads.loaders.contract.order import FloatArray, Int64Array, Order
+from rlpheads.loaders.contract.order import Order
 
 Draw = Callable[[int, Int64Array], FloatArray]
 """Returns what is random of the crops of B samples in an epoch, float64 (U, B); see `crops.draw_crops`."""

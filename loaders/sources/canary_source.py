@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.hashing import hash64, stream_key
+from rlpheads.loaders.contract.keyed_random import uniforms
 from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.loaders.contract.order import Int64Array, hash64, stream_key, uniforms
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
 from rlpheads.loaders.sources.decode import errors_of
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.loaders.contract.order import Int64Array
 from rlpheads.loaders.sources.splits import stratified_split
 
 SIDE = 8

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import ImageReadError
-from rlpheads.loaders.contract.order import Int64Array
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
 from rlpheads.loaders.sources.plain_jpeg import plain_jpeg_size
 

@@ -8,9 +8,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.loaders.contract.order import Int64Array
 
 
 def check_val_fraction(val_fraction: float) -> None:

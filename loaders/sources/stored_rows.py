@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import DatasetError
-from rlpheads.loaders.contract.order import Int64Array
 from rlpheads.loaders.sources.beton import BetonSource
 from rlpheads.loaders.sources.canary_source import PlantedSource
 from rlpheads.loaders.sources.datasets import ImageSource

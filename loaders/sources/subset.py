@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.loaders.contract.order import Int64Array
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
 from rlpheads.loaders.sources.decode import errors_of
 from rlpheads.loaders.sources.splits import least_of_each_class

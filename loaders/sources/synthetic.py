@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.hashing import hash64, stream_key
 from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.loaders.contract.order import Int64Array, hash64, stream_key
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torchvision.io import encode_jpeg
 from torchvision.transforms.v2 import functional as F
 
 from rlpheads.loaders.contract.errors import ImageReadError
-from rlpheads.loaders.contract.order import uniforms
+from rlpheads.loaders.contract.keyed_random import uniforms
 from rlpheads.loaders.sources.beton import JPG, RAW
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
 

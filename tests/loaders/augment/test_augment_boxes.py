@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from rlpheads.loaders.augment.boxes import Cutout, PadCrop, RandomErasing, box_mask
 from rlpheads.loaders.augment.spec import EraseSpec
-from rlpheads.loaders.contract.order import uniforms
+from rlpheads.loaders.contract.keyed_random import uniforms
 
 IMAGES = torch.randint(0, 256, (64, 3, 12, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 INDEX = torch.arange(1000, 1064)

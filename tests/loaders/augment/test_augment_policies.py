@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from rlpheads.loaders.augment import policies as policies
 from rlpheads.loaders.augment.spec import POLICIES, AugmentSpec, PolicySpec
 from rlpheads.loaders.augment.tables import AUTO_POLICIES
-from rlpheads.loaders.contract.order import uniforms
+from rlpheads.loaders.contract.keyed_random import uniforms
 
 IMAGES = photographs(40, 48)
 INDEX = torch.arange(12)

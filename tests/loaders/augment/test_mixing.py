@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlpheads.loaders.augment.mixing import Mixer, MixSpec, cut_box, uniform_box, weight_quantiles
 from rlpheads.loaders.contract.batch import Batch
+from rlpheads.loaders.contract.hashing import hash64, stream_key
 from rlpheads.loaders.contract.keyed_random import KeyedStream
-from rlpheads.loaders.contract.order import Order, hash64, stream_key
+from rlpheads.loaders.contract.order import Order
 
 BOTH = MixSpec(mixup=0.8, cutmix=1.0)
 

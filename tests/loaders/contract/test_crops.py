@@ -11,7 +11,7 @@ from scipy import stats
 from torchvision.transforms.v2 import RandomResizedCrop
 
 from rlpheads.loaders.contract.crops import NUM_CROP_DRAWS, NUM_TRIES, CropSpec, keyed_crops
-from rlpheads.loaders.contract.order import uniforms
+from rlpheads.loaders.contract.keyed_random import uniforms
 
 sides = st.integers(1, 700)
 few_pixels = st.integers(1, 3)  # of which a crop of a small area has none

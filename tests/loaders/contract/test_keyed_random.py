@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlpheads.loaders.contract.keyed_random import KeyedStream
-from rlpheads.loaders.contract.order import hash64, stream_key, uniforms
+from rlpheads.loaders.contract.hashing import hash64, stream_key
+from rlpheads.loaders.contract.keyed_random import KeyedStream, uniforms
 
 INDICES = st.lists(st.integers(-1, 2**62), min_size=1, max_size=5)
 
 
 @given(st.integers(0, 2**63 - 1), st.text(max_size=8), st.integers(0, 1000), INDICES, st.integers(1, 30))
-def test_the_numbers_equal_those_of_the_order(seed, stream, epoch, indices, num_draws):
+def test_the_numbers_equal_those_of_the_host(seed, stream, epoch, indices, num_draws):
     index_B = np.array(indices)
     theirs = uniforms(seed, epoch, index_B, num_draws, stream=stream)
     ours = KeyedStream(seed, stream).uniforms(epoch, torch.from_numpy(index_B), num_draws=num_draws)

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rlpheads.loaders.contract.order import PADDING, Order, hash64, stream_key, uniforms
+from rlpheads.loaders.contract.hashing import hash64, stream_key
+from rlpheads.loaders.contract.keyed_random import uniforms
+from rlpheads.loaders.contract.order import PADDING, Order
 
 sizes = st.integers(1, 300)
 worlds = st.sampled_from([1, 2, 3, 4, 8])
@@ -78,11 +80,6 @@ def test_the_order_of_a_seed_never_changes():
 def test_the_indices_are_in_the_order_of_their_hashes(num_samples):
     hashes = hash64(-3, stream_key("order"), 7, np.arange(num_samples))
     np.testing.assert_array_equal(Order(num_samples, 1, seed=-3).epoch_indices(7), np.argsort(hashes))
-
-
-def test_the_hash_is_splitmix64():
-    """The first number of the reference generator from state 0."""
-    assert hash64(0) == 0xE220A8397B1DCDAF
 
 
 def test_the_last_positions_are_as_random_as_the_first():
