@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import small_config
 
 from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.learning import HeadsConfig, ModelConfig, OptimConfig
@@ -19,6 +20,7 @@ from rlpheads.engine.model.plan import plan_model
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.resume import ResumePoint
 from rlpheads.engine.runs.sources import open_sources
+from rlpheads.engine.training import job
 from rlpheads.engine.training.wiring import Training, build_training
 
 
@@ -89,3 +91,11 @@ def spoiled(tiny, tmp_path):
     (root / "val" / "b" / "01.png").write_bytes(b"")
     data = replace(tiny.data, dataset="imagefolder", root=str(root), on_error="skip")
     return replace(tiny, data=data, batch_size=8, log_every=1)
+
+
+@pytest.fixture(scope="session")
+def detached_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 7 epochs with λ = 0, which keeps the ends of epochs 5 and 6."""
+    config = small_config(tmp_path_factory.mktemp("runs"), "detached", epochs=7)
+    assert job.run(config) == 0
+    return Path(config.run.dir) / config.run.name

@@ -1,0 +1,86 @@
+"""`rlpheads audit`: its table, its JSON, and mistakes answered in one line."""
+
+import json
+import shutil
+
+import pytest
+
+from rlpheads.engine.cli import main
+from rlpheads.engine.runs.opened_run import open_run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--epoch", "3"], "no checkpoint of the end of epoch 3; kept are the ends of epochs: 5, 6"),
+        (["--taps", "0.atn"], "nearest: 0.attn"),
+        (["--probe", "logistics"], "allowed: least_squares, logistic, two_layer; nearest: logistic"),
+        (["--draws", "3"], "--draws is 3; intervals across draws need at least 4"),
+        (["--level", "95"], "--level is 95.0; it must lie strictly between 0 and 1"),
+        (["--hidden", "9"], "--hidden goes with --probe two_layer"),
+        (["--probe", "two_layer", "--hidden", "0"], "--hidden is 0; it must be at least 1"),
+        (["--root", "elsewhere"], "root must be left out"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(detached_run, arguments, said, capsys):
+    assert main(["audit", str(detached_run), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_folders_that_are_no_run(detached_run, tmp_path, capsys):
+    assert main(["audit", str(detached_run.with_name("detatched"))]) == 2
+    assert f"nearest: {detached_run}" in capsys.readouterr().err
+    assert main(["audit", str(detached_run.parent)]) == 2
+    assert "the folder holds these runs: detached" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text((detached_run / "config.yaml").read_text())
+    assert main(["audit", str(tmp_path)]) == 2
+    assert "has no whole checkpoint" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused(detached_run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(detached_run, copy)
+    (shard, *_) = sorted(copy.glob("checkpoints/*"))[-1].glob("*.distcp")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert main(["audit", str(copy)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("probe", ["least_squares", "logistic", "two_layer"])
+def test_the_command_prints_a_table_of_what_it_writes(detached_run, probe, capsys):
+    arguments = ["--taps", "1.attn", "--probe", probe, "--draws", "4", "--epoch", "5"]
+    arguments += ["--hidden", "2"] if probe == "two_layer" else []
+    assert main(["audit", str(detached_run), *arguments]) == 0
+    table = capsys.readouterr().out
+    (path,) = (detached_run / "audit").glob(f"*_{probe}.json")
+    assert f"written: {path}" in table
+    written = json.loads(path.read_text())
+    assert (written["epoch"], written["num_labels"], written["num_fresh_draws"]) == (5, 5, 4)
+    (tap,) = written["taps"]
+    assert tap["tap"] == "1.attn"
+    found = tap["found"]
+    for accuracies in (found["own_M"], found["fresh_F"], found["members_F"], found["heldout_F"]):
+        assert f"{100 * sum(accuracies) / len(accuracies):.2f}%" in table
+    for excess in (found["label_excess"], found["membership_excess"]):
+        assert f"{100 * excess['value']:+.2f} ± {50 * (excess['high'] - excess['low']):.2f}" in table
+
+
+def test_an_audit_as_json_is_the_file_and_the_same_again(detached_run, capsys):
+    printed = []
+    for _ in range(2):
+        assert main(["audit", str(detached_run), "--taps", "0,1.attn", "--json"]) == 0
+        printed.append(capsys.readouterr().out)
+    (path,) = (detached_run / "audit").glob(f"{open_run(detached_run).saved.path.name}_least_squares.json")
+    assert printed[0] == printed[1] == path.read_text()
+    assert [tap["tap"] for tap in json.loads(printed[0])["taps"]] == ["0", "1.attn"]
+
+
+def test_a_probe_that_fits_everything_says_so(detached_run, capsys):
+    arguments = ["audit", str(detached_run), "--taps", "1", "--draws", "4", "--probe", "two_layer"]
+    assert main([*arguments, "--hidden", "64"]) == 0
+    assert "it can show no excess" in capsys.readouterr().out
+    assert main(arguments[:-2]) == 0
+    assert "it can show no excess" not in capsys.readouterr().out

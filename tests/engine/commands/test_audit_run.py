@@ -1,0 +1,73 @@
+"""What the audit of a finished run finds, and on which labels."""
+
+from dataclasses import replace
+
+import torch
+from small_runs import small_config
+
+from rlpheads.engine.commands.audit_features import FeatureReader, FeatureStore, parse_places
+from rlpheads.engine.commands.audit_run import AuditOptions, audit_labels, audit_run
+from rlpheads.engine.config.learning import RegularizerConfig
+from rlpheads.engine.config.run import EvalConfig
+from rlpheads.engine.learner.learner import build_heads
+from rlpheads.engine.runs.checkpoint import read_manifest
+from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.engine.training import job
+from rlpheads.memorization.baselines.head_only import least_squares_rla
+from rlpheads.memorization.heads.head_losses import HeadTerms
+from rlpheads.memorization.records.ledger_file import read_ledger
+
+CPU = torch.device("cpu")
+
+
+def test_an_audit_leaves_them_out(spoiled, tmp_path):
+    """All is as if they were not there: features, the run's own labels and fresh ones all belong to the other images."""
+    assert job.run(replace(spoiled, run=replace(spoiled.run, dir=str(tmp_path), name="spoiled"))) == 0
+    found = audit_run(open_run(tmp_path / "spoiled"), AuditOptions(device="cpu"))
+    assert (found.num_train, found.num_equal, found.num_skipped) == (23, 7, 2)
+    assert all(0 <= tap.found.own_M[0] * 23 <= 23 and (tap.found.own_M[0] * 23) % 1 < 1e-6 for tap in found.taps)
+
+
+def test_an_audit_tells_the_factor_that_its_checkpoint_was_steered_to(tmp_path):
+    config = small_config(tmp_path, "steered", epochs=2)
+    steered = RegularizerConfig(kind="uniform", factor=0.5, target=0.0)
+    assert job.run(replace(config, regularizer=steered, eval=EvalConfig(every=1000, clean_every=1))) == 0
+    opened = open_run(tmp_path / "steered")
+    rows = opened.folder.metrics("epoch")
+    audit = audit_run(opened, AuditOptions(draws=4, device="cpu"))
+    assert rows[0]["regularizer_factor"] == 0.5
+    assert audit.regularizer_factor == read_manifest(opened.saved.path)["regularizer_factor"]
+    assert audit.regularizer_factor not in [row["regularizer_factor"] for row in rows]  # the last pass moved it again
+
+
+def test_features_and_own_labels_reproduce_the_runs_own_ledger(detached_run):
+    """The run's saved heads, on what the audit reads and on the labels that it takes for the run's own."""
+    run = open_run(detached_run)
+    model = run.load_model()
+    with FeatureStore(run.config, FeatureReader(model, parse_places(None, model), norm=False), CPU) as store:
+        tables = store.read(run.sources.train)
+    taps, everyone = [table.table_ND for table in tables], tables[0].is_read_N
+    heads = build_heads(run.config, (24, 24), "heads", run.config.heads.draws)
+    run.load_weights("heads", heads)
+    losses = heads(taps, audit_labels(run, 4, everyone, everyone).own_MN, HeadTerms())
+    ledger = read_ledger(detached_run / "ledger" / "epoch=0006" / "clean.parquet")
+    torch.testing.assert_close(losses.bits_TMB.detach(), torch.tensor(ledger.bits[:, :2]), atol=1e-4, rtol=1e-4)
+
+
+def test_detached_features_hold_nothing_about_the_labels(detached_run):
+    """λ = 0: the backbone never saw them, so that own labels are just further fresh labels."""
+    audit = audit_run(open_run(detached_run), AuditOptions(taps="inside", level=0.999))
+    for tap in audit.taps:
+        assert abs(tap.found.label_excess.value) < tap.found.label_excess.luck
+        assert tap.control.all_rows == least_squares_rla(5, 179 / 24)
+        assert tap.found.rank == 23
+    assert (audit.num_train, audit.num_equal, audit.num_own_draws) == (179, 179, 2)
+
+
+def test_a_network_that_memorises_is_found_out(tmp_path):
+    config = small_config(tmp_path, "joint", epochs=50, joint=1.0, draws=1)
+    assert job.run(config) == 0
+    audit = audit_run(open_run(tmp_path / "joint"), AuditOptions(level=0.99))
+    last = audit.taps[-1].found
+    assert last.label_excess.is_positive
+    assert last.label_excess.value > 0.2

@@ -1,0 +1,32 @@
+"""A run folder opened for reading: which checkpoint, whose weights, and which images."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from rlpheads.engine.runs.checkpoint import weights_sha256
+from rlpheads.engine.runs.opened_run import RunError, open_run
+
+
+def test_a_run_opens_at_its_newest_and_at_a_kept_epoch(detached_run):
+    newest, earlier = open_run(detached_run), open_run(detached_run, epoch=5)
+    assert (newest.saved.epoch, earlier.saved.epoch) == (6, 5)
+    assert newest.saved.step > earlier.saved.step
+    weights = [run.load_model().state_dict()["backbone.pos_embed"] for run in (newest, earlier)]
+    assert not torch.equal(*weights)
+
+
+def test_the_model_has_the_weights_of_the_checkpoint(detached_run):
+    status = json.loads((detached_run / "status.json").read_text())
+    assert weights_sha256(open_run(detached_run).load_model()) == status["weights_sha256"]["backbone"]
+
+
+def test_other_images_are_refused(detached_run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(detached_run, copy)
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("val_fraction: 0.9", "val_fraction: 0.8"))
+    with pytest.raises(RunError, match="the train images are not those of the checkpoint"):
+        open_run(copy)
