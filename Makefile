@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow test-gpu errors check lint house format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu test-ptx errors check lint house format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -22,6 +22,9 @@ test-slow: $(INSTALLED_DEV)  ## Run the tests that take more than a minute each
 
 test-gpu: $(INSTALLED_DEV)  ## Run the tests that need a CUDA device, on a machine that has one
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
+
+test-ptx: $(INSTALLED_DEV)  ## Execute every GPU kernel on the CPU, as compiled for three chips (half an hour)
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/kernels/tools/ptx $(ARGS)
 
 errors: $(INSTALLED_DEV)  ## Count the wrong configs, trees, files, checkpoints and environments that are answered as promised
 	$(BIN)/python -m pytest -q -m 'wrong and not gpu' tests/engine tests/loaders tests/distributed tests/kernels $(ARGS)

@@ -1,0 +1,61 @@
+"""What a launch executes: instructions by kind, bytes of global and shared memory, bank conflicts."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rlpheads.kernels.tools.ptx.formats import Array
+from rlpheads.kernels.tools.ptx.program import Instruction
+
+KINDS = {
+    "float": ("fma", "ex2", "div"),
+    "choice": ("setp", "selp", "and", "or", "xor", "not"),
+    "memory": ("ld", "st", "cp", "ldmatrix", "stmatrix", "prefetch"),
+    "tensor": ("mma", "wgmma", "tcgen05"),
+    "between threads": ("shfl", "redux", "bar", "mbarrier", "elect", "fence"),
+    "control": ("bra", "brx", "ret"),
+    "moves": ("mov", "cvt", "cvta"),
+}
+_KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
+
+
+@dataclass
+class Counts:
+    """Sums over all blocks that ran."""
+
+    blocks: int = 0
+    instructions: Counter[str] = field(default_factory=Counter)
+    """Thread-instructions by kind: 32 for each that a warp issues, whether its predicate holds or not."""
+    read_bytes: int = 0
+    written_bytes: int = 0
+    shared_bytes: int = 0
+    shared_passes: int = 0
+    """Accesses of shared memory by a warp, each of as many passes as its busiest bank needs (32 banks of 4 bytes)."""
+    least_passes: int = 0
+
+    @property
+    def bank_conflicts(self) -> int:
+        """Passes beyond the least that the bytes need."""
+        return self.shared_passes - self.least_passes
+
+    def issue(self, instruction: Instruction, group: Array) -> None:
+        """Count an instruction of the warps of a group."""
+        kind = _KIND_OF.get(instruction.name) or _arithmetic(instruction)
+        self.instructions[kind] += 32 * int(group.reshape(-1, 32).any(1).sum())
+
+    def shared(self, addresses: Array, threads: Array, itemsize: int) -> None:
+        """Count an access of itemsize bytes at each thread's address: 128 bytes a pass and warp at most."""
+        self.shared_bytes += len(addresses) * itemsize
+        parts = max(itemsize * 32 // 128, 1)
+        groups = threads // (32 // parts)
+        words = addresses[:, None] // 4 + np.arange(max(itemsize // 4, 1))
+        key = np.unique((groups[:, None].astype(np.int64) << 32 | words).ravel())
+        busy = np.bincount((key >> 32) * 32 + key % 32)
+        busiest = busy.reshape(-1, 32) if len(busy) % 32 == 0 else np.pad(busy, (0, -len(busy) % 32)).reshape(-1, 32)
+        self.shared_passes += int(busiest.max(1).sum())
+        self.least_passes += len(np.unique(groups))
+
+
+def _arithmetic(instruction: Instruction) -> str:
+    return "float" if instruction.kind.startswith(("f", "bf")) else "integer"

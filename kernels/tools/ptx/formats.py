@@ -1,0 +1,74 @@
+"""Types of PTX as numpy's, and the roundings between them (PTX ISA, 5.2 "Types" and 9.7.9 "cvt")."""
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_KINDS: dict[str, type] = {"f16": np.float16, "f32": np.float32, "f64": np.float64, "pred": np.bool_, "bf16": np.uint16}
+_KINDS |= {f"{letter}{8 * size}": np.dtype(f"u{size}").type for letter in "bu" for size in (1, 2, 4, 8)}
+_KINDS |= {f"s{8 * size}": np.dtype(f"i{size}").type for size in (1, 2, 4, 8)}
+_KINDS |= {"f32x2": np.uint64, "bf16x2": np.uint32, "f16x2": np.uint32, "tf32": np.uint32}
+
+
+def numpy_type(kind: str) -> np.dtype[Any]:
+    """The numpy type that holds a PTX type; bits alone for bf16, tf32 and packed pairs."""
+    return np.dtype(_KINDS[kind])
+
+
+def unsigned(itemsize: int) -> np.dtype[Any]:
+    """The unsigned integer of as many bytes."""
+    return np.dtype(f"u{itemsize}")
+
+
+def as_bits(values: Array) -> Array:
+    """The same bits as integers, where they are floats."""
+    return values.view(unsigned(values.dtype.itemsize)) if values.dtype.kind == "f" else values
+
+
+def from_bf16(bits: Array) -> Array:
+    """bf16 as float32, exactly."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def to_bf16(values: Array) -> Array:
+    """float32 rounded to the nearest bf16, ties to even; every NaN becomes 0x7fff."""
+    bits = values.astype(np.float32).view(np.uint32)
+    nearest = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> np.uint32(16)
+    return np.where(np.isnan(values), 0x7FFF, nearest).astype(np.uint16)
+
+
+def to_tf32(bits: Array) -> Array:
+    """cvt.rna: float32 rounded to the nearest 10-bit significand, ties away from zero."""
+    rounded = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    return np.where((bits & np.uint32(0x7F800000)) == 0x7F800000, bits, rounded)
+
+
+def flush(values: Array) -> Array:
+    """ftz: subnormal float32 become zeros of the same sign."""
+    tiny = np.abs(values) < np.finfo(np.float32).tiny
+    return np.where(tiny, np.copysign(np.float32(0), values), values)
+
+
+def elements(raw: Array, kind: str) -> Array:
+    """Bytes of a matrix, the last axis along a row, as the float64 numbers that a matrix product multiplies.
+
+    Of tf32 the lower 13 bits are ignored (9.7.15 "mma").
+    """
+    if kind == "tf32":
+        return (raw.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+    numbers = from_bf16(raw.view(np.uint16)) if kind == "bf16" else raw.view(np.float16)
+    return numbers.astype(np.float64)
+
+
+def halves(packed: Array) -> tuple[Array, Array]:
+    """The two float32 of an f32x2."""
+    pair = packed.view(np.float32).reshape(-1, 2)
+    return pair[:, 0], pair[:, 1]
+
+
+def packed(low: Array, high: Array) -> Array:
+    """Two arrays of one type as one of twice its bits."""
+    pair = np.stack(np.broadcast_arrays(as_bits(low), as_bits(high)), -1)
+    return np.ascontiguousarray(pair).view(unsigned(2 * pair.dtype.itemsize))[..., 0]

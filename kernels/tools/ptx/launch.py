@@ -1,0 +1,175 @@
+"""Runs Triton kernels on CPU tensors as compiled for a chip: `with executed(90): random_label_loss(…, impl="triton")`."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from rlpheads.kernels.tools.ptx.asynchronous_copies import TensorMap
+from rlpheads.kernels.tools.ptx.block import Block, KernelLaunch
+from rlpheads.kernels.tools.ptx.counts import Counts
+from rlpheads.kernels.tools.ptx.global_memory import GlobalMemory
+from rlpheads.kernels.tools.ptx.program import Program, parse
+from rlpheads.kernels.tools.ptx.scheduler import Scheduler
+
+FIRST_HANDLE = 0x7E57_0000_0000
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel for a chip, as one set of arguments specialises it."""
+
+    program: Program
+    shared_bytes: int
+    types: dict[str, Any]
+    """As Triton writes them: *bf16, i32, constexpr, …"""
+    constants: dict[str, Any]
+    boxes: list[dict[str, Any]]
+    """Of tensor maps: block_size, elem_size and swizzle."""
+
+
+@dataclass
+class Executor:
+    """Stands where the GPU would: compiles what is launched, and executes it."""
+
+    chip: int
+    late: bool = True
+    seed: int | None = None
+    """Shuffles the order of the blocks."""
+    limit: int | None = None
+    """How many blocks of each launch to run; all by default."""
+    change: Callable[[str], str] = lambda text: text
+    """A change to the PTX."""
+    counts: dict[str, Counts] = field(default_factory=dict)
+    """What was executed, by kernel."""
+    compiled: dict[Any, Compiled] = field(default_factory=dict)
+    _binders: dict[Any, Any] = field(default_factory=dict)
+
+    def run(self, kernel: JITFunction, *arguments: Any, grid: tuple[int, ...], **options: Any) -> None:
+        """Take the place of JITFunction.run."""
+        compiled, values = self._compile(kernel, arguments, options)
+        width, height, depth = (*grid, 1, 1)[:3]
+        launch = lay_out(compiled, values, (width, height, depth), self.late)
+        counts = self.counts.setdefault(compiled.program.name, launch.counts)
+        execute(replace(launch, counts=counts), self.seed, self.limit)
+
+    def _compile(
+        self, kernel: JITFunction, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[Compiled, list[Any]]:
+        """Specialise by the arguments as Triton does at a launch: those divisible by 16, those that are 1."""
+        target = GPUTarget("cuda", self.chip, 32)
+        if kernel not in self._binders:
+            backend = make_backend(target)
+            self._binders[kernel] = backend, create_function_from_signature(kernel.signature, kernel.params, backend)
+        backend, bind = self._binders[kernel]
+        options = options | {"debug": False, "instrumentation_mode": ""}
+        bound, specialization, chosen = bind(*arguments, **options)
+        key = kernel, str(specialization), str(chosen)
+        if key not in self.compiled:
+            parsed, signature, constants, attributes = kernel._pack_args(
+                backend, options, bound, specialization, chosen
+            )
+            self.compiled[key] = compile_source(
+                ASTSource(kernel, signature, constants, attributes), target, parsed.__dict__, self.change
+            )
+        return self.compiled[key], list(bound.values())
+
+
+def compile_source(
+    source: ASTSource, target: GPUTarget, options: dict[str, Any], change: Callable[[str], str]
+) -> Compiled:
+    """Compile for a chip and parse."""
+    binary = triton.compile(source, target=target, options=options)
+    constants = {source.fn.arg_names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
+    program = parse(change(binary.asm["ptx"]))
+    boxes = binary.metadata.tensordesc_meta or []
+    return Compiled(program, binary.metadata.shared, source.signature, constants, boxes)
+
+
+def lay_out(compiled: Compiled, arguments: list[Any], grid: tuple[int, int, int], late: bool) -> KernelLaunch:
+    """Lay out the parameters: tuples one by one, compile-time values left out, a tensor map before shape and strides."""
+    tensors: list[torch.Tensor] = []
+    maps: dict[int, TensorMap] = {}
+    numbers: list[int] = []
+
+    def lay(kind: Any, value: Any) -> None:
+        if isinstance(kind, tuple):
+            for part, item in zip(kind, value, strict=True):
+                lay(part, item)
+        elif isinstance(value, TensorDescriptor):
+            handle = FIRST_HANDLE + 128 * len(maps)
+            maps[handle] = _tensor_map(value, compiled.boxes[len(maps)])
+            tensors.append(value.base)
+            numbers.extend((handle, *value.shape, *value.strides))
+        elif isinstance(value, torch.Tensor):
+            tensors.append(value)
+            numbers.append(value.data_ptr())
+        elif kind != "constexpr":
+            numbers.append(int(value))
+
+    for kind, value in zip(compiled.types.values(), arguments, strict=True):
+        if kind != "constexpr":
+            lay(kind, value)
+    names = list(compiled.program.parameters)
+    values = dict(zip(names, [*numbers, 0, 0], strict=True))  # two of scratch memory, which no kernel uses
+    return KernelLaunch(compiled.program, values, maps, GlobalMemory(tensors), compiled.shared_bytes, grid, late)
+
+
+def _tensor_map(descriptor: TensorDescriptor, box: dict[str, Any]) -> TensorMap:
+    base = descriptor.base
+    rows, columns = descriptor.shape
+    return TensorMap(
+        base.data_ptr(),
+        (rows, columns),
+        descriptor.strides[0],
+        box["elem_size"],
+        tuple(box["block_size"]),
+        box["swizzle"],
+    )
+
+
+def execute(launch: KernelLaunch, seed: int | None = None, limit: int | None = None) -> None:
+    """Run the blocks one after another.
+
+    Raises:
+        KernelError: a block does what it must not.
+    """
+    width, height, depth = launch.grid
+    blocks = [(x, y, z) for z in range(depth) for y in range(height) for x in range(width)]
+    if seed is not None:
+        random.Random(seed).shuffle(blocks)
+    with np.errstate(all="ignore"):
+        for index in blocks[:limit]:
+            launch.counts.blocks += 1
+            Scheduler(Block(launch, index)).run()
+
+
+@contextmanager
+def executed(chip: int, **settings: Any) -> Iterator[Executor]:
+    """Let every Triton kernel that is launched here run on the CPU as compiled for a chip; takes `Executor`'s settings."""
+    from rlpheads.kernels.gpu import triton_launch  # noqa: F401 - decides at its import whether Triton interprets
+
+    executor = Executor(chip, **settings)
+
+    def run(kernel: JITFunction, *arguments: Any, warmup: bool, **options: Any) -> None:
+        assert not warmup
+        executor.run(kernel, *arguments, **options)
+
+    with (
+        patch.object(JITFunction, "run", run),
+        patch("torch.cuda.get_device_capability", lambda *_: divmod(chip, 10)),
+        patch("torch.cuda.get_device_name", lambda *_: f"sm_{chip} executed on a CPU"),
+        patch.dict(os.environ, TRITON_INTERPRET="1"),  # the loss then takes CPU tensors
+    ):
+        yield executor

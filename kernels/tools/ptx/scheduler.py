@@ -1,0 +1,137 @@
+"""Runs a block: the threads that stand at the lowest place go first, together, until they branch or must wait.
+
+Threads wait at `bar.sync` until all that live have come, and at `mbarrier.try_wait` until its phase is complete. When all
+wait, the asynchronous operations that a waiting thread needs complete; when there are none, it is a deadlock.
+"""
+
+import numpy as np
+
+from rlpheads.kernels.tools.ptx import (
+    arithmetic,
+    asynchronous_copies,
+    bits_and_predicates,
+    data_movement,
+    tensor_cores,
+    tensor_memory,
+)
+from rlpheads.kernels.tools.ptx.block import Block
+from rlpheads.kernels.tools.ptx.checked_memory import KernelError
+from rlpheads.kernels.tools.ptx.formats import Array
+from rlpheads.kernels.tools.ptx.program import Instruction, Register
+
+FAMILIES = (arithmetic, bits_and_predicates, data_movement, asynchronous_copies, tensor_cores, tensor_memory)
+INSTRUCTIONS = {name: execute for family in FAMILIES for name, execute in family.INSTRUCTIONS.items()}
+
+
+class Scheduler:
+    """Places of the threads of a block in its code, and who waits."""
+
+    def __init__(self, block: Block) -> None:
+        self._block, self._code = block, block.program.code
+        num = block.num_threads
+        self._place = np.zeros(num, np.int64)
+        self._lives = np.ones(num, bool)
+        self._at_barrier, self._is_parked = np.zeros((2, num), bool)
+        self._awaited: list[tuple[int, int]] = []
+
+    def run(self) -> None:
+        """Run the block to its end.
+
+        Raises:
+            KernelError: it does what it must not; the message ends with the instruction.
+        """
+        while self._lives.any():
+            ready = self._lives & ~self._at_barrier & ~self._is_parked
+            if ready.any():
+                self._advance(ready)
+            else:
+                self._release()
+        self._block.drain()
+
+    def _advance(self, ready: Array) -> None:
+        place = int(self._place[ready].min())
+        group = ready & (self._place == place)
+        others = self._place[ready & ~group]
+        end = int(others.min()) if len(others) else len(self._code)
+        while place < end:
+            instruction = self._code[place]
+            try:
+                stays = self._step(instruction, place, group)
+            except KernelError as error:
+                raise KernelError(f"{error}, at {place}: {instruction.text[:160]}") from None
+            if not stays:
+                return
+            place += 1
+        self._place[group] = place
+        if place >= len(self._code):
+            raise KernelError("threads run past the end of the code")
+
+    def _step(self, instruction: Instruction, place: int, group: Array) -> bool:
+        """Execute one instruction; False where the threads of the group no longer go on together to the next."""
+        block = self._block
+        block.launch.counts.issue(instruction, group)
+        active = group
+        if instruction.guard is not None:
+            holds = block.read(Register(instruction.guard), "pred", group)
+            active = group & (~holds if instruction.unless else holds)
+        self._place[group] = place + 1
+        if instruction.name in ("bra", "brx", "ret", "bar") or instruction.modifiers[:1] == ("try_wait",):
+            return not active.any() or self._control(instruction, place, active)
+        if active.any():
+            INSTRUCTIONS[instruction.name](block, instruction, active)
+        return True
+
+    def _control(self, instruction: Instruction, place: int, active: Array) -> bool:
+        """Control flow (PTX ISA, 9.7.12) and waiting: `bar.sync` (9.7.13), `mbarrier.try_wait` (9.7.13.15)."""
+        if instruction.name == "ret":
+            self._lives &= ~active
+        elif instruction.name == "bar":
+            self._at_barrier |= active
+        elif instruction.name == "bra":
+            target = instruction.operands[0]
+            assert isinstance(target, Register)
+            self._place[active] = self._block.program.labels[target.name]
+        elif instruction.name == "brx":
+            self._branch_by_index(instruction, active)
+        else:
+            return self._wait(instruction, place, active)
+        return False
+
+    def _branch_by_index(self, instruction: Instruction, active: Array) -> None:
+        index, table = instruction.operands
+        assert isinstance(table, Register)
+        targets = [self._block.program.labels[name] for name in self._block.program.tables[table.name]]
+        chosen = self._block.read(index, "u32", active)[active]
+        if (chosen >= len(targets)).any():
+            raise KernelError("brx.idx beyond its table")
+        self._place[active] = np.array(targets)[chosen]
+
+    def _wait(self, instruction: Instruction, place: int, active: Array) -> bool:
+        where = self._block.one(instruction.operands[1], "u32", active)
+        parity = self._block.one(instruction.operands[2], "u32", active)
+        barrier = asynchronous_copies.barrier_at(self._block, where)
+        threads = self._block.threads[active]
+        self._block.shared.read(np.broadcast_to(where + np.arange(8), (len(threads), 8)), threads)
+        if barrier.passed(parity):
+            barrier.teach(active)
+            self._block.write(instruction.operands[0], np.array(True), active)
+            return True
+        self._place[active] = place
+        self._is_parked |= active
+        self._awaited.append((where, parity))
+        return False
+
+    def _release(self) -> None:
+        if not self._is_parked.any():
+            self._at_barrier[:] = False
+            self._block.shared.barrier()
+            self._block.tensor.barrier()
+            return
+        barriers = [(self._block.barriers[where], parity) for where, parity in self._awaited]
+        if not any(barrier.passed(parity) for barrier, parity in barriers):
+            for barrier, _ in barriers:
+                barrier.land()
+            if not any(barrier.passed(parity) for barrier, parity in barriers):
+                raise KernelError(f"deadlock: {int(self._is_parked.sum())} threads wait at {barriers[0][0]}")
+        self._is_parked[:] = False
+        self._awaited.clear()

@@ -1,0 +1,85 @@
+"""Whole losses, forward and backward, on the PTX that Triton compiles for three chips, against float64.
+
+The bound is that of the interpreter's tests. `make test-ptx` runs all; by default a few of each chip.
+"""
+
+import time
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton comes with torch's CUDA build only")
+
+import triton_behaviour as behaviour
+import triton_labels
+from ptx_cases import SHAPES, LossCase, builds_run, cases, errors_in_bounds
+from triton_cases import Case
+
+from rlpheads.kernels.gpu.triton_tiles import PREPARED_CHIPS
+from rlpheads.kernels.tools.aot_kernels import builds
+from rlpheads.kernels.tools.ptx.launch import executed
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+chips = pytest.mark.parametrize("chip", PREPARED_CHIPS)
+QUICK = [
+    (80, True, Case(7, 192, 300, "unlikelihood", spread=3.0, seed=3)),
+    (80, False, Case(5, 30, 150, "uniform", FP32, FP32, spread=0.1, seed=1)),
+    (90, True, Case(7, 200, 150, "uniform", FP16, FP32, spread=0.1, seed=3)),
+    (90, False, Case(5, 52, 203, "entropy", BF16, BF16, seed=2)),
+    (90, True, Case(5, 72, 150, "unlikelihood", FP32, FP32, seed=2)),
+    (100, True, Case(7, 200, 150, "uniform", FP16, FP32, spread=0.1, seed=3)),
+    (100, False, Case(5, 52, 203, "unlikelihood", BF16, BF16, seed=2)),
+    (100, True, Case(5, 72, 150, "unlikelihood", FP32, FP32, seed=2)),
+]
+
+
+@pytest.mark.parametrize(("chip", "late", "case"), QUICK, ids=str)
+def test_a_loss_on_each_chip(chip: int, late: bool, case: Case) -> None:
+    found, executor = errors_in_bounds(LossCase(case), chip, late=late, seed=1)
+    assert max(found.values()) <= 1, found
+    assert executor.counts["class_tiles"].instructions["tensor"] > 0
+
+
+@pytest.mark.slow
+@chips
+@pytest.mark.parametrize("late", [True, False], ids=["late", "early"])
+def test_every_kernel_that_is_listed(chip: int, late: bool) -> None:
+    """All variants, with ragged rows, features and labels, by copies of every kind; and nothing on the list is left out."""
+    compiled, worst, start = [], 0.0, time.perf_counter()
+    for number, loss in enumerate([*cases(SHAPES[0]), *cases(SHAPES[1])]):
+        found, executor = errors_in_bounds(loss, chip, late=late, seed=number)
+        assert max(found.values()) <= 1, f"{found} in {loss}"
+        compiled += executor.compiled.values()
+        worst = max(worst, *found.values())
+    with executed(chip, late=late, seed=1) as executor:
+        triton_labels.assert_every_kind_of_source()
+    compiled += executor.compiled.values()
+    listed = builds(chip)
+    missing = {build.name for build in listed} - {build.name for build in builds_run(compiled, listed)}
+    print(
+        f"sm_{chip}: {len(listed) - len(missing)} of {len(listed)}, worst {worst:.2f}, {time.perf_counter() - start:.0f} s"
+    )
+    assert not missing
+
+
+@pytest.mark.slow
+@chips
+@pytest.mark.parametrize(
+    "promise",
+    [
+        lambda: behaviour.assert_slabs_change_little("entropy", 3, 5 * 4 * 300),
+        lambda: behaviour.assert_two_runs_give_the_same_bits("uniform"),
+        lambda: behaviour.assert_climbing_logits_lose_nothing(BF16, "entropy", 20.0, falling=False, slabs=True),
+        lambda: behaviour.assert_climbing_logits_lose_nothing(FP16, "unlikelihood", 6.0, falling=False, slabs=False),
+        lambda: behaviour.assert_climbing_logits_lose_nothing(FP32, "entropy", 20.0, falling=True, slabs=False),
+        lambda: behaviour.assert_class_ranges_combine("uniform", (0, 13, 14, 37, 50)),
+        behaviour.assert_ties_go_to_the_lowest_label,
+        behaviour.assert_a_row_of_nan_leaves_the_others_alone,
+        behaviour.assert_inputs_of_all_kinds,
+        behaviour.assert_backward_twice_and_many_heads,
+    ],
+    ids=str,
+)  # fmt: skip
+def test_promises(chip: int, promise) -> None:
+    with executed(chip, seed=2):
+        promise()
