@@ -55,6 +55,7 @@ ARROWS = {
     },
     "kernels": {
         "tools": "gpu cpu rows random_label_loss",
+        "tools/ptx": "tools gpu random_label_loss",
         "random_label_loss": "arguments stages rows gpu label_source",
         "stages": "cpu gpu rows",
         "cpu": "rows native",

@@ -28,7 +28,7 @@ def set_predicate(block: Block, instruction: Instruction, active: Array) -> None
     block.write(instruction.operands[0], holds, active)
 
 
-def choose(block: Block, instruction: Instruction, active: Array) -> None:
+def select_values(block: Block, instruction: Instruction, active: Array) -> None:
     """selp: a where the predicate holds, else b (9.7.6)."""
     target, a, b, chooser = instruction.operands
     kind = instruction.kind
@@ -69,6 +69,6 @@ def extract(block: Block, instruction: Instruction, active: Array) -> None:
 
 
 INSTRUCTIONS = {
-    "setp": set_predicate, "selp": choose, "and": logic, "or": logic, "xor": logic, "not": logic, "shl": shift, "shr": shift,
-    "bfe": extract,
+    "setp": set_predicate, "selp": select_values, "and": logic, "or": logic, "xor": logic, "not": logic, "shl": shift,
+    "shr": shift, "bfe": extract,
 }  # fmt: skip

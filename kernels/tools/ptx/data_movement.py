@@ -61,7 +61,7 @@ def _columns(values: Array, number: int, num_threads: int) -> Array:
     return whole.view(unsigned(whole.dtype.itemsize // number)).reshape(num_threads, number).T
 
 
-def load(block: Block, instruction: Instruction, active: Array) -> None:
+def load_values(block: Block, instruction: Instruction, active: Array) -> None:
     """ld: from parameters, shared or global memory (9.7.9 "ld")."""
     if instruction.modifiers[0] == "param":
         _load_parameter(block, instruction, active)
@@ -121,7 +121,7 @@ def _align(addresses: Array, size: int) -> None:
         raise KernelError(f"global address {int(addresses[addresses % size != 0][0]):#x} is no multiple of {size}")
 
 
-def store(block: Block, instruction: Instruction, active: Array) -> None:
+def store_values(block: Block, instruction: Instruction, active: Array) -> None:
     """st: to shared or global memory (9.7.9 "st")."""
     kind = numpy_type(instruction.kind)
     sources = [
@@ -199,6 +199,6 @@ def store_matrix(block: Block, instruction: Instruction, active: Array) -> None:
 
 
 INSTRUCTIONS = {
-    "mov": move, "cvta": move, "ld": load, "st": store, "shfl": shuffle, "redux": reduce_warp, "elect": elect,
+    "mov": move, "cvta": move, "ld": load_values, "st": store_values, "shfl": shuffle, "redux": reduce_warp, "elect": elect,
     "ldmatrix": load_matrix, "stmatrix": store_matrix,
 }  # fmt: skip

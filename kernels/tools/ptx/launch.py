@@ -62,7 +62,7 @@ class Executor:
         width, height, depth = (*grid, 1, 1)[:3]
         launch = lay_out(compiled, values, (width, height, depth), self.late)
         counts = self.counts.setdefault(compiled.program.name, launch.counts)
-        execute(replace(launch, counts=counts), self.seed, self.limit)
+        run_blocks(replace(launch, counts=counts), self.seed, self.limit)
 
     def _compile(
         self, kernel: JITFunction, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -139,7 +139,7 @@ def _tensor_map(descriptor: TensorDescriptor, box: dict[str, Any]) -> TensorMap:
     )
 
 
-def execute(launch: KernelLaunch, seed: int | None = None, limit: int | None = None) -> None:
+def run_blocks(launch: KernelLaunch, seed: int | None = None, limit: int | None = None) -> None:
     """Run the blocks one after another.
 
     Raises:

@@ -49,7 +49,7 @@ def _accumulator_place(register: int, lane: Array) -> tuple[Array, Array]:
     return lane // 4 + 8 * (register // 2 % 2), 8 * (register // 4) + lane % 4 * 2 + register % 2
 
 
-def multiply(block: Block, instruction: Instruction, active: Array) -> None:
+def multiply_fragments(block: Block, instruction: Instruction, active: Array) -> None:
     """mma.sync.m16n8k16 of bf16 or fp16, m16n8k8 of tf32 (9.7.15.5)."""
     warps = active.reshape(-1, 32)
     if (warps.any(1) & ~warps.all(1)).any():
@@ -163,4 +163,4 @@ class _GroupProduct:
             flight.knows |= self.active
 
 
-INSTRUCTIONS = {"mma": multiply, "wgmma": warpgroup}
+INSTRUCTIONS = {"mma": multiply_fragments, "wgmma": warpgroup}

@@ -13,7 +13,7 @@ from rlpheads.kernels.tools.ptx.program import Address, Instruction
 from rlpheads.kernels.tools.ptx.tensor_cores import matrix_cells
 
 
-def execute(block: Block, instruction: Instruction, active: Array) -> None:
+def dispatch(block: Block, instruction: Instruction, active: Array) -> None:
     """Dispatch on the second part of the name."""
     ACTIONS[instruction.modifiers[0]](block, instruction, active)
 
@@ -62,7 +62,7 @@ def _warp_cells(block: Block, instruction: Instruction, place: int, number: int,
     return _cells(block, address, lane[:, None] % 16, np.arange(number)[None] + offset * (lane[:, None] // 16))
 
 
-def load(block: Block, instruction: Instruction, active: Array) -> None:
+def load_columns(block: Block, instruction: Instruction, active: Array) -> None:
     """tcgen05.ld: registers are there after tcgen05.wait::ld (9.7.16.8.3)."""
     targets = instruction.parts(0)
     cells = _warp_cells(block, instruction, 1, len(targets), active)
@@ -80,7 +80,7 @@ def load(block: Block, instruction: Instruction, active: Array) -> None:
         land()
 
 
-def store(block: Block, instruction: Instruction, active: Array) -> None:
+def store_columns(block: Block, instruction: Instruction, active: Array) -> None:
     """tcgen05.st: in tensor memory after tcgen05.wait::st (9.7.16.8.4)."""
     sources = instruction.parts(len(instruction.operands) - 1)
     cells = _warp_cells(block, instruction, 0, len(sources), active)
@@ -107,7 +107,7 @@ def _wait_for_stores(block: Block, instruction: Instruction, active: Array) -> N
     _wait(block.tensor_stores)
 
 
-def multiply(block: Block, instruction: Instruction, active: Array) -> None:
+def begin_product(block: Block, instruction: Instruction, active: Array) -> None:
     """tcgen05.mma by one thread: D = A·B (+ D), A in tensor or shared memory, B in shared memory (9.7.16.10.9)."""
     thread = np.array([block.single(active)])
     product = _Product(block, instruction, active)
@@ -188,7 +188,7 @@ def _nothing(block: Block, instruction: Instruction, active: Array) -> None:
 
 
 ACTIONS = {
-    "alloc": allocate, "dealloc": release, "relinquish_alloc_permit": _nothing, "ld": load, "st": store, "mma": multiply,
-    "wait::ld": _wait_for_loads, "wait::st": _wait_for_stores, "commit": commit,
+    "alloc": allocate, "dealloc": release, "relinquish_alloc_permit": _nothing, "ld": load_columns, "st": store_columns,
+    "mma": begin_product, "wait::ld": _wait_for_loads, "wait::st": _wait_for_stores, "commit": commit,
 }  # fmt: skip
-INSTRUCTIONS = {"tcgen05": execute}
+INSTRUCTIONS = {"tcgen05": dispatch}

@@ -15,12 +15,12 @@ import triton_labels
 from ptx_cases import SHAPES, LossCase, builds_run, cases, errors_in_bounds
 from triton_cases import Case
 
-from rlpheads.kernels.gpu.triton_tiles import PREPARED_CHIPS
+from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS
 from rlpheads.kernels.tools.aot_kernels import builds
 from rlpheads.kernels.tools.ptx.launch import executed
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-chips = pytest.mark.parametrize("chip", PREPARED_CHIPS)
+chips = pytest.mark.parametrize("chip", KNOWN_CHIPS)
 QUICK = [
     (80, True, Case(7, 192, 300, "unlikelihood", spread=3.0, seed=3)),
     (80, False, Case(5, 30, 150, "uniform", FP32, FP32, spread=0.1, seed=1)),
@@ -37,7 +37,7 @@ QUICK = [
 def test_a_loss_on_each_chip(chip: int, late: bool, case: Case) -> None:
     found, executor = errors_in_bounds(LossCase(case), chip, late=late, seed=1)
     assert max(found.values()) <= 1, found
-    assert executor.counts["class_tiles"].instructions["tensor"] > 0
+    assert executor.counts["class_tiles_kernel"].instructions["tensor"] > 0
 
 
 @pytest.mark.slow

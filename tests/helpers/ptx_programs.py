@@ -7,7 +7,7 @@ import torch
 
 from rlpheads.kernels.tools.ptx.block import KernelLaunch
 from rlpheads.kernels.tools.ptx.global_memory import GlobalMemory
-from rlpheads.kernels.tools.ptx.launch import execute
+from rlpheads.kernels.tools.ptx.launch import run_blocks
 from rlpheads.kernels.tools.ptx.program import parse
 
 FRAME = """.extern .shared .align 16 .b8 global_smem[];
@@ -44,7 +44,7 @@ def run(
     values |= {f"m{handle}": handle for handle in maps or {}}
     memory = GlobalMemory(list(tensors))
     launch = KernelLaunch(parse(text), values, maps or {}, memory, shared_bytes, (blocks, 1, 1), late)
-    execute(launch)
+    run_blocks(launch)
     return launch
 
 

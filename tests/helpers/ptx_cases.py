@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from kernel_problems import evaluate, relative_error
-from triton_behaviour import small_slabs, whole_slabs
+from triton_behaviour import use_default_slabs, use_small_slabs
 from triton_cases import GRADIENTS, VALUES, Case, cast, errors, plain
 
 from rlpheads.kernels.tools.aot_kernels import ENTROPY, UNIFORM, VARIANTS, Build, Variant
@@ -31,7 +31,7 @@ class LossCase:
 
 def loss_case(variant: Variant, shape: tuple[int, int, int] = SHAPES[0]) -> LossCase:
     """A loss that launches `class_tiles` in this variant."""
-    kind = {UNIFORM: "uniform", ENTROPY: "entropy"}.get(variant.wanted, "unlikelihood")
+    kind = {UNIFORM: "uniform", ENTROPY: "entropy"}.get(variant.outputs, "unlikelihood")
     rows, features, labels = shape
     case = Case(
         FEW_ROWS if variant.rows == 64 else rows,
@@ -41,10 +41,10 @@ def loss_case(variant: Variant, shape: tuple[int, int, int] = SHAPES[0]) -> Loss
         variant.dtype,
         torch.float32 if variant.dtype == torch.float32 else (torch.float32, variant.dtype)[variant.pair],
         seed=SEEDS[variant.pair, variant.bias],
-        memory_budget=0 if variant.again else None,
+        memory_budget=0 if variant.recompute else None,
     )
     return LossCase(
-        case, "high" if variant.precision == "tf32" and variant.dtype == torch.float32 else "highest", variant.again
+        case, "high" if variant.precision == "tf32" and variant.dtype == torch.float32 else "highest", variant.recompute
     )
 
 
@@ -57,11 +57,11 @@ def cases(shape: tuple[int, int, int] = SHAPES[0]) -> list[LossCase]:
 def _surroundings(loss: LossCase) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(loss.precision)
-    small_slabs() if loss.slabs else whole_slabs()
+    use_small_slabs() if loss.slabs else use_default_slabs()
     try:
         yield
     finally:
-        whole_slabs()
+        use_default_slabs()
         torch.set_float32_matmul_precision(before)
 
 
