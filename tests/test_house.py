@@ -14,6 +14,7 @@ from pathlib import Path
 
 import house
 import pytest
+import yaml
 from house import ROOMS, ROOT
 
 NOT_YET: dict[str, set[str]] = {
@@ -310,3 +311,32 @@ def test_nothing_names_a_machine():
 def test_ruff_forbids_what_these_tests_forbid():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert set(settings["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]) == set(ROOMS)
+
+
+def test_continuous_integration_is_the_same_everywhere():
+    """The workflow, .ci/run and what CONTRIBUTING.md says of both."""
+    targets = {
+        name: re.findall(r"make ([a-z-]+)", re.sub(r"#.*", "", (ROOT / name).read_text()))
+        for name in (".ci/run", ".github/workflows/ci.yml")
+    }
+    assert all(found == ["lint", "test"] for found in targets.values()), targets
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", ".pre-commit-config.yaml", ".github/workflows/ci.yml"]
+)
+def test_make_targets_and_files_that_are_named_exist(name):
+    text = (ROOT / name).read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"(?:`|run: )make ([a-z-]+)", text)) <= targets
+    paths = re.findall(r"\b(?:scripts|tests|configs|docs|benchmarks|\.ci|\.github)/[\w./-]*\w", text)
+    missing = [path for path in paths if "ROOM" not in path and not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_hooks_run_what_is_installed_here():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    assert {hook["language"] for hook in repository["hooks"]} == {"system"}
+    entries = {hook["entry"].split()[0] for hook in repository["hooks"]}
+    assert entries == {".venv/bin/ruff", ".venv/bin/mypy", ".venv/bin/python"}
