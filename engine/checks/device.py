@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from rlpheads.engine.config.errors import ConfigError, RankError, refusal, shown
+from rlpheads.engine.config.errors import ConfigError, RankError, refusal, show_value
 from rlpheads.engine.config.launcher_variables import local_rank, local_world_size
 from rlpheads.engine.config.schema import Config, Precision
 from rlpheads.loaders.adapters.libraries import check_dali_on_gpu, dali_builds
@@ -75,11 +75,11 @@ def why_no_cuda() -> str | None:
         try:
             torch.cuda.init()
         except (RuntimeError, AssertionError) as error:
-            return explained(str(error), os.environ.get(VISIBLE))
+            return explain_cuda_error(str(error), os.environ.get(VISIBLE))
     return "PyTorch finds no GPU: `rlpheads env` shows what is there"
 
 
-def explained(said: str, visible: str | None) -> str:
+def explain_cuda_error(said: str, visible: str | None) -> str:
     """Return what is behind PyTorch's words about a CUDA that cannot be used, and what to do.
 
     Args:
@@ -98,7 +98,7 @@ def explained(said: str, visible: str | None) -> str:
             f"{major}.{minor // 10}: update the driver, or {_INSTALL}"
         )
     if "No CUDA GPUs" in said and visible is not None:
-        return f"{VISIBLE} is {shown(visible)}, which hides every GPU: unset it, or name some that nvidia-smi -L lists"
+        return f"{VISIBLE} is {show_value(visible)}, which hides every GPU: unset it, or name some that nvidia-smi -L lists"
     if "No CUDA GPUs" in said:
         return "the NVIDIA driver lists no GPU: nvidia-smi -L must (a job of a cluster has to ask for one)"
     (first, *_) = said.splitlines()
@@ -117,7 +117,7 @@ def device_count_errors(num_devices: int, num_ranks: int, rank: int, visible: st
     Yields:
         ConfigError where there are fewer devices than ranks, else RankError where this rank's number is past the last.
     """
-    shows = f" ({VISIBLE} is {shown(visible)})" if visible is not None else ""
+    shows = f" ({VISIBLE} is {show_value(visible)})" if visible is not None else ""
     if num_ranks > num_devices:
         yield ConfigError(
             f"device: got {num_ranks} ranks on this node, where they see {num_devices} CUDA device(s){shows}; "

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rlpheads.engine.config.data import DataConfig
-from rlpheads.engine.config.errors import ConfigError, nearest, refusal, shown
+from rlpheads.engine.config.errors import ConfigError, nearest, refusal, show_value
 from rlpheads.engine.config.learning import ModelConfig, OptimConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.parts import build_part
@@ -80,7 +80,7 @@ def make_plan(config: Config, num_classes: int) -> ModelPlan:
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
     except Exception as error:  # timm computes with its arguments unchecked, and any exception may come of that
-        given = f"got {shown(config.model.name)} with model.args {shown(config.model.args)}"
+        given = f"got {show_value(config.model.name)} with model.args {show_value(config.model.args)}"
         raise ConfigError(f"model: {given}, which cannot be built: {type(error).__name__}: {error}") from error
 
 
@@ -109,7 +109,7 @@ def _batch_norm_errors(config: Config, plan: ModelPlan, world_size: int) -> Iter
         return
     if world_size > 1 and not config.model.sync_batchnorm:
         yield ConfigError(
-            f"model.name: got {shown(config.model.name)}, whose batch norm keeps statistics of one rank's images; "
+            f"model.name: got {show_value(config.model.name)}, whose batch norm keeps statistics of one rank's images; "
             "allowed on several ranks: --model.sync_batchnorm, or a model without batch norm"
         )
     if config.data.partial == "pad":
@@ -170,16 +170,17 @@ def _apex_errors(key: str, name: str) -> Iterator[ConfigError]:
     remedy = f"allowed here: {key}.name without fused ({instead})"
     if importlib.util.find_spec("apex") is None:
         yield ConfigError(
-            f"{key}.name: got {shown(name)}, which needs NVIDIA's apex, built from its source; it is not installed; {remedy}"
+            f"{key}.name: got {show_value(name)}, which needs NVIDIA's apex, built from its source; it is not installed; "
+            f"{remedy}"
         )
     elif importlib.util.find_spec("apex.optimizers") is None:
         yield ConfigError(
-            f"{key}.name: got {shown(name)}, which needs NVIDIA's apex, but the apex that is installed is the unrelated "
+            f"{key}.name: got {show_value(name)}, which needs NVIDIA's apex, but the apex that is installed is the unrelated "
             f"package of that name in the registry: remove it (pip uninstall apex), and build NVIDIA's; {remedy}"
         )
     elif not torch.cuda.is_available():
         yield ConfigError(
-            f"{key}.name: got {shown(name)}, whose kernels need a CUDA device, and there is none; {remedy}"
+            f"{key}.name: got {show_value(name)}, whose kernels need a CUDA device, and there is none; {remedy}"
         )
 
 

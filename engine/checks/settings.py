@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rlpheads.engine.config.data import DataConfig
-from rlpheads.engine.config.errors import ConfigError, nearest, refusal, shown
+from rlpheads.engine.config.errors import ConfigError, nearest, refusal, show_value
 from rlpheads.engine.config.learning import AverageConfig, ModelConfig, ScheduleConfig
 from rlpheads.engine.config.run import LogConfig, RunConfig
 from rlpheads.engine.config.schema import Config
@@ -188,7 +188,7 @@ def _average_errors(model: ModelConfig) -> Iterator[ConfigError]:
     for key in ("every", "warmup"):
         given, default = getattr(model.ema, key), getattr(AverageConfig, key)
         if given != default:
-            allowed = f"{shown(default)} while model.ema_decay is null: there is no average"
+            allowed = f"{show_value(default)} while model.ema_decay is null: there is no average"
             yield refusal(f"model.ema.{key}", given, allowed)
 
 

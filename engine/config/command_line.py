@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin, get_type_hints
 
-from rlpheads.engine.config.errors import ConfigError, nearest, shown
+from rlpheads.engine.config.errors import ConfigError, nearest, show_value
 from rlpheads.engine.config.files import dump_yaml, read_config_file
 from rlpheads.engine.config.launcher_variables import is_first
 from rlpheads.engine.config.reference_names import FILE_FLAG, REFERENCE_NAMES, SWITCHES, names_of, translate
@@ -36,10 +36,10 @@ _USAGE = "torchrun engine/train.py [--config FILE ...] [--KEY VALUE ...]"
 _EPILOG = """\
 Files are YAML or TOML and are layered in the order given; flags override files. A flag is a key of the file with dots:
 --optim.lr 3e-4, --heads.taps "[0, -1]", --model.args.depth 6. A switch may stand alone: --verbose is --verbose true.
-An entry of model.args from an earlier file is taken back with null.
+An entry of model.args from an earlier file is removed with null.
 
 Without a file, configs/cifar100_wrn.yaml is read; the defaults below are those of keys that no file names.
---ifile FILE lays FILE over configs/cifar100_wrn.yaml. The names in "also:" are the reference system's."""
+--ifile FILE layers FILE over configs/cifar100_wrn.yaml. The names in "also:" are the reference system's."""
 
 
 class _Flag(NamedTuple):
@@ -49,18 +49,18 @@ class _Flag(NamedTuple):
     """Its value; None where nothing that could be one followed."""
 
 
-def _say_nothing(line: str) -> None:
-    """Take a line that nobody wants to hear."""
+def _ignore_note(line: str) -> None:
+    """The note of a caller that prints none."""
 
 
-def parse_config(argv: Sequence[str], note: Callable[[str], None] = _say_nothing) -> Config:
+def parse_config(argv: Sequence[str], note: Callable[[str], None] = _ignore_note) -> Config:
     """Return the configuration that the command line `argv` (without the program's name) describes.
 
     `-h` or `--help` prints every key with its meaning and default, and exits with 0 (under torchrun, rank 0 prints).
 
     Args:
         argv: the command line.
-        note: is given a line for each name of the reference system that sets a key, and for a file that is read unasked.
+        note: called with a line for each reference name that sets a key, and for the default file where it is read.
 
     Raises:
         ConfigError: with the one message a user needs: where, what was given, what is allowed.
@@ -82,7 +82,7 @@ def parse_config(argv: Sequence[str], note: Callable[[str], None] = _say_nothing
             key, value = _read_flag(flag, values)
             values[key] = _layer(values[key], value)
             if flag.name.removeprefix("--") in REFERENCE_NAMES:
-                note(f"{flag.name} sets {key} to {shown(value)}")
+                note(f"{flag.name} sets {key} to {show_value(value)}")
     values["run.name"] = values["run.name"] or Path(files[-1]).stem
     return _build(Config, values)
 
@@ -134,7 +134,7 @@ def _schema() -> _Schema:
 
 
 def _split(argv: Sequence[str]) -> list[_Flag]:
-    """Cut a command line into flags: `--name=value`, or `--name` and what follows unless that begins with `--`."""
+    """Split a command line into flags: `--name=value`, or `--name` and what follows unless that begins with `--`."""
     flags: list[_Flag] = []
     tokens = list(argv)
     while tokens:
@@ -169,11 +169,11 @@ def _default_file() -> Path:
 
 
 def _read_file(file: str, values: dict[str, Any], note: Callable[[str], None]) -> None:
-    """Lay a file over `values`, in place."""
+    """Override `values` by a file, in place."""
     for given, key, value in _walk(read_config_file(file), file, values):
         values[key] = _layer(values[key], convert_value(f"{file}: {given}", value, _schema().leaves[key]))
         if given != key:
-            note(f"{file}: {given} sets {key} to {shown(values[key])}")
+            note(f"{file}: {given} sets {key} to {show_value(values[key])}")
 
 
 def _read_flag(flag: _Flag, values: dict[str, Any]) -> tuple[str, Any]:
@@ -200,7 +200,7 @@ def _read_flag(flag: _Flag, values: dict[str, Any]) -> tuple[str, Any]:
 
 
 def _is_reference_name(name: str, value: object) -> bool:
-    """Whether a name is to be read as the reference's; `model` is a group here unless it is given a model's name."""
+    """Whether a name is the reference system's; `model` is a group here unless it is given the name of a model."""
     if name not in REFERENCE_NAMES:
         return False
     return name not in _schema().groups or (isinstance(value, str) and _MODEL_NAME.fullmatch(value) is not None)
@@ -217,7 +217,7 @@ def _read_reference_flag(flag: _Flag, name: str, values: dict[str, Any]) -> tupl
 
 
 def _find_field(key: str) -> tuple[str, str]:
-    """Cut a dotted key into its field and the entry of a mapping field (model.args, depth); "" where there is none."""
+    """Split a dotted key into its field and the entry of a mapping field (model.args, depth); "" where there is none."""
     leaves = _schema().leaves
     if key in leaves:
         return key, ""
@@ -254,7 +254,7 @@ def _nested(key: str) -> str:
 
 def _group_given_a_value(where: str, key: str, *, dashes: str, given: object) -> str:
     below = ", ".join(dashes + name for name in _schema().groups[key])
-    return f"{where}{dashes}{key}: got {shown(given)}, but this is a group; allowed: the keys in it: {below}"
+    return f"{where}{dashes}{key}: got {show_value(given)}, but this is a group; allowed: the keys in it: {below}"
 
 
 def _unknown(given: str, key: str, *, dashes: str) -> str:
@@ -277,7 +277,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _layer(below: Any, above: Any) -> Any:
-    """Return `above` laid over `below`: mappings are merged key by key, anything else is replaced."""
+    """Return `below` overridden by `above`: mappings are merged key by key, anything else is replaced."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     return below | {key: _layer(below.get(key), value) for key, value in above.items()}

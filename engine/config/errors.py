@@ -1,4 +1,4 @@
-"""What every complaint about a configuration shares: the exception, how a value is shown, the nearest valid choice."""
+"""Errors about a configuration: the exception, how a value is quoted in its message, the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class ConfigError(ValueError):
 
 
 class RankError(ConfigError):
-    """What is wrong at this rank and need not be at others, so that every rank which finds it says so."""
+    """An error of this rank that others need not have: every rank that finds one prints it."""
 
 
-def shown(value: object) -> str:
+def show_value(value: object) -> str:
     """Return `value` as a message quotes it: YAML's words for null and booleans, text in quotes, long values cut."""
     if value is None or isinstance(value, bool):
         return _WORDS[value]
@@ -34,4 +34,4 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
 
 def refusal(key: str, given: object, allowed: str) -> ConfigError:
     """Return the error that says what `key` was given and what it allows."""
-    return ConfigError(f"{key}: got {shown(given)}; allowed: {allowed}")
+    return ConfigError(f"{key}: got {show_value(given)}; allowed: {allowed}")

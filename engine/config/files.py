@@ -1,4 +1,4 @@
-"""Strict reading and writing of configuration text.
+"""Strict reading and writing of YAML and TOML configuration files.
 
 A configuration file is YAML or TOML by its suffix, and both are read with the same strictness: a key given twice,
 syntax that is not understood and bytes that are not UTF-8 are errors that name the file and, where there is one, the
@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from rlpheads.engine.config.errors import ConfigError, nearest, shown
+from rlpheads.engine.config.errors import ConfigError, nearest, show_value
 
 _TOO_LONG = "a whole number of thousands of digits"  # which Python's int() refuses
 # The plain scalars of YAML 1.2 (and `_` between the digits of an integer, as TOML has it), with their first characters.
@@ -44,9 +44,9 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise _complaint("aliases (*name) are not accepted", event)
+            raise _yaml_error("aliases (*name) are not accepted", event)
         if getattr(event, "tag", None) is not None:
-            raise _complaint("tags (!name) are not accepted", event)
+            raise _yaml_error("tags (!name) are not accepted", event)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -54,9 +54,9 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise _complaint(f"a key must be text, got {shown(key)}", key_node)
+                raise _yaml_error(f"a key must be text, got {show_value(key)}", key_node)
             if key in mapping:
-                raise _complaint(f"the key {key!r} is given twice", key_node)
+                raise _yaml_error(f"the key {key!r} is given twice", key_node)
             mapping[key] = self.construct_object(value_node, deep=deep)
         return mapping
 
@@ -67,7 +67,7 @@ class _StrictLoader(yaml.SafeLoader):
         return float(re.sub(r"\.(?=inf|nan)", "", node.value.lower()))
 
 
-def _complaint(problem: str, where: Any) -> yaml.MarkedYAMLError:
+def _yaml_error(problem: str, where: Any) -> yaml.MarkedYAMLError:
     """Return PyYAML's kind of error at an event or a node."""
     return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
 
@@ -150,7 +150,7 @@ def read_config_file(name: str) -> dict[str, Any]:
     """
     path = Path(name)
     if path.suffix not in _PARSERS:
-        raise ConfigError(f"--config: got {shown(name)}; allowed: a file that ends in {', '.join(_PARSERS)}")
+        raise ConfigError(f"--config: got {show_value(name)}; allowed: a file that ends in {', '.join(_PARSERS)}")
     language, parse = _PARSERS[path.suffix]
     text = _read_text(path, name)
     try:
@@ -161,7 +161,7 @@ def read_config_file(name: str) -> dict[str, Any]:
         raise ConfigError(f"{name}: the file is empty; allowed: keys and values, such as epochs: 90")
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{name}: got {shown(content)} at the top level; allowed: keys and values, such as epochs: 90"
+            f"{name}: got {show_value(content)} at the top level; allowed: keys and values, such as epochs: 90"
         )
     return content
 
@@ -178,7 +178,7 @@ def _read_text(path: Path, name: str) -> str:
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # a null byte in the name
-        raise ConfigError(f"{shown(name)}: cannot be read: {error}") from error
+        raise ConfigError(f"{show_value(name)}: cannot be read: {error}") from error
 
 
 def _nearest_file(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a launcher (torchrun, Slurm) says in environment variables, read so that a slip in one is told by its name."""
+"""Environment variables of launchers (torchrun, Slurm): rank, world size, restarts. A wrong one is named in the error."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _LONGEST = 18  # digits of a number: Python refuses to read thousands of them
 
 
 def rank_numbers() -> tuple[int, int, int]:
-    """Return RANK, WORLD_SIZE and LOCAL_RANK; 0, 1 and 0 where they are absent.
+    """Return RANK, WORLD_SIZE and LOCAL_RANK; 0, 1 and 0 where they are not set.
 
     Raises:
-        ConfigError: they, or what else launchers set, are no numbers, contradict each other, or say nothing of where the
-            ranks meet.
+        ConfigError: these or other variables of launchers are not numbers, contradict each other, or lack the address at
+            which the ranks meet (MASTER_ADDR, MASTER_PORT).
     """
     world_size = _number("WORLD_SIZE", 1, least=1)
     rank = _below("RANK", _number("RANK", 0), "WORLD_SIZE", world_size)
@@ -50,9 +50,9 @@ def is_restarted() -> bool:
 
 
 def is_first(name: str) -> bool:
-    """Whether this process is number 0 of those that RANK or LOCAL_RANK tells apart.
+    """Whether this process has number 0 in RANK or LOCAL_RANK.
 
-    With a number that cannot be read it is, so that somebody speaks of it.
+    One whose number cannot be read counts as first, so that some process prints the error.
     """
     given = os.environ.get(name, "0")
     return not _is_number(given) or int(given) == 0

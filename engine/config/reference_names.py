@@ -1,4 +1,4 @@
-"""The reference system's own names: its flags, which its parameter files hold as keys too, and its words for values.
+"""Names of the reference system: its flags, which are the keys of its parameter files too, and its values.
 
 An old command line or file sets what these name, and one line says which key that is (`rlpheads.engine.config.command_line`).
 """

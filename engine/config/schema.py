@@ -31,24 +31,24 @@ class Config:
     """One training run."""
 
     seed: int = 0
-    """Seed of every stream of random numbers."""
+    """Seed of all streams of random numbers."""
     epochs: int = 90
     """Passes over the training set."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps; the schedule still spans all epochs. null: no limit."""
+    """Stop after this many optimizer steps; the learning rate schedule still spans all epochs. null: no limit."""
     batch_size: int = 1024
-    """Global batch: samples of one optimizer step over all ranks."""
+    """Global batch size: samples of one optimizer step over all ranks."""
     accumulate: int = 1
-    """Micro-batches that a rank's share of the batch is cut into."""
+    """Gradient accumulation: number of micro-batches that a rank's share of the batch is split into."""
     precision: Precision = "fp32"
-    """Autocast type of forward and backward; weights and optimizer states stay fp32."""
+    """Mixed precision: autocast type of forward and backward passes; weights and optimizer states stay fp32."""
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one."""
+    """Device of the run. auto: CUDA where there is one, else the CPU."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl and updates of the progress display. Changes no result."""
     verbose: bool = False
-    """Say when a checkpoint is written."""
+    """Print a line when a checkpoint is written."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

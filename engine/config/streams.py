@@ -1,4 +1,4 @@
-"""Named streams of random numbers: every consumer derives its own seed, so that adding one never shifts another."""
+"""Named random streams: every consumer derives its own seed, so that adding one never shifts another."""
 
 from __future__ import annotations
 

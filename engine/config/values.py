@@ -1,4 +1,4 @@
-"""One value of a configuration against its field's type hint: converted, or refused with what is allowed.
+"""Conversion of a configuration value to its field's type, strictly: it fits the type hint, or is refused.
 
 Nothing is guessed: true is no number, 10.0 is no whole number, '5' in quotes is text, and a number is finite. Only two
 conversions are made, both exact: a whole number becomes a float where a float is wanted, and a list becomes a tuple.

@@ -1,4 +1,4 @@
-"""Batch norm over the images of all ranks, on any device."""
+"""Synchronised batch norm: statistics over the images of all ranks, on any device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SyncBatchNormCPU(_BatchNorm):
-    """What torch.nn.SyncBatchNorm does, where torch has it on accelerators only.
+    """torch.nn.SyncBatchNorm for CPUs: torch has it for accelerators only.
 
     Mean and variance come from two passes (the variance of what is centred), each with an all-reduce that gradients pass
     through. Every rank has as many images.
@@ -59,7 +59,7 @@ class SyncBatchNormActCPU(SyncBatchNormCPU):
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether anything in a module keeps statistics of its batches."""
+    """Whether a module has a layer with running statistics of its batches."""
     return any(name.rpartition(".")[2] == "running_mean" for name, _ in module.named_buffers())
 
 

@@ -1,4 +1,4 @@
-"""The classifier under study: built as configured, tapped where heads read."""
+"""The network of a run: a timm model built as configured, with taps where heads read features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build_model(config: Config, num_classes: int, *, pretrained: bool = False) -
     Args:
         config: settings of the run.
         num_classes: outputs of the classifier.
-        pretrained: put the weights that timm publishes in the place of those that were drawn.
+        pretrained: load the weights that timm publishes over those that were drawn.
 
     Raises:
         ValueError: timm refuses the name or the arguments, or a tap does not exist.
@@ -42,7 +42,7 @@ def build_model(config: Config, num_classes: int, *, pretrained: bool = False) -
 
 
 def tap_dims(model: TappedModel, image_size: int) -> tuple[int, ...]:
-    """Return the width D of every tap, from a forward pass of `model`, built on the meta device, that computes nothing.
+    """Return the width D of every tap, from a forward pass of `model` on the meta device.
 
     Raises:
         ValueError: the model does not take images of this size, or a tap is not one vector an image.

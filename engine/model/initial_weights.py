@@ -1,4 +1,4 @@
-"""Weights to start from, out of a local file: read through timm, compared with the model name by name, then loaded."""
+"""Initial weights from a local file: read through timm, compared with the model's tensors by name, then loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_weights(backbone: nn.Module, file: str) -> str:
     """Fill a timm model from a file, and return what was done in one line.
 
     The average of the weights is taken where the file has one (`state_dict_ema`), as timm does. Its wrappers' prefixes and
-    our own (`backbone.`) are taken off, and the architecture's own conversion is applied (which, for one, resizes position
+    our own (`backbone.`) are removed, and the architecture's own conversion is applied (which, for one, resizes position
     embeddings). A classifier for another number of classes is left as it was drawn.
 
     Raises:
@@ -34,8 +34,8 @@ def load_weights(backbone: nn.Module, file: str) -> str:
     """
     state, fresh = fit_weights(backbone, file)
     backbone.load_state_dict(state, strict=False)
-    told = f"weights from {file}"
-    return f"{told}; {', '.join(fresh)} drawn afresh: the file's is for other classes" if fresh else told
+    loaded = f"weights from {file}"
+    return f"{loaded}; {', '.join(fresh)} drawn afresh: the file's is for other classes" if fresh else loaded
 
 
 def fit_weights(backbone: nn.Module, file: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -47,7 +47,7 @@ def fit_weights(backbone: nn.Module, file: str) -> tuple[dict[str, Tensor], tupl
     Raises:
         WeightsError: see `load_weights`.
     """
-    state = _converted(_read(file), backbone)
+    state = _convert_state(_read(file), backbone)
     wanted = backbone.state_dict()
     fresh = tuple(name for name in _classifiers(backbone) if _differs_below(name, state, wanted))
     dropped = tuple(f"{name}." for name in fresh)
@@ -84,7 +84,7 @@ def _read(file: str) -> dict[str, Tensor]:
     return state
 
 
-def _converted(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+def _convert_state(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
     """Apply the conversion that timm keeps beside the architecture, if any."""
     convert = getattr(inspect.getmodule(type(backbone)), "checkpoint_filter_fn", None)
     if convert is None:

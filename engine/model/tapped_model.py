@@ -1,4 +1,4 @@
-"""The classifier with its taps: one module whose forward gives logits and one feature vector a tap."""
+"""The network with taps: one module whose forward returns logits and one feature vector for each tap."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRE_NORM_BLOCKS = (
     *(vision_transformer.Block, eva.EvaBlock, beit.Block, cait.LayerScaleBlock, convit.Block),
     vision_transformer_relpos.RelPosBlock,
 )
-"""Blocks x + attn(norm1(x)), then x + mlp(norm2(x)): what enters `norm2` is the stream after attention."""
+"""Blocks x + attn(norm1(x)), then x + mlp(norm2(x)): the input of `norm2` is the residual stream after attention."""
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 _TIE = 2**-10  # between blocks that end with the same module
@@ -30,7 +30,7 @@ class TappedModel(nn.Module):
 
     Args:
         backbone: timm model with `forward_intermediates` and `forward_head`.
-        places: in the order in which an image passes them, from `select_places`.
+        places: in order of depth, from `select_places`.
         pool: how tokens become a feature vector: `token` (the class token) or `mean` (of the patch tokens).
 
     Blocks are read by `forward_intermediates`, other places by hooks, which stay on the backbone until `release`. A module
@@ -49,7 +49,7 @@ class TappedModel(nn.Module):
         if gives_prefix_tokens(backbone):  # some models without them fail when they are asked for them
             self._layout["return_prefix_tokens"] = True
         self._store = _Store()
-        self._handles = [_watch(backbone, place, self._store) for place in places if _is_hooked(place)]
+        self._handles = [_register_hook(backbone, place, self._store) for place in places if _is_hooked(place)]
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -67,20 +67,20 @@ class TappedModel(nn.Module):
             logits (B, classes) and, for each tap in order, features (B, D).
 
         Raises:
-            ValueError: a tapped module was not called, or gives something that is no features.
+            ValueError: a tapped module was not called, or its output cannot be pooled into features.
         """
         if not self.places:
             return self.backbone(images), ()
         self._store.caught = {}
         logits, blocks = self._run(images)
         caught, self._store.caught = self._store.caught, None
-        vectors = dict(zip(self._blocks, map(self._pooled, blocks), strict=True))
+        vectors = dict(zip(self._blocks, map(self._pool_block, blocks), strict=True))
         return logits, tuple(
-            self._vector(place, caught) if _is_hooked(place) else vectors[place.block] for place in self.places
+            self._hooked_features(place, caught) if _is_hooked(place) else vectors[place.block] for place in self.places
         )
 
     def release(self) -> None:
-        """Take the hooks off the backbone, which goes on without this module."""
+        """Remove the hooks from the backbone, which can be used without this module."""
         for handle in self._handles:
             handle.remove()
 
@@ -90,13 +90,13 @@ class TappedModel(nn.Module):
         final, blocks = self.backbone.forward_intermediates(images, indices=self._blocks, norm=False, **self._layout)
         return self.backbone.forward_head(final), blocks
 
-    def _pooled(self, block: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    def _pool_block(self, block: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         if isinstance(block, tuple):
             return pool_tokens(block[0], block[1], self.pool)
         return pool_tokens(block, None, self.pool)
 
-    def _vector(self, place: Place, caught: dict[Place, Any]) -> Tensor:
-        """Return what a hook caught as (B, D)."""
+    def _hooked_features(self, place: Place, caught: dict[Place, Any]) -> Tensor:
+        """Pool what the hook at a place caught: (B, D)."""
         if place not in caught:
             raise ValueError(
                 f"tap {place}: the network does not call this module by itself; name one above or below it"
@@ -115,14 +115,14 @@ class TappedModel(nn.Module):
 
 
 class _Store:
-    """Where hooks put what they catch; None while nobody asks, as when a block is computed again in backward."""
+    """Outputs caught by hooks; None outside of a forward pass, as when a block is recomputed in the backward pass."""
 
     caught: dict[Place, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class _Catch:
-    """A hook. An object, and not a closure, so that a copy of the model (the moving average) gets hooks of its own."""
+    """A forward hook. An object and not a closure, so that a copy of the model (the EMA) gets hooks of its own."""
 
     store: _Store
     place: Place
@@ -133,7 +133,7 @@ class _Catch:
 
 
 def layout_of(backbone: Any) -> Layout:
-    """Find out where a timm model can be tapped; places are ranked in the order in which its modules are defined."""
+    """Return where a timm model can be tapped; places are ordered as its modules are defined."""
     module_ranks = {name: float(rank) for rank, name in enumerate(_modules_by_end(backbone))}
     blocks = _transformer_blocks(backbone)
     open_blocks = [i for i, block in enumerate(blocks) if isinstance(block, PRE_NORM_BLOCKS)]
@@ -166,7 +166,7 @@ def _is_hooked(place: Place) -> bool:
     return place.is_inside or place.module is not None
 
 
-def _watch(backbone: Any, place: Place, store: _Store) -> Any:
+def _register_hook(backbone: Any, place: Place, store: _Store) -> Any:
     if place.module is not None:
         return backbone.get_submodule(place.module).register_forward_hook(_Catch(store, place))
     return backbone.blocks[place.block].norm2.register_forward_pre_hook(_Catch(store, place))

@@ -1,6 +1,6 @@
-"""Taps: where in the network a head reads, and how what it reads becomes one feature vector for each row.
+"""Taps: places in the network where heads read features, their names, and pooling into one vector for each image.
 
-A place is named by
+Names of places:
 
     3            the output of block 3 (of a stage, where the network is built of stages); -1 is the last
     3.attn       inside block 3, the residual stream after attention was added
@@ -50,13 +50,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a network can be tapped.
+    """Places where a network can be tapped, and their order in depth.
 
     Attributes:
-        block_ranks: for each block, when an image has passed it, on a scale of the network's own.
+        block_ranks: depth of each block's output, as a number that orders the places of this network.
         module_ranks: the same for each module by name.
-        attention_ranks: the same for the attention of each block that can be looked into.
-        closed: why the other blocks cannot be looked into.
+        attention_ranks: the same for the attention of each block that has a tap inside.
+        closed: why the other blocks have none.
     """
 
     block_ranks: Sequence[float]
@@ -70,22 +70,22 @@ class Layout:
         return len(self.block_ranks)
 
     def rank(self, place: Place) -> float:
-        """When an image has passed a place; two names of one place have one rank."""
+        """Depth of a place; two names of one place have one rank."""
         if place.module is not None:
             return self.module_ranks[place.module]
         return self.attention_ranks[place.block] if place.is_inside else self.block_ranks[place.block]
 
 
 def select_places(spec: Tap | Sequence[Tap], layout: Layout) -> tuple[Place, ...]:
-    """Places that `spec` asks for, in the order in which an image passes them, without repeats.
+    """Places that `spec` names, in order of depth, without repeats.
 
     Args:
         spec: "all" blocks, "none", "inside" (after attention and after the MLP of every block), or names of places.
         layout: where the network can be tapped.
 
     Raises:
-        ValueError: an unknown word, an empty list, no such place, one place named twice, or a block that cannot be
-            looked into.
+        ValueError: an unknown word, an empty list, no such place, one place named twice, or a place inside a block that
+            has no taps inside.
     """
     if isinstance(spec, (int, str)):
         places = _places_of_word(spec, layout)
@@ -105,7 +105,7 @@ def select_places(spec: Tap | Sequence[Tap], layout: Layout) -> tuple[Place, ...
 
 
 def pool_tokens(tokens: Tensor, prefix_BPD: Tensor | None, pool: Pool) -> Tensor:
-    """One feature vector for each row, from a block's output: (B, D).
+    """Pool the output of a block into one feature vector for each image: (B, D).
 
     Args:
         tokens: tokens (B, L, D) without the prefix tokens, or a feature map (B, D, H, W).

@@ -1,6 +1,6 @@
-"""Wide residual networks for 32 x 32 images: Zagoruyko and Komodakis, "Wide Residual Networks" (BMVC 2016).
+"""Wide residual networks (WRN) for 32 x 32 images: Zagoruyko and Komodakis, "Wide Residual Networks" (BMVC 2016).
 
-timm has none of this size. `wrn_16_4` and `wrn_28_10` are registered with it, and offer what its models offer.
+timm has none for images of this size. `wrn_16_4` and `wrn_28_10` are registered with timm and have the interface of its models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class WideBlock(nn.Module):
-    """Pre-activation block: x + conv(drop(relu(bn(conv(relu(bn(x))))))); a 1 x 1 convolution where the shape changes."""
+    """Pre-activation residual block, x + conv(drop(relu(bn(conv(relu(bn(x))))))), with a 1 x 1 shortcut between shapes."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, drop_rate: float):
         super().__init__()
@@ -80,14 +80,14 @@ class WideResNet(nn.Module):
         return self.forward_head(self.forward_features(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the last maps, normalised and rectified."""
+        """Return the last feature maps, after batch norm and ReLU: (B, 64k, H, W)."""
         maps = self.conv(images)
         for stage in self.stages:
             maps = self._run(stage, maps)
         return F.relu(self.bn(maps))
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify; without classifying if `pre_logits`."""
+        """Return logits (B, num_classes), or the pooled features if `pre_logits`."""
         return self.head(maps, pre_logits=pre_logits)
 
     def forward_intermediates(
@@ -99,13 +99,13 @@ class WideResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the last maps and those after the stem (0) and the stages (1 to 3), as timm's models do.
+        """Return the last feature maps and those after the stem (0) and the stages (1 to 3), as timm's models do.
 
         Args:
             x: images (B, in_chans, H, W).
-            indices: which maps; a number: the last so many; None: all.
-            norm: normalise and rectify the last stage's map.
-            stop_early: leave out what comes after the last map asked for (the last maps are then the ones reached).
+            indices: which maps; a number n: the last n; None: all.
+            norm: apply the final batch norm and ReLU to the last stage's map.
+            stop_early: do not compute what comes after the last of the maps (the last feature maps are then that one).
             output_fmt: NCHW.
             intermediates_only: return the list alone.
         """
@@ -124,20 +124,20 @@ class WideResNet(nn.Module):
         return chosen if intermediates_only else (final, chosen)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations again in backward instead of keeping them."""
+        """Activation checkpointing: recompute activations in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns that sort parameters into layers, for layer decay."""
+        """Return patterns that group parameters into layers, for layer-wise learning rate decay."""
         blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.(\d+)", None), (r"^bn\.", (99999,))]
         return {"stem": r"^conv\.", "blocks": blocks}
 
     def get_classifier(self) -> nn.Module:
-        """Return the classifying layer."""
+        """Return the classifier."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifying layer by a fresh one."""
+        """Replace the classifier by a newly initialised one."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
 
@@ -171,7 +171,7 @@ def _stage(num_in: int, num_out: int, stride: int, num_blocks: int, drop_rate: f
 
 
 def _initialise(module: nn.Module) -> None:
-    """Draw weights as He et al. (2015): for what leaves a convolution, and for what enters the classifier."""
+    """Initialise weights: He et al. (2015) with fan-out for convolutions, fan-in for the classifier."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):

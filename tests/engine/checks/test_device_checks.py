@@ -12,7 +12,13 @@ import pytest
 import torch
 from many_starts import Start, start_each
 
-from rlpheads.engine.checks.device import Device, capability_errors, device_count_errors, explained, why_no_cuda
+from rlpheads.engine.checks.device import (
+    Device,
+    capability_errors,
+    device_count_errors,
+    explain_cuda_error,
+    why_no_cuda,
+)
 from rlpheads.engine.config.errors import ConfigError, RankError
 
 ROOT = Path(__file__).parents[3]
@@ -126,7 +132,7 @@ def test_build_for_the_cpu_alone(monkeypatch):
 
 
 def test_words_that_nobody_foresaw_are_passed_on():
-    assert explained("Something new.\nat line 3", None) == (
+    assert explain_cuda_error("Something new.\nat line 3", None) == (
         "CUDA does not start (Something new): `nvidia-smi` and `rlpheads env` show what is there"
     )
 

@@ -198,8 +198,8 @@ def test_help_has_every_key_with_its_meaning_and_default() -> None:
     words = " ".join(help_text().split())
     for key, _ in fields_of(Config):
         assert f" --{key} " in words
-    assert "Seed of every stream of random numbers. (type: int, default: 0)" in words
-    decay = "not applied to biases, norms and what the model excepts (position embeddings, class token)."
+    assert "Seed of all streams of random numbers. (type: int, default: 0)" in words
+    decay = "not applied to biases, norms and what the model excludes (position embeddings, class token)."
     assert f"{decay} (type: float, default: 0.05)" in words
     assert f"{decay} (type: float, default: 0.0)" in words
 
