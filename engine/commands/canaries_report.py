@@ -135,7 +135,7 @@ def print_report(report: CanaryReport, console: Console) -> None:
         table.add_row(Text(measure), *cells, *correlation)
     console.print(table)
     console.print(
-        "AUC: probability that a canary's value is the higher one. .5 tells nothing, 0 as much as 1; "
+        "AUC: probability that a canary's value is the higher one. .5 is no better than chance, 0 as good as 1; "
         "bold: .5 is outside the interval."
     )
     if FIRST_HIT in report.auc:

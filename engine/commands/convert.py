@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = (
         "Write a dataset's images into a store, STORE/train.beton and STORE/val.beton, in FFCV's format and canonical order, "
-        "for --data.root STORE --data.loader ffcv. Broken off, the same command goes on where it stopped."
+        "for --data.root STORE --data.loader ffcv. After an interruption the same command goes on where it stopped."
     )
     add = parser.add_argument
     add("--data.root", dest="root", metavar="FOLDER", help="folder of the images, as of a run")

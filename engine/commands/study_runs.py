@@ -70,16 +70,15 @@ def _train(run: PlannedRun, num_ranks: int) -> bool:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     with log_path(run).open("a") as log:
         process = subprocess.Popen([*launcher, str(_TRAIN), *run.command], stdout=log, stderr=subprocess.STDOUT)
-        before = signal.signal(
-            signal.SIGTERM, lambda *_: process.terminate()
-        )  # passed on: the run saves where it stands
+        # SIGTERM is passed on: the run then saves its state.
+        previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             process.wait()
         except KeyboardInterrupt:
             process.wait()  # torchrun got the same signal from the terminal
             raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous)
     status = RunFolder(run.folder).status()
     if status.get("status") == "requeue":
         raise StudyStoppedError(f"{run.folder}: {status['reason']}")

@@ -13,14 +13,18 @@ from rlpheads.engine.report.console import open_console
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = (
-        "Decode every file of a tree once, strictly, and write down what is not whole: a run then refuses to start or leaves "
-        "it out (data.on_error), whatever library decodes. Exit code 0: all is fine; 1: something is not."
+        "Decode every file of a tree once, strictly, and record the damaged ones: a run then refuses to start or leaves them "
+        "out (data.on_error), whatever library decodes. Exit code 0: all is fine; 1: something is not."
     )
     add = parser.add_argument
     add("--data.root", dest="root", metavar="TREE", type=Path, required=True, help="folder of the images")
-    add("--out", type=Path, help="folder of what is found; default: TREE/.rlpheads (else data.verified)")
+    add(
+        "--out",
+        type=Path,
+        help="folder of the results; default: TREE/.rlpheads (give another to runs as data.verified)",
+    )
     add("--workers", type=int, help="decoding processes; default: one for each core")
-    add("--again", action="store_true", help="begin anew; default: go on with what is not looked at yet")
+    add("--again", action="store_true", help="decode all files again; default: those that were not decoded yet")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from rlpheads.engine.runs.opened_run import open_run
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--epoch", "3"], "no checkpoint of the end of epoch 3; kept are the ends of epochs: 5, 6"),
         (["--taps", "0.atn"], "nearest: 0.attn"),
@@ -22,10 +22,10 @@ from rlpheads.engine.runs.opened_run import open_run
         (["--root", "elsewhere"], "root must be left out"),
     ],
 )
-def test_mistakes_are_answered_in_one_line(detached_run, arguments, said, capsys):
+def test_mistakes_are_answered_in_one_line(detached_run, arguments, message, capsys):
     assert main(["audit", str(detached_run), *arguments]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
 

@@ -42,7 +42,7 @@ def test_places_are_read_in_the_order_of_depth(tiny, spec, names):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("2", "the nearest is 1"),
         ("0.attention", "nearest: 0.attn"),
@@ -51,8 +51,8 @@ def test_places_are_read_in_the_order_of_depth(tiny, spec, names):
         ("1,1.mlp", "name one place twice, as 1 and as 1.mlp"),
     ],
 )
-def test_unknown_places_are_answered_with_the_nearest(tiny, spec, said):
-    with pytest.raises(RunError, match=said):
+def test_unknown_places_are_answered_with_the_nearest(tiny, spec, message):
+    with pytest.raises(RunError, match=message):
         parse_places(spec, build_model(tiny, 10))
 
 
@@ -63,7 +63,7 @@ def test_a_run_without_taps_must_name_places(tiny):
     assert parse_places("1", model) == (Place(1),)
 
 
-def test_blocks_of_another_kind_are_not_looked_into(tiny):
+def test_places_inside_other_kinds_of_blocks_are_refused(tiny):
     post_norm = replace(
         tiny, model=ModelConfig("vit_relpos_small_patch16_rpn_224", {**tiny.model.args, "drop_rate": 0})
     )
@@ -112,7 +112,7 @@ def test_reading_leaves_no_hooks_and_does_not_change_the_logits(tiny):
 
 @pytest.mark.parametrize("batch_size", [None, 50])
 @pytest.mark.parametrize("in_memory_bytes", [0, 2**30])
-def test_tables_are_in_canonical_order_whatever_the_batch_and_wherever_they_lie(tiny, batch_size, in_memory_bytes):
+def test_tables_are_in_canonical_order_whatever_the_batch_and_in_memory_or_in_a_file(tiny, batch_size, in_memory_bytes):
     config = replace(tiny, eval=replace(tiny.eval, batch_size=batch_size))
     model = build_model(config, 10).eval()
     source = open_sources(config).heldout
@@ -140,11 +140,11 @@ def test_the_audit_reads_through_the_loader_of_the_runs_own_evaluations(tiny, mo
     """With the setting's cap on workers too: none beyond the cores that this process may use."""
     made = []
 
-    def noting(*arguments, options, **others):
+    def recording(*arguments, options, **others):
         made.append(options)
         return make_loader(*arguments, options=options, **others)
 
-    monkeypatch.setattr(loading, "make_loader", noting)
+    monkeypatch.setattr(loading, "make_loader", recording)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     config = replace(tiny, data=replace(tiny.data, workers=64))
     model = build_model(config, 10).eval()

@@ -20,7 +20,7 @@ from rlpheads.memorization.records.ledger_file import read_ledger
 CPU = torch.device("cpu")
 
 
-def test_an_audit_leaves_them_out(spoiled, tmp_path):
+def test_an_audit_leaves_unreadable_images_out(spoiled, tmp_path):
     """All is as if they were not there: features, the run's own labels and fresh ones all belong to the other images."""
     assert job.run(replace(spoiled, run=replace(spoiled.run, dir=str(tmp_path), name="spoiled"))) == 0
     found = audit_run(open_run(tmp_path / "spoiled"), AuditOptions(device="cpu"))
@@ -28,7 +28,7 @@ def test_an_audit_leaves_them_out(spoiled, tmp_path):
     assert all(0 <= tap.found.own_M[0] * 23 <= 23 and (tap.found.own_M[0] * 23) % 1 < 1e-6 for tap in found.taps)
 
 
-def test_an_audit_tells_the_factor_that_its_checkpoint_was_steered_to(tmp_path):
+def test_an_audit_has_the_steered_factor_of_its_checkpoint(tmp_path):
     config = small_config(tmp_path, "steered", epochs=2)
     steered = RegularizerConfig(kind="uniform", factor=0.5, target=0.0)
     assert job.run(replace(config, regularizer=steered, eval=EvalConfig(every=1000, clean_every=1))) == 0

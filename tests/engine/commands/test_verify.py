@@ -31,7 +31,7 @@ def verify(root: Path, *flags: str) -> int:
 
 @pytest.fixture(scope="module")
 def verified(tmp_path_factory) -> tuple[Path, dict[int, CorpusFile]]:
-    """The corpus, looked at once: its damaged files are the only ones that are not fine."""
+    """The corpus, decoded once: its damaged files are the only ones that are not fine."""
     root = tmp_path_factory.mktemp("verified")
     files = write_corpus(root)
     assert verify(root) == 1
@@ -106,18 +106,18 @@ def test_findings_of_other_files_are_refused_with_both_fingerprints(tmp_path):
     assert open_dataset("imagefolder", tmp_path, seed=0)[0].manifest.unreadable == {}
 
 
-def test_a_verification_that_was_broken_off_goes_on(tmp_path, monkeypatch, capfd):
+def test_an_interrupted_verification_goes_on(tmp_path, monkeypatch, capfd):
     """Interrupted after the first task; what was found till then is not looked at again, and loaders ignore it."""
     files = tuple(
         CorpusFile(f"{number:03d}.jpg", b"bad" if number == 5 else JPEG, Outcome.READ) for number in range(70)
     )
     write_corpus(tmp_path, files)
 
-    def broken_off(*arguments):
+    def interrupted(*arguments):
         yield next(examine_split(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verify_tree, "examine_split", broken_off)
+    monkeypatch.setattr(verify_tree, "examine_split", interrupted)
     assert verify(tmp_path) == 130
     assert "goes on where it was" in capfd.readouterr().err
     assert open_dataset("imagefolder", tmp_path, seed=0)[0].manifest.unreadable == {}
@@ -136,18 +136,18 @@ def test_a_verification_that_was_broken_off_goes_on(tmp_path, monkeypatch, capfd
     assert not unfinished.exists()
 
 
-def test_what_is_looked_at_again_and_broken_off_goes_on_without_the_flag(tmp_path, monkeypatch, capfd):
+def test_an_interrupted_second_verification_goes_on_without_the_flag(tmp_path, monkeypatch, capfd):
     """A file was changed in place: what was found before stands until all is looked at again, and no longer."""
     write_corpus(tmp_path, tuple(CorpusFile(f"{number:03d}.jpg", JPEG, Outcome.READ) for number in range(70)))
     assert verify(tmp_path) == 0
     (tmp_path / "train" / "odd" / "005.jpg").write_bytes(bytes(len(JPEG)))
 
-    def broken_off(*arguments):
+    def interrupted(*arguments):
         yield next(examine_split(*arguments))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(verify_tree, "examine_split", broken_off)
+        patch.setattr(verify_tree, "examine_split", interrupted)
         assert verify(tmp_path, "--again") == 130
     assert "the same command, without --again, goes on where it was" in capfd.readouterr().err
     assert Findings.read(tmp_path / ".rlpheads" / "train.json").complaints == {}
@@ -191,6 +191,6 @@ def test_findings_can_lie_elsewhere_and_must_be_there_when_named(tmp_path):
     ("flags", "message"),
     [([], "does not exist"), (["--workers", "0"], "--workers is 0; it must be at least 1")],
 )
-def test_what_cannot_be_verified_is_told(tmp_path, capsys, flags, message):
+def test_what_cannot_be_verified_is_an_error(tmp_path, capsys, flags, message):
     assert main(["verify", "--data.root", str(tmp_path / "none"), *flags]) == 2
     assert re.search(message, capsys.readouterr().err)

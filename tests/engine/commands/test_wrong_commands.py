@@ -33,7 +33,7 @@ CASES = [
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("empty", "broken"):
         (tmp_path / name).mkdir()
@@ -45,13 +45,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.wrong("command")
 @pytest.mark.parametrize(("argv", "message"), CASES, ids=lambda case: " ".join(case) if isinstance(case, list) else "")
-def test_wrong_argument_of_a_command(place, argv, message, capsys):
-    before = sorted(place.rglob("*"))
+def test_wrong_argument_of_a_command(working_folder, argv, message, capsys):
+    before = sorted(working_folder.rglob("*"))
     assert main(argv) == exit_codes.WRONG_SETTINGS == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
-    assert sorted(place.rglob("*")) == before
+    assert sorted(working_folder.rglob("*")) == before
 
 
 @pytest.mark.wrong("environment")

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from rlpheads.engine.config.command_line import help_text, parse_config
-from rlpheads.engine.config.data import AugmentConfig, DataConfig, MixConfig, SubsetConfig, SyntheticConfig
-from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.data import AugmentConfig, DataConfig, MixConfig
 from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Rank
@@ -73,11 +72,11 @@ def test_evaluation_sees_every_sample_once_at_any_world_size(tiny: Config):
 def test_no_more_workers_than_cores(tiny: Config, make: Callable, monkeypatch: pytest.MonkeyPatch):
     made = []
 
-    def noting(*arguments: object, options: LoaderOptions, **others: object) -> object:
+    def recording(*arguments: object, options: LoaderOptions, **others: object) -> object:
         made.append(options)
         return make_loader(*arguments, options=options, **others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loading, "make_loader", noting)
+    monkeypatch.setattr(loading, "make_loader", recording)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     for workers in (1, 64):
         make(with_data(tiny, workers=workers), open_sources(tiny).train, CPU, Rank(0, 1, 0))
@@ -88,28 +87,6 @@ def test_no_augmentation_is_what_it_was(tiny: Config, build: Build):
     training = build(tiny)
     batch = next(iter(training.loader))
     assert torch.equal(training.prepare_training(batch).images, training.prepare(batch).images)
-
-
-def test_settings_reach_the_data(tiny: Config):
-    small = open_sources(with_data(tiny, subset=SubsetConfig(per_class=10)))
-    assert small.train.manifest.num_samples == 100
-    assert small.heldout.manifest.num_samples == 360
-    computed = open_sources(
-        with_data(tiny, dataset="synthetic", image_size=9, synthetic=SyntheticConfig(train=64, val=8, classes=4))
-    )
-    assert computed.train.manifest.num_samples == 64
-    assert computed.heldout.read(0).shape == (3, 9, 9)
-    noisy = open_sources(with_data(tiny, label_noise=0.5, label_noise_kind="pairwise"))
-    clean = open_sources(tiny)
-    steps = (noisy.train.manifest.targets - clean.train.manifest.targets) % 10
-    assert set(steps.tolist()) == {0, 1}
-
-
-def test_too_few_images_of_a_class_are_a_config_error(tiny: Config):
-    with pytest.raises(ConfigError, match="cannot give 500 samples of every class"):
-        open_sources(with_data(tiny, subset=SubsetConfig(per_class=500)))
-    with pytest.raises(ConfigError, match="fewer than the 10 classes"):
-        open_sources(replace(tiny, data=DataConfig(dataset="synthetic", synthetic=SyntheticConfig(val=5))))
 
 
 @pytest.fixture
