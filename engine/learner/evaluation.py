@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,21 +11,12 @@ from torch import Tensor
 
 from rlpheads.engine.config.schema import Precision
 from rlpheads.engine.learner.precision import autocast
+from rlpheads.engine.learner.split import Split
 from rlpheads.engine.learner.step import Routes, forward_rows, record_rows
 from rlpheads.engine.model.builder import Network
 from rlpheads.loaders.contract.batch import Batch
-from rlpheads.loaders.contract.loader import Loader
 from rlpheads.memorization.measures.calibration import CalibrationBins
 from rlpheads.memorization.records.ledger import Ledger
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split as evaluation reads it: its loader in canonical order, its random labels, and a ledger to fill."""
-
-    loader: Loader
-    table_MN: Tensor
-    ledger: Ledger
 
 
 class ClassTotals(NamedTuple):

@@ -38,18 +38,16 @@ class RowLosses(NamedTuple):
 
 @dataclass(frozen=True)
 class Routes:
-    """Which terms are computed, and with which weights they reach the total.
+    """Which terms are computed; their weights, λ and μ, are given at each step.
 
     Attributes:
         terms: what the heads compute.
-        weights: λ and μ.
         class_loss: what trains the classifier.
         num_draws: draws that the heads (not the audit heads) learn.
         world_size: number of ranks, whose gradients DDP averages.
     """
 
     terms: HeadTerms
-    weights: TermWeights
     class_loss: ClassLoss
     num_draws: int
     world_size: int
@@ -60,14 +58,13 @@ class Routes:
 
 
 def build_routes(config: Config, model: TappedModel, world_size: int) -> Routes:
-    """Translate the configured regulariser and joint weight into terms over the model's taps.
+    """Return the terms that the configured regulariser and joint weight ask for, over the model's taps.
 
     Raises:
         ValueError: a regularised tap is no place, or has no head.
     """
-    factor, weights = config.regularizer.factor, TermWeights(config.regularizer.factor, config.heads.joint)
     regularized: tuple[int, ...] = ()
-    if factor > 0:
+    if config.regularizer.factor > 0:
         chosen = config.regularizer.taps
         places = model.places if chosen == "all" else model.select(chosen)
         if missing := [place.name for place in places if place not in model.places]:
@@ -75,11 +72,11 @@ def build_routes(config: Config, model: TappedModel, world_size: int) -> Routes:
         regularized = tuple(model.places.index(place) for place in places)
     terms = HeadTerms(config.regularizer.kind if regularized else None, regularized, joint=config.heads.joint > 0)
     class_loss = ClassLoss(config.model.loss, config.model.label_smoothing, config.model.bce_threshold)
-    return Routes(terms, weights, class_loss, config.heads.draws, world_size)
+    return Routes(terms, class_loss, config.heads.draws, world_size)
 
 
 def forward_rows(network: Network, batch: Batch, table_MN: Tensor, routes: Routes) -> RowLosses:
-    """Return every row's losses on normalised images; padding rows hold finite rubbish.
+    """Return every row's losses on normalised images; those of padding rows are finite and mean nothing.
 
     Args:
         network: model, heads and audit heads.
@@ -141,8 +138,8 @@ class TrainStep:
     config: Config
     rank: int
 
-    def __call__(self, batch: Batch, num_updates: int) -> dict[str, Tensor]:
-        """Take optimizer step number `num_updates` (from 0).
+    def __call__(self, batch: Batch, num_updates: int, term_weights: TermWeights) -> dict[str, Tensor]:
+        """Take optimizer step number `num_updates` (from 0) with λ and μ as `term_weights` has them.
 
         Returns:
             This rank's share of each figure of the step, as 0-d tensors on the device: their mean over the ranks is
@@ -152,13 +149,13 @@ class TrainStep:
         seeds = [stream_seed(self.config.seed, "dropout", num_updates, self.rank, part) for part in range(num_parts)]
         parts = list(zip(batch.chunks(num_parts), seeds, strict=True))
         with self.learner.without_sync():
-            shares = [self._forward_backward(*part) for part in parts[:-1]]
-        shares.append(self._forward_backward(*parts[-1]))
+            shares = [self._forward_backward(*part, term_weights) for part in parts[:-1]]
+        shares.append(self._forward_backward(*parts[-1], term_weights))
         self.learner.update(num_updates)
         figures = {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
         return figures | self.learner.loss_scales
 
-    def _forward_backward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+    def _forward_backward(self, batch: Batch, seed: int, term_weights: TermWeights) -> dict[str, Tensor]:
         # One seed a micro-batch instead of a saved generator: dropout continues exactly after a resume at any step, and
         # what the heads drop, after the backbone's forward pass, shifts nothing of the backbone's.
         torch.manual_seed(seed)
@@ -170,7 +167,7 @@ class TrainStep:
         shares = {"class_loss": total.detach(), "top1": (rows.class_hit_B & valid_B).sum() * scale}
         shares["skipped"] = total.new_full((), len(batch.skipped) * scale)
         trains = {"backbone": total}
-        own, audit = ("heads", "", rows.heads, self.routes.weights), ("audit", "audit_", rows.audit, TermWeights())
+        own, audit = ("heads", "", rows.heads, term_weights), ("audit", "audit_", rows.audit, TermWeights())
         for part, prefix, losses, weights in (own, audit):
             if losses is None:
                 continue

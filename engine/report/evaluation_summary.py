@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from rlpheads.engine.learner.evaluation import ClassTotals, Split
+from rlpheads.engine.learner.evaluation import ClassTotals
+from rlpheads.engine.learner.split import Split
 from rlpheads.loaders.sources.verification import nothing_readable
 from rlpheads.memorization.records.ledger import Ledger
 

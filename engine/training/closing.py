@@ -16,7 +16,7 @@ from rlpheads.engine.runs.checkpoint import weights_sha256
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.training.epoch_end import evaluate_split
 from rlpheads.engine.training.outcome import Outcome
-from rlpheads.engine.training.wiring import Training
+from rlpheads.engine.training.training import Training
 
 
 def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: str, *, closed: bool = True) -> Outcome:
@@ -28,22 +28,22 @@ def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: 
     from rlpheads.engine.report.findings import draw_figures, summarize_findings
     from rlpheads.engine.report.memory import measure_memory
 
-    if closed and training.heldout.ledger.num_seen:
-        heldout = summarize_ledger(training.heldout.ledger)
+    if closed and training.splits.heldout.ledger.num_seen:
+        heldout = summarize_ledger(training.splits.heldout.ledger)
     else:
-        heldout = evaluate_split(training, training.heldout, stop_flag)
-    if not training.launch.is_main:
+        heldout = evaluate_split(training, training.splits.heldout, stop_flag)
+    if not training.run.launch.is_main:
         return Outcome("done", reason)
-    history = training.folder.metrics("epoch")
+    history = training.run.folder.metrics("epoch")
     found = summarize_findings(
-        heldout, history, training.learner.tapped.taps, training.baselines_T, training.config.heads.num_labels
+        heldout, history, training.learner.tapped.taps, training.baselines_T, training.run.config.heads.num_labels
     )
     if found.taps:
-        if closed and training.clean.ledger.num_seen:
-            config, blocks = training.config.heads, training.learner.tapped.taps
-            memory = measure_memory(training.clean.ledger, blocks, config.draws, config.num_labels)
+        if closed and training.splits.clean.ledger.num_seen:
+            config, blocks = training.run.config.heads, training.learner.tapped.taps
+            memory = measure_memory(training.splits.clean.ledger, blocks, config.draws, config.num_labels)
             found = replace(found, memory=memory)
-        draw_figures(training.folder.figures, found, history, heldout.num_samples)
+        draw_figures(training.run.folder.figures, found, history, heldout.num_samples)
     display.findings(found)
     return Outcome("done", reason, found)
 
@@ -52,11 +52,11 @@ def close_run(training: Training, outcome: Outcome, display: Display, warnings: 
     """Write the final status.json and print the last lines; at the main rank alone."""
     hashes = _weight_hashes(training)
     facts: dict[str, Any] = {"step": training.num_updates, "weights_sha256": hashes, "warnings": warnings}
-    facts["skipped"] = _skipped_in_last_epoch(training.folder)
-    training.folder.write_status(outcome.status, outcome.reason, **facts, **_found_facts(outcome.findings))
+    facts["skipped"] = _skipped_in_last_epoch(training.run.folder)
+    training.run.folder.write_status(outcome.status, outcome.reason, **facts, **_found_facts(outcome.findings))
     for name, digest in hashes.items():
         display.say(f"{name} weights sha256 {digest}")
-    for line in closing_lines(outcome, training.config, training.folder.path):
+    for line in closing_lines(outcome, training.run.config, training.run.folder.path):
         display.say(line)
 
 

@@ -7,48 +7,49 @@ from dataclasses import replace
 from typing import Any
 
 from rlpheads.engine.distributed.stop_flag import StopFlag
-from rlpheads.engine.learner.evaluation import Split, evaluate, merge
+from rlpheads.engine.learner.evaluation import evaluate, merge
 from rlpheads.engine.learner.learner import num_audit_draws, num_parameters
+from rlpheads.engine.learner.split import Split
 from rlpheads.engine.model.builder import Network
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.report.evaluation_summary import Evaluation, summarize_evaluation, summarize_ledger
 from rlpheads.engine.report.label_figures import HeadSizes, label_figures
-from rlpheads.engine.runs.resume import Position
 from rlpheads.engine.training.early_stopping import stop_reason
 from rlpheads.engine.training.steering import regularizer_figures, steer_factor
-from rlpheads.engine.training.wiring import Training
+from rlpheads.engine.training.training import Training
 from rlpheads.memorization.records.ledger import Ledger
 from rlpheads.memorization.records.ledger_file import LedgerMetadata
 
 
 def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> None:
     """Measure, record and close the position's epoch."""
-    config, epoch, folder = training.config, training.position.epoch, training.folder
+    run, splits, epoch = training.run, training.splits, training.position.epoch
+    config = run.config
     last = epoch + 1 == config.epochs
     row: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": training.num_updates}
     row |= {"lr": training.learner.backbone.lr, **regularizer_figures(training)}
-    recorded = {"running": training.running}
+    ledgers = {"running": splits.trained.ledger}
     if last or _due(config.eval.every, epoch):
-        row |= _figures(training, "eval", "heldout", evaluate_split(training, training.heldout, stop_flag))
+        row |= _figures(training, "eval", "heldout", evaluate_split(training, splits.heldout, stop_flag))
         row |= _evaluate_average(training, stop_flag)
-        recorded["heldout"] = training.heldout.ledger
+        ledgers["heldout"] = splits.heldout.ledger
         last = last or reason_to_stop_early(training, row) is not None
     if last or _due(config.eval.clean_every, epoch):
-        row |= _figures(training, "clean", "clean", evaluate_split(training, training.clean, stop_flag))
+        row |= _figures(training, "clean", "clean", evaluate_split(training, splits.clean, stop_flag))
         steer_factor(training, row)
-        recorded["clean"] = training.clean.ledger
-    merge(training.running, training.launch.world_size)  # after the last moment at which a stop would save it
-    row |= _figures(training, "train", "running", summarize_ledger(training.running))
-    row |= training.rates
-    if training.launch.is_main:
+        ledgers["clean"] = splits.clean.ledger
+    # Not before: a stop during an evaluation saves the ledger of this rank's rows alone.
+    merge(splits.trained.ledger, run.launch.world_size)
+    row |= _figures(training, "train", "running", summarize_ledger(splits.trained.ledger))
+    row |= training.gauges.rates
+    if run.launch.is_main:
         if last or _due(config.ledger.every, epoch):
-            for phase, ledger in recorded.items():
+            for phase, ledger in ledgers.items():
                 _write_ledger(training, phase, ledger)
-        training.log.append(row)
-        folder.write_summary()
+        run.log.append(row)
+        run.folder.write_summary()
     display.epoch(row, training.learner.tapped.taps)
-    training.running.reset()
-    training.position = Position(epoch + 1)
+    training.begin_next_epoch()
     if last or _due(config.checkpoint.every, epoch):
         save_checkpoint(training, display)
 
@@ -58,13 +59,13 @@ def reason_to_stop_early(training: Training, *rows: Mapping[str, Any]) -> str | 
 
     Collective where `early_stopping` is on: the main rank, which has the file, decides for all.
     """
-    settings = training.config.early_stopping
+    settings = training.run.config.early_stopping
     if settings.patience is None:
         return None
     reason = None
-    if training.launch.is_main:
-        reason = stop_reason(settings, [*training.folder.metrics("epoch"), *rows])
-    return training.launch.share(reason)
+    if training.run.launch.is_main:
+        reason = stop_reason(settings, [*training.run.folder.metrics("epoch"), *rows])
+    return training.run.launch.share(reason)
 
 
 def evaluate_split(training: Training, split: Split, stop_flag: StopFlag) -> Evaluation:
@@ -74,9 +75,9 @@ def evaluate_split(training: Training, split: Split, stop_flag: StopFlag) -> Eva
     totals = evaluate(
         learner.bare,
         split,
-        training.routes.measuring(),
-        training.prepare,
-        training.config.precision,
+        training.step.routes.measuring(),
+        training.preparation.for_evaluation,
+        training.run.config.precision,
         stop_flag.agreed,
     )
     return summarize_evaluation(split, totals)
@@ -87,12 +88,12 @@ def _evaluate_average(training: Training, stop_flag: StopFlag) -> dict[str, floa
     ema = training.learner.ema
     if ema is None:
         return {}
-    heldout = training.heldout
-    num_samples = training.sources.heldout.manifest.num_samples
-    split = replace(heldout, ledger=Ledger(num_samples, 0, 1, training.launch.device))
-    precision, routes = training.config.precision, training.routes.measuring()
+    heldout = training.splits.heldout
+    num_samples = training.run.sources.heldout.manifest.num_samples
+    split = replace(heldout, ledger=Ledger(num_samples, 0, 1, training.run.launch.device))
+    precision, routes = training.run.config.precision, training.step.routes.measuring()
     network = Network(ema.module.eval(), None, None)
-    totals = evaluate(network, split, routes, training.prepare, precision, stop_flag.agreed)
+    totals = evaluate(network, split, routes, training.preparation.for_evaluation, precision, stop_flag.agreed)
     found = summarize_evaluation(split, totals)
     names = ("loss", "top1", "top5", "ece")
     return {f"eval_ema_{name}": getattr(found, name) for name in names}
@@ -101,13 +102,13 @@ def _evaluate_average(training: Training, stop_flag: StopFlag) -> dict[str, floa
 def _figures(training: Training, name: str, phase: str, found: Evaluation) -> dict[str, Any]:
     named = {"loss": found.loss, "top1": found.top1, "top5": found.top5, "ece": found.ece, "skipped": found.num_skipped}
     figures: dict[str, Any] = {f"{name}_{figure}": value for figure, value in named.items() if value is not None}
-    num_draws, learner = training.config.heads.draws, training.learner
+    num_draws, learner = training.run.config.heads.draws, training.learner
     sizes = HeadSizes(
-        num_labels=training.config.heads.num_labels,
-        num_blocks=training.config.heads.num_blocks(len(training.sources.train.manifest.classes)),
+        num_labels=training.run.config.heads.num_labels,
+        num_blocks=training.run.config.heads.num_blocks(len(training.run.sources.train.manifest.classes)),
         dims=learner.dims,
         num_network_parameters=num_parameters(learner.tapped),
-        joint=training.config.heads.joint > 0,
+        joint=training.run.config.heads.joint > 0,
     )
     if learner.heads is not None:
         figures |= label_figures(found.of_draws(slice(num_draws)), phase, sizes)
@@ -118,20 +119,20 @@ def _figures(training: Training, name: str, phase: str, found: Evaluation) -> di
 
 
 def _write_ledger(training: Training, phase: str, ledger: Ledger) -> None:
-    source = training.sources.heldout if phase == "heldout" else training.sources.train
+    source = training.run.sources.heldout if phase == "heldout" else training.run.sources.train
     metadata = LedgerMetadata(
         fingerprint=source.manifest.fingerprint,
-        seed=training.config.seed,
-        num_labels=training.config.heads.num_labels,
+        seed=training.run.config.seed,
+        num_labels=training.run.config.heads.num_labels,
         taps=training.learner.tapped.taps,
         num_draws=ledger.num_draws,
-        num_audit_draws=num_audit_draws(training.config),
+        num_audit_draws=num_audit_draws(training.run.config),
         epoch=training.position.epoch,
         phase=phase,
         split=source.manifest.split,
         step=training.num_updates,
     )
-    ledger.write_parquet(training.folder.ledger(training.position.epoch, phase), metadata)
+    ledger.write_parquet(training.run.folder.ledger(training.position.epoch, phase), metadata)
 
 
 def save_checkpoint(training: Training, display: Display) -> None:

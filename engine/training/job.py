@@ -56,7 +56,7 @@ def _train(start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, l
         check_same_images(sources, launched)
         training = build_training(config, plan, sources, folder, launched, fresh=start.point is None)
         display = Display(console, config.epochs, training.order.num_steps, launched.device, config.verbose)
-        with closing(training.log), display:
+        with closing(training.run.log), display:
             for line in opening_lines(training, fresh=start.point is None):
                 display.say(line)
             for warning in start.warnings:
@@ -65,7 +65,7 @@ def _train(start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, l
                 training.resume(start.point)
                 display.say(f"resumed from {start.point.checkpoint} at step {training.num_updates}")
             if launched.is_main:
-                training.log.open(training.num_updates, training.position.epoch, asdict(config))
+                training.run.log.open(training.num_updates, training.position.epoch, asdict(config))
             outcome = fit(training, display)
             if launched.is_main:
                 close_run(training, outcome, display, start.warnings)

@@ -15,26 +15,25 @@ last checkpoint and writes the same numbers again.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from rlpheads.engine.distributed.stop_flag import StopFlag
+from rlpheads.engine.gauges.tracing import StepTracer
 from rlpheads.engine.learner.evaluation import EvaluationInterruptedError
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.training.closing import conclude
 from rlpheads.engine.training.epoch_end import finish_epoch, reason_to_stop_early, save_checkpoint
 from rlpheads.engine.training.outcome import Outcome, TrainingStoppedError
-from rlpheads.engine.training.tracing import StepTracer
+from rlpheads.engine.training.training import Training
 from rlpheads.engine.training.windows import close_window, publish_window
-from rlpheads.engine.training.wiring import Training
 
 
 def fit(training: Training, display: Display) -> Outcome:
     """Train from `training.position` to the end, a stop signal or `max_steps`. Collective."""
-    config = training.config
-    stop_flag = StopFlag(training.launch.control, training.launch.world_size)
+    config = training.run.config
+    stop_flag = StopFlag(training.run.launch.control, training.run.launch.world_size)
     stop_flag.install()
-    tracer = StepTracer(config.runtime.profile, training.launch, training.folder.path / "profile", display.say)
+    tracer = StepTracer(config.runtime.profile, training.run.launch, training.run.folder.path / "profile", display.say)
     try:
         while training.position.epoch < config.epochs:
             if training.position.consumed == 0 and (reason := reason_to_stop_early(training)) is not None:
@@ -46,7 +45,7 @@ def fit(training: Training, display: Display) -> Outcome:
             finish_epoch(training, display, stop_flag)
         return conclude(training, display, stop_flag, f"all {config.epochs} epochs trained")
     except (TrainingStoppedError, EvaluationInterruptedError):
-        if training.position != training.saved:
+        if not training.is_saved:
             save_checkpoint(training, display)
         return Outcome("requeue", f"stopped by {stop_flag.reason} after step {training.num_updates}")
     finally:
@@ -62,22 +61,20 @@ def _train_epoch(
     Raises:
         TrainingStoppedError: on a stop signal.
     """
-    clock = training.clock
-    training.loader.set_epoch(training.position.epoch, training.position.consumed)
+    clock = training.gauges.clock
+    training.splits.trained.loader.set_epoch(training.position.epoch, training.position.consumed)
     training.learner.train()
     stopped = False
     clock.start()
-    batches = iter(training.loader)
+    batches = iter(training.splits.trained.loader)
     while training.epoch_has_steps_left and not training.reached_max_steps and not stopped:
         with tracer.step(training.num_updates):
             with clock.waiting():
                 delivered = next(batches)
-            batch = training.prepare_training(delivered)
-            training.meters.add(training.step(batch, training.num_updates))
-            training.position = replace(training.position, consumed=training.position.consumed + batch.num_global_rows)
-            clock.step(batch.num_global_rows)
+            training.train_on(delivered)
+            clock.step(delivered.num_global_rows)
             publish_window(training, display)
-            if training.num_updates % training.config.log_every == 0:
+            if training.num_updates % training.run.config.log_every == 0:
                 close_window(training)
             stopped = stop_flag.agreed()
     clock.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rlpheads.engine.learner.learner import num_parameters
-from rlpheads.engine.training.wiring import Training
+from rlpheads.engine.training.training import Training
 
 
 def opening_lines(training: Training, *, fresh: bool) -> Iterator[str]:
@@ -17,7 +17,7 @@ def opening_lines(training: Training, *, fresh: bool) -> Iterator[str]:
 
 
 def _model_and_images(training: Training) -> str:
-    config, learner = training.config, training.learner
+    config, learner = training.run.config, training.learner
     heads = "no heads"
     if learner.heads is not None:
         heads = (
@@ -25,16 +25,16 @@ def _model_and_images(training: Training) -> str:
             f"({num_parameters(learner.heads.module):,} parameters in the heads)"
         )
     return (
-        f"{training.folder.path}: {config.model.name} ({num_parameters(learner.tapped):,} parameters), {heads}, "
-        f"{training.sources.train.manifest.num_samples:,} training and "
-        f"{training.sources.heldout.manifest.num_samples:,} held-out images, {config.precision} on "
-        f"{training.launch.world_size} x {training.launch.device.type}"
+        f"{training.run.folder.path}: {config.model.name} ({num_parameters(learner.tapped):,} parameters), {heads}, "
+        f"{training.run.sources.train.manifest.num_samples:,} training and "
+        f"{training.run.sources.heldout.manifest.num_samples:,} held-out images, {config.precision} on "
+        f"{training.run.launch.world_size} x {training.run.launch.device.type}"
     )
 
 
 def _arithmetic(training: Training) -> str:
     """Say how much is computed for an image, and what MFU is held against."""
-    flops, peak = training.utilisation.flops, training.utilisation.peak
+    flops, peak = training.gauges.utilisation.flops, training.gauges.utilisation.peak
     if flops is None:
         return "arithmetic: this model's cannot be counted; no MFU"
     shares = f"network {flops.network / 1e9:.4g}, heads {flops.heads / 1e9:.4g}"

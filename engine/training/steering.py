@@ -8,12 +8,12 @@ from statistics import fmean
 from typing import Any
 
 from rlpheads.engine.config.learning import RegularizerConfig
-from rlpheads.engine.training.wiring import Training
+from rlpheads.engine.training.training import Training
 
 
 def regularizer_figures(training: Training) -> dict[str, float]:
     """Return λ as it was in this epoch, and λ/K: at chance the gradient of `unlikelihood` is proportional to 1/K."""
-    weights, num_labels = training.routes.weights, training.config.heads.num_labels
+    weights, num_labels = training.term_weights, training.run.config.heads.num_labels
     if weights.factor == 0:
         return {}
     per_label = weights.factor_per_label(num_labels)
@@ -22,11 +22,11 @@ def regularizer_figures(training: Training) -> dict[str, float]:
 
 def steer_factor(training: Training, row: Mapping[str, Any]) -> None:
     """Move λ towards `regularizer.target`: dual ascent on ln λ. Every rank computes the same from the merged ledgers."""
-    settings, factor = training.config.regularizer, training.routes.weights.factor
+    settings, factor = training.run.config.regularizer, training.term_weights.factor
     if factor == 0 or settings.target is None:
         return
     accuracy_T, baseline_T = row["audit_rla_clean"], training.baselines_T
-    excess = fmean(accuracy_T[tap] - baseline_T[tap] for tap in training.routes.terms.regularized)
+    excess = fmean(accuracy_T[tap] - baseline_T[tap] for tap in training.step.routes.terms.regularized)
     training.set_factor(next_factor(factor, settings, excess - settings.target))
 
 

@@ -6,13 +6,13 @@ import math
 
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.training.outcome import TrainingDivergedError
-from rlpheads.engine.training.wiring import Training
+from rlpheads.engine.training.training import Training
 
 
 def close_window(training: Training) -> None:
     """Start to read the averages of the steps since the last window was closed. Collective."""
     rates = {f"{name}_lr": part.lr for name, part in training.learner.parts}
-    training.meters.begin_read(training.num_updates, **rates)
+    training.gauges.meters.begin_read(training.num_updates, **rates)
 
 
 def publish_window(training: Training, display: Display) -> None:
@@ -21,13 +21,13 @@ def publish_window(training: Training, display: Display) -> None:
     Raises:
         TrainingDivergedError: a figure is not finite.
     """
-    read = training.meters.finish_read()
+    read = training.gauges.meters.finish_read()
     if read is not None:
         _publish(training, display, *read)
 
 
 def _publish(training: Training, display: Display, step: int, figures: dict[str, float]) -> None:
-    clock = training.clock
+    clock = training.gauges.clock
     if not all(math.isfinite(value) for value in figures.values()):
         names = ", ".join(f"{name}={value}" for name, value in figures.items() if not math.isfinite(value))
         raise TrainingDivergedError(
@@ -35,12 +35,7 @@ def _publish(training: Training, display: Display, step: int, figures: dict[str,
             "heads.optim.lr, set optim.clip_norm, or lower regularizer.factor"
         )
     row = {"kind": "step", "step": step, "epoch": training.position.epoch, **figures}
-    row |= training.rates
-    if training.launch.is_main:
-        training.log.append(row)
-    display.step(row, clock.eta_seconds(_images_left(training)))
-
-
-def _images_left(training: Training) -> int:
-    per_epoch = training.order.num_steps * training.config.batch_size
-    return (training.config.epochs - training.position.epoch) * per_epoch - training.position.consumed
+    row |= training.gauges.rates
+    if training.run.launch.is_main:
+        training.run.log.append(row)
+    display.step(row, clock.eta_seconds(training.images_left))

@@ -18,10 +18,11 @@ from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.model.plan import plan_model
 from rlpheads.engine.runs.folder import RunFolder
-from rlpheads.engine.runs.resume import ResumePoint
+from rlpheads.engine.runs.resume import Position, ResumePoint
 from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training import job
-from rlpheads.engine.training.wiring import Training, build_training
+from rlpheads.engine.training.training import Training
+from rlpheads.engine.training.wiring import build_training
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +67,10 @@ def resumed(build: Callable[[Config], Training]) -> Callable[[Training, int], Tr
     """Saves a training whose epoch has gone so many steps, and resumes it in another one."""
 
     def again(training: Training, num_steps: int) -> Training:
-        training.position = replace(training.position, consumed=num_steps * training.config.batch_size)
+        training.move_to(Position(0, num_steps * training.run.config.batch_size))
         training.save()
-        (saved,) = training.folder.checkpoints.iterdir()
-        second = build(training.config)
+        (saved,) = training.run.folder.checkpoints.iterdir()
+        second = build(training.run.config)
         second.resume(ResumePoint(saved, training.position, 0.0))
         return second
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from rlpheads.engine.training.device_wait import DeviceWait
+from rlpheads.engine.gauges.clock import DeviceWait
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.delivery import deliver
 from rlpheads.loaders.contract.options import LoaderOptions

@@ -53,10 +53,10 @@ def test_one_by_one_is_the_same(tiny, build):
 
 def train(training, num_steps: int, first: int = 0) -> None:
     training.learner.train()
-    training.loader.set_epoch(0, first * training.config.batch_size)
-    batches = iter(training.loader)
+    training.splits.trained.loader.set_epoch(0, first * training.run.config.batch_size)
+    batches = iter(training.splits.trained.loader)
     for number in range(first, first + num_steps):
-        training.step(training.prepare(next(batches)), number)
+        training.step(training.preparation.for_evaluation(next(batches)), number, training.term_weights)
 
 
 def average_of(training) -> dict[str, torch.Tensor]:

@@ -40,10 +40,13 @@ def step(trained: TrainedPart, number: int, spoil: bool = False) -> None:
 
 def take_steps(training, num_steps: int, first: int = 0) -> list[dict[str, float]]:
     training.learner.train()
-    training.loader.set_epoch(0, first * training.config.batch_size)
-    batches = iter(training.loader)
+    training.splits.trained.loader.set_epoch(0, first * training.run.config.batch_size)
+    batches = iter(training.splits.trained.loader)
     numbers = range(first, first + num_steps)
-    shares = [training.step(training.prepare(next(batches)), number) for number in numbers]
+    shares = [
+        training.step(training.preparation.for_evaluation(next(batches)), number, training.term_weights)
+        for number in numbers
+    ]
     return [{name: float(value) for name, value in share.items()} for share in shares]
 
 

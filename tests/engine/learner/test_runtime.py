@@ -27,8 +27,11 @@ def test_switches_are_set_and_go_back():
 
 def steps_of(training, num_steps: int = 3) -> list[float]:
     training.learner.train()
-    batches = iter(training.loader)
-    shares = [training.step(training.prepare(next(batches)), step) for step in range(num_steps)]
+    batches = iter(training.splits.trained.loader)
+    shares = [
+        training.step(training.preparation.for_evaluation(next(batches)), step, training.term_weights)
+        for step in range(num_steps)
+    ]
     return [float(share[name]) for share in shares for name in ("class_loss", "head_cross_entropy")]
 
 
@@ -42,7 +45,7 @@ def weights_of(training) -> dict[str, torch.Tensor]:
 def test_results_stay(tiny, build, runtime):
     """Dropout included: what is computed again is dropped again."""
     plain, changed = build(tiny), build(tiny, runtime=RuntimeConfig(**runtime))
-    with torch_switches(changed.config.runtime):
+    with torch_switches(changed.run.config.runtime):
         assert steps_of(changed) == pytest.approx(steps_of(plain), rel=1e-6)
     for name, tensor in weights_of(plain).items():
         torch.testing.assert_close(weights_of(changed)[name], tensor, msg=name)

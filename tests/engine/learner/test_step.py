@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rlpheads.engine.config.data import AugmentConfig, MixConfig
 from rlpheads.engine.config.learning import AverageConfig, RegularizerConfig
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.gauges.meters import Meters
 from rlpheads.engine.learner.ema import build_average
 from rlpheads.engine.learner.learner import Learner, build_heads
 from rlpheads.engine.learner.parts import build_part, with_loss_scale
@@ -18,12 +19,12 @@ from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.step import TrainStep, build_routes
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.training.loading import augment_spec, mix_spec
-from rlpheads.engine.training.meters import Meters
-from rlpheads.engine.training.wiring import Training
+from rlpheads.engine.training.training import Training
 from rlpheads.loaders.augment.mixing import Mixer
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.loaders.augment.pipeline import Augment
 from rlpheads.loaders.contract.batch import Batch
+from rlpheads.memorization.heads.combined_loss import TermWeights
 from rlpheads.memorization.records.ledger import Ledger
 
 Build = Callable[..., Training]
@@ -31,8 +32,11 @@ Build = Callable[..., Training]
 
 def take_steps(training: Training, num_steps: int) -> list[dict[str, Tensor]]:
     training.learner.train()
-    batches = iter(training.loader)
-    return [training.step(training.prepare(next(batches)), number) for number in range(num_steps)]
+    batches = iter(training.splits.trained.loader)
+    return [
+        training.step(training.preparation.for_evaluation(next(batches)), number, training.term_weights)
+        for number in range(num_steps)
+    ]
 
 
 def backbone_of(training: Training) -> dict[str, Tensor]:
@@ -88,7 +92,7 @@ def test_only_the_regularized_taps_reach_the_backbone(tiny: Config, build: Build
     plain = build(tiny, model=replace(tiny.model, args={**tiny.model.args, "drop_rate": 0.0}))
     first = build(
         tiny,
-        model=plain.config.model,
+        model=plain.run.config.model,
         regularizer=RegularizerConfig(kind="uniform", factor=10.0, taps=[0]),
     )
     take_steps(plain, 1)
@@ -104,7 +108,7 @@ def test_accumulation_changes_the_sums_by_rounding_only(tiny: Config, build: Bui
     shares, shares_in_parts = take_steps(whole, 1)[0], take_steps(parts, 1)[0]
     for name, value in shares.items():
         torch.testing.assert_close(shares_in_parts[name], value, rtol=1e-5, atol=1e-6)
-    left, right = whole.running.tensors(), parts.running.tensors()
+    left, right = whole.splits.trained.ledger.tensors(), parts.splits.trained.ledger.tensors()
     torch.testing.assert_close(left["class_loss"], right["class_loss"], rtol=1e-5, atol=1e-6)
     assert torch.equal(left["count"], right["count"])
 
@@ -112,7 +116,7 @@ def test_accumulation_changes_the_sums_by_rounding_only(tiny: Config, build: Bui
 def test_padding_rows_count_nowhere(tiny: Config, build: Build):
     config = replace(tiny, model=replace(tiny.model, args={**tiny.model.args, "drop_rate": 0.0}))
     short, padded = build(config), build(config)
-    rows = next(iter(short.loader))
+    rows = next(iter(short.splits.trained.loader))
     half = Batch(rows.images[:16], rows.targets[:16], rows.index[:16], 16)
     blank = torch.zeros_like(rows.images[:16])
     full = Batch(
@@ -123,11 +127,11 @@ def test_padding_rows_count_nowhere(tiny: Config, build: Build):
     )
     short.learner.train()
     padded.learner.train()
-    expected = short.step(short.prepare(half), 0)
-    obtained = padded.step(padded.prepare(full), 0)
+    expected = short.step(short.preparation.for_evaluation(half), 0, short.term_weights)
+    obtained = padded.step(padded.preparation.for_evaluation(full), 0, padded.term_weights)
     for name, value in expected.items():
         torch.testing.assert_close(obtained[name], value, rtol=1e-5, atol=1e-6)
-    assert padded.running.num_seen == 16
+    assert padded.splits.trained.ledger.num_seen == 16
     torch.testing.assert_close(backbone_of(padded), backbone_of(short), rtol=1e-4, atol=1e-5)
 
 
@@ -135,10 +139,10 @@ def test_dropout_depends_on_the_step_and_not_on_what_ran_before(tiny: Config, bu
     straight, disturbed = build(tiny), build(tiny)
     take_steps(straight, 2)
     disturbed.learner.train()
-    batches = iter(disturbed.loader)
+    batches = iter(disturbed.splits.trained.loader)
     for number in range(2):
         torch.rand(7)
-        disturbed.step(disturbed.prepare(next(batches)), number)
+        disturbed.step(disturbed.preparation.for_evaluation(next(batches)), number, disturbed.term_weights)
     assert same(backbone_of(straight), backbone_of(disturbed))
 
 
@@ -152,11 +156,11 @@ def test_regularizer_lowers_its_own_heads_accuracy(tiny: Config, build: Build, k
         training.learner.train()
         number = 0
         for epoch in range(6):
-            training.loader.set_epoch(epoch)
-            for batch in training.loader:
-                training.step(training.prepare(batch), number)
+            training.splits.trained.loader.set_epoch(epoch)
+            for batch in training.splits.trained.loader:
+                training.step(training.preparation.for_evaluation(batch), number, training.term_weights)
                 number += 1
-        return float(training.running.label_accuracy_TM.mean())
+        return float(training.splits.trained.ledger.label_accuracy_TM.mean())
 
     assert last_losses(5.0) < last_losses(0.0)
 
@@ -215,9 +219,12 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
         augment = Augment(augment_spec(config.data), Normalize(config.data.mean, config.data.std), seed=0)
         mixer = Mixer(mix_spec(config.data), seed=0)
         meters = Meters(torch.device("cpu"), world_size=1)
+        weights = TermWeights(config.regularizer.factor, config.heads.joint)
         learner.train()
         for number in range(2):
-            shares = step(mixer(batch.with_images(augment(batch.images, batch.index, number)), number, 0), number)
+            shares = step(
+                mixer(batch.with_images(augment(batch.images, batch.index, number)), number, 0), number, weights
+            )
             meters.add(shares)
     assert {"class_loss", "head_cross_entropy", "joint", "top1", "rla_first", "rla_last"} <= shares.keys()
     assert ("regularizer" in shares) == (kind is not None)
@@ -238,7 +245,7 @@ def test_audit_heads_change_nothing(tiny: Config, build: Build):
     assert same(backbone_of(plain), backbone_of(audited))
     assert same(heads_of(plain), heads_of(audited))
     assert {"audit_head_cross_entropy", "audit_rla_first"} <= shares.keys()
-    assert audited.running.label_accuracy_TM.shape == (2, 4)
+    assert audited.splits.trained.ledger.label_accuracy_TM.shape == (2, 4)
 
 
 def test_audit_is_on_by_default_where_something_acts_on_the_labels(tiny: Config, build: Build):

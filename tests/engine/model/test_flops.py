@@ -118,7 +118,7 @@ def test_unknown_utilisation_is_absent(used):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_run_on_a_cpu_knows_its_arithmetic_and_claims_no_utilisation(tiny: Config, build):
     training = build(tiny)
-    assert training.utilisation.flops is not None
-    assert training.utilisation.flops.network > 0
-    assert training.utilisation.flops.heads == 2 * 2 * 2 * 5 * 24 * 2  # taps x draws x FLOP of a product, twice
-    assert training.rates.keys() == {"images_per_second", "data_wait"}
+    assert training.gauges.utilisation.flops is not None
+    assert training.gauges.utilisation.flops.network > 0
+    assert training.gauges.utilisation.flops.heads == 2 * 2 * 2 * 5 * 24 * 2  # taps x draws x FLOP of a product, twice
+    assert training.gauges.rates.keys() == {"images_per_second", "data_wait"}

@@ -137,9 +137,9 @@ def test_a_frozen_network_is_measured_and_never_changes(tiny, build, tmp_path):
     training = build(replace(tiny, model=model))
     training.learner.train()
     heads = {name: tensor.clone() for name, tensor in training.learner.heads.module.state_dict().items()}
-    batches = iter(training.loader)
+    batches = iter(training.splits.trained.loader)
     for step in range(3):
-        training.step(training.prepare(next(batches)), step)
+        training.step(training.preparation.for_evaluation(next(batches)), step, training.term_weights)
     backbone = training.learner.tapped.backbone
     assert same(network(seed=1), backbone)
     assert not backbone.training

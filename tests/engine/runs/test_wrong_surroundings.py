@@ -156,7 +156,7 @@ def checkpoint(tmp_path_factory, launched) -> tuple[Config, Path]:
         config, plan_model(config, 10), open_sources(config), RunFolder(folder / "mine"), launched
     )
     training.save()
-    (saved,) = training.folder.checkpoints.iterdir()
+    (saved,) = training.run.folder.checkpoints.iterdir()
     return config, saved
 
 

@@ -62,7 +62,9 @@ def fitted(training) -> Outcome:
     console = Console(file=io.StringIO(), width=160)
     return fit(
         training,
-        Display(console, training.config.epochs, training.order.num_steps, training.launch.device, verbose=False),
+        Display(
+            console, training.run.config.epochs, training.order.num_steps, training.run.launch.device, verbose=False
+        ),
     )
 
 
@@ -84,10 +86,10 @@ def test_the_epoch_that_ends_a_run_is_kept_like_any_last_one(impatient, build):
     outcome = fitted(training)
     assert outcome.status == "done"
     assert outcome.reason.startswith("early_stopping: eval_top1 is not better by more than 1 than ")
-    rows = training.folder.metrics("epoch")
+    rows = training.run.folder.metrics("epoch")
     assert [("eval_top1" in row, "clean_top1" in row) for row in rows] == [(True, False), (True, False), (True, True)]
-    assert training.folder.ledger(2, "clean").exists()
-    assert [path.name for path in list_whole(training.folder.checkpoints)] == [f"step={training.num_updates:09d}"]
+    assert training.run.folder.ledger(2, "clean").exists()
+    assert [path.name for path in list_whole(training.run.folder.checkpoints)] == [f"step={training.num_updates:09d}"]
     assert outcome.findings is not None
     assert outcome.findings.memory
 
@@ -95,10 +97,10 @@ def test_the_epoch_that_ends_a_run_is_kept_like_any_last_one(impatient, build):
 def test_a_run_that_ended_early_stays_ended(impatient, build):
     first = build(impatient)
     ended = fitted(first)
-    saved = find(first.folder.checkpoints)
+    saved = find(first.run.folder.checkpoints)
     position = Position(**read_manifest(saved)["position"])
     assert position == Position(3)
     again = build(impatient)
     again.resume(ResumePoint(saved, position, 0.0))
     assert fitted(again).reason == ended.reason
-    assert len(first.folder.metrics("epoch")) == 3
+    assert len(first.run.folder.metrics("epoch")) == 3

@@ -15,11 +15,10 @@ from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Rank
 from rlpheads.engine.learner.step import forward_rows
-from rlpheads.engine.runs.resume import Position
 from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training import loading
 from rlpheads.engine.training.loading import augment_spec, evaluation_loader, mix_spec, training_loader
-from rlpheads.engine.training.wiring import Training
+from rlpheads.engine.training.training import Training
 from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.factory import make_loader
 
@@ -39,22 +38,24 @@ def augmented(tiny: Config) -> Config:
 
 def test_training_images_are_augmented_and_evaluated_ones_are_not(augmented: Config, build: Build):
     training = build(augmented)
-    batch = next(iter(training.loader))
-    images, plain = training.prepare_training(batch).images, training.prepare(batch).images
-    assert torch.equal(plain, training.normalize(batch.images))
+    batch = next(iter(training.splits.trained.loader))
+    images, plain = (
+        training.preparation.for_training(batch, 0, 0).images,
+        training.preparation.for_evaluation(batch).images,
+    )
+    assert torch.equal(plain, training.preparation.normalize(batch.images))
     assert (images != plain).flatten(1).any(1).all()
     # pad: the loader hands the whole image over
-    assert torch.equal(batch.images[0], training.sources.train.read(int(batch.index[0])))
+    assert torch.equal(batch.images[0], training.run.sources.train.read(int(batch.index[0])))
 
 
 def test_an_augmented_image_depends_on_seed_epoch_and_index(augmented: Config, build: Build):
     one, two, other = build(augmented), build(augmented), build(augmented, seed=1)
-    batch = next(iter(one.loader))
-    first = one.prepare_training(batch).images
-    assert torch.equal(two.prepare_training(batch).images, first)
-    assert not torch.equal(other.prepare_training(batch).images, first)
-    two.position = Position(1)
-    assert not torch.equal(two.prepare_training(batch).images, first)
+    batch = next(iter(one.splits.trained.loader))
+    first = one.preparation.for_training(batch, 0, 0).images
+    assert torch.equal(two.preparation.for_training(batch, 0, 0).images, first)
+    assert not torch.equal(other.preparation.for_training(batch, 0, 0).images, first)
+    assert not torch.equal(two.preparation.for_training(batch, 1, 0).images, first)
 
 
 def test_evaluation_sees_every_sample_once_at_any_world_size(tiny: Config):
@@ -85,8 +86,10 @@ def test_no_more_workers_than_cores(tiny: Config, make: Callable, monkeypatch: p
 
 def test_no_augmentation_is_what_it_was(tiny: Config, build: Build):
     training = build(tiny)
-    batch = next(iter(training.loader))
-    assert torch.equal(training.prepare_training(batch).images, training.prepare(batch).images)
+    batch = next(iter(training.splits.trained.loader))
+    assert torch.equal(
+        training.preparation.for_training(batch, 0, 0).images, training.preparation.for_evaluation(batch).images
+    )
 
 
 @pytest.fixture
@@ -115,14 +118,14 @@ def test_heads_learn_both_random_labels_of_a_mixed_row_and_score_the_dominant_on
         model=replace(mixed.model, label_smoothing=0.1),
     )
     training = build(regularized)
-    batch = training.prepare_training(next(iter(training.loader)))
+    batch = training.preparation.for_training(next(iter(training.splits.trained.loader)), 0, 0)
     partners = batch.partners
     assert partners is not None
-    table = training.clean.table_MN
-    rows = forward_rows(training.learner.bare, batch, table, training.routes)
-    own = forward_rows(training.learner.bare, replace(batch, partners=None), table, training.routes)
+    table = training.splits.clean.table_MN
+    rows = forward_rows(training.learner.bare, batch, table, training.step.routes)
+    own = forward_rows(training.learner.bare, replace(batch, partners=None), table, training.step.routes)
     other = replace(batch, partners=None, index=partners.index, targets=partners.targets)
-    theirs = forward_rows(training.learner.bare, other, table, training.routes)
+    theirs = forward_rows(training.learner.bare, other, table, training.step.routes)
     weight = partners.weight
     for prefix in ("heads", "audit"):
         losses, first, second = (getattr(each, prefix) for each in (rows, own, theirs))
@@ -140,11 +143,10 @@ def test_heads_learn_both_random_labels_of_a_mixed_row_and_score_the_dominant_on
 
 def test_a_batch_that_is_mixed_as_a_whole_is_mixed_by_its_step(mixed: Config, build: Build):
     training = build(with_data(mixed, mix=MixConfig(mixup=1.0, mode="batch")))
-    batch = next(iter(training.loader))
+    batch = next(iter(training.splits.trained.loader))
     weights = []
     for step in range(3):
-        training.position = replace(training.position, consumed=step * training.order.batch_size)
-        partners = training.prepare_training(batch).partners
+        partners = training.preparation.for_training(batch, 0, step).partners
         assert partners is not None
         assert len(partners.weight.unique()) == 1
         weights.append(partners.weight[0].item())
@@ -153,15 +155,15 @@ def test_a_batch_that_is_mixed_as_a_whole_is_mixed_by_its_step(mixed: Config, bu
 
 def test_mixing_reaches_training_alone_and_accumulation_changes_rounding_only(mixed: Config, build: Build):
     whole, parts = build(mixed), build(mixed, accumulate=4)
-    batch = next(iter(whole.loader))
-    assert whole.prepare(batch).partners is None
+    batch = next(iter(whole.splits.trained.loader))
+    assert whole.preparation.for_evaluation(batch).partners is None
     whole.learner.train()
     parts.learner.train()
-    shares = whole.step(whole.prepare_training(batch), 0)
-    in_parts = parts.step(parts.prepare_training(batch), 0)
+    shares = whole.step(whole.preparation.for_training(batch, 0, 0), 0, whole.term_weights)
+    in_parts = parts.step(parts.preparation.for_training(batch, 0, 0), 0, parts.term_weights)
     for name, value in shares.items():
         torch.testing.assert_close(in_parts[name], value, rtol=1e-5, atol=1e-6)
-    recorded, in_parts_recorded = whole.running.tensors(), parts.running.tensors()
+    recorded, in_parts_recorded = whole.splits.trained.ledger.tensors(), parts.splits.trained.ledger.tensors()
     assert torch.equal(recorded["target"], in_parts_recorded["target"])
     index = batch.index
     assert torch.equal(recorded["target"][index], batch.targets)
@@ -172,9 +174,9 @@ def test_mixup_leaves_heads_that_only_measure_detached(mixed: Config, build: Bui
     with_heads, without = build(mixed), build(mixed, heads=replace(mixed.heads, taps="none"))
     for training in (with_heads, without):
         training.learner.train()
-        batches = iter(training.loader)
+        batches = iter(training.splits.trained.loader)
         for number in range(3):
-            training.step(training.prepare_training(next(batches)), number)
+            training.step(training.preparation.for_training(next(batches), 0, 0), number, training.term_weights)
     left, right = (training.learner.tapped.state_dict() for training in (with_heads, without))
     assert all(torch.equal(left[name], right[name]) for name in left)
 

@@ -21,9 +21,11 @@ def trained(training) -> tuple[list[dict], str]:
     console = Console(file=out, width=160)
     fit(
         training,
-        Display(console, training.config.epochs, training.order.num_steps, training.launch.device, verbose=True),
+        Display(
+            console, training.run.config.epochs, training.order.num_steps, training.run.launch.device, verbose=True
+        ),
     )
-    return training.folder.metrics("epoch"), out.getvalue()
+    return training.run.folder.metrics("epoch"), out.getvalue()
 
 
 def steered(tiny, build, target: float, epochs: int = 3) -> list[float]:
@@ -49,11 +51,10 @@ def test_factor_stays_within_bounds_however_hard_it_is_steered(tiny, build):
 
 
 def test_max_steps_at_the_end_of_an_epoch_leaves_the_epoch_whole(tiny, build):
-    training = build(tiny)
-    training.config = replace(tiny, max_steps=training.order.num_steps)
+    training = build(tiny, max_steps=1437 // tiny.batch_size)
     rows, _ = trained(training)
     assert [row["epoch"] for row in rows] == [0]
-    assert training.folder.ledger(0, "running").exists()
+    assert training.run.folder.ledger(0, "running").exists()
 
 
 def test_factor_is_left_alone_without_a_target_and_reported_by_label(tiny, build):
@@ -67,11 +68,11 @@ def test_factor_is_part_of_the_checkpoint(tiny, build):
     training = build(tiny, regularizer=RegularizerConfig(kind="uniform", factor=0.5, target=0.0))
     training.set_factor(0.125)
     training.save()
-    (saved,) = training.folder.checkpoints.iterdir()
+    (saved,) = training.run.folder.checkpoints.iterdir()
     assert json.loads((saved / "manifest.json").read_text())["regularizer_factor"] == 0.125
-    again = build(tiny, regularizer=training.config.regularizer)
+    again = build(tiny, regularizer=training.run.config.regularizer)
     again.resume(ResumePoint(saved, training.position, 0.125))
-    assert again.step.routes.weights.factor == 0.125
+    assert again.term_weights.factor == 0.125
 
 
 def test_run_without_heads_trains_and_prints_no_random_labels(tiny, build):
@@ -97,7 +98,7 @@ def test_epoch_lines_hold_the_bits_of_own_and_audit_heads(tiny, build):
     """Against the ledger's own rows, which hold every sample's bits."""
     training = build(tiny, epochs=1, heads=replace(tiny.heads, audit_draws=1, joint=0.5))
     (row,), _ = trained(training)
-    table = read_ledger(training.folder.ledger(0, "clean"))
+    table = read_ledger(training.run.folder.ledger(0, "clean"))
     assert table.metadata.draws == {"own": slice(0, 2), "audit": slice(2, 3)}
     for prefix, draws in (("", slice(0, 2)), ("audit_", slice(2, 3))):
         total_T = table.bits[:, draws].sum(-1, dtype=np.float64).mean(1)
@@ -119,7 +120,7 @@ def test_epoch_lines_hold_calibration_and_margins(tiny, build):
     assert f"ECE: clean {100 * last['clean_ece']:.2f}%, held-out {100 * last['eval_ece']:.2f}%" in text
     assert not any("ece" in name for name in last if name.startswith("train"))
     for phase in ("running", "clean", "heldout"):
-        margin_TMN = read_ledger(training.folder.ledger(1, phase)).margin
+        margin_TMN = read_ledger(training.run.folder.ledger(1, phase)).margin
         for prefix, draws in (("", slice(0, 2)), ("audit_", slice(2, 3))):
             for name, level in (("p05", 0.05), ("median", 0.5), ("p95", 0.95)):
                 expected_TM = np.nanquantile(margin_TMN[:, draws].astype(np.float64), level, axis=-1)
@@ -130,7 +131,7 @@ def test_epoch_lines_hold_calibration_and_margins(tiny, build):
 def test_a_finished_run_says_how_much_of_a_labelling_it_holds(tiny, build):
     training = build(tiny, epochs=1)
     _, text = trained(training)
-    table = read_ledger(training.folder.ledger(0, "clean"))
+    table = read_ledger(training.run.folder.ledger(0, "clean"))
     assert "Rademacher estimate" in text
     assert "not resolvable: needs 7 draws of the labels" in text  # 1,437 samples, 5 labels, 2 draws
     accuracy = float(table.hit[1].mean())

@@ -30,9 +30,9 @@ def test_a_run_goes_around_them_and_says_so_everywhere(spoiled, build, display, 
     training = build(spoiled)
     outcome = fit(training, display)
     assert outcome.status == "done"
-    rows = training.folder.metrics("epoch")
+    rows = training.run.folder.metrics("epoch")
     assert [(row["train_skipped"], row["clean_skipped"], row["eval_skipped"]) for row in rows] == [(1, 1, 1)] * 2
-    by_step = [row["skipped"] for row in training.folder.metrics("step")]
+    by_step = [row["skipped"] for row in training.run.folder.metrics("step")]
     assert sorted(by_step) == [0, 0, 0, 0, 1 / 8, 1 / 8]
     shown = display._console.file.getvalue()
     assert "unreadable and skipped: train 1, clean 1, held-out 1" in shown
@@ -40,26 +40,26 @@ def test_a_run_goes_around_them_and_says_so_everywhere(spoiled, build, display, 
     told = capfd.readouterr().err.splitlines()
     assert len([line for line in told if line.startswith("skipped: image 3 (")]) == 1
     assert len([line for line in told if line.startswith("skipped: image 5 (")]) == 1
-    table = read_ledger(training.folder.ledger(1, "running"))
+    table = read_ledger(training.run.folder.ledger(1, "running"))
     assert np.flatnonzero(table.status == SKIPPED).tolist() == [3]
     assert table.count[3] == 0
     assert np.isnan(table.class_loss[3])
-    assert np.flatnonzero(read_ledger(training.folder.ledger(1, "heldout")).status == SKIPPED).tolist() == [5]
+    assert np.flatnonzero(read_ledger(training.run.folder.ledger(1, "heldout")).status == SKIPPED).tolist() == [5]
     assert np.isfinite(rows[-1]["train_loss"])
 
 
 def test_a_skipped_row_weighs_nothing_and_the_others_as_before(spoiled, build):
     """The gradient is that of the same batch with the row's loss left out, not of a smaller batch."""
     skipping = build(spoiled)
-    batch = next(batch for batch in skipping.loader if batch.skipped)
+    batch = next(batch for batch in skipping.splits.trained.loader if batch.skipped)
     dark = replace(batch, skipped=())
-    shares = skipping.step(skipping.prepare(batch), 0)
+    shares = skipping.step(skipping.preparation.for_evaluation(batch), 0, skipping.term_weights)
     assert float(shares["skipped"]) == 1 / 8
     padded = build(spoiled)
-    padded.step(padded.prepare(dark), 0)
+    padded.step(padded.preparation.for_evaluation(dark), 0, padded.term_weights)
     for ours, theirs in zip(skipping.learner.tapped.parameters(), padded.learner.tapped.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    status = skipping.running.tensors()["status"]
+    status = skipping.splits.trained.ledger.tensors()["status"]
     assert int(status[3]) == SKIPPED
     assert int((status == 1).sum()) == 7
 
@@ -67,13 +67,13 @@ def test_a_skipped_row_weighs_nothing_and_the_others_as_before(spoiled, build):
 def test_what_was_skipped_is_part_of_the_checkpoint(spoiled, build):
     training = build(spoiled)
     training.learner.train()
-    for number, batch in enumerate(training.loader):
-        training.step(training.prepare(batch), number)
+    for number, batch in enumerate(training.splits.trained.loader):
+        training.step(training.preparation.for_evaluation(batch), number, training.term_weights)
     training.save()
-    (saved,) = training.folder.checkpoints.iterdir()
+    (saved,) = training.run.folder.checkpoints.iterdir()
     again = build(spoiled)
     again.resume(ResumePoint(saved, training.position, 0.0))
-    assert again.running.num_skipped == training.running.num_skipped == 1
+    assert again.splits.trained.ledger.num_skipped == training.splits.trained.ledger.num_skipped == 1
 
 
 def test_without_skipping_the_run_ends_with_the_name(spoiled, build, display):

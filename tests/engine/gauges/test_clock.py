@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rlpheads.engine.training.clock import Clock
+from rlpheads.engine.gauges.clock import Clock
 
 
 class Hand:

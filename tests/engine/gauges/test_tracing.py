@@ -11,10 +11,10 @@ from rich.console import Console
 
 from rlpheads.engine.config.run import ProfileConfig, RuntimeConfig
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.gauges.tracing import StepTracer
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.resume import check_settings
 from rlpheads.engine.training.loop import fit
-from rlpheads.engine.training.tracing import StepTracer
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_nothing_is_written_unasked_and_a_window_that_was_missed_is_named(launch
 def fitted(training) -> tuple[dict[str, torch.Tensor], str]:
     out = io.StringIO()
     console = Console(file=out, width=160)
-    fit(training, Display(console, 1, training.order.num_steps, training.launch.device, verbose=False))
+    fit(training, Display(console, 1, training.order.num_steps, training.run.launch.device, verbose=False))
     return {name: tensor.clone() for name, tensor in training.learner.tapped.state_dict().items()}, out.getvalue()
 
 
@@ -73,7 +73,7 @@ def test_a_traced_run_ends_with_the_same_bits(tiny, build):
     training = build(short, runtime=RuntimeConfig(profile=ProfileConfig(first=2, steps=3)))
     weights, text = fitted(training)
     assert all(torch.equal(weights[name], tensor) for name, tensor in plain.items())
-    (path,) = (training.folder.path / "profile").iterdir()
+    (path,) = (training.run.folder.path / "profile").iterdir()
     assert f"trace of steps 2 to 4: {path}" in text.replace("\n", "")
     assert any("convolution" in event.get("name", "") for event in json.loads(path.read_text())["traceEvents"])
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlpheads.engine.training.meters import Meters
+from rlpheads.engine.gauges.meters import Meters
 
 
 def test_window_is_averaged_and_read_once(launched):

@@ -1,0 +1,180 @@
+"""A training in progress: what the loop drives, and how far it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.gauges.gauges import Gauges
+from rlpheads.engine.learner.learner import Learner
+from rlpheads.engine.learner.split import Split
+from rlpheads.engine.learner.step import TrainStep
+from rlpheads.engine.runs import checkpoint
+from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.runs.log import RunLog
+from rlpheads.engine.runs.resume import Position, ResumePoint, identity
+from rlpheads.engine.runs.sources import Sources
+from rlpheads.engine.training.preparation import BatchPreparation
+from rlpheads.loaders.contract.batch import Batch
+from rlpheads.loaders.contract.order import Order
+from rlpheads.memorization.baselines.head_only import least_squares_rla
+from rlpheads.memorization.heads.combined_loss import TermWeights
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What a run is given: settings, ranks, folder, log, images."""
+
+    config: Config
+    launch: Launch
+    folder: RunFolder
+    log: RunLog
+    sources: Sources
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three passes: training images as they are trained on, the same without augmentation, held-out images."""
+
+    trained: Split
+    clean: Split
+    heldout: Split
+
+
+class Training:
+    """A run at a position: trains from there, is saved there, and is resumed at another. Only its methods change it.
+
+    Attributes:
+        run: what it was given.
+        learner: what learns.
+        splits: what is read and recorded.
+        step: one optimizer step, for a prepared batch.
+        preparation: what is done to batches before.
+        gauges: what is measured meanwhile.
+    """
+
+    def __init__(
+        self,
+        run: RunSetup,
+        learner: Learner,
+        splits: Splits,
+        step: TrainStep,
+        preparation: BatchPreparation,
+        gauges: Gauges,
+    ):
+        self.run = run
+        self.learner = learner
+        self.splits = splits
+        self.step = step
+        self.preparation = preparation
+        self.gauges = gauges
+        self._position = Position()
+        self._saved_position: Position | None = None
+        self._term_weights = TermWeights(run.config.regularizer.factor, run.config.heads.joint)
+
+    @property
+    def position(self) -> Position:
+        """How far the training is."""
+        return self._position
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the newest checkpoint is of this very position."""
+        return self._position == self._saved_position
+
+    @property
+    def term_weights(self) -> TermWeights:
+        """λ of the regulariser, which may be steered, and μ of the joint term."""
+        return self._term_weights
+
+    @property
+    def order(self) -> Order:
+        """The order of the training samples."""
+        return self.splits.trained.loader.order
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps taken."""
+        return self._position.epoch * self.order.num_steps + self._step_of_epoch
+
+    @property
+    def epoch_has_steps_left(self) -> bool:
+        """Whether the position's epoch is not trained to its end."""
+        return self._step_of_epoch < self.order.num_steps
+
+    @property
+    def reached_max_steps(self) -> bool:
+        """Whether `max_steps` allows no further step."""
+        return self.run.config.max_steps is not None and self.num_updates >= self.run.config.max_steps
+
+    @property
+    def images_left(self) -> int:
+        """Images from here to the end of the last epoch."""
+        config = self.run.config
+        per_epoch = self.order.num_steps * config.batch_size
+        return (config.epochs - self._position.epoch) * per_epoch - self._position.consumed
+
+    @property
+    def baselines_T(self) -> list[float]:  # noqa: N802 - shape suffix
+        """What a least-squares head alone reaches at every tap, on features that know nothing of the labels."""
+        manifest, heads = self.run.sources.train.manifest, self.run.config.heads
+        num_samples = manifest.num_samples / heads.num_blocks(len(manifest.classes))
+        return [least_squares_rla(heads.num_labels, num_samples / dim) for dim in self.learner.dims]
+
+    def train_on(self, delivered: Batch) -> None:
+        """Take the next optimizer step, on the next batch of the training loader."""
+        epoch = self._position.epoch
+        batch = self.preparation.for_training(delivered, epoch, self._step_of_epoch)
+        self.gauges.meters.add(self.step(batch, self.num_updates, self._term_weights))
+        self._position = Position(epoch, self._position.consumed + batch.num_global_rows)
+
+    def begin_next_epoch(self) -> None:
+        """Go to the beginning of the next epoch, with an empty ledger."""
+        self.splits.trained.ledger.reset()
+        self._position = Position(self._position.epoch + 1)
+
+    def move_to(self, position: Position) -> None:
+        """Go to another position, with everything else as it is."""
+        self._position = position
+
+    def set_factor(self, factor: float) -> None:
+        """Set the regulariser's λ."""
+        self._term_weights = replace(self._term_weights, factor=factor)
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment. Collective."""
+        run = self.run
+        state = self.learner.state() | {"ledger": self._merged_ledger()}
+        facts = {"position": asdict(self._position), "regularizer_factor": self._term_weights.factor}
+        facts |= {"world_size": run.launch.world_size}
+        facts |= identity(run.config, run.sources)
+        checkpoint.save(run.folder.checkpoints, self.num_updates, state, facts, run.launch, run.config.checkpoint.keep)
+        self._saved_position = self._position
+
+    def resume(self, point: ResumePoint) -> None:
+        """Take up the state of a checkpoint. Collective."""
+        ledger = self.splits.trained.ledger
+        state = self.learner.state() | {"ledger": ledger.tensors()}
+        checkpoint.load(point.checkpoint, state, self.run.launch)
+        self.learner.load_optimizers(state)
+        if not self.run.launch.is_main:
+            ledger.reset()  # the ranks' rows were merged when they were saved
+        self._position = self._saved_position = point.position
+        self.set_factor(point.factor)
+
+    @property
+    def _step_of_epoch(self) -> int:
+        return self.order.step_at(self._position.consumed)
+
+    def _merged_ledger(self) -> dict[str, Tensor]:
+        tensors = self.splits.trained.ledger.tensors()
+        if self.run.launch.world_size == 1:
+            return tensors
+        merged = {name: tensor.clone() for name, tensor in tensors.items()}
+        for tensor in merged.values():
+            torch.distributed.all_reduce(tensor)
+        return merged
