@@ -8,7 +8,7 @@ DONE = 0
 FAILED = 1
 """It began and failed: a training, a run of a study, a conversion."""
 DAMAGED_FILES = 1
-"""`rlpheads verify` looked at every file, and some are not whole."""
+"""`rlpheads verify` decoded every file, and some are damaged or unreadable."""
 WRONG_SETTINGS = 2
 """Settings, arguments or a folder cannot be used as they are; argparse exits with this code too."""
 REQUEUE = 75

@@ -60,7 +60,7 @@ class FeatureReader:
     """Runs a model on normalised images and returns its features (B, D) at some places, as float32.
 
     Args:
-        model: tapped model in evaluation mode; its own taps are not looked at.
+        model: tapped model in evaluation mode; its own taps are not used.
         places: where to read, from `parse_places`.
         norm: normalise each row (layer norm without parameters), as the run's heads do.
     """

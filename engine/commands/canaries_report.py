@@ -32,7 +32,7 @@ class CanaryReport:
 
     Attributes:
         phase: which ledgers: running or clean.
-        epochs: the epochs that they tell of.
+        epochs: the epochs of those ledgers.
         kinds: number of planted samples by kind, copies included.
         auc: by measure, then by kind.
         spearman: by measure: correlation with the number of copies, over the repeated images.

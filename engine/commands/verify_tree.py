@@ -1,4 +1,4 @@
-"""Every file of a tree decoded once, strictly; what is not whole is printed, and written down for all loaders."""
+"""Every file of a tree decoded once, strictly; the damaged ones are printed, and recorded for all loaders."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.decode import decode_rgb
 
 Verdict = tuple[str, str] | None
-"""(status, reason) of a file that is not whole, as of `Complaint`; None for one that is."""
+"""(status, reason) of a damaged or unreadable file, as of `Complaint`; None for a whole one."""
 
 ExamineFiles = Callable[[list[str], list[int]], list[Verdict]]
 
@@ -82,7 +82,7 @@ def examine_split(
 
     Args:
         manifest: The files.
-        first: Index of the first that is looked at.
+        first: Index of the first that is examined.
         workers: Processes that decode.
         examine: What they do, see `examine_files`; a function of a module.
     """
