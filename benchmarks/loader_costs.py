@@ -26,7 +26,7 @@ from rlpheads.loaders.contract.crops import CropSpec, draw_crops, place_crops
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
-from rlpheads.loaders.contract.request import Request, requests
+from rlpheads.loaders.contract.request import Request, rank_requests
 from rlpheads.loaders.factory import make_loader
 
 IMAGENET = 1_281_167
@@ -71,7 +71,7 @@ def host_costs(num_samples: int, num_rows: int, repeats: int) -> dict[str, float
 
     for epoch in range(repeats):
         keep("order", num_samples, order.epoch_indices, epoch)
-        due = requests(order, partial(draw_crops, crop, 0), epoch, 0, rank=0, world_size=1)
+        due = rank_requests(order, partial(draw_crops, crop, 0), epoch, 0, rank=0, world_size=1)
         asked = keep("index", num_steps * num_rows, list, islice(due, num_steps))
         keep("labels", num_steps * num_rows, _labels, targets_N, asked)
         keep("crops", num_steps * num_rows, _crops, crop, asked, sizes_B2)

@@ -16,7 +16,7 @@ from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.loaders.sources.stored_rows import find_stored_rows
 from rlpheads.loaders.sources.verification import check_readable
 
-KINDS = ("torch", "ffcv", "dali")
+LOADERS = ("torch", "ffcv", "dali")
 
 
 def make_loader(
@@ -67,10 +67,10 @@ def check_loader(kind: str, source: ImageSource) -> None:
         ValueError: For an unknown kind.
         DatasetError: If the library is not there, or cannot read the source, with what to do.
     """
-    if kind not in KINDS:
-        close = difflib.get_close_matches(kind, KINDS, n=1)
+    if kind not in LOADERS:
+        close = difflib.get_close_matches(kind, LOADERS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"there is no loader {kind!r}: it must be one of {', '.join(KINDS)}{hint}")
+        raise ValueError(f"there is no loader {kind!r}: it must be one of {', '.join(LOADERS)}{hint}")
     if kind == "ffcv":
         check_ffcv()
         find_stored_rows(source)

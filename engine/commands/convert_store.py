@@ -119,7 +119,7 @@ def _check_room(jobs: list[Job], num_bytes: float) -> None:
     """Raise DatasetError if the disk has no room for so many bytes, less those that an earlier start has written."""
     folder = next(parent for parent in (jobs[0].path.parent, *jobs[0].path.parent.parents) if parent.exists())
     free = shutil.disk_usage(folder).free
-    written = sum(job.beside(".partial").stat().st_size for job in jobs if job.beside(".partial").exists())
+    written = sum(job.sidecar(".partial").stat().st_size for job in jobs if job.sidecar(".partial").exists())
     if num_bytes > free + written:
         raise DatasetError(
             f"{folder} has {_format_bytes(free)} left, and the store takes about {_format_bytes(num_bytes)}: "

@@ -17,7 +17,7 @@ from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.beton import is_store
 from rlpheads.loaders.sources.image_folder import scan_splits
 from rlpheads.loaders.sources.strict_decoding import Verdict, examine_split
-from rlpheads.loaders.sources.verification import FOLDER_NAME, Complaint, Findings, findings_path
+from rlpheads.loaders.sources.verification import FOLDER_NAME, BadFile, Verification, verification_path
 
 _SECONDS_BETWEEN_SAVES = 5.0
 _SHOWN = 20
@@ -65,7 +65,7 @@ def verify_tree(options: VerifyOptions, console: Console) -> bool:
     return not any(findings.complaints for findings in found)
 
 
-def verify_split(manifest: Manifest, options: VerifyOptions, console: Console) -> Findings:
+def verify_split(manifest: Manifest, options: VerifyOptions, console: Console) -> Verification:
     """Decode the files of a split that were not decoded before; save what is found every few seconds, atomically.
 
     Raises:
@@ -73,10 +73,10 @@ def verify_split(manifest: Manifest, options: VerifyOptions, console: Console) -
         OSError: If nothing can be written.
         KeyboardInterrupt: After saving how far it is.
     """
-    path = findings_path(options.folder, manifest.split)
+    path = verification_path(options.folder, manifest.split)
     unfinished = path.with_suffix(".unfinished.json")
     # An unfinished one is the newer: it goes as soon as it is finished.
-    found = _read_findings(manifest, [] if options.again else [unfinished, path])
+    found = _read_verification(manifest, [] if options.again else [unfinished, path])
     write_atomically(unfinished, found.to_json())  # finds out, before the work, whether it can be kept
     title = f"{manifest.split}: "
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -94,28 +94,28 @@ def verify_split(manifest: Manifest, options: VerifyOptions, console: Console) -
             write_atomically(unfinished, found.to_json())
     write_atomically(path, found.to_json())
     unfinished.unlink()
-    _print_findings(found, manifest, path, console)
+    _print_verification(found, manifest, path, console)
     return found
 
 
-def _read_findings(manifest: Manifest, paths: list[Path]) -> Findings:
+def _read_verification(manifest: Manifest, paths: list[Path]) -> Verification:
     """Return what the first of the files says of these very images; nothing, if none does."""
     for path in paths:
-        if path.exists() and (found := Findings.read(path)).fingerprint == manifest.fingerprint:
+        if path.exists() and (found := Verification.read(path)).fingerprint == manifest.fingerprint:
             return found
-    return Findings(manifest.fingerprint, manifest.num_samples)
+    return Verification(manifest.fingerprint, manifest.num_samples)
 
 
-def _add_verdicts(found: Findings, manifest: Manifest, verdicts: list[Verdict]) -> Findings:
+def _add_verdicts(found: Verification, manifest: Manifest, verdicts: list[Verdict]) -> Verification:
     complaints = dict(found.complaints)
     for index, verdict in enumerate(verdicts, start=found.num_checked):
         if verdict is not None:
             name = os.fsencode(manifest.name(index)).decode("utf-8", "backslashreplace")
-            complaints[index] = Complaint(verdict[0], name, verdict[1])  # type: ignore[arg-type]
+            complaints[index] = BadFile(verdict[0], name, verdict[1])  # type: ignore[arg-type]
     return replace(found, num_checked=found.num_checked + len(verdicts), complaints=complaints)
 
 
-def _print_findings(found: Findings, manifest: Manifest, path: Path, console: Console) -> None:
+def _print_verification(found: Verification, manifest: Manifest, path: Path, console: Console) -> None:
     console.print(f"{manifest.split}: {found.num_samples} files, {_count_complaints(found)}; written: {path}")
     if not found.complaints:
         return
@@ -130,6 +130,6 @@ def _print_findings(found: Findings, manifest: Manifest, path: Path, console: Co
     console.print("A run with data.on_error raise will refuse to start; with skip it leaves these out.")
 
 
-def _count_complaints(found: Findings) -> str:
+def _count_complaints(found: Verification) -> str:
     kinds = [complaint.status for complaint in found.complaints.values()]
     return f"{kinds.count('unreadable')} unreadable, {kinds.count('damaged')} damaged"

@@ -8,8 +8,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""torchrun and schedulers send SIGTERM; SIGUSR1 is Slurm's early warning; SIGINT is Ctrl-C (a second one kills)."""
+from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS
 
 
 class StopFlag:

@@ -12,7 +12,7 @@ from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.factory import check_loader
-from rlpheads.loaders.sources.canary_source import PlantedSource, Planting, plant
+from rlpheads.loaders.sources.canary_source import CanarySource, CanarySpec, insert_canaries
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
 from rlpheads.loaders.sources.subset import take_subset
 from rlpheads.loaders.sources.synthetic import SyntheticSpec
@@ -72,7 +72,7 @@ def with_noise_and_canaries(train: ImageSource, data: DataConfig, seed: int) -> 
     """
     canaries = data.canaries
     repeats = canaries.repeats if isinstance(canaries.repeats, list) else [canaries.repeats]
-    planting = Planting(
+    spec = CanarySpec(
         data.label_noise,
         canaries.mislabelled,
         canaries.repeated,
@@ -80,12 +80,12 @@ def with_noise_and_canaries(train: ImageSource, data: DataConfig, seed: int) -> 
         canaries.near_duplicates,
         noise_kind=data.label_noise_kind,
     )
-    return plant(train, planting, seed)
+    return insert_canaries(train, spec, seed)
 
 
 def write_canary_file(train: ImageSource, folder: Path) -> None:
     """Write which samples are canaries or have noisy labels into a run folder, if any are."""
-    if isinstance(train, PlantedSource):
+    if isinstance(train, CanarySource):
         canaries = Canaries(fingerprint=train.manifest.fingerprint, **vars(train.truth))
         write_canaries(folder / CANARIES_FILE, canaries)
 

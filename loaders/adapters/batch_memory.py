@@ -1,4 +1,4 @@
-"""Memory for batches that is used again once nobody holds the batch any more."""
+"""A pool of memory for batches, reused once no tensor refers to a block any more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class BatchMemory:
-    """Blocks of uint8 memory, each given out again only when no tensor lies on it any more.
+    """A pool of uint8 blocks, each reused only when no tensor refers to it any more.
 
     So a caller may keep any batch; fresh memory for every batch would cost the kernel's work of clearing it.
     """
@@ -29,7 +29,7 @@ class BatchMemory:
         self._free: SimpleQueue[NDArray[np.uint8]] = SimpleQueue()
 
     def take(self) -> Tensor:
-        """Return uint8 memory with anything in it."""
+        """Return a uint8 block with undefined content."""
         if self._pinned:
             # Torch's own pool of pinned memory also waits for copies to a device that are still under way.
             return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True)

@@ -1,4 +1,4 @@
-"""The loader on NVIDIA DALI: it decodes, cuts and resizes; which image, which crop and in which order is ours.
+"""The loader on NVIDIA DALI: DALI decodes, crops and resizes; order and crops are those of the contract.
 
 Threads of this process read files ahead, and DALI is handed their bytes with the crops. No position and no random draw
 lives in DALI, so a resume decodes nothing that was consumed and may change the number of ranks and threads.
@@ -13,16 +13,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from rlpheads.loaders.adapters.dali_inputs import Cropper, FetchedRequest
 from rlpheads.loaders.adapters.dali_options import DaliOptions
 from rlpheads.loaders.adapters.dali_pipeline import DaliPipeline, Decoded, DecodeError, PipelineSpec
-from rlpheads.loaders.adapters.dali_plan import Cutter, Plan
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 from rlpheads.loaders.contract.loader import PositionedLoader
 from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import PADDING, Order
-from rlpheads.loaders.contract.request import Request, requests
+from rlpheads.loaders.contract.request import Request, rank_requests
 from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.loaders.sources.encoded_source import EncodedImage, read_encoded, read_pixmaps
@@ -66,7 +66,7 @@ class DaliLoader(PositionedLoader):
         num_threads = max(1, options.num_workers)
         self._source = source
         self._options = options
-        self._cutter = Cutter(crop, order.seed, train)
+        self._cropper = Cropper(crop, order.seed, train)
         self._spec = PipelineSpec(
             image_size=crop.image_size,
             max_rows=order.batch_size // options.world_size,
@@ -91,11 +91,11 @@ class DaliLoader(PositionedLoader):
         self._iteration += 1
         this_iteration = self._iteration
         first_step = self.order.step_at(self._consumed)
-        plans, begun = self._plans(first_step), deque[Plan]()
+        fetched_requests, scheduled = self._fetched_requests(first_step), deque[FetchedRequest]()
         for step in range(first_step, self.order.num_steps):
-            self._begin_more(pipeline, plans, begun)
-            batch = self._finish(pipeline, begun.popleft())
-            self._begin_more(pipeline, plans, begun)
+            self._schedule_ahead(pipeline, fetched_requests, scheduled)
+            batch = self._collect_batch(pipeline, scheduled.popleft())
+            self._schedule_ahead(pipeline, fetched_requests, scheduled)
             self._consumed = self.order.consumed_after(step)
             yield batch
             if self._iteration != this_iteration:
@@ -104,90 +104,92 @@ class DaliLoader(PositionedLoader):
             self._pipeline = None
 
     def _idle_pipeline(self) -> DaliPipeline:
-        """Return the pipeline, with nothing in it of an iteration that was broken off."""
+        """Return the pipeline, empty of what an interrupted iteration had scheduled."""
         if self._pipeline is None:
             self._pipeline = DaliPipeline(self._spec)
         self._pipeline.discard()
         return self._pipeline
 
-    def _plans(self, first_step: int) -> Iterator[Plan]:
-        """Yield what is to be made, step by step, while the files of the next ones are being read."""
+    def _fetched_requests(self, first_step: int) -> Iterator[FetchedRequest]:
+        """Yield each step's request with its images, while the files of the next ones are being read."""
         rank, world_size = self._options.rank, self._options.world_size
-        due = requests(self.order, self._cutter.draw, self._epoch, first_step, rank=rank, world_size=world_size)
+        due = rank_requests(self.order, self._cropper.draw, self._epoch, first_step, rank=rank, world_size=world_size)
         being_read: deque[tuple[Request, list[Future[list[EncodedImage | ImageReadError]]]]] = deque()
         for _ in range(first_step, self.order.num_steps):
             while len(being_read) <= _STEPS_READ_AHEAD and (request := next(due, None)) is not None:
-                being_read.append((request, self._start_to_read(request)))
+                being_read.append((request, self._start_reading(request)))
             request, parts = being_read.popleft()
-            yield Plan.of(request, [image for part in parts for image in part.result()])
+            yield FetchedRequest.from_read(request, [image for part in parts for image in part.result()])
 
-    def _start_to_read(self, request: Request) -> list[Future[list[EncodedImage | ImageReadError]]]:
+    def _start_reading(self, request: Request) -> list[Future[list[EncodedImage | ImageReadError]]]:
         samples = request.samples
         return [
             self._readers.submit(read_encoded, self._source, samples[start : start + _READ_AT_ONCE])
             for start in range(0, len(samples), _READ_AT_ONCE)
         ]
 
-    def _begin_more(self, pipeline: DaliPipeline, plans: Iterator[Plan], begun: deque[Plan]) -> None:
-        """Begin batches until as many are in the making as may be."""
-        while len(begun) < self._spec.depth and (plan := next(plans, None)) is not None:
-            if self._is_to_be_made(plan):
-                pipeline.schedule(self._cutter.work(plan, self.manifest))
-            begun.append(plan)
+    def _schedule_ahead(
+        self, pipeline: DaliPipeline, fetched_requests: Iterator[FetchedRequest], scheduled: deque[FetchedRequest]
+    ) -> None:
+        """Schedule batches until as many are scheduled as the pipeline is deep."""
+        while len(scheduled) < self._spec.depth and (fetched := next(fetched_requests, None)) is not None:
+            if self._decodes(fetched):
+                pipeline.schedule(self._cropper.pipeline_input(fetched, self.manifest))
+            scheduled.append(fetched)
 
-    def _is_to_be_made(self, plan: Plan) -> bool:
-        return bool(plan.images) and (not plan.errors or self._options.on_error == "skip")
+    def _decodes(self, fetched: FetchedRequest) -> bool:
+        return bool(fetched.images) and (not fetched.errors or self._options.on_error == "skip")
 
-    def _finish(self, pipeline: DaliPipeline, plan: Plan) -> Batch:
-        """Wait for a batch, or raise what keeps it from being made."""
-        self._raise_unless_skipping(plan)
+    def _collect_batch(self, pipeline: DaliPipeline, fetched: FetchedRequest) -> Batch:
+        """Wait for a batch, or raise why it cannot be decoded."""
+        self._raise_unless_skipping(fetched)
         try:
-            batch = _assemble(plan, pipeline.collect() if plan.images else pipeline.nothing())
+            batch = _make_batch(fetched, pipeline.collect() if fetched.images else pipeline.empty())
         except DecodeError as error:
-            batch = self._make_again(plan, error)
+            batch = self._decode_again_from_pixels(fetched, error)
         return batch.pin_memory() if self._options.pin_memory and not batch.images.is_cuda else batch
 
-    def _raise_unless_skipping(self, plan: Plan) -> None:
-        if plan.errors and self._options.on_error == "raise":
-            raise ImageReadError(*plan.errors[min(plan.errors)].args)
+    def _raise_unless_skipping(self, fetched: FetchedRequest) -> None:
+        if fetched.errors and self._options.on_error == "raise":
+            raise ImageReadError(*fetched.errors[min(fetched.errors)].args)
 
-    def _make_again(self, plan: Plan, failure: DecodeError) -> Batch:
-        """Make a batch that DALI could not make from what the source decodes, which tells the image that is to blame.
+    def _decode_again_from_pixels(self, fetched: FetchedRequest, failure: DecodeError) -> Batch:
+        """Decode a batch that DALI could not decode by the source, which names the image at fault, and let DALI resize it.
 
-        A pipeline of its own makes it, since later batches are in the making in the other one.
+        It has a pipeline of its own, since later batches are scheduled in the other one.
         """
-        again = Plan.of(plan.request, read_pixmaps(self._source, plan.request.samples))
+        again = FetchedRequest.from_read(fetched.request, read_pixmaps(self._source, fetched.request.samples))
         self._raise_unless_skipping(again)
         pipeline = DaliPipeline(self._spec)
         if not again.images:
-            return _assemble(again, pipeline.nothing())
-        pipeline.schedule(self._cutter.work(again, self.manifest))
+            return _make_batch(again, pipeline.empty())
+        pipeline.schedule(self._cropper.pipeline_input(again, self.manifest))
         try:
-            return _assemble(again, pipeline.collect())
+            return _make_batch(again, pipeline.collect())
         except DecodeError as error:
             raise LoaderError(
                 f"DALI fails at images that can be read: {failure}; then, of their pixels: {error}"
             ) from error
 
 
-def _assemble(plan: Plan, decoded: Decoded) -> Batch:
-    """Lay the decoded rows of a plan among those that stay black.
+def _make_batch(fetched: FetchedRequest, decoded: Decoded) -> Batch:
+    """Assemble a batch from the decoded rows of a request; the others are padding.
 
     Raises:
         LoaderError: If they are not the rows that were asked for.
     """
-    index_B = plan.request.index_B
-    if not decoded.index_R.is_cuda and decoded.index_R.tolist() != index_B[plan.rows].tolist():
-        raise LoaderError(f"DALI made the samples {decoded.index_R.tolist()} of {index_B[plan.rows].tolist()}")
-    if len(plan.images) < len(index_B):
-        decoded = _spread(decoded, plan.rows, len(index_B))
+    index_B = fetched.request.index_B
+    if not decoded.index_R.is_cuda and decoded.index_R.tolist() != index_B[fetched.rows].tolist():
+        raise LoaderError(f"DALI made the samples {decoded.index_R.tolist()} of {index_B[fetched.rows].tolist()}")
+    if len(fetched.images) < len(index_B):
+        decoded = _insert_padding(decoded, fetched.rows, len(index_B))
     images_B3SS = decoded.images_RSS3.permute(0, 3, 1, 2)
     return Batch(
-        images_B3SS, decoded.targets_R, decoded.index_R, plan.request.num_global_rows, tuple(plan.errors.values())
+        images_B3SS, decoded.targets_R, decoded.index_R, fetched.request.num_global_rows, tuple(fetched.errors.values())
     )
 
 
-def _spread(decoded: Decoded, rows: list[int], num_rows: int) -> Decoded:
+def _insert_padding(decoded: Decoded, rows: list[int], num_rows: int) -> Decoded:
     """Move the decoded rows to their places among `num_rows`; the others become padding."""
     images_RSS3, targets_R, index_R = decoded
     images_BSS3 = images_RSS3.new_zeros((num_rows, *images_RSS3.shape[1:]))

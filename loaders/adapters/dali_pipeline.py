@@ -20,7 +20,7 @@ from rlpheads.loaders.contract.stop_signals import stop_signals_blocked
 
 
 class DecodeError(RuntimeError):
-    """DALI could not make a batch; which image is to blame it does not say."""
+    """DALI could not decode a batch; it does not say which image is at fault."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PipelineSpec:
         image_size: Side of the squares, in pixels.
         max_rows: Most images of a batch.
         num_threads: Threads that decode.
-        depth: Batches in the making at once.
+        depth: Batches scheduled at once.
         options: Where they are made.
     """
 
@@ -42,8 +42,8 @@ class PipelineSpec:
     options: DaliOptions
 
 
-class Work(NamedTuple):
-    """What a pipeline is told of R images.
+class PipelineInput(NamedTuple):
+    """A batch of R encoded images and their crops, as the pipeline takes it.
 
     Attributes:
         encoded: Bytes of the files, uint8.
@@ -62,7 +62,7 @@ class Work(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What a pipeline makes of R images, on its device: uint8 (R, S, S, 3), int64 (R,) and int64 (R,)."""
+    """R decoded images, on the pipeline's device: uint8 (R, S, S, 3), int64 (R,) and int64 (R,)."""
 
     images_RSS3: Tensor
     targets_R: Tensor
@@ -70,14 +70,14 @@ class Decoded(NamedTuple):
 
 
 class DaliPipeline:
-    """Works on several batches at once, and gives them out in the order in which they were asked for."""
+    """Decodes several batches at once, and returns them in the order in which they were scheduled."""
 
     def __init__(self, spec: PipelineSpec) -> None:
-        """Build; the pipeline's threads start here, deaf to the signals that stop a run."""
+        """Build; the pipeline's threads start here, with the stop signals blocked."""
         self._image_size = spec.image_size
         self._device_id = spec.options.device_id
         self._inputs: deque[tuple[Any, ...]] = deque()
-        self._in_the_making = 0
+        self._num_scheduled = 0
         with stop_signals_blocked():
             self._pipeline = dali.Pipeline(
                 batch_size=spec.max_rows,
@@ -87,22 +87,22 @@ class DaliPipeline:
                 exec_dynamic=True,
             )
             with self._pipeline:
-                self._pipeline.set_outputs(*define_graph(spec, _taker(self._inputs)))
+                self._pipeline.set_outputs(*define_graph(spec, _queue_source(self._inputs)))
             self._pipeline.build()
 
-    def schedule(self, work: Work) -> None:
-        """Begin a batch; at most `depth` may be in the making."""
-        windows_R4, regions_R4 = work.windows_R4, work.regions_R4
+    def schedule(self, inputs: PipelineInput) -> None:
+        """Start a batch; at most `depth` may be scheduled."""
+        windows_R4, regions_R4 = inputs.windows_R4, inputs.regions_R4
         cuts = (windows_R4[:, :2], windows_R4[:, 2:], regions_R4[:, :2], regions_R4[:, 2:])
-        self._inputs.append((work.encoded, *map(np.ascontiguousarray, cuts), work.targets_R, work.index_R))
-        # DALI's first run asks for as many batches as it can have in the making. One that finds no more of them takes that
+        self._inputs.append((inputs.encoded, *map(np.ascontiguousarray, cuts), inputs.targets_R, inputs.index_R))
+        # DALI's first run asks for as many batches as it can have scheduled. One that finds no more of them takes that
         # for the end of an epoch, and a reset says that there is another.
         self._pipeline.reset()
         self._pipeline.schedule_run()
-        self._in_the_making += 1
+        self._num_scheduled += 1
 
     def collect(self) -> Decoded:
-        """Wait for the batch that was begun first. Its memory is the caller's.
+        """Wait for the batch that was scheduled first. Its memory is the caller's.
 
         On a GPU the host waits for the launches alone; what the caller launches next on its present stream finds the
         pixels there.
@@ -110,17 +110,17 @@ class DaliPipeline:
         Raises:
             DecodeError: If the batch cannot be made. Those after it can.
         """
-        self._in_the_making -= 1
+        self._num_scheduled -= 1
         stream = None if self._device_id is None else torch.cuda.current_stream(self._device_id)
         try:
             outputs = self._pipeline.share_outputs(cuda_stream=stream)
         except RuntimeError as error:
-            raise DecodeError(_essence(str(error))) from error
+            raise DecodeError(_error_line(str(error))) from error
         tensors = [torch.from_dlpack(output.as_tensor()) for output in outputs]
         self._pipeline.release_outputs()
         return Decoded(*tensors)
 
-    def nothing(self) -> Decoded:
+    def empty(self) -> Decoded:
         """Return a batch of no images."""
         device = torch.device("cpu" if self._device_id is None else f"cuda:{self._device_id}")
         images = torch.zeros((0, self._image_size, self._image_size, 3), dtype=torch.uint8, device=device)
@@ -128,16 +128,16 @@ class DaliPipeline:
         return Decoded(images, none, none)
 
     def discard(self) -> None:
-        """Wait for all batches in the making, and forget them."""
-        while self._in_the_making:
+        """Wait for all scheduled batches, and drop them."""
+        while self._num_scheduled:
             try:
                 self.collect()
             except DecodeError:
                 continue  # it would have been reported in its turn, and its turn will not come
 
 
-def _taker(inputs: deque[tuple[Any, ...]]) -> Callable[[int], tuple[Any, ...]]:
-    """Return DALI's source. It knows no `DaliPipeline`: two that know each other would outlive their last user."""
+def _queue_source(inputs: deque[tuple[Any, ...]]) -> Callable[[int], tuple[Any, ...]]:
+    """Return DALI's source. It holds no `DaliPipeline`: a cycle of references would keep both alive after their last use."""
 
     def take(_iteration: int) -> tuple[Any, ...]:
         if not inputs:
@@ -155,7 +155,7 @@ def define_graph(spec: PipelineSpec, source: Callable[[int], tuple[Any, ...]]) -
 
     Args:
         spec: What the pipeline is built from.
-        source: Batch callable of the iteration's number; returns a `Work`'s parts, start and extent apart.
+        source: Batch callable of the iteration's number; returns a `PipelineInput`'s parts, start and extent apart.
 
     Returns:
         The outputs' nodes: images, targets, index.
@@ -206,8 +206,8 @@ def _gpu_decoding(options: DaliOptions) -> dict[str, Any]:
     return arguments
 
 
-def _essence(message: str) -> str:
-    """Return what DALI says went wrong, without its traceback of the pipeline's definition."""
+def _error_line(message: str) -> str:
+    """Return the line of DALI's message that says what went wrong, without its traceback of the pipeline's definition."""
     _, _, encountered = message.partition("encountered:")
     lines = [line.strip() for line in (encountered or message).splitlines()]
     return next((line for line in lines if line), "an error without a message")

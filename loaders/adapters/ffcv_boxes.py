@@ -1,4 +1,4 @@
-"""What FFCV's decoder is told of every row of a batch: where its image lies in the store, and what is cut out of it."""
+"""Crop boxes for FFCV's decoder: for every row of a batch where its image lies in the store, and what is cut out of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.loaders.sources.stored_rows import find_stored_rows
 
 
-class Boxes:
+class CropBoxes:
     """Where every sample lies in the store, and what is cut out of it.
 
     Attributes:
@@ -27,7 +27,7 @@ class Boxes:
         """Find the store behind a source.
 
         Args:
-            source: A store, or a part of one, perhaps with planted samples.
+            source: A store, or a part of one, perhaps with canaries.
             seed: Key of the crops and flips.
             crop: How an image becomes a square.
             train: Random crops and flips, or the central crop of evaluation.

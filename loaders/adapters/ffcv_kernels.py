@@ -1,4 +1,4 @@
-"""Decode, cut, resize and flip one image after another without Python: compiled by numba, and kept on disk.
+"""Decode, crop, resize and flip a batch of stored images: compiled by numba, and cached on disk.
 
 The resampler is torchvision's antialiased bilinear one: a triangle as wide as a step of the output, or one pixel where the
 image is enlarged. It is computed here in float32 and rounded once, where torchvision rounds its integers twice; the two
@@ -184,8 +184,8 @@ def resize_box(pixels_HW3, box, out_3SS):  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILED)
-def _says_size(data, height, width):  # type: ignore[no-untyped-def]
-    """Whether a JPEG's frame header says this size.
+def _header_has_size(data, height, width):  # type: ignore[no-untyped-def]
+    """Whether a JPEG's frame header has this size.
 
     FFCV's decoder takes another one without complaint, and leaves what it does not fill as the image before left it.
     """
@@ -209,7 +209,7 @@ def _decode_one(data, image, box, scratch, out_3SS):  # type: ignore[no-untyped-
     height, width = np.uint32(image.height), np.uint32(image.width)
     pixels = scratch[: 3 * np.int64(height) * np.int64(width)]
     if image.mode == JPG:
-        if not _says_size(data, height, width):
+        if not _header_has_size(data, height, width):
             return np.int32(-1)
         zero, one = np.uint32(0), np.uint32(1)
         where = (zero, zero, one, one, False, False)
@@ -230,7 +230,7 @@ def _decode_one(data, image, box, scratch, out_3SS):  # type: ignore[no-untyped-
 
 @njit(parallel=True, **_COMPILED)
 def decode_rows(rows, memory, images, storage):  # type: ignore[no-untyped-def]
-    """Decode a batch on as many threads as numba was told; the code of a decoder of FFCV.
+    """Decode a batch on numba's threads; FFCV calls this as the code of its decoder.
 
     Args:
         rows: uint64 (B,), places of the samples in the file.

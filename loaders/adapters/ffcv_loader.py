@@ -1,4 +1,4 @@
-"""The loader on FFCV: its files, memory map, JPEG decoder and pipeline, in our order and with our crops."""
+"""The loader on FFCV: its files, memory map, JPEG decoder and pipeline, with the order and the crops of the contract."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from rlpheads.loaders.adapters.batch_memory import BatchMemory
-from rlpheads.loaders.adapters.ffcv_boxes import Boxes
-from rlpheads.loaders.adapters.ffcv_pipeline import Epoch, Pipeline, Request
+from rlpheads.loaders.adapters.ffcv_boxes import CropBoxes
+from rlpheads.loaders.adapters.ffcv_pipeline import EpochReader, EpochRequest, FfcvPipeline
 from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
@@ -42,9 +42,9 @@ class FfcvLoader(PositionedLoader):
         options = options or LoaderOptions()
         super().__init__(order, source.manifest, options.world_size)
         self._options = options
-        self._boxes = Boxes(source, order.seed, crop, train=train)
+        self._boxes = CropBoxes(source, order.seed, crop, train=train)
         num_rows = order.batch_size // options.world_size
-        self._pipeline = Pipeline(self._boxes.store, num_rows, options)
+        self._pipeline = FfcvPipeline(self._boxes.store, num_rows, options)
         self._memory = BatchMemory((num_rows, 3, crop.image_size, crop.image_size), pinned=options.pin_memory)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -58,7 +58,7 @@ class FfcvLoader(PositionedLoader):
         index_SB = self._shares(epoch, first_step)
         index_N = index_SB[index_SB >= 0]
         boxes = self._boxes.batches(epoch, index_N, self._pipeline.batch_size)
-        reading = Epoch(self._pipeline, Request(index_N, self._boxes.rows_N[index_N], boxes, self._memory))
+        reading = EpochReader(self._pipeline, EpochRequest(index_N, self._boxes.rows_N[index_N], boxes, self._memory))
         try:
             for step, index_B in enumerate(index_SB, first_step):
                 batch = self._next_batch(index_B, self.order.rows_at(step), reading)
@@ -74,7 +74,7 @@ class FfcvLoader(PositionedLoader):
             self.order.epoch_indices(epoch), steps, self._options.rank, self._options.world_size
         )
 
-    def _next_batch(self, index_B: Int64Array, num_global_rows: int, reading: Epoch) -> Batch:
+    def _next_batch(self, index_B: Int64Array, num_global_rows: int, reading: EpochReader) -> Batch:
         """Make a batch of what the thread reads for this share."""
         num_rows = int((index_B >= 0).sum())
         read_B = index_B[:num_rows]

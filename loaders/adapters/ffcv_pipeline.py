@@ -1,9 +1,9 @@
-"""FFCV's loader with a decoder of ours, and its thread with an end that is always heard of.
+"""FFCV's loader with a decoder of ours, and with a thread whose failure always reaches the training.
 
-What FFCV 1.0.2 does otherwise, and why it is done here: its random crops follow no seed (a decoder of ours is told the box
+What differs from FFCV 1.0.2, and why: its random crops follow no seed (a decoder of ours is told the box
 of every row); its batches are overwritten by later ones (ours lie in memory that is used again when nobody holds them); it
-takes no notice of its decoder's return codes (they are checked); an exception in its thread leaves the training waiting for
-ever (it is handed over); it compiles for ten seconds and more in every process (our code is kept on disk); it makes numba's
+ignores its decoder's return codes (they are checked); an exception in its thread leaves the training waiting for
+ever (it is passed on); it compiles for ten seconds and more in every process (our code is kept on disk); it makes numba's
 own type of an array of bytes read-only (the type is mended).
 """
 
@@ -38,12 +38,12 @@ from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.sources.beton import BetonSource
 
 _POLL_SECONDS = 0.5
-"""How often a wait looks whether the other side is still there."""
+"""How often a waiting thread checks whether the other one still runs."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be read, and how.
+class EpochRequest:
+    """What a rank reads of one epoch: samples, their places in the store, crop boxes, and memory for the batches.
 
     Attributes:
         index_N: Canonical indices, int64 (N,); every `batch_size` of them make a batch.
@@ -59,8 +59,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the thread hands over.
+class FfcvBatch:
+    """A batch as the reading thread passes it on.
 
     Attributes:
         index: Canonical indices, int64 (B,); the last batch may be shorter than the others.
@@ -74,7 +74,7 @@ class Reading:
 
 
 class KeyedDecoder(SimpleRGBImageDecoder):
-    """Decodes a batch into the memory, and with the boxes, that `Epoch` puts before it."""
+    """Decodes a batch into the memory, and with the boxes, that `EpochReader` puts before it."""
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
         """Ask FFCV for no memory: it would be a largest image for each row and batch ahead."""
@@ -98,14 +98,14 @@ class StoredIndex(IntDecoder):
 
 
 class _GivenOrder(TraversalOrder):
-    """The order of the samples as it was decided elsewhere."""
+    """The order that `Order` gives, in FFCV's terms."""
 
     def sample_order(self, epoch: int) -> Int64Array:  # noqa: ARG002 - FFCV's signature
         """Return what FFCV measures its length by; every epoch brings its own."""
         return self.indices
 
 
-class Pipeline(ffcv.Loader):
+class FfcvPipeline(ffcv.Loader):
     """FFCV's loader with the two decoders above.
 
     Attributes:
@@ -116,7 +116,7 @@ class Pipeline(ffcv.Loader):
     def __init__(self, store: BetonSource, batch_size: int, options: LoaderOptions) -> None:
         """Open the store. `options.num_workers` counts threads; 0 is one."""
         decoder, index = KeyedDecoder(), StoredIndex()
-        with _ffcv_held_back():
+        with _without_ffcv_side_effects():
             super().__init__(
                 str(store.path),
                 batch_size,
@@ -137,8 +137,8 @@ class Pipeline(ffcv.Loader):
 
 
 @contextmanager
-def _ffcv_held_back() -> Iterator[None]:
-    """Keep FFCV from compiling what is compiled already, and from changing what the whole process shares.
+def _without_ffcv_side_effects() -> Iterator[None]:
+    """Build FFCV's loader without compiling again, and without changing torch's threads or numba's types for the process.
 
     It sets torch's threads, and it declares its file read-only on the one object that numba has for every array of bytes:
     whatever numba compiles or has compiled for such arrays may then fail with a `KeyError`. Nothing is compiled meanwhile.
@@ -155,10 +155,10 @@ def _ffcv_held_back() -> Iterator[None]:
             torch.set_num_threads(num_threads)
 
 
-class Epoch(EpochIterator):
-    """FFCV's thread, which hands over what goes wrong in it, and whose end is noticed however it comes."""
+class EpochReader(EpochIterator):
+    """FFCV's reading thread; its exceptions, and its end however it comes, are raised where a batch is asked for."""
 
-    def __init__(self, pipeline: Pipeline, request: Request) -> None:
+    def __init__(self, pipeline: FfcvPipeline, request: EpochRequest) -> None:
         """Start to read."""
         self._pipeline, self._request = pipeline, request
         super().__init__(pipeline, request.rows_N.astype(np.uint64))
@@ -168,12 +168,12 @@ class Epoch(EpochIterator):
         numba.set_num_threads(self._pipeline.num_workers)
         try:
             for number, rows_B in enumerate(self.iter_ixes):
-                if not self._hand_over(self._read(number, rows_B)):
+                if not self._put(self._read(number, rows_B)):
                     return
         except BaseException as error:
-            self._hand_over(error)
+            self._put(error)
 
-    def __next__(self) -> Reading:
+    def __next__(self) -> FfcvBatch:
         """Return the next batch.
 
         Raises:
@@ -202,7 +202,7 @@ class Epoch(EpochIterator):
         if self.is_alive() and threading.current_thread() is not self:
             self.join()
 
-    def _read(self, number: int, rows_B: NDArray[np.uint64]) -> Reading:
+    def _read(self, number: int, rows_B: NDArray[np.uint64]) -> FfcvBatch:
         request, batch_size = self._request, self._pipeline.batch_size
         index_B = request.index_N[number * batch_size : (number + 1) * batch_size]
         images_B3SS = request.memory.take()
@@ -214,10 +214,10 @@ class Epoch(EpochIterator):
             raise LoaderError(
                 f"{self._pipeline.fname} has samples {stored_B.tolist()} where {rows_B.tolist()} should be"
             )
-        return Reading(index_B, images_B3SS, codes_B)
+        return FfcvBatch(index_B, images_B3SS, codes_B)
 
-    def _hand_over(self, reading: Reading | BaseException) -> bool:
-        """Wait until there is room for it; return whether it is still wanted."""
+    def _put(self, reading: FfcvBatch | BaseException) -> bool:
+        """Put a batch or an error into the queue once there is room; return False if the epoch was closed meanwhile."""
         while not self.terminate_event.is_set():
             try:
                 self.output_queue.put(reading, timeout=_POLL_SECONDS)

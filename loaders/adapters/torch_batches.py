@@ -1,4 +1,4 @@
-"""What a worker of the torch loader does: whole batches from indices, with each image decoded and cut while it is warm."""
+"""Batches made in a worker of the torch loader: each image is decoded, cropped and resized while it is in the cache."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ class _Opened(NamedTuple):
     size: tuple[int, int]
 
 
-class Whereabouts:
-    """Which image each worker is reading, in memory that they share with the parent: what a dead one cannot tell any more.
+class CurrentImages:
+    """Which image each worker is reading, in memory shared with the parent, so that a worker's death can be explained.
 
     Args:
         num_workers: loader workers; 0 where there are none.
     """
 
-    _NOTHING = -1
+    _NONE = -1
 
     def __init__(self, num_workers: int):
-        self._pid_and_index = torch.full((max(1, num_workers), 2), self._NOTHING, dtype=torch.int64).share_memory_()
+        self._pid_and_index = torch.full((max(1, num_workers), 2), self._NONE, dtype=torch.int64).share_memory_()
 
     def set(self, index: int) -> None:
-        """Say, in a worker, which image is being read; -1 for none."""
+        """Record, in a worker, which image is being read; -1 for none."""
         worker = get_worker_info()
         if worker is not None:
             self._pid_and_index.numpy()[worker.id] = os.getpid(), index
 
-    def of_the_dead(self, report: str) -> int | None:
-        """Return what one of the processes that a report of torch's names was reading."""
+    def of_dead_worker(self, report: str) -> int | None:
+        """Return the image that a dead worker was reading; `report` is torch's message, which names process ids."""
         pids = {
             int(pid) for listed in re.findall(r"pid(?:\(s\))? ([\d, ]+)", report) for pid in re.findall(r"\d+", listed)
         }
-        found = (index for pid, index in self._pid_and_index.tolist() if pid in pids and index != self._NOTHING)
+        found = (index for pid, index in self._pid_and_index.tolist() if pid in pids and index != self._NONE)
         return next(found, None)
 
 
@@ -65,15 +65,15 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
 
     Attributes:
         source: The images.
-        transform: What becomes of an image.
+        transform: Makes the square of an image.
         skip: Leave out what cannot be read.
-        whereabouts: Where to say which image is being read.
+        current_images: Where workers record which image they read.
     """
 
     source: ImageSource
     transform: ImageTransform
     skip: bool
-    whereabouts: Whereabouts
+    current_images: CurrentImages
 
     def __getitem__(self, request: Request) -> Batch | ImageReadError:
         """Make a batch. An image's error is returned: torch would raise it with a worker's traceback as its message."""
@@ -82,7 +82,7 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
         except ImageReadError as error:
             return error
         finally:
-            self.whereabouts.set(-1)
+            self.current_images.set(-1)
 
     def _make_batch(self, request: Request) -> Batch:
         index_B = request.index_B
@@ -100,9 +100,9 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
         return batch.skip_rows(errors)
 
     def _fill(self, images: Tensor, rows: list[int], request: Request, errors: dict[int, ImageReadError]) -> None:
-        """Open the images of some rows, decide what becomes of them all at once, then decode and make them one by one.
+        """Open the images of some rows, draw their crops together, then decode, crop and resize them one by one.
 
-        One by one, an image is cut out of the processor's cache; and only one is held at full size.
+        One by one, an image is still in the processor's cache when it is cropped; and only one is held at full size.
         """
         opened: dict[int, _Opened] = {}
         for row in rows:
@@ -120,8 +120,8 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
 
     @contextmanager
     def _reading(self, row: int, index: int, errors: dict[int, ImageReadError]) -> Iterator[None]:
-        """Say which image is being read; what cannot be read goes to `errors`, or is raised."""
-        self.whereabouts.set(index)
+        """Record which image is being read; an error goes to `errors`, or is raised."""
+        self.current_images.set(index)
         try:
             yield
         except ImageReadError as error:

@@ -1,4 +1,4 @@
-"""The loader on torch.utils.data: stateless workers that are told (epoch, indices) and answer with whole batches."""
+"""The loader on torch.utils.data: stateless workers that get (epoch, indices) and return whole batches."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from rlpheads.loaders.adapters.torch_batches import BatchMaker, Whereabouts
+from rlpheads.loaders.adapters.torch_batches import BatchMaker, CurrentImages
 from rlpheads.loaders.adapters.torch_transforms import ImageTransform
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 from rlpheads.loaders.contract.loader import PositionedLoader
 from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
-from rlpheads.loaders.contract.request import Draw, Request, requests
+from rlpheads.loaders.contract.request import Draw, Request, rank_requests
 from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS, stop_signals_blocked
 from rlpheads.loaders.sources.datasets import ImageSource
 
@@ -46,18 +46,18 @@ class TorchLoader(PositionedLoader):
         """
         options = options or LoaderOptions()
         super().__init__(order, source.manifest, options.world_size)
-        self._whereabouts = Whereabouts(options.num_workers)
+        self._current_images = CurrentImages(options.num_workers)
         self._requests = _Requests(order, transform.draw, options.rank, options.world_size)
         self._batches: DataLoader[Batch | ImageReadError] = DataLoader(
-            BatchMaker(source, transform, options.on_error == "skip", self._whereabouts),
+            BatchMaker(source, transform, options.on_error == "skip", self._current_images),
             batch_size=None,
             sampler=self._requests,
-            collate_fn=_as_it_is,
+            collate_fn=_no_collation,
             num_workers=options.num_workers,
             prefetch_factor=options.prefetch if options.num_workers else None,
             persistent_workers=options.keep_workers and options.num_workers > 0,
             pin_memory=options.pin_memory,
-            worker_init_fn=_begin_to_work,
+            worker_init_fn=_init_worker,
             # Its own generator: without one, every iter() takes a number from the global stream.
             generator=torch.Generator(),
         )
@@ -71,7 +71,7 @@ class TorchLoader(PositionedLoader):
         """
         first_step = self.order.step_at(self._consumed)
         self._requests.epoch, self._requests.first_step = self._epoch, first_step
-        with _starting_workers():
+        with _guarded_worker_start():
             batches = iter(self._batches)
         for step in range(first_step, self.order.num_steps):
             batch = self._next(batches)
@@ -79,21 +79,21 @@ class TorchLoader(PositionedLoader):
             yield batch
 
     def _next(self, batches: Iterator[Batch | ImageReadError]) -> Batch:
-        """Take the next batch, or raise what kept a worker from making it."""
+        """Return the next batch, or raise a worker's error."""
         try:
             item = next(batches)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            raise LoaderError(self._obituary(str(error))) from error
+            raise LoaderError(self._dead_worker_message(str(error))) from error
         if isinstance(item, ImageReadError):
             # A new one: raised itself, `item` would hold this frame, and so the workers, in a cycle of references.
             raise ImageReadError(*item.args)
         return item
 
-    def _obituary(self, report: str) -> str:
-        """Say what a worker died of, as far as that can be known."""
-        index = self._whereabouts.of_the_dead(report)
+    def _dead_worker_message(self, report: str) -> str:
+        """Return the message for a dead worker: what it was reading, as far as known, and the usual cause."""
+        index = self._current_images.of_dead_worker(report)
         reading = ""
         if index is not None:
             name = self.manifest.name(index) if self.manifest.root is None else self.manifest.path(index)
@@ -106,7 +106,7 @@ class TorchLoader(PositionedLoader):
 
 @dataclass
 class _Requests:
-    """The sampler: what this rank asks of its workers from a step to the end of an epoch."""
+    """The sampler: this rank's requests to its workers from a step to the end of an epoch."""
 
     order: Order
     draw: Draw
@@ -116,17 +116,19 @@ class _Requests:
     first_step: int = 0
 
     def __iter__(self) -> Iterator[Request]:
-        return requests(self.order, self.draw, self.epoch, self.first_step, rank=self.rank, world_size=self.world_size)
+        return rank_requests(
+            self.order, self.draw, self.epoch, self.first_step, rank=self.rank, world_size=self.world_size
+        )
 
 
-def _as_it_is(item: Any) -> Any:
-    """Leave a batch alone: it is collated already."""
+def _no_collation(item: Any) -> Any:
+    """Return a batch as it is: it is collated already."""
     return item
 
 
 @contextmanager
-def _starting_workers() -> Iterator[None]:
-    """Keep signals out of the start of the workers, and torch's handler for dead workers out of this process.
+def _guarded_worker_start() -> Iterator[None]:
+    """Start workers with the stop signals blocked, and keep torch's handler for dead workers out of this process.
 
     Whatever starts within has the stop signals blocked from its first moment. Torch's handler of SIGCHLD raises wherever
     the main thread happens to be, in the middle of a checkpoint for one; without it a death is still found, within five
@@ -142,24 +144,24 @@ def _starting_workers() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, on_death)
 
 
-def _begin_to_work(worker_id: int) -> None:  # noqa: ARG001
-    """Prepare a worker: the parent's objects stay in the memory that it shares with the parent, its signals the parent's."""
+def _init_worker(worker_id: int) -> None:  # noqa: ARG001
+    """Prepare a worker: keep the parent's objects in shared memory, and leave the stop signals to the parent."""
     gc.freeze()  # a collection would write into every one of them, and so take a copy of its page
-    _heed_the_parent_alone()
+    _block_stop_signals_except_the_parents()
 
 
-def _heed_the_parent_alone() -> None:
-    """Let the stop signals of a launcher or terminal pass: the parent gets them too, and still needs its batches.
+def _block_stop_signals_except_the_parents() -> None:
+    """Block the stop signals of a launcher or terminal: the parent gets them too, and still needs its batches.
 
     Ignoring them outright would also ignore the SIGTERM with which the parent ends its workers when it exits, and then
     waits for them without end.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    threading.Thread(target=_exit_when_the_parent_says_so, daemon=True).start()
+    threading.Thread(target=_exit_on_the_parents_sigterm, daemon=True).start()
 
 
-def _exit_when_the_parent_says_so() -> None:
-    """Take the blocked signals off the queue until it is the parent's SIGTERM."""
+def _exit_on_the_parents_sigterm() -> None:
+    """Consume blocked signals until the parent sends SIGTERM, then exit."""
     while True:
         taken = signal.sigwaitinfo(STOP_SIGNALS)
         if taken.si_signo == signal.SIGTERM and taken.si_pid == os.getppid():

@@ -1,4 +1,4 @@
-"""Decoded images to the squares of a batch, with torchvision's antialiased bilinear resize on uint8."""
+"""Crop, resize and flip of decoded images, with torchvision's antialiased bilinear resize on uint8."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from rlpheads.loaders.contract.arrays import FloatArray, Int64Array
-from rlpheads.loaders.contract.crops import CropSpec, draw_crops, nothing_drawn, place_crops
+from rlpheads.loaders.contract.crops import CropSpec, draw_crops, no_draws, place_crops
 
 
 class ImageTransform(Protocol):
@@ -27,7 +27,7 @@ class ImageTransform(Protocol):
         ...
 
     def place(self, draws_UB: FloatArray, sizes_B2: Int64Array) -> Sequence[Any]:
-        """Decide for each image what `make` needs to know, from its numbers and its (height, width) in pixels."""
+        """Return for each image what `make` needs, from its random numbers and its (height, width) in pixels."""
         ...
 
     def make(self, image: Tensor, cut: Any) -> Tensor:
@@ -90,11 +90,11 @@ class EvalTransform:
         return self.crop.image_size
 
     def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:  # noqa: ARG002
-        """Nothing is random."""
-        return nothing_drawn(index_B)
+        """Return no numbers: nothing is random."""
+        return no_draws(index_B)
 
     def place(self, draws_UB: FloatArray, sizes_B2: Int64Array) -> list[None]:  # noqa: ARG002
-        """Nothing is to be known."""
+        """Return nothing: every image is cropped alike."""
         return [None] * len(sizes_B2)
 
     def make(self, image: Tensor, cut: None) -> Tensor:  # noqa: ARG002

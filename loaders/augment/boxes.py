@@ -1,4 +1,4 @@
-"""Augmentations that move or cover a box of each image: shift after padding, cutout, random erasing.
+"""Augmentations by a box of each image: padded crop, cutout, random erasing.
 
 Batched, with numbers of its own for each image, keyed by (seed, epoch, index); nothing is read on the host.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rlpheads.loaders.augment.spec import EraseSpec
 from rlpheads.loaders.contract.keyed_random import KeyedStream
 
-NUM_TRIES = 10
+NUM_ERASE_TRIES = 10
 """Boxes that random erasing tries until one fits, as torchvision and timm do."""
 
 
@@ -62,7 +62,7 @@ class Cutout(nn.Module):
         """Cover a square of normalised (B, 3, H, W) images with zeros."""
         size = images_B3HW.shape[-2:]
         draws_B2 = self.stream.uniforms(epoch, index_B, num_draws=2)
-        start_B2 = _scaled(draws_B2, size).to(torch.int64) - self.side // 2
+        start_B2 = _scale_by_size(draws_B2, size).to(torch.int64) - self.side // 2
         covered_B1HW = box_mask(start_B2, torch.full_like(start_B2, self.side), size)
         return images_B3HW * ~covered_B1HW
 
@@ -84,13 +84,13 @@ class RandomErasing(nn.Module):
     def forward(self, images_B3HW: Tensor, index_B: Tensor, epoch: int) -> Tensor:
         """Cover a box of normalised (B, 3, H, W) images, of those that are chosen."""
         size = images_B3HW.shape[-2:]
-        draws_BU = self.boxes.uniforms(epoch, index_B, num_draws=3 + 2 * NUM_TRIES)
-        sides_B2, fits_B = self._box_sizes(draws_BU[:, 3:].unflatten(1, (NUM_TRIES, 2)), size)
+        draws_BU = self.boxes.uniforms(epoch, index_B, num_draws=3 + 2 * NUM_ERASE_TRIES)
+        sides_B2, fits_B = self._box_sizes(draws_BU[:, 3:].unflatten(1, (NUM_ERASE_TRIES, 2)), size)
         chosen_B = fits_B & (draws_BU[:, 0] < self.spec.probability)
-        room_B2 = _scaled(torch.ones_like(sides_B2), size) - sides_B2
+        room_B2 = _scale_by_size(torch.ones_like(sides_B2), size) - sides_B2
         start_B2 = (draws_BU[:, 1:3] * (room_B2 + 1)).to(torch.int64)
         covered_B1HW = box_mask(start_B2, sides_B2, size) & chosen_B[:, None, None, None]
-        filling = self._filling(images_B3HW, index_B, epoch)
+        filling = self._fill_values(images_B3HW, index_B, epoch)
         # Exact at weights 0 and 1, and on a CPU many times as fast as `torch.where`.
         return torch.lerp(images_B3HW, filling.expand_as(images_B3HW), covered_B1HW.to(images_B3HW.dtype))
 
@@ -107,7 +107,7 @@ class RandomErasing(nn.Module):
         fits_B = fits_BT.any(1)
         return torch.where(fits_B[:, None], sides_B2, 0), fits_B
 
-    def _filling(self, images_B3HW: Tensor, index_B: Tensor, epoch: int) -> Tensor:
+    def _fill_values(self, images_B3HW: Tensor, index_B: Tensor, epoch: int) -> Tensor:
         """Return what covers a box, in units of the normalised pixels."""
         num_rows, num_channels, height, width = images_B3HW.shape
         if self.spec.fill == "mean":
@@ -132,6 +132,6 @@ def box_mask(start_B2: Tensor, sides_B2: Tensor, size: torch.Size) -> Tensor:
     return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
 
 
-def _scaled(pairs_B2: Tensor, size: torch.Size) -> Tensor:
+def _scale_by_size(pairs_B2: Tensor, size: torch.Size) -> Tensor:
     """Multiply pairs by (H, W), without a constant tensor that would have to be copied to the device."""
     return torch.stack([pairs_B2[:, axis] * size[axis] for axis in (0, 1)], dim=1)

@@ -20,7 +20,7 @@ from rlpheads.loaders.augment.spec import check_choice, check_fraction
 from rlpheads.loaders.contract.batch import Batch, Partners
 from rlpheads.loaders.contract.keyed_random import KeyedStream
 
-Mode = Literal["pair", "elem", "batch"]
+MixMode = Literal["pair", "elem", "batch"]
 NUM_QUANTILES = 2048
 """Intervals of the table that weights are drawn from; their distribution is off by less than one of them."""
 _NUM_DRAWS = 6
@@ -51,7 +51,7 @@ class MixSpec:
     probability: float = 1.0
     switch: float = 0.5
     off_epoch: int | None = None
-    mode: Mode = "pair"
+    mode: MixMode = "pair"
     cutmix_minmax: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class MixSpec:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number of at least 0")
         check_fraction("the probability of mixing", self.probability)
         check_fraction("the probability of CutMix", self.switch)
-        check_choice("mode", self.mode, get_args(Mode))
+        check_choice("mode", self.mode, get_args(MixMode))
         sides = self.cutmix_minmax
         if sides is not None and not 0 <= sides[0] <= sides[1] <= 1:
             raise ValueError(f"cutmix_minmax is {sides}; it must be two numbers with 0 <= least <= most <= 1")
@@ -111,11 +111,11 @@ class Mixer(nn.Module):
             return batch
         images_B3HW = batch.images
         size = images_B3HW.shape[-2:]
-        partners_B = _swapped(batch.index)
+        partners_B = _swap_pairs(batch.index)
         draws_BU = self._draws(batch.index, epoch, step)
         mixed_B = (draws_BU[:, 0] < self.spec.probability) & (batch.index >= 0) & (partners_B >= 0)
-        cut_B = draws_BU[:, 1] < self._share_of_cutmix
-        weight_B = torch.where(mixed_B & ~cut_B, interpolated(self.mixup_Q, draws_BU[:, 2]), 1.0)
+        cut_B = draws_BU[:, 1] < self._cutmix_probability
+        weight_B = torch.where(mixed_B & ~cut_B, sample_quantiles(self.mixup_Q, draws_BU[:, 2]), 1.0)
         start_B2, sides_B2 = self._boxes(draws_BU[:, 2:], size)
         sides_B2 = sides_B2 * (mixed_B & cut_B)[:, None]
         area_B = sides_B2.prod(1) / (size[0] * size[1])
@@ -124,10 +124,10 @@ class Mixer(nn.Module):
         own_B1HW = (weight_B[:, None, None, None] * ~covered_B1HW).to(images_B3HW.dtype)
         weight_B = (weight_B - torch.minimum(area_B, 1 - area_B)).to(torch.float32)
         # The weight stands at the end of the interpolation that is exact at 1: unmixed images keep their very bits.
-        mixed_B3HW = torch.lerp(_swapped(images_B3HW), images_B3HW, own_B1HW)
+        mixed_B3HW = torch.lerp(_swap_pairs(images_B3HW), images_B3HW, own_B1HW)
         in_channels_last = images_B3HW.is_contiguous(memory_format=torch.channels_last)
         memory_format = torch.channels_last if in_channels_last else torch.contiguous_format
-        partners = Partners(_swapped(batch.targets), partners_B, weight_B)
+        partners = Partners(_swap_pairs(batch.targets), partners_B, weight_B)
         return replace(batch, images=mixed_B3HW.contiguous(memory_format=memory_format), partners=partners)
 
     def _draws(self, index_B: Tensor, epoch: int, step: int) -> Tensor:
@@ -136,7 +136,7 @@ class Mixer(nn.Module):
             step_1 = torch.full((1,), step, dtype=torch.int64, device=index_B.device)
             return self.stream.uniforms(epoch, step_1, num_draws=_NUM_DRAWS).expand(len(index_B), -1)
         if self.spec.mode == "elem":
-            return self.stream.uniforms(epoch, index_B, _swapped(index_B), num_draws=_NUM_DRAWS)
+            return self.stream.uniforms(epoch, index_B, _swap_pairs(index_B), num_draws=_NUM_DRAWS)
         pair_P2 = index_B.view(-1, 2)
         draws_PU = self.stream.uniforms(epoch, pair_P2.amin(1), pair_P2.amax(1), num_draws=_NUM_DRAWS)
         return draws_PU.repeat_interleave(2, dim=0)
@@ -144,11 +144,11 @@ class Mixer(nn.Module):
     def _boxes(self, draws_B4: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
         """Return the boxes of CutMix: int64 (B, 2) of (top, left), and of (height, width), in pixels."""
         if self.spec.cutmix_minmax is not None:
-            return uniform_box(self.spec.cutmix_minmax, draws_B4, size)
-        return cut_box(interpolated(self.cutmix_Q, draws_B4[:, 0]), draws_B4[:, 1:3], size)
+            return cutmix_box_minmax(self.spec.cutmix_minmax, draws_B4, size)
+        return cutmix_box(sample_quantiles(self.cutmix_Q, draws_B4[:, 0]), draws_B4[:, 1:3], size)
 
     @property
-    def _share_of_cutmix(self) -> float:
+    def _cutmix_probability(self) -> float:
         if not self.spec.mixup:
             return 1.0
         return self.spec.switch if self.spec.cuts else 0.0
@@ -164,14 +164,14 @@ def weight_quantiles(alpha: float) -> Tensor:
     return torch.tensor([float(quantile) for quantile in quantiles_Q], dtype=torch.float64)
 
 
-def interpolated(quantiles_Q: Tensor, uniforms_B: Tensor) -> Tensor:
-    """Turn uniform numbers into numbers of the distribution whose quantiles are given: float64 (B,)."""
+def sample_quantiles(quantiles_Q: Tensor, uniforms_B: Tensor) -> Tensor:
+    """Sample a distribution from its quantiles by inverting uniform numbers: float64 (B,)."""
     place_B = uniforms_B * NUM_QUANTILES
     below_B = place_B.to(torch.int64)
     return torch.lerp(quantiles_Q[below_B], quantiles_Q[below_B + 1], place_B - below_B)
 
 
-def cut_box(weight_B: Tensor, draws_B2: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+def cutmix_box(weight_B: Tensor, draws_B2: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
     """Return the box of CutMix, cut off at the edges: int64 (B, 2) of (top, left), and of (height, width), in pixels.
 
     The box has the image's ratio and 1 − weight of its area; its middle is any pixel. As in timm.
@@ -187,8 +187,8 @@ def cut_box(weight_B: Tensor, draws_B2: Tensor, size: torch.Size) -> tuple[Tenso
     return torch.stack(starts, dim=1), torch.stack(sides, dim=1)
 
 
-def uniform_box(minmax: tuple[float, float], draws_B4: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-    """Return a box wholly inside the image, with sides between two fractions of the image's: as `cut_box`. As in timm.
+def cutmix_box_minmax(minmax: tuple[float, float], draws_B4: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """Return a box wholly inside the image, with sides between two fractions of the image's: as `cutmix_box`. As in timm.
 
     Args:
         minmax: least and most side, as a fraction of the image's.
@@ -204,6 +204,6 @@ def uniform_box(minmax: tuple[float, float], draws_B4: Tensor, size: torch.Size)
     return torch.stack(starts, dim=1), torch.stack(sides, dim=1)
 
 
-def _swapped(rows: Tensor) -> Tensor:
+def _swap_pairs(rows: Tensor) -> Tensor:
     """Exchange the rows of every pair."""
     return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What happens to a batch's pixels on the device, after they crossed the bus as bytes."""
+"""Normalisation of a batch's pixels on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way of a training batch from the loader's bytes to the model's input, on the device, the same for every loader."""
+"""Augmentation of training batches on the device: from the loader's bytes to normalised images, alike for every loader."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Augment(nn.Module):
         in_channels_last = images_B3HW.is_contiguous(memory_format=torch.channels_last)
         num_rows = max(1, _values_at_once(images_B3HW.device) // images_B3HW[0].numel())
         parts = zip(images_B3HW.split(num_rows), index_B.split(num_rows), strict=True)
-        augmented = torch.cat([self._augmented(*part, epoch) for part in parts])
+        augmented = torch.cat([self._augment_rows(*part, epoch) for part in parts])
         return augmented.contiguous(memory_format=torch.channels_last if in_channels_last else torch.contiguous_format)
 
-    def _augmented(self, images_B3HW: Tensor, index_B: Tensor, epoch: int) -> Tensor:
+    def _augment_rows(self, images_B3HW: Tensor, index_B: Tensor, epoch: int) -> Tensor:
         for operation in self.on_bytes:
             images_B3HW = operation(images_B3HW, index_B, epoch)
         images_B3HW = cast("Tensor", self.normalize(images_B3HW))

@@ -171,7 +171,7 @@ def gaussian_blur(images_B3HW: Tensor, sigma_B: Tensor) -> Tensor:
     kernel_BK = torch.softmax(-0.5 * (from_middle_K / sigma_B[:, None].to(torch.float32)) ** 2, dim=1)
     kernel_GK = kernel_BK.repeat_interleave(num_channels, dim=0)
     pixels = F.pad(images_B3HW.to(torch.float32), [reach] * 4, mode="reflect").reshape(
-        1, -1, *_padded(images_B3HW, reach)
+        1, -1, *_padded_size(images_B3HW, reach)
     )
     pixels = F.conv2d(pixels, kernel_GK[:, None, :, None], groups=len(kernel_GK))
     pixels = F.conv2d(pixels, kernel_GK[:, None, None, :], groups=len(kernel_GK))
@@ -219,6 +219,6 @@ def _extremes(images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
     return flat_B3P.amin(2)[..., None, None], flat_B3P.amax(2)[..., None, None]
 
 
-def _padded(images_B3HW: Tensor, reach: int) -> tuple[int, int]:
+def _padded_size(images_B3HW: Tensor, reach: int) -> tuple[int, int]:
     height, width = images_B3HW.shape[-2:]
     return height + 2 * reach, width + 2 * reach

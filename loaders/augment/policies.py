@@ -38,7 +38,7 @@ class Space:
         rotate: degrees.
         enhance: what is added to or taken from the ratio 1 of brightness, colour, contrast and sharpness.
         posterize: bits that are kept at no strength, and how many fewer at full strength.
-        keep_begun_bits: whether a bit that is cut off in part is kept, instead of rounding.
+        round_bits_up: whether the number of kept bits is rounded up, instead of to the nearest.
         solarize: least byte that is not inverted at no strength.
         solarize_add: what is added to bytes below 128.
     """
@@ -48,7 +48,7 @@ class Space:
     rotate: float
     enhance: float
     posterize: tuple[int, int]
-    keep_begun_bits: bool = False
+    round_bits_up: bool = False
     solarize: int = 255
     solarize_add: int = 0
 
@@ -56,14 +56,14 @@ class Space:
 PAPER_SPACE = Space(shear=0.3, translate=(0.0, 150 / 331), rotate=30.0, enhance=0.9, posterize=(8, 4))
 WIDE_SPACE = Space(shear=0.99, translate=(32.0, 0.0), rotate=135.0, enhance=0.99, posterize=(8, 6))
 TIMM_SPACE = replace(
-    PAPER_SPACE, translate=(0.0, 0.45), posterize=(4, 4), keep_begun_bits=True, solarize=256, solarize_add=110
+    PAPER_SPACE, translate=(0.0, 0.45), posterize=(4, 4), round_bits_up=True, solarize=256, solarize_add=110
 )
 _RAND_SETS = {"torchvision": (range(_RANDOM), PAPER_SPACE), "timm": (range(1, len(OPERATIONS)), TIMM_SPACE)}
 """Numbers of the operations that RandAugment chooses from, and how strong they are."""
 
 
-def operate(images_B3HW: Tensor, number_B: Tensor, strength_B: Tensor, space: Space) -> Tensor:
-    """Do one operation to each image.
+def apply_operation(images_B3HW: Tensor, number_B: Tensor, strength_B: Tensor, space: Space) -> Tensor:
+    """Apply one operation to each image.
 
     Args:
         images_B3HW: uint8.
@@ -114,13 +114,13 @@ def kept_bits(unsigned_B: Tensor, space: Space) -> Tensor:
     """Return how many bits "Posterize" keeps at strengths from 0 to 1: whole numbers (B,), at least 1."""
     bits_B = space.posterize[0] - space.posterize[1] * unsigned_B
     # A little less than the product, as above: 4 × 3/4 is 3, and no device may make a fourth bit of it.
-    return (torch.ceil(bits_B - 1e-3) if space.keep_begun_bits else torch.round(bits_B)).clamp(min=1)
+    return (torch.ceil(bits_B - 1e-3) if space.round_bits_up else torch.round(bits_B)).clamp(min=1)
 
 
 def grey_or_mean(grey_B1HW: Tensor, grey_B: Tensor, mean_B: Tensor) -> Tensor:
     """Return what images are blended with: themselves in grey where `grey_B`, its mean where `mean_B`, else black."""
-    mean_B111 = pixels.mean_of(grey_B1HW) * _wide(mean_B)
-    return torch.addcmul(mean_B111, grey_B1HW.to(torch.float32), _wide(grey_B).to(torch.float32))
+    mean_B111 = pixels.mean_of(grey_B1HW) * _per_row(mean_B)
+    return torch.addcmul(mean_B111, grey_B1HW.to(torch.float32), _per_row(grey_B).to(torch.float32))
 
 
 class RandAugment(nn.Module):
@@ -151,8 +151,8 @@ class RandAugment(nn.Module):
             applied, choice, sign = draws_BO3[:, step].unbind(1)
             chosen_B = self.numbers_S[(choice * len(self.numbers_S)).to(torch.int64)]
             number_B = torch.where(applied < self.spec.probability, chosen_B, 0)
-            strength_B = _signed(magnitude_BO[:, step] / MAX_MAGNITUDE, sign)
-            images_B3HW = operate(images_B3HW, number_B, strength_B, self.space)
+            strength_B = _apply_sign(magnitude_BO[:, step] / MAX_MAGNITUDE, sign)
+            images_B3HW = apply_operation(images_B3HW, number_B, strength_B, self.space)
         return images_B3HW
 
 
@@ -171,8 +171,8 @@ class TrivialAugment(nn.Module):
         """Augment uint8 (B, 3, H, W) images."""
         choice, magnitude, sign = self.stream.uniforms(epoch, index_B, num_draws=3).unbind(1)
         number_B = (choice * _RANDOM).to(torch.int64)
-        strength_B = _signed(torch.floor(magnitude * (MAX_MAGNITUDE + 1)) / MAX_MAGNITUDE, sign)
-        return operate(images_B3HW, number_B, strength_B, WIDE_SPACE)
+        strength_B = _apply_sign(torch.floor(magnitude * (MAX_MAGNITUDE + 1)) / MAX_MAGNITUDE, sign)
+        return apply_operation(images_B3HW, number_B, strength_B, WIDE_SPACE)
 
 
 class AutoAugment(nn.Module):
@@ -206,7 +206,9 @@ class AutoAugment(nn.Module):
         for step in range(2):
             applied, sign = draws_BU[:, 1 + 2 * step : 3 + 2 * step].unbind(1)
             number_B = torch.where(applied < self.probability_P2[row_B, step], self.number_P2[row_B, step], 0)
-            images_B3HW = operate(images_B3HW, number_B, _signed(self.strength_P2[row_B, step], sign), PAPER_SPACE)
+            images_B3HW = apply_operation(
+                images_B3HW, number_B, _apply_sign(self.strength_P2[row_B, step], sign), PAPER_SPACE
+            )
         return images_B3HW
 
 
@@ -228,9 +230,9 @@ class ThreeAugment(nn.Module):
         choice, width = self.stream.uniforms(epoch, index_B, num_draws=2).unbind(1)
         number_B = (choice * 3).to(torch.int64)
         solarized = pixels.solarize(images_B3HW, torch.where(number_B == 1, 128.0, 256.0))
-        greyed = pixels.choose(_wide(number_B == 0), pixels.grey(images_B3HW), solarized)
+        greyed = pixels.choose(_per_row(number_B == 0), pixels.grey(images_B3HW), solarized)
         blurred = pixels.gaussian_blur(images_B3HW, 0.1 + (pixels.MAX_BLUR - 0.1) * width)
-        return pixels.choose(_wide(number_B == 2), blurred, greyed)
+        return pixels.choose(_per_row(number_B == 2), blurred, greyed)
 
 
 class ColorJitter(nn.Module):
@@ -281,9 +283,9 @@ def make_policy(spec: PolicySpec, seed: int) -> nn.Module:
     return AutoAugment(spec.name.removeprefix("auto_"), seed)
 
 
-def _signed(strength_B: Tensor, sign_B: Tensor) -> Tensor:
+def _apply_sign(strength_B: Tensor, sign_B: Tensor) -> Tensor:
     return torch.where(sign_B < 0.5, -strength_B, strength_B)
 
 
-def _wide(values_B: Tensor) -> Tensor:
+def _per_row(values_B: Tensor) -> Tensor:
     return values_B[:, None, None, None]

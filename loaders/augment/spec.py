@@ -1,4 +1,4 @@
-"""What is done to training images on the device: the settings of every augmentation, checked."""
+"""Settings of the augmentations on the device, checked."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """All of it, in the order in which it is done.
+    """All augmentations of one image, in the order in which they are applied.
 
     Attributes:
         padding: pixels of black around the image, out of which its size is cut anywhere; 0: none.

@@ -1,4 +1,4 @@
-"""Where an image is cut: keyed random crops and flips for training, in integers that every loader follows exactly."""
+"""Crops and flips: random resized crops for training, central ones for evaluation, in integers alike for every loader."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from rlpheads.loaders.contract.arrays import FloatArray, Int64Array
 from rlpheads.loaders.contract.keyed_random import uniform_rows
 
-NUM_TRIES = 10
-NUM_CROP_DRAWS = 2 * NUM_TRIES + 2
+NUM_CROP_TRIES = 10
+NUM_CROP_DRAWS = 2 * NUM_CROP_TRIES + 2
 """Uniform numbers that a random crop takes: (area, ratio) of each try, then top and left."""
 DRAWN_AT_ONCE = 2048
 """Samples whose crops are drawn together: enough to share the cost of calls, few enough for a processor's cache."""
@@ -80,7 +80,7 @@ def keyed_crops(
 
 
 def draw_crops(crop: CropSpec, seed: int, epoch: int, index_B: Int64Array) -> FloatArray:
-    """Draw what is random in crops and flips, before any image is opened: for many samples at once it costs least.
+    """Draw the random numbers of crops and flips before any image is opened, for many samples at once, which is cheapest.
 
     Args:
         crop: Ranges of the draws.
@@ -100,21 +100,21 @@ def draw_crops(crop: CropSpec, seed: int, epoch: int, index_B: Int64Array) -> Fl
     fraction_VB = crop.scale[0] + area_VB * (crop.scale[1] - crop.scale[0])
     least = math.log(crop.ratio[0])
     aspect_VB = np.exp(least + ratio_VB * (math.log(crop.ratio[1]) - least))
-    draws_UB = np.empty((3 + 2 * NUM_TRIES, len(index_B)))
+    draws_UB = np.empty((3 + 2 * NUM_CROP_TRIES, len(index_B)))
     draws_UB[:1], draws_UB[1:3] = flip_1B, place_2B
-    np.divide(fraction_VB, aspect_VB, out=draws_UB[3 : 3 + NUM_TRIES])
-    np.multiply(fraction_VB, aspect_VB, out=draws_UB[3 + NUM_TRIES :])
+    np.divide(fraction_VB, aspect_VB, out=draws_UB[3 : 3 + NUM_CROP_TRIES])
+    np.multiply(fraction_VB, aspect_VB, out=draws_UB[3 + NUM_CROP_TRIES :])
     np.sqrt(draws_UB[3:], out=draws_UB[3:])
     return draws_UB
 
 
-def nothing_drawn(index_B: Int64Array) -> FloatArray:
-    """Return the numbers of crops in which nothing is random: float64 (0, B)."""
+def no_draws(index_B: Int64Array) -> FloatArray:
+    """Return the draws of crops without randomness: float64 (0, B)."""
     return np.empty((0, len(index_B)))
 
 
 def place_crops(crop: CropSpec, draws_UB: FloatArray, sizes_B2: Int64Array) -> tuple[Int64Array, NDArray[np.bool_]]:
-    """Make crops and flips of what `draw_crops` drew for some images, now that their (height, width) are known.
+    """Turn the numbers of `draw_crops` into crops and flips, once the (height, width) of the images is known.
 
     Returns:
         int64 (B, 4) boxes of (top, left, height, width) in pixels, and bool (B,), which of them are flipped.
@@ -122,7 +122,7 @@ def place_crops(crop: CropSpec, draws_UB: FloatArray, sizes_B2: Int64Array) -> t
     flip_B = draws_UB[0].astype(np.bool_)
     if crop.kind == "whole":
         return central_squares(sizes_B2), flip_B
-    place_2B, shape_2VB = draws_UB[1:3], draws_UB[3:].reshape(2, NUM_TRIES, len(sizes_B2))
+    place_2B, shape_2VB = draws_UB[1:3], draws_UB[3:].reshape(2, NUM_CROP_TRIES, len(sizes_B2))
     return _random_resized_crops(place_2B, shape_2VB, sizes_B2, crop.ratio), flip_B
 
 
@@ -133,7 +133,7 @@ def central_squares(sizes_B2: Int64Array) -> Int64Array:
 
 
 def central_boxes(crop: CropSpec, sizes_B2: Int64Array) -> tuple[FloatArray, Int64Array]:
-    """Return the box of each image that a resize of its short side and a central crop come to, in one resampling.
+    """Return evaluation's box of each image: resize of the short side and central crop as one resampling.
 
     Sizes and places are rounded as torchvision's `resize` and `center_crop` do.
 
@@ -179,10 +179,10 @@ def _random_resized_crops(
     sides_2B = sizes_B2.T.astype(np.float64, order="C")
     tries_2VB = shape_2VB * np.sqrt(sides_2B[0] * sides_2B[1])
     np.rint(tries_2VB, out=tries_2VB)
-    crops_2B, fits_B = _first_that_fit(tries_2VB, sides_2B)
+    crops_2B, fits_B = _first_fitting_tries(tries_2VB, sides_2B)
     if np.count_nonzero(crops_2B) < 2 * num_images:  # in an image of a few pixels, a try may have none
         tries_2VB[tries_2VB == 0] = sides_2B.max() + 1
-        crops_2B, fits_B = _first_that_fit(tries_2VB, sides_2B)
+        crops_2B, fits_B = _first_fitting_tries(tries_2VB, sides_2B)
     start_2B = place_2B * (sides_2B - crops_2B + 1.0)
     if np.count_nonzero(fits_B) < num_images:
         sides_2C = sides_2B[:, ~fits_B]
@@ -193,7 +193,7 @@ def _random_resized_crops(
     return boxes_4B.T
 
 
-def _first_that_fit(tries_2VB: FloatArray, sides_2B: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
+def _first_fitting_tries(tries_2VB: FloatArray, sides_2B: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Return each image's first try that is no larger than it, (2, B), and whether there is one, (B,)."""
     fits_2VB = tries_2VB <= sides_2B[:, None]
     fits_VB = fits_2VB[0] & fits_2VB[1]

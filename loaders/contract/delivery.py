@@ -1,4 +1,4 @@
-"""Batches on their way to a device: copied beside the step that runs, one ahead of the step that waits for them."""
+"""Asynchronous copies of batches to a device, one batch ahead of the step that uses it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.loader import Loader, PositionedLoader, check_state
 
-HandOver = Callable[[], Batch]
-"""Gives out a batch that was sent, fit for whatever the caller launches next, or raises what kept it from being made."""
+BatchGetter = Callable[[], Batch]
+"""Returns a batch once the caller's stream may use it, or raises the loader's error."""
 
 
 def deliver(loader: Loader, device: torch.device) -> Loader:
@@ -22,26 +22,26 @@ def deliver(loader: Loader, device: torch.device) -> Loader:
     On a CUDA device two batches lie there at any time, the one in use and the next, which a stream of its own copies
     meanwhile. Their images are uint8 in channels-last order.
     """
-    return loader if device.type == "cpu" else OneAhead(loader, CudaCourier(device).send)
+    return loader if device.type == "cpu" else BatchPrefetcher(loader, CudaCopier(device).send)
 
 
-class OneAhead(PositionedLoader):
-    """A loader that sends each batch on its way before the one in front of it is handed over.
+class BatchPrefetcher(PositionedLoader):
+    """A loader that starts the copy of each batch before it yields the one in front of it.
 
-    Its position counts what was handed over: a batch that is still on its way is loaded again after a resume. What the
-    loader raises is raised in its turn, behind the batches in front of it.
+    Its position counts what was yielded: a batch that is still being copied is loaded again after a resume. An error of
+    the loader is raised in its turn, behind the batches in front of it.
 
     Attributes:
         order: Which sample stands where.
         manifest: The samples of the split.
     """
 
-    def __init__(self, loader: Loader, send: Callable[[Batch], HandOver]) -> None:
+    def __init__(self, loader: Loader, send: Callable[[Batch], BatchGetter]) -> None:
         """Prepare.
 
         Args:
             loader: Where the batches come from; nobody else may iterate over it or move it.
-            send: Starts the transport of a batch and does not wait for its end.
+            send: Starts the copy of a batch and does not wait for it.
         """
         super().__init__(loader.order, loader.manifest)
         self._loader = loader
@@ -53,11 +53,11 @@ class OneAhead(PositionedLoader):
         first_step = self.order.step_at(self._consumed)
         self._loader.set_epoch(self._epoch, self._consumed)
         batches = iter(self._loader)
-        on_their_way = deque([self._send_next(batches)] if first_step < self.order.num_steps else [])
+        in_flight = deque([self._send_next(batches)] if first_step < self.order.num_steps else [])
         for step in range(first_step, self.order.num_steps):
             if step + 1 < self.order.num_steps:
-                on_their_way.append(self._send_next(batches))
-            batch = on_their_way.popleft()()
+                in_flight.append(self._send_next(batches))
+            batch = in_flight.popleft()()
             self._consumed = self.order.consumed_after(step)
             yield batch
 
@@ -70,7 +70,7 @@ class OneAhead(PositionedLoader):
         super().set_epoch(epoch, consumed)
         self._loader.set_epoch(epoch, consumed)
 
-    def _send_next(self, batches: Iterator[Batch]) -> HandOver:
+    def _send_next(self, batches: Iterator[Batch]) -> BatchGetter:
         try:
             return self._send(next(batches))
         except Exception as error:
@@ -84,14 +84,14 @@ def _raise(error: Exception) -> Batch:
         del error  # or it would hold this frame, and the frame it
 
 
-class CudaCourier:
+class CudaCopier:
     """Copies batches to a CUDA device on a stream of its own, from page-locked memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def send(self, batch: Batch) -> HandOver:
+    def send(self, batch: Batch) -> BatchGetter:
         """Start to copy a batch; one that is on the device already, written on the present stream, needs no copy."""
         if batch.images.is_cuda:
             return lambda: batch

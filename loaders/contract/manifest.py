@@ -1,4 +1,4 @@
-"""The list of a split's samples: names, targets, sizes, and one fingerprint of them all.
+"""The manifest: the list of a split's samples with names, targets, sizes, and one fingerprint of them all.
 
 Names lie in one byte array rather than in Python strings: a list of a million strings is copied page by page into every
 loader worker as its reference counts are touched, and takes ten times the memory.

@@ -1,4 +1,4 @@
-"""What a rank's loader is to make at each step: which samples, and the random numbers of their crops."""
+"""Requests for batches: a rank's samples at each step, with the random numbers of their crops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlpheads.loaders.contract.crops import DRAWN_AT_ONCE
 from rlpheads.loaders.contract.order import Order
 
 Draw = Callable[[int, Int64Array], FloatArray]
-"""Returns what is random of the crops of B samples in an epoch, float64 (U, B); see `crops.draw_crops`."""
+"""Returns the random numbers of the crops of B samples in an epoch, float64 (U, B); see `crops.draw_crops`."""
 
 
 class Request(NamedTuple):
@@ -20,7 +20,7 @@ class Request(NamedTuple):
 
     Attributes:
         index_B: Canonical indices, int64 (B,); padding, -1, stands at the end.
-        draws_UB: What is random of their crops: float64 (U, B).
+        draws_UB: Random numbers of their crops: float64 (U, B).
         num_global_rows: Rows of the whole global batch that are not padding.
     """
 
@@ -34,16 +34,18 @@ class Request(NamedTuple):
         return self.index_B[self.index_B >= 0]
 
     def __reduce__(self) -> tuple[Callable[..., Request], tuple[bytes, bytes, int]]:
-        return _unpacked, (self.index_B.tobytes(), self.draws_UB.tobytes(), self.num_global_rows)
+        return _unpickle, (self.index_B.tobytes(), self.draws_UB.tobytes(), self.num_global_rows)
 
 
-def _unpacked(index: bytes, draws: bytes, num_global_rows: int) -> Request:
-    """Make a request of what it was pickled as; its arrays cannot be written to."""
+def _unpickle(index: bytes, draws: bytes, num_global_rows: int) -> Request:
+    """Rebuild a pickled request; its arrays are read-only."""
     index_B = np.frombuffer(index, dtype=np.int64)
     return Request(index_B, np.frombuffer(draws).reshape(-1, len(index_B)), num_global_rows)
 
 
-def requests(order: Order, draw: Draw, epoch: int, first_step: int, *, rank: int, world_size: int) -> Iterator[Request]:
+def rank_requests(
+    order: Order, draw: Draw, epoch: int, first_step: int, *, rank: int, world_size: int
+) -> Iterator[Request]:
     """Yield a rank's requests from a step to the end of the epoch.
 
     Some thousand samples are drawn for at once. A request does not depend on where that began: it is a pure function of

@@ -1,4 +1,4 @@
-"""The signals that stop a run, kept from what a loader starts: the training process alone answers them."""
+"""The signals that stop a run. Threads and processes of a loader have them blocked: the training process answers them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""torchrun and schedulers send SIGTERM; SIGUSR1 is Slurm's early warning; SIGINT is Ctrl-C (a second one kills)."""
 
 
 @contextmanager

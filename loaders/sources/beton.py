@@ -227,9 +227,9 @@ def manifest_path(beton: Path) -> Path:
 
 def write_manifest(file: BinaryIO, manifest: Manifest, facts: StoreFacts) -> None:
     """Write what stands beside a .beton file."""
-    told = {"version": MANIFEST_VERSION} | {name: value for name, value in vars(facts).items() if name != "classes"}
+    fields = {"version": MANIFEST_VERSION} | {name: value for name, value in vars(facts).items() if name != "classes"}
     # Class names are any bytes, as names of folders are: JSON keeps them as surrogates, in ASCII.
-    text = json.dumps(told | {"classes": list(facts.classes)})
+    text = json.dumps(fields | {"classes": list(facts.classes)})
     columns = {name: getattr(manifest, name) for name in _COLUMNS}
     np.savez(file, facts=np.frombuffer(text.encode("ascii"), dtype=np.uint8), **columns)
 
@@ -269,17 +269,17 @@ def _read_manifest(path: Path, columns: Sequence[str] = _COLUMNS) -> tuple[dict[
             )
     try:
         with np.load(beside, allow_pickle=False) as arrays:
-            told = json.loads(arrays["facts"].tobytes())
-            if told.pop("version", None) != MANIFEST_VERSION:
+            fields = json.loads(arrays["facts"].tobytes())
+            if fields.pop("version", None) != MANIFEST_VERSION:
                 raise DatasetError(f"{beside} is of another version of rlpheads: convert the dataset again")
             found = {name: arrays[name] for name in columns}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{beside} is damaged ({error}): convert the dataset again") from error
-    told["classes"] = tuple(told["classes"])
-    told["unreadable"] = {int(index): reason for index, reason in told["unreadable"].items()}
-    return found, StoreFacts(**told)
+    fields["classes"] = tuple(fields["classes"])
+    fields["unreadable"] = {int(index): reason for index, reason in fields["unreadable"].items()}
+    return found, StoreFacts(**fields)
 
 
 def _allocation_offset(header: NDArray[np.uint8]) -> int:

@@ -1,8 +1,9 @@
-"""Training samples planted to see whether a measure finds them: wrong classes, repeated images, near-duplicates.
+"""Label noise and canaries: training samples with wrong classes, repeated images and near-duplicates, put in on purpose.
 
-What is planted where is a pure function of (seed, canonical index): ranks, workers, loader and order do not matter. Each
-kind has a stream of its own and no sample is of two kinds; a kind that is added takes samples from another only where both
-want the same. Nothing planted: the source itself, with its fingerprint.
+Canaries test whether a measure finds them. Which samples they are is a pure function of (seed, canonical index):
+ranks, workers, loader and order do not matter. Each kind has a stream of its own and no sample is of two kinds; adding a
+kind takes samples from another only where both chose the same. Without any, the source is returned itself, with its
+fingerprint.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from rlpheads.loaders.contract.hashing import hash64, stream_key
 from rlpheads.loaders.contract.keyed_random import uniforms
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
-from rlpheads.loaders.sources.decode import errors_of
+from rlpheads.loaders.sources.decode import reindexed_errors
 
 MISLABELLED, REPEATED, NEAR_DUPLICATE, NOISY = "mislabelled", "repeated", "near_duplicate", "noisy"
 
 
 @dataclass(frozen=True)
-class Planting:
-    """What is planted in a training split.
+class CanarySpec:
+    """Label noise and canaries of a training split.
 
     Attributes:
         label_noise: Fraction of the samples whose class is replaced by another, in [0, 1); the number is rounded.
-        mislabelled: Samples whose class is replaced by another, each as likely; told apart from the noise.
+        mislabelled: Samples whose class is replaced by another, each as likely; listed as a kind of their own beside the noise.
         repeated: Images that stand in the split several times.
         repeats: How many times in total, at least 2; the images take these numbers in turn.
         near_duplicates: Images of which a copy, a tenth darker, is added.
@@ -48,8 +49,8 @@ class Planting:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """Which samples were planted, arrays (P,) sorted by index.
+class CanaryTruth:
+    """Which samples are canaries or noisy, arrays (P,) sorted by index.
 
     Attributes:
         index: int64, canonical index.
@@ -66,19 +67,19 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class PlantedSource:
-    """A source with planted samples. Copies stand behind the source's own samples, each with an index of its own.
+class CanarySource:
+    """A source with label noise and canaries. Copies stand behind the source's own samples, each with an index of its own.
 
     Attributes:
-        manifest: The samples, with the planted classes; a copy is named after its original: NAME#2, NAME#darker.
-        truth: What was planted.
+        manifest: The samples, with the replaced classes; a copy is named after its original: NAME#2, NAME#darker.
+        truth: Which samples are canaries or noisy.
         source: The images as they were; its manifest holds the true classes.
         copied: int64 (A,), index of the image behind each copy.
         num_exact: How many of the copies, from the first, are exact; the others are darker.
     """
 
     manifest: Manifest
-    truth: Truth
+    truth: CanaryTruth
     source: ImageSource
     copied: Int64Array
     num_exact: int
@@ -90,7 +91,7 @@ class PlantedSource:
             ImageReadError: If it cannot be read; with the index of the copy and the path of the original.
         """
         original, darker = self._original(index)
-        with errors_of(index):
+        with reindexed_errors(index):
             image = self.source.read(original)
         return image - image // 10 if darker else image
 
@@ -101,7 +102,7 @@ class PlantedSource:
             ImageReadError: If it cannot be read; with the index of the copy and the path of the original.
         """
         original, darker = self._original(index)
-        with errors_of(index):
+        with reindexed_errors(index):
             return self.source.encoded(original) if isinstance(self.source, EncodedSource) and not darker else None
 
     def decode(self, index: int, data: bytes) -> Tensor:
@@ -111,7 +112,7 @@ class PlantedSource:
             ImageReadError: If it is not a whole image; with the index of the copy and the path of the original.
         """
         assert isinstance(self.source, EncodedSource)
-        with errors_of(index):
+        with reindexed_errors(index):
             return self.source.decode(self._original(index)[0], data)
 
     def _original(self, index: int) -> tuple[int, bool]:
@@ -120,26 +121,26 @@ class PlantedSource:
         return (index, False) if copy < 0 else (int(self.copied[copy]), copy >= self.num_exact)
 
 
-def plant(source: ImageSource, planting: Planting, seed: int) -> ImageSource:
-    """Return the source with what is to be planted in it; the very source if that is nothing.
+def insert_canaries(source: ImageSource, spec: CanarySpec, seed: int) -> ImageSource:
+    """Return the source with label noise and canaries; the very source where the spec asks for none.
 
     Raises:
         DatasetError: If more samples are asked for than there are.
     """
     manifest = source.manifest
-    chosen = _choose(manifest, planting, seed)
+    chosen = _choose_samples(manifest, spec, seed)
     if not any(map(len, chosen.values())):
         return source
     targets_N = manifest.targets.copy()
     for kind in (MISLABELLED, NOISY):
-        pairwise = kind == NOISY and planting.noise_kind == "pairwise"
+        pairwise = kind == NOISY and spec.noise_kind == "pairwise"
         targets_N[chosen[kind]] = _other_classes(manifest, chosen[kind], seed, pairwise=pairwise)
-    repeats = np.resize(np.asarray(planting.repeats, dtype=np.int64), len(chosen[REPEATED]))
+    repeats = np.resize(np.asarray(spec.repeats, dtype=np.int64), len(chosen[REPEATED]))
     exact, darker = np.repeat(chosen[REPEATED], repeats - 1), chosen[NEAR_DUPLICATE]
     suffixes = [f"#{copy}" for count in repeats for copy in range(2, count + 1)] + ["#darker"] * len(darker)
     copied = np.concatenate([exact, darker])
-    return PlantedSource(
-        manifest=_appended(replace(manifest, targets=targets_N), copied, suffixes),
+    return CanarySource(
+        manifest=_append_copies(replace(manifest, targets=targets_N), copied, suffixes),
         truth=_truth(manifest, chosen, np.repeat([REPEATED, NEAR_DUPLICATE], [len(exact), len(darker)]), copied),
         source=source,
         copied=copied,
@@ -147,14 +148,14 @@ def plant(source: ImageSource, planting: Planting, seed: int) -> ImageSource:
     )
 
 
-def _choose(manifest: Manifest, planting: Planting, seed: int) -> dict[str, Int64Array]:
+def _choose_samples(manifest: Manifest, spec: CanarySpec, seed: int) -> dict[str, Int64Array]:
     """Return the samples of each kind, sorted: those with the least hashes in the kind's stream that are still free."""
     num_samples = manifest.num_samples
     wanted = {
-        MISLABELLED: planting.mislabelled,
-        REPEATED: planting.repeated,
-        NEAR_DUPLICATE: planting.near_duplicates,
-        NOISY: round(planting.label_noise * num_samples),
+        MISLABELLED: spec.mislabelled,
+        REPEATED: spec.repeated,
+        NEAR_DUPLICATE: spec.near_duplicates,
+        NOISY: round(spec.label_noise * num_samples),
     }
     if sum(wanted.values()) > num_samples:
         asked = ", ".join(f"{count} {kind}" for kind, count in wanted.items() if count)
@@ -165,12 +166,12 @@ def _choose(manifest: Manifest, planting: Planting, seed: int) -> dict[str, Int6
     free_N = np.ones(num_samples, dtype=bool)
     chosen = {}
     for kind, count in wanted.items():
-        chosen[kind] = _pick(free_N, count, seed, kind)
+        chosen[kind] = _lowest_hashes(free_N, count, seed, kind)
         free_N[chosen[kind]] = False
     return chosen
 
 
-def _pick(free_N: NDArray[np.bool_], count: int, seed: int, stream: str) -> Int64Array:
+def _lowest_hashes(free_N: NDArray[np.bool_], count: int, seed: int, stream: str) -> Int64Array:
     """Return the free samples with the least hashes in a stream, sorted: int64 (count,)."""
     if not count:
         return np.empty(0, dtype=np.int64)
@@ -188,7 +189,7 @@ def _other_classes(manifest: Manifest, index_B: Int64Array, seed: int, *, pairwi
     return (manifest.targets[index_B] + step_B) % num_classes
 
 
-def _appended(manifest: Manifest, copied_A: Int64Array, suffixes: list[str]) -> Manifest:
+def _append_copies(manifest: Manifest, copied_A: Int64Array, suffixes: list[str]) -> Manifest:
     """Return the manifest with copies of some samples behind its own."""
     names = [f"{manifest.name(original)}{suffix}" for original, suffix in zip(copied_A, suffixes, strict=True)]
     copies = Manifest.from_columns(
@@ -215,10 +216,12 @@ def _unreadable_copies(manifest: Manifest, copied_A: Int64Array) -> dict[int, st
     return {index: manifest.unreadable[original] for index, original in originals if original in manifest.unreadable}
 
 
-def _truth(manifest: Manifest, chosen: dict[str, Int64Array], kind_A: NDArray[np.str_], copied_A: Int64Array) -> Truth:
-    """List what was planted: the chosen samples, then the copies behind the split's own."""
+def _truth(
+    manifest: Manifest, chosen: dict[str, Int64Array], kind_A: NDArray[np.str_], copied_A: Int64Array
+) -> CanaryTruth:
+    """List the canaries and noisy samples: the chosen ones, then the copies behind the split's own."""
     original = np.concatenate([*chosen.values(), copied_A])
     index = np.concatenate([*chosen.values(), manifest.num_samples + np.arange(len(copied_A))])
     kind = np.concatenate([np.repeat(list(chosen), [len(index) for index in chosen.values()]), kind_A])
     order = np.argsort(index)
-    return Truth(index[order], kind[order], original[order], manifest.targets[original[order]])
+    return CanaryTruth(index[order], kind[order], original[order], manifest.targets[original[order]])

@@ -53,7 +53,7 @@ def open_cifar(name: str, root: Path, *, download: bool = False) -> tuple[CifarS
 
     reader = getattr(torchvision.datasets, name.upper())
     if download:
-        with _alone_in(root):
+        with _exclusive_lock(root):
             return _read(name, reader, root, download=True)
     if not (root / reader.base_folder).is_dir():
         raise DatasetError(
@@ -90,7 +90,7 @@ def _source(name: str, dataset: Any, split: str) -> CifarSource:
 
 
 @contextmanager
-def _alone_in(root: Path) -> Iterator[None]:
+def _exclusive_lock(root: Path) -> Iterator[None]:
     """Hold a lock file in the root, so that the ranks of one machine do not fetch into each other's files."""
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where images come from: one way to open any dataset, and what a loader needs to know of it."""
+"""One way to open any dataset, and the protocols of an image source."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rlpheads.loaders.sources import digits, patches
 from rlpheads.loaders.sources.beton import count_store_classes, is_store, open_store
 from rlpheads.loaders.sources.cifar import open_cifar
 from rlpheads.loaders.sources.image_folder import ImageFolderSource, count_class_folders, open_image_folder
+from rlpheads.loaders.sources.splits import DEFAULT_VAL_FRACTION
 from rlpheads.loaders.sources.synthetic import SyntheticSpec, open_synthetic
 
 WITH_ROOT = ("imagefolder", "cifar10", "cifar100")
@@ -102,10 +103,9 @@ def open_dataset(
     _check_name_and_root(name, root)
     if val_fraction is not None and name in ("cifar10", "cifar100", "synthetic"):
         raise DatasetError(f"{name} has held-out images of its own: leave val_fraction out")
-    if name == "digits":
-        return digits.open_digits(val_fraction=_or(val_fraction, digits.DEFAULT_VAL_FRACTION), seed=seed)
-    if name == "patches":
-        return patches.open_patches(val_fraction=_or(val_fraction, patches.DEFAULT_VAL_FRACTION), seed=seed)
+    if name in ("digits", "patches"):
+        open_split = digits.open_digits if name == "digits" else patches.open_patches
+        return open_split(val_fraction=DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction, seed=seed)
     if name == "synthetic":
         return open_synthetic(synthetic or SyntheticSpec())
     folder = Path(root or "").expanduser()
@@ -140,13 +140,9 @@ def count_classes(name: str, root: str | Path | None = None, synthetic: Syntheti
 
 def split_key(name: str, val_fraction: float | None, seed: int) -> str | None:
     """Return what decides which samples are held out, in words; None where the dataset has splits of its own."""
-    defaults = {"digits": digits.DEFAULT_VAL_FRACTION, "patches": patches.DEFAULT_VAL_FRACTION}
-    fraction = defaults.get(name) if val_fraction is None else val_fraction
+    default = DEFAULT_VAL_FRACTION if name in ("digits", "patches") else None
+    fraction = default if val_fraction is None else val_fraction
     return None if fraction is None else f"val_fraction {fraction} and seed {seed}"
-
-
-def _or(given: float | None, default: float) -> float:
-    return default if given is None else given
 
 
 def _check_name_and_root(name: str, root: str | Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Bytes of an image file to pixels: red, green and blue in uint8, or one clear error."""
+"""Decode the bytes of an image file to RGB pixels in uint8."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MOST_PIXELS = 178_956_970
 
 
 @contextmanager
-def errors_of(index: int) -> Iterator[None]:
-    """Give an image's error this index: that of the sample whose image it is, in another source's numbering."""
+def reindexed_errors(index: int) -> Iterator[None]:
+    """Re-raise an image's error with this index: that of the sample in the source that wraps the one read."""
     try:
         yield
     except ImageReadError as error:

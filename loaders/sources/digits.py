@@ -14,11 +14,10 @@ from torch import Tensor
 from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.loaders.sources.splits import stratified_split
+from rlpheads.loaders.sources.splits import DEFAULT_VAL_FRACTION, stratified_split
 
 SIDE = 8
 NUM_CLASSES = 10
-DEFAULT_VAL_FRACTION = 0.2
 
 
 @dataclass(frozen=True)

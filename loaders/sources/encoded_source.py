@@ -1,4 +1,4 @@
-"""Images as decoders other than torchvision want them: as the bytes of a file, of a size that is known beforehand."""
+"""Encoded images of known size, as decoders other than torchvision take them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EncodedImage(NamedTuple):
 
 
 def read_encoded(source: ImageSource, index_B: Int64Array) -> list[EncodedImage | ImageReadError]:
-    """Read some images without decoding plain JPEGs; an unreadable image's place is taken by its error.
+    """Read some images without decoding plain JPEGs; an unreadable image is replaced by its error.
 
     Any other image is read by the source itself and passed on as a pixmap, so that it looks the same through any decoder,
     or is refused in the same words. Of damage inside a plain JPEG decoders make different things, unless `rlpheads verify`
@@ -39,7 +39,7 @@ def read_encoded(source: ImageSource, index_B: Int64Array) -> list[EncodedImage 
 
 
 def read_pixmaps(source: ImageSource, index_B: Int64Array) -> list[EncodedImage | ImageReadError]:
-    """Read some images, all decoded by the source; an unreadable image's place is taken by its error."""
+    """Read some images, all decoded by the source; an unreadable image is replaced by its error."""
     return [_read_pixmap(source, int(index)) for index in index_B]
 
 

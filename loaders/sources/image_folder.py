@@ -15,7 +15,7 @@ from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.decode import decode_rgb
 from rlpheads.loaders.sources.splits import check_val_fraction, stratified_split
-from rlpheads.loaders.sources.verification import with_findings
+from rlpheads.loaders.sources.verification import with_verification
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Files with another suffix are not samples. The list of torchvision's ImageFolder, and GIF."""
@@ -92,23 +92,23 @@ def open_image_folder(
     """
     if val_fraction is not None:
         check_val_fraction(val_fraction)
-    folders = _folders(root)
+    folders = _folder_names(root)
     if {"train", "val"} <= folders:
         if val_fraction is not None:
             raise DatasetError(
                 f"{root} has a val folder already: leave val_fraction out, or point root at {root / 'train'}"
             )
-        train, val = (with_findings(manifest, root, verified) for manifest in scan_splits(root))
+        train, val = (with_verification(manifest, root, verified) for manifest in scan_splits(root))
         _check_same_classes(train, val)
         return train, val
     if "val" in folders:
-        raise DatasetError(f"{root} has a val folder but no train folder beside it ({_listed(folders)})")
+        raise DatasetError(f"{root} has a val folder but no train folder beside it ({_list_names(folders)})")
     if "train" in folders:
         _check_train_is_a_split(root, folders)
     if val_fraction is None:
-        raise DatasetError(_no_held_out_images(root, folders))
+        raise DatasetError(_missing_val_message(root, folders))
     (whole,) = scan_splits(root)
-    return stratified_split(with_findings(whole, root, verified), val_fraction, seed)
+    return stratified_split(with_verification(whole, root, verified), val_fraction, seed)
 
 
 def scan_splits(root: Path) -> list[Manifest]:
@@ -117,7 +117,7 @@ def scan_splits(root: Path) -> list[Manifest]:
     Raises:
         DatasetError: For a tree of another form.
     """
-    folders = _folders(root)
+    folders = _folder_names(root)
     if {"train", "val"} <= folders:
         return [scan_image_folder(root / split, split) for split in ("train", "val")]
     return [scan_image_folder(root / "train" if "train" in folders else root, "train")]
@@ -129,8 +129,8 @@ def count_class_folders(root: Path) -> int:
     Raises:
         DatasetError: If the root has no folders, or cannot be read.
     """
-    folders = _folders(root)
-    return len(_folders(root / "train") if "train" in folders else folders)
+    folders = _folder_names(root)
+    return len(_folder_names(root / "train") if "train" in folders else folders)
 
 
 def scan_image_folder(root: Path, split: str) -> Manifest:
@@ -177,7 +177,7 @@ def _images_below(folder: bytes, name: bytes, ancestors: tuple[tuple[int, int], 
         raise DatasetError(f"{os.fsdecode(error.filename or folder)} cannot be read: {error.strerror}") from error
 
 
-def _folders(root: Path) -> set[str]:
+def _folder_names(root: Path) -> set[str]:
     return {os.fsdecode(entry.name) for entry in _class_folders(root)}
 
 
@@ -205,18 +205,18 @@ def _check_classes(root: Path, classes: tuple[str, ...], counts: list[int]) -> N
     suffixes = " ".join(IMAGE_SUFFIXES)
     if not any(counts):
         raise DatasetError(
-            f"{root} holds no images: its class folders ({_listed(classes)}) have no file ending in {suffixes}"
+            f"{root} holds no images: its class folders ({_list_names(classes)}) have no file ending in {suffixes}"
         )
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty:
-        raise DatasetError(f"class folder(s) without images in {root}: {_listed(empty)} (images end in {suffixes})")
+        raise DatasetError(f"class folder(s) without images in {root}: {_list_names(empty)} (images end in {suffixes})")
     if len(classes) == 1:
         raise DatasetError(f"{root} has one class folder only, {classes[0]!r}: does the dataset begin further down?")
 
 
 def _check_same_classes(train: Manifest, val: Manifest) -> None:
     differences = [
-        f"only in {name}: {_listed(set(here.classes) - set(there.classes))}"
+        f"only in {name}: {_list_names(set(here.classes) - set(there.classes))}"
         for name, here, there in (("train", train, val), ("val", val, train))
         if set(here.classes) - set(there.classes)
     ]
@@ -229,12 +229,12 @@ def _check_train_is_a_split(root: Path, folders: set[str]) -> None:
     others = folders - set(_SPLIT_NAMES)
     if others:
         raise DatasetError(
-            f"{root} has a train folder beside others ({_listed(others)}): point root at {root / 'train'} if it is the "
+            f"{root} has a train folder beside others ({_list_names(others)}): point root at {root / 'train'} if it is the "
             f"training split, or rename it if train is a class"
         )
 
 
-def _no_held_out_images(root: Path, folders: set[str]) -> str:
+def _missing_val_message(root: Path, folders: set[str]) -> str:
     """Say what to do when nothing is held out."""
     if "train" not in folders:
         return (
@@ -254,7 +254,7 @@ def _nearest_sibling(path: Path) -> str:
     return f" (did you mean {path.parent / close[0]}?)" if close else ""
 
 
-def _listed(names: set[str] | list[str] | tuple[str, ...]) -> str:
+def _list_names(names: set[str] | list[str] | tuple[str, ...]) -> str:
     """List a few names, sorted."""
     shown = ", ".join(sorted(names)[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -14,12 +14,11 @@ from torch import Tensor
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.decode import decode_rgb
-from rlpheads.loaders.sources.splits import stratified_split
+from rlpheads.loaders.sources.splits import DEFAULT_VAL_FRACTION, stratified_split
 
 SIDE = 32
 MOST_TILES = 256
 """Tiles of one photograph: larger ones are cut as often as those of 512 × 512, so that no class outweighs the others."""
-DEFAULT_VAL_FRACTION = 0.2
 PHOTOGRAPHS = {
     "astronaut": ("skimage", "data/astronaut.png"),
     "cat": ("skimage", "data/chelsea.png"),

@@ -1,4 +1,4 @@
-"""Which files are plain JPEGs: those that every decoder reads alike, and whose size is known beforehand."""
+"""Detect plain JPEGs: files that every decoder reads alike, and whose size the header gives."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
             return None
         position += 4 + len(body)
         if marker == _SCAN:
-            return size if size is not None and _holds(data, position, size) else None
+            return size if size is not None and _has_plausible_data(data, position, size) else None
     return None
 
 
-def _holds(data: bytes, start: int, size: tuple[int, int]) -> bool:
+def _has_plausible_data(data: bytes, start: int, size: tuple[int, int]) -> bool:
     """Whether the coded data from `start` on has an end, and could be an image of that size."""
     is_whole = data.rfind(bytes((0xFF, _END)), start) > start
     return is_whole and size[0] * size[1] <= min(MOST_PIXELS, _MOST_PIXELS_A_BYTE * len(data))

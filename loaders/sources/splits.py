@@ -1,4 +1,4 @@
-"""The held-out part of a dataset that comes without one."""
+"""Stratified train and validation splits of a dataset that comes without one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.manifest import Manifest
+
+DEFAULT_VAL_FRACTION = 0.2
+"""Of data sets that need no folder and come without a split."""
 
 
 def check_val_fraction(val_fraction: float) -> None:
@@ -43,11 +46,11 @@ def stratified_split(manifest: Manifest, val_fraction: float, seed: int) -> tupl
             f"class {lone!r} has {counts_C.min()} image(s); val_fraction needs at least 2 in every class, one to "
             f"train on and one to hold out"
         )
-    held_out_N = least_of_each_class(manifest, _held_out_counts(counts_C, val_fraction), seed)
+    held_out_N = lowest_hashes_per_class(manifest, _held_out_counts(counts_C, val_fraction), seed)
     return manifest.select(~held_out_N, "train"), manifest.select(held_out_N, "val")
 
 
-def least_of_each_class(manifest: Manifest, quotas_C: Int64Array, seed: int) -> NDArray[np.bool_]:
+def lowest_hashes_per_class(manifest: Manifest, quotas_C: Int64Array, seed: int) -> NDArray[np.bool_]:
     """Mark the `quotas_C[c]` samples of each class c that have the least hashes of (seed, name): bool (N,)."""
     counts_C = np.bincount(manifest.targets, minlength=len(manifest.classes))
     by_class_and_hash = np.lexsort((_name_hashes(manifest, seed), manifest.targets))

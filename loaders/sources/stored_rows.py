@@ -1,4 +1,4 @@
-"""Which image of a store each sample of a source is, also where the source is a subset or has planted samples."""
+"""Which image of a store each sample of a source is, also where the source is a subset or has canaries."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources.beton import BetonSource
-from rlpheads.loaders.sources.canary_source import PlantedSource
+from rlpheads.loaders.sources.canary_source import CanarySource
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.loaders.sources.subset import SubsetSource
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Where samples lie.
+    """Where in a store each sample of a source lies.
 
     Attributes:
-        store: The file that they lie in.
+        store: The .beton file.
         rows_N: int64 (N,), position in the store of each sample.
         darker_N: bool (N,), which samples are made a tenth darker.
     """
@@ -42,7 +42,7 @@ def find_stored_rows(source: ImageSource) -> StoredRows:
     if isinstance(source, SubsetSource):
         whole = find_stored_rows(source.source)
         return StoredRows(whole.store, whole.rows_N[source.rows], whole.darker_N[source.rows])
-    if isinstance(source, PlantedSource):
+    if isinstance(source, CanarySource):
         own = find_stored_rows(source.source)
         is_darker_copy = np.arange(len(source.copied)) >= source.num_exact
         return StoredRows(

@@ -21,7 +21,7 @@ from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.decode import decode_rgb
 
 Verdict = tuple[str, str] | None
-"""(status, reason) of a damaged or unreadable file, as of `Complaint`; None for a whole one."""
+"""(status, reason) of a damaged or unreadable file, as of `BadFile`; None for a whole one."""
 
 ExamineFiles = Callable[[list[str], list[int]], list[Verdict]]
 

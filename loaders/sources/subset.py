@@ -1,4 +1,4 @@
-"""Part of a split: a fraction of every class, or the same number of each."""
+"""Subsets of a split: a fraction of every class, or the same number of each."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
-from rlpheads.loaders.sources.decode import errors_of
-from rlpheads.loaders.sources.splits import least_of_each_class
+from rlpheads.loaders.sources.decode import reindexed_errors
+from rlpheads.loaders.sources.splits import lowest_hashes_per_class
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SubsetSource:
         Raises:
             ImageReadError: If it cannot be read; with the index in the subset.
         """
-        with errors_of(index):
+        with reindexed_errors(index):
             return self.source.read(int(self.rows[index]))
 
     def encoded(self, index: int) -> bytes | None:
@@ -44,7 +44,7 @@ class SubsetSource:
         Raises:
             ImageReadError: If it cannot be read; with the index in the subset.
         """
-        with errors_of(index):
+        with reindexed_errors(index):
             return self.source.encoded(int(self.rows[index])) if isinstance(self.source, EncodedSource) else None
 
     def decode(self, index: int, data: bytes) -> Tensor:
@@ -54,7 +54,7 @@ class SubsetSource:
             ImageReadError: If it is not a whole image; with the index in the subset.
         """
         assert isinstance(self.source, EncodedSource)
-        with errors_of(index):
+        with reindexed_errors(index):
             return self.source.decode(int(self.rows[index]), data)
 
 
@@ -89,5 +89,5 @@ def take_subset(source: ImageSource, fraction: float, per_class: int | None, see
     # The rounding keeps 0.07 × 100 = 7.000000000000001 at 7.
     shares_C = np.ceil(np.round(fraction * counts_C, 6)).astype(np.int64)
     quotas_C = shares_C if per_class is None else np.full_like(shares_C, per_class)
-    keep_N = least_of_each_class(manifest, quotas_C, seed)
+    keep_N = lowest_hashes_per_class(manifest, quotas_C, seed)
     return SubsetSource(manifest.select(keep_N, manifest.split), source, np.flatnonzero(keep_N))

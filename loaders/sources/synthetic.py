@@ -1,4 +1,4 @@
-"""Images that are computed, not read: for measuring what everything but decoding costs, at any size of data set."""
+"""Synthetic images, computed instead of read: to measure the cost of everything but decoding, at any size of data set."""
 
 from __future__ import annotations
 

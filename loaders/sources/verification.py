@@ -1,4 +1,4 @@
-"""What `rlpheads verify` found out about a tree's files, as every loader obeys it.
+"""The results of `rlpheads verify`: which files of a tree no loader may decode.
 
 Decoders disagree about damaged files: one makes up the missing part, another refuses, a third keeps what its buffer held.
 So each file is decoded once, strictly, and what is not whole counts as unreadable for all loaders alike.
@@ -26,8 +26,8 @@ _NAMED_AT_MOST = 5
 
 
 @dataclass(frozen=True)
-class Complaint:
-    """What is wrong with a file.
+class BadFile:
+    """A file that is damaged or unreadable.
 
     Attributes:
         status: "unreadable": no picture comes out of it. "damaged": one does, but the decoder made up part of it.
@@ -41,8 +41,8 @@ class Complaint:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What is known of a split's files.
+class Verification:
+    """The results of verifying a split's files.
 
     Attributes:
         fingerprint: Of the manifest as it was scanned.
@@ -54,7 +54,7 @@ class Findings:
     fingerprint: str
     num_samples: int
     num_checked: int = 0
-    complaints: dict[int, Complaint] = field(default_factory=dict)
+    complaints: dict[int, BadFile] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
@@ -66,7 +66,7 @@ class Findings:
         return json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
-    def read(cls, path: Path) -> Findings:
+    def read(cls, path: Path) -> Verification:
         """Read a file.
 
         Raises:
@@ -76,7 +76,7 @@ class Findings:
             content = json.loads(path.read_text())
             if content.pop("version") != _VERSION:
                 raise DatasetError(f"{path} was written by another version of rlpheads: run rlpheads verify again")
-            complaints = {int(index): Complaint(**found) for index, found in content.pop("complaints").items()}
+            complaints = {int(index): BadFile(**found) for index, found in content.pop("complaints").items()}
             return cls(**content, complaints=complaints)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, DatasetError):
@@ -84,12 +84,12 @@ class Findings:
             raise DatasetError(f"{path} cannot be read ({error}): delete it and run rlpheads verify again") from error
 
 
-def findings_path(folder: Path, split: str) -> Path:
-    """Return where the findings of a scanned split lie."""
+def verification_path(folder: Path, split: str) -> Path:
+    """Return where the results for a scanned split lie."""
     return folder / f"{split}.json"
 
 
-def with_findings(manifest: Manifest, root: Path, folder: Path | None) -> Manifest:
+def with_verification(manifest: Manifest, root: Path, folder: Path | None) -> Manifest:
     """Return a scanned manifest with its unreadable samples, where `rlpheads verify` wrote them down.
 
     Args:
@@ -100,12 +100,12 @@ def with_findings(manifest: Manifest, root: Path, folder: Path | None) -> Manife
     Raises:
         DatasetError: If they are missing where they must be, damaged, unfinished, or of other files.
     """
-    path = findings_path(folder or root / FOLDER_NAME, manifest.split)
+    path = verification_path(folder or root / FOLDER_NAME, manifest.split)
     if not path.exists():
         if folder is None:
             return manifest
         raise DatasetError(f"{path} does not exist: rlpheads verify --data.root {root} --out {folder} writes it")
-    found = Findings.read(path)
+    found = Verification.read(path)
     remedy = f"run rlpheads verify --data.root {root}" + (f" --out {folder}" if folder else "")
     if found.fingerprint != manifest.fingerprint:
         raise DatasetError(
@@ -114,7 +114,7 @@ def with_findings(manifest: Manifest, root: Path, folder: Path | None) -> Manife
         )
     if not found.is_whole:
         raise DatasetError(f"{path} tells of {found.num_checked} of {found.num_samples} files only; {remedy}")
-    unreadable = {index: f"{told.reason} (rlpheads verify)" for index, told in found.complaints.items()}
+    unreadable = {index: f"{bad.reason} (rlpheads verify)" for index, bad in found.complaints.items()}
     return replace(manifest, unreadable=unreadable)
 
 

@@ -1,4 +1,4 @@
-"""One image of a dataset to the bytes that a .beton file holds of it."""
+"""Encode an image of a dataset for a .beton file: raw pixels or JPEG, perhaps made smaller."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlpheads.loaders.contract.keyed_random import uniforms
 from rlpheads.loaders.sources.beton import JPG, RAW
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
 
-Mode = Literal["raw", "jpg", "smart", "proportion"]
+EncodingMode = Literal["raw", "jpg", "smart", "proportion"]
 DEFAULT_QUALITY = 90
 LARGEST_SIDE = 65_535
 """FFCV keeps widths and heights in 16 bits."""
@@ -41,7 +41,7 @@ class Encoding:
         ValueError: For a value out of its range.
     """
 
-    mode: Mode = "jpg"
+    mode: EncodingMode = "jpg"
     long_side: int | None = None
     short_side: int | None = None
     quality: int | None = None
@@ -49,8 +49,8 @@ class Encoding:
     proportion: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"mode is {self.mode!r}; it must be one of {', '.join(get_args(Mode))}")
+        if self.mode not in get_args(EncodingMode):
+            raise ValueError(f"mode is {self.mode!r}; it must be one of {', '.join(get_args(EncodingMode))}")
         if self.long_side is not None and self.short_side is not None:
             raise ValueError("long_side and short_side are both given; an image is made smaller by one of them")
         for name, least, most in (("long_side", 1, LARGEST_SIDE), ("short_side", 1, LARGEST_SIDE), ("quality", 1, 100)):
@@ -63,7 +63,7 @@ class Encoding:
             raise ValueError(f"proportion is {self.proportion}; it must be in [0, 1]")
 
 
-class Encoded(NamedTuple):
+class StoredImage(NamedTuple):
     """An image as it is stored; `unreadable` says why it is a black pixel instead."""
 
     mode: int
@@ -73,7 +73,7 @@ class Encoded(NamedTuple):
     unreadable: str | None = None
 
 
-def encode_image(source: ImageSource, index: int, encoding: Encoding) -> Encoded:
+def encode_image(source: ImageSource, index: int, encoding: Encoding) -> StoredImage:
     """Read, make smaller and encode one image.
 
     Raises:
@@ -86,11 +86,11 @@ def encode_image(source: ImageSource, index: int, encoding: Encoding) -> Encoded
         reason = f"it is {width} x {height} pixels, and FFCV stores {LARGEST_SIDE} a side at most; make it smaller"
         raise ImageReadError(index, source.manifest.name(index), reason)
     if not _is_jpeg(encoding, index, smaller_3HW):
-        return Encoded(RAW, height, width, smaller_3HW.permute(1, 2, 0).contiguous().numpy().tobytes())
+        return StoredImage(RAW, height, width, smaller_3HW.permute(1, 2, 0).contiguous().numpy().tobytes())
     if encoding.quality is None and smaller_3HW is pixels_3HW and _ffcv_decodes(file, height, width):
-        return Encoded(JPG, height, width, file)
+        return StoredImage(JPG, height, width, file)
     jpeg = encode_jpeg(smaller_3HW.contiguous(), quality=encoding.quality or DEFAULT_QUALITY)
-    return Encoded(JPG, height, width, jpeg.numpy().tobytes())
+    return StoredImage(JPG, height, width, jpeg.numpy().tobytes())
 
 
 def shrink(pixels_3HW: Tensor, encoding: Encoding) -> Tensor:

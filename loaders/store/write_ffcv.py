@@ -1,4 +1,4 @@
-"""Write a split's images into a .beton file of FFCV, in canonical order, so that it can be broken off and goes on.
+"""Write a split's images into a .beton file of FFCV, in canonical order; an interrupted write resumes.
 
 Images are encoded by several processes and appended by this one. What is done already is told by a journal beside the
 unfinished file, so that a second start goes on behind the last image that was written; the finished file takes its name
@@ -27,7 +27,7 @@ from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, Loade
 from rlpheads.loaders.sources import beton
 from rlpheads.loaders.sources.beton import RAW
 from rlpheads.loaders.sources.datasets import ImageSource
-from rlpheads.loaders.store.image_encoding import Encoded, Encoding, encode_image
+from rlpheads.loaders.store.image_encoding import Encoding, StoredImage, encode_image
 
 PAGE_SIZE = 8 << 20
 """Bytes of FFCV's pages unless said otherwise; an image lies within one."""
@@ -75,21 +75,21 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What an unfinished file must share with the job that goes on with it."""
+        """What must be equal for a job to resume an unfinished file."""
         return {
             "fingerprint": self.source.manifest.fingerprint,
             "encoding": asdict(self.encoding),
             "page_size": self.page_size,
         }
 
-    def beside(self, suffix: str) -> Path:
-        """Return the name of a file that accompanies the .beton file while it is written."""
+    def sidecar(self, suffix: str) -> Path:
+        """Return the path of a file that lies beside the .beton file while it is written."""
         return self.path.with_name(self.path.name + suffix)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a few images say of all.
+    """Cost of an image in the store, estimated from a few.
 
     Attributes:
         bytes_per_image: Mean size in the store.
@@ -142,7 +142,7 @@ def write_beton(job: Job, advance: Callable[[int], object] = int) -> beton.Store
     if job.path.exists():
         raise DatasetError(f"{job.path} is there already; delete it first, or name another")
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    with _unfinished(job) as file:
+    with _open_unfinished(job) as file:
         advance(file.num_images)
         for chunk in _encoded_chunks(job, file.num_images):
             file.append(chunk)
@@ -150,7 +150,7 @@ def write_beton(job: Job, advance: Callable[[int], object] = int) -> beton.Store
         return file.finish()
 
 
-def _encoded_chunks(job: Job, first: int) -> Iterator[list[Encoded]]:
+def _encoded_chunks(job: Job, first: int) -> Iterator[list[StoredImage]]:
     """Yield the images from the first one on, in order, encoded by several processes."""
     num_samples = job.source.manifest.num_samples
     chunks = [range(start, min(start + _CHUNK, num_samples)) for start in range(first, num_samples, _CHUNK)]
@@ -158,9 +158,9 @@ def _encoded_chunks(job: Job, first: int) -> Iterator[list[Encoded]]:
         _Chunks(job),
         sampler=chunks,
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=_no_collation,
         num_workers=job.num_workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_init_encoding_process,
         generator=torch.Generator(),
     )
     try:
@@ -174,35 +174,35 @@ def _encoded_chunks(job: Job, first: int) -> Iterator[list[Encoded]]:
         raise LoaderError(f"an encoding process died; start again to go on from there, with fewer. {error}") from error
 
 
-class _Chunks(Dataset[list[Encoded] | ImageReadError]):
-    """What lives in an encoding process."""
+class _Chunks(Dataset[list[StoredImage] | ImageReadError]):
+    """The dataset in an encoding process: its items are lists of encoded images."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def __getitem__(self, indices: Sequence[int]) -> list[Encoded] | ImageReadError:
+    def __getitem__(self, indices: Sequence[int]) -> list[StoredImage] | ImageReadError:
         """Encode some images. An error is returned: torch would raise it with a process's traceback as its message."""
         try:
             return [self._encode(index) for index in indices]
         except ImageReadError as error:
             return error
 
-    def _encode(self, index: int) -> Encoded:
+    def _encode(self, index: int) -> StoredImage:
         try:
             return encode_image(self._job.source, index, self._job.encoding)
         except ImageReadError as error:
             if self._job.on_error == "raise":
                 raise
-            return Encoded(RAW, 1, 1, b"\0\0\0", error.reason)
+            return StoredImage(RAW, 1, 1, b"\0\0\0", error.reason)
 
 
-def _as_it_is(item: Any) -> Any:
-    """Leave a chunk alone."""
+def _no_collation(item: Any) -> Any:
+    """Return a chunk as it is."""
     return item
 
 
-def _one_thread(worker_id: int) -> None:  # noqa: ARG001
-    """Leave the other cores to the other processes, and a terminal's Ctrl-C to the one that writes."""
+def _init_encoding_process(worker_id: int) -> None:  # noqa: ARG001
+    """Prepare an encoding process: one thread, and Ctrl-C left to the process that writes."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -215,7 +215,7 @@ class _UnfinishedFile:
     """
 
     def __init__(self, job: Job, data: IO[bytes], journal: IO[bytes], reasons: IO[str]) -> None:
-        """Take up what an earlier start left: as much as the journal tells of."""
+        """Resume what an earlier start left, as far as its journal goes."""
         self._job, self._data, self._journal, self._reasons = job, data, journal, reasons
         journal.seek(0)
         known = journal.read()
@@ -224,20 +224,20 @@ class _UnfinishedFile:
         self._rows: list[NDArray[np.void]] = [np.frombuffer(known[:whole], dtype=_ROW)]
         self.num_images = len(self._rows[0])
         reasons.seek(0)
-        told = dict(json.loads(line) for line in reasons if line.endswith("\n"))
-        self._unreadable = {index: reason for index, reason in told.items() if index < self.num_images}
+        noted = dict(json.loads(line) for line in reasons if line.endswith("\n"))
+        self._unreadable = {index: reason for index, reason in noted.items() if index < self.num_images}
         tables = beton.DATA_OFFSET + job.source.manifest.num_samples * beton.SAMPLE.itemsize
         self._end = -(-tables // job.page_size) * job.page_size
         if self.num_images:
             last = self._rows[0][-1]
             self._end = int(last["image"]["data_ptr"] + last["size"])
 
-    def append(self, chunk: Sequence[Encoded]) -> None:
+    def append(self, chunk: Sequence[StoredImage]) -> None:
         """Write some images, then tell the journal."""
         first = self.num_images
         rows = np.zeros(len(chunk), dtype=_ROW)
         for place, image in enumerate(chunk):
-            pointer = self._place(first + place, len(image.data))
+            pointer = self._allocate(first + place, len(image.data))
             self._data.seek(pointer)
             self._data.write(image.data)
             rows[place] = ((image.mode, image.width, image.height, pointer), len(image.data))
@@ -251,7 +251,7 @@ class _UnfinishedFile:
         self._rows.append(rows)
         self.num_images += len(rows)
 
-    def _place(self, index: int, size: int) -> int:
+    def _allocate(self, index: int, size: int) -> int:
         """Return where the next image lies: behind the one before, or on a new page if it does not fit on this one."""
         page_size = self._job.page_size
         if size > page_size:
@@ -299,13 +299,13 @@ class _UnfinishedFile:
     def _publish(self, facts: beton.StoreFacts) -> None:
         """Give the files their names, the .beton file last: it is what says that the store is whole."""
         job = self._job
-        with job.beside(".manifest").open("wb") as file:
+        with job.sidecar(".manifest").open("wb") as file:
             beton.write_manifest(file, job.source.manifest, facts)
             _flush(file)
-        job.beside(".manifest").replace(beton.manifest_path(job.path))
-        job.beside(".partial").replace(job.path)
+        job.sidecar(".manifest").replace(beton.manifest_path(job.path))
+        job.sidecar(".partial").replace(job.path)
         for suffix in _JOURNALS:
-            job.beside(suffix).unlink()
+            job.sidecar(suffix).unlink()
         folder = os.open(job.path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -317,17 +317,17 @@ _JOURNALS = (".rows", ".unreadable", ".job")
 
 
 @contextmanager
-def _unfinished(job: Job) -> Iterator[_UnfinishedFile]:
+def _open_unfinished(job: Job) -> Iterator[_UnfinishedFile]:
     """Open the unfinished file, for this process alone.
 
     Raises:
         DatasetError: If another process writes it, or it was begun with other settings.
     """
-    job.beside(".partial").touch()
+    job.sidecar(".partial").touch()
     with (
-        job.beside(".partial").open("r+b") as data,
-        job.beside(".rows").open("a+b") as journal,
-        job.beside(".unreadable").open("a+", encoding="utf-8") as reasons,
+        job.sidecar(".partial").open("r+b") as data,
+        job.sidecar(".rows").open("a+b") as journal,
+        job.sidecar(".unreadable").open("a+", encoding="utf-8") as reasons,
     ):
         try:
             # Of this process alone: encoding processes that outlive it for a moment do not hold it.
@@ -340,7 +340,7 @@ def _unfinished(job: Job) -> Iterator[_UnfinishedFile]:
 
 def _check_settings(job: Job) -> None:
     """Compare the job with the one that was begun, or note it."""
-    begun = job.beside(".job")
+    begun = job.sidecar(".job")
     if not begun.exists():
         begun.write_text(json.dumps(job.settings))
         return
@@ -351,7 +351,7 @@ def _check_settings(job: Job) -> None:
         if earlier.get(name) != value
     ]
     if changed:
-        leftovers = " ".join(str(job.beside(suffix)) for suffix in (".partial", *_JOURNALS))
+        leftovers = " ".join(str(job.sidecar(suffix)) for suffix in (".partial", *_JOURNALS))
         raise DatasetError(
             f"{job.path} was begun with other settings: {'; '.join(changed)}. Give the same ones to go on, or delete what "
             f"is there to begin again: rm {leftovers}"

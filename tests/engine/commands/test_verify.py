@@ -17,12 +17,12 @@ from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
-from rlpheads.loaders.sources.canary_source import Planting, plant
+from rlpheads.loaders.sources.canary_source import CanarySpec, insert_canaries
 from rlpheads.loaders.sources.datasets import open_dataset
 from rlpheads.loaders.sources.image_folder import scan_splits
 from rlpheads.loaders.sources.strict_decoding import examine_split
 from rlpheads.loaders.sources.subset import take_subset
-from rlpheads.loaders.sources.verification import Findings
+from rlpheads.loaders.sources.verification import Verification
 
 
 def verify(root: Path, *flags: str) -> int:
@@ -40,7 +40,7 @@ def verified(tmp_path_factory) -> tuple[Path, dict[int, CorpusFile]]:
 
 def test_every_file_that_is_not_whole_is_found_and_no_other(verified, capfd):
     root, files = verified
-    found = Findings.read(root / ".rlpheads" / "train.json")
+    found = Verification.read(root / ".rlpheads" / "train.json")
     expected = {index for index, file in files.items() if file.outcome is not Outcome.READ}
     assert found.complaints.keys() == expected
     refused = {index for index, file in files.items() if file.outcome is Outcome.REFUSED}
@@ -48,7 +48,7 @@ def test_every_file_that_is_not_whole_is_found_and_no_other(verified, capfd):
     assert {complaint.name for complaint in found.complaints.values()} == {f"odd/{files[i].name}" for i in expected}
     damaged = {files[index].name for index, complaint in found.complaints.items() if complaint.status == "damaged"}
     assert {"half_with_an_end.jpg", "flipped_bits.jpg", "zeros_inside.jpg", "claims_more_rows.jpg"} <= damaged
-    assert Findings.read(root / ".rlpheads" / "val.json").complaints == {}
+    assert Verification.read(root / ".rlpheads" / "val.json").complaints == {}
     assert verify(root) == 1, "it says the same again, from what is written"
     assert "13 unreadable, 5 damaged" in capfd.readouterr().out
     assert not list((root / ".rlpheads").glob("*unfinished*"))
@@ -87,7 +87,7 @@ def test_findings_follow_their_samples_through_splits_subsets_and_copies(tmp_pat
     for seed in range(3):
         splits = open_dataset("imagefolder", tmp_path, val_fraction=0.3, seed=seed)
         subset = take_subset(splits[0], 0.9, None, seed=0)
-        planted = plant(splits[0], Planting(repeated=splits[0].manifest.num_samples, repeats=(2,)), seed=0)
+        planted = insert_canaries(splits[0], CanarySpec(repeated=splits[0].manifest.num_samples, repeats=(2,)), seed=0)
         for manifest in (*(split.manifest for split in splits), subset.manifest, planted.manifest):
             bad = {i for i in range(manifest.num_samples) if manifest.name(i).startswith("odd/bad.jpg")}
             assert manifest.unreadable.keys() == bad
@@ -98,7 +98,7 @@ def test_findings_of_other_files_are_refused_with_both_fingerprints(tmp_path):
     write_corpus(tmp_path, CORPUS[:3])
     assert verify(tmp_path) == 0
     (tmp_path / "train" / "odd" / "new.jpg").write_bytes(JPEG)
-    there = Findings.read(tmp_path / ".rlpheads" / "train.json").fingerprint
+    there = Verification.read(tmp_path / ".rlpheads" / "train.json").fingerprint
     here = scan_splits(tmp_path)[0].fingerprint
     with pytest.raises(DatasetError, match=rf"is of other files .*{there}, theirs is {here}; run rlpheads verify"):
         open_dataset("imagefolder", tmp_path, seed=0)
@@ -122,7 +122,7 @@ def test_an_interrupted_verification_goes_on(tmp_path, monkeypatch, capfd):
     assert "goes on where it was" in capfd.readouterr().err
     assert open_dataset("imagefolder", tmp_path, seed=0)[0].manifest.unreadable == {}
     unfinished = tmp_path / ".rlpheads" / "train.unfinished.json"
-    assert Findings.read(unfinished).num_checked == 32
+    assert Verification.read(unfinished).num_checked == 32
     began = []
 
     def counting(manifest, first, workers):
@@ -132,7 +132,7 @@ def test_an_interrupted_verification_goes_on(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(verify_tree, "examine_split", counting)
     assert verify(tmp_path) == 1
     assert began == [32, 0]
-    assert Findings.read(tmp_path / ".rlpheads" / "train.json").complaints.keys() == {3 + 5}
+    assert Verification.read(tmp_path / ".rlpheads" / "train.json").complaints.keys() == {3 + 5}
     assert not unfinished.exists()
 
 
@@ -150,9 +150,9 @@ def test_an_interrupted_second_verification_goes_on_without_the_flag(tmp_path, m
         patch.setattr(verify_tree, "examine_split", interrupted)
         assert verify(tmp_path, "--again") == 130
     assert "the same command, without --again, goes on where it was" in capfd.readouterr().err
-    assert Findings.read(tmp_path / ".rlpheads" / "train.json").complaints == {}
+    assert Verification.read(tmp_path / ".rlpheads" / "train.json").complaints == {}
     assert verify(tmp_path) == 1
-    assert Findings.read(tmp_path / ".rlpheads" / "train.json").complaints.keys() == {3 + 5}
+    assert Verification.read(tmp_path / ".rlpheads" / "train.json").complaints.keys() == {3 + 5}
     assert verify(tmp_path) == 1
 
 
@@ -168,7 +168,7 @@ def test_an_interrupted_second_verification_goes_on_without_the_flag(tmp_path, m
 def test_a_damaged_file_of_findings_is_refused(tmp_path, content, message):
     write_corpus(tmp_path, CORPUS[:3])
     if content is None:
-        content = replace(Findings(scan_splits(tmp_path)[0].fingerprint, 6), num_checked=4).to_json()
+        content = replace(Verification(scan_splits(tmp_path)[0].fingerprint, 6), num_checked=4).to_json()
     (tmp_path / ".rlpheads").mkdir()
     (tmp_path / ".rlpheads" / "train.json").write_text(content)
     with pytest.raises(DatasetError, match=message):

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from rlpheads.engine.distributed.stop_flag import STOP_SIGNALS, StopFlag
+from rlpheads.engine.distributed.stop_flag import StopFlag
+from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS
 
 
 @pytest.fixture

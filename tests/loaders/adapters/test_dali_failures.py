@@ -17,7 +17,7 @@ from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
-from rlpheads.loaders.sources.verification import FOLDER_NAME, Complaint, Findings, findings_path
+from rlpheads.loaders.sources.verification import FOLDER_NAME, BadFile, Verification, verification_path
 
 CROP = CropSpec(32)
 
@@ -178,10 +178,10 @@ def test_a_batch_that_dali_refuses_twice_ends_the_epoch(thirty, monkeypatch):
 def test_what_verify_refused_is_not_decoded_though_dali_could(thirty):
     """The file is fine; what counts is what was written down."""
     root = thirty.manifest.root.parent
-    path = findings_path(root / FOLDER_NAME, "train")
+    path = verification_path(root / FOLDER_NAME, "train")
     path.parent.mkdir()
-    complaint = Complaint("damaged", thirty.manifest.name(9), "made up")
-    found = Findings(thirty.manifest.fingerprint, num_samples=33, num_checked=33, complaints={9: complaint})
+    complaint = BadFile("damaged", thirty.manifest.name(9), "made up")
+    found = Verification(thirty.manifest.fingerprint, num_samples=33, num_checked=33, complaints={9: complaint})
     path.write_text(found.to_json())
     source, _ = open_dataset("imagefolder", root, seed=0)
     rows, errors = read("dali", source, train=False)

@@ -19,7 +19,7 @@ from loader_libraries import require_library
 from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
-from rlpheads.loaders.sources.canary_source import Planting, plant
+from rlpheads.loaders.sources.canary_source import CanarySpec, insert_canaries
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
 from rlpheads.loaders.sources.subset import take_subset
 
@@ -79,7 +79,9 @@ def test_images_without_files_are_read_too(digits):
 
 
 def test_planted_copies_and_subsets_are_what_they_are_in_torch(photographs):
-    planted = plant(photographs, Planting(mislabelled=2, repeated=2, repeats=(3,), near_duplicates=4), seed=5)
+    planted = insert_canaries(
+        photographs, CanarySpec(mislabelled=2, repeated=2, repeats=(3,), near_duplicates=4), seed=5
+    )
     source = take_subset(planted, 0.7, None, seed=1)
     assert planted.manifest.num_samples == 48
     assert differences(source, CROP, train=False).max() < 0.5

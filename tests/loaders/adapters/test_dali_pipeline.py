@@ -16,7 +16,7 @@ from nvidia import dali
 from torchvision.transforms.v2 import functional as F
 
 from rlpheads.loaders.adapters.dali_options import DaliOptions
-from rlpheads.loaders.adapters.dali_pipeline import DaliPipeline, DecodeError, PipelineSpec, Work, define_graph
+from rlpheads.loaders.adapters.dali_pipeline import DaliPipeline, DecodeError, PipelineInput, PipelineSpec, define_graph
 from rlpheads.loaders.sources.encoded_source import pixmap
 
 SIDE = 16
@@ -31,9 +31,9 @@ def picture(seed: int, height: int = 40, width: int = 60) -> torch.Tensor:
     return F.resize(rough, [height, width], antialias=True)
 
 
-def work(images: list[torch.Tensor], windows, regions, first_index: int = 0) -> Work:
+def pipeline_input(images: list[torch.Tensor], windows, regions, first_index: int = 0) -> PipelineInput:
     index = np.arange(first_index, first_index + len(images))
-    return Work(
+    return PipelineInput(
         [pixmap(image).data for image in images],
         np.array(windows, dtype=np.int32),
         np.array(regions, dtype=np.float32),
@@ -42,9 +42,9 @@ def work(images: list[torch.Tensor], windows, regions, first_index: int = 0) -> 
     )
 
 
-def whole(images: list[torch.Tensor], first_index: int = 0) -> Work:
+def whole(images: list[torch.Tensor], first_index: int = 0) -> PipelineInput:
     sizes = [(0, 0, *image.shape[1:]) for image in images]
-    return work(images, sizes, sizes, first_index)
+    return pipeline_input(images, sizes, sizes, first_index)
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 12), (40, 60), (333, 200)])
@@ -52,8 +52,8 @@ def test_a_window_is_resized_as_torchvision_does(height, width):
     image = picture(1, height, width)
     top, left, rows, columns = height // 5, width // 7, height // 2, width // 3
     pipeline = DaliPipeline(spec())
-    pipeline.schedule(work([image], [(top, left, rows, columns)], [(0, 0, rows, columns)]))
-    pipeline.schedule(work([image], [(top, left, rows, columns)], [(0, columns, rows, 0)]))
+    pipeline.schedule(pipeline_input([image], [(top, left, rows, columns)], [(0, 0, rows, columns)]))
+    pipeline.schedule(pipeline_input([image], [(top, left, rows, columns)], [(0, columns, rows, 0)]))
     expected = F.resized_crop(image, top, left, rows, columns, [SIDE, SIDE], antialias=True).int()
     for wanted in (expected, expected.flip(-1)):
         found = pipeline.collect().images_RSS3[0].permute(2, 0, 1).int()
@@ -85,7 +85,7 @@ def test_batches_may_differ_in_length():
     for count in (4, 1, 3):
         pipeline.schedule(whole([picture(seed) for seed in range(count)]))
         assert len(pipeline.collect().images_RSS3) == count
-    nothing = pipeline.nothing()
+    nothing = pipeline.empty()
     assert (nothing.images_RSS3.shape, len(nothing.targets_R), len(nothing.index_R)) == ((0, SIDE, SIDE, 3), 0, 0)
 
 

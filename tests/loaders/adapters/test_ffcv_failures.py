@@ -18,7 +18,7 @@ from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.beton import JPG, BetonSource, open_beton
-from rlpheads.loaders.sources.canary_source import Planting, plant
+from rlpheads.loaders.sources.canary_source import CanarySpec, insert_canaries
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
 from rlpheads.loaders.store.image_encoding import Encoding
 from rlpheads.loaders.store.write_ffcv import Job, write_beton
@@ -113,7 +113,7 @@ def test_damaged_data_are_an_error_by_name_and_never_the_picture_before(damaged)
         next(batches)
     assert caught.value.index == 13
     assert loader.state_dict() == {"epoch": 0, "consumed": 12}
-    assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "Epoch"]
+    assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "EpochReader"]
 
 
 @pytest.mark.parametrize("kind", ["torch", "ffcv", "dali"])
@@ -121,7 +121,7 @@ def test_damaged_data_are_an_error_by_name_and_never_the_picture_before(damaged)
 def test_a_copy_of_a_damaged_image_is_named_alike_by_every_loader(damaged, kind, on_error):
     """By its own index, which the ledger has a row for, and the path of the image that it is a copy of."""
     require_library(kind)
-    source = plant(damaged, Planting(repeated=24, repeats=(2,)), seed=0)
+    source = insert_canaries(damaged, CanarySpec(repeated=24, repeats=(2,)), seed=0)
     loader = load(source, 12, kind=kind, on_error=on_error)
     loader.set_epoch(0, consumed=24)  # behind the originals
     if on_error == "raise":
@@ -157,7 +157,7 @@ def test_a_jpeg_of_another_size_is_an_error_and_not_filled_up_with_the_picture_b
 
 
 class Doomed:
-    """Boxes that cannot be drawn any more from the third batch on."""
+    """CropBoxes that cannot be drawn any more from the third batch on."""
 
     def __init__(self, loader, monkeypatch, error: type[BaseException]) -> None:
         self._batches, self._error = loader._boxes.batches, error
@@ -195,9 +195,9 @@ def test_what_fails_in_the_thread_ends_the_epoch(noise_store, monkeypatch, error
 
 @pytest.mark.timeout(60)
 def test_a_thread_that_ends_without_a_word_is_noticed(noise_store, monkeypatch):
-    from rlpheads.loaders.adapters.ffcv_pipeline import Epoch
+    from rlpheads.loaders.adapters.ffcv_pipeline import EpochReader
 
-    monkeypatch.setattr(Epoch, "run", lambda _: None)
+    monkeypatch.setattr(EpochReader, "run", lambda _: None)
     with pytest.raises(LoaderError, match="ended before its epoch did"):
         next(iter(load(noise_store, 4)))
 
@@ -234,7 +234,7 @@ def test_an_iteration_that_is_left_leaves_no_thread(noise_store):
     for batch in loader:
         assert batch.index.tolist() == [0, 1]
         break
-    assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "Epoch"]
+    assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "EpochReader"]
     loader.set_epoch(0)
     assert len(list(loader)) == 8
 

@@ -24,7 +24,7 @@ from rlpheads.loaders.contract.loader import Loader
 from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
-from rlpheads.loaders.sources.canary_source import Planting, plant
+from rlpheads.loaders.sources.canary_source import CanarySpec, insert_canaries
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
 from rlpheads.loaders.store.image_encoding import Encoding
 from rlpheads.loaders.store.write_ffcv import Job, write_beton
@@ -194,11 +194,11 @@ def test_evaluation_pixels_are_torchvisions(kind, open_noise):
 
 
 def test_planted_samples_are_the_same_through_every_loader(kind, open_noise):
-    planting = Planting(label_noise=0.2, mislabelled=5, repeated=3, repeats=(2, 4), near_duplicates=4)
+    spec = CanarySpec(label_noise=0.2, mislabelled=5, repeated=3, repeats=(2, 4), near_duplicates=4)
     order = Order(103 + 1 + 3 + 1 + 4, 112, seed=1, partial="pad")
     batches = []
     for each in ("torch", kind):
-        source = plant(open_noise(each, 103)[0], planting, seed=5)
+        source = insert_canaries(open_noise(each, 103)[0], spec, seed=5)
         batches.append(list(make_loader(each, source, order, CROP, train=True)))
     assert_same(batches[1], batches[0], kind)
 

@@ -11,7 +11,7 @@ from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
-from rlpheads.loaders.sources.canary_source import Planting, plant
+from rlpheads.loaders.sources.canary_source import CanarySpec, insert_canaries
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
 
 NAMES = [f"{number:02d}.png" for number in range(10)]
@@ -102,7 +102,7 @@ def test_a_batch_of_nothing_readable_is_all_padding(tree):
 
 
 def test_a_copy_of_an_unreadable_image_is_skipped_under_its_own_index(tree):
-    source = plant(spoil(tree)[0], Planting(repeated=20, repeats=(2,)), seed=0)
+    source = insert_canaries(spoil(tree)[0], CanarySpec(repeated=20, repeats=(2,)), seed=0)
     order = Order(40, 40, shuffle=False, partial="pad")
     options = LoaderOptions(on_error="skip")
     (batch,) = make_loader("torch", source, order, CropSpec(16), train=False, options=options)

@@ -43,7 +43,7 @@ def test_an_operation_is_that_of_torchvisions_policy(name, space, theirs):
         expected = theirs._apply_image_or_video_transform(
             IMAGES, name, magnitude, v2.InterpolationMode.NEAREST, {torch.Tensor: None}
         )
-        ours = policies.operate(IMAGES, number, strength, space)
+        ours = policies.apply_operation(IMAGES, number, strength, space)
         assert float((ours != expected).any(1).float().mean()) <= 1e-3, (bin_, sign)
 
 
@@ -65,7 +65,9 @@ def test_an_operation_on_colours_is_timms(monkeypatch, name, levels):
         if name == "PosterizeIncreasing" and tenths == 10:
             assert arguments == (0,)  # which Pillow refuses: a black image
             arguments = (1,)
-        ours = policies.operate(IMAGES, number, torch.full((len(IMAGES),), sign * tenths / 10), policies.TIMM_SPACE)
+        ours = policies.apply_operation(
+            IMAGES, number, torch.full((len(IMAGES),), sign * tenths / 10), policies.TIMM_SPACE
+        )
         for image, result in zip(IMAGES, ours, strict=True):
             theirs = auto_augment.NAME_TO_OP[name](F.to_pil_image(image), *arguments)
             assert int((F.pil_to_tensor(theirs).int() - result.int()).abs().max()) <= levels, (tenths, sign)
@@ -74,7 +76,7 @@ def test_an_operation_on_colours_is_timms(monkeypatch, name, levels):
 def test_rand_augment_with_timms_operations_takes_each_of_the_15_as_often(monkeypatch):
     spec = PolicySpec("rand", magnitude=27, operations="timm")
     spaces = []
-    monkeypatch.setattr(policies, "operate", lambda images, *rest: spaces.append(rest) or images)
+    monkeypatch.setattr(policies, "apply_operation", lambda images, *rest: spaces.append(rest) or images)
     policies.RandAugment(spec, 0)(torch.zeros(20_000, 3, 1, 1, dtype=torch.uint8), torch.arange(20_000), 0)
     for number, _, space in spaces:
         assert_uniform(number.numpy() - 1, 15)
@@ -88,9 +90,11 @@ def test_images_of_one_batch_get_operations_of_their_own():
     number = torch.arange(12) + 4
     strength = torch.linspace(-1, 1, 12)
     for space in (policies.PAPER_SPACE, policies.TIMM_SPACE):
-        together = policies.operate(IMAGES, number, strength, space)
+        together = policies.apply_operation(IMAGES, number, strength, space)
         for row in range(12):
-            alone = policies.operate(IMAGES[row : row + 1], number[row : row + 1], strength[row : row + 1], space)
+            alone = policies.apply_operation(
+                IMAGES[row : row + 1], number[row : row + 1], strength[row : row + 1], space
+            )
             assert torch.equal(alone[0], together[row])
 
 
@@ -102,7 +106,7 @@ def recorded(monkeypatch, policy: torch.nn.Module, count: int) -> list[tuple[np.
         steps.append((number.numpy(), strength.numpy()))
         return images
 
-    monkeypatch.setattr(policies, "operate", record)
+    monkeypatch.setattr(policies, "apply_operation", record)
     policy(torch.zeros(count, 3, 1, 1, dtype=torch.uint8), torch.arange(count), 0)
     return steps
 

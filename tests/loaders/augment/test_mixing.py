@@ -11,7 +11,7 @@ from scipy import stats
 from timm.data.mixup import rand_bbox, rand_bbox_minmax
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlpheads.loaders.augment.mixing import Mixer, MixSpec, cut_box, uniform_box, weight_quantiles
+from rlpheads.loaders.augment.mixing import Mixer, MixSpec, cutmix_box, cutmix_box_minmax, weight_quantiles
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.hashing import hash64, stream_key
 from rlpheads.loaders.contract.keyed_random import KeyedStream
@@ -93,7 +93,7 @@ def test_boxes_are_timms():
         finally:
             np.random.randint = original
         weights, middles = torch.tensor([weight], dtype=torch.float64), torch.from_numpy(middle[None])
-        start, sides = cut_box(weights, middles, size)
+        start, sides = cutmix_box(weights, middles, size)
         assert start.tolist() == [[top, left]]
         assert sides.tolist() == [[bottom - top, right - left]]
 
@@ -205,7 +205,7 @@ def test_boxes_between_two_sides_are_timms(minmax, monkeypatch):
         )
         first_row, end_row, first_column, end_column = rand_bbox_minmax((3, 20, 30), minmax)
         draws = torch.tensor([[height, top, left, width]], dtype=torch.float64)
-        start, sides = uniform_box(minmax, draws, torch.Size((20, 30)))
+        start, sides = cutmix_box_minmax(minmax, draws, torch.Size((20, 30)))
         assert start.tolist() == [[first_row, first_column]]
         assert sides.tolist() == [[end_row - first_row, end_column - first_column]]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from rlpheads.loaders.contract.crops import NUM_CROP_DRAWS, NUM_TRIES, CropSpec, keyed_crops
+from rlpheads.loaders.contract.crops import NUM_CROP_DRAWS, NUM_CROP_TRIES, CropSpec, keyed_crops
 from rlpheads.loaders.contract.keyed_random import uniforms
 
 sides = st.integers(1, 700)
@@ -96,7 +96,7 @@ def test_crops_are_those_of_the_sample_whatever_the_batch():
 def plain_crop(draws: np.ndarray, height: int, width: int, spec: CropSpec) -> list[int]:
     """The crop of one image by the loop of torchvision's `get_params`, from the same uniform numbers."""
     logs = [math.log(bound) for bound in spec.ratio]
-    for attempt in range(NUM_TRIES):
+    for attempt in range(NUM_CROP_TRIES):
         area = height * width * (spec.scale[0] + draws[2 * attempt] * (spec.scale[1] - spec.scale[0]))
         aspect = float(np.exp(logs[0] + draws[2 * attempt + 1] * (logs[1] - logs[0])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))

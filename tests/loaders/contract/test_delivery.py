@@ -7,7 +7,7 @@ import torch
 
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
-from rlpheads.loaders.contract.delivery import OneAhead, deliver
+from rlpheads.loaders.contract.delivery import BatchPrefetcher, deliver
 from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
@@ -48,7 +48,7 @@ def test_on_the_cpu_nothing_stands_between_loader_and_step(digits):
 
 def test_each_batch_is_sent_before_the_one_in_front_is_handed_over(digits):
     road = Road()
-    loader = OneAhead(loader_of(digits[0], 400), road.send)
+    loader = BatchPrefetcher(loader_of(digits[0], 400), road.send)
     for number, _ in enumerate(loader):
         road.events.append(f"used {number}")
     middle = ["sent 1", "handed over 0", "used 0", "sent 2", "handed over 1", "used 1"]
@@ -59,16 +59,16 @@ def test_each_batch_is_sent_before_the_one_in_front_is_handed_over(digits):
 def test_position_counts_what_was_handed_over_and_a_resume_goes_on_from_there(digits):
     whole = indices(loader_of(digits[0]))
     for num_read in (0, 1, 5, 14):
-        loader = OneAhead(loader_of(digits[0]), Road().send)
+        loader = BatchPrefetcher(loader_of(digits[0]), Road().send)
         before = indices(islice(loader, num_read))
         assert loader.state_dict() == {"epoch": 0, "consumed": 96 * num_read}
-        resumed = OneAhead(loader_of(digits[0]), Road().send)
+        resumed = BatchPrefetcher(loader_of(digits[0]), Road().send)
         resumed.load_state_dict(loader.state_dict())
         assert before + indices(resumed) == before + indices(loader) == whole
 
 
 def test_epochs_follow_each_other_and_an_ended_one_yields_nothing(digits):
-    plain, ahead = loader_of(digits[0]), OneAhead(loader_of(digits[0]), Road().send)
+    plain, ahead = loader_of(digits[0]), BatchPrefetcher(loader_of(digits[0]), Road().send)
     for epoch in (0, 1):
         plain.set_epoch(epoch)
         ahead.set_epoch(epoch)
@@ -83,7 +83,7 @@ def test_an_error_waits_for_the_batches_in_front_of_it(write_tree):
     root = write_tree({f"{split}/{label}": ["1.png", "2.png"] for split in ("train", "val") for label in "ab"})
     (root / "train" / "b" / "1.png").write_bytes(b"no image")
     source, _ = open_dataset("imagefolder", root, seed=0)
-    loader = OneAhead(loader_of(source, 2, shuffle=False), Road().send)
+    loader = BatchPrefetcher(loader_of(source, 2, shuffle=False), Road().send)
     batches = iter(loader)
     assert next(batches).index.tolist() == [0, 1]
     with pytest.raises(ImageReadError, match=r"^image 2 "):

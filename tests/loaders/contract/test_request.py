@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from rlpheads.loaders.contract import request as module
-from rlpheads.loaders.contract.crops import CropSpec, draw_crops, keyed_crops, nothing_drawn, place_crops
+from rlpheads.loaders.contract.crops import CropSpec, draw_crops, keyed_crops, no_draws, place_crops
 from rlpheads.loaders.contract.order import Order
-from rlpheads.loaders.contract.request import Request, requests
+from rlpheads.loaders.contract.request import Request, rank_requests
 
 CROP = CropSpec(16)
 ORDER = Order(1003, 24, seed=4, partial="pad")
 
 
 def asked(first_step: int = 0, rank: int = 0, world_size: int = 1) -> list[Request]:
-    return list(requests(ORDER, partial(draw_crops, CROP, 4), 3, first_step, rank=rank, world_size=world_size))
+    return list(rank_requests(ORDER, partial(draw_crops, CROP, 4), 3, first_step, rank=rank, world_size=world_size))
 
 
 @pytest.mark.parametrize("drawn_at_once", [1, 24, 100, 2048])
@@ -48,9 +48,9 @@ def test_a_resume_draws_for_nothing_that_was_consumed():
 
     def draw(epoch, index_B):
         drawn.extend(index_B.tolist())
-        return nothing_drawn(index_B)
+        return no_draws(index_B)
 
-    list(requests(ORDER, draw, 0, 40, rank=0, world_size=1))
+    list(rank_requests(ORDER, draw, 0, 40, rank=0, world_size=1))
     assert drawn[: 1003 - 40 * 24] == ORDER.epoch_indices(0)[40 * 24 :].tolist()
 
 
@@ -61,7 +61,7 @@ def test_a_request_arrives_whole_in_another_process():
         np.testing.assert_array_equal(again.index_B, request.index_B)
         np.testing.assert_array_equal(again.draws_UB, request.draws_UB)
         assert again.num_global_rows == request.num_global_rows
-    nothing = Request(np.arange(4), nothing_drawn(np.arange(4)), 4)
+    nothing = Request(np.arange(4), no_draws(np.arange(4)), 4)
     assert pickle.loads(pickle.dumps(nothing)).draws_UB.shape == (0, 4)
 
 

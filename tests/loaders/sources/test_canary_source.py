@@ -13,34 +13,34 @@ from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
-from rlpheads.loaders.sources.canary_source import PlantedSource, Planting, plant
+from rlpheads.loaders.sources.canary_source import CanarySource, CanarySpec, insert_canaries
 from rlpheads.loaders.sources.datasets import open_dataset
 from rlpheads.loaders.sources.digits import open_digits
 
 TRAIN = open_digits(seed=0)[0]
 NUM_TRAIN = TRAIN.manifest.num_samples
-ALL_KINDS = Planting(label_noise=0.2, mislabelled=30, repeated=7, repeats=(2, 4, 8), near_duplicates=5)
+ALL_KINDS = CanarySpec(label_noise=0.2, mislabelled=30, repeated=7, repeats=(2, 4, 8), near_duplicates=5)
 
 
-def planted(planting: Planting, seed: int = 3) -> PlantedSource:
-    source = plant(TRAIN, planting, seed)
-    assert isinstance(source, PlantedSource)
+def planted(spec: CanarySpec, seed: int = 3) -> CanarySource:
+    source = insert_canaries(TRAIN, spec, seed)
+    assert isinstance(source, CanarySource)
     return source
 
 
-def indices(source: PlantedSource, kind: str) -> list[int]:
+def indices(source: CanarySource, kind: str) -> list[int]:
     return source.truth.index[source.truth.kind == kind].tolist()
 
 
-@pytest.mark.parametrize("planting", [Planting(), Planting(repeats=(5,)), Planting(label_noise=1e-5)])
-def test_nothing_planted_is_the_source_itself(planting):
-    assert plant(TRAIN, planting, 0) is TRAIN
+@pytest.mark.parametrize("spec", [CanarySpec(), CanarySpec(repeats=(5,)), CanarySpec(label_noise=1e-5)])
+def test_nothing_planted_is_the_source_itself(spec):
+    assert insert_canaries(TRAIN, spec, 0) is TRAIN
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.001, 0.999), st.integers(0, 2**63 - 1))
 def test_noise_changes_the_rounded_fraction_and_tells_which(fraction, seed):
-    source = planted(Planting(label_noise=fraction), seed)
+    source = planted(CanarySpec(label_noise=fraction), seed)
     changed = np.flatnonzero(source.manifest.targets != TRAIN.manifest.targets)
     assert changed.tolist() == source.truth.index.tolist()
     assert len(changed) == round(fraction * NUM_TRAIN)
@@ -54,7 +54,7 @@ def test_noise_is_uniform_over_the_other_classes_and_over_the_samples():
     counts_CC = np.zeros((10, 10))
     flipped_N = np.zeros(NUM_TRAIN)
     for seed in range(40):
-        targets_N = planted(Planting(label_noise=0.5), seed).manifest.targets
+        targets_N = planted(CanarySpec(label_noise=0.5), seed).manifest.targets
         np.add.at(counts_CC, (TRAIN.manifest.targets, targets_N), 1)
         flipped_N += targets_N != TRAIN.manifest.targets
     np.fill_diagonal(counts_CC, np.nan)
@@ -74,20 +74,20 @@ def test_the_same_seed_plants_the_same_and_another_seed_another():
 
 def test_known_indices():
     """The choice rests on hashes alone, so it is the same on every machine and with every version of NumPy."""
-    source = planted(Planting(mislabelled=4), seed=0)
+    source = planted(CanarySpec(mislabelled=4), seed=0)
     assert list(
         zip(source.truth.index.tolist(), source.manifest.targets[source.truth.index].tolist(), strict=True)
     ) == [(65, 6), (333, 0), (404, 5), (609, 7)]
 
 
 def test_more_noise_keeps_the_noise_there_is():
-    less, more = (planted(Planting(label_noise=fraction)) for fraction in (0.1, 0.3))
+    less, more = (planted(CanarySpec(label_noise=fraction)) for fraction in (0.1, 0.3))
     assert set(less.truth.index) < set(more.truth.index)
     assert (more.manifest.targets[less.truth.index] == less.manifest.targets[less.truth.index]).all()
 
 
 def test_noise_does_not_move_the_canaries():
-    canaries = planted(Planting(mislabelled=30, repeated=7, near_duplicates=5))
+    canaries = planted(CanarySpec(mislabelled=30, repeated=7, near_duplicates=5))
     both = planted(ALL_KINDS)
     for kind in ("mislabelled", "repeated", "near_duplicate"):
         assert indices(both, kind) == indices(canaries, kind)
@@ -118,7 +118,7 @@ def test_copies_stand_behind_the_samples_with_the_original_image_and_class():
 
 
 def test_a_near_duplicate_is_a_tenth_darker():
-    source = planted(Planting(near_duplicates=5))
+    source = planted(CanarySpec(near_duplicates=5))
     for index in range(NUM_TRAIN, NUM_TRAIN + 5):
         original = TRAIN.read(int(source.truth.original[source.truth.index == index][0]))
         darker = source.read(index)
@@ -138,47 +138,47 @@ def test_samples_that_are_not_planted_are_as_they_were():
 
 def test_every_planting_has_its_own_fingerprint():
     plantings = [
-        Planting(label_noise=0.2),
-        Planting(mislabelled=3),
-        Planting(mislabelled=4),
-        Planting(repeated=3, repeats=(2,)),
-        Planting(repeated=3, repeats=(3,)),
-        Planting(near_duplicates=3),
+        CanarySpec(label_noise=0.2),
+        CanarySpec(mislabelled=3),
+        CanarySpec(mislabelled=4),
+        CanarySpec(repeated=3, repeats=(2,)),
+        CanarySpec(repeated=3, repeats=(3,)),
+        CanarySpec(near_duplicates=3),
     ]
-    fingerprints = {TRAIN.manifest.fingerprint, *(planted(planting).manifest.fingerprint for planting in plantings)}
+    fingerprints = {TRAIN.manifest.fingerprint, *(planted(spec).manifest.fingerprint for spec in plantings)}
     assert len(fingerprints) == len(plantings) + 1
 
 
 def test_a_repeated_and_a_darkened_image_are_told_apart_by_name():
     names = [
-        planted(Planting(**{kind: 1}), seed=0).manifest.name(NUM_TRAIN) for kind in ("repeated", "near_duplicates")
+        planted(CanarySpec(**{kind: 1}), seed=0).manifest.name(NUM_TRAIN) for kind in ("repeated", "near_duplicates")
     ]
     assert names[0].endswith("#2")
     assert names[1].endswith("#darker")
 
 
 @pytest.mark.parametrize(
-    ("planting", "told"),
+    ("spec", "told"),
     [
-        (Planting(mislabelled=1438), "1438 mislabelled: these are 1438 different samples"),
-        (Planting(label_noise=0.9, repeated=200), "200 repeated, 1293 noisy: these are 1493 different samples"),
+        (CanarySpec(mislabelled=1438), "1438 mislabelled: these are 1438 different samples"),
+        (CanarySpec(label_noise=0.9, repeated=200), "200 repeated, 1293 noisy: these are 1493 different samples"),
     ],
 )
-def test_more_than_there_is_is_refused(planting, told):
+def test_more_than_there_is_is_refused(spec, told):
     with pytest.raises(DatasetError, match=told) as caught:
-        plant(TRAIN, planting, 0)
+        insert_canaries(TRAIN, spec, 0)
     assert "has 1437; lower data.canaries or data.label_noise" in str(caught.value)
 
 
 def test_all_samples_may_be_planted():
-    assert len(planted(Planting(mislabelled=NUM_TRAIN)).truth.index) == NUM_TRAIN
+    assert len(planted(CanarySpec(mislabelled=NUM_TRAIN)).truth.index) == NUM_TRAIN
 
 
 def test_image_files_are_planted_alike(write_tree):
     root = write_tree({f"{split}/{name}": ["0.png", "1.png"] for split in ("train", "val") for name in ("a", "b")})
     train, _ = open_dataset("imagefolder", root, seed=0)
-    source = plant(train, Planting(mislabelled=1, repeated=1, repeats=(3,)), 0)
-    assert isinstance(source, PlantedSource)
+    source = insert_canaries(train, CanarySpec(mislabelled=1, repeated=1, repeats=(3,)), 0)
+    assert isinstance(source, CanarySource)
     wrong = indices(source, "mislabelled")
     assert source.manifest.targets[wrong].tolist() == (1 - train.manifest.targets[wrong]).tolist()
     original = int(source.truth.original[-1])

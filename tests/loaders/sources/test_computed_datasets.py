@@ -6,7 +6,7 @@ import torch
 
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources import patches
-from rlpheads.loaders.sources.canary_source import Planting, plant
+from rlpheads.loaders.sources.canary_source import CanarySpec, insert_canaries
 from rlpheads.loaders.sources.datasets import count_classes, open_dataset
 from rlpheads.loaders.sources.synthetic import SyntheticSpec
 
@@ -90,7 +90,7 @@ def test_samples_stand_in_canonical_order_and_take_canaries(name):
         assert names == sorted(names)
     train, _ = open_dataset(name, seed=0, synthetic=SPEC)
     num_samples = train.manifest.num_samples
-    planted = plant(train, Planting(0.1, mislabelled=3, repeated=2, repeats=(3,), near_duplicates=2), 0)
+    planted = insert_canaries(train, CanarySpec(0.1, mislabelled=3, repeated=2, repeats=(3,), near_duplicates=2), 0)
     assert planted.manifest.num_samples == num_samples + 2 * 2 + 2
     for copy, original in enumerate(planted.copied.tolist()):
         image, source_image = planted.read(num_samples + copy), train.read(original)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlpheads.loaders.contract.errors import ImageReadError
-from rlpheads.loaders.sources.canary_source import Planting, plant
+from rlpheads.loaders.sources.canary_source import CanarySpec, insert_canaries
 from rlpheads.loaders.sources.datasets import EncodedSource, open_dataset
 from rlpheads.loaders.sources.subset import take_subset
 
@@ -21,8 +21,8 @@ def test_what_is_read_is_the_encoded_decoded(folder):
     sources = [
         folder,
         take_subset(folder, 0.5, None, seed=0),
-        plant(folder, Planting(repeated=2, repeats=(2,), near_duplicates=2), seed=0),
-        plant(take_subset(folder, 0.5, None, seed=0), Planting(repeated=1, repeats=(3,)), seed=0),
+        insert_canaries(folder, CanarySpec(repeated=2, repeats=(2,), near_duplicates=2), seed=0),
+        insert_canaries(take_subset(folder, 0.5, None, seed=0), CanarySpec(repeated=1, repeats=(3,)), seed=0),
     ]
     for source in sources:
         assert isinstance(source, EncodedSource)
@@ -37,7 +37,7 @@ def test_what_is_read_is_the_encoded_decoded(folder):
 def test_images_without_files_have_no_bytes(digits):
     assert not isinstance(digits[0], EncodedSource)
     assert take_subset(digits[0], 0.5, None, seed=0).encoded(0) is None
-    assert plant(digits[0], Planting(repeated=1), seed=0).encoded(0) is None
+    assert insert_canaries(digits[0], CanarySpec(repeated=1), seed=0).encoded(0) is None
 
 
 def test_errors_of_a_subset_bear_its_own_index(folder):

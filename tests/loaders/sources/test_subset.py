@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
-from rlpheads.loaders.sources.canary_source import Planting, plant
+from rlpheads.loaders.sources.canary_source import CanarySpec, insert_canaries
 from rlpheads.loaders.sources.digits import open_digits
 from rlpheads.loaders.sources.image_folder import ImageFolderSource, scan_image_folder
 from rlpheads.loaders.sources.subset import take_subset
@@ -47,7 +47,7 @@ def test_less_lies_within_more_and_another_seed_takes_others():
 
 def test_canaries_and_noise_are_planted_into_a_subset():
     part = take_subset(TRAIN, 0.5, None, 0)
-    planted = plant(part, Planting(label_noise=0.2, mislabelled=3, repeated=2, near_duplicates=2), 0)
+    planted = insert_canaries(part, CanarySpec(label_noise=0.2, mislabelled=3, repeated=2, near_duplicates=2), 0)
     assert planted.manifest.num_samples > part.manifest.num_samples
     assert torch.equal(planted.read(part.manifest.num_samples), part.read(int(planted.copied[0])))
 
@@ -72,9 +72,9 @@ def test_an_unreadable_image_is_named_by_its_index_in_the_subset(write_tree):
 
 
 def test_pairwise_noise_gives_the_next_class():
-    planted = plant(TRAIN, Planting(label_noise=0.3, noise_kind="pairwise"), 0)
+    planted = insert_canaries(TRAIN, CanarySpec(label_noise=0.3, noise_kind="pairwise"), 0)
     wrong = planted.truth.index
     assert len(wrong) == round(0.3 * TRAIN.manifest.num_samples)
     assert (planted.manifest.targets[wrong] == (TRAIN.manifest.targets[wrong] + 1) % 10).all()
-    symmetric = plant(TRAIN, Planting(label_noise=0.3), 0)
+    symmetric = insert_canaries(TRAIN, CanarySpec(label_noise=0.3), 0)
     assert planted.truth.index.tolist() == symmetric.truth.index.tolist()

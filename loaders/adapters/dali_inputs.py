@@ -1,4 +1,4 @@
-"""What DALI is asked to make of a batch: which images, and which part of each."""
+"""Inputs of the DALI pipeline: the encoded images of a request, and which part of each becomes the square."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlpheads.loaders.adapters.dali_pipeline import Work
+from rlpheads.loaders.adapters.dali_pipeline import PipelineInput
 from rlpheads.loaders.contract.arrays import FloatArray, Int64Array
-from rlpheads.loaders.contract.crops import CropSpec, central_boxes, draw_crops, nothing_drawn, place_crops
+from rlpheads.loaders.contract.crops import CropSpec, central_boxes, draw_crops, no_draws, place_crops
 from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.request import Request
@@ -16,8 +16,8 @@ from rlpheads.loaders.sources.encoded_source import EncodedImage
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A request, and what was read for it.
+class FetchedRequest:
+    """A request with the encoded images that were read for it.
 
     Attributes:
         request: What was asked for.
@@ -30,8 +30,8 @@ class Plan:
     errors: dict[int, ImageReadError]
 
     @classmethod
-    def of(cls, request: Request, read: list[EncodedImage | ImageReadError]) -> Plan:
-        """Part what was read for the samples of a request, in order, from what could not be."""
+    def from_read(cls, request: Request, read: list[EncodedImage | ImageReadError]) -> FetchedRequest:
+        """Separate what was read for the samples of a request, in order, from the errors."""
         images = {row: image for row, image in enumerate(read) if isinstance(image, EncodedImage)}
         errors = {row: error for row, error in enumerate(read) if isinstance(error, ImageReadError)}
         return cls(request, images, errors)
@@ -43,8 +43,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Cutter:
-    """Decides which part of an image becomes the square; a pure function of (seed, epoch, index) and the image's size.
+class Cropper:
+    """Crops and flips in DALI's terms; a pure function of (seed, epoch, index) and the image's size.
 
     Attributes:
         crop: How an image becomes a square.
@@ -58,15 +58,15 @@ class Cutter:
 
     def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:
         """Draw what is random of crops and flips, before any image is read: (U, B)."""
-        return draw_crops(self.crop, self.seed, epoch, index_B) if self.train else nothing_drawn(index_B)
+        return draw_crops(self.crop, self.seed, epoch, index_B) if self.train else no_draws(index_B)
 
-    def work(self, plan: Plan, manifest: Manifest) -> Work:
-        """Return what DALI is told of a plan's images."""
-        images = list(plan.images.values())
-        index_R = plan.request.index_B[plan.rows]
+    def pipeline_input(self, fetched: FetchedRequest, manifest: Manifest) -> PipelineInput:
+        """Return what the pipeline needs of a request's images."""
+        images = list(fetched.images.values())
+        index_R = fetched.request.index_B[fetched.rows]
         sizes_R2 = np.array([(image.height, image.width) for image in images], dtype=np.int64)
         if self.train:
-            windows_R4, flip_R = place_crops(self.crop, plan.request.draws_UB[:, plan.rows], sizes_R2)
+            windows_R4, flip_R = place_crops(self.crop, fetched.request.draws_UB[:, fetched.rows], sizes_R2)
             regions_R4 = np.concatenate([np.zeros_like(windows_R4[:, 2:]), windows_R4[:, 2:]], axis=1).astype(
                 np.float32
             )
@@ -77,7 +77,7 @@ class Cutter:
             windows_R4 = np.concatenate([first_R2, end_R2 - first_R2], axis=1)
             start_R2 = boxes_R4[:, :2] - first_R2
             regions_R4 = np.concatenate([start_R2, start_R2 + boxes_R4[:, 2:]], axis=1).astype(np.float32)
-        return Work(
+        return PipelineInput(
             encoded=[image.data for image in images],
             windows_R4=windows_R4.astype(np.int32),
             regions_R4=regions_R4,
