@@ -1,6 +1,6 @@
 """Compare two commits, or two run folders: losses step by step, figures, weights, ledgers. Says where they part first.
 
-python scripts/compare_runs.py HEAD~1 HEAD -- --config configs/digits_vit.yaml --epochs 2
+python scripts/compare_runs.py HEAD~1 HEAD -- --config configs/digits_vit.yaml --epochs 2 --log_every 1
 python scripts/compare_runs.py --nproc-per-node 2 main my-branch -- --config configs/digits_vit.yaml --max_steps 20
 python scripts/compare_runs.py runs/before runs/after
 
