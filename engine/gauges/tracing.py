@@ -40,6 +40,11 @@ class StepTracer:
         self._profile: profiler.profile | None = None
         self._traced: list[int] = []
 
+    @property
+    def is_on(self) -> bool:
+        """Whether this rank traces any step."""
+        return self._first is not None and self._taken
+
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
         """Trace what is done inside, if optimizer step `number` (from 0) is one of those asked for."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from timm.models import beit, cait, convit, eva, vision_transformer, vision_transformer_relpos
 from torch import Tensor, nn
 
-from rlpheads.engine.model.taps import Layout, Place, Pool, Tap, pool_tokens, select_places
+from rlpheads.engine.model.taps import Layout, Place, Pool, Tap, select_places
 
 PRE_NORM_BLOCKS = (
     *(vision_transformer.Block, eva.EvaBlock, beit.Block, cait.LayerScaleBlock, convit.Block),
@@ -44,12 +44,13 @@ class TappedModel(nn.Module):
         self.backbone = backbone
         self.places = tuple(places)
         self.pool = pool
-        self._blocks = [place.block for place in places if not _is_hooked(place)]
+        self._hooked = frozenset(place for place in places if place.is_inside or place.module is not None)
+        self._blocks = [place.block for place in places if place not in self._hooked]
         self._layout: dict[str, Any] = {"output_fmt": "NLC" if _gives_tokens(backbone) else "NCHW"}
         if gives_prefix_tokens(backbone):  # some models without them fail when they are asked for them
             self._layout["return_prefix_tokens"] = True
         self._store = _Store()
-        self._handles = [_register_hook(backbone, place, self._store) for place in places if _is_hooked(place)]
+        self._handles = [_register_hook(backbone, place, self._store) for place in places if place in self._hooked]
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -76,7 +77,8 @@ class TappedModel(nn.Module):
         caught, self._store.caught = self._store.caught, None
         vectors = dict(zip(self._blocks, map(self._pool_block, blocks), strict=True))
         return logits, tuple(
-            self._hooked_features(place, caught) if _is_hooked(place) else vectors[place.block] for place in self.places
+            self._hooked_features(place, caught) if place in self._hooked else vectors[place.block]
+            for place in self.places
         )
 
     def release(self) -> None:
@@ -112,6 +114,30 @@ class TappedModel(nn.Module):
             return output.mean(dim=(1, 2) if channels_last else (2, 3))
         num_prefix = self.backbone.num_prefix_tokens if gives_prefix_tokens(self.backbone) else 0
         return pool_tokens(output[:, num_prefix:], output[:, :num_prefix], self.pool)
+
+
+def pool_tokens(tokens: Tensor, prefix_BPD: Tensor | None, pool: Pool) -> Tensor:
+    """Pool the output of a block into one feature vector for each image: (B, D).
+
+    Args:
+        tokens: tokens (B, L, D) without the prefix tokens, or a feature map (B, D, H, W).
+        prefix_BPD: the prefix tokens, the class token first; None or P = 0 where the network has none.
+        pool: "token" takes the class token, "mean" the mean of `tokens` over L, or over H and W.
+
+    Raises:
+        ValueError: an unknown `pool`, "token" without a prefix token, or `tokens` of another rank.
+    """
+    if pool == "token":
+        if prefix_BPD is None or prefix_BPD.shape[1] == 0:
+            raise ValueError("pool 'token' needs a class token, and this network has no prefix tokens: use 'mean'")
+        return prefix_BPD[:, 0]
+    if pool != "mean":
+        raise ValueError(f"unknown pool {pool!r}: use one of {', '.join(get_args(Pool))}")
+    if tokens.ndim == 3:
+        return tokens.mean(dim=1)
+    if tokens.ndim == 4:
+        return tokens.mean(dim=(2, 3))
+    raise ValueError(f"a tap is (B, L, D) tokens or a (B, D, H, W) map, got a tensor of shape {tuple(tokens.shape)}")
 
 
 class _Store:
@@ -160,10 +186,6 @@ def gives_prefix_tokens(backbone: Any) -> bool:
 
 def _gives_tokens(backbone: Any) -> bool:
     return "return_prefix_tokens" in inspect.signature(backbone.forward_intermediates).parameters
-
-
-def _is_hooked(place: Place) -> bool:
-    return place.is_inside or place.module is not None
 
 
 def _register_hook(backbone: Any, place: Place, store: _Store) -> Any:

@@ -14,9 +14,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
-
-from torch import Tensor
+from typing import Literal, NamedTuple
 
 Pool = Literal["token", "mean"]
 Tap = int | str
@@ -102,30 +100,6 @@ def select_places(spec: Tap | Sequence[Tap], layout: Layout) -> tuple[Place, ...
         if before is not place:
             raise ValueError(f"taps name one place twice, as {before} and as {place}: each place at most once")
     return tuple(by_rank[rank] for rank in sorted(by_rank))
-
-
-def pool_tokens(tokens: Tensor, prefix_BPD: Tensor | None, pool: Pool) -> Tensor:
-    """Pool the output of a block into one feature vector for each image: (B, D).
-
-    Args:
-        tokens: tokens (B, L, D) without the prefix tokens, or a feature map (B, D, H, W).
-        prefix_BPD: the prefix tokens, the class token first; None or P = 0 where the network has none.
-        pool: "token" takes the class token, "mean" the mean of `tokens` over L, or over H and W.
-
-    Raises:
-        ValueError: an unknown `pool`, "token" without a prefix token, or `tokens` of another rank.
-    """
-    if pool == "token":
-        if prefix_BPD is None or prefix_BPD.shape[1] == 0:
-            raise ValueError("pool 'token' needs a class token, and this network has no prefix tokens: use 'mean'")
-        return prefix_BPD[:, 0]
-    if pool != "mean":
-        raise ValueError(f"unknown pool {pool!r}: use one of {', '.join(get_args(Pool))}")
-    if tokens.ndim == 3:
-        return tokens.mean(dim=1)
-    if tokens.ndim == 4:
-        return tokens.mean(dim=(2, 3))
-    raise ValueError(f"a tap is (B, L, D) tokens or a (B, D, H, W) map, got a tensor of shape {tuple(tokens.shape)}")
 
 
 def _places_of_word(spec: Tap, layout: Layout) -> list[Place]:

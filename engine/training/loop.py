@@ -15,6 +15,7 @@ last checkpoint and writes the same numbers again.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal
 
 from rlpheads.engine.distributed.stop_flag import StopFlag
@@ -25,7 +26,7 @@ from rlpheads.engine.training.closing import conclude
 from rlpheads.engine.training.epoch_end import finish_epoch, reason_to_stop_early, save_checkpoint
 from rlpheads.engine.training.outcome import Outcome, TrainingStoppedError
 from rlpheads.engine.training.training import Training
-from rlpheads.engine.training.windows import close_window, publish_window
+from rlpheads.engine.training.windows import close_window, publish_last_windows, publish_window
 
 
 def fit(training: Training, display: Display) -> Outcome:
@@ -64,23 +65,23 @@ def _train_epoch(
     clock = training.gauges.clock
     training.splits.trained.loader.set_epoch(training.position.epoch, training.position.consumed)
     training.learner.train()
+    traced_step = tracer.step if tracer.is_on else nullcontext
     stopped = False
     clock.start()
     batches = iter(training.splits.trained.loader)
     while training.epoch_has_steps_left and not training.reached_max_steps and not stopped:
-        with tracer.step(training.num_updates):
+        with traced_step(training.num_updates):
             with clock.waiting():
                 delivered = next(batches)
             training.train_on(delivered)
             clock.step(delivered.num_global_rows)
-            publish_window(training, display)
+            if (window := training.gauges.meters.finish_read()) is not None:
+                publish_window(training, display, *window)
             if training.num_updates % training.run.config.log_every == 0:
                 close_window(training)
             stopped = stop_flag.agreed()
     clock.stop()
-    publish_window(training, display)  # the one that was closed before the last step and is still being read
-    close_window(training)  # the steps since then: an epoch's last window may be short
-    publish_window(training, display)
+    publish_last_windows(training, display)
     if stopped:
         raise TrainingStoppedError
     return "max_steps" if training.epoch_has_steps_left else "trained"

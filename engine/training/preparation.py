@@ -31,7 +31,7 @@ class BatchPreparation:
 
     def for_evaluation(self, batch: Batch) -> Batch:
         """Return a batch with normalised images."""
-        self.notices.announce(batch.skipped)
+        self._announce_skipped(batch)
         return batch.with_images(self.normalize(batch.images))
 
     def for_training(self, batch: Batch, epoch: int, step: int) -> Batch:
@@ -42,6 +42,10 @@ class BatchPreparation:
             epoch: number of the epoch, from 0, which keys the random draws.
             step: number of the step in it, from 0.
         """
-        self.notices.announce(batch.skipped)
+        self._announce_skipped(batch)
         augmented = batch.with_images(self.augment(batch.images, batch.index, epoch))
         return cast("Batch", self.mixer(augmented, epoch, step))
+
+    def _announce_skipped(self, batch: Batch) -> None:
+        if batch.skipped:
+            self.notices.announce(batch.skipped)

@@ -15,18 +15,28 @@ def close_window(training: Training) -> None:
     training.gauges.meters.begin_read(training.num_updates, **rates)
 
 
-def publish_window(training: Training, display: Display) -> None:
-    """Publish the window of steps that was closed last, if it is not published yet.
+def publish_last_windows(training: Training, display: Display) -> None:
+    """At the end of an epoch, publish the window that is still being read, then the steps behind it as a short one.
+
+    Raises:
+        TrainingDivergedError: as `publish_window`.
+    """
+    _publish_if_read(training, display)
+    close_window(training)
+    _publish_if_read(training, display)
+
+
+def _publish_if_read(training: Training, display: Display) -> None:
+    if (window := training.gauges.meters.finish_read()) is not None:
+        publish_window(training, display, *window)
+
+
+def publish_window(training: Training, display: Display, step: int, figures: dict[str, float]) -> None:
+    """Record and show the averages of the window that was closed at `step`.
 
     Raises:
         TrainingDivergedError: a figure is not finite.
     """
-    read = training.gauges.meters.finish_read()
-    if read is not None:
-        _publish(training, display, *read)
-
-
-def _publish(training: Training, display: Display, step: int, figures: dict[str, float]) -> None:
     clock = training.gauges.clock
     if not all(math.isfinite(value) for value in figures.values()):
         names = ", ".join(f"{name}={value}" for name, value in figures.items() if not math.isfinite(value))

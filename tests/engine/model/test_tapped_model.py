@@ -12,7 +12,7 @@ from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.learning import ModelConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model, tap_dims
-from rlpheads.engine.model.tapped_model import TappedModel, layout_of
+from rlpheads.engine.model.tapped_model import TappedModel, layout_of, pool_tokens
 from rlpheads.engine.model.taps import select_places
 
 INSIDE_OUT = {"img_size": 32, "patch_size": 16, "depth": 2}
@@ -150,3 +150,24 @@ def test_wide_residual_networks_offer_what_timms_models_offer():
     assert backbone(images()).shape == (2, 256)
     places = select_places(["stages.0.1", "bn", "conv"], layout_of(backbone))
     assert [place.name for place in places] == ["conv", "stages.0.1", "bn"]
+
+
+def test_pooling():
+    tokens_BLD, prefix_BPD = torch.randn(2, 6, 5), torch.randn(2, 2, 5)
+    assert torch.equal(pool_tokens(tokens_BLD, prefix_BPD, "token"), prefix_BPD[:, 0])
+    assert torch.equal(pool_tokens(tokens_BLD, prefix_BPD, "mean"), tokens_BLD.mean(1))
+    maps_BDHW = tokens_BLD.transpose(1, 2).reshape(2, 5, 2, 3)
+    torch.testing.assert_close(pool_tokens(maps_BDHW, None, "mean"), tokens_BLD.mean(1))
+
+
+@pytest.mark.parametrize("prefix_BPD", [None, torch.zeros(2, 0, 5)])
+def test_the_class_token_is_missed_by_name(prefix_BPD):
+    with pytest.raises(ValueError, match="no prefix tokens: use 'mean'"):
+        pool_tokens(torch.zeros(2, 6, 5), prefix_BPD, "token")
+
+
+def test_other_pools_and_shapes_are_refused():
+    with pytest.raises(ValueError, match="unknown pool 'max': use one of token, mean"):
+        pool_tokens(torch.zeros(2, 6, 5), None, "max")
+    with pytest.raises(ValueError, match=r"shape \(2, 5\)"):
+        pool_tokens(torch.zeros(2, 5), None, "mean")

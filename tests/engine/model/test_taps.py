@@ -1,11 +1,10 @@
 """Which places are tapped, and how a block's output becomes one feature vector a row."""
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlpheads.engine.model.taps import Layout, pool_tokens, select_places
+from rlpheads.engine.model.taps import Layout, select_places
 
 
 def network(num_blocks: int, closed: str = "") -> Layout:
@@ -78,24 +77,3 @@ def test_bad_taps_are_refused(spec, message):
 def test_blocks_that_are_closed_say_why():
     with pytest.raises(ValueError, match="tap 1.attn: made of convolutions; use 1"):
         select_places(["1.attn"], network(3, closed="made of convolutions"))
-
-
-def test_pooling():
-    tokens_BLD, prefix_BPD = torch.randn(2, 6, 5), torch.randn(2, 2, 5)
-    assert torch.equal(pool_tokens(tokens_BLD, prefix_BPD, "token"), prefix_BPD[:, 0])
-    assert torch.equal(pool_tokens(tokens_BLD, prefix_BPD, "mean"), tokens_BLD.mean(1))
-    maps_BDHW = tokens_BLD.transpose(1, 2).reshape(2, 5, 2, 3)
-    torch.testing.assert_close(pool_tokens(maps_BDHW, None, "mean"), tokens_BLD.mean(1))
-
-
-@pytest.mark.parametrize("prefix_BPD", [None, torch.zeros(2, 0, 5)])
-def test_the_class_token_is_missed_by_name(prefix_BPD):
-    with pytest.raises(ValueError, match="no prefix tokens: use 'mean'"):
-        pool_tokens(torch.zeros(2, 6, 5), prefix_BPD, "token")
-
-
-def test_other_pools_and_shapes_are_refused():
-    with pytest.raises(ValueError, match="unknown pool 'max': use one of token, mean"):
-        pool_tokens(torch.zeros(2, 6, 5), None, "max")
-    with pytest.raises(ValueError, match=r"shape \(2, 5\)"):
-        pool_tokens(torch.zeros(2, 5), None, "mean")
