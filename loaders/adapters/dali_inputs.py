@@ -57,7 +57,7 @@ class Cropper:
     train: bool
 
     def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:
-        """Draw what is random of crops and flips, before any image is read: (U, B)."""
+        """Draw the random numbers of crops and flips, before any image is read: (U, B)."""
         return draw_crops(self.crop, self.seed, epoch, index_B) if self.train else no_draws(index_B)
 
     def pipeline_input(self, fetched: FetchedRequest, manifest: Manifest) -> PipelineInput:

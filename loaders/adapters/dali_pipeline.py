@@ -133,7 +133,7 @@ class DaliPipeline:
             try:
                 self.collect()
             except DecodeError:
-                continue  # it would have been reported in its turn, and its turn will not come
+                continue  # its batch is dropped, and its error with it
 
 
 def _queue_source(inputs: deque[tuple[Any, ...]]) -> Callable[[int], tuple[Any, ...]]:
@@ -150,7 +150,7 @@ def _queue_source(inputs: deque[tuple[Any, ...]]) -> Callable[[int], tuple[Any, 
 def define_graph(spec: PipelineSpec, source: Callable[[int], tuple[Any, ...]]) -> tuple[Any, ...]:
     """Define what a pipeline does, the same on CPU and GPU; called inside a `dali.Pipeline`.
 
-    Resizing is linear and, where the image shrinks, antialiased over what is cut out, as in torchvision. The two part at
+    Resizing is linear and, where the image shrinks, antialiased over the crop, as in torchvision. The two differ at
     the edges, beyond which DALI repeats the last pixel where torchvision weighs the others more.
 
     Args:

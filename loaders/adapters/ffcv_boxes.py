@@ -1,4 +1,4 @@
-"""Crop boxes for FFCV's decoder: for every row of a batch where its image lies in the store, and what is cut out of it."""
+"""Crop boxes for FFCV's decoder: each row's place in the store, and its box."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlpheads.loaders.sources.stored_rows import find_stored_rows
 
 
 class CropBoxes:
-    """Where every sample lies in the store, and what is cut out of it.
+    """Place in the store and crop box of every sample.
 
     Attributes:
         store: The split's file.
@@ -44,7 +44,7 @@ class CropBoxes:
         self._seed, self._crop, self._train = seed, crop, train
 
     def batches(self, epoch: int, index_N: Int64Array, batch_size: int) -> Iterator[NDArray[np.void]]:
-        """Yield what is cut out of batch after batch of an epoch's samples: `ffcv_kernels.BOX` (B,), the last one shorter.
+        """Yield the boxes of batch after batch of an epoch's samples: `ffcv_kernels.BOX` (B,), the last one shorter.
 
         The store tells the images' sizes, so that some thousand samples share the cost of drawing.
         """
@@ -54,7 +54,7 @@ class CropBoxes:
             yield from (boxes_D[place : place + batch_size] for place in range(0, len(boxes_D), batch_size))
 
     def draw(self, epoch: int, index_B: Int64Array) -> NDArray[np.void]:
-        """Return what is cut out of samples in an epoch: `ffcv_kernels.BOX` (B,)."""
+        """Return the boxes of samples in an epoch: `ffcv_kernels.BOX` (B,)."""
         rows_B = self.rows_N[index_B]
         sizes_B2 = self._sizes_N2[rows_B].astype(np.int64)
         boxes_B = np.zeros(len(index_B), dtype=BOX)

@@ -1,6 +1,6 @@
 """FFCV's loader with a decoder of ours, and with a thread whose failure always reaches the training.
 
-What differs from FFCV 1.0.2, and why: its random crops follow no seed (a decoder of ours is told the box
+What differs from FFCV 1.0.2, and why: its random crops follow no seed (a decoder of ours takes the box
 of every row); its batches are overwritten by later ones (ours lie in memory that is used again when nobody holds them); it
 ignores its decoder's return codes (they are checked); an exception in its thread leaves the training waiting for
 ever (it is passed on); it compiles for ten seconds and more in every process (our code is kept on disk); it makes numba's
@@ -48,7 +48,7 @@ class EpochRequest:
     Attributes:
         index_N: Canonical indices, int64 (N,); every `batch_size` of them make a batch.
         rows_N: Where in the store each lies, int64 (N,).
-        boxes: Yields what is cut out of each batch's images, `ffcv_kernels.BOX` (B,).
+        boxes: Yields the crop boxes of each batch, `ffcv_kernels.BOX` (B,).
         memory: Where batches go.
     """
 
@@ -164,7 +164,7 @@ class EpochReader(EpochIterator):
         super().__init__(pipeline, request.rows_N.astype(np.uint64))
 
     def run(self) -> None:
-        """Read batch after batch, until told to stop."""
+        """Read batch after batch, until `close`."""
         numba.set_num_threads(self._pipeline.num_workers)
         try:
             for number, rows_B in enumerate(self.iter_ixes):
@@ -207,7 +207,7 @@ class EpochReader(EpochIterator):
         index_B = request.index_N[number * batch_size : (number + 1) * batch_size]
         images_B3SS = request.memory.take()
         memory = (images_B3SS.numpy(), next(request.boxes), self._pipeline.scratch, np.empty(len(rows_B), np.int32))
-        # FFCV takes element 0 of each, the slot that it is told below, and of that as much as the batch has rows.
+        # FFCV takes element 0 of each, the slot given below, and of that as much as the batch has rows.
         self.memory_allocations["operation"][self._pipeline.decoder_node] = tuple([each] for each in memory)
         (_, codes_B), stored_B = self.run_pipeline(number, rows_B, 0, None)
         if not np.array_equal(stored_B, rows_B.astype(np.int64)):

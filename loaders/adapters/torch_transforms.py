@@ -60,7 +60,7 @@ class TrainTransform:
         return self.crop.image_size
 
     def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:
-        """Draw what is random of crops and flips."""
+        """Draw the random numbers of crops and flips."""
         return draw_crops(self.crop, self.seed, epoch, index_B)
 
     def place(self, draws_UB: FloatArray, sizes_B2: Int64Array) -> list[Cut]:

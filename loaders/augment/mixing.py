@@ -35,7 +35,7 @@ class MixSpec:
         mixup: α of the Beta(α, α) distribution of the weights of mixup; 0: no mixup.
         cutmix: the same of CutMix; 0: no CutMix, or boxes by `cutmix_minmax`.
         probability: of mixing at all.
-        switch: probability of CutMix for what is mixed where both are on.
+        switch: probability of CutMix instead of mixup for a mixed pair, where both are on.
         off_epoch: epoch from which on nothing is mixed; None: never.
         mode: what shares a weight, a box and the choice of mixup or CutMix: the two rows of a "pair", each row ("elem") by
             itself, or the whole global "batch".

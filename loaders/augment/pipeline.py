@@ -19,7 +19,7 @@ class Augment(nn.Module):
     World size, workers, loader and place of resume change no draw, and no augmentation shifts another's.
 
     Args:
-        spec: what is done.
+        spec: the augmentations.
         normalize: bytes to standardised numbers.
         seed: key of the run.
     """

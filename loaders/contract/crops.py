@@ -173,7 +173,7 @@ def _random_resized_crops(
     Returns:
         int64 (B, 4): top, left, height, width in pixels; at least one pixel, all within the image.
     """
-    # All tries of all images are made at once, though the first mostly fits, and what is rare has its own branch: on arrays
+    # All tries of all images are made at once, though the first mostly fits, and rare cases have their own branch: on arrays
     # this short, calls cost more than numbers.
     num_images = len(sizes_B2)
     sides_2B = sizes_B2.T.astype(np.float64, order="C")

@@ -29,7 +29,7 @@ class BatchPrefetcher(PositionedLoader):
     """A loader that starts the copy of each batch before it yields the one in front of it.
 
     Its position counts what was yielded: a batch that is still being copied is loaded again after a resume. An error of
-    the loader is raised in its turn, behind the batches in front of it.
+    the loader is raised after the batches in front of it.
 
     Attributes:
         order: Which sample stands where.

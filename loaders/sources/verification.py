@@ -1,7 +1,7 @@
 """The results of `rlpheads verify`: which files of a tree no loader may decode.
 
 Decoders disagree about damaged files: one makes up the missing part, another refuses, a third keeps what its buffer held.
-So each file is decoded once, strictly, and what is not whole counts as unreadable for all loaders alike.
+So each file is decoded once, strictly, and damaged files count as unreadable for all loaders alike.
 
 FOLDER/SPLIT.json holds the manifest's fingerprint, how many files were looked at (in canonical order, from the first),
 and the status of those that are not fine: all others are.
@@ -19,7 +19,7 @@ from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.options import OnError
 
 FOLDER_NAME = ".rlpheads"
-"""Folder in a tree's root where the files lie unless told otherwise; hidden, so that it is no class."""
+"""Folder in a tree's root where the files lie by default; hidden, so that it is no class."""
 
 _VERSION = 1
 _NAMED_AT_MOST = 5

@@ -1,7 +1,7 @@
 """Write a split's images into a .beton file of FFCV, in canonical order; an interrupted write resumes.
 
-Images are encoded by several processes and appended by this one. What is done already is told by a journal beside the
-unfinished file, so that a second start goes on behind the last image that was written; the finished file takes its name
+Images are encoded by several processes and appended by this one. A journal beside the unfinished file lists
+what is written, so that a second start goes on behind the last image; the finished file takes its name
 in one step. The file can be read by FFCV's own loader too (fields image, label, index).
 """
 
@@ -122,7 +122,7 @@ def estimate(source: ImageSource, encoding: Encoding, num_images: int = 32) -> E
 
 
 def write_beton(job: Job, advance: Callable[[int], object] = int) -> beton.StoreFacts:
-    """Write a split, or go on where an earlier start was broken off.
+    """Write a split, or resume an interrupted write.
 
     Args:
         job: What and how.
@@ -133,7 +133,7 @@ def write_beton(job: Job, advance: Callable[[int], object] = int) -> beton.Store
         What the store says of itself.
 
     Raises:
-        DatasetError: If the file is there, is being written, was begun with other settings, or an image is larger than
+        DatasetError: If the file is there, is being written, was started with other settings, or an image is larger than
             a page.
         ImageReadError: If an image cannot be read and `on_error` is "raise".
         LoaderError: If an encoding process dies.
@@ -321,7 +321,7 @@ def _open_unfinished(job: Job) -> Iterator[_UnfinishedFile]:
     """Open the unfinished file, for this process alone.
 
     Raises:
-        DatasetError: If another process writes it, or it was begun with other settings.
+        DatasetError: If another process writes it, or it was started with other settings.
     """
     job.sidecar(".partial").touch()
     with (
@@ -339,12 +339,12 @@ def _open_unfinished(job: Job) -> Iterator[_UnfinishedFile]:
 
 
 def _check_settings(job: Job) -> None:
-    """Compare the job with the one that was begun, or note it."""
-    begun = job.sidecar(".job")
-    if not begun.exists():
-        begun.write_text(json.dumps(job.settings))
+    """Compare the job's settings with those of the unfinished file, or write them down."""
+    started = job.sidecar(".job")
+    if not started.exists():
+        started.write_text(json.dumps(job.settings))
         return
-    earlier = json.loads(begun.read_text())
+    earlier = json.loads(started.read_text())
     changed = [
         f"{name} is {value} now and was {earlier.get(name)}"
         for name, value in job.settings.items()

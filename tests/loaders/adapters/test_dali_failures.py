@@ -108,7 +108,7 @@ def overwrite(path: Path, data: bytes) -> None:
     path.write_bytes(data[: path.stat().st_size].ljust(path.stat().st_size, b"\0"))
 
 
-def test_a_batch_that_dali_refuses_is_accounted_for(thirty):
+def test_unreadable_images_of_a_batch_that_dali_cannot_decode_are_named_or_skipped(thirty):
     overwrite(thirty.manifest.path(9), without_tables(JPEG))
     rows, errors = read("dali", thirty, train=False)
     assert list(errors) == [9]
@@ -160,7 +160,7 @@ def indices(batches: list[Batch]) -> list[list[int]]:
     return [batch.index.tolist() for batch in batches]
 
 
-def test_a_batch_that_dali_refuses_for_no_reason_of_the_images_is_made_again(thirty, monkeypatch):
+def test_a_batch_is_decoded_again_where_dali_fails_at_readable_images(thirty, monkeypatch):
     undisturbed = list(loader_of("dali", thirty, CROP, 8))
     failing(monkeypatch, times=1)
     found = list(loader_of("dali", thirty, CROP, 8))
@@ -169,7 +169,7 @@ def test_a_batch_that_dali_refuses_for_no_reason_of_the_images_is_made_again(thi
         assert (ours.images.float() - theirs.images.float()).abs().mean() < 0.3
 
 
-def test_a_batch_that_dali_refuses_twice_ends_the_epoch(thirty, monkeypatch):
+def test_a_batch_that_dali_cannot_decode_twice_ends_the_epoch(thirty, monkeypatch):
     failing(monkeypatch, times=2)
     with pytest.raises(LoaderError, match="DALI fails at images that can be read: out of luck"):
         list(loader_of("dali", thirty, CROP, 8))

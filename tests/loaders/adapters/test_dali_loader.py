@@ -78,7 +78,7 @@ def test_images_without_files_are_read_too(digits):
     assert differences(digits[0], CropSpec(16), train=True).max() < 0.5
 
 
-def test_planted_copies_and_subsets_are_what_they_are_in_torch(photographs):
+def test_copied_canaries_and_subsets_are_those_of_torch(photographs):
     planted = insert_canaries(
         photographs, CanarySpec(mislabelled=2, repeated=2, repeats=(3,), near_duplicates=4), seed=5
     )
@@ -109,7 +109,7 @@ def test_a_loader_goes_on_where_another_stopped_to_the_bit(photographs):
                 assert torch.equal(ours.images, theirs.images)
 
 
-def test_beginning_again_ends_the_iteration_before(photographs):
+def test_a_new_iteration_ends_the_one_before(photographs):
     loader = loader_of("dali", photographs, CROP, 8)
     first = iter(loader)
     next(first)
@@ -207,7 +207,7 @@ for batch in loader:
 """
 
 
-def test_a_process_under_signals_reads_all_and_leaves(photographs, tmp_path):
+def test_a_process_under_signals_reads_all_and_exits(photographs, tmp_path):
     (tmp_path / "read.py").write_text(SCRIPT)
     command = [
         sys.executable,

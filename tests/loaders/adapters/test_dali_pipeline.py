@@ -89,7 +89,7 @@ def test_batches_may_differ_in_length():
     assert (nothing.images_RSS3.shape, len(nothing.targets_R), len(nothing.index_R)) == ((0, SIDE, SIDE, 3), 0, 0)
 
 
-def test_a_batch_that_cannot_be_made_says_so_and_the_next_one_can():
+def test_a_batch_that_cannot_be_decoded_is_an_error_and_the_next_one_is_decoded():
     pipeline = DaliPipeline(spec())
     broken = whole([picture(0), picture(1)])
     broken.encoded[1] = np.frombuffer(b"\xff\xd8 no image at all", dtype=np.uint8)
@@ -102,7 +102,7 @@ def test_a_batch_that_cannot_be_made_says_so_and_the_next_one_can():
     assert pipeline.collect().index_R.tolist() == [2]
 
 
-def test_what_is_discarded_does_not_come():
+def test_discarded_batches_are_not_collected():
     pipeline = DaliPipeline(spec())
     broken = whole([picture(0)])
     broken.encoded[0] = np.zeros(40, dtype=np.uint8)

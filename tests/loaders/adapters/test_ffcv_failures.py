@@ -194,7 +194,7 @@ def test_what_fails_in_the_thread_ends_the_epoch(noise_store, monkeypatch, error
 
 
 @pytest.mark.timeout(60)
-def test_a_thread_that_ends_without_a_word_is_noticed(noise_store, monkeypatch):
+def test_a_thread_that_ends_without_an_error_is_noticed(noise_store, monkeypatch):
     from rlpheads.loaders.adapters.ffcv_pipeline import EpochReader
 
     monkeypatch.setattr(EpochReader, "run", lambda _: None)
@@ -202,7 +202,7 @@ def test_a_thread_that_ends_without_a_word_is_noticed(noise_store, monkeypatch):
         next(iter(load(noise_store, 4)))
 
 
-def test_samples_that_lie_elsewhere_than_they_should_are_noticed(noise_store, monkeypatch):
+def test_samples_at_the_wrong_place_of_the_store_are_noticed(noise_store, monkeypatch):
     loader = load(noise_store, 4)
     metadata = loader._pipeline.reader.metadata.copy()
     metadata["f2"][6] = 7
@@ -212,7 +212,7 @@ def test_samples_that_lie_elsewhere_than_they_should_are_noticed(noise_store, mo
         list(loader)
 
 
-def test_opening_a_store_leaves_numba_able_to_write_to_bytes(noise_store):
+def test_opening_a_store_leaves_numbas_byte_arrays_writable(noise_store):
     """FFCV makes numba's type of an array of bytes read-only; what is compiled later then fails, here and elsewhere."""
     import numba  # comes with FFCV
 
@@ -229,7 +229,7 @@ def test_opening_a_store_leaves_numba_able_to_write_to_bytes(noise_store):
 
 
 @pytest.mark.timeout(60)
-def test_an_iteration_that_is_left_leaves_no_thread(noise_store):
+def test_an_interrupted_iteration_leaves_no_thread(noise_store):
     loader = load(noise_store, 2, prefetch=1)
     for batch in loader:
         assert batch.index.tolist() == [0, 1]

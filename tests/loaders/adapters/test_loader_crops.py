@@ -98,7 +98,7 @@ def test_three_epochs_are_the_same_in_every_loader(ramps, plain, kind, world_siz
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_position_costs_does_not_grow_with_what_was_consumed(ramps, kind):
+def test_a_resume_costs_the_same_at_any_position(ramps, kind):
     """The first image of a resumed epoch is gone; a loader that reads what was consumed would trip over it."""
     loader = loader_of(kind, ramps, CROP, BATCH_SIZE)
     first = int(Order(NUM_IMAGES, BATCH_SIZE, 3).epoch_indices(2)[0])

@@ -193,7 +193,7 @@ def test_evaluation_pixels_are_torchvisions(kind, open_noise):
     assert difference.float().mean() <= 0.5
 
 
-def test_planted_samples_are_the_same_through_every_loader(kind, open_noise):
+def test_canaries_are_the_same_through_every_loader(kind, open_noise):
     spec = CanarySpec(label_noise=0.2, mislabelled=5, repeated=3, repeats=(2, 4), near_duplicates=4)
     order = Order(103 + 1 + 3 + 1 + 4, 112, seed=1, partial="pad")
     batches = []
@@ -219,7 +219,7 @@ def test_the_same_manifest_through_every_loader(kind, open_noise):
     assert [source.manifest.fingerprint for source in ours] == [source.manifest.fingerprint for source in reference]
 
 
-def test_whole_images_and_what_is_done_to_them_are_the_same_through_every_loader(kind, open_noise):
+def test_whole_images_and_their_augmentation_are_the_same_through_every_loader(kind, open_noise):
     """CIFAR's crop: the loader hands over the largest central square, and the device shifts, augments and mixes it."""
 
     def first_batch(kind: str) -> Batch:

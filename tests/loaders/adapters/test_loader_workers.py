@@ -130,7 +130,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_reads_and_leaves_whatever_way_its_workers_started(digits, tmp_path: Path):
+def test_a_process_reads_and_exits_with_forked_and_spawned_workers(digits, tmp_path: Path):
     (tmp_path / "read.py").write_text(SCRIPT)
     subprocess.run([sys.executable, str(tmp_path / "read.py"), str(tmp_path / "batches.pt")], check=True, timeout=120)
     here = list(make_loader("torch", digits[0], Order(1437, 700, seed=0), CropSpec(16), train=True))

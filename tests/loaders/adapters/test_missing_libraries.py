@@ -30,7 +30,7 @@ def test_without_dali_the_build_for_torchs_cuda_is_named(monkeypatch, digits):
         check_loader("dali", digits[0])
 
 
-def test_without_ffcv_the_very_packages_of_its_set_up_are_named(digits):
+def test_without_ffcv_the_packages_of_its_setup_are_named(digits):
     """Said before the lack of a store is, and no other packages than those that `make ffcv` would install."""
     with pytest.raises(
         DatasetError, match=r"^the ffcv loader needs FFCV, which is not installed: .*`make ffcv`"

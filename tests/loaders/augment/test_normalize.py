@@ -40,7 +40,7 @@ def test_it_never_waits_for_the_device():
         assert Normalize(MEAN, STD)(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).shape == (2, 3, 4, 4)
 
 
-def test_it_is_one_operation():
+def test_normalisation_is_one_operation():
     class Operations(TorchDispatchMode):
         def __init__(self):
             super().__init__()

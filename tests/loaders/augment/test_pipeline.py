@@ -21,7 +21,7 @@ EVERYTHING = AugmentSpec(
 )
 
 
-def test_nothing_asked_for_is_normalisation_alone():
+def test_without_augmentations_images_are_only_normalised():
     assert torch.equal(Augment(AugmentSpec(), NORMALIZE, 0)(IMAGES, INDEX, 0), NORMALIZE(IMAGES))
 
 

@@ -133,7 +133,7 @@ def test_rotations(images):
     assert_moved_alike(pixels.warp(images, matrices), each(images, F.rotate, degrees))
 
 
-def test_everything_is_neutral_where_nothing_is_to_happen(images):
+def test_operations_are_neutral_at_their_neutral_strength(images):
     nothing, ones, zeros = torch.zeros(12, 2), torch.ones(12), torch.zeros(12)
     never = torch.zeros(12, dtype=torch.bool)
     assert_same(pixels.warp(images, pixels.affine_matrices(nothing, nothing, zeros, tuple(images.shape[-2:]))), images)

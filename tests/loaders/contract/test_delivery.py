@@ -41,12 +41,12 @@ def indices(batches) -> list[list[int]]:
     return [batch.index.tolist() for batch in batches]
 
 
-def test_on_the_cpu_nothing_stands_between_loader_and_step(digits):
+def test_on_the_cpu_the_loader_is_returned_itself(digits):
     loader = loader_of(digits[0])
     assert deliver(loader, torch.device("cpu")) is loader
 
 
-def test_each_batch_is_sent_before_the_one_in_front_is_handed_over(digits):
+def test_each_batch_is_copied_before_the_one_in_front_is_yielded(digits):
     road = Road()
     loader = BatchPrefetcher(loader_of(digits[0], 400), road.send)
     for number, _ in enumerate(loader):
@@ -56,7 +56,7 @@ def test_each_batch_is_sent_before_the_one_in_front_is_handed_over(digits):
     assert len(loader) == 3
 
 
-def test_position_counts_what_was_handed_over_and_a_resume_goes_on_from_there(digits):
+def test_position_counts_yielded_batches_and_a_resume_goes_on_from_there(digits):
     whole = indices(loader_of(digits[0]))
     for num_read in (0, 1, 5, 14):
         loader = BatchPrefetcher(loader_of(digits[0]), Road().send)

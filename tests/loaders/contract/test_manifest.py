@@ -56,7 +56,7 @@ def test_the_fingerprint_tells_every_change(changes):
     assert make(**changes).fingerprint != make().fingerprint
 
 
-def test_the_fingerprint_knows_nothing_of_the_place(tmp_path):
+def test_the_fingerprint_does_not_depend_on_the_root(tmp_path):
     assert make(root=tmp_path) == make()
     assert hash(make(root=tmp_path)) == hash(make())
     assert make() != "train"

@@ -33,7 +33,7 @@ def indices(source: CanarySource, kind: str) -> list[int]:
 
 
 @pytest.mark.parametrize("spec", [CanarySpec(), CanarySpec(repeats=(5,)), CanarySpec(label_noise=1e-5)])
-def test_nothing_planted_is_the_source_itself(spec):
+def test_no_canaries_and_no_noise_return_the_source_itself(spec):
     assert insert_canaries(TRAIN, spec, 0) is TRAIN
 
 
@@ -64,7 +64,7 @@ def test_noise_is_uniform_over_the_other_classes_and_over_the_samples():
     assert flipped_N.std() == pytest.approx(40**0.5 / 2, rel=0.15)
 
 
-def test_the_same_seed_plants_the_same_and_another_seed_another():
+def test_the_seed_decides_the_canaries():
     one, same, other = planted(ALL_KINDS), planted(ALL_KINDS), planted(ALL_KINDS, seed=4)
     assert one.manifest == same.manifest != other.manifest
     for name, column in vars(one.truth).items():
@@ -72,7 +72,7 @@ def test_the_same_seed_plants_the_same_and_another_seed_another():
     assert one.truth.index.tolist() != other.truth.index.tolist()
 
 
-def test_known_indices():
+def test_indices_of_one_seed_are_pinned():
     """The choice rests on hashes alone, so it is the same on every machine and with every version of NumPy."""
     source = planted(CanarySpec(mislabelled=4), seed=0)
     assert list(
@@ -127,7 +127,7 @@ def test_a_near_duplicate_is_a_tenth_darker():
         assert not torch.equal(darker, original)
 
 
-def test_samples_that_are_not_planted_are_as_they_were():
+def test_other_samples_than_canaries_are_unchanged():
     source = planted(ALL_KINDS)
     rest = np.setdiff1d(np.arange(NUM_TRAIN), source.truth.index)
     assert (source.manifest.targets[rest] == TRAIN.manifest.targets[rest]).all()
@@ -136,7 +136,7 @@ def test_samples_that_are_not_planted_are_as_they_were():
     assert (source.source.manifest.targets == TRAIN.manifest.targets).all()
 
 
-def test_every_planting_has_its_own_fingerprint():
+def test_every_canary_spec_has_its_own_fingerprint():
     plantings = [
         CanarySpec(label_noise=0.2),
         CanarySpec(mislabelled=3),
@@ -149,7 +149,7 @@ def test_every_planting_has_its_own_fingerprint():
     assert len(fingerprints) == len(plantings) + 1
 
 
-def test_a_repeated_and_a_darkened_image_are_told_apart_by_name():
+def test_a_repeated_and_a_darkened_copy_have_different_names():
     names = [
         planted(CanarySpec(**{kind: 1}), seed=0).manifest.name(NUM_TRAIN) for kind in ("repeated", "near_duplicates")
     ]
@@ -170,11 +170,11 @@ def test_more_than_there_is_is_refused(spec, told):
     assert "has 1437; lower data.canaries or data.label_noise" in str(caught.value)
 
 
-def test_all_samples_may_be_planted():
+def test_all_samples_may_be_canaries():
     assert len(planted(CanarySpec(mislabelled=NUM_TRAIN)).truth.index) == NUM_TRAIN
 
 
-def test_image_files_are_planted_alike(write_tree):
+def test_canaries_of_image_files_are_alike(write_tree):
     root = write_tree({f"{split}/{name}": ["0.png", "1.png"] for split in ("train", "val") for name in ("a", "b")})
     train, _ = open_dataset("imagefolder", root, seed=0)
     source = insert_canaries(train, CanarySpec(mislabelled=1, repeated=1, repeats=(3,)), 0)
@@ -189,7 +189,7 @@ def test_image_files_are_planted_alike(write_tree):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_loader_hands_out_the_planted_classes_and_images(num_workers):
+def test_a_loader_yields_the_canaries_classes_and_images(num_workers):
     source = pickle.loads(pickle.dumps(planted(ALL_KINDS)))
     num_samples = source.manifest.num_samples
     order = Order(num_samples, 155, shuffle=False, partial="pad")

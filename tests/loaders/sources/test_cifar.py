@@ -57,7 +57,7 @@ def test_missing_files_say_how_to_get_them(tmp_path):
         open_dataset("cifar100", tmp_path, seed=0)
 
 
-def test_it_is_fetched_once_when_asked_for(tmp_path, monkeypatch):
+def test_cifar_is_downloaded_once(tmp_path, monkeypatch):
     """From a server on this machine; four readers at once, as four ranks would be."""
     write_cifar("cifar10", tmp_path / "made", monkeypatch)
     served = tmp_path / "served"

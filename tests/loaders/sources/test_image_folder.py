@@ -39,7 +39,7 @@ def test_hidden_files_and_other_files_are_no_samples(write_tree):
     assert scan_image_folder(root, "train") == before
 
 
-def test_the_fingerprint_follows_the_files_and_not_their_place(write_tree, tmp_path):
+def test_the_fingerprint_depends_on_the_files_and_not_on_the_root(write_tree, tmp_path):
     root = write_tree({"cat": PAIR, "dog": PAIR})
     (tmp_path / "copy").mkdir()
     for name in ("dog/b.png", "cat/b.png", "dog/a.jpg", "cat/a.jpg"):  # another order of creation
@@ -152,7 +152,7 @@ LINKS["a broken link"] = ("dog/gone.jpg", "nowhere.jpg")
 
 @pytest.mark.wrong("tree")
 @pytest.mark.parametrize("case", WRONG_TREES)
-def test_a_wrong_tree_is_told_in_one_line(write_tree, case):
+def test_a_wrong_tree_is_refused_in_one_line(write_tree, case):
     tree, arguments, message = WRONG_TREES[case]
     root = write_tree(tree)
     if case in LINKS:
@@ -181,7 +181,7 @@ def test_a_wrong_tree_is_told_in_one_line(write_tree, case):
         ("mnist", None, "it must be one of digits, .*imagefolder"),
     ],
 )
-def test_a_dataset_that_is_not_there_is_told_with_the_nearest(write_tree, name, root, message):
+def test_an_unknown_dataset_is_refused_with_the_nearest_name(write_tree, name, root, message):
     parent = write_tree({"cat": PAIR, "dog": PAIR}).parent
     with pytest.raises(DatasetError, match=message):
         open_dataset(name, root and parent / root, seed=0)

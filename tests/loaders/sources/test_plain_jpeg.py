@@ -61,7 +61,7 @@ def test_no_beginning_of_a_file_is_plain(length):
 
 
 @given(st.lists(st.tuples(st.integers(0, len(JPEG) - 1), st.integers(0, 255)), min_size=1, max_size=4))
-def test_whatever_is_damaged_there_is_an_answer(changes):
+def test_any_damaged_file_gives_a_picture_or_an_error(changes):
     damaged = bytearray(JPEG)
     for at, value in changes:
         damaged[at] = value
@@ -70,7 +70,7 @@ def test_whatever_is_damaged_there_is_an_answer(changes):
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_have_an_answer(data):
+def test_random_bytes_are_not_a_plain_jpeg(data):
     assert plain_jpeg_size(data) is None
     assert plain_jpeg_size(b"\xff\xd8" + data) is None
 

@@ -16,7 +16,7 @@ TRAIN = open_digits(seed=0)[0]
 COUNTS = np.bincount(TRAIN.manifest.targets)
 
 
-def test_all_of_it_is_the_source_itself():
+def test_the_whole_subset_is_the_source_itself():
     assert take_subset(TRAIN, 1.0, None, 0) is TRAIN
 
 
@@ -45,7 +45,7 @@ def test_less_lies_within_more_and_another_seed_takes_others():
     assert small != other
 
 
-def test_canaries_and_noise_are_planted_into_a_subset():
+def test_canaries_and_noise_go_into_a_subset():
     part = take_subset(TRAIN, 0.5, None, 0)
     planted = insert_canaries(part, CanarySpec(label_noise=0.2, mislabelled=3, repeated=2, near_duplicates=2), 0)
     assert planted.manifest.num_samples > part.manifest.num_samples

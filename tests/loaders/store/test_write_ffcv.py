@@ -160,7 +160,7 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
-def test_a_start_that_was_killed_goes_on_where_it_was(tmp_path):
+def test_a_killed_write_is_resumed(tmp_path):
     """The whole process group dies in the middle; the second start writes the rest, and all the same bytes."""
     arguments = ["convert", "--data.dataset", "digits", "--mode", "raw", "--workers", "1", "--out"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -181,7 +181,7 @@ def test_a_start_that_was_killed_goes_on_where_it_was(tmp_path):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_what_is_written_is_not_encoded_again(photographs, tmp_path):
+def test_written_images_are_not_encoded_again(photographs, tmp_path):
     job = Job(photographs, tmp_path / "train.beton", "imagefolder", None, Encoding("raw"))
     with pytest.raises(KeyboardInterrupt):
         write_beton(job, interrupt)

@@ -61,7 +61,7 @@ def test_random_erasing_has_the_distribution_of_torchvision():
     assert stats.ks_2samp(ratios, expected[:, 1]).pvalue > 1e-3
 
 
-def test_what_never_fits_is_left_alone():
+def test_erasing_leaves_images_unchanged_where_no_box_fits():
     spec = EraseSpec(1.0, area=(0.9, 1.0), ratio=(9.0, 10.0), fill="mean")
     ones = torch.ones(50, 3, 8, 8)
     assert torch.equal(RandomErasing(spec, 0)(ones, torch.arange(50), 0), ones)

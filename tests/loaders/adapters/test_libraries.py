@@ -62,5 +62,5 @@ def test_build_for_another_cuda_than_torchs(tmp_path, cuda, packages, expected):
     assert expected in str(caught.value)
 
 
-def test_a_dali_that_no_package_installed_is_left_alone():
+def test_a_dali_without_a_package_is_accepted():
     check_dali_on_gpu("13.0", {})
