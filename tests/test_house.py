@@ -296,6 +296,21 @@ def test_pinned_versions_are_the_ones_that_were_asked_for():
     assert {"torch==2.14.1", "torchvision==0.29.1", "timm==1.0.31"} <= set(lock)
 
 
+def test_files_that_the_documentation_names_are_there():
+    named = re.compile(
+        r"(?<![\w/.])((?:engine|loaders|kernels|memorization|tests|scripts|benchmarks)/[a-z0-9_/]+\.(?:py|cpp|h))\b"
+    )
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    missing = {
+        f"{name_of(page)}: {name}"
+        for page in pages
+        if page.name != "CHANGELOG.md"
+        for name in named.findall(page.read_text())
+        if not (ROOT / name).is_file()
+    }
+    assert not missing
+
+
 def test_nothing_names_a_machine():
     """No absolute path of a developer's machine, and no package index, is in a file that ships."""
     suspicious = re.compile(r"(/home/|/root/|/work/|index-url|find-links|pypi\.org)")
