@@ -1,9 +1,10 @@
 """Compiles and loads the package's C++ at first use: a small library with a C interface, which needs no headers of torch.
 
 It takes a compiler two or three seconds, once for each machine: the library is kept in the user's cache folder, under a name
-that hashes the source, the command and the processor. Every process that finds none builds its own and moves it into
-place whole, so that ranks that start together need no lock, and one that dies leaves nothing half-built. Without a
-compiler there is one warning, and plain PyTorch does the same work more slowly.
+that hashes what it is built from, with its own hash beside it. It is loaded only if the hash is right and no other user
+could have written it; else it is built anew. Every process that finds none builds its own, loads that, and moves it into
+place whole, so that ranks that start together need no lock. What killed builds leave behind is deleted by a later process.
+Without a compiler there is one warning, and plain PyTorch does the same work more slowly.
 """
 
 import ctypes
@@ -13,22 +14,57 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+from rlpheads.kernels.cache_folder import folder_for_code, warn_not_kept
 
 CPP_SOURCE = Path(__file__).parent / "cpu" / "tile_pass.cpp"
 CPP_HEADERS = tuple(CPP_SOURCE.with_name(name) for name in ("tile_chunk.h", "tile_products.h"))
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 BUILD_TIMEOUT_SECONDS = 120
+ABANDONED_SECONDS = 3600
+"""Age from which a build's folder is that of a killed process: far more than a build may take."""
+
+BUILD_PREFIX = "building-"
+BUILD_FOLDERS = (f"{BUILD_PREFIX}*", "tmp????????")
+"""Folders of builds, those of earlier versions too."""
+
+
+class Recipe(NamedTuple):
+    """How the library is built."""
+
+    command: list[str]
+    fingerprint: str
+    """SHA-256 of all that its code depends on: sources, flags, compiler and its version, processor."""
+
+    @property
+    def library_name(self) -> str:
+        """Name of its file."""
+        return f"tile_pass-{self.fingerprint[:16]}.so"
+
+    @property
+    def record_name(self) -> str:
+        """Name of the file beside it, which holds its hash."""
+        return f"{self.library_name}.sha256"
+
+    def record(self, library: Path) -> str:
+        """What the record of such a library says."""
+        return f"library {hashlib.sha256(library.read_bytes()).hexdigest()}\nbuilt from {self.fingerprint}\n"
 
 
 @cache
 def load_library() -> ctypes.CDLL | None:
     """The library of `tile_pass.cpp`, built if need be; None, after one warning, where that cannot be done."""
     try:
-        return ctypes.CDLL(str(build_library(cache_folder())))
+        recipe = make_recipe()
+        with folder_for_code([recipe.library_name, recipe.record_name]) as folder:
+            return load_kept(folder, recipe) or build_library(folder, recipe)
     except (OSError, subprocess.SubprocessError) as error:
         warnings.warn(
             f"rlpheads: the loss runs in plain PyTorch on this CPU, correct but slower: {_failure_message(error)}",
@@ -38,30 +74,58 @@ def load_library() -> ctypes.CDLL | None:
         return None
 
 
-def cache_folder() -> Path:
-    """Where the built library is kept: rlpheads under XDG_CACHE_HOME, by default under ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlpheads"
+def load_kept(folder: Path, recipe: Recipe) -> ctypes.CDLL | None:
+    """The library in `folder`; None where there is none, it is not what was built, or it does not load.
+
+    A library that was cut off must not be loaded to find out: the process would die of SIGBUS.
+    """
+    _delete_abandoned_builds(folder)
+    library, record = folder / recipe.library_name, folder / recipe.record_name
+    with suppress(OSError, UnicodeDecodeError):
+        if record.read_text() == recipe.record(library):
+            return ctypes.CDLL(str(library))
+    return None
 
 
-def build_library(folder: Path) -> Path:
-    """Path of the library in `folder`, built by the compiler that CXX names, or else the first of `COMPILERS`.
+def build_library(folder: Path, recipe: Recipe) -> ctypes.CDLL:
+    """Build the library, load it, and keep it in `folder`; where it cannot be kept, a warning says so.
 
     Raises:
-        OSError: there is no compiler, or the folder cannot be written.
+        OSError: the folder cannot be written.
         subprocess.SubprocessError: the compiler failed or took too long.
     """
-    command = [*compiler_command(), *FLAGS, str(CPP_SOURCE)]
-    library = folder / f"tile_pass-{_fingerprint(command)}.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as building:
-        whole = Path(building) / library.name
-        subprocess.run(
-            [*command, "-o", str(whole)], check=True, capture_output=True, text=True, timeout=BUILD_TIMEOUT_SECONDS
-        )
-        whole.replace(library)
-    return library
+    with tempfile.TemporaryDirectory(dir=folder, prefix=BUILD_PREFIX) as building:
+        library, record = Path(building) / recipe.library_name, Path(building) / recipe.record_name
+        _run_compiler([*recipe.command, "-o", str(library)])
+        loaded = ctypes.CDLL(str(library))
+        try:
+            record.write_text(recipe.record(library))
+            for path in (library, record):
+                path.chmod(0o644)
+                _flush(path)
+                path.replace(folder / path.name)
+            _flush(folder)
+        except OSError as error:
+            warn_not_kept(str(error))
+    return loaded
+
+
+def make_recipe() -> Recipe:
+    """The command of the compiler that CXX names, or else of the first of `COMPILERS`, and the hash of what it reads.
+
+    Raises:
+        OSError: there is no compiler.
+        subprocess.SubprocessError: it does not run.
+    """
+    compiler = compiler_command()
+    version = _run_compiler([*compiler, "--version"])
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    # A home folder may be shared by machines with different processors.
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    sources = [path.read_text() for path in (CPP_SOURCE, *CPP_HEADERS)]
+    text = "\n".join([*compiler, *FLAGS, version, platform.machine(), features, *sources])
+    return Recipe([*compiler, *FLAGS, str(CPP_SOURCE)], hashlib.sha256(text.encode()).hexdigest())
 
 
 def compiler_command() -> list[str]:
@@ -78,14 +142,24 @@ def compiler_command() -> list[str]:
     return [found]
 
 
-def _fingerprint(command: list[str]) -> str:
-    """Hash of what the library's code depends on; a home folder may be shared by machines with different processors."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    sources = [path.read_text() for path in (CPP_SOURCE, *CPP_HEADERS)]
-    text = "\n".join([*command[:-1], platform.machine(), features, *sources])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _run_compiler(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=BUILD_TIMEOUT_SECONDS).stdout
+
+
+def _delete_abandoned_builds(folder: Path) -> None:
+    for path in (path for pattern in BUILD_FOLDERS for path in folder.glob(pattern)):
+        with suppress(OSError):
+            if path.is_dir() and time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(path)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _failure_message(error: Exception) -> str:

@@ -58,10 +58,11 @@ ARROWS = {
         "random_label_loss": "arguments stages rows gpu label_source",
         "stages": "cpu gpu rows",
         "cpu": "rows native",
-        "gpu": "rows native",
+        "gpu": "rows cache_folder",
         "arguments": "rows label_source",
         "rows": "",
-        "native": "",
+        "native": "cache_folder",
+        "cache_folder": "",
         "label_source": "",
     },
     "memorization": {

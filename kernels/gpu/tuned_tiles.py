@@ -2,7 +2,7 @@
 
 A run times nothing. Tiles decide in which order sums are taken, and so their last bits: while the file stays as it is, a
 run that is repeated or resumed has the same ones. It is tiles.json in the user's cache folder, or what RLPHEADS_TILES names;
-where that is empty there are none.
+where that is empty, or there is no home folder, there are none.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rlpheads.kernels.cache_folder import cache_folder
 from rlpheads.kernels.gpu.triton_tiles import TileConfig
-from rlpheads.kernels.native import cache_folder
 
 FILE_VARIABLE = "RLPHEADS_TILES"
 COMMAND = "python -m rlpheads.kernels.tools.tune"
@@ -58,7 +58,8 @@ def tiles_file() -> Path | None:
     """The file of measured tiles, which need not exist; None where there are to be none."""
     named = os.environ.get(FILE_VARIABLE)
     if named is None:
-        return cache_folder() / "tiles.json"
+        folder = cache_folder()
+        return None if folder is None else folder / "tiles.json"
     return Path(named) if named else None
 
 

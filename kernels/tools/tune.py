@@ -197,7 +197,7 @@ def precondition_failure(path: Path | None, device: str, dtype: torch.dtype) -> 
     if reason := triton_loss.unsupported_reason(torch.empty(0, device=device, dtype=dtype)):
         return f"nothing to measure: the loss by Triton {reason} (with TRITON_INTERPRET=1 it is interpreted on the CPU)"
     if path is None:
-        return f"nowhere to write: {FILE_VARIABLE} is empty; name a file by --file"
+        return f"nowhere to write: {FILE_VARIABLE} is empty, or there is no home folder; name a file by --file"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

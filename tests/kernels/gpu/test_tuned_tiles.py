@@ -105,6 +105,18 @@ def test_where_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert select_tiles(CASE, (ONE, TWO)) == TWO
 
 
+def test_without_a_home_folder_there_are_no_measured_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_entry(user: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {user}")
+
+    for name in (FILE_VARIABLE, "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    assert tiles_file() is None
+    assert record() is None
+    assert select_tiles(CASE, (ONE, TWO)) == ONE
+
+
 def test_the_file_is_read_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever measures while a run goes on does not change it."""
     path = tmp_path / "tiles.json"
@@ -192,7 +204,10 @@ def test_what_stands_in_the_way_is_told_before_anything_is_measured(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert f"nowhere to write: {FILE_VARIABLE} is empty; name a file by --file" in tune_output(SHAPE, capsys)
+    assert (
+        f"nowhere to write: {FILE_VARIABLE} is empty, or there is no home folder; name a file by --file"
+        in tune_output(SHAPE, capsys)
+    )
     (tmp_path / "tiles.json").write_text("mine")
     assert "holds no tiles for the loss" in tune_output([*SHAPE, "--file", str(tmp_path / "tiles.json")], capsys)
     below = tmp_path / "tiles.json" / "below"
