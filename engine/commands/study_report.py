@@ -167,7 +167,7 @@ def summarize_arm(
 
 def _summarize_seeds(values: Sequence[float]) -> dict[str, Any]:
     summary: dict[str, Any] = {"mean": fmean(values), "values": list(values), "low": None, "high": None}
-    if len(values) > 1:
+    if len(values) > 1 and all(map(math.isfinite, values)):  # a seed that diverged leaves no interval
         interval = draw_interval(torch.tensor(values, dtype=torch.float64))
         summary |= {"low": float(interval.low), "high": float(interval.high)}
     return summary

@@ -58,7 +58,7 @@ def _of_tap(block: int | str, hit_MS: Tensor, num_labels: int) -> TapMemory:
     accuracy_M = random_label_accuracy(hit_MS)
     num_draws, num_samples = hit_MS.shape
     interval = draw_interval(accuracy_M) if num_draws > 1 else wilson_interval(float(hit_MS.sum()), num_samples)
-    found = (accuracy_M.mean(), interval.low, interval.high)
+    found = (accuracy_M.mean(), interval.low.clamp(min=0), interval.high.clamp(max=1))
     mean, low, high = (float(rademacher_estimate(accuracy, num_labels)) for accuracy in found)
     bound = mcdiarmid_half_width(num_samples, num_draws, num_labels)
     return TapMemory(block, mean, low, high, bound, memorized_set(hit_MS, num_labels).describe())

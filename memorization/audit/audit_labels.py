@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_count
+from rlpheads.memorization.arguments import check_count, check_integers, check_num_labels, check_seed
 from rlpheads.memorization.heads.class_blocks import class_block_labels
 from rlpheads.memorization.heads.hashing import key_from_name, splitmix64
 from rlpheads.memorization.heads.labels import Balance, label_table
@@ -62,10 +62,12 @@ def draw_audit_labels(
             labels are then such labels too (`rlpheads.memorization.heads.class_blocks`), as the own ones must be.
 
     Raises:
-        ValueError: fewer than 4 draws, or sizes out of range.
+        ValueError: fewer than 4 draws, sizes out of range, or own labels or a seed that are no integers.
     """
-    check_count("the number of fresh draws", num_draws, MIN_FRESH_DRAWS)
-    check_count("the number of held-out samples", num_heldout)
+    num_draws = check_count("the number of fresh draws", num_draws, MIN_FRESH_DRAWS)
+    num_heldout = check_count("the number of held-out samples", num_heldout)
+    num_labels, seed = check_num_labels(num_labels), check_seed(seed)
+    check_integers("own_MN", own_MN)
     num_samples = own_MN.shape[-1]
     num_equal = min(num_samples, num_heldout)
 
@@ -89,7 +91,7 @@ def draw_audit_labels(
 
 def keyed_subset(num_samples: int, size: int, key: int) -> Tensor:
     """Choose `size` of the rows 0 to N−1 by their hashes under `key`: ascending int64 (size,), the same on any machine."""
-    check_count("the size of a subset", size)
+    size, num_samples = check_count("the size of a subset", size), check_count("num_samples", num_samples)
     if size > num_samples:
         raise ValueError(f"cannot choose {size} of {num_samples} rows")
     return torch.argsort(splitmix64(key, torch.arange(num_samples)), stable=True)[:size].sort().values

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scipy import stats
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_count, check_open_fraction
+from rlpheads.memorization.arguments import check_count, check_fractions, check_open_fraction
 from rlpheads.memorization.measures.intervals import as_float64, draw_interval
 
 
@@ -72,12 +72,12 @@ def label_excess(own_M: Tensor, fresh_F: Tensor, level: float = 0.95) -> LabelEx
     do hold scatter more than fresh ones, by how much one run cannot tell. Compare several runs for that (`rlpheads study`).
 
     Args:
-        own_M: accuracies, M ≥ 1.
-        fresh_F: accuracies, F ≥ 2.
+        own_M: accuracies in [0, 1], M ≥ 1.
+        fresh_F: accuracies in [0, 1], F ≥ 2.
         level: nominal coverage.
 
     Raises:
-        ValueError: no own or fewer than two fresh draws.
+        ValueError: no own or fewer than two fresh draws, or accuracies that are NaN or outside [0, 1].
 
     Source: Student's t; for the null interval e.g. Hahn and Meeker, Statistical Intervals (1991), section 4.8.
     """
@@ -85,6 +85,8 @@ def label_excess(own_M: Tensor, fresh_F: Tensor, level: float = 0.95) -> LabelEx
     own, fresh = as_float64(own_M), as_float64(fresh_F)
     check_count("the number of own draws", len(own))
     check_count("the number of fresh draws", len(fresh), 2)
+    check_fractions("own_M", own)
+    check_fractions("fresh_F", fresh)
     expected = draw_interval(fresh, level)
     freedom = len(own) + len(fresh) - 2
     squares = sum(float((group - group.mean()).square().sum()) for group in (own, fresh))
@@ -105,16 +107,18 @@ def membership_excess(members_F: Tensor, heldout_F: Tensor, level: float = 0.95)
     held-out images.
 
     Args:
-        members_F: accuracies on training features, F ≥ 2.
+        members_F: accuracies in [0, 1] on training features, F ≥ 2.
         heldout_F: accuracies on as many held-out features, F.
         level: nominal coverage.
 
     Raises:
-        ValueError: fewer than two draws, or not as many on both sides.
+        ValueError: fewer than two draws, not as many on both sides, or accuracies that are NaN or outside [0, 1].
     """
     members, heldout = as_float64(members_F), as_float64(heldout_F)
     if members.shape != heldout.shape:
         raise ValueError(f"members have {len(members)} draws and held-out samples {len(heldout)}; give equally many")
+    check_fractions("members_F", members)
+    check_fractions("heldout_F", heldout)
     differences_F = members - heldout
     interval = draw_interval(differences_F, level)
     return Excess(float(differences_F.mean()), float(interval.low), float(interval.high), level)

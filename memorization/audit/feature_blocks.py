@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_count
+from rlpheads.memorization.arguments import check_count, check_integers, check_seed
 from rlpheads.memorization.heads.hashing import key_from_name
 
 Features = Tensor | Iterable[Tensor]
@@ -40,8 +40,11 @@ def iterate_rows(features: Features, labels_MN: Tensor) -> Iterator[tuple[Tensor
     """Yield blocks of features in fp64 (B, D) beside their labels, int64 (M, B), on the block's device.
 
     Raises:
-        ValueError: there are not as many rows of features as labels.
+        ValueError: there are not as many rows of features as labels, or the labels are no matrix of integers.
     """
+    check_integers("labels_MN", labels_MN)
+    if labels_MN.dim() != 2:
+        raise ValueError(f"labels_MN has shape {tuple(labels_MN.shape)}; it must be (draws, samples)")
     num_rows, num_labelled = 0, labels_MN.shape[-1]
     for block_BD in iterate_blocks(features):
         start, num_rows = num_rows, num_rows + len(block_BD)
@@ -93,6 +96,7 @@ class GaussianFeatures:
     def __post_init__(self) -> None:
         check_count("num_samples", self.num_samples)
         check_count("num_features", self.num_features)
+        check_seed(self.seed)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield float32 blocks on the CPU; nothing is kept."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_num_labels
+from rlpheads.memorization.arguments import check_label_range, check_num_labels
 from rlpheads.memorization.audit.feature_blocks import Features, iterate_rows
 
 RANK_TOLERANCE = 1e-6
@@ -56,9 +56,11 @@ def collect_moments(features: Features, labels_MN: Tensor, num_labels: int) -> M
         num_labels: K.
 
     Raises:
-        ValueError: no rows, rows of different widths, or not as many rows as labels.
+        ValueError: no rows, rows of different widths, not as many rows as labels, features that are not finite, or labels
+            that are no integers in [0, K).
     """
-    check_num_labels(num_labels)
+    num_labels = check_num_labels(num_labels)
+    check_label_range("labels_MN", labels_MN, num_labels)
     totals: tuple[Tensor, Tensor, Tensor] | None = None
     for block_BD, labels_MB in iterate_rows(features, labels_MN):
         if totals is None:
@@ -73,6 +75,8 @@ def collect_moments(features: Features, labels_MN: Tensor, num_labels: int) -> M
     if totals is None:
         raise ValueError("there are no rows of features to fit a probe to")
     total_D, gram_DD, sums_MKD = totals
+    if not bool(gram_DD.isfinite().all()):
+        raise ValueError("the features hold NaN or infinity (or overflow when squared): no probe can be fitted to them")
     num_samples = labels_MN.shape[-1]
     mean_D = total_D / num_samples
     shares_MK = _label_shares(labels_MN, num_labels).to(mean_D)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.random_label_loss import random_label_loss
-from rlpheads.memorization.arguments import check_count
+from rlpheads.memorization.arguments import check_count, check_num_labels
 from rlpheads.memorization.audit.feature_blocks import Features, GaussianFeatures, RowSubset
 from rlpheads.memorization.audit.feature_moments import Moments, collect_moments
 from rlpheads.memorization.audit.probe_fitting import minimise_lbfgs, score_accuracy
@@ -69,6 +69,7 @@ class LeastSquaresProbe:
 
     def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
         """Fit and score in two passes; see `Probe`."""
+        num_labels = check_num_labels(num_labels)
         moments = collect_moments(features, labels_MN, num_labels)
         whitener_DR = moments.whitener_DR
         # In whitened coordinates the Gram matrix is N times the identity.
@@ -103,6 +104,7 @@ class LogisticProbe:
 
     def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
         """Fit all draws at once; see `Probe`."""
+        num_labels = check_num_labels(num_labels)
         moments = collect_moments(features, labels_MN[:0], num_labels)
         num_draws, whitener_DR = len(labels_MN), moments.whitener_DR
         weight_MKR = whitener_DR.new_zeros(num_draws, num_labels, moments.rank).requires_grad_()
@@ -153,6 +155,7 @@ class TwoLayerProbe:
 
     def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
         """Fit all draws at once; see `Probe`."""
+        num_labels = check_num_labels(num_labels)
         moments = collect_moments(features, labels_MN[:0], num_labels)
         parameters = self._initial_parameters(len(labels_MN), num_labels, moments)
         inner_MHD, inner_bias_MH, outer_MKH, outer_bias_MK = parameters
@@ -215,6 +218,7 @@ class ClassBlockProbe:
 
     def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
         """Fit the classes one after another; the accuracy is over all rows, the rank the least of a class."""
+        num_labels = check_num_labels(num_labels)
         hits_M, ranks = torch.zeros(len(labels_MN), dtype=torch.float64), []
         for rows_R in _rows_by_class(labels_MN, num_labels):
             fit = self.probe(RowSubset(features, rows_R), labels_MN[:, rows_R] % num_labels, num_labels)

@@ -32,7 +32,7 @@ class LabelChoice(NamedTuple):
     warning: str | None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096, typed=True)  # 10.0 labels must not be answered from the cache of 10
 def least_squares_rla(num_labels: int, alpha: float) -> float:
     """Random-label accuracy of a least-squares head on n samples of d Gaussian features, in the limit with α = n/d.
 
@@ -43,7 +43,7 @@ def least_squares_rla(num_labels: int, alpha: float) -> float:
         num_labels: K ≥ 2.
         alpha: n/d > 0.
     """
-    check_num_labels(num_labels)
+    num_labels = check_num_labels(num_labels)
     check_alpha(alpha)
     if alpha <= 1:
         return 1.0
@@ -63,8 +63,7 @@ def auto_labels(num_samples: int, num_features: int) -> LabelChoice:
         num_samples: n, training samples.
         num_features: d, features of the widest tap.
     """
-    check_count("num_samples", num_samples)
-    check_count("num_features", num_features)
+    num_samples, num_features = check_count("num_samples", num_samples), check_count("num_features", num_features)
     alpha = num_samples / num_features
     high = _search_limit(alpha)
     low = high
@@ -84,8 +83,8 @@ def capacity_warning(num_labels: int, num_samples: int, num_features: int) -> st
     It does where n/d is at most the capacity of a linear head (every label can be fitted), or where the least-squares head
     alone reaches 95 %: random-label accuracy then says next to nothing about the backbone.
     """
-    check_count("num_samples", num_samples)
-    check_count("num_features", num_features)
+    num_samples, num_features = check_count("num_samples", num_samples), check_count("num_features", num_features)
+    num_labels = check_num_labels(num_labels)
     alpha = num_samples / num_features
     baseline = least_squares_rla(num_labels, alpha)
     limit = capacity(num_labels)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from rlpheads.memorization.arguments import check_alpha, check_num_labels
+from rlpheads.memorization.arguments import check_alpha, check_count, check_num_labels
 from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.baselines.capacity import capacity
 from rlpheads.memorization.baselines.gaussian import normal_rule
@@ -55,7 +55,7 @@ def logistic_rla(num_labels: int, alpha: float, *, cache_dir: Path | str | None 
     Raises:
         ValueError: K < 2, α not positive, or a simulation whose logits would not fit (use `least_squares_rla`).
     """
-    check_num_labels(num_labels)
+    num_labels = check_num_labels(num_labels)
     check_alpha(alpha)
     if alpha <= capacity(num_labels) * (1 + 1e-9):
         bits = math.log2(num_labels)
@@ -163,6 +163,8 @@ def simulate_logistic(num_labels: int, num_samples: int, num_features: int, seed
     The accuracy's standard deviation is about .45/√n for K = 2. Below capacity the loss has no minimum: the fit
     stops where its gradient is below 1e-8, with every label fitted.
     """
+    num_labels, seed = check_num_labels(num_labels), check_count("seed", seed, 0)
+    num_samples, num_features = check_count("num_samples", num_samples), check_count("num_features", num_features)
     generator = np.random.default_rng([seed, num_labels, num_samples, num_features])
     features_ND = generator.standard_normal((num_samples, num_features))
     labels_N = generator.integers(num_labels, size=num_samples)

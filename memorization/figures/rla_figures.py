@@ -175,6 +175,8 @@ def _phase_arrays(accuracy: Mapping[str, ArrayLike], shape: tuple[int, ...]) -> 
     for phase, array in arrays.items():
         if array.ndim != len(shape) + 1 or array.shape[:-1] != shape or 0 in array.shape:
             raise ValueError(f"accuracy[{phase!r}] has shape {array.shape}, not {(*shape, 'draws')} with nothing empty")
+        if bool(((array < 0) | (array > 1)).any()):  # NaN is a gap
+            raise ValueError(f"accuracy[{phase!r}] holds values outside [0, 1]; accuracies are fractions, not percent")
     return arrays
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_loss
-from rlpheads.memorization.arguments import check_num_labels
+from rlpheads.memorization.arguments import check_integers, check_label_range, check_num_labels
 
 
 def class_block_labels(labels_MN: Tensor, classes_N: Tensor, num_labels: int) -> Tensor:
@@ -23,13 +23,23 @@ def class_block_labels(labels_MN: Tensor, classes_N: Tensor, num_labels: int) ->
         num_labels: K.
 
     Raises:
-        ValueError: C·K is beyond what int32 holds.
+        ValueError: C·K is beyond what int32 holds, labels that are no integers in [0, K), or classes that are no integers of
+            at least 0, one for each sample.
     """
-    check_num_labels(num_labels)
+    num_labels = check_num_labels(num_labels)
+    if classes_N.dim() != 1 or labels_MN.shape[-1] != len(classes_N):
+        raise ValueError(
+            f"labels of shape {tuple(labels_MN.shape)} need as many classes; given {tuple(classes_N.shape)}"
+        )
+    check_label_range("labels_MN", labels_MN, num_labels)
+    check_integers("classes_N", classes_N)
+    classes_N, labels_MN = classes_N.long(), labels_MN.long()
+    if len(classes_N) and int(classes_N.min()) < 0:
+        raise ValueError(f"classes_N holds {int(classes_N.min())}; classes are integers of at least 0")
     num_all = (int(classes_N.max()) + 1) * num_labels if len(classes_N) else num_labels
     if num_all > 2**31:
         raise ValueError(f"{num_labels} labels for each class are {num_all} in all; labels are stored as int32")
-    return (classes_N.to(labels_MN.device, torch.int64) * num_labels + labels_MN).to(torch.int32)
+    return (classes_N.to(labels_MN.device) * num_labels + labels_MN).to(torch.int32)
 
 
 def class_block_loss(
@@ -56,7 +66,16 @@ def class_block_loss(
         impl: likewise.
 
     Memory: B·K·D, the rows of W that each sample's class has. No host synchronisation.
+
+    Raises:
+        ValueError: labels of a dtype that is no integer one, or rows of W that are no whole blocks of K.
     """
+    num_labels = check_num_labels(num_labels)
+    check_integers("labels_B", labels_B)
+    if len(weight_AD) % num_labels or len(bias_A) != len(weight_AD):
+        raise ValueError(
+            f"{len(weight_AD)} rows of W and {len(bias_A)} biases are no whole blocks of {num_labels} labels"
+        )
     block_B, within_B = labels_B.long() // num_labels, labels_B.long() % num_labels
     weight_BKD = weight_AD.unflatten(0, (-1, num_labels))[block_B]
     bias_BK = bias_A.unflatten(0, (-1, num_labels))[block_B]

@@ -68,8 +68,8 @@ def combine_losses(
     Raises:
         ValueError: a size below 1, or a weight above 0 for a term that was not computed.
     """
-    check_count("num_global_rows", num_global_rows)
-    check_count("world_size", world_size)
+    num_global_rows = check_count("num_global_rows", num_global_rows)
+    world_size = check_count("world_size", world_size)
     terms = {
         "head_cross_entropy": (1.0, losses.cross_entropy_TMB),
         "regularizer": (weights.factor, losses.regularizer_RMB),

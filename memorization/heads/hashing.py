@@ -14,7 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 
+import torch
 from torch import Tensor
+
+from rlpheads.memorization.arguments import check_integers, check_seed
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio: splitmix64's increment, as a signed word
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
@@ -26,8 +29,12 @@ def key_from_name(*name: str | int) -> int:
     It is the 8-byte BLAKE2b digest of the name's parts as a JSON list, read as a little-endian signed word. The engine's
     `stream_seed` hashes Python's `repr` instead and drops a bit: equal names give other numbers there. Naming streams,
     instead of counting draws from one generator, is what lets a consumer be added without shifting another's numbers.
+
+    Raises:
+        ValueError: a part is neither text nor an integer. `np.int64(1)` names the stream of 1; 1.0 and True would name others.
     """
-    text = json.dumps(name)  # unambiguous: ("a", 1) and ("a/1",) differ
+    parts = [part if isinstance(part, str) else check_seed(part, "a part of a stream's name") for part in name]
+    text = json.dumps(parts)  # unambiguous: ("a", 1) and ("a/1",) differ
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
@@ -38,14 +45,21 @@ def splitmix64(key: int, counter_N: Tensor) -> Tensor:
 
     Args:
         key: a signed 64-bit integer, from `key_from_name`.
-        counter_N: int64 of any shape.
+        counter_N: integers of any shape; narrower ones than int64 are widened, for the hash takes 64 bits.
 
     Returns:
         int64 of the same shape and device; int64 products wrap, which is what the hash wants.
 
+    Raises:
+        ValueError: a key that is no signed 64-bit integer, or numbers that are no integers.
+
     Source: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators (OOPSLA 2014).
     """
-    z = counter_N * _GOLDEN + key
+    key = check_seed(key, "key")
+    if not -(2**63) <= key < 2**63:
+        raise ValueError(f"key is {key}; it must be a signed 64-bit integer, as label_key and key_from_name return")
+    check_integers("counter_N", counter_N)
+    z = counter_N.to(torch.int64) * _GOLDEN + key
     z = (z ^ logical_shift_right(z, 30)) * _MULTIPLIERS[0]
     z = (z ^ logical_shift_right(z, 27)) * _MULTIPLIERS[1]
     return z ^ logical_shift_right(z, 31)

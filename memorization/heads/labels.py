@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_count, check_num_labels
+from rlpheads.memorization.arguments import check_count, check_integers, check_num_labels, check_seed
 from rlpheads.memorization.heads.hashing import key_from_name, logical_shift_right, splitmix64
 
 Balance = Literal["iid", "balanced"]
@@ -28,13 +28,19 @@ def random_labels(sample_ids_N: Tensor, num_labels: int, *, key: int) -> Tensor:
     """Return independent uniform labels of the given samples: int32 in [0, K), of the ids' shape and device.
 
     Args:
-        sample_ids_N: int64 canonical indices, in any order and any subset: each label depends on its own id alone.
-        num_labels: K.
+        sample_ids_N: canonical indices of any integer dtype, in any order and any subset: each label depends on its own id
+            alone, not on the dtype.
+        num_labels: K, from 2 to 2^31.
         key: key of the draw, from `label_key`.
 
     The label is floor(hash·K / 2^64) with all 64 bits of the hash. Its probability is off 1/K by less than 2^-64, so
     that even products over millions of samples (the e-value 2^T) do not notice; 32 bits would not do for large K.
+
+    Raises:
+        ValueError: ids that are no integers, K out of range, or a key that is no signed 64-bit integer.
     """
+    num_labels = _check_labels_fit(num_labels)
+    check_integers("sample_ids_N", sample_ids_N)
     hash_N = splitmix64(key, sample_ids_N)
     high_N = logical_shift_right(hash_N, 32) * num_labels
     carry_N = ((hash_N & _LOW_32) * num_labels) >> 32
@@ -42,7 +48,14 @@ def random_labels(sample_ids_N: Tensor, num_labels: int, *, key: int) -> Tensor:
 
 
 def label_key(seed: int, split: str, draw: int) -> int:
-    """Key of the random stream of one draw of one split's labels."""
+    """Key of the random stream of one draw of one split's labels.
+
+    Raises:
+        ValueError: a seed that is no integer, a split whose name is no text, or a draw that is no integer of at least 0.
+    """
+    seed, draw = check_seed(seed), check_count("draw", draw, 0)
+    if not isinstance(split, str):
+        raise ValueError(f"split is {split!r}; it must be the split's name, as text")
     return key_from_name("labels", seed, split, draw)
 
 
@@ -72,9 +85,11 @@ def label_table(
         int32 (M, N).
 
     Raises:
-        ValueError: a size is out of range, or `balance` is unknown.
+        ValueError: a size is out of range or no integer, the seed is no integer, or `balance` is unknown.
     """
-    _check_table(num_samples, num_labels, num_draws, balance)
+    num_samples, num_draws = check_count("num_samples", num_samples), check_count("num_draws", num_draws)
+    num_labels = _check_labels_fit(num_labels)
+    _check_balance(balance)
     label = random_labels if balance == "iid" else _balanced_labels
     sample_ids_N = torch.arange(num_samples, device=device)
     return torch.stack([label(sample_ids_N, num_labels, key=label_key(seed, split, draw)) for draw in range(num_draws)])
@@ -89,12 +104,14 @@ def _balanced_labels(sample_ids_N: Tensor, num_labels: int, *, key: int) -> Tens
     return labels_N.to(torch.int32)
 
 
-def _check_table(num_samples: int, num_labels: int, num_draws: int, balance: str) -> None:
-    check_count("num_samples", num_samples)
-    check_count("num_draws", num_draws)
-    check_num_labels(num_labels)
+def _check_labels_fit(num_labels: int) -> int:
+    num_labels = check_num_labels(num_labels)
     if num_labels > MAX_LABELS:
         raise ValueError(f"num_labels is {num_labels}; labels are stored as int32, so it must be at most 2**31")
+    return num_labels
+
+
+def _check_balance(balance: str) -> None:
     choices = get_args(Balance)
     if balance not in choices:
         nearest = difflib.get_close_matches(str(balance), choices, n=1, cutoff=0.0)[0]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_losses
-from rlpheads.memorization.arguments import check_count, check_num_labels
+from rlpheads.memorization.arguments import check_count, check_num_labels, check_seed
 from rlpheads.memorization.heads.class_blocks import class_block_loss
 from rlpheads.memorization.heads.hashing import key_from_name
 from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms, mix_pair_losses, stack_losses
@@ -40,7 +40,8 @@ class RLPHeads(nn.Module):
         dtype: of the parameters; by default torch's default dtype.
 
     Raises:
-        ValueError: no taps, fewer than 1 draw or 2 labels, or a width below 1.
+        ValueError: no taps, fewer than 1 draw or 2 labels, a width below 1, a size or seed that is no integer, or a dropout
+            outside [0, 1).
     """
 
     def __init__(
@@ -58,8 +59,13 @@ class RLPHeads(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        _check_sizes(tap_dims, num_labels, num_draws)
-        check_count("num_blocks", num_blocks)
+        num_labels, num_draws = check_num_labels(num_labels), check_count("num_draws", num_draws)
+        num_blocks, seed = check_count("num_blocks", num_blocks), check_seed(seed)
+        check_count("the number of taps with heads", len(tap_dims))
+        tap_dims = [check_count("the width of a tap", dim) for dim in tap_dims]
+        hidden = None if hidden is None else check_count("hidden", hidden)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout!r}; it must be at least 0 and below 1")
         self.tap_dims = tuple(tap_dims)
         self.num_labels = num_labels
         self.num_draws = num_draws
@@ -80,7 +86,6 @@ class RLPHeads(nn.Module):
         )
         self.layers: nn.ModuleList | None = None
         if hidden is not None:
-            check_count("hidden", hidden)
             self.layers = for_each_head(
                 lambda t, m, dim: HiddenLayer(dim, hidden, key=key_from_name("hidden", seed, t, m), **where)
             )
@@ -237,11 +242,3 @@ def _product_dtype(inputs_BD: Tensor) -> torch.dtype:
     if device_type != "cpu" and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return inputs_BD.dtype
-
-
-def _check_sizes(tap_dims: Sequence[int], num_labels: int, num_draws: int) -> None:
-    check_count("the number of taps with heads", len(tap_dims))
-    for dim in tap_dims:
-        check_count("the width of a tap", dim)
-    check_num_labels(num_labels)
-    check_count("num_draws", num_draws)

@@ -24,7 +24,7 @@ class CalibrationBins:
     """
 
     def __init__(self, num_bins: int = NUM_BINS, device: torch.device | str | None = None):
-        check_count("num_bins", num_bins)
+        num_bins = check_count("num_bins", num_bins)
         self.gap_Q = torch.zeros(num_bins, dtype=torch.float64, device=device)
 
     def add(self, confidence_B: Tensor, hit_B: Tensor, counted_B: Tensor | None = None) -> None:
@@ -51,5 +51,5 @@ class CalibrationBins:
 
         Source: Guo et al., On Calibration of Modern Neural Networks (ICML 2017), equation 3.
         """
-        check_count("num_samples", num_samples)
+        num_samples = check_count("num_samples", num_samples)
         return self.gap_Q.abs().sum() / num_samples

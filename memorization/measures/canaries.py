@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from rlpheads.memorization.arguments import check_open_fraction
-from rlpheads.memorization.measures.intervals import as_float64, wilson_interval
+from rlpheads.memorization.measures.intervals import as_float64, effective_wilson_interval
 from rlpheads.memorization.records.canary_file import Canaries, CanaryError
 
 REPEATED = "repeated"
@@ -68,6 +68,8 @@ def canary_auc(
     above_P = _fraction_below(canary, ordinary)
     below_Q = 1 - _fraction_below(ordinary, np.sort(canary))
     auc = float(above_P.mean())
+    if image_P is not None and image_P.shape != canary_P.shape:
+        raise ValueError(f"image_P has shape {tuple(image_P.shape)}, canary_P {tuple(canary_P.shape)}; they must agree")
     image_of_P = np.arange(len(canary)) if image_P is None else np.unique(image_P.numpy(), return_inverse=True)[1]
     excess_I = np.bincount(image_of_P, weights=above_P - auc)
     num_images, num_ordinary = len(excess_I), len(ordinary)
@@ -81,7 +83,7 @@ def canary_auc(
     if variance > 0:
         trials = min(trials, auc * (1 - auc) / variance)
     whole = max(1, math.floor(trials))
-    bounds = wilson_interval(auc * whole, whole, level)
+    bounds = effective_wilson_interval(auc * whole, whole, level)
     return CanaryAUC(auc, float(bounds.low), float(bounds.high))
 
 

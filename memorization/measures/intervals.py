@@ -19,7 +19,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_count, check_num_labels, check_open_fraction
+from rlpheads.memorization.arguments import check_count, check_finite, check_num_labels, check_open_fraction
 
 HELD_OUT_LEVEL = 1.0 - 1e-4
 """Level of the standing held-out check: two-sided, one false alarm in 10,000 checks."""
@@ -50,20 +50,37 @@ def wilson_interval(num_hits: Tensor | float, num_samples: int, level: float = 0
     """Wilson's score interval for a proportion.
 
     Args:
-        num_hits: hits, any shape, between 0 and `num_samples`.
+        num_hits: whole numbers of hits, any shape, between 0 and `num_samples`.
         num_samples: n ≥ 1 independent samples behind every element.
         level: nominal coverage in (0, 1).
 
     Returns:
         Interval of accuracies in [0, 1], of the shape of `num_hits`. It contains num_hits / num_samples.
 
+    Raises:
+        ValueError: hits that are NaN, out of range or no whole numbers.
+
     Source: E. B. Wilson, JASA 22 (1927) 209-212, without continuity correction.
     """
-    check_count("num_samples", num_samples)
+    hits = as_float64(num_hits)
+    # An accuracy times n may be a rounding away from whole; an accuracy, or a percentage with a fraction, is not.
+    if bool(((hits - hits.round()).abs() > 1e-6 * hits.abs().clamp(min=1.0)).any()):
+        raise ValueError(
+            "num_hits counts hits, in whole numbers; a fraction was given (an accuracy in place of its hits?)"
+        )
+    return effective_wilson_interval(hits, num_samples, level)
+
+
+def effective_wilson_interval(num_hits: Tensor | float, num_samples: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval of an effective number of trials, whose hits need not be whole; see `wilson_interval`.
+
+    Source: Korn and Graubard, Survey Methodology 24 (1998) 193-201, for effective sample sizes.
+    """
+    num_samples = check_count("num_samples", num_samples)
     check_open_fraction("level", level)
     hits = as_float64(num_hits)
-    if bool(((hits < 0) | (hits > num_samples)).any()):
-        raise ValueError(f"num_hits must lie between 0 and num_samples = {num_samples}")
+    if not bool(((hits >= 0) & (hits <= num_samples)).all()):
+        raise ValueError(f"num_hits must lie between 0 and num_samples = {num_samples}, and not be NaN")
     z = float(stats.norm.isf((1 - level) / 2))
     proportion = hits / num_samples
     spread = z * torch.sqrt(proportion * (1 - proportion) / num_samples + z * z / (4 * num_samples**2))
@@ -86,8 +103,7 @@ def binomial_bounds(num_samples: int, num_labels: int, level: float = HELD_OUT_L
     Returns:
         Interval of two 0-d accuracies. `contains(hits / num_samples)` is False with probability at most 1 − level.
     """
-    check_count("num_samples", num_samples)
-    check_num_labels(num_labels)
+    num_samples, num_labels = check_count("num_samples", num_samples), check_num_labels(num_labels)
     check_open_fraction("level", level)
     tail = (1 - level) / 2
     null = stats.binom(num_samples, 1.0 / num_labels)
@@ -103,11 +119,12 @@ def draw_interval(values: Tensor, level: float = 0.95, dim: int = -1) -> Interva
         dim: the dimension of the draws; it is reduced.
 
     Raises:
-        ValueError: fewer than two draws; with one draw use `wilson_interval`.
+        ValueError: fewer than two draws (with one draw use `wilson_interval`), or a value that is not finite.
     """
     check_open_fraction("level", level)
     values = as_float64(values)
     num_draws = _num_draws(values, dim)
+    check_finite("values", values)
     mean = values.mean(dim)
     half = float(stats.t.isf((1 - level) / 2, num_draws - 1)) * values.std(dim, correction=1) / math.sqrt(num_draws)
     return Interval(mean - half, mean + half, level)
@@ -133,7 +150,7 @@ def cluster_bootstrap(
         dim: the dimension of the draws.
         level: nominal coverage.
         num_resamples: bootstrap samples; `statistic` is called that often.
-        seed: of the resampling; the same seed gives the same interval.
+        seed: of the resampling, at least 0; the same seed gives the same interval.
 
     Returns:
         Interval of the statistic's shape.
@@ -141,9 +158,10 @@ def cluster_bootstrap(
     Source: T. Hesterberg, The American Statistician 69 (2015) 371-386, section 5.3.
     """
     check_open_fraction("level", level)
-    check_count("num_resamples", num_resamples)
+    num_resamples, seed = check_count("num_resamples", num_resamples), check_count("seed", seed, 0)
     values = as_float64(values)
     num_draws = _num_draws(values, dim)
+    check_finite("values", values)
     chosen_RM = torch.from_numpy(np.random.default_rng(seed).integers(num_draws, size=(num_resamples, num_draws)))
     reduce = statistic if statistic is not None else (lambda resampled: resampled.mean(dim))
     replicates = torch.stack([as_float64(reduce(values.index_select(dim, chosen_M))) for chosen_M in chosen_RM])
@@ -161,9 +179,8 @@ def mcdiarmid_half_width(num_samples: int, num_draws: int, num_labels: int, erro
 
     Source: McDiarmid's bounded-differences inequality (1989).
     """
-    check_count("num_samples", num_samples)
-    check_count("num_draws", num_draws)
-    check_num_labels(num_labels)
+    num_samples, num_draws = check_count("num_samples", num_samples), check_count("num_draws", num_draws)
+    num_labels = check_num_labels(num_labels)
     check_open_fraction("error", error)
     return num_labels / (num_labels - 1) * math.sqrt(math.log(2 / error) / (2 * num_samples * num_draws))
 

@@ -7,18 +7,27 @@ are in `intervals`, per-sample scores in `sample_scores`, training dynamics in `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_count, check_num_labels
+from rlpheads.memorization.arguments import (
+    check_count,
+    check_fractions,
+    check_hits,
+    check_no_nan,
+    check_num_labels,
+)
 from rlpheads.memorization.measures.calibration import NUM_BINS, CalibrationBins
 from rlpheads.memorization.measures.intervals import as_float64
 from rlpheads.memorization.quantiles import quantiles
 
 _ROWS_AT_ONCE = 2**16
+_BITS_ROUNDING = 0.01
+"""How far rounding (fp32 sums of products in bf16) may lift a sample's bits above log2 K."""
 
 
 class Bits(NamedTuple):
@@ -48,16 +57,18 @@ def random_label_accuracy(hit_N: Tensor, seen_N: Tensor | None = None) -> Tensor
     """Random-label accuracy (RLA): the fraction of samples whose random label is predicted.
 
     Args:
-        hit_N: bool, integer or float hits of shape (..., N), such as (T, M, N).
-        seen_N: bool (N,), the samples that count; default all.
+        hit_N: bool, integer or float hits, each 0 or 1, of shape (..., N), such as (T, M, N).
+        seen_N: bool (N,), the samples that count; default all. What the others hold is not looked at.
 
     Returns:
         fp64 of shape (...).
 
     Raises:
-        ValueError: no sample counts.
+        ValueError: no sample counts, or a value among those that count is neither 0 nor 1.
     """
-    return _select_seen(hit_N, seen_N).mean(-1)
+    hits = _select_seen(hit_N, seen_N)
+    check_hits("hit_N", hits)
+    return hits.mean(-1)
 
 
 def rademacher_estimate(accuracy: Tensor | float, num_labels: int) -> Tensor:
@@ -65,9 +76,13 @@ def rademacher_estimate(accuracy: Tensor | float, num_labels: int) -> Tensor:
 
     It equals the mean correlation of the predictions with regular-simplex codes of the labels; K = 2 gives 2·RLA − 1. It is a
     lower bound on the empirical Rademacher complexity of the class, since training does not reach the supremum.
+
+    Raises:
+        ValueError: an accuracy is NaN or outside [0, 1].
     """
-    check_num_labels(num_labels)
-    return (num_labels * as_float64(accuracy) - 1) / (num_labels - 1)
+    num_labels, accuracy = check_num_labels(num_labels), as_float64(accuracy)
+    check_fractions("accuracy", accuracy)
+    return (num_labels * accuracy - 1) / (num_labels - 1)
 
 
 def stored_bits(
@@ -81,7 +96,7 @@ def stored_bits(
     """Sum the bits b_i = log2 K + log2 p_i(y_i) of the samples: a lower bound on what is stored about the labels.
 
     Args:
-        bits_N: bits of shape (..., N). Kept in fp32 by the ledger, summed here in fp64.
+        bits_N: bits of shape (..., N), at most log2 K. Kept in fp32 by the ledger, summed here in fp64.
         num_labels: K.
         num_features: d; a linear head has d·(K−1) parameters that matter (softmax is blind to a shift).
         seen_N: bool (N,), the samples that count; default all.
@@ -89,12 +104,19 @@ def stored_bits(
 
     Returns:
         Bits of shape (...). For labels that were drawn i.i.d. and predictions that do not depend on them E[2^T] = 1.
+
+    Raises:
+        ValueError: bits that are NaN or above log2 K, no sample that counts, or a count below 1.
     """
-    check_num_labels(num_labels)
-    check_count("num_features", num_features)
+    num_labels, num_features = check_num_labels(num_labels), check_count("num_features", num_features)
     if num_network_parameters is not None:
-        check_count("num_network_parameters", num_network_parameters)
+        num_network_parameters = check_count("num_network_parameters", num_network_parameters)
     selected = _select_seen(bits_N, seen_N)
+    most = math.log2(num_labels)
+    if not bool((selected <= most + _BITS_ROUNDING).all()):
+        raise ValueError(
+            f"bits_N holds NaN, or more than log2 {num_labels} = {most:.4g}, the most that log2 K + log2 p can be"
+        )
     total = selected.sum(-1)
     return Bits(
         total=total,
@@ -109,8 +131,13 @@ def stored_bits(
 def margin_summary(
     margin_N: Tensor, seen_N: Tensor | None = None, levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)
 ) -> MarginSummary:
-    """Mean, quantiles and fraction above zero of margins of shape (..., N); a positive margin is a hit (but for ties)."""
+    """Mean, quantiles and fraction above zero of margins of shape (..., N); a positive margin is a hit (but for ties).
+
+    Raises:
+        ValueError: no sample counts, or a margin is NaN.
+    """
     selected = _select_seen(margin_N, seen_N)
+    check_no_nan("margin_N", selected)
     return MarginSummary(selected.mean(-1), quantiles(selected, levels), (selected > 0).double().mean(-1))
 
 
@@ -119,7 +146,7 @@ def expected_calibration_error(confidence_N: Tensor, hit_N: Tensor, num_bins: in
 
     Args:
         confidence_N: probability given to the predicted label, in [0, 1], shape (N,).
-        hit_N: whether it was right, shape (N,).
+        hit_N: whether it was right, 0 or 1, shape (N,).
         num_bins: bins of [0, 1], closed on the right; 0 falls into the first.
 
     Source: see `CalibrationBins`, which an evaluation fills batch by batch.
@@ -131,6 +158,7 @@ def expected_calibration_error(confidence_N: Tensor, hit_N: Tensor, num_bins: in
         )
     if not bool(((confidence >= 0) & (confidence <= 1)).all()):
         raise ValueError("confidence_N must lie in [0, 1]")
+    check_hits("hit_N", hit)
     bins = CalibrationBins(num_bins)
     for confidence_B, hit_B in zip(confidence.split(_ROWS_AT_ONCE), hit.split(_ROWS_AT_ONCE), strict=True):
         bins.add(confidence_B, hit_B)
@@ -144,7 +172,9 @@ def _select_seen(values_N: Tensor, seen_N: Tensor | None) -> Tensor:
     if seen_N is not None:
         if seen_N.shape != values.shape[-1:]:
             raise ValueError(f"seen_N has shape {tuple(seen_N.shape)}; the values have {values.shape[-1]} samples")
-        values = values[..., seen_N.detach().to(device="cpu", dtype=torch.bool)]
+        seen_N = seen_N.detach().cpu()
+        check_hits("seen_N", seen_N)
+        values = values[..., seen_N.bool()]
     if values.shape[-1] == 0:
         raise ValueError("no samples to measure: the last dimension is empty")
     return values

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_count
+from rlpheads.memorization.arguments import check_count, check_hits
 from rlpheads.memorization.measures.intervals import as_float64
 
 
@@ -34,12 +34,12 @@ def first_learned_epoch(hit_EN: Tensor, consecutive: int = HITS_IN_A_ROW) -> Ten
     Never-learned samples thus rank last, as a noise score needs it.
 
     Args:
-        hit_EN: hits, (E, N).
+        hit_EN: hits, each 0 or 1, (E, N).
         consecutive: how many hits in a row; a run that the last epoch cuts short counts. With 1, the literal first hit, a
             chance hit of an untrained network counts as learning: with C classes one sample in C is hit in any of the
             first epochs. Three in a row happen by chance once in C³, if the guesses are independent.
     """
-    check_count("consecutive", consecutive)
+    consecutive = check_count("consecutive", consecutive)
     hit_EN = _checked_history(hit_EN)
     run_EN = hit_EN.clone()
     for ahead in range(1, min(consecutive, len(hit_EN))):
@@ -73,6 +73,7 @@ def dataset_map(class_loss_EN: Tensor, class_hit_EN: Tensor) -> DatasetMap:
 
     Args:
         class_loss_EN: cross-entropy of the class in nats without label smoothing, (E, N); the probability is exp(−loss).
+            At least 0; where it is NaN, so are the sample's confidence and variability.
         class_hit_EN: whether the class was predicted, (E, N).
 
     Source: Swayamdipta et al., Dataset Cartography (EMNLP 2020); the standard deviation divides by E, as there.
@@ -80,7 +81,12 @@ def dataset_map(class_loss_EN: Tensor, class_hit_EN: Tensor) -> DatasetMap:
     hit_EN = _checked_history(class_hit_EN)
     if class_loss_EN.shape != hit_EN.shape:
         raise ValueError(f"losses have shape {tuple(class_loss_EN.shape)}, hits {tuple(hit_EN.shape)}; they must agree")
-    probability_EN = torch.exp(-as_float64(class_loss_EN))
+    loss_EN = as_float64(class_loss_EN)
+    if bool((loss_EN < 0).any()):
+        raise ValueError(
+            f"class_loss_EN holds {float(loss_EN.nan_to_num(nan=0.0).min())}; a cross-entropy is at least 0"
+        )
+    probability_EN = torch.exp(-loss_EN)
     return DatasetMap(probability_EN.mean(0), probability_EN.std(0, correction=0), hit_EN.double().mean(0))
 
 
@@ -89,9 +95,11 @@ def noisy_label_auc(score_N: Tensor, noisy_N: Tensor) -> Tensor:
 
     Args:
         score_N: higher means more suspect, such as `first_learned_epoch`, (N,).
-        noisy_N: bool, whether the sample's class was flipped, (N,).
+        noisy_N: whether the sample's class was flipped, 0 or 1, (N,).
     """
-    noisy = noisy_N.detach().to(device="cpu", dtype=torch.bool)
+    noisy = noisy_N.detach().cpu()
+    check_hits("noisy_N", noisy)
+    noisy = noisy.bool()
     score = as_float64(score_N)
     if score.shape != noisy.shape or score.dim() != 1:
         raise ValueError(f"score_N and noisy_N must be (N,); given {tuple(score.shape)} and {tuple(noisy.shape)}")
@@ -107,4 +115,6 @@ def noisy_label_auc(score_N: Tensor, noisy_N: Tensor) -> Tensor:
 def _checked_history(hit_EN: Tensor) -> Tensor:
     if hit_EN.dim() != 2 or 0 in hit_EN.shape:
         raise ValueError(f"a history must have shape (E, N), neither 0; given {tuple(hit_EN.shape)}")
-    return hit_EN.detach().to(device="cpu", dtype=torch.bool)
+    hit_EN = hit_EN.detach().cpu()
+    check_hits("a history of hits", hit_EN)
+    return hit_EN.bool()

@@ -99,7 +99,10 @@ def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
     first one that did, the sample was not learned. Measures of the random labels are averages over the epochs, one for each
     tap, of the heads' own draws and, apart ("audit label …"), of the audit heads'; `DYNAMIC_MEASURES` need two epochs.
     """
-    hit_EN, loss_EN = _fill_missed_epochs(history)
+    seen_N = history.seen_N
+    hit_EN, loss_EN = (values_EN[:, seen_N] for values_EN in _fill_missed_epochs(history))
+    if not bool(seen_N.any()):
+        raise LedgerError("no epoch reached any sample: there is nothing to measure")
     class_map = dataset_map(loss_EN, hit_EN)
     measures = {
         FIRST_LEARNED: first_learned_epoch(hit_EN),
@@ -111,15 +114,16 @@ def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
         "class variability": class_map.variability_N,
     }
     if len(history.epochs) < 2:
-        measures = {name: values_N for name, values_N in measures.items() if name not in DYNAMIC_MEASURES}
+        measures = {name: values_S for name, values_S in measures.items() if name not in DYNAMIC_MEASURES}
     for group, (name, draws) in enumerate(history.metadata.draws.items()):
         prefix = "" if name == "own" else f"{name} "
         for position, tap in enumerate(history.metadata.taps):
-            scores = sample_scores(history.hit_TMN[position, draws], history.metadata.num_labels)
+            scores = sample_scores(history.hit_TMN[position, draws][:, seen_N], history.metadata.num_labels)
             measures[f"{prefix}label score, block {tap}"] = scores.score_N
-            measures[f"{prefix}label bits, block {tap}"] = history.bits_GTN[group, position]
-            measures[f"{prefix}label margin, block {tap}"] = history.margin_GTN[group, position]
-    return {name: torch.where(history.seen_N, values_N.double(), torch.nan) for name, values_N in measures.items()}
+            measures[f"{prefix}label bits, block {tap}"] = history.bits_GTN[group, position, seen_N]
+            measures[f"{prefix}label margin, block {tap}"] = history.margin_GTN[group, position, seen_N]
+    nothing_N = torch.full(seen_N.shape, torch.nan, dtype=torch.float64)
+    return {name: nothing_N.masked_scatter(seen_N, values_S.double()) for name, values_S in measures.items()}
 
 
 def _group_means(table: LedgerTable, values_TMN: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_count, check_num_labels, check_open_fraction
+from rlpheads.memorization.arguments import check_count, check_fractions, check_num_labels, check_open_fraction
 from rlpheads.memorization.measures.intervals import as_float64
 
 
@@ -49,13 +49,17 @@ def sample_scores(hit_MN: Tensor, num_labels: int) -> SampleScores:
 
     Args:
         hit_MN: hits of shape (M, N), or (E, M, N) with epochs in front. Epochs of one head are correlated, so they are
-            averaged within a draw first and only the draws count as independent.
+            averaged within a draw first and only the draws count as independent. Such averages, in [0, 1], are taken too.
         num_labels: K.
+
+    Raises:
+        ValueError: another shape, or values that are NaN or outside [0, 1].
     """
-    check_num_labels(num_labels)
+    num_labels = check_num_labels(num_labels)
     hits = as_float64(hit_MN)
     if hits.dim() not in (2, 3) or 0 in hits.shape:
         raise ValueError(f"hits must have shape (M, N) or (E, M, N), none of them 0; given {tuple(hits.shape)}")
+    check_fractions("hit_MN", hits)
     per_draw_MN = hits if hits.dim() == 2 else hits.mean(0)
     chance = 1 / num_labels
     score_MN = (per_draw_MN - chance) / (1 - chance)
@@ -70,9 +74,8 @@ def needed_draws(num_samples: int, num_labels: int, num_resolved: int = 1, rate:
 
     A sample hit in every draw has the p-value K^−M, and Benjamini-Hochberg accepts R of them where that is at most rate·R/n.
     """
-    check_num_labels(num_labels)
-    check_count("num_samples", num_samples)
-    check_count("num_resolved", num_resolved)
+    num_labels, num_samples = check_num_labels(num_labels), check_count("num_samples", num_samples)
+    num_resolved = check_count("num_resolved", num_resolved)
     check_open_fraction("rate", rate)
     if num_resolved > num_samples:
         raise ValueError(f"num_resolved is {num_resolved}; there are only {num_samples} samples")
@@ -89,7 +92,7 @@ def memorized_set(hit_MN: Tensor, num_labels: int, *, num_resolved: int = 1, rat
         num_resolved: R, the smallest number of memorised samples that has to be seen; decides whether M is enough.
         rate: the false discovery rate.
     """
-    hits = as_float64(hit_MN)
+    num_labels, hits = check_num_labels(num_labels), as_float64(hit_MN)
     if hits.dim() != 2 or 0 in hits.shape:
         raise ValueError(f"hits must have shape (M, N), none of them 0; given {tuple(hits.shape)}")
     if not bool(((hits == 0) | (hits == 1)).all()):

@@ -27,12 +27,9 @@ class Ledger:
     def __init__(
         self, num_samples: int, num_taps: int, num_draws: int, device: torch.device | str | None = None
     ) -> None:
-        check_count("num_samples", num_samples)
-        check_count("num_taps", num_taps, minimum=0)
-        check_count("num_draws", num_draws)
-        self.num_samples = num_samples
-        self.num_taps = num_taps
-        self.num_draws = num_draws
+        self.num_samples = num_samples = check_count("num_samples", num_samples)
+        self.num_taps = num_taps = check_count("num_taps", num_taps, minimum=0)
+        self.num_draws = num_draws = check_count("num_draws", num_draws)
 
         def rows(dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.zeros(num_samples + 1, *shape, dtype=dtype, device=device)

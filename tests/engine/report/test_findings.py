@@ -124,7 +124,7 @@ def test_memory_is_that_of_the_own_draws_with_an_interval():
     ledger.record(torch.arange(20), zeros_B.long(), zeros_B, zeros_B > 0, hit_TMB, floats_TMB, floats_TMB)
     (both,) = measure_memory(ledger, [4], num_draws=2, num_labels=2)
     assert (both.block, both.rademacher) == (4, pytest.approx(2 * 0.625 - 1))
-    assert (both.high - both.low) / 2 == pytest.approx(2 * 12.7062 * 0.125, rel=1e-4)
+    assert (both.low, both.high) == (-1, 1)  # t with one degree of freedom, cut to what an accuracy can be
     assert both.mcdiarmid == pytest.approx(2 * math.sqrt(math.log(40) / (2 * 20 * 2)))
     assert f"within {both.mcdiarmid:.4f} of" in " ".join(
         printed(replace(findings([[0.1], [0.1]]), memory=(both,))).split()

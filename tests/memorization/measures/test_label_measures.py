@@ -92,7 +92,7 @@ def test_bits_per_network_parameter_are_given_for_joint_runs_only():
 
 def test_bits_keep_the_leading_shape_and_skip_unseen_samples():
     bits_TMN = torch.arange(12.0).view(2, 2, 3)
-    bits = stored_bits(bits_TMN, 4, 8, torch.tensor([True, False, True]))
+    bits = stored_bits(bits_TMN, 4096, 8, torch.tensor([True, False, True]))
     torch.testing.assert_close(bits.total, torch.tensor([[2.0, 8.0], [14.0, 20.0]], dtype=torch.float64))
 
 
