@@ -9,7 +9,17 @@ from collections.abc import Callable
 import numpy as np
 
 from rlpheads.kernels.tools.ptx.block import Block
-from rlpheads.kernels.tools.ptx.formats import Array, flush, from_bf16, halves, numpy_type, packed, to_bf16, to_tf32
+from rlpheads.kernels.tools.ptx.formats import (
+    Array,
+    canonical,
+    flush,
+    from_bf16,
+    halves,
+    numpy_type,
+    packed,
+    to_bf16,
+    to_tf32,
+)
 from rlpheads.kernels.tools.ptx.program import Instruction
 
 
@@ -26,7 +36,8 @@ def compute(block: Block, instruction: Instruction, active: Array) -> None:
         values += [block.read(operand, kind, active) for operand in instruction.operands[3:]]
     result = FUNCTIONS[instruction.name](*values)
     result = flush(result) if "ftz" in instruction.modifiers else result
-    block.write(instruction.operands[0], result.astype(numpy_type(kind)), active)
+    result = result.astype(numpy_type(kind))
+    block.write(instruction.operands[0], canonical(result) if kind == "f32" else result, active)
 
 
 def _is_mixed(instruction: Instruction) -> bool:
@@ -51,7 +62,7 @@ def _packed(block: Block, instruction: Instruction, active: Array) -> None:
     pairs = [
         halves(np.broadcast_to(block.read(x, "b64", active), (block.num_threads,))) for x in instruction.operands[1:]
     ]
-    low, high = (FUNCTIONS[instruction.name](*half).astype(np.float32) for half in zip(*pairs, strict=True))
+    low, high = (canonical(FUNCTIONS[instruction.name](*half).astype(np.float32)) for half in zip(*pairs, strict=True))
     block.write(instruction.operands[0], packed(low, high), active)
 
 

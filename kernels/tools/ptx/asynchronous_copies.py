@@ -95,15 +95,15 @@ class TensorMap:
     swizzle: int
     """16-byte pieces that change places: 0, or log2 of them: 1, 2 or 3 for 32, 64 or 128 bytes (5.5.5)."""
 
-    def box_at(self, memory: GlobalMemory, row: int, column: int) -> tuple[Array, int]:
-        """The bytes of a box, zeros where it lies outside, and how many lie inside."""
+    def box_at(self, memory: GlobalMemory, row: int, column: int) -> Array:
+        """The bytes of a box, zeros where it lies outside."""
         rows = row + np.arange(self.box[0])[:, None]
         columns = column + np.arange(self.box[1])[None]
         inside = (rows >= 0) & (rows < self.shape[0]) & (columns >= 0) & (columns < self.shape[1])
         values = np.zeros(self.box, f"u{self.itemsize}")
         addresses = self.base + (rows * self.stride + columns) * self.itemsize
         values[inside] = memory.load(addresses[inside], self.itemsize)
-        return values.view(np.uint8).ravel(), int(inside.sum()) * self.itemsize
+        return values.view(np.uint8).ravel()
 
 
 def swizzled(cells: Array, swizzle: int) -> Array:
@@ -143,7 +143,6 @@ def _copy_bytes(block: Block, instruction: Instruction, active: Array) -> None:
     if (starts % size).any() or (filled > size).any():
         raise KernelError("cp.async to no multiple of its size, or of more than its size")
     cells = starts[:, None] + np.arange(size)
-    block.launch.counts.read_bytes += int(filled.sum())
     flight = block.shared.begin(instruction.text, cells, threads, writes=True, proxy=False)
 
     def values() -> Array:
@@ -174,9 +173,7 @@ def _copy_tensor(block: Block, instruction: Instruction, active: Array) -> None:
     flight = block.shared.begin(instruction.text, cells[None], np.array([thread]), writes=True, proxy=True)
 
     def land() -> None:
-        values, num_inside = tensor_map.box_at(block.launch.memory, row, column)
-        block.shared.fill(cells, values)
-        block.launch.counts.read_bytes += num_inside
+        block.shared.fill(cells, tensor_map.box_at(block.launch.memory, row, column))
         barrier.flights.append(flight)
         barrier.arrive(0, -num_bytes)
 

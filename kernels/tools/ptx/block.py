@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,7 @@ class Block:
             raise KernelError("the block ends before what it began has been waited for, or keeps tensor memory")
 
 
+@cache
 def _literal(operand: Literal, wanted: np.dtype[Any]) -> Array:
     if wanted.kind == "b":
         return np.array(operand.bits != 0)

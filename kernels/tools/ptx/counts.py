@@ -1,4 +1,4 @@
-"""What a launch executes: instructions by kind, bytes of global and shared memory, bank conflicts."""
+"""What a launch executes: instructions by kind, bytes of shared memory, bank conflicts, stores by size."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,13 +22,15 @@ _KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 
 @dataclass
 class Counts:
-    """Sums over all blocks that ran."""
+    """Sums over the blocks that ran."""
 
     blocks: int = 0
+    grid: int = 0
+    """Blocks of the whole launch."""
     instructions: Counter[str] = field(default_factory=Counter)
     """Thread-instructions by kind: 32 for each that a warp issues, whether its predicate holds or not."""
-    read_bytes: int = 0
-    written_bytes: int = 0
+    stores: Counter[int] = field(default_factory=Counter)
+    """Stores to global memory by a thread, by their bytes."""
     shared_bytes: int = 0
     shared_passes: int = 0
     """Accesses of shared memory by a warp, each of as many passes as its busiest bank needs (32 banks of 4 bytes)."""
@@ -39,10 +41,10 @@ class Counts:
         """Passes beyond the least that the bytes need."""
         return self.shared_passes - self.least_passes
 
-    def issue(self, instruction: Instruction, group: Array) -> None:
-        """Count an instruction of the warps of a group."""
+    def issue(self, instruction: Instruction, num_warps: int) -> None:
+        """Count an instruction of some warps."""
         kind = _KIND_OF.get(instruction.name) or _arithmetic(instruction)
-        self.instructions[kind] += 32 * int(group.reshape(-1, 32).any(1).sum())
+        self.instructions[kind] += 32 * num_warps
 
     def shared(self, addresses: Array, threads: Array, itemsize: int) -> None:
         """Count an access of itemsize bytes at each thread's address: 128 bytes a pass and warp at most."""

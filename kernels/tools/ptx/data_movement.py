@@ -110,7 +110,6 @@ def _load_global(block: Block, instruction: Instruction, active: Array) -> None:
     addresses = block.addresses(instruction.address(1), "u64", active)
     targets = instruction.parts(0)
     _align(addresses, kind.itemsize * len(targets))
-    block.launch.counts.read_bytes += len(addresses) * kind.itemsize * len(targets)
     for number, target in enumerate(targets):
         values = block.launch.memory.load(addresses + number * kind.itemsize, kind.itemsize)
         block.write(target, _spread(block, values.view(kind), active), active)
@@ -136,7 +135,7 @@ def store_values(block: Block, instruction: Instruction, active: Array) -> None:
         return
     addresses = block.addresses(instruction.address(0), "u64", active)
     _align(addresses, size)
-    block.launch.counts.written_bytes += len(addresses) * size
+    block.launch.counts.stores[size] += len(addresses)
     for number in range(len(sources)):
         block.launch.memory.store(
             addresses + number * kind.itemsize, np.ascontiguousarray(values[:, number]).view(unsigned(kind.itemsize))

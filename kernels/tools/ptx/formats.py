@@ -6,6 +6,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+NAN = np.array(0x7FFFFFFF, np.uint32).view(np.float32)
 _KINDS: dict[str, type] = {"f16": np.float16, "f32": np.float32, "f64": np.float64, "pred": np.bool_, "bf16": np.uint16}
 _KINDS |= {f"{letter}{8 * size}": np.dtype(f"u{size}").type for letter in "bu" for size in (1, 2, 4, 8)}
 _KINDS |= {f"s{8 * size}": np.dtype(f"i{size}").type for size in (1, 2, 4, 8)}
@@ -43,6 +44,11 @@ def to_tf32(bits: Array) -> Array:
     """cvt.rna: float32 rounded to the nearest 10-bit significand, ties away from zero."""
     rounded = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
     return np.where((bits & np.uint32(0x7F800000)) == 0x7F800000, bits, rounded)
+
+
+def canonical(values: Array) -> Array:
+    """What arithmetic returns: every NaN of float32 has the bits 0x7fffffff (9.7.3)."""
+    return np.where(np.isnan(values), NAN, values)
 
 
 def flush(values: Array) -> Array:

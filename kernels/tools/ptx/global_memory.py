@@ -1,6 +1,7 @@
 """Global memory: the tensors of a launch at their own 64-bit addresses; everything else is out of bounds."""
 
 import ctypes
+from collections import Counter
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ class GlobalMemory:
     def __init__(self, tensors: list[torch.Tensor]) -> None:
         self._tensors = tensors
         self._regions: list[tuple[int, int]] = []
+        self.read: Counter[int] = Counter()
+        self.written: Counter[int] = Counter()
+        """Bytes that threads asked for, by the first address of a tensor."""
         for start, stop in sorted(_extent(tensor) for tensor in tensors if tensor.numel()):
             if self._regions and start < self._regions[-1][1]:
                 self._regions[-1] = self._regions[-1][0], max(stop, self._regions[-1][1])
@@ -25,6 +29,7 @@ class GlobalMemory:
         """Read one number at each address."""
         values = np.zeros(len(addresses), unsigned(itemsize))
         for start, stop, chosen in self._split(addresses, itemsize):
+            self.read[start] += len(values[chosen]) * itemsize
             values[chosen] = _cells(start, stop, itemsize)[_places(addresses[chosen], start, itemsize)]
         return values
 
@@ -32,7 +37,13 @@ class GlobalMemory:
         """Write one number at each address."""
         itemsize = values.dtype.itemsize
         for start, stop, chosen in self._split(addresses, itemsize):
+            self.written[start] += len(values[chosen]) * itemsize
             _cells(start, stop, itemsize)[_places(addresses[chosen], start, itemsize)] = values[chosen]
+
+    def read_once(self, scale: float) -> float:
+        """Bytes read if every tensor is read from memory at most once, of `scale` times as many blocks."""
+        sizes = {start: stop - start for start, stop in self._regions}
+        return sum(min(scale * num_bytes, sizes[start]) for start, num_bytes in self.read.items())
 
     def _split(self, addresses: Array, itemsize: int) -> list[tuple[int, int, Array | slice]]:
         """Regions and which addresses lie in each.

@@ -4,7 +4,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -18,7 +18,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rlpheads.kernels.tools.ptx.asynchronous_copies import TensorMap
 from rlpheads.kernels.tools.ptx.block import Block, KernelLaunch
-from rlpheads.kernels.tools.ptx.counts import Counts
 from rlpheads.kernels.tools.ptx.global_memory import GlobalMemory
 from rlpheads.kernels.tools.ptx.program import Program, parse
 from rlpheads.kernels.tools.ptx.scheduler import Scheduler
@@ -47,12 +46,12 @@ class Executor:
     late: bool = True
     seed: int | None = None
     """Shuffles the order of the blocks."""
-    limit: int | None = None
-    """How many blocks of each launch to run; all by default."""
+    limits: dict[str, int] = field(default_factory=dict)
+    """How many blocks of a kernel to run; all by default."""
     change: Callable[[str], str] = lambda text: text
     """A change to the PTX."""
-    counts: dict[str, Counts] = field(default_factory=dict)
-    """What was executed, by kernel."""
+    launches: list[KernelLaunch] = field(default_factory=list)
+    """What was executed."""
     compiled: dict[Any, Compiled] = field(default_factory=dict)
     _binders: dict[Any, Any] = field(default_factory=dict)
 
@@ -61,8 +60,8 @@ class Executor:
         compiled, values = self._compile(kernel, arguments, options)
         width, height, depth = (*grid, 1, 1)[:3]
         launch = lay_out(compiled, values, (width, height, depth), self.late)
-        counts = self.counts.setdefault(compiled.program.name, launch.counts)
-        run_blocks(replace(launch, counts=counts), self.seed, self.limit)
+        self.launches.append(launch)
+        run_blocks(launch, self.seed, self.limits.get(compiled.program.name))
 
     def _compile(
         self, kernel: JITFunction, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -149,6 +148,7 @@ def run_blocks(launch: KernelLaunch, seed: int | None = None, limit: int | None 
     blocks = [(x, y, z) for z in range(depth) for y in range(height) for x in range(width)]
     if seed is not None:
         random.Random(seed).shuffle(blocks)
+    launch.counts.grid = len(blocks)
     with np.errstate(all="ignore"):
         for index in blocks[:limit]:
             launch.counts.blocks += 1

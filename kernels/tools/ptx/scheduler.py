@@ -53,8 +53,10 @@ class Scheduler:
         group = ready & (self._place == place)
         others = self._place[ready & ~group]
         end = int(others.min()) if len(others) else len(self._code)
+        num_warps = int(group.reshape(-1, 32).any(1).sum())
         while place < end:
             instruction = self._code[place]
+            self._block.launch.counts.issue(instruction, num_warps)
             try:
                 stays = self._step(instruction, place, group)
             except KernelError as error:
@@ -68,17 +70,16 @@ class Scheduler:
 
     def _step(self, instruction: Instruction, place: int, group: Array) -> bool:
         """Execute one instruction; False where the threads of the group no longer go on together to the next."""
-        block = self._block
-        block.launch.counts.issue(instruction, group)
-        active = group
+        block, active = self._block, group
         if instruction.guard is not None:
             holds = block.read(Register(instruction.guard), "pred", group)
             active = group & (~holds if instruction.unless else holds)
-        self._place[group] = place + 1
+            if not active.any():
+                return True
         if instruction.name in ("bra", "brx", "ret", "bar") or instruction.modifiers[:1] == ("try_wait",):
-            return not active.any() or self._control(instruction, place, active)
-        if active.any():
-            INSTRUCTIONS[instruction.name](block, instruction, active)
+            self._place[group] = place + 1
+            return self._control(instruction, place, active)
+        INSTRUCTIONS[instruction.name](block, instruction, active)
         return True
 
     def _control(self, instruction: Instruction, place: int, active: Array) -> bool:

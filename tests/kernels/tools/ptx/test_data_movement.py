@@ -54,7 +54,9 @@ def test_vectors_through_shared_and_global_memory() -> None:
     rows = source.view(32, 8)
     expected[:, 2:4], expected[:, 6:8] = rows[:, 6:8], rows[:, 4:6]
     assert torch.equal(target.view(32, 8), expected)
-    assert (launch.counts.read_bytes, launch.counts.written_bytes) == (32 * 16, 32 * 16)
+    memory = launch.memory
+    assert (memory.read.total(), memory.written.total(), memory.read_once(100)) == (32 * 16, 32 * 16, 32 * 32)
+    assert launch.counts.stores == {8: 64}
     assert launch.counts.bank_conflicts == 0
 
 

@@ -37,29 +37,34 @@ QUICK = [
 def test_a_loss_on_each_chip(chip: int, late: bool, case: Case) -> None:
     found, executor = errors_in_bounds(LossCase(case), chip, late=late, seed=1)
     assert max(found.values()) <= 1, found
-    assert executor.counts["class_tiles_kernel"].instructions["tensor"] > 0
+    counts = {launch.program.name: launch.counts for launch in executor.launches}
+    assert counts["class_tiles_kernel"].instructions["tensor"] > 0
 
 
 @pytest.mark.slow
 @chips
-@pytest.mark.parametrize("late", [True, False], ids=["late", "early"])
-def test_every_kernel_that_is_listed(chip: int, late: bool) -> None:
-    """All variants, with ragged rows, features and labels, by copies of every kind; and nothing on the list is left out."""
+@pytest.mark.parametrize("mode", ["late", "early", "unaligned"])
+def test_every_kernel_that_is_listed(chip: int, mode: str) -> None:
+    """All variants, with ragged rows, features and labels; and nothing on the list is left out.
+
+    Without rows at multiples of 16 bytes there are no tensor copies, and no copies of 16 bytes.
+    """
     compiled, worst, start = [], 0.0, time.perf_counter()
-    for number, loss in enumerate([*cases(SHAPES[0]), *cases(SHAPES[1])]):
+    for number, loss in enumerate(cases(SHAPES[mode == "unaligned"])):
+        late = mode == "late" or (mode == "unaligned" and number % 2 == 0)
         found, executor = errors_in_bounds(loss, chip, late=late, seed=number)
-        assert max(found.values()) <= 1, f"{found} in {loss}"
         compiled += executor.compiled.values()
         worst = max(worst, *found.values())
-    with executed(chip, late=late, seed=1) as executor:
+        print(f"sm_{chip} {mode} {max(found.values()):.3f} {max(found, key=found.__getitem__)} {loss}", flush=True)
+    with executed(chip, late=mode == "late", seed=1) as executor:
         triton_labels.assert_every_kind_of_source()
     compiled += executor.compiled.values()
     listed = builds(chip)
     missing = {build.name for build in listed} - {build.name for build in builds_run(compiled, listed)}
-    print(
-        f"sm_{chip}: {len(listed) - len(missing)} of {len(listed)}, worst {worst:.2f}, {time.perf_counter() - start:.0f} s"
-    )
-    assert not missing
+    print(f"sm_{chip} {mode}: {len(listed) - len(missing)} of {len(listed)} kernels, worst {worst:.3f}")
+    print(f"{time.perf_counter() - start:.0f} s; not run: {sorted(missing)}", flush=True)
+    assert worst <= 1
+    assert not missing or mode == "unaligned"
 
 
 @pytest.mark.slow
