@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from kernel_problems import evaluate, relative_error
-from triton_behaviour import use_default_slabs, use_small_slabs
+from ptx_formulas import CheckedExecutor
+from triton_behaviour import climbing_logits, use_default_slabs, use_small_slabs
 from triton_cases import GRADIENTS, VALUES, Case, cast, errors, plain
 
 from rlpheads.kernels.tools.aot_kernels import ENTROPY, UNIFORM, VARIANTS, Build, Variant
@@ -27,6 +28,21 @@ class LossCase:
     case: Case
     precision: str = "highest"
     slabs: bool = False
+    climbing: float = 0.0
+    """Logits that climb by so much every 50 classes, or fall: lifts at every turn."""
+
+
+LIFTED = [
+    LossCase(Case(6, 1, 700, kind, dtype), slabs=slabs, climbing=step)
+    for kind, dtype, step, slabs in (
+        ("entropy", torch.bfloat16, 20.0, True),
+        ("unlikelihood", torch.bfloat16, 20.0, False),
+        ("unlikelihood", torch.float16, 6.0, False),
+        ("entropy", torch.float32, -20.0, False),
+        ("unlikelihood", torch.float32, 20.0, True),
+    )
+]
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 def loss_case(variant: Variant, shape: tuple[int, int, int] = SHAPES[0]) -> LossCase:
@@ -67,18 +83,34 @@ def _surroundings(loss: LossCase) -> Iterator[None]:
 
 def errors_in_bounds(loss: LossCase, chip: int, **settings: Any) -> tuple[dict[str, float], Executor]:
     """Error of every value and gradient over its bound, 2 × that of the plain loss + 1e-6, as compiled for a chip."""
-    with _surroundings(loss), executed(chip, **settings) as executor:
+    kind = Executor if "limits" in settings else CheckedExecutor
+    with _surroundings(loss), executed(chip, kind, **settings) as executor:
+        if loss.climbing:
+            return climbing_errors(loss), executor
         found = tf32_errors(loss.case) if loss.precision == "high" else errors(loss.case)
     return {name: error / (2 * baseline + 1e-6) for name, (baseline, error) in found.items()}, executor
 
 
+def climbing_errors(loss: LossCase) -> dict[str, float]:
+    """Errors over the tolerances of `triton_behaviour.assert_climbing_logits_lose_nothing`."""
+    case = loss.case
+    problem = climbing_logits(case.dtype, abs(loss.climbing), falling=loss.climbing < 0)
+    truth = evaluate(problem.to(torch.float64), case.kind, "reference")
+    found = evaluate(problem, case.kind, "triton", memory_budget=0 if loss.slabs else None)
+    errors = {}
+    for name, exact in truth.items():
+        scale = TOLERANCES[case.dtype] * (1 + float(exact.double().abs().max()))
+        errors[name] = float((found[name].double() - exact.double()).abs().max()) / scale
+    return errors
+
+
 def tf32(values: torch.Tensor) -> torch.Tensor:
-    """Rounded to the nearest 10-bit significand."""
-    return ((values.float().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    """Cut to a 10-bit significand, as matrix products do, which ignore the lower 13 bits; Triton rounds nothing before."""
+    return (values.float().view(torch.int32) & -0x2000).view(torch.float32)
 
 
 def tf32_errors(case: Case) -> dict[str, tuple[float, float]]:
-    """As `triton_cases.errors`; the plain loss gets features and weight rounded to TF32."""
+    """As `triton_cases.errors`; the plain loss gets features and weight cut to TF32."""
     problem = cast(case.problem(), torch.float32, torch.float32)
     upstream_B = torch.randn(case.rows, generator=torch.Generator().manual_seed(case.seed)) / case.rows
     truth = evaluate(problem.to(torch.float64), case.kind, "reference", upstream_B=upstream_B.double())

@@ -18,6 +18,7 @@ from rlpheads.kernels.tools.ptx.formats import (
     numpy_type,
     packed,
     to_bf16,
+    to_f16,
     to_tf32,
 )
 from rlpheads.kernels.tools.ptx.program import Instruction
@@ -106,25 +107,22 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
 
 
 def convert_type(block: Block, instruction: Instruction, active: Array) -> None:
-    """Change the type (9.7.9 "cvt"): .rn to nearest even, .rna ties away, .rpi and .rmi to an integer up and down."""
+    """Change the type ("cvt"): .rn to nearest even, .rna ties away, .rz toward zero, .rpi up and .rmi down to an integer."""
     *_, into, source = instruction.modifiers
+    cut = "rz" in instruction.modifiers
     first, *rest = (block.read(operand, source, active) for operand in instruction.operands[1:])
     if into in ("bf16x2", "f16x2"):  # the first operand becomes the upper half
-        narrow = to_bf16 if into == "bf16x2" else _to_half
-        result = packed(narrow(rest[0]), narrow(first))
+        narrow = to_bf16 if into == "bf16x2" else to_f16
+        result = packed(narrow(rest[0], cut), narrow(first, cut))
     elif into == "bf16":
-        result = to_bf16(first)
+        result = to_bf16(first, cut)
     elif into == "tf32":
-        result = to_tf32(first.view(np.uint32))
+        result = to_tf32(first.view(np.uint32), cut)
     elif source == "bf16":
         result = from_bf16(first)
     else:
         result = _to_integral(first, instruction.modifiers).astype(numpy_type(into))
     block.write(instruction.operands[0], result, active)
-
-
-def _to_half(values: Array) -> Array:
-    return values.astype(np.float16)
 
 
 def _to_integral(values: Array, modifiers: tuple[str, ...]) -> Array:

@@ -99,10 +99,7 @@ class Block:
         name = operand.name
         if name == "_":
             return
-        if name not in self.registers:
-            width = self.program.width(name)
-            self.registers[name] = np.zeros(self.num_threads, bool if width == 1 else unsigned(width // 8))
-            self._unset[name] = np.ones(self.num_threads, bool)
+        self._make(name)
         np.copyto(self.registers[name], as_bits(values), where=active, casting="unsafe")
         if name in self._unset:
             self._unset[name] &= ~active
@@ -111,11 +108,17 @@ class Block:
         self.holes.pop(name, None)
         self.unfenced_registers.add(name)
 
+    def _make(self, name: str) -> None:
+        if name not in self.registers:
+            width = self.program.width(name)
+            self.registers[name] = np.zeros(self.num_threads, bool if width == 1 else unsigned(width // 8))
+            self._unset[name] = np.ones(self.num_threads, bool)
+
     def put_off(self, targets: Sequence[Operand], active: Array, queue: list[Action], action: Action) -> None:
         """Leave registers unset until an action that sets them, the next of a list, is waited for."""
         names = [target.name for target in targets if isinstance(target, Register)]
         for name in names:
-            self.registers.setdefault(name, np.zeros(self.num_threads, unsigned(self.program.width(name) // 8)))
+            self._make(name)
             self._unset[name] = self._unset.get(name, False) | active
             self.owed[name] = queue
 

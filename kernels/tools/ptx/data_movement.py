@@ -169,16 +169,20 @@ def elect(block: Block, instruction: Instruction, active: Array) -> None:
 
 
 def _matrix_cells(block: Block, instruction: Instruction, place: int, number: int, active: Array) -> Array:
-    """Matrix `number` of 8 × 8 of 16 bits: lanes 8n to 8n+7 give its rows, a thread has 4 bytes of row lane/4."""
+    """Matrix `number` of 8 × 8 of 16 bits: lanes 8n to 8n+7 give its rows; lane l has places 2(l mod 4), +1 of row l/4.
+
+    With .trans rows and places change their parts.
+    """
     lane = block.threads % 32
     rows = np.zeros(block.num_threads, np.int64)
     rows[active] = block.addresses(instruction.address(place), "u32", active)
-    starts = rows[block.threads - lane + 8 * number + lane // 4]
-    if (starts[active] % 16).any():
+    if (rows % 16).any():
         raise KernelError("a row of a matrix begins at no multiple of 16 bytes")
-    addresses = starts[active] + lane[active] % 4 * 4
-    block.launch.counts.shared(addresses, block.threads[active], 4)
-    return addresses[:, None] + np.arange(4)
+    pair, other = lane[:, None] % 4 * 2 + np.arange(2), np.repeat(lane[:, None] // 4, 2, 1)
+    row, column = (pair, other) if "trans" in instruction.modifiers else (other, pair)
+    starts = rows[(block.threads - lane)[:, None] + 8 * number + row] + 2 * column
+    block.launch.counts.shared(starts[active][:, 0] // 4 * 4, block.threads[active], 4)
+    return (starts[active][:, :, None] + np.arange(2)).reshape(-1, 4)
 
 
 def load_matrix(block: Block, instruction: Instruction, active: Array) -> None:

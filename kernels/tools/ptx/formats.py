@@ -33,16 +33,23 @@ def from_bf16(bits: Array) -> Array:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def to_bf16(values: Array) -> Array:
-    """float32 rounded to the nearest bf16, ties to even; every NaN becomes 0x7fff."""
+def to_bf16(values: Array, toward_zero: bool) -> Array:
+    """float32 rounded to the nearest bf16, ties to even, or cut; every NaN becomes 0x7fff."""
     bits = values.astype(np.float32).view(np.uint32)
-    nearest = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> np.uint32(16)
-    return np.where(np.isnan(values), 0x7FFF, nearest).astype(np.uint16)
+    added = np.uint32(0) if toward_zero else (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)
+    return np.where(np.isnan(values), 0x7FFF, (bits + added) >> np.uint32(16)).astype(np.uint16)
 
 
-def to_tf32(bits: Array) -> Array:
-    """cvt.rna: float32 rounded to the nearest 10-bit significand, ties away from zero."""
-    rounded = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+def to_f16(values: Array, toward_zero: bool) -> Array:
+    """float32 rounded to the nearest fp16, ties to even, or cut."""
+    nearest = values.astype(np.float16)
+    beyond = toward_zero & (np.abs(nearest.astype(np.float32)) > np.abs(values))
+    return np.where(beyond, np.nextafter(nearest, np.float16(0)), nearest)
+
+
+def to_tf32(bits: Array, toward_zero: bool) -> Array:
+    """cvt.rna: float32 rounded to the nearest 10-bit significand, ties away from zero, or cut."""
+    rounded = (bits + np.uint32(0 if toward_zero else 0x1000)) & np.uint32(0xFFFFE000)
     return np.where((bits & np.uint32(0x7F800000)) == 0x7F800000, bits, rounded)
 
 

@@ -20,7 +20,7 @@ from rlpheads.kernels.tools.ptx.asynchronous_copies import TensorMap
 from rlpheads.kernels.tools.ptx.block import Block, KernelLaunch
 from rlpheads.kernels.tools.ptx.global_memory import GlobalMemory
 from rlpheads.kernels.tools.ptx.program import Program, parse
-from rlpheads.kernels.tools.ptx.scheduler import Scheduler
+from rlpheads.kernels.tools.ptx.scheduler import Scheduler, check_supported
 
 FIRST_HANDLE = 0x7E57_0000_0000
 
@@ -149,6 +149,7 @@ def run_blocks(launch: KernelLaunch, seed: int | None = None, limit: int | None 
     if seed is not None:
         random.Random(seed).shuffle(blocks)
     launch.counts.grid = len(blocks)
+    check_supported(launch.program)
     with np.errstate(all="ignore"):
         for index in blocks[:limit]:
             launch.counts.blocks += 1
@@ -156,11 +157,11 @@ def run_blocks(launch: KernelLaunch, seed: int | None = None, limit: int | None 
 
 
 @contextmanager
-def executed(chip: int, **settings: Any) -> Iterator[Executor]:
+def executed(chip: int, kind: type[Executor] = Executor, **settings: Any) -> Iterator[Executor]:
     """Let every Triton kernel that is launched here run on the CPU as compiled for a chip; takes `Executor`'s settings."""
     from rlpheads.kernels.gpu import triton_launch  # noqa: F401 - decides at its import whether Triton interprets
 
-    executor = Executor(chip, **settings)
+    executor = kind(chip, **settings)
 
     def run(kernel: JITFunction, *arguments: Any, warmup: bool, **options: Any) -> None:
         assert not warmup

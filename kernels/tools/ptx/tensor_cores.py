@@ -65,16 +65,23 @@ def multiply_fragments(block: Block, instruction: Instruction, active: Array) ->
         block.write(target, value.astype(np.float32), active)
 
 
-def matrix_cells(descriptor: int, swizzle: int, rows: int, row_bytes: int) -> Array:
-    """Cells of a K-major matrix in shared memory (rows, bytes): 8 rows together, at a stride (9.7.15.6, 9.7.16.5).
+def matrix_cells(descriptor: int, swizzle: int, rows: int, across: bool) -> Array:
+    """Cells of `rows` rows of 32 bytes along K in shared memory, by a matrix descriptor (9.7.15.6, 9.7.16.5).
 
-    Rows of 8 follow each other at the width of the swizzle; `descriptor`: start and stride in units of 16 bytes.
+    Its start and strides are in units of 16 bytes. Of a K-major matrix 8 rows follow each other at the width of the swizzle,
+    and the next 8 at a stride. `across`: 16-bit numbers of one K side by side, 8 such rows at the width, the next 8 at the
+    stride, and what is wider than the swizzle at the leading stride.
     """
-    start, stride = (descriptor & 0x3FFF) * 16, (descriptor >> 32 & 0x3FFF) * 16
+    start, leading, stride = ((descriptor >> place & 0x3FFF) * 16 for place in (0, 16, 32))
     if descriptor >> 49 & 7 or not swizzle:
         raise NotImplementedError("a matrix descriptor with a base offset or without swizzling")
-    row, byte = np.arange(rows)[:, None], np.arange(row_bytes)[None]
-    return swizzled(start + row // 8 * stride + row % 8 * (16 << swizzle) + byte, swizzle)
+    row, width = np.arange(rows)[:, None, None], 16 << swizzle
+    depth, byte = np.arange(16)[None, :, None], np.arange(2)
+    if across:
+        cells = start + row * 2 % width + row * 2 // width * leading + depth % 8 * width + depth // 8 * stride + byte
+    else:
+        cells = start + row // 8 * stride + row % 8 * width + 2 * depth + byte
+    return swizzled(cells.reshape(rows, 32), swizzle)
 
 
 def warpgroup(block: Block, instruction: Instruction, active: Array) -> None:
@@ -98,8 +105,7 @@ def _begin_product(block: Block, instruction: Instruction, active: Array) -> Non
     fenced = [*targets, *(left.parts if isinstance(left, Group) else ())]
     if any(part.name in block.unfenced_registers for part in fenced):  # type: ignore[union-attr]
         raise KernelError("registers of a wgmma were written since the last wgmma.fence")
-    scales = [block.one(operand, "s32", active) for operand in instruction.operands[4:]]
-    if scales[:2] != [1, 1] or any(scales[2:]):
+    if [block.one(scale, "s32", active) for scale in instruction.operands[4:6]] != [1, 1]:
         raise NotImplementedError(instruction.text)
     totals = block.read(instruction.operands[3], "pred", active)
     adds = bool(np.broadcast_to(totals, (block.num_threads,))[active].all())
@@ -128,7 +134,8 @@ class _GroupProduct:
                 continue
             descriptor = block.one(instruction.operands[place], "u64", self.active)
             swizzle = (0, 3, 2, 1)[descriptor >> 62]
-            cells = matrix_cells(descriptor, swizzle, rows, 32)
+            across = [block.one(flag, "s32", active) == 1 for flag in instruction.operands[6:]] or [False, False]
+            cells = matrix_cells(descriptor, swizzle, rows, across[place - 1])
             self._cells[place] = cells
             group, text = np.array([number]), instruction.text[:60]
             self._flights.append(

@@ -137,7 +137,7 @@ class _Product:
         self.kind = {("kind::f16", 0): "f16", ("kind::f16", 1): "bf16", ("kind::tf32", 2): "tf32"}[
             instruction.modifiers[2], bits >> 7 & 7
         ]
-        if bits >> 4 & 3 != 1 or bits >> 10 & 7 != bits >> 7 & 7 or bits >> 13 & 15 or bits & 0xC:
+        if bits >> 4 & 3 != 1 or bits >> 10 & 7 != bits >> 7 & 7 or bits >> 13 & 3 or bits & 0xC:
             raise NotImplementedError(f"instruction descriptor {bits:#x}")
         self.adds = bool(np.broadcast_to(block.read(adds, "pred", active), (block.num_threads,))[active][0])
         lanes = np.arange(rows) if rows == TENSOR_LANES else np.arange(rows) // 16 * 32 + np.arange(rows) % 16
@@ -146,8 +146,8 @@ class _Product:
         if self.a_in_tensor:
             self.a = _cells(block, np.array([block.one(a, "u32", active)]), lanes[:, None], np.arange(8)[None])
         else:
-            self.a = _shared_matrix(block.one(a, "u64", active), rows)
-        self.b = _shared_matrix(block.one(b, "u64", active), columns)
+            self.a = _shared_matrix(block.one(a, "u64", active), rows, bool(bits >> 15 & 1))
+        self.b = _shared_matrix(block.one(b, "u64", active), columns, bool(bits >> 16 & 1))
 
     def compute(self) -> None:
         """Multiply; rounded as in `tensor_cores`."""
@@ -159,9 +159,9 @@ class _Product:
         block.tensor.fill(self.d, product.astype(np.float32).view(np.uint32))
 
 
-def _shared_matrix(descriptor: int, rows: int) -> Array:
+def _shared_matrix(descriptor: int, rows: int, across: bool) -> Array:
     swizzle = {0: 0, 2: 3, 4: 2, 6: 1}[descriptor >> 61]
-    return matrix_cells(descriptor, swizzle, rows, 32)
+    return matrix_cells(descriptor, swizzle, rows, across)
 
 
 def commit(block: Block, instruction: Instruction, active: Array) -> None:

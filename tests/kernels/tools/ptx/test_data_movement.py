@@ -130,6 +130,11 @@ def test_matrices_of_8_by_8() -> None:
         for number in range(4):
             pair = matrices[number, lane // 4, lane % 4 * 2 :][:2]
             assert torch.equal(target.view(32, 4, 2)[lane, number], pair)
+    run(body.replace("x4.shared", "x4.trans.shared"), source, target, shared_bytes=512)
+    for lane in range(32):
+        for number in range(4):
+            pair = matrices[number, lane % 4 * 2 :, lane // 4][:2]
+            assert torch.equal(target.view(32, 4, 2)[lane, number], pair)
     body = """
 	and.b32 %r6, %r0, 7;
 	shl.b32 %r6, %r6, 4;
@@ -142,3 +147,11 @@ def test_matrices_of_8_by_8() -> None:
     lanes = torch.zeros(32, dtype=torch.int32)
     run(body, lanes, shared_bytes=128)
     assert lanes.tolist() == list(range(32))
+
+
+@pytest.mark.parametrize(
+    "statement", ["add.sat.s32 %r1, %r0, 1;", "lg2.approx.f32 %r1, %r0;", "ld.global.nc.b32 %r1, [%rd0];"]
+)
+def test_what_is_not_implemented_is_refused(statement: str) -> None:
+    with pytest.raises(NotImplementedError):
+        run("\t" + statement, torch.zeros(32))

@@ -15,6 +15,7 @@ import triton_labels
 from ptx_cases import SHAPES, LossCase, builds_run, cases, errors_in_bounds
 from triton_cases import Case
 
+from rlpheads.kernels.gpu import triton_launch
 from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS
 from rlpheads.kernels.tools.aot_kernels import builds
 from rlpheads.kernels.tools.ptx.launch import executed
@@ -65,6 +66,23 @@ def test_every_kernel_that_is_listed(chip: int, mode: str) -> None:
     print(f"{time.perf_counter() - start:.0f} s; not run: {sorted(missing)}", flush=True)
     assert worst <= 1
     assert not missing or mode == "unaligned"
+
+
+@pytest.mark.slow
+@chips
+def test_exponentials_beyond_two_to_the_31(chip: int) -> None:
+    """Rows 16.7 million numbers apart, of which the last begin beyond 2^31: the same as side by side."""
+    x_BD, w_KD = torch.randn(140, 64, dtype=BF16), torch.randn(139, 64, dtype=BF16)
+    operands = triton_launch.Operands(x_BD, w_KD, None, torch.randint(139, (1, 140)), 0)
+    found = []
+    with executed(chip, seed=3):
+        reference = triton_launch.row_shifts(operands, False)
+        tiles = triton_launch.tiles_for(operands, has_base=False)
+        for stride in (192, 16_700_000):
+            exp_RK = torch.empty(140 * stride, dtype=BF16).as_strided((140, 139), (stride, 1))
+            triton_launch.class_tiles(operands, reference, triton_launch.SlabBuffers(exp_RK), tiles)
+            found.append(exp_RK.clone())
+    assert torch.equal(*found)
 
 
 @pytest.mark.slow

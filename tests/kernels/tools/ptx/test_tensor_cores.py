@@ -98,12 +98,17 @@ def run_wgmma(body: str, kind: str, *, late: bool) -> tuple[torch.Tensor, torch.
         for place, x in enumerate((a, b))
     }
     run(body, a, b, output, threads=256, shared_bytes=66000, late=late, maps=maps)
+    return gathered(output), (a.double() @ b.double().T).float()
+
+
+def gathered(output: torch.Tensor) -> torch.Tensor:
+    """The matrix of which each thread holds 8 numbers."""
     found = torch.zeros(128, COLUMNS)
     for thread in range(256):
         row = 64 * (thread // 128) + 16 * (thread % 128 // 32) + thread % 32 // 4
         for number in range(8):
             found[row + 8 * (number % 4 // 2), 8 * (number // 4) + thread % 4 * 2 + number % 2] = output[thread, number]
-    return found, (a.double() @ b.double().T).float()
+    return found
 
 
 @pytest.mark.parametrize("late", [True, False])
@@ -111,6 +116,21 @@ def run_wgmma(body: str, kind: str, *, late: bool) -> tuple[torch.Tensor, torch.
 def test_wgmma_of_two_warpgroups(kind: str, late: bool) -> None:
     found, expected = run_wgmma(wgmma_body(kind), kind, late=late)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+
+
+def test_wgmma_of_b_stored_across() -> None:
+    """B with the numbers of one K side by side: 64 rows of 16 numbers, in boxes of 128 bytes."""
+    body = wgmma_body("bf16").replace(", %rd8, ", ", %rd9, ").replace(", 1, 1, 0, 0;", ", 1, 1, 0, 1;")
+    for step in range(4):  # 16 rows of 128 bytes a step, 8 rows 1024 bytes apart
+        body = body.replace(f"%rd8, {DESCRIPTOR + 1024 + 2 * step};", f"%rd9, {DESCRIPTOR + 1024 + 128 * step};")
+    a, b, output = matrix(3, 128, 64, "bf16"), matrix(4, 64, 64, "bf16"), torch.zeros(256, 8)
+    maps = {
+        8: TensorMap(a.data_ptr(), (128, 64), 64, 2, (128, 64), 3),
+        9: TensorMap(b.data_ptr(), (64, 64), 64, 2, (64, 64), 3),
+    }
+    run(body.replace("1], 18432", "1], 24576"), a, b, output, threads=256, shared_bytes=66000, maps=maps)
+    expected = (a.double() @ b[:, :16].double()).float()
+    torch.testing.assert_close(gathered(output), expected, rtol=1e-6, atol=1e-5)
 
 
 def test_wgmma_with_a_in_registers() -> None:
