@@ -137,7 +137,10 @@ def builds_run(compiled: list[Compiled], builds: list[Build]) -> list[Build]:
 def _covers(build: Build, name: str, constants: dict[str, Any], types: dict[str, Any]) -> bool:
     flags = {key: value for key, value in build.flags.items() if key in build.kernel.arg_names}
     same_flags = all(key in constants and constants[key] == value for key, value in flags.items())
+    unused = () if flags.get("MOMENT") else ("moments",)
     same_types = all(
-        types.get(key, kind) in (kind, "constexpr") for key, kind in build.pointers.items() if isinstance(kind, str)
+        types.get(key, kind) in (kind, "constexpr")
+        for key, kind in build.pointers.items()
+        if isinstance(kind, str) and key not in unused
     )
     return build.kernel.__name__ == name and same_flags and same_types

@@ -50,6 +50,7 @@ def launches_of(
         loss = random_label_loss(
             x_BD, w_KD, torch.randint(labels, (rows,)), bias_K=b_K, regularizer=kind, impl="triton", memory_budget=2**33
         )
+        assert loss.regularizer_B is not None
         (loss.cross_entropy_B + loss.regularizer_B).sum().backward()
     return executor.launches
 
@@ -64,7 +65,7 @@ def rows_of(chip: int, launches: list[KernelLaunch], num_logits: int) -> list[li
         each: Counter[str] = Counter()
         for launch in group:
             scale = launch.counts.grid / launch.counts.blocks
-            each.update({kind: number * scale / num_logits for kind, number in launch.counts.instructions.items()})  # type: ignore[misc]
+            each.update({kind: number * scale / num_logits for kind, number in launch.counts.instructions.items()})
         stores = sum((launch.counts.stores for launch in group), Counter())
         passes = sum(launch.counts.shared_passes for launch in group)
         conflicts = sum(launch.counts.bank_conflicts for launch in group)
