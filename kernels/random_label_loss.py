@@ -29,6 +29,7 @@ from rlpheads.kernels.stages import (
     attach_feature_gradient,
     local_feature_gradient,
 )
+from rlpheads.kernels.transforms import check_no_transform, tensors_of_labels
 
 IMPLS = ("auto", "reference", *KERNELS)
 """What `impl` may be."""
@@ -107,10 +108,11 @@ def random_label_loss(
             more. `reference` ignores it.
 
     Returns:
-        A `RandomLabelLoss`. Backward may run repeatedly under `retain_graph`. Differentiating twice takes `reference`;
-        otherwise it raises a RuntimeError that says so.
+        A `RandomLabelLoss`. Backward may run repeatedly under `retain_graph`. Differentiating twice, forward-mode AD and the
+        transforms of torch.func take `impl="reference"`; otherwise they raise a RuntimeError that says so.
 
     Raises:
+        RuntimeError: for a function transform or forward-mode AD, unless `impl` is `reference`.
         ValueError: for shapes, dtypes or devices that do not fit together, K < 2, labels outside [0, K) or weights outside
             [0, 1] (on the CPU), an unknown `regularizer` or `impl`, an `impl` that cannot run there, or a negative budget.
     """
@@ -172,15 +174,17 @@ def random_label_losses(
     arguments.check_labels(heads.features, label_list, pair_list)
     arguments.check_regularizer(regularizer)
     arguments.check_memory_budget(memory_budget)
-    impl = _resolve_impl(impl, heads.features[0], heads.num_labels)
-    rows = _gather_row_labels(label_list, pair_list, accumulation_dtype(heads.features[0], heads.weights[0]), impl)
+    chosen = _resolve_impl(impl, heads.features[0], heads.num_labels)
+    if impl != "reference":  # also for "auto" where it takes the reference: whether it does depends on B and K
+        check_no_transform(_tensors(heads, label_list, pair_list))
+    rows = _gather_row_labels(label_list, pair_list, accumulation_dtype(heads.features[0], heads.weights[0]), chosen)
     rows = arguments.check_label_values(rows, heads.num_labels)
     heads = _cast_to_autocast_dtype(heads)
-    if impl == "reference":
+    if chosen == "reference":
         loss = _loss_by_reference(heads, rows, regularizer, joint)
     else:
         budget = DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget
-        loss = _loss_by_stages(heads, rows, heads.needs(regularizer, joint, budget), joint, impl)
+        loss = _loss_by_stages(heads, rows, heads.needs(regularizer, joint, budget), joint, chosen)
     return _split_by_head(loss, len(weights))
 
 
@@ -207,6 +211,16 @@ class _Heads(NamedTuple):
             class_gradients=with_gradient and any(parameter.requires_grad for parameter in parameters),
             memory_budget=memory_budget,
         )
+
+
+def _tensors(heads: _Heads, labels: list[Labels], pairs: list[Pair | None]) -> list[Tensor]:
+    """All tensors that were given."""
+    given = [pair for pair in pairs if pair is not None]
+    of_labels = [
+        tensor for source in (*labels, *(second for second, _ in given)) for tensor in tensors_of_labels(source)
+    ]
+    biases = [bias_K for bias_K in heads.biases if bias_K is not None]
+    return [*heads.features, *heads.weights, *biases, *of_labels, *(weight_B for _, weight_B in given)]
 
 
 def _gather_row_labels(labels: list[Labels], pairs: list[Pair | None], dtype: torch.dtype, impl: str) -> RowLabels:

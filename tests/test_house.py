@@ -55,11 +55,12 @@ ARROWS = {
     "kernels": {
         "tools": "gpu cpu rows random_label_loss",
         "tools/ptx": "tools gpu random_label_loss",
-        "random_label_loss": "arguments stages rows gpu label_source",
+        "random_label_loss": "arguments transforms stages rows gpu label_source",
         "stages": "cpu gpu rows",
         "cpu": "rows native",
         "gpu": "rows cache_folder",
         "arguments": "rows label_source",
+        "transforms": "label_source",
         "rows": "",
         "native": "cache_folder",
         "cache_folder": "",

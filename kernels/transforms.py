@@ -1,0 +1,52 @@
+"""Function transforms (torch.func) and forward-mode AD, which only the reference implementation has rules for.
+
+Without this check `torch.func.jvp` and dual numbers would yield tangents of 0, since custom operators drop them silently.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from rlpheads.kernels.label_source import Labels
+
+TRANSFORMS = {"Grad": "grad, vjp or jacrev", "Vmap": "vmap", "Jvp": "jvp or jacfwd"}
+"""Functions of torch.func by the name of their level on functorch's stack."""
+
+
+def check_no_transform(tensors: Iterable[Tensor]) -> None:
+    """Check that neither a function transform nor forward-mode AD asks for derivatives or batches of these tensors.
+
+    torch.compile has no such transform at hand, and is not asked.
+
+    Raises:
+        RuntimeError: one does; the message names it.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if asked := _requested_transform(list(tensors)):
+        raise RuntimeError(
+            f"random_label_loss was called under {asked}, for which its tiled and fused implementations have no rules: pass "
+            "impl='reference', which holds all B×K logits"
+        )
+
+
+def tensors_of_labels(labels: Labels) -> tuple[Tensor, ...]:
+    """The tensors that labels are read from."""
+    return (labels,) if isinstance(labels, Tensor) else labels[:2]
+
+
+def _requested_transform(tensors: list[Tensor]) -> str | None:
+    """The innermost transform that acts on the tensors.
+
+    It does not act on tensors that it does not wrap and that need no gradient: they are constants to it.
+    """
+    functorch = torch._C._functorch
+    levels = [level.key().name for level in functorch.get_interpreter_stack() or ()]
+    names = [TRANSFORMS[level] for level in levels if level in TRANSFORMS]
+    if names and any(functorch.is_functorch_wrapped_tensor(tensor) or tensor.requires_grad for tensor in tensors):
+        return f"torch.func.{names[-1]}"
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors if tensor.is_floating_point()):
+        return "torch.autograd.forward_ad"
+    return None
