@@ -12,6 +12,8 @@ from rlpheads.kernels.rows.row_softmax import RowLabels
 from rlpheads.kernels.rows.terms import REGULARIZERS
 
 LABEL_DTYPES = (torch.int32, torch.int64)
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOAT_NAMES = "float16, bfloat16, float32 or float64"
 
 
 def check_heads(features: list[Tensor], weights: list[Tensor], biases: list[Tensor | None]) -> None:
@@ -43,22 +45,28 @@ def check_lists(heads: dict[str, list[Any] | None]) -> None:
 
 def check_head(features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor | None) -> None:
     """Check the shapes, dtypes and devices of the features and the linear head."""
-    for name, tensor in (("features", features_BD), ("weight", weight_KD), ("bias", bias_K)):
-        if not isinstance(tensor, Tensor) and (tensor is not None or name != "bias"):
+    named = {"features": features_BD, "weight": weight_KD} | ({} if bias_K is None else {"bias": bias_K})
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} must be a tensor; got {type(tensor).__name__}")
+        _check_dense(name, tensor)
+    if features_BD.is_meta:
+        raise ValueError("features must have values; they are on the device meta, which holds shapes alone")
     if features_BD.ndim != 2 or weight_KD.ndim != 2 or features_BD.shape[1] != weight_KD.shape[1]:
         raise ValueError(
             "features must be (B, D) and weight (K, D) with the same D; "
             f"got features {tuple(features_BD.shape)} and weight {tuple(weight_KD.shape)}"
         )
+    if features_BD.shape[1] < 1:
+        raise ValueError(f"features must have a column (D) at least; got {tuple(features_BD.shape)}")
     num_labels = weight_KD.shape[0]
     if num_labels < 2:
         raise ValueError(f"at least 2 labels are needed; weight has {num_labels} row(s)")
     if bias_K is not None and bias_K.shape != (num_labels,):
         raise ValueError(f"bias must be ({num_labels},), one entry for each row of weight; got {tuple(bias_K.shape)}")
-    for name, tensor in (("features", features_BD), ("weight", weight_KD), ("bias", bias_K)):
-        if tensor is not None and not tensor.is_floating_point():
-            raise ValueError(f"{name} must be of a floating-point dtype; got {tensor.dtype}")
+    for name, tensor in named.items():
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise ValueError(f"{name} must be of a floating-point dtype ({FLOAT_NAMES}); got {tensor.dtype}")
         _check_device(name, tensor, features_BD)
 
 
@@ -111,9 +119,10 @@ def _check_pair(pair: Pair, features_BD: Tensor) -> None:
     _check_labels("pair's labels", labels, features_BD)
     if not isinstance(weight_B, Tensor):
         raise ValueError(f"pair's weight must be a tensor; got {type(weight_B).__name__}")
-    if weight_B.shape != features_BD.shape[:1] or not weight_B.is_floating_point():
+    _check_dense("pair's weight", weight_B)
+    if weight_B.shape != features_BD.shape[:1] or weight_B.dtype not in FLOAT_DTYPES:
         raise ValueError(
-            f"pair's weight must be floating-point and ({len(features_BD)},), one for each row of features; "
+            f"pair's weight must be floating-point ({FLOAT_NAMES}) and ({len(features_BD)},), one for each row of features; "
             f"got {weight_B.dtype} {tuple(weight_B.shape)}"
         )
     _check_device("pair's weight", weight_B, features_BD)
@@ -126,6 +135,7 @@ def _check_labels(name: str, labels: Labels, features_BD: Tensor) -> None:
     if not isinstance(labels, tuple) or len(labels) != 3 or not all(isinstance(part, Tensor) for part in labels[:2]):
         raise ValueError(f"{name} must be a tensor or a tuple (table, index, draw); got {_type_name(labels)}")
     table_MN, index_B, draw = labels
+    _check_dense(f"the table of {name}", table_MN)
     if table_MN.ndim != 2 or table_MN.dtype not in LABEL_DTYPES or table_MN.shape[1] == 0:
         raise ValueError(
             f"the table of {name} must be int32 or int64 and (M, N), a row for each draw and a column for each sample; "
@@ -145,7 +155,15 @@ def _type_name(value: object) -> str:
     return f"a tuple ({', '.join(type(part).__name__ for part in value)})"
 
 
+def _check_dense(name: str, tensor: Tensor) -> None:
+    """Check that a tensor is neither nested, sparse nor in oneDNN's layout; before its shape, which some of them lack."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "a nested tensor" if tensor.is_nested else f"the layout {tensor.layout}"
+        raise ValueError(f"{name} must be a dense tensor (torch.strided), not nested, sparse or oneDNN's; got {kind}")
+
+
 def _check_indices(name: str, indices_B: Tensor, features_BD: Tensor) -> None:
+    _check_dense(name, indices_B)
     if indices_B.dtype not in LABEL_DTYPES:
         raise ValueError(f"{name} must be int32 or int64; got {indices_B.dtype}")
     if indices_B.shape != features_BD.shape[:1]:

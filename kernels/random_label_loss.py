@@ -85,8 +85,9 @@ def random_label_loss(
     no feature gradient is computed. Every value and gradient is exact at any margin: p_y → 1 loses no digits of 1 − p_y.
 
     Args:
-        features_BD: (B, D), floating-point; B may be 0. Autocast rounds them to its dtype, as for any linear layer.
-        weight_KD: (K, D), floating-point, K ≥ 2. It may differ from the features in dtype; gradients have the dtype of
+        features_BD: (B, D), float16, bfloat16, float32 or float64; B may be 0. Autocast rounds them to its dtype, as for any
+            linear layer.
+        weight_KD: (K, D), of these dtypes, K ≥ 2. It may differ from the features in dtype; gradients have the dtype of
             what they belong to, and are accumulated in float32 (float64 if an input is float64).
         labels: (B,) int32 or int64 in [0, K); or (table, index, draw) for table[draw, index]: `table` is (M, N), `index` (B,),
             both int32 or int64, `draw` an integer. An index of −1 marks a padding row, whose results are finite and mean
@@ -113,8 +114,10 @@ def random_label_loss(
 
     Raises:
         RuntimeError: for a function transform or forward-mode AD, unless `impl` is `reference`.
-        ValueError: for shapes, dtypes or devices that do not fit together, K < 2, labels outside [0, K) or weights outside
-            [0, 1] (on the CPU), an unknown `regularizer` or `impl`, an `impl` that cannot run there, or a negative budget.
+        ValueError: for tensors that are nested, sparse, in oneDNN's layout or on the device meta, dtypes other than float16,
+            bfloat16, float32 and float64, shapes, dtypes or devices that do not fit together, D < 1, K < 2, labels outside
+            [0, K) or weights outside [0, 1] (on the CPU), an unknown `regularizer` or `impl`, an `impl` that cannot run there,
+            or a negative budget.
     """
     return random_label_losses(
         [features_BD],

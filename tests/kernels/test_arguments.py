@@ -1,5 +1,7 @@
 """Wrong arguments of `random_label_loss`: a clear ValueError each."""
 
+import warnings
+
 import pytest
 import torch
 from kernel_problems import IMPLS
@@ -9,6 +11,11 @@ from rlpheads.kernels.random_label_loss import random_label_loss
 impls = pytest.mark.parametrize("impl", IMPLS)
 
 GOOD = {"features_BD": torch.zeros(3, 4), "weight_KD": torch.zeros(5, 4), "labels": torch.zeros(3, dtype=torch.int64)}
+FLOAT8, BFLOAT8 = torch.float8_e4m3fn, torch.float8_e5m2
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch calls them a prototype
+    NESTED = torch.nested.nested_tensor([torch.zeros(2, 4), torch.zeros(1, 4)])
+JAGGED = torch.nested.nested_tensor([torch.zeros(2, 4), torch.zeros(1, 4)], layout=torch.jagged)
 TABLE, INDEX = torch.zeros(2, 9, dtype=torch.int32), torch.tensor([0, -1, 1])
 
 
@@ -53,6 +60,28 @@ TABLE, INDEX = torch.zeros(2, 9, dtype=torch.int32), torch.tensor([0, -1, 1])
         ({"impl": "tiled-cpu"}, "unknown impl 'tiled-cpu'.*did you mean 'tiled_cpu'"),
         ({"memory_budget": -1}, "memory_budget must be a number of bytes"),
         ({"memory_budget": 2.5}, "memory_budget must be a number of bytes"),
+        (
+            {"features_BD": torch.zeros(3, 0), "weight_KD": torch.zeros(5, 0)},
+            r"features must have a column \(D\) at least; got \(3, 0\)",
+        ),
+        ({"features_BD": torch.zeros(3, 4).to(FLOAT8)}, r"features must be .*float16.*; got torch.float8_e4m3fn"),
+        ({"weight_KD": torch.zeros(5, 4).to(BFLOAT8)}, r"weight must be .*float16.*; got torch.float8_e5m2"),
+        ({"bias_K": torch.zeros(5).to(FLOAT8)}, r"bias must be .*float16.*; got torch.float8_e4m3fn"),
+        ({"pair": (INDEX, torch.zeros(3).to(FLOAT8))}, "pair's weight must be .*float16.*; got torch.float8_e4m3fn"),
+        ({"features_BD": torch.zeros(3, 4, dtype=torch.complex64)}, "features must be .*; got torch.complex64"),
+        ({"features_BD": NESTED}, "features must be a dense tensor.*; got a nested tensor"),
+        ({"features_BD": JAGGED}, "features must be a dense tensor.*; got a nested tensor"),
+        ({"weight_KD": NESTED}, "weight must be a dense tensor.*; got a nested tensor"),
+        ({"labels": NESTED}, "labels must be a dense tensor.*; got a nested tensor"),
+        ({"labels": (NESTED, INDEX, 0)}, "the table of labels must be a dense tensor.*; got a nested tensor"),
+        ({"pair": (INDEX, NESTED)}, "pair's weight must be a dense tensor.*; got a nested tensor"),
+        ({"features_BD": torch.zeros(3, 4).to_mkldnn()}, r"features must be .*; got the layout torch._mkldnn"),
+        ({"weight_KD": torch.zeros(5, 4).to_mkldnn()}, r"weight must be .*; got the layout torch._mkldnn"),
+        ({"bias_K": torch.zeros(5).to_mkldnn()}, r"bias must be .*; got the layout torch._mkldnn"),
+        ({"pair": (INDEX.clamp(0), torch.zeros(3).to_mkldnn())}, "pair's weight .*; got the layout torch._mkldnn"),
+        ({"features_BD": torch.zeros(3, 4).to_sparse()}, "features must be .*; got the layout torch.sparse_coo"),
+        ({"labels": (TABLE, INDEX.to_sparse(), 0)}, "the index of labels .*; got the layout torch.sparse_coo"),
+        ({"labels": (TABLE.to_sparse(), INDEX, 0)}, "the table of labels .*; got the layout torch.sparse_coo"),
     ],
 )
 def test_bad_input_is_refused(impl: str, change: dict[str, object], message: str) -> None:
@@ -60,9 +89,10 @@ def test_bad_input_is_refused(impl: str, change: dict[str, object], message: str
         random_label_loss(**{"impl": impl, **GOOD, **change})
 
 
-def test_devices_must_agree() -> None:
+@pytest.mark.parametrize("impl", ["auto", "triton", *IMPLS])
+def test_devices_must_agree(impl: str) -> None:
     with pytest.raises(ValueError, match="weight must be on the features' device cpu; got meta"):
-        random_label_loss(GOOD["features_BD"], GOOD["weight_KD"].to("meta"), GOOD["labels"])
+        random_label_loss(GOOD["features_BD"], GOOD["weight_KD"].to("meta"), GOOD["labels"], impl=impl)
     on_meta = {name: tensor.to("meta") for name, tensor in GOOD.items()}
-    with pytest.raises(ValueError, match="impl 'tiled_cpu' runs on the CPU; the features are on meta"):
-        random_label_loss(**on_meta, impl="tiled_cpu")
+    with pytest.raises(ValueError, match="features must have values; they are on the device meta"):
+        random_label_loss(**on_meta, impl=impl)
