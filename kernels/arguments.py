@@ -24,6 +24,8 @@ def check_heads(features: list[Tensor], weights: list[Tensor], biases: list[Tens
             _check_device("features", features_BD, features[0])
         except ValueError as error:
             raise _with_head_number(error, number, len(features)) from None
+    if features[0].is_meta:
+        raise ValueError("features must have values; they are on the device meta, which holds shapes alone")
     for what, values in (
         ("rows (B)", [len(features_BD) for features_BD in features]),
         ("labels (K)", [len(weight_KD) for weight_KD in weights]),
@@ -50,8 +52,6 @@ def check_head(features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor | None) ->
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} must be a tensor; got {type(tensor).__name__}")
         _check_dense(name, tensor)
-    if features_BD.is_meta:
-        raise ValueError("features must have values; they are on the device meta, which holds shapes alone")
     if features_BD.ndim != 2 or weight_KD.ndim != 2 or features_BD.shape[1] != weight_KD.shape[1]:
         raise ValueError(
             "features must be (B, D) and weight (K, D) with the same D; "
