@@ -212,7 +212,7 @@ def audit_labels(run: OpenedRun, num_draws: int, in_train_N: Tensor, in_heldout_
         heads.num_labels,
         num_draws=num_draws,
         seed=stream_seed(run.config.seed, "refitted probes"),
-        balance="balanced" if heads.balance == "balanced" else "iid",
+        balance=heads.label_balance,
         classes=classes,
     )
 

@@ -141,6 +141,11 @@ class HeadsConfig:
         """Return how many heads of K labels one head is made of: one for each class, or one for all."""
         return num_classes if self.balance == "per_class" else 1
 
+    @property
+    def label_balance(self) -> Literal["iid", "balanced"]:
+        """How the training images' labels are drawn: inside each class, where the classes have labels of their own."""
+        return "balanced" if self.balance == "balanced" else "iid"
+
 
 @dataclass(frozen=True)
 class RegularizerConfig:

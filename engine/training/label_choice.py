@@ -45,9 +45,9 @@ def settle_labels(config: Config, plan: ModelPlan, sources: Sources, folder: Pat
     num_samples = manifest.num_samples // config.heads.num_blocks(len(manifest.classes))  # of one block's head
     num_samples, num_features = max(num_samples, 1), max(plan.dims)
     if config.heads.labels != "auto":
-        warning = capacity_warning(config.heads.labels, num_samples, num_features)
+        warning = capacity_warning(config.heads.labels, num_samples, num_features, config.heads.label_balance)
         return SettledLabels(config, _label_warnings(warning))
-    choice = auto_labels(num_samples, num_features)
+    choice = auto_labels(num_samples, num_features, config.heads.label_balance)
     begun = _labels_in_folder(folder)
     if begun not in (None, choice.num_labels):
         return settle_labels(with_labels(config, begun), plan, sources, folder)
@@ -63,14 +63,13 @@ def run_labels(config: Config, manifest: Manifest, num_draws: int, device: torch
         num_draws: M; the draws of the audit heads come behind those of the heads.
         device: where the table is computed and lives.
     """
-    balanced = config.heads.balance == "balanced" and manifest.split == "train"  # held-out labels are always i.i.d.
     table_MN = label_table(
         manifest.num_samples,
         config.heads.num_labels,
         num_draws=num_draws,
         seed=stream_seed(config.seed, "labels"),
         split=manifest.split,
-        balance="balanced" if balanced else "iid",
+        balance=config.heads.label_balance if manifest.split == "train" else "iid",  # held-out labels are always i.i.d.
         device=device,
     )
     if config.heads.balance != "per_class":

@@ -21,7 +21,7 @@ from rlpheads.engine.runs.sources import Sources
 from rlpheads.engine.training.preparation import BatchPreparation
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.order import Order
-from rlpheads.memorization.baselines.head_only import least_squares_rla
+from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.heads.combined_loss import TermWeights
 
 
@@ -122,8 +122,8 @@ class Training:
     def baselines_T(self) -> list[float]:  # noqa: N802 - shape suffix
         """What a least-squares head alone reaches at every tap, on features that know nothing of the labels."""
         manifest, heads = self.run.sources.train.manifest, self.run.config.heads
-        num_samples = manifest.num_samples / heads.num_blocks(len(manifest.classes))
-        return [least_squares_rla(heads.num_labels, num_samples / dim) for dim in self.learner.dims]
+        num_samples = max(1, manifest.num_samples // heads.num_blocks(len(manifest.classes)))  # of one block's head
+        return [head_only_rla(heads.num_labels, num_samples, dim, heads.label_balance) for dim in self.learner.dims]
 
     def train_on(self, delivered: Batch) -> None:
         """Take the next optimizer step, on the next batch of the training loader."""

@@ -22,7 +22,7 @@ from rlpheads.memorization.arguments import check_count, check_num_labels
 from rlpheads.memorization.audit.feature_blocks import Features, GaussianFeatures, RowSubset
 from rlpheads.memorization.audit.feature_moments import Moments, collect_moments
 from rlpheads.memorization.audit.probe_fitting import minimise_lbfgs, score_accuracy
-from rlpheads.memorization.baselines.head_only import least_squares_rla
+from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.heads.hashing import key_from_name
 
 CONTROL_DRAWS = 2
@@ -62,7 +62,7 @@ class LeastSquaresProbe:
     """Regression of the centred one-hot labels on the centred features, without penalty, by streamed normal equations.
 
     All draws share the Gram matrix, so a draw costs little. Its accuracy on Gaussian features has a closed form
-    (`rlpheads.memorization.baselines.head_only.least_squares_rla`). Of many equally good solutions it takes the smallest.
+    (`rlpheads.memorization.baselines.head_only.head_only_rla`). Of many equally good solutions it takes the smallest.
     """
 
     name: str = "least_squares"
@@ -81,8 +81,8 @@ class LeastSquaresProbe:
         return ProbeFit(score_accuracy(features, labels_MN, num_labels, scores), moments.rank)
 
     def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
-        """Closed form; see `Probe`."""
-        return least_squares_rla(num_labels, labels_MN.shape[-1] / num_features)
+        """Closed form for i.i.d. labels; see `Probe`."""
+        return head_only_rla(num_labels, labels_MN.shape[-1], num_features)
 
 
 @dataclass(frozen=True)

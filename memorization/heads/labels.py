@@ -89,7 +89,7 @@ def label_table(
     """
     num_samples, num_draws = check_count("num_samples", num_samples), check_count("num_draws", num_draws)
     num_labels = _check_labels_fit(num_labels)
-    _check_balance(balance)
+    check_balance(balance)
     label = random_labels if balance == "iid" else _balanced_labels
     sample_ids_N = torch.arange(num_samples, device=device)
     return torch.stack([label(sample_ids_N, num_labels, key=label_key(seed, split, draw)) for draw in range(num_draws)])
@@ -111,7 +111,8 @@ def _check_labels_fit(num_labels: int) -> int:
     return num_labels
 
 
-def _check_balance(balance: str) -> None:
+def check_balance(balance: str) -> None:
+    """Raise ValueError, with the nearest choice, unless `balance` is one of `Balance`."""
     choices = get_args(Balance)
     if balance not in choices:
         nearest = difflib.get_close_matches(str(balance), choices, n=1, cutoff=0.0)[0]

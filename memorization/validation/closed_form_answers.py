@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from rlpheads.memorization.baselines.capacity import capacity
-from rlpheads.memorization.baselines.head_only import auto_labels, least_squares_rla
+from rlpheads.memorization.baselines.head_only import auto_labels, head_only_rla, least_squares_rla
 from rlpheads.memorization.baselines.logistic_baseline import logistic_rla
 from rlpheads.memorization.measures import exact
 from rlpheads.memorization.measures.intervals import binomial_bounds
@@ -17,6 +17,8 @@ from rlpheads.memorization.validation.capacity_check import capacity_by_integral
 from rlpheads.memorization.validation.known_answer import Check, KnownAnswer
 
 LEAST_SQUARES = {(2, 2): 0.8413, (2, 4): 0.7181, (2, 10): 0.6306, (10, 10): 0.3583, (10, 4): 0.6183, (100, 20): 0.4259}
+INTERCEPT = {(100, 2000, 100): 0.391, (100, 1437, 96): 0.517}
+"""(K, n, d) -> accuracy with an intercept and i.i.d. labels, averaged over 1,000s of drawn label shares."""
 CAPACITY = {2: (2.0, 1e-6), 3: (2.40, 0.01), 5: (3.08, 0.01), 10: (4.51, 0.01), 100: (20.6, 0.1), 1000: (123, 0.5)}
 LOGISTIC = {2.5: (0.804, 0.966), 3: (0.765, 0.897), 5: (0.692, 0.808), 10: (0.631, 0.760)}
 
@@ -28,6 +30,20 @@ def least_squares() -> Sequence[KnownAnswer]:
         for (num_labels, alpha), value in LEAST_SQUARES.items()
     ]
     rows.append(KnownAnswer("accuracy, K=10, n/d=1", 1.0, least_squares_rla(10, 1.0), 0.0))
+    return rows
+
+
+def head_alone() -> Sequence[KnownAnswer]:
+    """Least-squares head with an intercept on i.i.d. labels: the head-only baseline."""
+    rows = [
+        KnownAnswer(f"accuracy, K={num_labels}, n={n}, d={d}", value, head_only_rla(num_labels, n, d), 0.003)
+        for (num_labels, n, d), value in INTERCEPT.items()
+    ]
+    many = head_only_rla(10, 4_000_000, 400_000)
+    rows.append(KnownAnswer("accuracy, K=10, n/d=10, many samples a label: the limit", 0.3583, many, 1e-4))
+    balanced = head_only_rla(100, 20_000, 1000, "balanced")
+    rows.append(KnownAnswer("accuracy, K=100, n/d=20, equally frequent labels", 0.4259, balanced, 1e-3))
+    rows.append(KnownAnswer("accuracy, K=10, n=d+1", 1.0, head_only_rla(10, 101, 100), 0.0))
     return rows
 
 
@@ -52,8 +68,8 @@ def label_choice() -> Sequence[KnownAnswer]:
     digits = auto_labels(1437, 192)
     image_net = auto_labels(1_280_000, 768)
     return [
-        KnownAnswer("head alone, n=1.28M, d=768, K=1000", 0.0095, least_squares_rla(1000, 1_280_000 / 768), 1e-4),
-        KnownAnswer("head alone, n=1437, d=192, K=2", 0.65, least_squares_rla(2, 1437 / 192), 0.005),
+        KnownAnswer("head alone, n=1.28M, d=768, K=1000", 0.0095, head_only_rla(1000, 1_280_000, 768), 1e-4),
+        KnownAnswer("head alone, n=1437, d=192, K=2", 0.65, head_only_rla(2, 1437, 192), 0.005),
         KnownAnswer("auto: K for n=1437, d=192", 2, digits.num_labels, 0),
         KnownAnswer(
             "auto: excess over chance, n=1.28M, d=768", 0.05, image_net.baseline - 1 / image_net.num_labels, 1e-4
@@ -114,6 +130,7 @@ def chance_bounds() -> Sequence[KnownAnswer]:
 
 CHECKS: tuple[Check, ...] = (
     least_squares,
+    head_alone,
     head_capacity,
     label_choice,
     logistic,

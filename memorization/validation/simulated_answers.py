@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
+from rlpheads.memorization.audit.feature_blocks import GaussianFeatures
+from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
 from rlpheads.memorization.baselines.capacity import capacity
-from rlpheads.memorization.baselines.head_only import least_squares_rla
+from rlpheads.memorization.baselines.head_only import head_only_rla, least_squares_rla
 from rlpheads.memorization.baselines.logistic_baseline import logistic_rla, simulate_logistic
-from rlpheads.memorization.heads.labels import label_table
+from rlpheads.memorization.heads.labels import Balance, label_table
 from rlpheads.memorization.measures import exact
 from rlpheads.memorization.measures.intervals import binomial_bounds
 from rlpheads.memorization.validation.closed_form_answers import LEAST_SQUARES
@@ -21,10 +23,19 @@ from rlpheads.memorization.validation.known_answer import Check, KnownAnswer
 NUM_LEAST_SQUARES = 4000  # with 20 samples a label (n = 2000, K = 100) their unequal counts still cost .017 of accuracy
 NUM_LOGISTIC = 2000
 NUM_DRAWS = 4
+NUM_PROBES = 12
+PROBED: tuple[tuple[int, int, int, Balance], ...] = (
+    (100, 2000, 100, "iid"),
+    (100, 1437, 96, "iid"),
+    (100, 2000, 100, "balanced"),
+    (10, 1437, 192, "iid"),
+    (2, 1437, 192, "iid"),
+    (1000, 4000, 100, "iid"),
+)
 
 
 def least_squares_simulated() -> Sequence[KnownAnswer]:
-    """Least-squares head, fitted (n=4000, mean of 4)."""
+    """Least-squares head without intercept, fitted (n=4000, mean of 4)."""
     rows = []
     for num_labels, alpha in LEAST_SQUARES:
         num_features = NUM_LEAST_SQUARES // alpha
@@ -35,6 +46,19 @@ def least_squares_simulated() -> Sequence[KnownAnswer]:
         name = f"accuracy, K={num_labels}, n/d={alpha}"
         rows.append(KnownAnswer(name, expected, float(np.mean(accuracies)), 0.02))
     rows.append(KnownAnswer("accuracy, K=10, n/d=1", 1.0, _least_squares_accuracy(10, 1000, 1000, seed=0), 0.0))
+    return rows
+
+
+def head_alone_simulated() -> Sequence[KnownAnswer]:
+    """The audit's least-squares probe, with its intercept, on Gaussian features (mean of 12)."""
+    rows = []
+    for num_labels, num_samples, num_features, balance in PROBED:
+        accuracies = [
+            _probe_accuracy(num_labels, num_samples, num_features, balance, seed) for seed in range(NUM_PROBES)
+        ]
+        expected = head_only_rla(num_labels, num_samples, num_features, balance)
+        name = f"accuracy, K={num_labels}, n={num_samples}, d={num_features}, {balance} labels"
+        rows.append(KnownAnswer(name, expected, float(np.mean(accuracies)), 0.01))
     return rows
 
 
@@ -122,6 +146,12 @@ def simulated_capacity(num_labels: int, num_draws: int, seed: int) -> tuple[floa
     return value, value * float(residual_R.std() / residual_R.mean()) / math.sqrt(num_draws)
 
 
+def _probe_accuracy(num_labels: int, num_samples: int, num_features: int, balance: Balance, seed: int) -> float:
+    labels_MN = label_table(num_samples, num_labels, num_draws=1, seed=seed, split="train", balance=balance)
+    features = GaussianFeatures(num_samples, num_features, seed)
+    return float(LeastSquaresProbe()(features, labels_MN, num_labels).accuracy_M)
+
+
 def _random_problem(
     num_labels: int, num_samples: int, num_features: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
@@ -149,6 +179,7 @@ def _least_squares_accuracy(num_labels: int, num_samples: int, num_features: int
 
 CHECKS: tuple[Check, ...] = (
     least_squares_simulated,
+    head_alone_simulated,
     capacity_simulated,
     separability_simulated,
     logistic_simulated,

@@ -13,7 +13,7 @@ from rlpheads.engine.learner.learner import build_heads
 from rlpheads.engine.runs.checkpoint import read_manifest
 from rlpheads.engine.runs.opened_run import open_run
 from rlpheads.engine.training import job
-from rlpheads.memorization.baselines.head_only import least_squares_rla
+from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.heads.head_losses import HeadTerms
 from rlpheads.memorization.records.ledger_file import read_ledger
 
@@ -59,7 +59,7 @@ def test_detached_features_hold_nothing_about_the_labels(detached_run):
     audit = audit_run(open_run(detached_run), AuditOptions(taps="inside", level=0.999))
     for tap in audit.taps:
         assert abs(tap.found.label_excess.value) < tap.found.label_excess.luck
-        assert tap.control.all_rows == least_squares_rla(5, 179 / 24)
+        assert tap.control.all_rows == head_only_rla(5, 179, 24)
         assert tap.found.rank == 23
     assert (audit.num_train, audit.num_equal, audit.num_own_draws) == (179, 179, 2)
 

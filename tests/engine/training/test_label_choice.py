@@ -19,7 +19,7 @@ from rlpheads.engine.runs.opened_run import open_run
 from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training.job import run
 from rlpheads.engine.training.label_choice import SettledLabels, run_labels, settle_labels
-from rlpheads.memorization.baselines.head_only import least_squares_rla
+from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.records.ledger_file import read_ledger
 
 
@@ -94,7 +94,7 @@ def test_labels_for_each_class_from_training_to_audit(tiny):
     bits_T, per_parameter_T = row["bits_clean"], row["bits_per_head_parameter_clean"]
     assert per_parameter_T == pytest.approx([bits / (10 * 24 * 4) for bits in bits_T])
     audit = audit_run(opened, AuditOptions(draws=4))
-    expected = least_squares_rla(5, 143.7 / 24)
+    expected = head_only_rla(5, 144, 24)
     assert audit.taps[0].control.all_rows == pytest.approx(expected, abs=0.01)
     assert audit.taps[0].found.fresh_F[0] == pytest.approx(expected, abs=0.08)
 

@@ -7,7 +7,7 @@ from audit_problems import AFFINE_PROBES, EVERY_PROBE, K, gaussian, labels_for
 
 from rlpheads.memorization.audit.feature_audit import audit_features, head_control
 from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe, LogisticProbe, TwoLayerProbe
-from rlpheads.memorization.baselines.head_only import least_squares_rla
+from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.baselines.logistic_baseline import simulate_logistic
 
 
@@ -72,8 +72,8 @@ def test_equal_numbers_on_both_sides_whichever_is_larger():
 def test_controls_belong_to_their_numbers_of_rows():
     labels = labels_for(1000, 200)
     control = head_control(labels, 20, LeastSquaresProbe())
-    assert control.all_rows == least_squares_rla(K, 50)
-    assert control.equal_rows == least_squares_rla(K, 10)
+    assert control.all_rows == head_only_rla(K, 1000, 20)
+    assert control.equal_rows == head_only_rla(K, 200, 20)
     simulated = head_control(labels, 20, LogisticProbe())
     assert simulated.all_rows == pytest.approx(simulate_logistic(K, 1000, 20, 0).accuracy, abs=0.04)
     assert simulated.equal_rows > simulated.all_rows + 0.05

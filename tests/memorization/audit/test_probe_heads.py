@@ -7,7 +7,7 @@ from audit_problems import AFFINE_PROBES, EVERY_PROBE, K, gaussian, table
 
 from rlpheads.memorization.audit.feature_blocks import GaussianFeatures
 from rlpheads.memorization.audit.probe_heads import ClassBlockProbe, LeastSquaresProbe, LogisticProbe, TwoLayerProbe
-from rlpheads.memorization.baselines.head_only import least_squares_rla
+from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.baselines.logistic_baseline import logistic_rla, simulate_logistic
 from rlpheads.memorization.heads.class_blocks import class_block_labels
 from rlpheads.memorization.heads.labels import label_table
@@ -17,8 +17,9 @@ from rlpheads.memorization.heads.labels import label_table
 def test_least_squares_reaches_its_closed_form(num_labels, alpha):
     labels = table(4000, 4, num_labels=num_labels)
     fit = LeastSquaresProbe()(GaussianFeatures(4000, 4000 // alpha), labels, num_labels)
-    assert float(fit.accuracy_M.mean()) == pytest.approx(least_squares_rla(num_labels, alpha), abs=0.02)
-    assert LeastSquaresProbe().control(labels, 4000 // alpha, num_labels) == least_squares_rla(num_labels, alpha)
+    expected = head_only_rla(num_labels, 4000, 4000 // alpha)
+    assert float(fit.accuracy_M.mean()) == pytest.approx(expected, abs=0.02)
+    assert LeastSquaresProbe().control(labels, 4000 // alpha, num_labels) == expected
 
 
 @pytest.mark.parametrize("alpha", [2.5, 5, 10])
