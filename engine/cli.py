@@ -1,7 +1,8 @@
-"""The console script `rlpheads`: a registry of the commands around a training run (which is `torchrun engine/train.py`).
+"""The console script `rlpheads`: a registry of the commands that train, and that go before and after a training run.
 
 A command is a file of `engine/commands/`: `add_arguments(parser)` declares its arguments and `run(arguments)` returns its exit
-code. Only the file of the command that was called is imported, and that imports torch only when it runs: help answers at once.
+code. One that has TAKES_SETTINGS gets what it did not declare as `arguments.settings`, and prints its own help. Only the file
+of the command that was called is imported, and that imports torch only when it runs: help answers at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from importlib.metadata import version
 from rlpheads.engine import exit_codes
 
 COMMANDS = {
+    "train": "train, with random-label prediction heads",
     "env": "print versions, devices and the source commit",
     "canaries": "say which measure finds the planted samples",
     "audit": "refit probes to the features of a checkpoint",
@@ -32,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     parser = _build_parser(next((word for word in words if word in COMMANDS), None))
-    arguments = parser.parse_args(words)
+    arguments, settings = parser.parse_known_args(words)
+    if settings and not arguments.takes_settings:
+        parser.error(f"unrecognized arguments: {' '.join(settings)}")
+    arguments.settings = settings
     if arguments.run is None:
         parser.print_help()
         return exit_codes.WRONG_SETTINGS
@@ -43,18 +48,19 @@ def _build_parser(called: str | None) -> argparse.ArgumentParser:
     """Build the parser of every command's name, and of the arguments of the one that was called."""
     parser = argparse.ArgumentParser(
         prog="rlpheads",
-        description="Tools around a training run; the run itself is: torchrun engine/train.py --config FILE",
+        description="Train image classifiers, and measure how much of the training set each layer memorises.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"rlpheads {version('rlpheads')}")
-    parser.set_defaults(run=None)
+    parser.set_defaults(run=None, takes_settings=False)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=summary, allow_abbrev=False)
-        if name == called:
-            command = import_module(f"rlpheads.engine.commands.{name}")
+        command = import_module(f"rlpheads.engine.commands.{name}") if name == called else None
+        takes_settings = getattr(command, "TAKES_SETTINGS", False)
+        subparser = subparsers.add_parser(name, help=summary, allow_abbrev=False, add_help=not takes_settings)
+        if command is not None:
             command.add_arguments(subparser)
-            subparser.set_defaults(run=command.run)
+            subparser.set_defaults(run=command.run, parser=subparser, takes_settings=takes_settings)
     return parser
 
 

@@ -1,6 +1,6 @@
 """Train a classifier with random-label prediction heads.
 
-torchrun engine/train.py --config configs/digits_vit.yaml --epochs 5
+rlpheads train --config configs/digits_vit.yaml --epochs 5
 torchrun --nproc-per-node 8 engine/train.py --config configs/imagenet_vit_b.yaml --data.root /data/imagenet
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from rlpheads.engine import exit_codes
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, RankError
-from rlpheads.engine.config.launcher_variables import is_first
+from rlpheads.engine.config.launcher_variables import is_first, without_local_rank
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Everything that can be wrong with the settings, the folder or the images is found before a process group is made.
     """
     try:
-        config = parse_config(sys.argv[1:] if argv is None else argv, note=_note)
+        config = parse_config(without_local_rank(sys.argv[1:] if argv is None else argv), note=_note)
         from rlpheads.engine.training import job  # torch and timm load here: --help and typing errors answer at once
 
         return job.run(config)
@@ -29,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_first("LOCAL_RANK") or isinstance(error, RankError):  # of others, the node's first rank speaks
             exit_codes.report_error(error)
         return exit_codes.WRONG_SETTINGS
+    except KeyboardInterrupt:  # before the first step, or a second one; the first one saves
+        if is_first("RANK"):
+            print(
+                "stopped: interrupted; the same command goes on from the last checkpoint, if there is one",
+                file=sys.stderr,
+            )
+        return exit_codes.INTERRUPTED
 
 
 def _note(line: str) -> None:

@@ -32,7 +32,7 @@ ARROWS = {
     "engine": {
         "train": "*",
         "cli": "*",
-        "commands": "training report runs checks learner model distributed config exit_codes",
+        "commands": "train training report runs checks learner model distributed config exit_codes",
         "training": "runs gauges learner report model distributed checks config exit_codes",
         "gauges": "model distributed config",
         "report": "learner runs",

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from rlpheads.engine.config.errors import ConfigError, RankError, refusal
 
 RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """Variables in which launchers count how often they started this job again; empty is as good as absent."""
+
+_TASK_COUNTS = {
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
+    "MV2_COMM_WORLD_SIZE": "mpirun",
+}
+"""Variables in which launchers without a rendezvous of torch's count the copies of a program, and the launchers."""
 
 _LAUNCHER = "torchrun sets these environment variables; without it, set all or none of them"
 _LAST_PORT = 65535
@@ -21,6 +30,8 @@ def rank_numbers() -> tuple[int, int, int]:
         ConfigError: these or other variables of launchers are not numbers, contradict each other, or lack the address at
             which the ranks meet (MASTER_ADDR, MASTER_PORT).
     """
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        check_one_process()
     world_size = _number("WORLD_SIZE", 1, least=1)
     rank = _below("RANK", _number("RANK", 0), "WORLD_SIZE", world_size)
     if "LOCAL_WORLD_SIZE" in os.environ:
@@ -32,6 +43,36 @@ def rank_numbers() -> tuple[int, int, int]:
                 raise ConfigError(f"{name}: not set, though RANK or WORLD_SIZE is; {_LAUNCHER}")
         _number("MASTER_PORT", 0, least=int(world_size > 1), most=_LAST_PORT)
     return rank, world_size, local_rank()
+
+
+def check_one_process() -> None:
+    """Refuse to be one of several copies that srun or mpirun started: each would train alone, into the same folder.
+
+    Raises:
+        RankError: with the command that launches the ranks.
+    """
+    for name, launcher in _TASK_COUNTS.items():
+        if (count := os.environ.get(name, "1")) != "1" and _is_number(count):
+            raise _several_copies(name, count, launcher)
+    # Slurm's first process of a job, which is the batch script, has number 0 and counts the tasks that srun may start.
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        raise _several_copies("SLURM_PROCID", os.environ["SLURM_PROCID"], "srun")
+
+
+def _several_copies(name: str, given: str, launcher: str) -> RankError:
+    one_task = "srun --ntasks 1" if launcher == "srun" else "mpirun -n 1"
+    return RankError(
+        f"{name}: got {given}: {launcher} started several copies, and each would train alone; let `rlpheads train` start the "
+        f"ranks: {one_task} rlpheads train --nproc-per-node N --config FILE (on several nodes one copy a node, with --nnodes "
+        "and --rdzv-endpoint)"
+    )
+
+
+def without_local_rank(argv: Sequence[str]) -> list[str]:
+    """Return a command line without the `--local-rank=N` of `python -m torch.distributed.launch`, which sets LOCAL_RANK too."""
+    if "LOCAL_RANK" not in os.environ:
+        return list(argv)
+    return [word for word in argv if word.partition("=")[0] not in ("--local-rank", "--local_rank")]
 
 
 def local_rank() -> int:

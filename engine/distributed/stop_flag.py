@@ -8,7 +8,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS
+from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS, ignored_stop_signals
 
 
 class StopFlag:
@@ -25,9 +25,11 @@ class StopFlag:
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def install(self) -> None:
-        """Catch the stop signals; the second SIGINT gets Python's own handler back."""
+        """Catch the stop signals, but for those that stay ignored; the second SIGINT gets Python's own handler back."""
+        ignored = ignored_stop_signals()
         for number in STOP_SIGNALS:
-            signal.signal(number, self._handle)
+            if number not in ignored:
+                signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._received = number

@@ -6,8 +6,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""torchrun and schedulers send SIGTERM; SIGUSR1 is Slurm's early warning; SIGINT is Ctrl-C (a second one kills)."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""torchrun and schedulers send SIGTERM; SIGUSR1 is Slurm's early warning; SIGINT is Ctrl-C (a second one kills); SIGHUP says
+that the terminal is gone, such as an ssh connection's."""
+
+
+def ignored_stop_signals() -> tuple[signal.Signals, ...]:
+    """Return the stop signals that stay ignored: SIGHUP under `nohup`, which keeps a run going past its terminal."""
+    return (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else ()
 
 
 @contextmanager

@@ -62,15 +62,23 @@ class Runner:
         self.config.write_text(TINY)
 
     def command(self, name: str, *flags: str, ranks: int = 1) -> list[str]:
+        """Return the command of a run: `torchrun engine/train.py`, and python alone for one rank."""
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         program = [str(ROOT / "engine" / "train.py"), "--config", str(self.config)]
         if ranks == 1:
             launcher = [sys.executable]
         return [*launcher, *program, "--run.dir", str(self.folder), "--run.name", name, *flags]
 
+    def train_command(self, name: str, *flags: str, ranks: int = 1) -> list[str]:
+        """Return the command of a run: `rlpheads train`."""
+        launcher = [sys.executable, "-m", "rlpheads.engine.cli", "train", "--nproc-per-node", str(ranks)]
+        return [*launcher, "--config", str(self.config), "--run.dir", str(self.folder), "--run.name", name, *flags]
+
     def start(self, name: str, *flags: str, ranks: int = 1) -> "subprocess.Popen[str]":
+        return self.start_command(self.command(name, *flags, ranks=ranks))
+
+    def start_command(self, command: list[str]) -> "subprocess.Popen[str]":
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = self.command(name, *flags, ranks=ranks)
         return subprocess.Popen(
             command,
             cwd=ROOT,

@@ -27,6 +27,19 @@ def test_signal_stops_at_the_next_step(flag, number):
     assert flag.reason == number.name
 
 
+def test_hangup_stays_ignored_under_nohup(launched):
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        flag = StopFlag(launched.control, world_size=1)
+        flag.install()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not flag.agreed()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_second_interrupt_interrupts(flag):
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
