@@ -1,9 +1,11 @@
 """`python -m rlpheads.kernels.tools.aot`: compile every Triton kernel ahead of time for three chips, and check the SASS.
 
-Prints a row for each kernel and chip: registers, shared memory, spills, tensor-core instructions, and the bytes that it
-moves by the model of `rlpheads.kernels.tools.traffic`, as a multiple of the compulsory ones. Exits with 1 where a kernel
-spills, multiplies without tensor cores, takes more shared memory than the chip has, or moves more than 1.10 times the
-compulsory bytes. With `--candidates` it does so with the tiles that `tune` may put in the place of the usual ones.
+Prints a row for each kernel, chip and specialisation (Triton compiles one code for sizes that are multiples of 16 and another
+for those that are not): registers, shared memory, spills, tensor-core instructions, and the bytes that it moves by the model
+of `rlpheads.kernels.tools.traffic`, as a multiple of the compulsory ones, without and with the cast of a float32 weight. Exits
+with 1 where a kernel spills, multiplies without tensor cores, takes more shared memory than the chip has, or moves more than
+1.10 times the compulsory bytes, the cast left out. With `--candidates` it does so with the tiles that `tune` may put in the
+place of the usual ones.
 """
 
 import argparse
@@ -16,10 +18,18 @@ from rich.console import Console
 from rich.table import Table
 
 from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS
-from rlpheads.kernels.tools.aot_kernels import Build, builds, candidate_builds
+from rlpheads.kernels.tools.aot_kernels import (
+    ALL_SPECIALIZATIONS,
+    SPECIALIZATIONS,
+    Build,
+    builds,
+    candidate_builds,
+    specialize,
+)
 from rlpheads.kernels.tools.aot_sass import MachineCode, compile_build
 from rlpheads.kernels.tools.traffic import (
     Workload,
+    cast_bytes,
     compulsory_product_bytes,
     compulsory_tile_bytes,
     modelled_product_bytes,
@@ -40,18 +50,22 @@ class KernelReport:
 
     kernel: str
     chip: int
+    multiples: str
+    """Which of the sizes B, K and D are multiples of 16."""
     code: MachineCode
     tiles_ratio: float | None
     """Modelled over compulsory bytes of the pass over the logits, at the worst batch size."""
     whole_ratio: float | None
     """The same of the whole loss."""
+    cast_ratio: float | None
+    """The same with the cast of a float32 weight to the operands' dtype, which is no kernel's and no fault."""
     faults: list[str]
 
 
 def check_build(build: Build) -> KernelReport:
     """Compile a kernel and list its faults: spills, no tensor cores, too much shared memory, too many bytes."""
     code = compile_build(build)
-    tiles_ratio, whole_ratio = byte_ratios(build)
+    tiles_ratio, whole_ratio, cast_ratio = byte_ratios(build)
     faults = []
     if code.spills:
         faults.append(f"{code.spills} spills")
@@ -61,20 +75,22 @@ def check_build(build: Build) -> KernelReport:
         faults.append(f"{code.shared_bytes} bytes of shared memory, the chip has {SHARED_BYTES[build.chip]}")
     if max(tiles_ratio or 0, whole_ratio or 0) > MAX_BYTES_RATIO:
         faults.append(f"more than {MAX_BYTES_RATIO} times the compulsory bytes")
-    return KernelReport(build.name, build.chip, code, tiles_ratio, whole_ratio, faults)
+    return KernelReport(build.name, build.chip, build.multiples, code, tiles_ratio, whole_ratio, cast_ratio, faults)
 
 
-def byte_ratios(build: Build) -> tuple[float | None, float | None]:
-    """Modelled over compulsory bytes at the worst of BATCHES, of the pass over the logits and of the whole loss."""
+def byte_ratios(build: Build) -> tuple[float | None, float | None, float | None]:
+    """Modelled over compulsory bytes at the worst of BATCHES: of the pass over the logits, of the whole loss, with the cast."""
     if build.tiles is None:
-        return None, None
-    passes, wholes = [], []
+        return None, None, None
+    passes, wholes, casts = [], [], []
     for rows in BATCHES:
         load = Workload(rows, FEATURES, LABELS, build.itemsize, 4, build.outputs)
         modelled, compulsory = modelled_tile_bytes(load, build.tiles), compulsory_tile_bytes(load)
         passes.append(modelled / compulsory)
-        wholes.append((modelled + modelled_product_bytes(load)) / (compulsory + compulsory_product_bytes(load)))
-    return max(passes), max(wholes)
+        modelled, compulsory = modelled + modelled_product_bytes(load), compulsory + compulsory_product_bytes(load)
+        wholes.append(modelled / compulsory)
+        casts.append((modelled + cast_bytes(load)) / compulsory)
+    return max(passes), max(wholes), max(casts)
 
 
 def report_table(reports: list[KernelReport]) -> Table:
@@ -82,19 +98,32 @@ def report_table(reports: list[KernelReport]) -> Table:
     grid = Table(
         title=f"kernels ahead of time; bytes at D={FEATURES}, K={LABELS}, worst of B={', '.join(map(str, BATCHES))}"
     )
-    for column in ("kernel", "chip", "registers", "shared KB", "spills", "tensor cores", "bytes", "whole loss", ""):
+    for column in (
+        "kernel",
+        "chip",
+        "multiples of 16",
+        "registers",
+        "shared KB",
+        "spills",
+        "tensor cores",
+        "bytes",
+        "whole loss",
+        "",
+    ):
         grid.add_column(column, justify="left" if column in ("kernel", "") else "right")
     for report in reports:
         code = report.code
         grid.add_row(
             report.kernel,
             f"sm_{report.chip}",
+            ", ".join(report.multiples) or "–",
             str(code.registers),
             f"{code.shared_bytes / 1024:.0f}",
             str(code.spills),
             ", ".join(f"{count} {name}" for name, count in code.tensor_instructions.items()) or "–",
             "–" if report.tiles_ratio is None else f"{report.tiles_ratio:.3f}",
             "–" if report.whole_ratio is None else f"{report.whole_ratio:.3f}",
+            "–" if report.cast_ratio is None else f"{report.cast_ratio:.2f}",
             f"[red]{'; '.join(report.faults)}" if report.faults else "ok",
         )
     return grid
@@ -110,14 +139,20 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="the tiles that rlpheads.kernels.tools.tune chooses among, but for the usual ones",
     )
+    parser.add_argument(
+        "--all-sizes",
+        action="store_true",
+        help="all eight combinations of sizes that are multiples of 16 and sizes that are not, in place of three",
+    )
     parser.add_argument("--json", type=Path, help="also write the reports to this file")
     options = parser.parse_args(arguments)
     console = Console(width=max(Console().width, 130))
     reports = []
     chosen = candidate_builds if options.candidates else builds
+    specializations = ALL_SPECIALIZATIONS if options.all_sizes else SPECIALIZATIONS
     for build in (build for chip in options.chips for build in chosen(chip, quick=options.quick)):
         console.print(f"compiling {build.name} for sm_{build.chip}", style="dim")
-        reports.append(check_build(build))
+        reports += [check_build(specialize(build, multiples)) for multiples in specializations]
     console.print(report_table(reports))
     if options.json:
         options.json.write_text(json.dumps([asdict(report) for report in reports], indent=2))

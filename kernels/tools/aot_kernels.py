@@ -1,7 +1,8 @@
 """Ahead-of-time builds of every kernel of `impl="triton"`: flags, argument types and tiles, as it is launched on each chip."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, combinations
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,19 @@ OWN_TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
 """Instructions of each chip's own generation. A tile of 16 rows is too small for those of sm_90 and later."""
 SIZES = ("num_", "start", "stride_")
 """How the names of arguments begin that are integers."""
+SPECIALIZATIONS = ("BKD", "D", "")
+"""Which of rows B, labels K and features D are multiples of 16. Triton compiles a kernel for each case that it meets at run
+time; in these three every argument is met both divisible and not."""
+ALL_SPECIALIZATIONS = tuple("".join(sizes) for sizes in chain(*(combinations("BKD", n) for n in (3, 2, 1, 0))))
+SIZE_OF_ARGUMENT = {
+    **dict.fromkeys(("num_rows", "num_kept_rows", "num_places", "indices", "labels"), "B"),
+    **dict.fromkeys(("num_classes", "num_tiles", "start", "rows", "strides", "widths", "bias"), "K"),
+    **dict.fromkeys(("num_features", "stride_x", "stride_w", "stride_g", "features", "weight", "gradient"), "D"),
+    **dict.fromkeys(("stride_e", "stride_m", "exps", "moments"), ""),
+}
+"""The size that must be a multiple of 16 for an argument, or a pointer's address, to be one; none where it always is, as the
+buffers of exponentials are padded. All other arguments point to statistics of rows, and go with B. N, the length of a label
+table, goes with K."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,8 @@ class Build:
     """How the tensor-core instructions begin that it must use; empty where it multiplies no matrices."""
     tiles: TileConfig | None = None
     itemsize: int = 2
+    multiples: str = "D"
+    """Which of the sizes B, K and D are multiples of 16."""
     outputs: PassOutputs = field(default_factory=lambda: PassOutputs(products=True, moments=False, sum_logits=False))
 
 
@@ -118,6 +134,15 @@ def builds(chip: int, *, quick: bool = False) -> list[Build]:
     passes = [variant.build(chip) for variant in (VARIANTS[:1] if quick else VARIANTS)]
     rows = [*_gather_builds(chip), *_row_builds(chip)]
     return [*passes, *(rows[::2] if quick else rows)]
+
+
+def specialize(build: Build, multiples: str) -> Build:
+    """The same for sizes of which these are multiples of 16; others of D allow no tensor descriptor (TMA)."""
+    if "D" in multiples or not build.flags.get("TMA"):
+        return replace(build, multiples=multiples)
+    dtype = build.pointers["exps"]
+    pointers = {**build.pointers, "features": dtype, "weight": dtype}
+    return replace(build, multiples=multiples, flags={**build.flags, "TMA": False}, pointers=pointers)
 
 
 def candidate_builds(chip: int, *, quick: bool = False) -> list[Build]:
@@ -234,7 +259,7 @@ def signature(build: Build) -> Signature:
         found.types[name] = kind
         kinds = {(place,): kind} if isinstance(kind, str) else {(place, n): part for n, part in enumerate(kind)}
         found.values.update({path: None for path, part in kinds.items() if part == "constexpr"})
-        is_multiple = name.startswith("stride_") or name == "num_features"
-        aligned = [path for path, part in kinds.items() if part.startswith("*") or is_multiple]
-        found.alignments.update({path: [["tt.divisibility", 16]] for path in aligned})
+        if SIZE_OF_ARGUMENT.get(name, "B") in build.multiples:
+            aligned = [path for path, part in kinds.items() if part.startswith(("*", "i32"))]
+            found.alignments.update({path: [["tt.divisibility", 16]] for path in aligned})
     return found

@@ -1,7 +1,8 @@
 """Memory-traffic model of the GPU implementation: bytes moved, against the compulsory bytes.
 
 The model counts what reaches the memory: a tile that the blocks running side by side share is read once, statistics and
-label rows count as they are written and read again. Compulsory is every operand read and every result written once by each
+label rows count as they are written and read again. The cast of the weight to the operands' dtype, which every forward pass
+makes anew, is counted by itself. Compulsory is every operand read and every result written once by each
 of the three products: X, W and E; E, W and U; E, X and dW.
 """
 
@@ -16,13 +17,13 @@ CONCURRENT_BLOCKS = 108
 
 @dataclass(frozen=True)
 class Workload:
-    """One loss: its sizes, the bytes of an operand and of a number of the weight's gradient, and what is wanted."""
+    """One loss: its sizes, the bytes of an operand and of a number of the weight and its gradient, and what is wanted."""
 
     rows: int
     features: int
     labels: int
     itemsize: int
-    gradient_itemsize: int
+    weight_itemsize: int
     outputs: PassOutputs
 
     @property
@@ -51,7 +52,7 @@ def compulsory_product_bytes(load: Workload) -> int:
     """Compulsory bytes of the two products: E and W to U (twice with moments), E and v∘x to the weight's gradient."""
     exponentials, weight = load.rows * load.labels * load.itemsize, load.labels * load.features
     forward = exponentials + weight * load.itemsize + 4 * load.rows * load.features
-    backward = exponentials + load.rows * load.features * load.itemsize + weight * load.gradient_itemsize
+    backward = exponentials + load.rows * load.features * load.itemsize + weight * load.weight_itemsize
     return forward * (1 + load.outputs.moments) + backward
 
 
@@ -60,6 +61,17 @@ def modelled_product_bytes(load: Workload) -> int:
     exponentials, weight = load.exp_rows * load.labels * load.itemsize, load.labels * load.features
     forward = exponentials + weight * load.itemsize + 4 * load.exp_rows * load.features
     scaled = 2 * load.exp_rows * load.features * load.itemsize
-    label_rows = load.rows * load.features * (2 * load.gradient_itemsize + 2 * load.itemsize)
-    backward = exponentials + scaled + weight * load.gradient_itemsize + label_rows
+    label_rows = load.rows * load.features * (2 * load.weight_itemsize + 2 * load.itemsize)
+    backward = exponentials + scaled + weight * load.weight_itemsize + label_rows
     return forward * (1 + load.outputs.moments) + backward
+
+
+def cast_bytes(load: Workload) -> int:
+    """Bytes of the weight's casts in a forward pass: read as it is stored, written as an operand; 0 if it is one already.
+
+    `entropy` passes over the classes twice, and casts twice. Backward casts again what was not kept, which is not counted.
+    """
+    if load.weight_itemsize == load.itemsize:
+        return 0
+    passes = 1 + (load.outputs.products and load.outputs.moments)
+    return (passes * load.labels + FIRST_CLASSES) * load.features * (load.weight_itemsize + load.itemsize)
