@@ -116,15 +116,25 @@ class Display:
         self.say(f"held-out top-1 {percent(found.top1)}{calibration_text(found)}")
         if not found.taps:
             return
-        bounds = " to ".join(percent(bound) for bound in found.heldout_bounds)
+        bounds, draw_bounds = (
+            " to ".join(percent(bound) for bound in ends) for ends in (found.heldout_bounds, found.draw_bounds)
+        )
         if not found.strayed:
-            self.say(f"held-out random-label accuracy is inside its exact binomial bounds ({bounds}) at every tap")
+            self.say(
+                f"held-out random-label accuracy is inside its exact binomial bounds ({bounds}, all draws of a tap together) "
+                "at every tap"
+            )
             return
-        lines = [f"tap {block}, draw {draw}: {percent(accuracy)}" for block, draw, accuracy in found.strayed]
+        lines = [
+            f"tap {block}, all draws: {percent(accuracy)} (outside {bounds})"
+            if draw is None
+            else f"tap {block}, draw {draw}: {percent(accuracy)} (outside {draw_bounds}, which are one draw's)"
+            for block, draw, accuracy in found.strayed
+        ]
         self._console.print(
             Panel(
-                f"Nobody can predict a held-out sample's random label, yet these lie outside {bounds}, where chance "
-                "stays in all but 1 of 10,000 cases:\n" + "\n".join(lines) + "\nDo not trust this run's random-label "
+                "Nobody can predict a held-out sample's random label, yet these lie outside the bounds where chance stays in "
+                "all but 1 of 10,000 cases:\n" + "\n".join(lines) + "\nDo not trust this run's random-label "
                 "accuracies before you know why: are labels, indices and images matched, and are the splits disjoint?",
                 title="held-out check FAILED",
                 style="bold red",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from rlpheads.engine.report.evaluation_summary import Evaluation
 from rlpheads.engine.report.memory import TapMemory
 from rlpheads.memorization.figures.rla_figures import References, plot_rla_by_depth, plot_rla_by_epoch
-from rlpheads.memorization.measures.intervals import binomial_bounds
+from rlpheads.memorization.measures.intervals import Interval, binomial_bounds
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,11 @@ class Findings:
         top1: held-out accuracy of the classes.
         chance: 1/K.
         taps: one finding for each tap.
-        heldout_bounds: least and greatest held-out accuracy of one draw that chance allows (exact binomial).
-        strayed: (block, draw, accuracy) of every held-out accuracy outside these bounds.
+        heldout_bounds: least and greatest held-out accuracy over all draws of a tap that chance allows (exact binomial on
+            their pooled count: draws are independent).
+        strayed: (block, draw, accuracy) of every held-out accuracy outside its bounds: draw None is that of all draws; a
+            single draw outside its own bounds says that the draws differ.
+        draw_bounds: those of one draw.
         memory: what each tap's heads hold of one labelling; empty where no clean pass closed the run.
         ece: held-out expected calibration error of the classes, in [0, 1]; None where it was not measured.
         clean_ece: that of the training images without augmentation, in the last epoch that measured it.
@@ -67,7 +70,8 @@ class Findings:
     chance: float
     taps: tuple[TapFinding, ...]
     heldout_bounds: tuple[float, float]
-    strayed: tuple[tuple[int | str, int, float], ...]
+    strayed: tuple[tuple[int | str, int | None, float], ...]
+    draw_bounds: tuple[float, float]
     memory: tuple[TapMemory, ...] = ()
     ece: float | None = None
     clean_ece: float | None = None
@@ -89,12 +93,13 @@ def summarize_findings(
         baselines: head-only accuracy of every tap.
         num_labels: K.
     """
-    bounds = binomial_bounds(heldout.num_samples, num_labels)
+    num_draws = len(heldout.rla_TM[0]) if blocks else 1
+    bounds = binomial_bounds(num_draws * heldout.num_samples, num_labels)
+    draw_bounds = binomial_bounds(heldout.num_samples, num_labels)
     strayed = tuple(
-        (block, draw, accuracy)
-        for block, draws in zip(blocks, heldout.rla_TM, strict=True)
-        for draw, accuracy in enumerate(draws)
-        if not bounds.contains(accuracy)
+        entry
+        for block, rla_M in zip(blocks, heldout.rla_TM, strict=True)
+        for entry in _outside(block, rla_M, heldout.num_samples, (bounds, draw_bounds))
     )
     nothing = [None] * len(blocks)
     columns: dict[str, Sequence[Any]] = {name: _last(history, row, nothing) for name, row in _ROWS.items()}
@@ -106,9 +111,22 @@ def summarize_findings(
         taps=taps,
         heldout_bounds=(float(bounds.low), float(bounds.high)),
         strayed=strayed,
+        draw_bounds=(float(draw_bounds.low), float(draw_bounds.high)),
         ece=heldout.ece if heldout.ece is not None else _last(history, "eval_ece", None),
         clean_ece=_last(history, "clean_ece", None),
     )
+
+
+def _outside(
+    block: int | str, rla_M: Sequence[float], num_samples: int, bounds: tuple[Interval, Interval]
+) -> Iterator[tuple[int | str, int | None, float]]:
+    """Yield the accuracy over all draws and those of single draws that are outside what chance allows them."""
+    of_all, of_one = bounds
+    pooled = round(sum(rla_M) * num_samples) / (len(rla_M) * num_samples)  # whole hits, as the bounds count them
+    if not of_all.contains(pooled):
+        yield block, None, pooled
+    if len(rla_M) > 1:
+        yield from ((block, draw, rla) for draw, rla in enumerate(rla_M) if not of_one.contains(rla))
 
 
 def draw_figures(folder: Path, found: Findings, history: Sequence[Mapping[str, Any]], num_heldout: int) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from rich.table import Table
 from torch import Tensor
 
-from rlpheads.memorization.measures.intervals import draw_interval, mcdiarmid_half_width, wilson_interval
-from rlpheads.memorization.measures.label_measures import rademacher_estimate, random_label_accuracy
+from rlpheads.memorization.measures.intervals import mcdiarmid_half_width
+from rlpheads.memorization.measures.label_measures import rademacher_estimate
+from rlpheads.memorization.measures.pooled_draws import HETEROGENEITY_LEVEL, pool_draws
 from rlpheads.memorization.measures.sample_scores import memorized_set
 from rlpheads.memorization.records.ledger import Ledger
 from rlpheads.memorization.records.ledger_file import SEEN
@@ -22,12 +23,14 @@ class TapMemory:
     Attributes:
         block: name of the tap.
         rademacher: R̂_K = (K·accuracy − 1)/(K − 1), averaged over the draws: 0 at chance, 1 where every label is fitted.
-        low: lower end of its 95 % interval: Student's t across draws, or Wilson's where there is one draw.
+        low: lower end of its 95 % interval: Wilson's on the hits of all draws pooled, or Student's t across draws where
+            these differ.
         high: upper end.
         mcdiarmid: half-width of McDiarmid's 95 % bound, which an exact supremum over a class of functions would keep; a
             trained head is none, and only below it.
         memorized: how many samples are hit more often than chance, at a false discovery rate of 5 %; or that the draws
             are too few to tell.
+        heterogeneity: p-value of the draws' accuracies being equal; 1 for one draw.
     """
 
     block: int | str
@@ -36,6 +39,7 @@ class TapMemory:
     high: float
     mcdiarmid: float
     memorized: str
+    heterogeneity: float
 
 
 def measure_memory(
@@ -55,13 +59,13 @@ def measure_memory(
 
 
 def _of_tap(block: int | str, hit_MS: Tensor, num_labels: int) -> TapMemory:
-    accuracy_M = random_label_accuracy(hit_MS)
     num_draws, num_samples = hit_MS.shape
-    interval = draw_interval(accuracy_M) if num_draws > 1 else wilson_interval(float(hit_MS.sum()), num_samples)
-    found = (accuracy_M.mean(), interval.low.clamp(min=0), interval.high.clamp(max=1))
-    mean, low, high = (float(rademacher_estimate(accuracy, num_labels)) for accuracy in found)
+    pooled = pool_draws(hit_MS.sum(1), num_samples)
+    ends = (pooled.accuracy, pooled.interval.low, pooled.interval.high)
+    mean, low, high = (float(rademacher_estimate(accuracy, num_labels)) for accuracy in ends)
     bound = mcdiarmid_half_width(num_samples, num_draws, num_labels)
-    return TapMemory(block, mean, low, high, bound, memorized_set(hit_MS, num_labels).describe())
+    memorized = memorized_set(hit_MS, num_labels).describe()
+    return TapMemory(block, mean, low, high, bound, memorized, pooled.heterogeneity)
 
 
 def memory_table(memory: Sequence[TapMemory]) -> Table:
@@ -76,5 +80,7 @@ def memory_table(memory: Sequence[TapMemory]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("samples memorised beyond chance")
     for tap in memory:
-        table.add_row(str(tap.block), f"{tap.rademacher:.4f}", f"{tap.low:.4f} to {tap.high:.4f}", tap.memorized)
+        differ = f" (draws differ, p = {tap.heterogeneity:.2g}: t)" if tap.heterogeneity < HETEROGENEITY_LEVEL else ""
+        interval = f"{tap.low:.4f} to {tap.high:.4f}{differ}"
+        table.add_row(str(tap.block), f"{tap.rademacher:.4f}", interval, tap.memorized)
     return table

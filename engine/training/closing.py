@@ -96,7 +96,7 @@ def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[st
     if outcome.status == "requeue":
         yield "next: the same command again, which goes on from this very sample"
     if outcome.findings is not None:
-        yield f"learned: {_summary(outcome.findings)}"
+        yield f"learned: {_summary(outcome.findings, config)}"
         yield f"figures: {_figure_paths(outcome.findings, config, folder)}"
     if config.log.wandb == "offline":
         yield f"next: wandb sync {folder / 'wandb'}/offline-run-* sends the figures to W&B"
@@ -104,9 +104,11 @@ def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[st
         yield from _next_commands(outcome.findings, folder)
 
 
-def _summary(found: Findings) -> str:
+def _summary(found: Findings, config: Config) -> str:
     text = f"held-out top-1 {percent(found.top1)}{calibration_text(found)}"
-    measured = [(value, tap) for tap in found.taps if (value := _honest_accuracy(tap)) is not None]
+    measured = [
+        (value, tap) for tap in found.taps if (value := _honest_accuracy(tap, config.heads.joint > 0)) is not None
+    ]
     if not measured:
         return text
     value, tap = max(measured, key=lambda pair: pair[0])
@@ -114,8 +116,13 @@ def _summary(found: Findings) -> str:
     return f"{text}; random-label accuracy at most {percent(value)}, at tap {tap.block} ({beside})"
 
 
-def _honest_accuracy(tap: TapFinding) -> float | None:
-    """Return the accuracy that a regulariser cannot hide, where it was measured."""
+def _honest_accuracy(tap: TapFinding, joint: bool) -> float | None:
+    """Return the accuracy that a regulariser cannot hide, where it was measured.
+
+    A backbone that learns the labels jointly knows those of its own heads, not those of the audit heads.
+    """
+    if joint and tap.clean is not None:
+        return max(tap.clean, tap.audit or 0.0)
     return next((value for value in (tap.audit, tap.clean, tap.running) if value is not None), None)
 
 

@@ -26,6 +26,7 @@ from rlpheads.memorization.measures.intervals import (
     mcdiarmid_half_width,
     wilson_interval,
 )
+from rlpheads.memorization.measures.pooled_draws import pool_draws
 from rlpheads.memorization.validation.known_answer import KnownAnswer
 
 NUM_CASES = 2000
@@ -40,6 +41,14 @@ def wilson_coverage(accuracy: float, num_samples: int, num_cases: int = NUM_CASE
     count = torch.full((num_cases,), float(num_samples), dtype=torch.float64)
     hits = torch.binomial(count, torch.full_like(count, accuracy), generator=generator)
     return _coverage(wilson_interval(hits, num_samples), accuracy)
+
+
+def pooled_coverage(num_draws: int, num_cases: int = NUM_CASES, seed: int = 0) -> float:
+    """Coverage of the interval of pooled draws, which differ by their labels alone; those found to differ included."""
+    generator = torch.Generator().manual_seed(seed)
+    count_CM = torch.full((num_cases, num_draws), float(NUM_SAMPLES), dtype=torch.float64)
+    hits_CM = torch.binomial(count_CM, torch.full_like(count_CM, 0.3), generator=generator)
+    return sum(bool(pool_draws(hits_M, NUM_SAMPLES).interval.contains(0.3)) for hits_M in hits_CM) / num_cases
 
 
 def draw_coverage(num_draws: int, num_cases: int = NUM_CASES, seed: int = 0) -> float:
@@ -99,6 +108,7 @@ def interval_coverage() -> Sequence[KnownAnswer]:
         KnownAnswer(f"Wilson, n={num_samples}, accuracy {accuracy}", 0.95, wilson_coverage(accuracy, num_samples), 0.02)
         for num_samples, accuracy in ((100, 0.5), (400, 0.1), (NUM_SAMPLES, 0.3), (10_000, 0.01))
     ]
+    rows += [KnownAnswer(f"draws pooled, M={m}", 0.95, pooled_coverage(m), 0.02) for m in (1, 2, 4)]
     rows += [KnownAnswer(f"t across draws, M={m}", 0.95, draw_coverage(m), 0.02) for m in (2, 3, 5, 10)]
     rows += [KnownAnswer(f"bootstrap by draw, M={m}", 0.95, bootstrap_coverage(m), 0.02) for m in (10, 20, 40)]
     rows += [

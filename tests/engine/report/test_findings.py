@@ -12,6 +12,7 @@ from rlpheads.engine.report.display import Display, percent
 from rlpheads.engine.report.evaluation_summary import Evaluation
 from rlpheads.engine.report.findings import Findings, draw_figures, summarize_findings
 from rlpheads.engine.report.memory import measure_memory
+from rlpheads.memorization.measures.intervals import wilson_interval
 from rlpheads.memorization.records.ledger import Ledger
 
 HISTORY = [
@@ -46,14 +47,56 @@ def test_chance_passes_quietly():
 
 def test_impossible_heldout_accuracy_is_loud_and_named():
     found = findings([[0.1, 0.1], [0.1, 0.2]])
-    assert found.strayed == ((5, 1, 0.2),)
+    assert found.strayed == ((5, None, 0.15), (5, 1, 0.2))
     text = printed(found)
     assert "held-out check FAILED" in text
+    assert "tap 5, all draws: 15.00%" in text
     assert "tap 5, draw 1: 20.00%" in text
 
 
+def test_draws_are_pooled_so_that_a_small_excess_is_seen():
+    """13 % of 1,000 in each of four draws: no draw is outside its bounds, all of them together are far outside."""
+    found = findings([[0.13, 0.13, 0.13, 0.13], [0.1, 0.1, 0.1, 0.1]])
+    assert found.strayed == ((0, None, 0.13),)
+    assert "tap 0, all draws: 13.00%" in printed(found)
+
+
+def test_the_pooled_check_alarms_more_often_than_draws_one_by_one_and_not_at_chance():
+    """500 held-out samples and four draws, K = 10: truth .13 and truth .1."""
+    generator = torch.Generator().manual_seed(0)
+
+    def alarms(truth: float) -> tuple[float, float]:
+        hits_CM = torch.binomial(torch.full((400, 4), 500.0), torch.full((400, 4), truth), generator=generator)
+        cases = [
+            summarize_findings(
+                Evaluation(loss=1.0, top1=0.9, rla_TM=[(hits_M / 500).double().tolist()], bits_TM=[], num_samples=500),
+                [],
+                [0],
+                [0.3],
+                num_labels=10,
+            ).strayed
+            for hits_M in hits_CM.double()
+        ]
+        pooled = [any(draw is None for _, draw, _ in strayed) for strayed in cases]
+        single = [any(draw is not None for _, draw, _ in strayed) for strayed in cases]
+        return sum(pooled) / 400, sum(single) / 400
+
+    pooled, single = alarms(0.13)
+    assert pooled > 0.6
+    assert single < 0.35
+    assert alarms(0.1) == (0, 0)
+
+
+def test_two_opposite_draws_are_found_though_their_mean_is_at_chance():
+    assert findings([[0.05, 0.15], [0.1, 0.1]]).strayed == ((0, 0, 0.05), (0, 1, 0.15))
+
+
+def test_one_draw_is_named_once():
+    assert findings([[0.2], [0.1]]).strayed == ((0, None, 0.2),)
+
+
 def test_impossible_ignorance_is_loud_too():
-    assert findings([[0.0, 0.1], [0.1, 0.1]]).strayed == ((0, 0, 0.0),)
+    assert findings([[0.0, 0.1], [0.1, 0.1]]).strayed == ((0, None, 0.05), (0, 0, 0.0))
 
 
 def test_run_without_heads_has_nothing_to_check():
@@ -117,19 +160,25 @@ def test_percent_resolves_chance_at_100000_labels(value, text):
 
 
 def test_memory_is_that_of_the_own_draws_with_an_interval():
-    """20 samples at one tap: draw 0 hit in 15, draw 1 in 10, and an audit draw that does not count."""
+    """20 samples at one tap: draw 0 hit in 15, draw 1 in 10, and an audit draw that does not count.
+
+    Student's t with one degree of freedom would give an interval wider than that of one draw.
+    """
     ledger = Ledger(num_samples=21, num_taps=1, num_draws=3)
     hit_TMB = torch.stack([torch.arange(20) < 15, torch.arange(20) < 10, torch.ones(20, dtype=torch.bool)])[None]
     floats_TMB, zeros_B = torch.zeros(1, 3, 20), torch.zeros(20)
     ledger.record(torch.arange(20), zeros_B.long(), zeros_B, zeros_B > 0, hit_TMB, floats_TMB, floats_TMB)
     (both,) = measure_memory(ledger, [4], num_draws=2, num_labels=2)
     assert (both.block, both.rademacher) == (4, pytest.approx(2 * 0.625 - 1))
-    assert (both.low, both.high) == (-1, 1)  # t with one degree of freedom, cut to what an accuracy can be
+    interval = wilson_interval(25, 40)
+    assert (both.low, both.high) == (pytest.approx(2 * interval.low - 1), pytest.approx(2 * interval.high - 1))
+    assert both.heterogeneity == pytest.approx(0.1025, abs=1e-4)
     assert both.mcdiarmid == pytest.approx(2 * math.sqrt(math.log(40) / (2 * 20 * 2)))
     assert f"within {both.mcdiarmid:.4f} of" in " ".join(
         printed(replace(findings([[0.1], [0.1]]), memory=(both,))).split()
     )
     (one,) = measure_memory(ledger, [4], num_draws=1, num_labels=2)
     assert one.rademacher == pytest.approx(0.5)
+    assert one.high - one.low > both.high - both.low
     assert -1 < one.low < 0.5 < one.high < 1
     assert "not resolvable" in one.memorized

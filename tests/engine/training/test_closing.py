@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from rlpheads.engine.config.learning import HeadsConfig
 from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.report.findings import Findings, TapFinding
@@ -13,7 +14,7 @@ TAPS = (
     TapFinding(0, running=0.1, clean=0.2, audit=None, baseline=0.15, heldout=0.1),
     TapFinding("3.attn", running=0.3, clean=0.4, audit=None, baseline=0.25, heldout=0.1),
 )
-FOUND = Findings(top1=0.5, chance=0.1, taps=TAPS, heldout_bounds=(0.05, 0.15), strayed=())
+FOUND = Findings(top1=0.5, chance=0.1, taps=TAPS, heldout_bounds=(0.07, 0.13), strayed=(), draw_bounds=(0.05, 0.15))
 
 
 def lines(found: Findings | None, folder: Path, config: Config | None = None, status="done") -> list[str]:
@@ -42,6 +43,14 @@ def test_calibration_is_told_where_it_was_measured(tmp_path):
 def test_audit_heads_are_believed_before_those_that_a_regulariser_fools(tmp_path):
     taps = tuple(replace(tap, clean=0.1, audit=0.35) for tap in TAPS)
     assert "at most 35.00%" in lines(replace(FOUND, taps=taps), tmp_path)[1]
+
+
+def test_a_network_that_learns_the_labels_is_read_from_its_own_heads(tmp_path):
+    """Joint heads fit 90 % of their labels; audit heads, whose labels the backbone never saw, stay near chance."""
+    taps = (replace(TAPS[0], clean=0.3, audit=0.15), replace(TAPS[1], clean=0.9, audit=0.12))
+    joint = Config(heads=HeadsConfig(joint=1.0))
+    assert "at most 90.00%, at tap 3.attn" in lines(replace(FOUND, taps=taps), tmp_path, joint)[1]
+    assert "at most 15.00%, at tap 0" in lines(replace(FOUND, taps=taps), tmp_path)[1]
 
 
 def test_run_without_heads_or_records_promises_none(tmp_path):
