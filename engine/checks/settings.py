@@ -93,16 +93,23 @@ def _clipping_errors(config: Config) -> Iterator[ConfigError]:
 def _run_errors(run: RunConfig) -> Iterator[ConfigError]:
     if not run.name:
         yield ConfigError("run.name: empty, and no --config file to take it from; allowed: the name of a folder")
-    elif run.name in (".", "..") or not run.name.isprintable() or "/" in run.name or "\\" in run.name:
-        yield refusal("run.name", run.name, "the name of one folder, without / or \\ (run.dir says where it lies)")
-    elif len(run.name.encode()) > _NAME_BYTES:
-        yield refusal("run.name", run.name, f"at most {_NAME_BYTES} bytes")
+    elif error := folder_name_error("run.name", run.name, "run.dir says where it lies"):
+        yield error
     if not run.dir or "\0" in run.dir:
         yield refusal("run.dir", run.dir, "the name of a folder; . is the current one")
     if run.resume == "must" and run.overwrite:
         yield ConfigError(
             "run.resume: got must, but run.overwrite deletes what would be resumed; allowed: one of the two"
         )
+
+
+def folder_name_error(key: str, name: str, elsewhere: str) -> ConfigError | None:
+    """Return what is wrong with the name of a run folder; `elsewhere` says what decides where it lies."""
+    if name in (".", "..") or not name.isprintable() or "/" in name or "\\" in name:
+        return refusal(key, name, f"the name of one folder, without / or \\ ({elsewhere})")
+    if len(name.encode()) > _NAME_BYTES:
+        return refusal(key, name, f"at most {_NAME_BYTES} bytes")
+    return None
 
 
 def _data_errors(data: DataConfig) -> Iterator[ConfigError]:

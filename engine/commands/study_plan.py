@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.checks.checks import check_config
+from rlpheads.engine.checks.settings import folder_name_error
 from rlpheads.engine.commands.audit_run import AuditOptions
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal
@@ -79,6 +80,8 @@ def read_study(path: Path) -> Study:
             close = nearest(key, allowed)
             raise refusal(f"{path}: {key}", given[key], ", ".join(allowed) + (f"; nearest: {close}" if close else ""))
     arms = _expand_arms(path, _read_mapping(path, given, "arms"), _read_mapping(path, given, "grid"))
+    seeds = _read_seeds(path, given.get("seeds", [0]))
+    _check_folder_names(path, arms, seeds)
     reference = given.get("reference", next(iter(arms)))
     if reference not in arms:
         raise refusal(f"{path}: reference", reference, f"an arm: {', '.join(arms)}")
@@ -87,7 +90,7 @@ def read_study(path: Path) -> Study:
         config=_read_config_files(path, given.get("config")),
         settings=_nest(_read_mapping(path, given, "settings")),
         arms=arms,
-        seeds=_read_seeds(path, given.get("seeds", [0])),
+        seeds=seeds,
         reference=reference,
         audit=_read_audit(path, given.get("audit", {})),
     )
@@ -111,7 +114,7 @@ def plan_runs(study: Study, folder: Path, world_size: int) -> list[PlannedRun]:
 
 
 def _plan_run(study: Study, arm: str, seed: int, folder: Path) -> PlannedRun:
-    name = f"{arm}.seed{seed}"
+    name = _run_name(arm, seed)
     settings = _merge(study.settings, study.arms[arm])
     settings = _merge(settings, {"seed": seed, "run": {"dir": str(folder), "name": name}})
     path = folder / "settings" / f"{name}.yaml"
@@ -119,6 +122,24 @@ def _plan_run(study: Study, arm: str, seed: int, folder: Path) -> PlannedRun:
     write_atomically(path, dump_yaml(settings))
     command = [part for file in (*study.config, path) for part in ("--config", str(file))]
     return PlannedRun(arm, seed, parse_config(command), path, tuple(command))
+
+
+def _run_name(arm: str, seed: int) -> str:
+    return f"{arm}.seed{seed}"
+
+
+def _check_folder_names(path: Path, arms: Mapping[str, Any], seeds: Sequence[int]) -> None:
+    """Refuse arms whose runs would lie elsewhere than in the study's folder, or in no folder at all.
+
+    Raises:
+        ConfigError: the name of the arm, which for a point of the grid holds its values.
+    """
+    for arm in arms:
+        if folder_name_error("arm", max((_run_name(arm, seed) for seed in seeds), key=len), ""):
+            error = folder_name_error(
+                f"{path}: arm", arm, "its runs lie in --out; give a path as a setting of a named arm"
+            )
+            raise error or refusal(f"{path}: arm", arm, "a shorter name")
 
 
 def _read_config_files(path: Path, config: object) -> tuple[Path, ...]:

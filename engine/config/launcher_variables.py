@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from rlpheads.engine.config.errors import ConfigError, RankError, refusal
 
@@ -20,6 +23,7 @@ _TASK_COUNTS = {
 
 _LAUNCHER = "torchrun sets these environment variables; without it, set all or none of them"
 _LAST_PORT = 65535
+_START_TIME = 19  # place of a process's start in /proc/PID/stat, behind its name in brackets: proc(5)
 _LONGEST = 18  # digits of a number: Python refuses to read thousands of them
 
 
@@ -36,7 +40,8 @@ def rank_numbers() -> tuple[int, int, int]:
     rank = _below("RANK", _number("RANK", 0), "WORLD_SIZE", world_size)
     if "LOCAL_WORLD_SIZE" in os.environ:
         _below("LOCAL_RANK", local_rank(), "LOCAL_WORLD_SIZE", local_world_size())
-    is_restarted()
+    for name in RESTART_COUNTS:
+        restart_count(name)
     if "RANK" in os.environ or world_size > 1:
         for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
             if name not in os.environ:
@@ -85,9 +90,30 @@ def local_world_size() -> int:
     return _number("LOCAL_WORLD_SIZE", 1, least=1)
 
 
-def is_restarted() -> bool:
-    """Whether a launcher started this process again (torchrun after a failure, Slurm after a requeue)."""
-    return any(_number(name, 0, remedy="unset it") > 0 for name in RESTART_COUNTS if os.environ.get(name))
+def restart_count(name: str) -> int:
+    """Return how often a launcher started this job again, from one of `RESTART_COUNTS`."""
+    return _number(name, 0, remedy="unset it") if os.environ.get(name) else 0
+
+
+def slurm_job() -> str | None:
+    """Return Slurm's number of this job, which a requeue keeps; None outside Slurm."""
+    return os.environ.get("SLURM_JOB_ID") or None
+
+
+def torchrun_job() -> str | None:
+    """Name the torchrun that started this process, alike in each of its restarts; None without torchrun.
+
+    That is its rendezvous id. One that was given none has the id "none": then its own process is named, by host, number
+    and start time.
+    """
+    given = os.environ.get("TORCHELASTIC_RUN_ID")
+    if given != "none":
+        return given or None
+    agent = os.getppid()
+    with suppress(OSError):  # no /proc: the number must do
+        started = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[_START_TIME]
+        return f"{socket.gethostname()} {agent} {started}"
+    return f"{socket.gethostname()} {agent}"
 
 
 def is_first(name: str) -> bool:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import json
-import shutil
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from rlpheads.engine.config.launcher_variables import is_restarted
 from rlpheads.engine.config.run import RunConfig
+from rlpheads.engine.runs.ownership import (
+    LOCK,
+    MARK,
+    JobOwner,
+    holds_nothing,
+    is_run_folder,
+    read_owner,
+    remove_run_files,
+    write_mark,
+)
 from rlpheads.memorization.atomic_file import atomic_file
 
 Status = Literal["running", "done", "requeue", "failed"]
-
-
-LOCK = "run.lock"
 
 
 class RunFolderError(ValueError):
@@ -28,12 +35,16 @@ class RunFolderError(ValueError):
 class RunFolder:
     """A run folder that this process holds the lock of.
 
-    Contents: `config.yaml`, `environment.json`, `status.json`, `metrics.jsonl`, `summary.csv`, `tensorboard/`, `ledger/`,
-    `checkpoints/`, `figures/`.
+    Contents: `rlpheads.engine.runs.ownership.RUN_FILES`.
+
+    Attributes:
+        path: the folder.
+        is_restart: this very job made it and was started again by its launcher.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, is_restart: bool = False):
         self.path = path
+        self.is_restart = is_restart
 
     @property
     def checkpoints(self) -> Path:
@@ -79,14 +90,9 @@ class RunFolder:
                 "choose another --run.name"
             ) from error
 
-    def clear(self) -> None:
-        """Delete everything but the lock; `config.yaml`, which says that this is a run folder, goes last."""
-        entries = [entry for entry in self.path.iterdir() if entry.name != LOCK]
-        for entry in sorted(entries, key=lambda entry: entry.name == "config.yaml"):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+    def clear(self) -> list[str]:
+        """Delete what a run made, but for the mark and the lock; return the names of what stays: no run made it."""
+        return remove_run_files(self.path)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -126,44 +132,57 @@ class RunFolder:
 
 
 def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
-    """Make or take the run folder as `run.resume` and `run.overwrite` ask, and lock it.
+    """Make or take the run folder as `run.resume` and `run.overwrite` ask, lock it, and mark it as this job's.
 
-    A process that a launcher started again (torchrun after a failure, Slurm after a requeue) goes on with what its
-    first start made: `run.overwrite` then deletes nothing, and `run.resume never` refuses nothing.
+    A job that its launcher started again (torchrun after a failure, Slurm after a requeue) goes on with what it made
+    itself: `run.overwrite` then deletes nothing, and `run.resume never` refuses nothing. What another job made is no
+    part of that.
 
     Returns:
         The folder and its open lock file; the lock goes when the file is closed or this process ends, however it ends.
 
     Raises:
-        RunFolderError: another run holds it, or it exists and must not, or holds something that is not a run.
+        RunFolderError: another run holds it, or it exists and must not, or no run made it.
     """
-    path = Path(config.dir) / config.name
+    path, job = Path(config.dir) / config.name, JobOwner.from_environment()
     try:
         occupied = _is_occupied(path)
+        is_restart = occupied and job.is_restart_of(read_owner(path))
     except OSError as error:
         raise RunFolderError(f"cannot look into the run folder {path}: {error.strerror}; see --run.dir") from error
-    if occupied and not (path / "config.yaml").exists():
-        raise RunFolderError(f"{path} exists and is no run folder (it has no config.yaml); choose another --run.name")
-    restarted = is_restarted()
-    if occupied and config.resume == "never" and not config.overwrite and not restarted:
+    if occupied and config.resume == "never" and not config.overwrite and not is_restart:
         raise RunFolderError(
             f"{path} exists and --run.resume is never; choose another --run.name, resume it with --run.resume auto, "
             "or delete it with --run.overwrite"
         )
+    lock = _lock(path)
+    folder = RunFolder(path, is_restart=is_restart)
+    try:
+        write_mark(path, read_owner(path))  # a folder half cleared stays a run's, and is not yet this job's
+        if config.overwrite and not is_restart:
+            folder.clear()
+        write_mark(path, job)
+    except OSError as error:
+        lock.close()
+        raise RunFolderError(f"cannot write the run folder {path}: {error.strerror}; see --run.dir") from error
+    return folder, lock
+
+
+def _lock(path: Path) -> io.TextIOWrapper:
+    """Make a folder if need be and lock it. The lock file is never emptied: through a hard link it may be another's."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK).open("w")
+        lock = os.fdopen(os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
     except OSError as error:
+        if error.errno == errno.ELOOP and (path / LOCK).is_symlink():
+            raise RunFolderError(f"{path / LOCK} is a link, which no run makes; delete it") from error
         raise RunFolderError(f"cannot write the run folder {path}: {error.strerror}; see --run.dir") from error
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by loader workers
     except OSError as error:
         lock.close()
         raise RunFolderError(f"{path} is in use by another run; choose another --run.name") from error
-    folder = RunFolder(path)
-    if config.overwrite and not restarted:
-        folder.clear()
-    return folder, lock
+    return lock
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -173,10 +192,21 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _is_occupied(path: Path) -> bool:
-    """Whether a folder holds more than a lock; it need not exist."""
+    """Whether a folder holds a run; it need not exist.
+
+    Raises:
+        RunFolderError: it is a file, or holds something that no run made.
+    """
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file, not a run folder; choose another --run.name")
-    return path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+    if not path.is_dir() or holds_nothing(path):
+        return False
+    if not is_run_folder(path):
+        raise RunFolderError(
+            f"{path} exists and is no run folder (no run left its mark, {MARK}); nothing in it was touched; "
+            "choose another --run.name"
+        )
+    return True
 
 
 def _parse_row(line: str) -> dict[str, Any] | None:

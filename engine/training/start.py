@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,11 @@ from rlpheads.engine.runs.resume import ResumePoint, check_settings, find_resume
 from rlpheads.engine.runs.sources import Sources, write_canary_file
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
 from rlpheads.engine.training.label_choice import settle_labels
+
+_RESTARTED = (
+    "this job was started again and goes on with what it made itself, whatever run.overwrite and run.resume say"
+)
+_MOST_NAMED = 8
 
 
 class Start(NamedTuple):
@@ -74,10 +79,14 @@ def settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: RunF
 def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: RunFolder) -> Start:
     config, warnings = settle_labels(config, plan, sources, folder.path)
     warnings = (*warnings, *host_sync_warnings(config))
-    point = find_resume_point(config, folder.checkpoints, sources)
+    point = find_resume_point(_with_restart(config, folder), folder.checkpoints, sources)
+    if folder.is_restart and (config.run.overwrite or config.run.resume == "never"):
+        warnings = (*warnings, _RESTARTED)
     if point is None:
         _check_nothing_is_lost(config, folder)
-        folder.clear()  # what a start that ended before its first checkpoint left
+        stays = folder.clear()  # what a start that ended before its first checkpoint left
+        if stays:
+            warnings = (*warnings, f"left in {folder.path}, since no run made it: {_list_some(stays)}")
         write_atomically(folder.path / "config.yaml", dump_config(config))
         folder.write_json("environment.json", collect_environment())
         write_canary_file(sources.train, folder.path)
@@ -85,6 +94,18 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
         old.unlink()
     folder.write_status("running", "started", pid=os.getpid(), warnings=warnings)
     return Start(config, point, warnings)
+
+
+def _with_restart(config: Config, folder: RunFolder) -> Config:
+    """Let a job that its launcher started again go on with what it made itself, also where `run.resume` is never."""
+    if folder.is_restart and config.run.resume == "never":
+        return replace(config, run=replace(config.run, resume="auto"))
+    return config
+
+
+def _list_some(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _check_nothing_is_lost(config: Config, folder: RunFolder) -> None:

@@ -52,6 +52,32 @@ def test_what_is_no_study_says_why(tmp_path, text, message):
         read_study(study_file(tmp_path, text))
 
 
+@pytest.mark.wrong("not ours")
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        (
+            "arms: {../../../x: {}}\n",
+            r"study.yaml: arm: got '../../../x'; allowed: the name of one folder, without / or",
+        ),
+        ("arms: {/etc/x: {}}\n", "arm: got '/etc/x'; allowed: the name of one folder"),
+        ("arms: {'..\\x': {}}\n", "allowed: the name of one folder"),
+        ('arms: {"a\\eb": {}}\n', "allowed: the name of one folder"),
+        ("grid: {data.root: [/a, /b]}\n", "arm: got 'root=/a'; allowed: .*give a path as a setting of a named arm"),
+        (f"arms: {{{'a' * 198}: {{}}}}\n", "allowed: a shorter name"),
+    ],
+)
+def test_no_arm_lies_outside_the_folder_of_the_study(tmp_path, arms, message):
+    inside = tmp_path / "a" / "b" / "c"
+    inside.mkdir(parents=True)
+    path = study_file(inside, f"config: base.yaml\n{arms}")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["study", str(path), "--out", str(inside / "out")]) == 2
+    with pytest.raises(ConfigError, match=message):
+        read_study(path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_an_arm_that_cannot_be_run_is_named_before_anything_is_trained(tmp_path, capsys):
     path = study_file(tmp_path, "config: base.yaml\narms: {good: {}, bad: {heads.labels: 1}}\n")
     assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 2

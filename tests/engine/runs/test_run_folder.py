@@ -10,6 +10,16 @@ import pytest
 
 from rlpheads.engine.config.run import RunConfig
 from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim, write_atomically
+from rlpheads.engine.runs.ownership import MARK
+
+WRITTEN = (
+    *("config.yaml", "status.json", "environment.json", "metrics.jsonl", "summary.csv", "canaries.parquet"),
+    *("failed.rank0003.json", ".status.json.4711.tmp", "ledger/epoch=0001/clean.parquet", "figures/rla_by_depth.png"),
+    *("checkpoints/step=000000012/manifest.json", "checkpoints/step=000000012/.metadata"),
+    *("checkpoints/step=000000012/__0_0.distcp", "checkpoints/.step=000000024.tmp/__1_0.distcp"),
+    *("tensorboard/events.out.tfevents.1.host", "profile/steps=000010-000014.rank=0000.json"),
+    *("audit/step=000000012_least_squares.json", "wandb/run_id.txt", "wandb/offline-run-1-a/files/config.yaml"),
+)
 
 
 @pytest.fixture
@@ -19,10 +29,21 @@ def wanted(tmp_path: Path) -> RunConfig:
 
 def occupied(config: RunConfig) -> Path:
     folder = Path(config.dir) / config.name
-    folder.mkdir()
-    (folder / "config.yaml").write_text("seed: 0\n")
-    (folder / "checkpoints").mkdir()
+    _, lock = claim(config)
+    lock.close()
+    fill(folder)
     return folder
+
+
+def fill(folder: Path) -> None:
+    """Write what a run writes, though with nothing in it."""
+    for name in WRITTEN:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
 def test_new_folder_is_made(wanted):
@@ -73,16 +94,6 @@ def test_lock_goes_with_its_process_whoever_lives_on(wanted):
     lock.close()
 
 
-@pytest.mark.parametrize("count", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
-def test_restarted_job_keeps_what_its_first_start_made(wanted, monkeypatch, count):
-    folder = occupied(wanted)
-    monkeypatch.setenv(count, "1")
-    for flags in ({"overwrite": True}, {"resume": "never"}):
-        _, lock = claim(replace(wanted, **flags))
-        lock.close()
-    assert (folder / "checkpoints").exists()
-
-
 @pytest.mark.wrong("run folder")
 def test_resume_never_refuses_what_is_there(wanted):
     folder = occupied(wanted)
@@ -95,18 +106,153 @@ def test_overwrite_empties_the_folder(wanted):
     folder = occupied(wanted)
     _, lock = claim(replace(wanted, resume="never", overwrite=True))
     lock.close()
-    assert [entry.name for entry in folder.iterdir()] == ["run.lock"]
+    assert sorted(entry.name for entry in folder.iterdir()) == [MARK, "run.lock"]
 
 
-def test_overwrite_does_not_follow_links(wanted, tmp_path):
+@pytest.mark.wrong("not ours")
+@pytest.mark.parametrize("name", ["link", "checkpoints"])
+def test_overwrite_does_not_follow_links(wanted, tmp_path, name):
+    folder, precious = Path(wanted.dir) / wanted.name, tmp_path / "precious"
+    fill_only(precious, "step=000000012/manifest.json")
+    claim(wanted)[1].close()
+    (folder / name).symlink_to(precious)
+    (folder / "config.yaml").touch()
+    claim(replace(wanted, overwrite=True))[1].close()
+    assert names_in(precious) == ["step=000000012/manifest.json"]
+
+
+def fill_only(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("four years")
+
+
+NOTES = ("notes.txt", "results/table.csv", ".git/HEAD", "thesis.tex", "figures/mine.png", "checkpoints/README.md")
+
+
+@pytest.mark.wrong("not ours")
+def test_overwriting_a_run_leaves_what_no_run_made_and_says_so(wanted):
     folder = occupied(wanted)
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "thesis.txt").write_text("four years")
-    (folder / "link").symlink_to(precious)
-    _, lock = claim(replace(wanted, overwrite=True))
+    fill_only(folder, *NOTES, "ledger/epoch=0001/figure.py", "checkpoints/step=000000012/why.txt", "config.yaml.orig")
+    claimed, lock = claim(replace(wanted, overwrite=True))
+    with lock:
+        stays = claimed.clear()
+    kept = {*NOTES, "ledger/epoch=0001/figure.py", "checkpoints/step=000000012/why.txt", "config.yaml.orig"}
+    assert set(names_in(folder)) == kept | {MARK, "run.lock"}
+    assert sorted(stays) == sorted((kept - {"results/table.csv", ".git/HEAD"}) | {"results/", ".git/"})
+
+
+@pytest.mark.wrong("not ours")
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("more", [(), NOTES, ("checkpoints/best.pt",), ("status.json",), ("metrics.jsonl",)], ids=str)
+def test_project_with_a_config_of_its_own_is_never_touched(wanted, overwrite, more):
+    folder = Path(wanted.dir) / wanted.name
+    fill_only(folder, "config.yaml", *more)
+    with pytest.raises(RunFolderError, match="is no run folder .*nothing in it was touched; choose another --run.name"):
+        claim(replace(wanted, overwrite=overwrite))
+    assert names_in(folder) == sorted(("config.yaml", *more))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("status.json", {"status": "failed", "reason": "started"}),
+        ("checkpoints/step=000000012/manifest.json", {"step": 12, "files": {}}),
+    ],
+)
+def test_run_from_before_there_was_a_mark_is_known_by_what_only_a_run_writes(wanted, name, content):
+    folder = Path(wanted.dir) / wanted.name
+    fill(folder)
+    (folder / name).write_text(json.dumps(content))
+    claim(wanted)[1].close()
+    assert (folder / "checkpoints").exists()
+    claim(replace(wanted, overwrite=True))[1].close()
+    assert names_in(folder) == [MARK, "run.lock"]
+
+
+@pytest.mark.wrong("not ours")
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_link_in_the_place_of_the_lock_empties_nothing(wanted, tmp_path, kind):
+    folder, precious = Path(wanted.dir) / wanted.name, tmp_path / "thesis.txt"
+    precious.write_text("four years")
+    folder.mkdir()
+    if kind == "hard":
+        (folder / "run.lock").hardlink_to(precious)
+        claim(wanted)[1].close()
+    else:
+        (folder / "run.lock").symlink_to(precious)
+        with pytest.raises(RunFolderError, match=r"run\.lock is a link, which no run makes; delete it"):
+            claim(wanted)
+    assert precious.read_text() == "four years"
+
+
+def test_start_that_wrote_nothing_is_no_run_that_must_not_exist(wanted):
+    claim(wanted)[1].close()
+    claim(replace(wanted, resume="never"))[1].close()
+
+
+def as_job(monkeypatch, slurm: str | None = None, requeues: str | None = None, torchrun: str | None = None) -> None:
+    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID")
+    for name, value in zip(names, (slurm, requeues, torchrun), strict=True):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("7",), ("7", "1")),
+        (("7", "1", "a"), ("7", "2", "b")),
+        (("7", "0", "a"), ("7", "0", "a")),
+        ((None, None, "a"), (None, None, "a")),
+        ((None, None, "none"), (None, None, "none")),
+    ],
+    ids=["requeue", "second requeue", "torchrun in Slurm", "torchrun", "torchrun without an id"],
+)
+@pytest.mark.parametrize("flags", [{"overwrite": True}, {"resume": "never"}], ids=["overwrite", "never"])
+def test_restarted_job_keeps_what_it_made_itself(wanted, monkeypatch, first, second, flags):
+    as_job(monkeypatch, *first)
+    folder = occupied(wanted)
+    as_job(monkeypatch, *second)
+    claimed, lock = claim(replace(wanted, **flags))
     lock.close()
-    assert (precious / "thesis.txt").exists()
+    assert claimed.is_restart
+    assert (folder / "checkpoints").exists()
+
+
+@pytest.mark.wrong("not ours")
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((), (None, "1")),
+        (("6",), ("7", "1")),
+        (("6", "0", "a"), ("7", "1", "a")),
+        (("7",), ("7",)),
+        ((None, None, "a"), (None, None, "b")),
+        ((None, None, None), (None, None, "none")),
+    ],
+    ids=["no job", "another job", "same id in another job", "same allocation", "another torchrun", "by hand"],
+)
+def test_run_of_another_job_is_overwritten_also_after_a_requeue(wanted, monkeypatch, first, second):
+    """It would be reported as this job's result."""
+    as_job(monkeypatch, *first)
+    folder = occupied(wanted)
+    as_job(monkeypatch, *second)
+    with pytest.raises(RunFolderError, match="exists and --run.resume is never"):
+        claim(replace(wanted, resume="never"))
+    claimed, lock = claim(replace(wanted, overwrite=True))
+    lock.close()
+    assert not claimed.is_restart
+    assert names_in(folder) == [MARK, "run.lock"]
+
+
+def test_run_from_before_there_was_a_mark_is_nobodys_restart(wanted, monkeypatch):
+    folder = occupied(wanted)
+    (folder / MARK).write_text("{")
+    as_job(monkeypatch, "7", "1", "a")
+    claim(replace(wanted, overwrite=True))[1].close()
+    assert names_in(folder) == [MARK, "run.lock"]
 
 
 @pytest.mark.wrong("run folder")
@@ -115,7 +261,7 @@ def test_folder_of_something_else_is_never_touched(wanted, overwrite):
     folder = Path(wanted.dir) / wanted.name
     folder.mkdir()
     (folder / "thesis.txt").write_text("four years")
-    with pytest.raises(RunFolderError, match=r"is no run folder \(it has no config\.yaml\)"):
+    with pytest.raises(RunFolderError, match=r"is no run folder \(no run left its mark"):
         claim(replace(wanted, overwrite=overwrite))
     assert (folder / "thesis.txt").read_text() == "four years"
 
