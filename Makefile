@@ -30,7 +30,7 @@ errors: $(INSTALLED_DEV)  ## Count the wrong configs, trees, files, checkpoints 
 	$(BIN)/python -m pytest -q -m 'wrong and not gpu' tests/engine tests/loaders tests/distributed tests/kernels $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests, within two minutes
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not distributed' $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not distributed and not long' $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## ruff and mypy
 	$(BIN)/ruff check .

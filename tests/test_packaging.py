@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 ROOMS = ("engine", "loaders", "kernels", "memorization")
 CODE = (".py", ".cpp", ".h")

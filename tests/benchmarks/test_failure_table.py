@@ -8,6 +8,8 @@ from failure_corpus import Trial, file_table, summary, try_all
 from image_corpus import CORPUS, CorpusFile, Outcome
 from rich.console import Console
 
+pytestmark = pytest.mark.long
+
 SOME = ("baseline.JPEG", "text.jpg", "half_with_an_end.jpg")
 
 

@@ -5,6 +5,7 @@ import pytest
 from measuring import in_fresh_process
 
 
+@pytest.mark.long
 def test_the_list_of_files_is_held_once_by_a_process_and_its_workers():
     """150 MB for ImageNet's 1,281,167 files are 117 bytes a file; the name alone takes 31, and the epoch's order 8."""
     num_files = 640_000  # so that some MB of copied pages, more or less, make little difference

@@ -33,6 +33,7 @@ def touch_and_free(mebibytes: int) -> int:
     return measuring.peak_extra_bytes(lambda: torch.ones(mebibytes * 2**18).sum())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mebibytes", [40, 200])
 def test_peak_memory_counts_what_was_freed_again(mebibytes: int) -> None:
     extra = measuring.in_fresh_process(touch_and_free, mebibytes)

@@ -98,6 +98,7 @@ def test_a_frozen_head_among_trained_ones_gets_no_gradient() -> None:
     torch.testing.assert_close(trained.grad, expected)
 
 
+@pytest.mark.long
 def test_many_heads_compile_into_one_graph() -> None:
     torch.manual_seed(0)
     table_MN, index_B = torch.randint(40, (3, 50)), torch.randint(50, (8,))

@@ -178,6 +178,7 @@ def load_in_a_process(source: Path) -> int:
     return load_without_warning().rlpheads_panel()
 
 
+@pytest.mark.long
 @needs_compiler
 @pytest.mark.parametrize("is_damaged", [False, True])
 def test_processes_that_start_together_build_one_library(is_damaged: bool, quick: Path, cache_home: Path) -> None:

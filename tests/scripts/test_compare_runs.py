@@ -12,6 +12,8 @@ from compare_runs import DIFFERENT, EQUAL, NOT_COMPARED, main
 from real_runs import Runner
 from run_differences import first_different_row
 
+pytestmark = pytest.mark.long
+
 LEDGER = "ledger/epoch=0000/clean.parquet"
 
 

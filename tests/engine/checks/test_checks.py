@@ -40,6 +40,7 @@ def test_sound_configuration_is_accepted(flags: list[str]) -> None:
     accept(*flags)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", sorted(CONFIGS.iterdir()), ids=lambda file: file.name)
 def test_shipped_file_is_sound_once_it_has_images(file: Path, tmp_path: Path) -> None:
     config = parse_config(["--config", str(file), "--device", "cpu"])

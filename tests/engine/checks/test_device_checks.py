@@ -21,6 +21,8 @@ from rlpheads.engine.checks.device import (
 )
 from rlpheads.engine.config.errors import ConfigError, RankError
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[3]
 INSTALL = "install the PyTorch for your driver (nvidia-smi shows its CUDA version; see pytorch.org)"
 BUILT_FOR = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]

@@ -8,6 +8,8 @@ import pytest
 from rlpheads.engine.cli import main
 from rlpheads.engine.runs.opened_run import open_run
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),

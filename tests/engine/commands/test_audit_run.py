@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from small_runs import small_config
 
@@ -16,6 +17,8 @@ from rlpheads.engine.training import job
 from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.heads.head_losses import HeadTerms
 from rlpheads.memorization.records.ledger_file import read_ledger
+
+pytestmark = pytest.mark.long
 
 CPU = torch.device("cpu")
 

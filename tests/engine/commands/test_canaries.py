@@ -17,6 +17,8 @@ from rlpheads.engine.training.job import run
 from rlpheads.memorization.records.canary_file import read_canaries
 from rlpheads.memorization.records.ledger_file import read_ledger
 
+pytestmark = pytest.mark.long
+
 KINDS = {"mislabelled": 20, "near_duplicate": 20, "noisy": 144, "repeated": 60}  # 20 images take 2 and 4 places in turn
 
 

@@ -24,6 +24,8 @@ from rlpheads.loaders.sources.strict_decoding import examine_split
 from rlpheads.loaders.sources.subset import take_subset
 from rlpheads.loaders.sources.verification import Verification
 
+pytestmark = pytest.mark.long
+
 
 def verify(root: Path, *flags: str) -> int:
     return main(["verify", "--data.root", str(root), "--workers", "1", *flags])

@@ -283,6 +283,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     return scalars[hint]
 
 
+@pytest.mark.long
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=values_of(Config))
 def test_dumped_config_parses_back_to_an_equal_one(tmp_path: Path, config: Config) -> None:

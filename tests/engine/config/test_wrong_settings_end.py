@@ -52,6 +52,7 @@ VALUES = st.sampled_from([*EXTREMES, *WORDS, "[0]", "[1, 2]", "[0.1, 0.2, 0.3]",
 SETTINGS = st.lists(st.tuples(st.sampled_from([key for key, _ in leaves(Config)]), VALUES), min_size=1, max_size=3)
 
 
+@pytest.mark.long
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(changes=SETTINGS)
 def test_any_settings_are_sound_or_refused(changes: list[tuple[str, str]]) -> None:

@@ -146,6 +146,7 @@ def test_dropout_depends_on_the_step_and_not_on_what_ran_before(tiny: Config, bu
     assert same(backbone_of(straight), backbone_of(disturbed))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["unlikelihood", "uniform", "reversal", "entropy"])
 def test_regularizer_lowers_its_own_heads_accuracy(tiny: Config, build: Build, kind: str):
     """method.md, known answer 7, on the digits: after the same steps a regularised head knows fewer labels."""
@@ -172,6 +173,7 @@ def make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
             setattr(child, name, mode.from_tensor(parameter))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "precision"), [(None, "fp32"), ("unlikelihood", "fp32"), ("entropy", "fp32"), ("uniform", "fp16")]
 )

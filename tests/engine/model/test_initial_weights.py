@@ -94,6 +94,7 @@ def complaint(*flags: str, base: tuple[str, ...] = ("--config", DIGITS)) -> str:
     return str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.wrong("checkpoint")
 def test_files_that_are_none_are_named_before_anything_is_built(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"not a pickle")

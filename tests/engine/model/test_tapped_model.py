@@ -120,6 +120,7 @@ def test_gradients_are_the_same_when_activations_are_computed_again(name):
         torch.testing.assert_close(kept, computed)
 
 
+@pytest.mark.long
 def test_taps_compile_without_a_graph_break():
     model = tapped("vit_tiny_patch16_224", ["0.attn", 0, "blocks.1.mlp", -1], **INSIDE_OUT)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

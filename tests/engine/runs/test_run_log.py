@@ -105,6 +105,7 @@ def test_switched_off_there_is_metrics_jsonl_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.long
 def test_wandb_offline_keeps_one_identity_over_resumes(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="W&B is not installed")
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))

@@ -17,6 +17,8 @@ from many_starts import End, Start, start_each
 
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
 
+pytestmark = pytest.mark.long
+
 OBEDIENT = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 """Starts a command that is bound by the rights of files."""
 

@@ -81,6 +81,7 @@ def impatient(tiny):
     )
 
 
+@pytest.mark.long
 def test_the_epoch_that_ends_a_run_is_kept_like_any_last_one(impatient, build):
     training = build(impatient)
     outcome = fitted(training)
@@ -94,6 +95,7 @@ def test_the_epoch_that_ends_a_run_is_kept_like_any_last_one(impatient, build):
     assert outcome.findings.memory
 
 
+@pytest.mark.long
 def test_a_run_that_ended_early_stays_ended(impatient, build):
     first = build(impatient)
     ended = fitted(first)

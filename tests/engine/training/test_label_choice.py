@@ -64,6 +64,7 @@ def test_a_run_keeps_the_number_that_it_was_begun_with(tiny, tmp_path):
     assert settled(with_labels(tiny, "auto"), tmp_path).config == with_labels(tiny, 9)
 
 
+@pytest.mark.long
 def test_a_run_with_auto_is_whole_and_goes_on(tiny, capsys):
     config = with_labels(replace(tiny, epochs=1, max_steps=3), "auto")
     assert run(config) == 0
@@ -78,6 +79,7 @@ def test_a_run_with_auto_is_whole_and_goes_on(tiny, capsys):
     assert "n=1437" in json.loads((folder / "status.json").read_text())["warnings"][0]
 
 
+@pytest.mark.long
 def test_labels_for_each_class_from_training_to_audit(tiny):
     """Five labels for each of ten digits: chance stays 1/5, a head has fifty rows, and probes are fitted class by class."""
     config = replace(with_labels(tiny, 5, balance="per_class", audit_draws=1), epochs=1)

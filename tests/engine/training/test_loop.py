@@ -34,6 +34,7 @@ def steered(tiny, build, target: float, epochs: int = 3) -> list[float]:
     return [row["regularizer_factor"] for row in rows]
 
 
+@pytest.mark.long
 def test_factor_rises_while_too_much_is_memorised_and_falls_otherwise(tiny, build):
     """At first the heads know nothing: they are at chance, far below what a head alone could do (29 points)."""
     rising, falling = steered(tiny, build, target=-0.5), steered(tiny, build, target=0.0)
@@ -42,6 +43,7 @@ def test_factor_rises_while_too_much_is_memorised_and_falls_otherwise(tiny, buil
     assert rising[-1] > 0.5 > falling[-1]
 
 
+@pytest.mark.long
 def test_factor_stays_within_bounds_however_hard_it_is_steered(tiny, build):
     regularizer = RegularizerConfig(kind="uniform", factor=0.5, target=0.9, target_rate=1e9)
     rows, _ = trained(build(tiny, epochs=6, regularizer=regularizer))
@@ -57,6 +59,7 @@ def test_max_steps_at_the_end_of_an_epoch_leaves_the_epoch_whole(tiny, build):
     assert training.run.folder.ledger(0, "running").exists()
 
 
+@pytest.mark.long
 def test_factor_is_left_alone_without_a_target_and_reported_by_label(tiny, build):
     rows, _ = trained(build(tiny, regularizer=RegularizerConfig(kind="uniform", factor=0.5)))
     assert [row["regularizer_factor"] for row in rows] == [0.5, 0.5]
@@ -82,6 +85,7 @@ def test_run_without_heads_trains_and_prints_no_random_labels(tiny, build):
     assert "random-label" not in text
 
 
+@pytest.mark.long
 def test_average_of_the_weights_is_evaluated_beside_them(tiny, build):
     rows, text = trained(build(tiny, model=replace(tiny.model, ema_decay=0.5)))
     assert {"eval_ema_top1", "eval_top1", "eval_ema_ece", "eval_ece"} <= rows[0].keys()
@@ -94,6 +98,7 @@ def test_infinite_loss_ends_the_run(tiny, build):
         trained(training)
 
 
+@pytest.mark.long
 def test_epoch_lines_hold_the_bits_of_own_and_audit_heads(tiny, build):
     """Against the ledger's own rows, which hold every sample's bits."""
     training = build(tiny, epochs=1, heads=replace(tiny.heads, audit_draws=1, joint=0.5))
@@ -111,6 +116,7 @@ def test_epoch_lines_hold_the_bits_of_own_and_audit_heads(tiny, build):
     assert "audit_bits_per_network_parameter_clean" not in row
 
 
+@pytest.mark.long
 def test_epoch_lines_hold_calibration_and_margins(tiny, build):
     """The training set's calibration only where a clean pass was due; margins of own and audit heads in every phase."""
     training = build(tiny, heads=replace(tiny.heads, audit_draws=1), eval=replace(tiny.eval, clean_every=0))
@@ -128,6 +134,7 @@ def test_epoch_lines_hold_calibration_and_margins(tiny, build):
                 assert last[f"{prefix}margin_{name}_{phase}"] == pytest.approx(expected_T, abs=1e-9)
 
 
+@pytest.mark.long
 def test_a_finished_run_says_how_much_of_a_labelling_it_holds(tiny, build):
     training = build(tiny, epochs=1)
     _, text = trained(training)

@@ -89,6 +89,7 @@ def test_a_split_without_one_readable_image_ends_the_run(spoiled, build, display
         fit(build(spoiled), display)
 
 
+@pytest.mark.long
 @pytest.mark.wrong("file")
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_a_split_that_is_known_to_have_no_readable_image_is_refused_before_anything_begins(spoiled, on_error):
@@ -117,6 +118,7 @@ def test_each_image_is_named_once_and_not_thousands_of_them(capfd):
     assert "counted, but not named" in lines[-1]
 
 
+@pytest.mark.long
 def test_an_undamaged_run_shows_nothing_of_it(tiny, build, display):
     fit(build(tiny), display)
     assert "skipped" not in display._console.file.getvalue()

@@ -189,6 +189,7 @@ def products_of_four_threads() -> np.ndarray:
     return reduce(make_pass(problem.features_BD, labels_LB), problem.weight_KD, None, labels_LB).sums[0].numpy()
 
 
+@pytest.mark.long
 @needs_compiler
 def test_fewer_threads_than_were_asked_for_sum_the_same(threads, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenMP grants fewer under OMP_THREAD_LIMIT, under OMP_DYNAMIC on a busy machine, and inside a parallel region."""

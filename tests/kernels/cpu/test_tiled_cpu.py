@@ -42,6 +42,7 @@ def compare_random_problems(num_problems: int, first_seed: int, dtype: torch.dty
         assert_same(tiled, truth, tolerance)
 
 
+@pytest.mark.long
 @dtypes
 def test_hundreds_of_random_problems(dtype: torch.dtype, small_tiles: int) -> None:
     compare_random_problems(250, first_seed=0, dtype=dtype)
@@ -60,6 +61,7 @@ def test_around_the_size_of_a_tile(kind: str, num_labels: int) -> None:
     assert_same(evaluate(problem, kind, "tiled_cpu"), evaluate(problem, kind, "reference"), 1e-11)
 
 
+@pytest.mark.long
 @dtypes
 @given(
     num_rows=st.integers(0, 12),
@@ -222,6 +224,7 @@ def test_forward_and_backward_under_fake_tensors(impl: str, kind: str, small_til
     assert all((fake[name].shape, fake[name].dtype) == (real[name].shape, real[name].dtype) for name in real)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_into_one_graph(backend: str, dynamic: bool) -> None:

@@ -49,6 +49,7 @@ def test_a_buffer_that_nobody_asks_for_is_given_back() -> None:
     del held
 
 
+@pytest.mark.long
 def test_a_step_uses_the_last_steps_memory_for_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the gradient is the parameter's own: autograd takes it without a copy."""
     pool = Workspace()

@@ -35,6 +35,7 @@ DEFAULT = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", DEFAULT, ids=str)
 def test_error_against_float64(interpreter: Interpreter, case: Case) -> None:
     interpreter(assert_as_accurate_as_plain, case)
@@ -59,6 +60,7 @@ def test_every_margin(interpreter: Interpreter, kind: str, margin: int) -> None:
     interpreter(assert_as_accurate_as_plain, Case(5, 16, 300, kind, margin=margin))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["unlikelihood", "entropy"])
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
 @pytest.mark.parametrize(("step", "falling", "slabs"), [(20.0, False, True), (6.0, False, False), (20.0, True, False)])
@@ -68,12 +70,14 @@ def test_logits_that_leave_the_first_guess_far_behind(
     interpreter(behaviour.assert_climbing_logits_lose_nothing, dtype, kind, step, falling, slabs)
 
 
+@pytest.mark.long
 @kinds
 @pytest.mark.parametrize("memory_budget", [0, 5 * 4 * 300])
 def test_slab_by_slab(interpreter: Interpreter, kind: str, memory_budget: int) -> None:
     interpreter(behaviour.assert_slabs_change_little, kind, 3, memory_budget)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["unlikelihood", "uniform"])
 def test_two_runs_give_the_same_bits(interpreter: Interpreter, kind: str) -> None:
     interpreter(behaviour.assert_two_runs_give_the_same_bits, kind)
@@ -85,6 +89,7 @@ def test_class_ranges_combine_to_the_whole(interpreter: Interpreter, kind: str, 
     interpreter(behaviour.assert_class_ranges_combine, kind, cuts)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "promise",
     [
@@ -99,16 +104,19 @@ def test_promises(interpreter: Interpreter, promise) -> None:
     interpreter(promise)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["unlikelihood", "uniform", "entropy"])
 def test_traces(interpreter: Interpreter, kind: str) -> None:
     interpreter(behaviour.assert_traces, kind)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_into_one_graph(interpreter: Interpreter, dynamic: bool) -> None:
     interpreter(behaviour.assert_compiles_into_one_graph, dynamic)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "promise",
     [
@@ -127,6 +135,7 @@ def test_losses_of_several_heads_by_table(interpreter: Interpreter, with_pairs: 
     interpreter(triton_labels.assert_losses_by_table, with_pairs)
 
 
+@pytest.mark.long
 def test_what_is_kept_follows_the_budget(interpreter: Interpreter) -> None:
     whole = 64 * 704 * 2  # rows padded to multiples of 64 classes
     assert interpreter(behaviour.saved_bytes, None) == whole

@@ -34,10 +34,12 @@ CASE = TuningCase("a GPU", "3.8.0", "bfloat16", rows=512, features=768, classes=
 ENTRY = {**asdict(CASE), **asdict(Winner(TWO, 1.5, 2.0))}
 
 
+@pytest.mark.long
 def test_the_command_writes_what_the_loss_takes(interpreter: Interpreter, tmp_path: Path) -> None:
     interpreter(triton_tuning.assert_the_command_writes_what_the_loss_takes, tmp_path)
 
 
+@pytest.mark.long
 def test_the_loss_takes_measured_tiles_for_their_case_alone(interpreter: Interpreter, tmp_path: Path) -> None:
     interpreter(triton_tuning.assert_the_loss_takes_measured_tiles_for_their_case_alone, tmp_path)
 
@@ -233,6 +235,7 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_help_needs_no_gpu() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rlpheads.kernels.tools.tune", "--help"], capture_output=True, text=True, check=True

@@ -54,6 +54,7 @@ def rows_by_index(batches: list[Batch]) -> dict[int, torch.Tensor]:
     return {index: image for index, image in pairs if index >= 0}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")
 @pytest.mark.parametrize(
     ("encoding", "tolerance"), [(Encoding("raw", short_side=300), 0.5), (Encoding("jpg"), 8)], ids=str

@@ -116,6 +116,7 @@ def whole(open_noise) -> list[list[Batch]]:
     return read_epochs(training_loader("torch", open_noise("torch", 103)[0]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_epochs_are_the_same_through_every_loader(kind, open_noise, whole, num_workers):
     loader = training_loader(kind, open_noise(kind, 103)[0], num_workers=num_workers)
@@ -160,6 +161,7 @@ def test_a_loader_goes_on_at_any_step(kind, open_noise, whole, world_size):
         assert_same(list(resumed), list(uninterrupted)[step:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [103, 1797])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_evaluation_sees_every_index_once(kind, open_noise, count, world_size):

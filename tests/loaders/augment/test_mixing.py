@@ -193,6 +193,7 @@ def test_a_batch_has_one_weight_one_box_and_one_way_of_mixing():
     assert stats.ks_2samp(blended, np.maximum(theirs, 1 - theirs)).pvalue > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("minmax", [(0.2, 0.8), (0.5, 0.5), (0.0, 1.0)])
 def test_boxes_between_two_sides_are_timms(minmax, monkeypatch):
     """The same uniform numbers give the box of timm's `rand_bbox_minmax`, which wants a range to draw from."""

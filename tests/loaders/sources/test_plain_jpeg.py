@@ -55,6 +55,7 @@ def test_a_file_that_ends_too_early_is_not_plain(cut):
     assert plain_jpeg_size(JPEG[:-cut]) is None
 
 
+@pytest.mark.long
 @given(st.integers(0, len(JPEG) - 1))
 def test_no_beginning_of_a_file_is_plain(length):
     assert plain_jpeg_size(JPEG[:length]) is None

@@ -142,6 +142,7 @@ np.savez(out, images=images, labels=labels, index=index)
 """
 
 
+@pytest.mark.long
 def test_ffcvs_own_loader_reads_a_store(photographs, tmp_path):
     store, out = write(photographs, tmp_path, Encoding("raw")), tmp_path / "batch.npz"
     # In a process of its own: FFCV changes torch's threads there, and a type of numba's for all that is compiled later.

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import json, resource, sys
 import torch
@@ -25,6 +27,7 @@ print(json.dumps({"peaks": peaks, "rank": found.rank}))
 """
 
 
+@pytest.mark.long
 def test_memory_grows_with_the_labels_alone():
     """200,000 rows of 64 features are 51 MB in float32 and 102 MB in float64; their labels, 5 draws, are 4 MB."""
     sizes = ["20000", "200000"]

@@ -39,6 +39,7 @@ def test_membership_excess_is_the_interval_of_the_differences():
         membership_excess(members, heldout[:3])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_own", [1, 3])
 def test_label_excess_covers_on_real_fits(num_own):
     """1,000 audits of features that are independent of the labels; the error of the share is .007."""

@@ -11,6 +11,7 @@ from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.baselines.logistic_baseline import simulate_logistic
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("probe", EVERY_PROBE, ids=lambda probe: probe.name)
 def test_features_independent_of_the_labels_show_no_excess(probe):
     found = audit_features(gaussian(600, 20), gaussian(300, 20, seed=5), labels_for(600, 300), probe, level=0.999)
@@ -20,6 +21,7 @@ def test_features_independent_of_the_labels_show_no_excess(probe):
         assert abs(excess.value) < 0.08
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("probe", EVERY_PROBE, ids=lambda probe: probe.name)
 @pytest.mark.parametrize("num_own", [1, 3])
 def test_labels_encoded_in_the_features_are_found(probe, num_own):
@@ -34,6 +36,7 @@ def test_labels_encoded_in_the_features_are_found(probe, num_own):
         assert found.label_excess.is_positive
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("probe", AFFINE_PROBES, ids=lambda probe: probe.name)
 @pytest.mark.parametrize("member_has_more", [True, False])
 def test_higher_rank_on_one_side_is_a_membership_excess(probe, member_has_more):
@@ -47,6 +50,7 @@ def test_higher_rank_on_one_side_is_a_membership_excess(probe, member_has_more):
     assert not found.label_excess.is_positive or found.label_excess.value < 0.05
 
 
+@pytest.mark.long
 def test_two_layers_see_scales_that_affine_probes_cannot():
     """Training features with a noisy direction of their own: of full rank on both sides, so linearly the same."""
     base, noise = gaussian(400, 20), gaussian(400, 20, seed=3)

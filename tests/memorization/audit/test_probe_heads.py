@@ -13,6 +13,7 @@ from rlpheads.memorization.heads.class_blocks import class_block_labels
 from rlpheads.memorization.heads.labels import label_table
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("num_labels", "alpha"), [(2, 2), (2, 10), (10, 4), (10, 10)])
 def test_least_squares_reaches_its_closed_form(num_labels, alpha):
     labels = table(4000, 4, num_labels=num_labels)
@@ -80,6 +81,7 @@ def test_two_layers_fit_exclusive_or():
     assert float(TwoLayerProbe(hidden=8)(features, labels, 2).accuracy_M) > 0.95
 
 
+@pytest.mark.long
 def test_a_wider_hidden_layer_fits_more():
     features, labels = gaussian(600, 10), table(600, 2)
     narrow, wide = (float(TwoLayerProbe(hidden=h)(features, labels, K).accuracy_M.mean()) for h in (2, 32))

@@ -29,6 +29,7 @@ def test_up_to_capacity_every_label_is_fitted(alpha):
     assert baseline.bits_per_sample == 1
 
 
+@pytest.mark.long
 def test_accuracy_and_bits_fall_all_the_way_from_capacity_to_many_samples():
     baselines = [logistic_rla(2, alpha) for alpha in 2 + np.geomspace(1e-3, 1e6, 40)]
     accuracies, bits = ([getattr(b, name) for b in baselines] for name in ("accuracy", "bits_per_sample"))

@@ -1,11 +1,13 @@
 """The simulation that measures the coverage of the audit's intervals."""
 
 import numpy as np
+import pytest
 
 from rlpheads.memorization.audit.excesses import label_excess
 from rlpheads.memorization.validation import excess_coverage
 
 
+@pytest.mark.long
 def test_the_excesses_cover_in_simulated_audits(monkeypatch):
     """400 audits each; 2,000 are in the table of known answers. The error of the share is .011."""
     monkeypatch.setattr(excess_coverage, "NUM_CASES", 400)

@@ -19,6 +19,7 @@ QUICK = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("check", QUICK, ids=lambda check: check.__name__)
 def test_known_answers(check):
     answers = check()
