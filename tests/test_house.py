@@ -242,6 +242,14 @@ def test_no_file_bears_the_name_of_a_library():
     assert not clashes
 
 
+def test_tests_import_nothing_of_each_other():
+    """What several tests share lies in tests/helpers; files of one name, in two rooms, are then no trouble."""
+    tests = [path for path in OUTSIDE if path.is_relative_to(ROOT / "tests")]
+    names = {path.stem for path in tests if path.stem.startswith("test_")} | {"conftest"}
+    sharing = {name_of(path) for path in tests if {module.split(".")[0] for module in imported_modules(path)} & names}
+    assert not sharing
+
+
 def test_setup_imports_no_torch():
     assert {module.split(".")[0] for module in imported_modules(ROOT / "setup.py")} == {"setuptools"}
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from ptx_operands import LONG, OTHER_LONG, A, B, X, Y
 from ptx_programs import elementwise, run
-from test_arithmetic import LONG, OTHER_LONG, A, B, X, Y
 
 F32, U32, S32, S64, U64, U16, S16 = np.float32, np.uint32, np.int32, np.int64, np.uint64, np.uint16, np.int16
 BROKEN = np.isnan(A) | np.isnan(B)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from ptx_matrices import DTYPES, LOADS, matrix
 from ptx_programs import run
-from test_tensor_cores import DTYPES, LOADS, matrix
 
 from rlpheads.kernels.tools.ptx.asynchronous_copies import TensorMap
 from rlpheads.kernels.tools.ptx.checked_memory import KernelError
