@@ -12,8 +12,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import NoReturn
 
 from rlpheads.engine import exit_codes
+from rlpheads.engine.terminal import standard_streams
+from rlpheads.engine.terminal.text import printable
 
 COMMANDS = {
     "train": "train, with random-label prediction heads",
@@ -32,7 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Without a command the help is printed and the code is 2; so it is, from argparse, for one that is not understood.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:
+        return standard_streams.run_command(lambda: _run(sys.argv[1:]))
+    return _run(list(argv))
+
+
+def _run(words: list[str]) -> int:
     parser = _build_parser(next((word for word in words if word in COMMANDS), None))
     arguments, settings = parser.parse_known_args(words)
     if settings and not arguments.takes_settings:
@@ -44,9 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return arguments.run(arguments)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Quotes what it does not understand as text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with 2."""
+        super().error(printable(message))
+
+
 def _build_parser(called: str | None) -> argparse.ArgumentParser:
     """Build the parser of every command's name, and of the arguments of the one that was called."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rlpheads",
         description="Train image classifiers, and measure how much of the training set each layer memorises.",
         allow_abbrev=False,

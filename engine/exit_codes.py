@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from rlpheads.engine.terminal.text import printable
+
 DONE = 0
 FAILED = 1
 """It began and failed: a training, a run of a study, a conversion."""
@@ -18,6 +20,6 @@ INTERRUPTED = 130
 
 
 def report_error(error: object, code: int = WRONG_SETTINGS) -> int:
-    """Print `error: ...` on standard error, and return the exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    """Print `error: ...` on standard error, on one line, and return the exit code."""
+    print(f"error: {printable(error)}", file=sys.stderr)
     return code

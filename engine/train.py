@@ -13,6 +13,8 @@ from rlpheads.engine import exit_codes
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, RankError
 from rlpheads.engine.config.launcher_variables import is_first, without_local_rank
+from rlpheads.engine.terminal import standard_streams
+from rlpheads.engine.terminal.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Everything that can be wrong with the settings, the folder or the images is found before a process group is made.
     """
+    if argv is None:  # a process of its own
+        standard_streams.keep_running()
     try:
         config = parse_config(without_local_rank(sys.argv[1:] if argv is None else argv), note=_note)
         from rlpheads.engine.training import job  # torch and timm load here: --help and typing errors answer at once
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _note(line: str) -> None:
     if is_first("RANK"):
-        print(line)
+        print(printable(line))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlpheads.engine.commands.audit_run import RunAudit
 from rlpheads.engine.report.display import percent
@@ -60,7 +61,7 @@ def audit_table(audit: RunAudit) -> Table:
     return table
 
 
-def _excess_text(excess: Excess) -> str:
+def _excess_text(excess: Excess) -> Text:
     """Return an excess in percentage points; bold where it is not by luck."""
     text = f"{100 * excess.value:+.2f} ± {100 * excess.half_width:.2f}"
-    return f"[bold]{text}[/bold]" if excess.is_positive or excess.is_negative else text
+    return Text(text, style="bold" if excess.is_positive or excess.is_negative else "")

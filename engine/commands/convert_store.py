@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 from rlpheads.engine.config.streams import stream_seed
+from rlpheads.engine.terminal.text import shell_word
 from rlpheads.loaders.adapters.libraries import check_ffcv
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources.beton import StoreFacts
@@ -68,7 +69,7 @@ def convert(options: ConvertOptions, console: Console) -> None:
     _print_costs(costs, num_images, max(1, options.workers), console)
     _check_room(jobs, costs.bytes_per_image * num_images)
     console.print(_summary_table(jobs, _write(jobs, console)))
-    console.print(f"train with: --data.root {options.out} --data.loader ffcv", soft_wrap=True)
+    console.print(f"train with: --data.root {shell_word(options.out)} --data.loader ffcv", soft_wrap=True)
 
 
 def _plan_jobs(options: ConvertOptions) -> list[Job]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlpheads.engine import exit_codes
 from rlpheads.engine.report.console import open_console
+from rlpheads.engine.terminal.text import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:  # ConfigError, RunError, CheckpointError: each with the one message a user needs
         return exit_codes.report_error(error)
     except (StudyStoppedError, KeyboardInterrupt) as error:
-        print(f"stopped: {error or 'interrupted'}; the same command goes on", file=sys.stderr)
+        print(f"stopped: {printable(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
         return exit_codes.REQUEUE
     written = write_study(folder, found)
     if arguments.json:
@@ -52,5 +53,5 @@ def run(arguments: argparse.Namespace) -> int:
         print_study(found, console)
         console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
     for each in failed:
-        print(f"failed: {each.folder}; its output is in {log_path(each)}", file=sys.stderr)
+        print(printable(f"failed: {each.folder}; its output is in {log_path(each)}"), file=sys.stderr)
     return exit_codes.FAILED if failed else exit_codes.DONE

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlpheads.engine.commands.audit_run import audit_path
 from rlpheads.engine.commands.study_plan import PlannedRun, Study
@@ -173,9 +174,9 @@ def _summarize_seeds(values: Sequence[float]) -> dict[str, Any]:
     return summary
 
 
-def _cell(name: str, summary: Mapping[str, Any] | None) -> str:
+def _cell(name: str, summary: Mapping[str, Any] | None) -> Text:
     if summary is None:
-        return "–"
+        return Text("–")
     shown: Callable[[float], str] = (
         (lambda x: f"{x:.3f}") if name in _MEASURES_IN_BITS else (lambda x: f"{100 * x:.2f}")
     )
@@ -185,7 +186,7 @@ def _cell(name: str, summary: Mapping[str, Any] | None) -> str:
     differs = (
         difference is not None and difference["low"] is not None and not difference["low"] <= 0 <= difference["high"]
     )
-    return f"[bold]{text}[/bold]" if differs else text
+    return Text(text, style="bold" if differs else "")
 
 
 def _mean_and_interval(summary: Mapping[str, Any]) -> tuple[float, float, float]:

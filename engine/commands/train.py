@@ -15,6 +15,7 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.launcher_options import read_launcher_options
 from rlpheads.engine.config.launcher_variables import check_one_process
 from rlpheads.engine.distributed.cores import num_threads
+from rlpheads.engine.terminal import standard_streams
 
 TAKES_SETTINGS = True
 """Flags that are not declared here are the run's settings."""
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.parser.print_help()
         print(f"\n{help_text()}", end="")
         return exit_codes.DONE
+    standard_streams.keep_running()
     settings: list[str] = arguments.settings
     try:
         options = read_launcher_options(vars(arguments))

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from rlpheads.engine.terminal.text import printable
+
 if TYPE_CHECKING:
     from rlpheads.engine.report.findings import Findings
 
@@ -56,15 +58,15 @@ class Display:
     def note(self, text: str) -> None:
         """Say something that only a verbose run wants to hear."""
         if self._verbose:
-            self._console.print(text, highlight=False, style="dim", soft_wrap=True)
+            self._console.print(Text(printable(text), style="dim"), soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Say something."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(Text(printable(text)), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Say something that the user should act on, or know when reading the figures."""
-        self._console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True, style="yellow")
+        self._console.print(Text(f"warning: {printable(text)}", style="yellow"), soft_wrap=True)
 
     def step(self, row: Mapping[str, Any], eta_seconds: float | None) -> None:
         """Show the figures of the window of steps that ended at `row["step"]`."""

@@ -14,6 +14,7 @@ from rlpheads.engine.report.evaluation_summary import summarize_ledger
 from rlpheads.engine.report.findings import Findings, TapFinding
 from rlpheads.engine.runs.checkpoint import weights_sha256
 from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.terminal.text import shell_word
 from rlpheads.engine.training.epoch_end import evaluate_split
 from rlpheads.engine.training.outcome import Outcome
 from rlpheads.engine.training.training import Training
@@ -99,7 +100,7 @@ def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[st
         yield f"learned: {_summary(outcome.findings, config)}"
         yield f"figures: {_figure_paths(outcome.findings, config, folder)}"
     if config.log.wandb == "offline":
-        yield f"next: wandb sync {folder / 'wandb'}/offline-run-* sends the figures to W&B"
+        yield f"next: wandb sync {shell_word(folder / 'wandb')}/offline-run-* sends the figures to W&B"
     if outcome.findings is not None:
         yield from _next_commands(outcome.findings, folder)
 
@@ -133,12 +134,12 @@ def _figure_paths(found: Findings, config: Config, folder: Path) -> str:
     summary = folder / "summary.csv"
     places.append(f"by epoch {summary}" if summary.exists() else f"by step {folder / 'metrics.jsonl'}")
     if config.log.tensorboard:
-        places.append(f"curves: tensorboard --logdir {folder / 'tensorboard'}")
+        places.append(f"curves: tensorboard --logdir {shell_word(folder / 'tensorboard')}")
     return "; ".join(places)
 
 
 def _next_commands(found: Findings, folder: Path) -> Iterator[str]:
     if found.taps:
-        yield f"next: rlpheads audit {folder} says what the frozen features hold, with intervals"
+        yield f"next: rlpheads audit {shell_word(folder)} says what the frozen features hold, with intervals"
     if (folder / "canaries.parquet").exists():
-        yield f"next: rlpheads canaries {folder} says which measure finds the planted images"
+        yield f"next: rlpheads canaries {shell_word(folder)} says which measure finds the planted images"

@@ -12,6 +12,7 @@ from rlpheads.engine.runs.checkpoint import CheckpointError, list_whole
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLogError
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
+from rlpheads.engine.terminal.text import printable
 from rlpheads.engine.training.outcome import TrainingDivergedError
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
 
@@ -24,7 +25,7 @@ def write_failure(folder: RunFolder, launched: Launch, error: BaseException) -> 
     try:
         _write_reason(folder, launched, f"{type(error).__name__}: {error}")
     except OSError as second:
-        print(f"status.json cannot be written either: {second}", file=sys.stderr)
+        print(f"status.json cannot be written either: {printable(second)}", file=sys.stderr)
 
 
 def _write_reason(folder: RunFolder, launched: Launch, reason: str) -> None:

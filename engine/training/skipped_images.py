@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+from rlpheads.engine.terminal.text import printable
 from rlpheads.loaders.contract.errors import ImageReadError
 
 NAMED_AT_MOST = 20
@@ -24,7 +25,7 @@ class SkipNotices:
                 continue
             self._met.add(identity)
             if len(self._met) <= NAMED_AT_MOST:
-                print(f"skipped: {error}", file=sys.stderr, flush=True)
+                print(f"skipped: {printable(error)}", file=sys.stderr, flush=True)
             if len(self._met) == NAMED_AT_MOST:
                 print(
                     "skipped: any more are counted, but not named here: the ledger has them under status 2, and "

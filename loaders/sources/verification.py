@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
@@ -104,9 +105,11 @@ def with_verification(manifest: Manifest, root: Path, folder: Path | None) -> Ma
     if not path.exists():
         if folder is None:
             return manifest
-        raise DatasetError(f"{path} does not exist: rlpheads verify --data.root {root} --out {folder} writes it")
+        raise DatasetError(
+            f"{path} does not exist: rlpheads verify --data.root {quote(str(root))} --out {quote(str(folder))} writes it"
+        )
     found = Verification.read(path)
-    remedy = f"run rlpheads verify --data.root {root}" + (f" --out {folder}" if folder else "")
+    remedy = f"run rlpheads verify --data.root {quote(str(root))}" + (f" --out {quote(str(folder))}" if folder else "")
     if found.fingerprint != manifest.fingerprint:
         raise DatasetError(
             f"{path} is of other files than those of split {manifest.split!r}: its fingerprint is {found.fingerprint}, "

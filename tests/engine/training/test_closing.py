@@ -1,7 +1,10 @@
 """A run's last lines: what was learned, where the figures are, what to run next."""
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from rlpheads.engine.config.learning import HeadsConfig
 from rlpheads.engine.config.run import LogConfig
@@ -33,6 +36,19 @@ def test_finished_run_names_its_findings_figures_and_next_commands(tmp_path):
         f"next: rlpheads audit {tmp_path} says what the frozen features hold, with intervals",
         f"next: rlpheads canaries {tmp_path} says which measure finds the planted images",
     ]
+
+
+@pytest.mark.wrong("output")
+@pytest.mark.parametrize("name", ["my run", "it's", "[old]", "$HOME", "two\nlines"])
+def test_printed_commands_can_be_pasted(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "canaries.parquet").touch()
+    *_, audit, canaries = lines(FOUND, folder)
+    for line, command in ((audit, "audit"), (canaries, "canaries")):
+        words = line.removeprefix("next: ").partition(" says")[0]
+        printed = subprocess.run(["bash", "-c", f"printf '%s|' {words}"], capture_output=True, text=True, check=True)
+        assert printed.stdout == f"rlpheads|{command}|{folder}|"
 
 
 def test_calibration_is_told_where_it_was_measured(tmp_path):

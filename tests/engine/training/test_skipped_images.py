@@ -118,6 +118,12 @@ def test_each_image_is_named_once_and_not_thousands_of_them(capfd):
     assert "counted, but not named" in lines[-1]
 
 
+@pytest.mark.wrong("output")
+def test_a_name_never_controls_the_terminal(capfd):
+    SkipNotices().announce([ImageReadError(0, "a\x1b[2J\n\a.jpg", "damaged")])
+    assert capfd.readouterr().err == "skipped: image 0 (a\\x1b[2J\\n\\x07.jpg) cannot be read: damaged\n"
+
+
 @pytest.mark.long
 def test_an_undamaged_run_shows_nothing_of_it(tiny, build, display):
     fit(build(tiny), display)
