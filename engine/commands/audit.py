@@ -25,8 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--probe", default="least_squares", help="least_squares (default), logistic or two_layer")
     add("--hidden", type=int, help="hidden units of two_layer")
-    add("--draws", type=int, default=8, help="fresh draws of the labels, at least 4; default: 8")
-    add("--level", type=float, default=0.95, help="coverage of the intervals; default: 0.95")
+    add(
+        "--draws",
+        type=int,
+        help="fresh draws of the labels, at least 4; default: for least_squares as many as a half-width of half a point "
+        "needs, within some seconds a tap; 8 for other probes",
+    )
+    add(
+        "--level",
+        type=float,
+        default=0.95,
+        help="coverage of the intervals, which hold at all taps together; default: 0.95",
+    )
     add("--root", help="folder of the images, if they were moved since the run")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if there is one")
     add("--json", action="store_true", help="print what is written, in place of the table")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.engine.checks.device import why_no_cuda
-from rlpheads.engine.commands.audit_features import FeatureReader, FeatureStore, parse_places
+from rlpheads.engine.commands.audit_features import FeatureReader, FeatureStore, FeatureTable, parse_places
 from rlpheads.engine.config.errors import nearest
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import choose_device
@@ -21,7 +22,8 @@ from rlpheads.engine.runs.opened_run import OpenedRun, RunError
 from rlpheads.engine.training.label_choice import run_labels
 from rlpheads.memorization.audit.audit_labels import MIN_FRESH_DRAWS, AuditLabels, draw_audit_labels
 from rlpheads.memorization.audit.feature_audit import FeatureAudit, HeadControl, audit_features, head_control
-from rlpheads.memorization.audit.probe_heads import PROBES, ClassBlockProbe, Probe, TwoLayerProbe
+from rlpheads.memorization.audit.fresh_draws import DEFAULT_DRAWS, least_squares_draws
+from rlpheads.memorization.audit.probe_heads import PROBES, ClassBlockProbe, LeastSquaresProbe, Probe, TwoLayerProbe
 from rlpheads.memorization.baselines.head_only import NEAR_PERFECT_FIT
 
 
@@ -33,7 +35,8 @@ class AuditOptions:
         taps: places, as `rlpheads.engine.commands.audit_features.parse_places` reads them; None: the run's own taps.
         probe: kind of probe.
         hidden: hidden units of the two-layer probe; None: its default.
-        draws: fresh draws of the labels.
+        draws: fresh draws of the labels; None: for least squares as many as a half-width of half a point needs, within a
+            stated cost (`rlpheads.memorization.audit.fresh_draws`), for other probes 8.
         level: nominal coverage of the intervals.
         device: where model and probes run.
     """
@@ -41,13 +44,13 @@ class AuditOptions:
     taps: str | None = None
     probe: str = "least_squares"
     hidden: int | None = None
-    draws: int = 8
+    draws: int | None = None
     level: float = 0.95
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def check(self) -> None:
         """Raise RunError for a value out of its range, or a device that is not here."""
-        if self.draws < MIN_FRESH_DRAWS:
+        if self.draws is not None and self.draws < MIN_FRESH_DRAWS:
             raise RunError(f"--draws is {self.draws}; intervals across draws need at least {MIN_FRESH_DRAWS}")
         if not 0 < self.level < 1:
             raise RunError(f"--level is {self.level}; it must lie strictly between 0 and 1")
@@ -143,14 +146,16 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
     reader = FeatureReader(model, parse_places(options.taps, model), norm=run.config.heads.norm)
     with FeatureStore(run.config, reader, device) as store:
         train, heldout = store.read(run.sources.train), store.read(run.sources.heldout)
-        labels = audit_labels(run, options.draws, train[0].is_read_N, heldout[0].is_read_N)
+        level = 1 - (1 - options.level) / len(reader.places)  # Bonferroni: the intervals hold at all taps together
+        num_draws = options.draws or _default_draws(run, train, heldout, probe, level)
         controls: dict[int, HeadControl] = {}
         taps = []
         for place, train_table, heldout_table in zip(reader.places, train, heldout, strict=True):
+            labels = audit_labels(run, num_draws, train[0].is_read_N, heldout[0].is_read_N, str(place))
             num_features = train_table.table_ND.shape[1]
             if num_features not in controls:
                 controls[num_features] = head_control(labels, num_features, probe)
-            found = audit_features(train_table, heldout_table, labels, probe, options.level)
+            found = audit_features(train_table, heldout_table, labels, probe, level)
             taps.append(TapAudit(str(place), num_features, controls[num_features], found))
     return RunAudit(
         run=run.config.run.name,
@@ -160,7 +165,7 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
         probe=_probe_settings(make_probe(options)),
         num_labels=labels.num_labels,
         num_own_draws=len(labels.own_MN),
-        num_fresh_draws=options.draws,
+        num_fresh_draws=num_draws,
         num_train=labels.own_MN.shape[-1],
         num_equal=len(labels.members_E),
         num_skipped=int((~train[0].is_read_N).sum() + (~heldout[0].is_read_N).sum()),
@@ -192,7 +197,7 @@ def make_probe(options: AuditOptions) -> Probe:
     return TwoLayerProbe(hidden=options.hidden)
 
 
-def audit_labels(run: OpenedRun, num_draws: int, in_train_N: Tensor, in_heldout_N: Tensor) -> AuditLabels:
+def audit_labels(run: OpenedRun, num_draws: int, in_train_N: Tensor, in_heldout_N: Tensor, place: str) -> AuditLabels:
     """Return the run's own labels of its training images beside fresh ones, which no run of this seed was trained with.
 
     Args:
@@ -200,6 +205,8 @@ def audit_labels(run: OpenedRun, num_draws: int, in_train_N: Tensor, in_heldout_
         num_draws: F.
         in_train_N: bool, which training images are audited.
         in_heldout_N: bool, which held-out images are.
+        place: name of the tap. Taps, epochs and runs have fresh labels of their own: with shared ones a chance excess would
+            stand at all of them.
     """
     heads, train, heldout = run.config.heads, run.sources.train.manifest, run.sources.heldout.manifest
     own_MN = run_labels(run.config, train, heads.draws)
@@ -211,10 +218,22 @@ def audit_labels(run: OpenedRun, num_draws: int, in_train_N: Tensor, in_heldout_
         int(in_heldout_N.sum()),
         heads.num_labels,
         num_draws=num_draws,
-        seed=stream_seed(run.config.seed, "refitted probes"),
+        seed=stream_seed(run.config.seed, f"refitted probes: {run.config.run.name}, {run.saved.step}, {place}"),
         balance=heads.label_balance,
         classes=classes,
     )
+
+
+def _default_draws(
+    run: OpenedRun, train: Sequence[FeatureTable], heldout: Sequence[FeatureTable], probe: Probe, level: float
+) -> int:
+    """Return F where the options leave it open."""
+    if not isinstance(probe, LeastSquaresProbe):
+        return DEFAULT_DRAWS
+    num_samples, num_heldout = int(train[0].is_read_N.sum()), int(heldout[0].is_read_N.sum())
+    num_features = max(table.table_ND.shape[1] for table in train)
+    num_equal = min(num_samples, num_heldout)
+    return least_squares_draws(num_samples, num_equal, num_features, run.config.heads.num_labels, level)
 
 
 def write_audit(run: OpenedRun, audit: RunAudit) -> Path:

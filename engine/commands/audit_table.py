@@ -29,11 +29,12 @@ def print_audit(audit: RunAudit, path: Path, console: Console) -> None:
 def audit_table(audit: RunAudit) -> Table:
     """Return the table of an audit."""
     when = f"end of epoch {audit.epoch}" if audit.epoch is not None else f"step {audit.step}"
-    level = percent(audit.taps[0].found.label_excess.level).replace(".00", "")
+    level = percent(audit.options.level).replace(".00", "")
     factor = f"λ = {audit.regularizer_factor:g} (λ/K = {audit.regularizer_factor / audit.num_labels:g})"
     title = (
         f"{audit.run}, {when}: {audit.probe['name']} probes, K = {audit.num_labels}, {factor}, μ = {audit.joint:g}; "
-        f"chance {percent(audit.chance)}, intervals of {level}, for each tap by itself"
+        f"chance {percent(audit.chance)}, intervals of {level} that hold at all taps together, "
+        f"{audit.num_fresh_draws} fresh draws"
     )
     table = Table(title=title, title_justify="left", padding=(0, 1))
     n, equal = f"n = {audit.num_train}", f"n = {audit.num_equal}"

@@ -193,10 +193,14 @@ def _read_audit(path: Path, given: object) -> AuditOptions | None:
     if not isinstance(given, dict) or not set(given) <= set(names):
         raise refusal(f"{path}: audit", given, f"null, or a mapping with keys among {', '.join(names)}")
     options = AuditOptions(**given)
-    if options.probe not in PROBES or type(options.draws) is not int or options.draws < MIN_FRESH_DRAWS:
-        allowed = f"a probe among {', '.join(PROBES)} and at least {MIN_FRESH_DRAWS} draws"
+    if options.probe not in PROBES or not _are_draws(options.draws):
+        allowed = f"a probe among {', '.join(PROBES)} and at least {MIN_FRESH_DRAWS} draws, or null"
         raise refusal(f"{path}: audit", given, allowed)
     return options
+
+
+def _are_draws(draws: object) -> bool:
+    return draws is None or (type(draws) is int and draws >= MIN_FRESH_DRAWS)
 
 
 def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_features_and_own_labels_reproduce_the_runs_own_ledger(detached_run):
     taps, everyone = [table.table_ND for table in tables], tables[0].is_read_N
     heads = build_heads(run.config, (24, 24), "heads", run.config.heads.draws)
     run.load_weights("heads", heads)
-    losses = heads(taps, audit_labels(run, 4, everyone, everyone).own_MN, HeadTerms())
+    losses = heads(taps, audit_labels(run, 4, everyone, everyone, "0").own_MN, HeadTerms())
     ledger = read_ledger(detached_run / "ledger" / "epoch=0006" / "clean.parquet")
     torch.testing.assert_close(losses.bits_TMB.detach(), torch.tensor(ledger.bits[:, :2]), atol=1e-4, rtol=1e-4)
 
@@ -65,6 +65,23 @@ def test_detached_features_hold_nothing_about_the_labels(detached_run):
         assert tap.control.all_rows == head_only_rla(5, 179, 24)
         assert tap.found.rank == 23
     assert (audit.num_train, audit.num_equal, audit.num_own_draws) == (179, 179, 2)
+    assert audit.num_fresh_draws > 100
+    assert {round(tap.found.membership_excess.level, 7) for tap in audit.taps} == {1 - 0.001 / len(audit.taps)}
+    fresh = {tap.tap: tap.found.heldout_F for tap in audit.taps}
+    assert len(set(fresh.values())) == len(fresh)
+
+
+def test_taps_epochs_and_runs_have_fresh_labels_of_their_own(detached_run):
+    """One set of labels for all would show one chance event at all of them."""
+    run = open_run(detached_run)
+    every = torch.ones(179, dtype=torch.bool)
+    other_run = replace(run, config=replace(run.config, run=replace(run.config.run, name="another arm")))
+    other_epoch = replace(run, saved=replace(run.saved, step=run.saved.step + 1))
+    audits = [(run, "0"), (run, "1"), (other_run, "0"), (other_epoch, "0")]
+    tables = [audit_labels(opened, 4, every, every, place).members_FE for opened, place in audits]
+    again = audit_labels(run, 4, every, every, "0").members_FE
+    assert torch.equal(tables[0], again)
+    assert not any(torch.equal(tables[0], other) for other in tables[1:])
 
 
 def test_a_network_that_memorises_is_found_out(tmp_path):
