@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rlpheads.engine.checks.ranges import range_errors
 from rlpheads.engine.checks.settings import log_errors, settings_errors
+from rlpheads.engine.checks.workers import worker_errors
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 
@@ -86,6 +87,10 @@ def _settings(start: _Start) -> Iterator[ConfigError]:
     return settings_errors(start.config, start.world_size)
 
 
+def _workers(start: _Start) -> Iterator[ConfigError]:
+    return worker_errors(start.config, start.world_size)
+
+
 def _device(start: _Start) -> Iterator[ConfigError]:
     from rlpheads.engine.checks.device import dali_errors, device_errors  # import torch
 
@@ -120,6 +125,7 @@ def _optimizers(start: _Start) -> Iterator[ConfigError]:
 _GROUPS = (
     _Group("ranges", _ranges),
     _Group("settings", _settings, needs=("ranges",)),
+    _Group("workers", _workers, needs=("ranges",)),
     _Group("device", _device),
     _Group("log", _log),
     _Group("model", _model, needs=("settings",)),

@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rlpheads.engine.commands.audit_run import AuditOptions, audit_run, write_audit  # imports torch
     from rlpheads.engine.commands.audit_table import print_audit
     from rlpheads.engine.runs.opened_run import open_run
+    from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 
     names = ("taps", "probe", "hidden", "draws", "level", "device")
     options = AuditOptions(**{name: getattr(arguments, name) for name in names})
@@ -55,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         audit = audit_run(opened, options)
     except ValueError as error:  # RunError, ConfigError, CheckpointError: each with the one message a user needs
         return exit_codes.report_error(error)
+    except (ImageReadError, LoaderError) as error:
+        return exit_codes.report_error(error, exit_codes.FAILED)
     path = write_audit(opened, audit)
     if arguments.json:
         print(audit.to_json(), end="")

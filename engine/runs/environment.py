@@ -76,10 +76,14 @@ def _processor() -> str | None:
 
 
 def _torch() -> dict[str, Any]:
+    """Return what torch was built for and how it computes; cuDNN, which asking loads, only where there is a GPU for it.
+
+    Loading it where memory is limited (ulimit -v) ends the process with SIGABRT.
+    """
     return {
         "cuda_build": torch.version.cuda,
         "hip_build": torch.version.hip,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),

@@ -61,7 +61,8 @@ def memory_failure(error: BaseException) -> str | None:
     words = str(error)
     if isinstance(error, RuntimeError) and "unable to allocate shared memory" in words:
         remedy = "give /dev/shm more room (docker run --shm-size 8g), or load without processes: --data.workers 0"
-        return f"no shared memory for the loader: {words}; {remedy}"
+        line = next(line for line in words.splitlines() if "unable to allocate" in line)  # behind a worker's traceback
+        return f"no shared memory for the loader: {line.removeprefix('RuntimeError: ')}; {remedy}"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in words:
         least = "fewer --heads.labels, --heads.draws or --heads.taps, a smaller --batch_size, or more --accumulate"
         return f"out of memory: {words.splitlines()[0] if words else type(error).__name__}; give {least}"

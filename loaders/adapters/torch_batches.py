@@ -88,8 +88,8 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
         index_B = request.index_B
         batch = Batch(
             images=_blank_images(len(index_B), self.transform.image_size),
-            targets=torch.zeros(len(index_B), dtype=torch.int64),
-            index=torch.from_numpy(index_B.copy()),
+            targets=_shared(torch.zeros(len(index_B), dtype=torch.int64)),
+            index=_shared(torch.from_numpy(index_B.copy())),
             num_global_rows=request.num_global_rows,
         )
         rows = np.flatnonzero(index_B >= 0)
@@ -146,6 +146,14 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
             reason = f"its header says {image.size[0]} x {image.size[1]} pixels, but it has {tuple(pixels.shape[1:])}"
             raise ImageReadError(index, str(self.source.manifest.path(index)), reason)
         return pixels
+
+
+def _shared(column: Tensor) -> Tensor:
+    """Return a column of a batch, in a worker in memory that its parent shares.
+
+    Torch would move it there later, in a thread whose errors nobody hears: the parent would wait for the batch for ever.
+    """
+    return column if get_worker_info() is None else column.share_memory_()
 
 
 def _blank_images(num_rows: int, side: int) -> Tensor:

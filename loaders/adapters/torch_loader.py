@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from rlpheads.loaders.adapters.torch_batches import BatchMaker, CurrentImages
 from rlpheads.loaders.adapters.torch_transforms import ImageTransform
+from rlpheads.loaders.adapters.worker_surroundings import why_no_sockets
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 from rlpheads.loaders.contract.loader import PositionedLoader
@@ -24,6 +25,9 @@ from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.contract.request import Draw, Request, rank_requests
 from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS, stop_signals_blocked
 from rlpheads.loaders.sources.datasets import ImageSource
+
+_NO_SHARED_MEMORY = "unable to allocate shared memory"
+"""Torch's words; it has no exception of its own for this."""
 
 
 class TorchLoader(PositionedLoader):
@@ -42,9 +46,12 @@ class TorchLoader(PositionedLoader):
         """Prepare; workers start at the first iteration, and stay.
 
         Raises:
+            LoaderError: If workers are wanted, and cannot hand batches over on this machine.
             ValueError: If the order is for another number of samples, or cannot be cut for this world size.
         """
         options = options or LoaderOptions()
+        if options.num_workers and (reason := why_no_sockets()) is not None:
+            raise LoaderError(reason)
         super().__init__(order, source.manifest, options.world_size)
         self._current_images = CurrentImages(options.num_workers)
         self._requests = _Requests(order, transform.draw, options.rank, options.world_size)
@@ -67,7 +74,7 @@ class TorchLoader(PositionedLoader):
 
         Raises:
             ImageReadError: If an image cannot be read and is not to be skipped; the same with any number of workers.
-            LoaderError: If a worker dies.
+            LoaderError: If a worker dies, or /dev/shm has no room for its batch.
         """
         first_step = self.order.step_at(self._consumed)
         self._requests.epoch, self._requests.first_step = self._epoch, first_step
@@ -83,6 +90,8 @@ class TorchLoader(PositionedLoader):
         try:
             item = next(batches)
         except RuntimeError as error:
+            if _NO_SHARED_MEMORY in str(error):
+                raise LoaderError(_full_shared_memory(str(error))) from error
             if "DataLoader worker" not in str(error):
                 raise
             raise LoaderError(self._dead_worker_message(str(error))) from error
@@ -119,6 +128,15 @@ class _Requests:
         return rank_requests(
             self.order, self.draw, self.epoch, self.first_step, rank=self.rank, world_size=self.world_size
         )
+
+
+def _full_shared_memory(report: str) -> str:
+    """Return the message for a batch that found no room; `report` is torch's, which ends with the worker's own words."""
+    words = next(line for line in report.splitlines() if _NO_SHARED_MEMORY in line)
+    return (
+        f"/dev/shm is full ({words.removeprefix('RuntimeError: ')}); give it more room (docker run --shm-size 8g), or load "
+        "with fewer workers or smaller batches"
+    )
 
 
 def _no_collation(item: Any) -> Any:

@@ -128,11 +128,21 @@ def test_disk_that_is_read_only(shell):
 
 @needs_mounts
 @pytest.mark.wrong("environment")
-def test_no_shared_memory_for_the_loaders_workers(shell):
-    script = 'mount -t tmpfs -o size=4k none /dev/shm; eval "$RUN"'
-    finished = shell(script, "--data.workers", "1")
-    assert finished.code == 1
-    assert "/dev/shm" in complaint(finished)
+def test_too_little_shared_memory_for_the_loaders_workers(shell):
+    """It is found before anything starts: a worker whose batch does not fit would be waited for without end."""
+    finished = shell('mount -t tmpfs -o size=64k none /dev/shm; eval "$RUN"', "--data.workers", "1")
+    assert finished.code == 2
+    assert complaint(finished).startswith("error: /dev/shm: 65,536 bytes are free, and the batches that loader workers")
+    assert "--data.workers 0" in complaint(finished)
+
+
+@pytest.mark.wrong("environment")
+def test_temporary_folder_whose_path_is_too_long_for_sockets(shell, tmp_path):
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    finished = shell('eval "$RUN"', "--data.workers", "1", mounts=False, TMPDIR=str(folder))
+    assert finished.code == 2
+    assert complaint(finished).startswith(f"error: TMPDIR: got a folder whose path has {len(str(folder))} bytes (")
 
 
 @pytest.mark.wrong("environment")

@@ -7,6 +7,7 @@ import pytest
 
 from rlpheads.engine.cli import main
 from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.loaders.contract.errors import LoaderError
 
 pytestmark = pytest.mark.long
 
@@ -30,6 +31,16 @@ def test_mistakes_are_answered_in_one_line(detached_run, arguments, message, cap
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.wrong("environment")
+def test_loader_that_cannot_work_is_one_line(detached_run, capsys, monkeypatch):
+    def fails(*_arguments):
+        raise LoaderError("/dev/shm is full")
+
+    monkeypatch.setattr("rlpheads.engine.commands.audit_run.audit_run", fails)
+    assert main(["audit", str(detached_run)]) == 1
+    assert capsys.readouterr().err == "error: /dev/shm is full\n"
 
 
 def test_folders_that_are_no_run(detached_run, tmp_path, capsys):

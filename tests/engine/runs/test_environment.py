@@ -25,6 +25,17 @@ def test_env_names_versions_and_devices() -> None:
     assert environment["tiles"] is None
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there, and cuDNN is loaded for it")
+def test_cudnn_is_not_loaded_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a limit on virtual memory (ulimit -v 3000000) loading it ends the process with SIGABRT."""
+
+    def aborts() -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(torch.backends.cudnn, "version", aborts)
+    assert collect_environment()["torch"]["cudnn"] is None
+
+
 def test_only_variables_that_matter_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     monkeypatch.setenv("MY_SECRET_TOKEN", "hidden")
