@@ -1,8 +1,9 @@
 """Packaging of rlpheads: four top-level folders are installed as the sub-packages of one import package.
 
-`rlpheads.engine` lives in `engine/`, and so on; `rlpheads/` itself holds the package's `__init__.py` alone. The rooms and
-their folders carry none (Hugging Face's `kernels` distribution registers an import hook that would pick up a regular
-package called `kernels` in the working directory). Torch is never imported: building a wheel needs setuptools only.
+`rlpheads.engine` lives in `engine/`, and so on; `configs/` goes with them as `rlpheads.configs`, data alone; `rlpheads/` itself
+holds the package's `__init__.py` alone. The rooms and their folders carry none (Hugging Face's `kernels` distribution registers
+an import hook that would pick up a regular package called `kernels` in the working directory). Torch is never imported:
+building a wheel needs setuptools only.
 """
 
 from setuptools import find_namespace_packages, setup
@@ -60,9 +61,9 @@ def packages_of(room: str) -> list[str]:
 
 
 setup(
-    packages=["rlpheads", *(package for room in ROOMS for package in packages_of(room))],
-    package_dir={f"rlpheads.{room}": room for room in ROOMS},
-    package_data={"": ["*.cpp", "*.h"]},  # built at first use, never at install
+    packages=["rlpheads", "rlpheads.configs", *(package for room in ROOMS for package in packages_of(room))],
+    package_dir={f"rlpheads.{folder}": folder for folder in (*ROOMS, "configs")},
+    package_data={"": ["*.cpp", "*.h"], "rlpheads.configs": ["*.yaml", "*.toml"]},  # C++ is built at first use
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["rlpheads=rlpheads.engine.cli:main"]},

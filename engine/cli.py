@@ -12,9 +12,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import NoReturn
 
 from rlpheads.engine import exit_codes
+from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.paths import expand_path
 from rlpheads.engine.terminal import standard_streams
 from rlpheads.engine.terminal.text import printable
 
@@ -49,7 +52,22 @@ def _run(words: list[str]) -> int:
     if arguments.run is None:
         parser.print_help()
         return exit_codes.WRONG_SETTINGS
+    try:
+        _expand_paths(arguments)
+    except ConfigError as error:
+        return exit_codes.report_error(error)
     return arguments.run(arguments)
+
+
+def _expand_paths(arguments: argparse.Namespace) -> None:
+    """Replace `~` and environment variables in every argument that is a path; a shell leaves `--out=~/x` as it is.
+
+    Raises:
+        ConfigError: there is no such home folder or variable.
+    """
+    for name, value in vars(arguments).items():
+        if isinstance(value, Path):
+            setattr(arguments, name, Path(expand_path(name, str(value))))
 
 
 class _Parser(argparse.ArgumentParser):

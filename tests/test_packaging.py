@@ -40,7 +40,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 def wheel(tmp_path_factory) -> Path:
     """Built of the files alone: setuptools would put what an earlier build left in build/ into the wheel, too."""
     folder, tree = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("tree")
-    for name in ("rlpheads", *ROOMS):
+    for name in ("rlpheads", "configs", *ROOMS):
         shutil.copytree(ROOT / name, tree / name)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
@@ -55,6 +55,21 @@ def test_wheel_imports_outside_the_source_tree_beside_hugging_face_kernels(wheel
     found = json.loads(run(sys.executable, "-c", REPORT, cwd=tmp_path, PYTHONPATH=str(site)))
     assert Path(found["engine"]).is_relative_to(site)
     assert "site-packages" in found["kernels"]
+
+
+def test_installed_wheel_reads_its_configurations_by_name_from_any_folder(wheel, tmp_path):
+    site = tmp_path / "site"
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", site, wheel, cwd=tmp_path)
+    code = (
+        "import sys; from rlpheads.engine.config.command_line import parse_config\n"
+        "names = [parse_config(argv).model.name for argv in (['--config', 'digits_vit'], [])]\n"
+        "print(*names, sys.modules[parse_config.__module__].__file__)"
+    )
+    named, default, file = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site)).split()
+    assert (named, default) == ("vit_tiny_patch16_224", "wrn_16_4")
+    assert Path(file).is_relative_to(site)
+    shipped = {path.name for path in (ROOT / "configs").iterdir()}
+    assert {path.name for path in (site / "rlpheads" / "configs").iterdir()} == shipped
 
 
 def test_source_tree_imports_beside_hugging_face_kernels():

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.95,
         help="coverage of the intervals, which hold at all taps together; default: 0.95",
     )
-    add("--root", help="folder of the images, if they were moved since the run")
+    add("--root", type=Path, help="folder of the images, if they were moved since the run")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if there is one")
     add("--json", action="store_true", help="print what is written, in place of the table")
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "for --data.root STORE --data.loader ffcv. After an interruption the same command goes on where it stopped."
     )
     add = parser.add_argument
-    add("--data.root", dest="root", metavar="FOLDER", help="folder of the images, as of a run")
+    add("--data.root", dest="root", metavar="FOLDER", type=Path, help="folder of the images, as of a run")
     add("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
     add("--data.dataset", dest="dataset", default="imagefolder", help="as of a run; default: imagefolder")
     add("--data.val_fraction", dest="val_fraction", type=float, help="as of a run, if the images have no val folder")

@@ -42,7 +42,7 @@ class ConvertOptions:
     """
 
     dataset: str
-    root: str | None
+    root: Path | None
     val_fraction: float | None
     seed: int
     out: Path

@@ -13,7 +13,8 @@ from rlpheads.engine.checks.settings import folder_name_error
 from rlpheads.engine.commands.audit_run import AuditOptions
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal
-from rlpheads.engine.config.files import dump_yaml, read_config_file
+from rlpheads.engine.config.files import dump_yaml, find_config_file, read_config_file
+from rlpheads.engine.config.paths import expand_path
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.runs.folder import write_atomically
 from rlpheads.memorization.audit.audit_labels import MIN_FRESH_DRAWS
@@ -145,9 +146,10 @@ def _check_folder_names(path: Path, arms: Mapping[str, Any], seeds: Sequence[int
 def _read_config_files(path: Path, config: object) -> tuple[Path, ...]:
     names = config if isinstance(config, list) else [config]
     if not names or not all(isinstance(name, str) for name in names):
-        allowed = "a configuration file, named from where the study's file is, or a list of them"
+        allowed = "a configuration file, named from where the study's file is, one that comes with rlpheads, or a list of them"
         raise refusal(f"{path}: config", config, allowed)
-    return tuple(path.parent / str(name) for name in names)
+    found = (path.parent / expand_path(f"{path}: config", str(name)) for name in names)
+    return tuple(file if file.suffix else find_config_file(file.name) for file in found)
 
 
 def _read_mapping(path: Path, given: Mapping[str, Any], key: str) -> dict[str, Any]:

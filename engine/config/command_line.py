@@ -21,21 +21,22 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_origin, get_type_hints
 
 from rlpheads.engine.config.errors import ConfigError, nearest, show_value
-from rlpheads.engine.config.files import dump_yaml, read_config_file
+from rlpheads.engine.config.files import SHIPPED, dump_yaml, find_config_file, read_config_file
 from rlpheads.engine.config.launcher_variables import is_first
+from rlpheads.engine.config.paths import PATH_KEYS, expand_path
 from rlpheads.engine.config.reference_names import FILE_FLAG, REFERENCE_NAMES, SWITCHES, names_of, translate
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.values import convert_text, convert_value, describe
 
 __all__ = ["ConfigError", "dump_config", "help_text", "parse_config"]
 
-_SHIPPED = Path(__file__).resolve().parents[2] / "configs"
-_DEFAULT = _SHIPPED / "cifar100_wrn.yaml"
+_DEFAULT = SHIPPED / "cifar100_wrn.yaml"
 _MODEL_NAME = re.compile(r"[\w.:/@-]+")
 _USAGE = "torchrun engine/train.py [--config FILE ...] [--KEY VALUE ...]"
 _EPILOG = """\
 Files are YAML or TOML and are layered in the order given; flags override files. A flag is a key of the file with dots:
 --optim.lr 3e-4, --heads.taps "[0, -1]", --model.args.depth 6. A switch may stand alone: --verbose is --verbose true.
+--config takes the name of a file that comes with rlpheads, too: digits_vit. ~ and $NAME in paths are expanded.
 An entry of model.args from an earlier file is removed with null.
 
 Without a file, configs/cifar100_wrn.yaml is read; the defaults below are those of keys that no file names.
@@ -84,11 +85,17 @@ def parse_config(argv: Sequence[str], note: Callable[[str], None] = _ignore_note
             if flag.name.removeprefix("--") in REFERENCE_NAMES:
                 note(f"{flag.name} sets {key} to {show_value(value)}")
     values["run.name"] = values["run.name"] or Path(files[-1]).stem
+    for key in PATH_KEYS:
+        if values[key] is not None:
+            values[key] = expand_path(key, values[key])
     return _build(Config, values)
 
 
 def dump_config(config: Config) -> str:
-    """Return `config` as YAML with every key, which `parse_config` reads back to an equal object."""
+    """Return `config` as YAML with every key, which `parse_config` reads back to an equal object.
+
+    (But for paths in which `~` or `$` stands for itself; `parse_config` gives none.)
+    """
     return dump_yaml(dataclasses.asdict(config))
 
 
@@ -159,7 +166,8 @@ def _files_of(flag: _Flag) -> list[str]:
     """Return the files that a flag asks for."""
     if not flag.text:
         raise ConfigError(f"{flag.name}: a value is missing; allowed: the name of a YAML or TOML file")
-    return [flag.text] if flag.name == "--config" else [str(_default_file()), flag.text]
+    file = str(find_config_file(flag.text))
+    return [file] if flag.name == "--config" else [str(_default_file()), file]
 
 
 def _default_file() -> Path:

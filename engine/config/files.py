@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from rlpheads.engine.config.errors import ConfigError, nearest, show_value
+from rlpheads.engine.config.errors import ConfigError, nearest, refusal, show_value
+from rlpheads.engine.config.paths import expand_path
 
 _TOO_LONG = "a whole number of thousands of digits"  # which Python's int() refuses
 # The plain scalars of YAML 1.2 (and `_` between the digits of an integer, as TOML has it), with their first characters.
@@ -135,11 +136,32 @@ def parse_toml(text: str) -> Any:
         raise ConfigError(_TOO_LONG) from error
 
 
+SHIPPED = Path(__file__).resolve().parents[2] / "configs"
+"""The configurations that come with rlpheads, in the source tree and in an installed package alike."""
+
 _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     ".yaml": ("YAML", parse_yaml),
     ".yml": ("YAML", parse_yaml),
     ".toml": ("TOML", parse_toml),
 }
+
+
+def find_config_file(name: str) -> Path:
+    """Return the file that is meant by a path, or by the name of a configuration that comes with rlpheads (`digits_vit`).
+
+    Raises:
+        ConfigError: the name ends as no configuration file does, and none comes with rlpheads under it.
+    """
+    path = Path(expand_path("--config", name))
+    if path.suffix in _PARSERS:
+        return path
+    names = {each.stem: each for each in SHIPPED.glob("*") if each.suffix in _PARSERS}
+    if name not in names:
+        close = nearest(name, names)
+        known = f", or one that comes with rlpheads: {', '.join(sorted(names))}" if names else ""
+        hint = f"; nearest: {close}" if close else ""
+        raise refusal("--config", name, f"a file that ends in {', '.join(_PARSERS)}{known}{hint}")
+    return names[name]
 
 
 def read_config_file(name: str) -> dict[str, Any]:
@@ -182,6 +204,8 @@ def _read_text(path: Path, name: str) -> str:
 
 
 def _nearest_file(path: Path) -> str:
+    if (SHIPPED / path.name).is_file():
+        return f" from here; --config {path.stem} is the one that comes with rlpheads"
     if not path.parent.is_dir():
         return f" (nor a folder {path.parent})"
     match = nearest(path.name, (entry.name for entry in path.parent.iterdir() if entry.suffix in _PARSERS))

@@ -21,6 +21,7 @@ _TASK_COUNTS = {
 }
 """Variables in which launchers without a rendezvous of torch's count the copies of a program, and the launchers."""
 
+_UNNAMED = ("none", "rlpheads")  # the rendezvous ids of torchrun and of `rlpheads train` where none is given
 _LAUNCHER = "torchrun sets these environment variables; without it, set all or none of them"
 _LAST_PORT = 65535
 _START_TIME = 19  # place of a process's start in /proc/PID/stat, behind its name in brackets: proc(5)
@@ -103,11 +104,11 @@ def slurm_job() -> str | None:
 def torchrun_job() -> str | None:
     """Name the torchrun that started this process, alike in each of its restarts; None without torchrun.
 
-    That is its rendezvous id. One that was given none has the id "none": then its own process is named, by host, number
-    and start time.
+    That is its rendezvous id. Where none was given the id is the same for everybody: then its own process is named, by
+    host, number and start time.
     """
     given = os.environ.get("TORCHELASTIC_RUN_ID")
-    if given != "none":
+    if given not in _UNNAMED:
         return given or None
     agent = os.getppid()
     with suppress(OSError):  # no /proc: the number must do

@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from rlpheads.engine.config.command_line import parse_config
-from rlpheads.engine.config.errors import nearest
+from rlpheads.engine.config.errors import ConfigError, nearest
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.tapped_model import TappedModel
@@ -79,7 +79,7 @@ class OpenedRun:
             dcp.load(state, storage_reader=dcp.FileSystemReader(self.saved.path), no_dist=True)
 
 
-def open_run(path: Path, epoch: int | None = None, root: str | None = None) -> OpenedRun:
+def open_run(path: Path, epoch: int | None = None, root: Path | None = None) -> OpenedRun:
     """Open the run folder `path` at the end of `epoch`, or at its newest checkpoint.
 
     Args:
@@ -96,11 +96,16 @@ def open_run(path: Path, epoch: int | None = None, root: str | None = None) -> O
         raise RunError(_describe_missing_run(path))
     config = parse_config(["--config", str(path / "config.yaml")])
     if root is not None:
-        config = replace(config, data=replace(config.data, root=root))
+        config = replace(config, data=replace(config.data, root=str(root)))
     folder = RunFolder(path)
     saved = _choose_checkpoint(folder, epoch)
     manifest = read_run_manifest(saved.path)
-    sources = open_sources(config)
+    try:
+        sources = open_sources(config)
+    except ConfigError as error:
+        if config.data.root is None:
+            raise
+        raise ConfigError(f"{error}; if the images were moved, name their folder: --root FOLDER") from error
     try:
         check_images(sources, manifest)
         verify(saved.path, manifest)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rlpheads.engine.config.paths import PATH_KEYS
 from rlpheads.engine.config.run import ProfileConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.runs.checkpoint import MANIFEST, CheckpointError, find, read_manifest, verify
@@ -120,6 +121,8 @@ def check_settings(run: Path, config: Mapping[str, Any], saved: Mapping[str, Any
         CheckpointError: they differ in what is learned; each difference is named.
     """
     here, there = _flattened(config), _flattened(asdict(Config())) | _flattened(saved)
+    for settings in (here, there):  # a run from before they were kept as absolute paths has them as they were given
+        settings |= {key: str(Path(settings[key]).absolute()) for key in PATH_KEYS if settings.get(key) is not None}
     free = FREE_TO_CHANGE - ({"eval"} if config["regularizer"]["target"] is not None else set())  # it steers λ
     changed = [
         f"{key} is {here.get(key)!r} now and was {there.get(key)!r}"

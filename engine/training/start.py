@@ -12,6 +12,7 @@ from typing import NamedTuple
 from rlpheads.engine.config.command_line import dump_config
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.files import read_config_file
+from rlpheads.engine.config.paths import with_absolute_paths
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Rank
 from rlpheads.engine.learner.optimizer import host_sync_warnings
@@ -77,6 +78,7 @@ def settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: RunF
 
 
 def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: RunFolder) -> Start:
+    config = with_absolute_paths(config)  # later commands may start in another folder
     config, warnings = settle_labels(config, plan, sources, folder.path)
     warnings = (*warnings, *host_sync_warnings(config))
     point = find_resume_point(_with_restart(config, folder), folder.checkpoints, sources)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,13 +216,18 @@ def _check_classes(root: Path, classes: tuple[str, ...], counts: list[int]) -> N
 
 
 def _check_same_classes(train: Manifest, val: Manifest) -> None:
-    differences = [
-        f"only in {name}: {_list_names(set(here.classes) - set(there.classes))}"
-        for name, here, there in (("train", train, val), ("val", val, train))
-        if set(here.classes) - set(there.classes)
-    ]
-    if differences:
-        raise DatasetError(f"train and val differ in their classes; {'; '.join(differences)}")
+    alone = {"train": set(train.classes) - set(val.classes), "val": set(val.classes) - set(train.classes)}
+    if not any(alone.values()):
+        return
+    composed = [{unicodedata.normalize("NFC", name) for name in names} for names in alone.values()]
+    reason = ""
+    if set.intersection(*composed):  # they look alike: shown so that they can be told apart
+        alone = {split: {ascii(name)[1:-1] for name in names} for split, names in alone.items()}
+        reason = (
+            "; some differ only in how their letters are encoded, as Unicode's NFC or NFD: rename one of the folders"
+        )
+    differences = [f"only in {split}: {_list_names(names)}" for split, names in alone.items() if names]
+    raise DatasetError(f"train and val differ in their classes; {'; '.join(differences)}{reason}")
 
 
 def _check_train_is_a_split(root: Path, folders: set[str]) -> None:

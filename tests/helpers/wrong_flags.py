@@ -62,6 +62,10 @@ FLAGS = [
     (["epochs=3"], "epochs=3: not a flag; allowed: --KEY VALUE (meant: --epochs=3)"),
     (["x.yaml"], "x.yaml: not a flag; allowed: --KEY VALUE (meant: --config x.yaml)"),
     (["--epochs", "3", "4"], "4: not a flag; allowed: --KEY VALUE"),
-    (["--config", "x.json"], "--config: got 'x.json'; allowed: a file that ends in .yaml, .yml, .toml"),
+    (
+        ["--config", "x.json"],
+        "--config: got 'x.json'; allowed: a file that ends in .yaml, .yml, .toml, or one that comes with rlpheads: "
+        "ImageNet_ViT_adam, cifar100_wrn, cifar10_wrn, digits_vit, imagenet_vit_b",
+    ),
     (["--config", "nowhere/x.yaml"], "nowhere/x.yaml: no such file (nor a folder nowhere)"),
 ]

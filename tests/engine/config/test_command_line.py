@@ -116,7 +116,7 @@ def test_run_is_named_after_the_last_file_unless_named(tmp_path: Path) -> None:
         (["--heads.taps", "none"], "heads.taps", "none"),
         (["--data.crop_scale", "[0.5, 1]"], "data.crop_scale", (0.5, 1.0)),
         (["--data.root", "null"], "data.root", None),
-        (["--data.root", "~"], "data.root", "~"),
+        (["--log.wandb_project", "~"], "log.wandb_project", "~"),
         (["--data.root=--odd"], "data.root", "--odd"),
         (["--run.name", "007"], "run.name", "007"),
         (["--run.name", "null"], "run.name", "null"),
@@ -152,8 +152,8 @@ def test_numbers_in_yaml(tmp_path: Path, text: str, expected: float) -> None:
     "text", ["no", "on", "010", "1:30", "2024-01-01", "0x1F", "1__0", "'5'", "''", "é", "~x", "1e"]
 )
 def test_text_in_yaml_stays_text(tmp_path: Path, text: str) -> None:
-    file = write(tmp_path, "a.yaml", f"data: {{root: {text}}}")
-    assert parse_config(["--config", file]).data.root == text.strip("'")
+    file = write(tmp_path, "a.yaml", f"log: {{wandb_project: {text}}}")
+    assert parse_config(["--config", file]).log.wandb_project == text.strip("'")
 
 
 def test_yaml_and_toml_say_the_same(tmp_path: Path) -> None:
@@ -283,9 +283,14 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     return scalars[hint]
 
 
+def has_no_special_path(config: Config) -> bool:
+    paths = (config.run.dir, config.data.root, config.data.verified, config.model.checkpoint)
+    return not any(path is not None and (path.startswith("~") or "$" in path) for path in paths)
+
+
 @pytest.mark.long
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(config=values_of(Config))
+@given(config=values_of(Config).filter(has_no_special_path))
 def test_dumped_config_parses_back_to_an_equal_one(tmp_path: Path, config: Config) -> None:
     file = write(tmp_path, "config.yaml", dump_config(config))
     named = dataclasses.replace(config, run=dataclasses.replace(config.run, name=config.run.name or "config"))

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.runs.checkpoint import weights_sha256
 from rlpheads.engine.runs.opened_run import RunError, open_run
 
@@ -29,4 +30,16 @@ def test_other_images_are_refused(detached_run, tmp_path):
     config = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(config.replace("val_fraction: 0.9", "val_fraction: 0.8"))
     with pytest.raises(RunError, match="the train images are not those of the checkpoint"):
+        open_run(copy)
+
+
+@pytest.mark.wrong("paths")
+@pytest.mark.parametrize("root", ["plain", "/nowhere/images"])
+def test_images_that_are_gone_are_asked_for_by_root(detached_run, tmp_path, root):
+    copy = tmp_path / "copy"
+    shutil.copytree(detached_run, copy)
+    config = (copy / "config.yaml").read_text()
+    moved = config.replace("dataset: digits", "dataset: imagefolder").replace("  root: null", f"  root: {root}")
+    (copy / "config.yaml").write_text(moved)
+    with pytest.raises(ConfigError, match=f"{root} .*; if the images were moved, name their folder: --root FOLDER"):
         open_run(copy)

@@ -207,8 +207,9 @@ def as_job(monkeypatch, slurm: str | None = None, requeues: str | None = None, t
         (("7", "0", "a"), ("7", "0", "a")),
         ((None, None, "a"), (None, None, "a")),
         ((None, None, "none"), (None, None, "none")),
+        ((None, None, "rlpheads"), (None, None, "rlpheads")),
     ],
-    ids=["requeue", "second requeue", "torchrun in Slurm", "torchrun", "torchrun without an id"],
+    ids=["requeue", "second requeue", "torchrun in Slurm", "torchrun", "torchrun without an id", "rlpheads train"],
 )
 @pytest.mark.parametrize("flags", [{"overwrite": True}, {"resume": "never"}], ids=["overwrite", "never"])
 def test_restarted_job_keeps_what_it_made_itself(wanted, monkeypatch, first, second, flags):
@@ -245,6 +246,22 @@ def test_run_of_another_job_is_overwritten_also_after_a_requeue(wanted, monkeypa
     lock.close()
     assert not claimed.is_restart
     assert names_in(folder) == [MARK, "run.lock"]
+
+
+@pytest.mark.wrong("not ours")
+@pytest.mark.parametrize("name", ["none", "rlpheads"])
+def test_two_launches_without_an_id_are_two_jobs(wanted, monkeypatch, name):
+    code = (
+        "import sys; from rlpheads.engine.runs.folder import claim; from rlpheads.engine.config.run import RunConfig\n"
+    )
+    code += "claim(RunConfig(dir=sys.argv[1], name='mine'))"
+    launch = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}, sys.argv[1]], check=True)"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+    subprocess.run([sys.executable, "-c", launch, wanted.dir], check=True)
+    fill(Path(wanted.dir) / wanted.name)
+    claimed, lock = claim(replace(wanted, overwrite=True))
+    lock.close()
+    assert not claimed.is_restart
 
 
 def test_run_from_before_there_was_a_mark_is_nobodys_restart(wanted, monkeypatch):

@@ -136,6 +136,11 @@ WRONG_TREES = {
         {"val_fraction": 0.5},
         r"a train folder beside others \(bus\): point root at .*/train",
     ),
+    "classes that look alike": (
+        {"train/caf\u00e9": PAIR, "train/dog": PAIR, "val/cafe\u0301": PAIR, "val/dog": PAIR},
+        {},
+        r"only in train: caf\\xe9; only in val: cafe\\u0301; some differ only in how .*NFC or NFD: rename one of the",
+    ),
     "different classes": (
         SPLIT_TREE | {"train/emu": PAIR, "val/fox": PAIR},
         {},
@@ -162,7 +167,12 @@ def test_a_wrong_tree_is_refused_in_one_line(write_tree, case):
     with pytest.raises(DatasetError, match=message) as caught:
         open_dataset("imagefolder", root, seed=0, **arguments)
     assert "\n" not in str(caught.value)
-    assert "data" in str(caught.value) or case in ("fraction", "lone image", "different classes")
+    assert "data" in str(caught.value) or case in (
+        "fraction",
+        "lone image",
+        "different classes",
+        "classes that look alike",
+    )
 
 
 @pytest.mark.wrong("tree")
