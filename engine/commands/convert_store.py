@@ -19,9 +19,9 @@ from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources.beton import StoreFacts
 from rlpheads.loaders.sources.datasets import open_dataset, split_key
 from rlpheads.loaders.store.image_encoding import Encoding
-from rlpheads.loaders.store.write_ffcv import Estimate, Job, estimate, write_beton
+from rlpheads.loaders.store.write_ffcv import Job, estimate, write_beton
 
-IMAGENET_IMAGES = 1_281_167 + 50_000
+IMAGENET_IMAGES = (1_281_167, 50_000)
 """Training and held-out images of ImageNet-1k."""
 
 
@@ -66,8 +66,14 @@ def convert(options: ConvertOptions, console: Console) -> None:
     jobs = _plan_jobs(options)
     num_images = sum(job.source.manifest.num_samples for job in jobs)
     costs = estimate(jobs[-1].source, jobs[-1].encoding)
-    _print_costs(costs, num_images, max(1, options.workers), console)
-    _check_room(jobs, costs.bytes_per_image * num_images)
+    num_bytes = sum(costs.file_bytes(job.source.manifest.num_samples, job.page_size) for job in jobs)
+    imagenet_bytes = sum(costs.file_bytes(count, options.page_size) for count in IMAGENET_IMAGES)
+    seconds_per_image = costs.seconds_per_image / max(1, options.workers)
+    ours = _costs_text(num_bytes, num_images * seconds_per_image)
+    imagenet = _costs_text(imagenet_bytes, sum(IMAGENET_IMAGES) * seconds_per_image)
+    console.print(f"{num_images:,} images: about {ours} on {max(1, options.workers)} process(es)")
+    console.print(f"ImageNet-1k at this rate, {sum(IMAGENET_IMAGES):,} images: {imagenet}")
+    _check_room(jobs, num_bytes)
     console.print(_summary_table(jobs, _write(jobs, console)))
     console.print(f"train with: --data.root {shell_word(options.out)} --data.loader ffcv", soft_wrap=True)
 
@@ -102,18 +108,10 @@ def _plan_jobs(options: ConvertOptions) -> list[Job]:
     ]
 
 
-def _print_costs(costs: Estimate, num_images: int, num_processes: int, console: Console) -> None:
-    """Print size and duration of this store and, at the same rate, of ImageNet's."""
-    ours, imagenet = (_costs_text(costs, count, num_processes) for count in (num_images, IMAGENET_IMAGES))
-    console.print(f"{num_images:,} images: about {ours} on {num_processes} process(es)")
-    console.print(f"ImageNet-1k at this rate, {IMAGENET_IMAGES:,} images: {imagenet}")
-
-
-def _costs_text(costs: Estimate, num_images: int, num_processes: int) -> str:
-    seconds = costs.seconds_per_image * num_images / num_processes
+def _costs_text(num_bytes: float, seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     duration = f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
-    return f"{_format_bytes(costs.bytes_per_image * num_images)}, {duration}"
+    return f"{_format_bytes(num_bytes)}, {duration}"
 
 
 def _check_room(jobs: list[Job], num_bytes: float) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from rlpheads.engine.terminal.text import printable
+from rlpheads.engine.terminal.text import printable, wrap_words
 
 if TYPE_CHECKING:
     from rlpheads.engine.report.findings import Findings
@@ -58,15 +59,25 @@ class Display:
     def note(self, text: str) -> None:
         """Say something that only a verbose run wants to hear."""
         if self._verbose:
-            self._console.print(Text(printable(text), style="dim"), soft_wrap=True)
+            self._print(text, style="dim")
 
     def say(self, text: str) -> None:
-        """Say something."""
+        """Say something, broken between words where the width is known."""
+        self._print(text)
+
+    def say_whole(self, text: str) -> None:
+        """Say something to be copied, such as a command, which is not broken."""
         self._console.print(Text(printable(text)), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Say something that the user should act on, or know when reading the figures."""
-        self._console.print(Text(f"warning: {printable(text)}", style="yellow"), soft_wrap=True)
+        self._print(f"warning: {text}", style="yellow")
+
+    def _print(self, text: str, style: str = "") -> None:
+        words = printable(text)
+        if self._console.is_terminal or "COLUMNS" in os.environ:
+            words = wrap_words(words, self._console.width)
+        self._console.print(Text(words, style=style), soft_wrap=True)
 
     def step(self, row: Mapping[str, Any], eta_seconds: float | None) -> None:
         """Show the figures of the window of steps that ended at `row["step"]`."""
@@ -94,16 +105,8 @@ class Display:
         self.say(title)
         if not taps:
             return
-        table = Table(title="random-label accuracy", title_justify="left", padding=(0, 1))
-        table.add_column("tap", justify="right")
-        for block in taps:
-            table.add_column(str(block), justify="right")
-        for prefix in ("", "audit_"):
-            for phase in ("running", "clean", "heldout"):
-                if (rla_T := row.get(f"{prefix}rla_{phase}")) is not None:
-                    name = f"{prefix}{phase}".replace("_", " ").replace("heldout", "held-out")
-                    table.add_row(name, *[percent(value) for value in rla_T])
-        self._console.print(table)
+        for table in epoch_tables(row, taps, self._console.width):
+            self._console.print(table)
 
     def findings(self, found: Findings) -> None:
         """Print what the run found, and loudly whatever cannot be."""
@@ -142,6 +145,28 @@ class Display:
                 style="bold red",
             )
         )
+
+
+def epoch_tables(row: Mapping[str, Any], taps: Sequence[int | str], width: int) -> Iterator[Table]:
+    """Yield the random-label accuracies of an epoch: one table, or several where it is wider than `width` columns."""
+    cells: dict[str, list[str]] = {}
+    for prefix in ("", "audit_"):
+        for phase in ("running", "clean", "heldout"):
+            if (rla_T := row.get(f"{prefix}rla_{phase}")) is not None:
+                name = f"{prefix}{phase}".replace("_", " ").replace("heldout", "held-out")
+                cells[name] = [percent(value) for value in rla_T]
+    names = [str(tap) for tap in taps]
+    widest = max(map(len, [*names, *(cell for row_cells in cells.values() for cell in row_cells)]))
+    room = width - max(map(len, ["tap", *cells])) - 4  # beside the first column, its padding and both of its borders
+    at_once = max(1, room // (widest + 3))
+    for first in range(0, len(names), at_once):
+        shown = slice(first, first + at_once)
+        table = Table(title="random-label accuracy" if first == 0 else None, title_justify="left", padding=(0, 1))
+        for heading in ("tap", *names[shown]):
+            table.add_column(heading, justify="right")
+        for name, row_cells in cells.items():
+            table.add_row(name, *row_cells[shown])
+        yield table
 
 
 def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:

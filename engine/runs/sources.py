@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.factory import check_loader
 from rlpheads.loaders.sources.canary_source import CanarySource, CanarySpec, insert_canaries
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
+from rlpheads.loaders.sources.stored_rows import NoStoreError
 from rlpheads.loaders.sources.subset import take_subset
 from rlpheads.loaders.sources.synthetic import SyntheticSpec
 from rlpheads.loaders.sources.verification import check_readable
@@ -53,6 +55,11 @@ def open_sources(config: Config) -> Sources:
         train = with_noise_and_canaries(train, data, stream_seed(config.seed, "canaries"))
         for source in (train, heldout):
             check_readable(source.manifest, data.on_error)
+    except NoStoreError as error:
+        raise ConfigError(
+            f"the ffcv loader reads stores only. Make one of these images, once: {_convert_command(config)}; then train with "
+            "--data.root STORE --data.loader ffcv"
+        ) from error
     except DatasetError as error:
         raise ConfigError(str(error)) from error
     num_samples = train.manifest.num_samples
@@ -62,6 +69,17 @@ def open_sources(config: Config) -> Sources:
             f"give --batch_size {num_samples - num_samples % 2} or less, or --data.partial pad"
         )
     return Sources(train, heldout)
+
+
+def _convert_command(config: Config) -> str:
+    """Return the command that makes a store of these images, split as the run splits them."""
+    data = config.data
+    flags = {"--data.dataset": data.dataset} if data.dataset != "imagefolder" else {}
+    if data.root is not None:
+        flags["--data.root"] = data.root
+    if data.val_fraction is not None:
+        flags |= {"--data.val_fraction": str(data.val_fraction), "--seed": str(config.seed)}
+    return shlex.join(["rlpheads", "convert", *(word for flag in flags.items() for word in flag), "--out", "STORE"])
 
 
 def with_noise_and_canaries(train: ImageSource, data: DataConfig, seed: int) -> ImageSource:

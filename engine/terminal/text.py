@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import unicodedata
 
@@ -46,3 +47,14 @@ def _shell_escape(character: str) -> str:
     if printable(character) == character:
         return character
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+
+
+def wrap_words(text: str, width: int) -> str:
+    """Return text broken into lines of at most `width` columns between words; a longer word, such as a path, stays whole."""
+    lines = [""]
+    for gap, word in re.findall(r"(\s*)(\S+)", text):
+        if not lines[-1].strip() or len(lines[-1] + gap + word) <= width:
+            lines[-1] += gap + word
+        else:
+            lines.append(f"  {word}")
+    return "\n".join(lines)

@@ -56,9 +56,9 @@ def close_run(training: Training, outcome: Outcome, display: Display, warnings: 
     facts["skipped"] = _skipped_in_last_epoch(training.run.folder)
     training.run.folder.write_status(outcome.status, outcome.reason, **facts, **_found_facts(outcome.findings))
     for name, digest in hashes.items():
-        display.say(f"{name} weights sha256 {digest}")
+        display.note(f"{name} weights sha256 {digest}")
     for line in closing_lines(outcome, training.run.config, training.run.folder.path):
-        display.say(line)
+        display.say_whole(line)
 
 
 def _weight_hashes(training: Training) -> dict[str, str]:

@@ -30,11 +30,15 @@ class StoredRows:
     darker_N: NDArray[np.bool_]
 
 
+class NoStoreError(DatasetError):
+    """Images that lie in no store, for a loader that reads stores only."""
+
+
 def find_stored_rows(source: ImageSource) -> StoredRows:
     """Follow a source to the store behind it.
 
     Raises:
-        DatasetError: If there is none, with how to make one.
+        NoStoreError: If there is none, with how to make one.
     """
     if isinstance(source, BetonSource):
         num_samples = source.manifest.num_samples
@@ -50,7 +54,7 @@ def find_stored_rows(source: ImageSource) -> StoredRows:
             np.concatenate([own.rows_N, own.rows_N[source.copied]]),
             np.concatenate([own.darker_N, own.darker_N[source.copied] | is_darker_copy]),
         )
-    raise DatasetError(
+    raise NoStoreError(
         "the ffcv loader reads stores only. Make one of the images, once: rlpheads convert --data.root FOLDER --out STORE; "
         "then train with --data.root STORE --data.loader ffcv"
     )

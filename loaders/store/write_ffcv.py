@@ -99,6 +99,14 @@ class Estimate:
     bytes_per_image: float
     seconds_per_image: float
 
+    def file_bytes(self, num_images: int, page_size: int = PAGE_SIZE) -> float:
+        """Return the size of a file of so many images: its tables fill whole pages, and an image lies within one."""
+        tables = -(-(beton.DATA_OFFSET + num_images * beton.SAMPLE.itemsize) // page_size) * page_size
+        images_on_a_page = max(1, int(page_size / max(self.bytes_per_image, 1)))
+        full_pages = max(0, num_images - 1) // images_on_a_page
+        last_page = (num_images - full_pages * images_on_a_page) * self.bytes_per_image
+        return tables + full_pages * page_size + last_page + num_images * beton.ALLOCATION.itemsize
+
 
 def estimate(source: ImageSource, encoding: Encoding, num_images: int = 32) -> Estimate:
     """Encode some images, evenly spaced over the split, and forget them; those that cannot be read are passed over.

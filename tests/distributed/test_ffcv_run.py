@@ -30,7 +30,10 @@ def test_two_ranks_train_from_a_store(runner, undisturbed, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data.loader", "ffcv"], "the ffcv loader reads stores only.*rlpheads convert"),
+        (
+            ["--data.loader", "ffcv"],
+            "the ffcv loader reads stores only.*rlpheads convert --data.dataset digits --data.val_fraction 0.2 ",
+        ),
         (["--data.root", "STORE", "--seed", "3"], "was split by .*but the run splits by .*--seed"),
     ],
 )

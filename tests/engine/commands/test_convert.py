@@ -38,7 +38,9 @@ def test_it_says_what_it_will_cost_and_then_does_it(root, tmp_path, capsys):
     store = tmp_path / "x.beton"
     assert convert(root, store) == exit_codes.DONE
     said = capsys.readouterr().out
-    assert "8 images: about" in said
+    written = sum((store / f"{split}.beton").stat().st_size for split in ("train", "val"))
+    assert written > 2 * (8 << 20)  # the tables of each split fill a page
+    assert f"8 images: about {written / 1e6:.3g} MB, " in said
     assert "ImageNet-1k at this rate, 1,331,167 images: " in said
     assert f"train with: --data.root {store} --data.loader ffcv" in said
     ours, theirs = open_dataset("imagefolder", store, seed=0), open_dataset("imagefolder", root, seed=0)
@@ -67,7 +69,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(root, tmp_path, 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     assert convert(root, tmp_path / "x") == exit_codes.WRONG_SETTINGS
-    assert "has 1 kB left, and the store takes about 1.54 kB: name a folder" in capsys.readouterr().err
+    assert "has 1 kB left, and the store takes about 16.8 MB: name a folder" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

@@ -44,3 +44,44 @@ def test_plain_output_is_one_line_without_control_codes():
     assert line.startswith("epoch 1 step 30/44")
     assert "\x1b" not in line
     assert [figure for figure in FIGURES if figure not in line] == []
+
+
+def epoch_row(num_taps):
+    phases = [f"{prefix}rla_{phase}" for prefix in ("", "audit_") for phase in ("running", "clean", "heldout")]
+    row = {
+        "train_loss": 2.25,
+        "train_top1": 0.5,
+        "eval_top1": 0.25,
+        "eval_loss": 2.5,
+        "eval_ece": 0.01,
+        "clean_ece": 0.02,
+    }
+    row |= {"epoch": 3, "images_per_second": 812.0, "data_wait": 0.04, "train_skipped": 3}
+    row |= {"regularizer_factor": 0.1, "regularizer_factor_per_label": 0.001}
+    return row | {phase: [0.1234] * num_taps for phase in phases}
+
+
+def shown_epoch(width, taps, *, terminal=True):
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
+    Display(console, 10, 44, torch.device("cpu")).epoch(epoch_row(len(taps)), taps)
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.wrong("words")
+@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("taps", [[], [0, 1], [*range(24)], [f"{block}.attn" for block in range(12)]])
+def test_an_epochs_lines_fit_the_terminal_without_breaking_a_word(width, taps):
+    lines = shown_epoch(width, taps)
+    assert [line for line in lines if len(line) > width] == []
+    words = " ".join(lines).split()
+    assert words.count("12.34%") == 6 * len(taps)
+    for word in ("50.00%,", "812", "wait", "λ", "(λ/K", *map(str, taps)):
+        assert word in words
+
+
+def test_an_epochs_figures_are_one_line_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    (line,) = shown_epoch(80, [], terminal=False)
+    assert line.startswith("epoch 3 (of 0–9)  top-1: train 50.00%, held-out 25.00%")
+    assert line.endswith("λ 0.1 (λ/K 0.001)")

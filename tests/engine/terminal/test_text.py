@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlpheads.engine.terminal.text import printable, shell_word
+from rlpheads.engine.terminal.text import printable, shell_word, wrap_words
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
@@ -56,3 +56,15 @@ def test_a_shell_reads_the_printed_word_back(name):
 
 def test_plain_paths_are_not_quoted():
     assert shell_word(Path("/data/runs/digits_vit")) == "/data/runs/digits_vit"
+
+
+@given(st.text(st.sampled_from("ab  /"), max_size=60), st.integers(1, 20))
+def test_lines_are_broken_between_words_only(text, width):
+    wrapped = wrap_words(text, width)
+    assert wrapped.split() == text.split()
+    for line in wrapped.splitlines():
+        assert len(line) <= width or len(line.split()) == 1
+
+
+def test_spaces_inside_a_line_stay_as_they_are():
+    assert wrap_words("loss 0.1  top-1 5%  ETA 0:01", 19) == "loss 0.1  top-1 5%\n  ETA 0:01"

@@ -244,6 +244,19 @@ def test_an_estimate_comes_close(photographs, tmp_path):
     store = write(photographs, tmp_path, Encoding("jpg"))
     assert few.bytes_per_image == pytest.approx(store.num_bytes.mean())
     assert few.seconds_per_image > 0
+    assert few.file_bytes(len(store.num_bytes)) == pytest.approx(store.path.stat().st_size, rel=1e-3)
+
+
+@pytest.mark.parametrize("page_size", [2 << 20, 8 << 20])
+def test_an_estimate_counts_the_pages_that_images_do_not_fill(tmp_path, page_size):
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (800, 500)).save(tmp_path / "tree" / name / f"{number}.png")
+    source, _ = open_dataset("imagefolder", tmp_path / "tree", seed=0)
+    store = write(source, tmp_path / "store", Encoding("raw"), page_size=page_size)
+    expected = estimate(source, Encoding("raw")).file_bytes(6, page_size)
+    assert expected == store.path.stat().st_size
 
 
 @pytest.mark.parametrize(
