@@ -24,6 +24,28 @@ def num_threads(num_ranks: int) -> int | None:
     return max(1, usable_cores() // num_ranks)
 
 
+def thread_advice(threads: int, num_ranks: int, *, is_set: bool) -> str | None:
+    """Return what to say of the threads that each of this node's ranks computes with; None where they suit the cores.
+
+    Args:
+        threads: of each rank.
+        num_ranks: on this node.
+        is_set: whether OMP_NUM_THREADS is; without it torch takes one a physical core, which is right for one rank.
+    """
+    cores = usable_cores()
+    share = max(1, cores // num_ranks)
+    on = f"of {cores} cores that this job may use, for {num_ranks} rank(s) here"
+    if is_set and threads < share:
+        return (
+            f"threads: each rank computes with {threads} {on} (OMP_NUM_THREADS; torchrun sets 1); its share is {share}"
+        )
+    if threads > share and threads * num_ranks > cores:
+        return (
+            f"threads: each rank computes with {threads} {on}, which then wait for each other; OMP_NUM_THREADS={share}"
+        )
+    return None
+
+
 def cpu_quota(root: Path = _CGROUP) -> float | None:
     """Return how many cores' time the control group allows, or None where it sets no limit.
 

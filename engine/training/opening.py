@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
+import torch
+
+from rlpheads.engine.config.launcher_variables import local_world_size
+from rlpheads.engine.distributed.cores import thread_advice
 from rlpheads.engine.learner.learner import num_parameters
 from rlpheads.engine.training.training import Training
 
@@ -12,6 +17,11 @@ def opening_lines(training: Training, *, fresh: bool) -> Iterator[str]:
     """Yield the first lines of a run; `fresh`: it begins, and resumes nothing."""
     yield _model_and_images(training)
     yield _arithmetic(training)
+    if training.run.launch.device.type == "cpu":
+        is_set = "OMP_NUM_THREADS" in os.environ
+        advice = thread_advice(torch.get_num_threads(), local_world_size(), is_set=is_set)
+        if advice is not None:
+            yield advice
     if training.learner.origin and fresh:
         yield training.learner.origin
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from rlpheads.engine.distributed import cores
-from rlpheads.engine.distributed.cores import cpu_quota, num_threads, usable_cores
+from rlpheads.engine.distributed.cores import cpu_quota, num_threads, thread_advice, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,22 @@ def test_ranks_share_the_cores_that_there_are(monkeypatch, affinity, quota, rank
     monkeypatch.setattr(cores, "cpu_quota", lambda: quota)
     assert usable_cores() == usable
     assert num_threads(ranks) == threads
+
+
+@pytest.mark.parametrize(
+    ("threads", "ranks", "quota", "is_set", "expected"),
+    [
+        (1, 2, None, True, "threads: each rank computes with 1 of 64 cores that this job may use, for 2 rank(s) here"),
+        (32, 2, None, True, None),
+        (32, 1, None, False, None),  # torch's own choice: a thread a physical core
+        (64, 1, 4.0, False, "threads: each rank computes with 64 of 4 cores that this job may use, for 1 rank(s) here"),
+        (4, 1, 4.0, True, None),
+        (1, 8, 4.0, True, None),  # more ranks than cores: less than one thread there is not
+    ],
+)
+def test_threads_that_do_not_suit_the_cores_are_told(monkeypatch, threads, ranks, quota, is_set, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(64)))
+    monkeypatch.setattr(cores, "cpu_quota", lambda: quota)
+    said = thread_advice(threads, ranks, is_set=is_set)
+    assert (said or "").startswith(expected or "")
+    assert (said is None) == (expected is None)
