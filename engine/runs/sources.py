@@ -74,7 +74,9 @@ def open_sources(config: Config) -> Sources:
 def _convert_command(config: Config) -> str:
     """Return the command that makes a store of these images, split as the run splits them."""
     data = config.data
-    flags = {"--data.dataset": data.dataset} if data.dataset != "imagefolder" else {}
+    flags: dict[str, str] = {}
+    if data.dataset != "imagefolder":
+        flags["--data.dataset"] = data.dataset
     if data.root is not None:
         flags["--data.root"] = data.root
     if data.val_fraction is not None:
