@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rlpheads.engine.commands.verify_tree import print_remarks
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.terminal.text import shell_word
 from rlpheads.loaders.adapters.libraries import check_ffcv
@@ -64,6 +65,7 @@ def convert(options: ConvertOptions, console: Console) -> None:
     torch.set_num_threads(1)  # for the estimate: an encoding process has one
     check_ffcv()
     jobs = _plan_jobs(options)
+    print_remarks([job.source.manifest for job in jobs], console)
     num_images = sum(job.source.manifest.num_samples for job in jobs)
     costs = estimate(jobs[-1].source, jobs[-1].encoding)
     num_bytes = sum(costs.file_bytes(job.source.manifest.num_samples, job.page_size) for job in jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,8 +62,16 @@ def verify_tree(options: VerifyOptions, console: Console) -> bool:
             f"{options.root} is a store: its images were decoded when it was made, and what could not be "
             "read is noted in it; verify the tree that it was made of"
         )
-    found = [verify_split(manifest, options, console) for manifest in scan_splits(options.root)]
+    manifests = scan_splits(options.root)
+    print_remarks(manifests, console)
+    found = [verify_split(manifest, options, console) for manifest in manifests]
     return not any(findings.complaints for findings in found)
+
+
+def print_remarks(manifests: Sequence[Manifest], console: Console) -> None:
+    """Print once what the scan of a tree passed over."""
+    for line in dict.fromkeys(line for manifest in manifests for line in manifest.remarks):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def verify_split(manifest: Manifest, options: VerifyOptions, console: Console) -> Verification:

@@ -32,6 +32,11 @@ class Sources:
     train: ImageSource
     heldout: ImageSource
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Lines on what the scan of the images passed over; one of both splits is there once."""
+        return tuple(dict.fromkeys(self.train.manifest.remarks + self.heldout.manifest.remarks))
+
 
 def open_sources(config: Config) -> Sources:
     """List the images.

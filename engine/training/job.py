@@ -59,7 +59,7 @@ def _train(start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, l
         with closing(training.run.log), display:
             for line in opening_lines(training, fresh=start.point is None):
                 display.say(line)
-            for warning in start.warnings:
+            for warning in (*sources.remarks, *start.warnings):
                 display.warn(warning)
             if start.point is not None:
                 training.resume(start.point)

@@ -36,6 +36,7 @@ class Manifest:
         split: Name of the split, such as "train".
         unreadable: Why samples are known to be unreadable, by canonical index; no loader decodes them
             (`rlpheads.loaders.sources.verification`). Not part of the fingerprint.
+        remarks: Lines on what the scan passed over, for people. Not part of the fingerprint.
     """
 
     name_bytes: NDArray[np.uint8]
@@ -46,6 +47,7 @@ class Manifest:
     root: Path | None
     split: str
     unreadable: Mapping[int, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def from_columns(
@@ -57,6 +59,7 @@ class Manifest:
         classes: tuple[str, ...],
         root: Path | None,
         split: str,
+        remarks: tuple[str, ...] = (),
     ) -> Manifest:
         """Pack columns that already stand in canonical order."""
         offsets = np.zeros(len(names) + 1, dtype=np.int64)
@@ -69,6 +72,7 @@ class Manifest:
             classes=classes,
             root=root,
             split=split,
+            remarks=remarks,
         )
 
     @property
@@ -130,6 +134,7 @@ class Manifest:
             root=self.root,
             split=split,
             unreadable={int(place_N[index]): why for index, why in self.unreadable.items() if keep_N[index]},
+            remarks=self.remarks,
         )
 
     def __eq__(self, other: object) -> bool:

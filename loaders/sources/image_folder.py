@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +16,18 @@ from torch import Tensor
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.decode import decode_rgb
+from rlpheads.loaders.sources.passed_over import THUMBNAIL_FOLDERS, PassedOver
+from rlpheads.loaders.sources.regular_files import read_listed_file
 from rlpheads.loaders.sources.splits import check_val_fraction, stratified_split
 from rlpheads.loaders.sources.verification import with_verification
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Files with another suffix are not samples. The list of torchvision's ImageFolder, and GIF."""
+IMAGE_SUFFIXES = (
+    *(".jfif", ".jpe", ".jpeg", ".jpg"),
+    *(".j2k", ".jp2", ".jpx"),
+    *(".pbm", ".pgm", ".pnm", ".ppm"),
+    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".png", ".tif", ".tiff", ".webp"),
+)
+"""Suffixes of the formats that `decode_rgb` reads. Files with another suffix are not samples."""
 
 _SPLIT_NAMES = ("train", "val", "valid", "validation", "eval", "test", "holdout", "heldout")
 _SHOWN = 5
@@ -53,14 +61,11 @@ class ImageFolderSource:
         if index in self.manifest.unreadable:
             raise ImageReadError(int(index), str(path), self.manifest.unreadable[index])
         try:
-            data = path.read_bytes()
+            return read_listed_file(path, int(self.manifest.sizes[index]))
         except OSError as error:
             raise ImageReadError(int(index), str(path), error.strerror or str(error)) from error
-        listed = int(self.manifest.sizes[index])
-        if len(data) != listed:
-            reason = f"it has {len(data)} bytes, but {listed} when the folder was scanned"
-            raise ImageReadError(int(index), str(path), reason)
-        return data
+        except ValueError as error:
+            raise ImageReadError(int(index), str(path), str(error)) from error
 
     def decode(self, index: int, data: bytes) -> Tensor:
         """Decode the bytes of one image's file: uint8 (3, H, W).
@@ -135,9 +140,10 @@ def count_class_folders(root: Path) -> int:
 
 
 def scan_image_folder(root: Path, split: str) -> Manifest:
-    """List the images below ROOT/CLASS/, sub-folders included; hidden files and files with other suffixes are skipped.
+    """List the images below ROOT/CLASS/, sub-folders included.
 
-    Links to folders and files are followed. Names are relative to the root.
+    Hidden entries, files with other suffixes, and pipes, sockets and devices are passed over, and counted in the
+    manifest's remarks. Links to folders and files are followed. Names are relative to the root.
 
     Raises:
         DatasetError: If the root is not a folder, has fewer than two class folders, or one without images; if something
@@ -147,18 +153,23 @@ def scan_image_folder(root: Path, split: str) -> Manifest:
     names: list[bytes] = []
     sizes: list[int] = []
     counts = []
+    passed_over = PassedOver()
     for folder in folders:
-        found = sorted(_images_below(folder.path, folder.name, ancestors=()))
+        found = sorted(_images_below(folder.path, folder.name, (), passed_over))
         counts.append(len(found))
         names.extend(name for name, _ in found)
         sizes.extend(size for _, size in found)
     classes = tuple(os.fsdecode(folder.name) for folder in folders)
     _check_classes(root, classes, counts)
     targets = np.repeat(np.arange(len(classes)), counts)
-    return Manifest.from_columns(names, targets, sizes, classes=classes, root=root, split=split)
+    passed_over.thumbnails = sum(not THUMBNAIL_FOLDERS.isdisjoint(name.split(b"/")) for name in names)
+    remarks = passed_over.remarks(root)
+    return Manifest.from_columns(names, targets, sizes, classes=classes, root=root, split=split, remarks=remarks)
 
 
-def _images_below(folder: bytes, name: bytes, ancestors: tuple[tuple[int, int], ...]) -> Iterator[tuple[bytes, int]]:
+def _images_below(
+    folder: bytes, name: bytes, ancestors: tuple[tuple[int, int], ...], passed_over: PassedOver
+) -> Iterator[tuple[bytes, int]]:
     """Yield (relative name, bytes of the file) of every image below a folder, in the file system's order."""
     try:
         status = Path(os.fsdecode(folder)).stat()
@@ -167,13 +178,17 @@ def _images_below(folder: bytes, name: bytes, ancestors: tuple[tuple[int, int], 
             raise DatasetError(f"{os.fsdecode(folder)} is a link to a folder that it lies in")
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(b"."):
-                    continue
                 entry_name = name + b"/" + entry.name
-                if entry.is_dir():
-                    yield from _images_below(entry.path, entry_name, (*ancestors, identity))
-                elif os.fsdecode(entry.name).lower().endswith(IMAGE_SUFFIXES):
-                    yield entry_name, entry.stat().st_size
+                if entry.name.startswith(b"."):
+                    passed_over.add_hidden(entry.is_dir(follow_symlinks=False))
+                elif entry.is_dir():
+                    yield from _images_below(entry.path, entry_name, (*ancestors, identity), passed_over)
+                elif not os.fsdecode(entry.name).lower().endswith(IMAGE_SUFFIXES):
+                    passed_over.add_suffix(os.fsdecode(entry.name))
+                elif stat.S_ISREG((file_status := entry.stat()).st_mode):
+                    yield entry_name, file_status.st_size
+                else:
+                    passed_over.add_irregular(entry_name)
     except OSError as error:
         raise DatasetError(f"{os.fsdecode(error.filename or folder)} cannot be read: {error.strerror}") from error
 

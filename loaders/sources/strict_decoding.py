@@ -19,6 +19,7 @@ from typing import IO
 
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.decode import decode_rgb
+from rlpheads.loaders.sources.regular_files import read_listed_file
 
 Verdict = tuple[str, str] | None
 """(status, reason) of a damaged or unreadable file, as of `BadFile`; None for a whole one."""
@@ -44,9 +45,7 @@ def _examine_file(path: str, size: int, messages: IO[bytes]) -> Verdict:
     messages.seek(0)
     messages.truncate()
     try:
-        data = Path(path).read_bytes()
-        if len(data) != size:
-            return "unreadable", f"it has {len(data)} bytes, but {size} when the folder was scanned"
+        data = read_listed_file(Path(path), size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", "Truncated File Read")  # Pillow's, on TIFF

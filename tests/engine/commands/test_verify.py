@@ -1,6 +1,7 @@
 """`rlpheads verify` over real files: what it finds, how it goes on, and that runs obey it."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -196,3 +197,16 @@ def test_findings_can_lie_elsewhere_and_must_be_there_when_named(tmp_path):
 def test_what_cannot_be_verified_is_an_error(tmp_path, capsys, flags, message):
     assert main(["verify", "--data.root", str(tmp_path / "none"), *flags]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.wrong("tree")
+def test_what_the_scan_passes_over_is_said_and_never_opened(tmp_path, capfd):
+    write_corpus(tmp_path, (CorpusFile("a.jpg", JPEG, Outcome.READ),))
+    os.mkfifo(tmp_path / "train" / "odd" / "pipe.jpg")
+    (tmp_path / "train" / "odd" / "b.heic").write_bytes(JPEG)
+    assert verify(tmp_path) == 0
+    said = capfd.readouterr().out
+    assert "train: 2 passed over: " in said
+    assert "1 .heic" in said
+    assert "odd/pipe.jpg" in said

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
@@ -27,6 +28,40 @@ def test_a_tree_is_listed_as_torchvision_does(write_tree):
     assert sorted(ours) == sorted(theirs.samples)
     assert manifest.names() == sorted(manifest.names())
     assert [int(size) for size in manifest.sizes] == [Path(path).stat().st_size for path, _ in ours]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    {
+        **dict.fromkeys([".jpg", ".JPEG", ".jpe", ".jfif"], "JPEG"),
+        **dict.fromkeys([".jp2", ".j2k", ".jpx"], "JPEG2000"),
+        **dict.fromkeys([".png", ".apng"], "PNG"),
+        **dict.fromkeys([".bmp", ".dib"], "BMP"),
+        **dict.fromkeys([".pbm", ".pgm", ".pnm", ".ppm"], "PPM"),
+        **dict.fromkeys([".tif", ".tiff"], "TIFF"),
+        ".avif": "AVIF",
+        ".gif": "GIF",
+        ".webp": "WEBP",
+    }.items(),
+)
+def test_every_suffix_of_a_format_that_is_read_is_a_sample(write_tree, suffix, kind):
+    root = write_tree({"cat": PAIR, "dog": []})
+    mode = {".pbm": "1", ".pgm": "L"}.get(suffix, "RGB")
+    Image.new(mode, (30, 20), 1 if mode == "1" else 200 if mode == "L" else (200, 200, 200)).save(
+        root / "dog" / f"x{suffix}", kind
+    )
+    source = ImageFolderSource(scan_image_folder(root, "train"))
+    assert source.manifest.remarks == ()
+    assert source.read(2).shape == (3, 20, 30)
+    assert 197 <= float(source.read(2).float().mean()) <= (255 if mode == "1" else 203)
+
+
+def test_the_fingerprint_of_a_tree_of_plain_images_is_what_it_always_was(write_tree):
+    root = write_tree({"cat": [], "dog": []})
+    for name in ("cat/a.jpg", "cat/b.PNG", "dog/c.webp"):
+        (root / name).write_bytes(name.encode())
+    expected = "3b1867e6675a40b52e47e2884940c5c306cf376d5148cd02cabcd19140fefd6e"
+    assert scan_image_folder(root, "train").fingerprint == expected
 
 
 def test_hidden_files_and_other_files_are_no_samples(write_tree):
