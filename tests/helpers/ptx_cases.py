@@ -16,7 +16,7 @@ from rlpheads.kernels.tools.ptx.launch import Compiled, Executor, executed
 
 SEEDS = {(False, False): 2, (True, False): 6, (False, True): 1, (True, True): 3}
 """By (pair, bias)."""
-SHAPES = ((70, 80, 139), (66, 52, 203))
+SHAPES = ((126, 80, 253), (66, 52, 203))
 """Rows, features and labels of a loss with tiles of 128 rows; of the second no row starts at a multiple of 16 bytes."""
 FEW_ROWS = 7
 
@@ -139,8 +139,8 @@ def _covers(build: Build, name: str, constants: dict[str, Any], types: dict[str,
     same_flags = all(key in constants and constants[key] == value for key, value in flags.items())
     unused = () if flags.get("MOMENT") else ("moments",)
     same_types = all(
-        types.get(key, kind) in (kind, "constexpr")
+        types[key] == "constexpr" or types[key].replace(" ", "") == kind
         for key, kind in build.pointers.items()
-        if isinstance(kind, str) and key not in unused
+        if isinstance(kind, str) and key in types and key not in unused
     )
     return build.kernel.__name__ == name and same_flags and same_types

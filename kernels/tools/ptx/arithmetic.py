@@ -60,9 +60,7 @@ def _operands(block: Block, instruction: Instruction, kind: str, active: Array) 
 
 def _packed(block: Block, instruction: Instruction, active: Array) -> None:
     """Two float32 side by side (9.7.3, .f32x2)."""
-    pairs = [
-        halves(np.broadcast_to(block.read(x, "b64", active), (block.num_threads,))) for x in instruction.operands[1:]
-    ]
+    pairs = [halves(block.column(x, "b64", active)) for x in instruction.operands[1:]]
     low, high = (canonical(FUNCTIONS[instruction.name](*half).astype(np.float32)) for half in zip(*pairs, strict=True))
     block.write(instruction.operands[0], packed(low, high), active)
 

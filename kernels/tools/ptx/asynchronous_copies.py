@@ -139,7 +139,7 @@ def _copy_bytes(block: Block, instruction: Instruction, active: Array) -> None:
     starts = block.addresses(instruction.address(0), "u32", active)
     source = block.addresses(instruction.address(1), "u64", active)
     given = operands[3] if len(operands) > 3 else Literal(size)
-    filled = np.broadcast_to(block.read(given, "u32", active), (block.num_threads,))[active]
+    filled = block.column(given, "u32", active)[active]
     if (starts % size).any() or (filled > size).any():
         raise KernelError("cp.async to no multiple of its size, or of more than its size")
     cells = starts[:, None] + np.arange(size)

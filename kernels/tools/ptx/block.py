@@ -86,6 +86,10 @@ class Block:
             values = values.astype(bool if wanted.kind == "b" else unsigned(wanted.itemsize))
         return values.view(wanted)
 
+    def column(self, operand: Operand, kind: str, active: Array) -> Array:
+        """As `read`, with one value a thread of a constant, too."""
+        return np.broadcast_to(self.read(operand, kind, active), (self.num_threads,))
+
     def is_unset(self, operand: Operand, active: Array) -> bool:
         """Whether a register was not set in all active threads."""
         if not isinstance(operand, Register):
@@ -132,14 +136,14 @@ class Block:
 
     def addresses(self, operand: Address, kind: str, active: Array) -> Array:
         """Addresses of the active threads."""
-        values = np.broadcast_to(self.read(operand.base, kind, active), (self.num_threads,))
+        values = self.column(operand.base, kind, active)
         return values[active].astype(np.int64) + operand.offset
 
     def one(self, operand: Operand, kind: str, active: Array) -> int:
         """A value that all active threads share."""
         if isinstance(operand, Address):
             return self.one(operand.base, kind, active) + operand.offset
-        values = np.broadcast_to(self.read(operand, kind, active), (self.num_threads,))[active]
+        values = self.column(operand, kind, active)[active]
         if (values != values[0]).any():
             raise KernelError("threads that act as one disagree on an operand")
         return int(values[0])

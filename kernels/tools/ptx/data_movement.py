@@ -90,8 +90,7 @@ def _spread(block: Block, values: Array, active: Array) -> Array:
 def shared_cells(block: Block, instruction: Instruction, place: int, size: int, active: Array) -> Array:
     """Bytes that each active thread touches (T, size), counted; they begin at a multiple of the size."""
     addresses = block.addresses(instruction.address(place), "u32", active)
-    if (addresses % size).any():
-        raise KernelError(f"shared address {addresses[addresses % size != 0][0]} is no multiple of {size}")
+    _align(addresses, size, "shared")
     block.launch.counts.shared(addresses, block.threads[active], size)
     return addresses[:, None] + np.arange(size)
 
@@ -109,24 +108,21 @@ def _load_global(block: Block, instruction: Instruction, active: Array) -> None:
     kind = numpy_type(instruction.kind)
     addresses = block.addresses(instruction.address(1), "u64", active)
     targets = instruction.parts(0)
-    _align(addresses, kind.itemsize * len(targets))
+    _align(addresses, kind.itemsize * len(targets), "global")
     for number, target in enumerate(targets):
         values = block.launch.memory.load(addresses + number * kind.itemsize, kind.itemsize)
         block.write(target, _spread(block, values.view(kind), active), active)
 
 
-def _align(addresses: Array, size: int) -> None:
+def _align(addresses: Array, size: int, space: str) -> None:
     if (addresses % size).any():
-        raise KernelError(f"global address {int(addresses[addresses % size != 0][0]):#x} is no multiple of {size}")
+        raise KernelError(f"{space} address {int(addresses[addresses % size != 0][0])} is no multiple of {size}")
 
 
 def store_values(block: Block, instruction: Instruction, active: Array) -> None:
     """st: to shared or global memory (9.7.9 "st")."""
     kind = numpy_type(instruction.kind)
-    sources = [
-        np.broadcast_to(block.read(part, instruction.kind, active), (block.num_threads,))
-        for part in instruction.parts(1)
-    ]
+    sources = [block.column(part, instruction.kind, active) for part in instruction.parts(1)]
     values = np.ascontiguousarray(np.stack([source[active] for source in sources], 1))
     size = kind.itemsize * len(sources)
     if instruction.modifiers[0].startswith("shared"):
@@ -134,7 +130,7 @@ def store_values(block: Block, instruction: Instruction, active: Array) -> None:
         block.shared.write(cells, block.threads[active], values.view(np.uint8))
         return
     addresses = block.addresses(instruction.address(0), "u64", active)
-    _align(addresses, size)
+    _align(addresses, size, "global")
     block.launch.counts.stores[size] += len(addresses)
     for number in range(len(sources)):
         block.launch.memory.store(
@@ -149,7 +145,7 @@ def shuffle(block: Block, instruction: Instruction, active: Array) -> None:
     source = warp + (lane ^ by if "bfly" in instruction.modifiers else by % 32)
     if not active[source[active]].all():
         raise KernelError("shfl reads a lane that does not take part")
-    values = np.broadcast_to(block.read(instruction.operands[1], "b32", active), (block.num_threads,))
+    values = block.column(instruction.operands[1], "b32", active)
     block.write(instruction.parts(0)[0], values[source], active)
 
 
@@ -197,7 +193,7 @@ def store_matrix(block: Block, instruction: Instruction, active: Array) -> None:
     """stmatrix.m8n8: the reverse (9.7.15.5.16)."""
     for number, source in enumerate(instruction.parts(1)):
         cells = _matrix_cells(block, instruction, 0, number, active)
-        values = np.broadcast_to(block.read(source, "b32", active), (block.num_threads,))[active]
+        values = block.column(source, "b32", active)[active]
         block.shared.write(cells, block.threads[active], np.ascontiguousarray(values)[:, None].view(np.uint8))
 
 

@@ -17,7 +17,7 @@ WARPGROUP = 128
 
 def _fragments(block: Block, parts: tuple[Operand, ...], kind: str, active: Array) -> Array:
     """Registers of a matrix operand as numbers (registers, threads, 1 or 2)."""
-    raw = [np.broadcast_to(block.read(part, "b32", active), (block.num_threads,)) for part in parts]
+    raw = [block.column(part, "b32", active) for part in parts]
     return elements(np.ascontiguousarray(np.stack(raw))[..., None].view(np.uint8), kind)
 
 

@@ -85,7 +85,7 @@ def store_columns(block: Block, instruction: Instruction, active: Array) -> None
     sources = instruction.parts(len(instruction.operands) - 1)
     cells = _warp_cells(block, instruction, 0, len(sources), active)
     threads = block.threads[active]
-    values = [np.broadcast_to(block.read(source, "b32", active), (block.num_threads,)) for source in sources]
+    values = [block.column(source, "b32", active) for source in sources]
     values_TN = np.stack(values, 1)[active]
     flight = block.tensor.begin(instruction.text[:60], cells, threads, writes=True, proxy=False)
     if not block.launch.late:
@@ -139,7 +139,7 @@ class _Product:
         ]
         if bits >> 4 & 3 != 1 or bits >> 10 & 7 != bits >> 7 & 7 or bits >> 13 & 3 or bits & 0xC:
             raise NotImplementedError(f"instruction descriptor {bits:#x}")
-        self.adds = bool(np.broadcast_to(block.read(adds, "pred", active), (block.num_threads,))[active][0])
+        self.adds = bool(block.column(adds, "pred", active)[active][0])
         lanes = np.arange(rows) if rows == TENSOR_LANES else np.arange(rows) // 16 * 32 + np.arange(rows) % 16
         self.d = _cells(block, np.array([block.one(d, "u32", active)]), lanes[:, None], np.arange(columns)[None])
         self.a_in_tensor = isinstance(a, Address)
