@@ -42,6 +42,37 @@ class DeviceWait:
         return self._seconds
 
 
+FORWARD_SHARE = 1 / 3
+"""Share of a training step's arithmetic that is its forward pass: the backward pass takes two of the same products."""
+
+
+@dataclass
+class EvaluationClock:
+    """Counts the images that were evaluated, and the time that it took.
+
+    Attributes:
+        now: seconds on the host.
+    """
+
+    now: Callable[[], float] = time.perf_counter
+    _images: int = 0
+    _seconds: float = 0.0
+
+    @contextmanager
+    def timing(self, num_images: int) -> Iterator[None]:
+        """Count the time inside as that of a pass over so many images; a pass that does not end is not counted."""
+        before = self.now()
+        yield
+        self._images += num_images
+        self._seconds += self.now() - before
+
+    def eta_seconds(self, images_left: int, training_rate: float) -> float:
+        """Seconds that so many images take; before the first pass, estimated from the images trained per second."""
+        if self._images:
+            return images_left * self._seconds / self._images
+        return images_left * FORWARD_SHARE / training_rate if training_rate else 0.0
+
+
 @dataclass
 class Clock:
     """Counts training time, images and time spent waiting for data.

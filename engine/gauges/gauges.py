@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlpheads.engine.distributed.launch import Launch
-from rlpheads.engine.gauges.clock import Clock, DeviceWait
+from rlpheads.engine.gauges.clock import Clock, DeviceWait, EvaluationClock
 from rlpheads.engine.gauges.meters import Meters
 from rlpheads.engine.model.flops import Utilisation
 
@@ -17,11 +17,13 @@ class Gauges:
     Attributes:
         meters: figures of the steps, averaged over windows.
         clock: training time, images and waiting for data.
+        evaluation_clock: evaluated images and their time.
         utilisation: arithmetic of an image, and the device's peak.
     """
 
     meters: Meters
     clock: Clock
+    evaluation_clock: EvaluationClock
     utilisation: Utilisation
 
     @property
@@ -30,8 +32,17 @@ class Gauges:
         rate = self.clock.images_per_second
         return {"images_per_second": rate, "data_wait": self.clock.data_wait, **self.utilisation.figures(rate)}
 
+    def eta_seconds(self, images_left: int, evaluation_images_left: int) -> float | None:
+        """Seconds left, for training and for evaluations; None before there is a rate."""
+        training = self.clock.eta_seconds(images_left)
+        if training is None:
+            return None
+        return training + self.evaluation_clock.eta_seconds(evaluation_images_left, self.clock.images_per_second)
+
 
 def build_gauges(launch: Launch, utilisation: Utilisation) -> Gauges:
     """Build the gauges of a run on this rank's device; waiting is timed on the device where there is one."""
     device_wait = None if launch.device.type == "cpu" else DeviceWait(launch.device)
-    return Gauges(Meters(launch.device, launch.world_size), Clock(device_wait=device_wait), utilisation)
+    return Gauges(
+        Meters(launch.device, launch.world_size), Clock(device_wait=device_wait), EvaluationClock(), utilisation
+    )

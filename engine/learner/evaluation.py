@@ -46,6 +46,7 @@ def evaluate(
     prepare: Callable[[Batch], Batch],
     precision: Precision,
     interrupted: Callable[[], bool],
+    advance: Callable[[int], object] = int,
 ) -> ClassTotals:
     """Fill `split.ledger` from one pass over the split; every rank ends with all of it. Collective.
 
@@ -56,6 +57,7 @@ def evaluate(
         prepare: returns a delivered batch with normalised images.
         precision: autocast type.
         interrupted: asked after every batch at every rank, with one answer for all; True ends the evaluation.
+        advance: called with the images of every batch, over all ranks; what it returns is thrown away.
 
     Raises:
         EvaluationInterruptedError: `interrupted` said so.
@@ -72,6 +74,7 @@ def evaluate(
         among_five += _among_five(rows.logits_BC, batch)
         confidence_B = rows.logits_BC.float().softmax(-1).amax(-1)
         calibration.add(confidence_B, rows.class_hit_B, batch.index >= 0)
+        advance(delivered.num_global_rows)
         if interrupted():
             raise EvaluationInterruptedError
     merge(split.ledger, routes.world_size)

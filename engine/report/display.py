@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class Display:
         self._num_epochs, self._num_steps = num_epochs, num_steps
         self._verbose = verbose
         self._progress = Progress(
-            TextColumn("[bold]epoch {task.fields[epoch]}"), BarColumn(None), MofNCompleteColumn(), expand=True
+            TextColumn("[bold]{task.description}"), BarColumn(None), MofNCompleteColumn(), expand=True
         )
         self._task: TaskID | None = None
         self._figures = Text()  # below the bar, where it may wrap: no figure is cut off on a narrow terminal
@@ -49,7 +50,7 @@ class Display:
 
     def __enter__(self) -> Display:
         if self._console.is_terminal and not self._console.quiet:
-            self._task = self._progress.add_task("", total=self._num_steps, epoch=0)
+            self._task = self._progress.add_task("epoch 0", total=self._num_steps)
             self._live.start()
         return self
 
@@ -84,10 +85,24 @@ class Display:
         done = (row["step"] - 1) % self._num_steps + 1
         figures = f"{step_line(row, eta_seconds)}  {memory_in_use(self._device) / 2**30:.1f} GiB"
         if self._task is not None:
-            self._progress.update(self._task, completed=done, epoch=row["epoch"])
+            self._progress.update(
+                self._task, completed=done, total=self._num_steps, description=f"epoch {row['epoch']}"
+            )
             self._figures.plain = figures
         else:
             self.say(f"epoch {row['epoch']} step {done}/{self._num_steps}  {figures}")
+
+    @contextmanager
+    def evaluating(self, name: str, num_images: int) -> Iterator[Callable[[int], None]]:
+        """Show a pass of an evaluation in the live line; the caller calls what it is given with the images of each batch."""
+        task = None
+        if self._task is not None:
+            task = self._progress.add_task(f"  {name}", total=num_images)
+        try:
+            yield lambda count: None if task is None else self._progress.advance(task, count)
+        finally:
+            if task is not None:
+                self._progress.remove_task(task)
 
     def epoch(self, row: Mapping[str, Any], taps: Sequence[int | str]) -> None:
         """Print the table of a finished epoch."""

@@ -32,7 +32,7 @@ def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: 
     if closed and training.splits.heldout.ledger.num_seen:
         heldout = summarize_ledger(training.splits.heldout.ledger)
     else:
-        heldout = evaluate_split(training, training.splits.heldout, stop_flag)
+        heldout = evaluate_split(training, "held-out", training.splits.heldout, display, stop_flag)
     if not training.run.launch.is_main:
         return Outcome("done", reason)
     history = training.run.folder.metrics("epoch")

@@ -16,7 +16,7 @@ from rlpheads.engine.report.evaluation_summary import Evaluation, summarize_eval
 from rlpheads.engine.report.label_figures import HeadSizes, label_figures
 from rlpheads.engine.training.early_stopping import stop_reason
 from rlpheads.engine.training.steering import regularizer_figures, steer_factor
-from rlpheads.engine.training.training import Training
+from rlpheads.engine.training.training import Training, is_due
 from rlpheads.memorization.records.ledger import Ledger
 from rlpheads.memorization.records.ledger_file import LedgerMetadata
 
@@ -29,13 +29,15 @@ def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> N
     row: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": training.num_updates}
     row |= {"lr": training.learner.backbone.lr, **regularizer_figures(training)}
     ledgers = {"running": splits.trained.ledger}
-    if last or _due(config.eval.every, epoch):
-        row |= _figures(training, "eval", "heldout", evaluate_split(training, splits.heldout, stop_flag))
-        row |= _evaluate_average(training, stop_flag)
+    if last or is_due(config.eval.every, epoch, config.epochs):
+        row |= _figures(
+            training, "eval", "heldout", evaluate_split(training, "held-out", splits.heldout, display, stop_flag)
+        )
+        row |= _evaluate_average(training, display, stop_flag)
         ledgers["heldout"] = splits.heldout.ledger
         last = last or reason_to_stop_early(training, row) is not None
-    if last or _due(config.eval.clean_every, epoch):
-        row |= _figures(training, "clean", "clean", evaluate_split(training, splits.clean, stop_flag))
+    if last or is_due(config.eval.clean_every, epoch, config.epochs):
+        row |= _figures(training, "clean", "clean", evaluate_split(training, "clean", splits.clean, display, stop_flag))
         steer_factor(training, row)
         ledgers["clean"] = splits.clean.ledger
     # Not before: a stop during an evaluation saves the ledger of this rank's rows alone.
@@ -43,14 +45,14 @@ def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> N
     row |= _figures(training, "train", "running", summarize_ledger(splits.trained.ledger))
     row |= training.gauges.rates
     if run.launch.is_main:
-        if last or _due(config.ledger.every, epoch):
+        if last or is_due(config.ledger.every, epoch, config.epochs):
             for phase, ledger in ledgers.items():
                 _write_ledger(training, phase, ledger)
         run.log.append(row)
         run.folder.write_summary()
     display.epoch(row, training.learner.tapped.taps)
     training.begin_next_epoch()
-    if last or _due(config.checkpoint.every, epoch):
+    if last or is_due(config.checkpoint.every, epoch, config.epochs):
         save_checkpoint(training, display)
 
 
@@ -68,22 +70,31 @@ def reason_to_stop_early(training: Training, *rows: Mapping[str, Any]) -> str | 
     return training.run.launch.share(reason)
 
 
-def evaluate_split(training: Training, split: Split, stop_flag: StopFlag) -> Evaluation:
+def evaluate_split(training: Training, name: str, split: Split, display: Display, stop_flag: StopFlag) -> Evaluation:
     """Measure live weights on a split, whose ledger is filled. Collective."""
-    learner = training.learner
-    learner.train(False)
-    totals = evaluate(
-        learner.bare,
-        split,
-        training.step.routes.measuring(),
-        training.preparation.for_evaluation,
-        training.run.config.precision,
-        stop_flag.agreed,
-    )
-    return summarize_evaluation(split, totals)
+    training.learner.train(False)
+    return _evaluate(training, training.learner.bare, name, split, display, stop_flag)
 
 
-def _evaluate_average(training: Training, stop_flag: StopFlag) -> dict[str, float | None]:
+def _evaluate(
+    training: Training, network: Network, name: str, split: Split, display: Display, stop_flag: StopFlag
+) -> Evaluation:
+    """Measure a network on a split, timed and with its progress on the display. Collective."""
+    num_images = split.ledger.num_samples
+    with training.gauges.evaluation_clock.timing(num_images), display.evaluating(name, num_images) as advance:
+        totals = evaluate(
+            network,
+            split,
+            training.step.routes.measuring(),
+            training.preparation.for_evaluation,
+            training.run.config.precision,
+            stop_flag.agreed,
+            advance,
+        )
+        return summarize_evaluation(split, totals)
+
+
+def _evaluate_average(training: Training, display: Display, stop_flag: StopFlag) -> dict[str, float | None]:
     """Evaluate the moving average of the weights; the heads read live weights only."""
     ema = training.learner.ema
     if ema is None:
@@ -91,10 +102,7 @@ def _evaluate_average(training: Training, stop_flag: StopFlag) -> dict[str, floa
     heldout = training.splits.heldout
     num_samples = training.run.sources.heldout.manifest.num_samples
     split = replace(heldout, ledger=Ledger(num_samples, 0, 1, training.run.launch.device))
-    precision, routes = training.run.config.precision, training.step.routes.measuring()
-    network = Network(ema.module.eval(), None, None)
-    totals = evaluate(network, split, routes, training.preparation.for_evaluation, precision, stop_flag.agreed)
-    found = summarize_evaluation(split, totals)
+    found = _evaluate(training, Network(ema.module.eval(), None, None), "average", split, display, stop_flag)
     names = ("loss", "top1", "top5", "ece")
     return {f"eval_ema_{name}": getattr(found, name) for name in names}
 
@@ -139,7 +147,3 @@ def save_checkpoint(training: Training, display: Display) -> None:
     """Save where the training stands. Collective."""
     training.save()
     display.note(f"checkpoint at step {training.num_updates}")
-
-
-def _due(every: int, epoch: int) -> bool:
-    return every > 0 and (epoch + 1) % every == 0

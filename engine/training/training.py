@@ -45,6 +45,11 @@ class Splits:
     heldout: Split
 
 
+def is_due(every: int, epoch: int, num_epochs: int) -> bool:
+    """Whether what is done every so many epochs, and after the last one, is done after this epoch."""
+    return epoch + 1 == num_epochs or (every > 0 and (epoch + 1) % every == 0)
+
+
 class Training:
     """A run at a position: trains from there, is saved there, and is resumed at another. Only its methods change it.
 
@@ -117,6 +122,16 @@ class Training:
         config = self.run.config
         per_epoch = self.order.num_steps * config.batch_size
         return (config.epochs - self._position.epoch) * per_epoch - self._position.consumed
+
+    @property
+    def evaluation_images_left(self) -> int:
+        """Images of the held-out and clean passes from here to the end of the last epoch."""
+        config, sources = self.run.config, self.run.sources
+        num_heldout = sources.heldout.manifest.num_samples * (2 if self.learner.ema is not None else 1)
+        epochs = range(self._position.epoch, config.epochs)
+        heldout_passes = sum(is_due(config.eval.every, epoch, config.epochs) for epoch in epochs)
+        clean_passes = sum(is_due(config.eval.clean_every, epoch, config.epochs) for epoch in epochs)
+        return heldout_passes * num_heldout + clean_passes * sources.train.manifest.num_samples
 
     @property
     def baselines_T(self) -> list[float]:  # noqa: N802 - shape suffix

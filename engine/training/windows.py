@@ -37,7 +37,6 @@ def publish_window(training: Training, display: Display, step: int, figures: dic
     Raises:
         TrainingDivergedError: a figure is not finite.
     """
-    clock = training.gauges.clock
     if not all(math.isfinite(value) for value in figures.values()):
         names = ", ".join(f"{name}={value}" for name, value in figures.items() if not math.isfinite(value))
         raise TrainingDivergedError(
@@ -48,4 +47,4 @@ def publish_window(training: Training, display: Display, step: int, figures: dic
     row |= training.gauges.rates
     if training.run.launch.is_main:
         training.run.log.append(row)
-    display.step(row, clock.eta_seconds(training.images_left))
+    display.step(row, training.gauges.eta_seconds(training.images_left, training.evaluation_images_left))

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rlpheads.engine.gauges.clock import Clock
+from rlpheads.engine.gauges.clock import FORWARD_SHARE, Clock, EvaluationClock
 
 
 class Hand:
@@ -78,3 +78,16 @@ def test_waiting_is_counted_on_the_device_where_there_is_one():
     clock.start()
     trained(clock, hand, 4, seconds=1.0, wait=0.9)
     assert clock.data_wait == pytest.approx(0.1)
+
+
+def test_time_of_evaluations_is_estimated_from_training_before_the_first_and_measured_behind_it():
+    seconds = iter([0.0, 4.0, 10.0, 11.0])
+    clock = EvaluationClock(now=lambda: next(seconds))
+    assert clock.eta_seconds(300, training_rate=100.0) == pytest.approx(3 * FORWARD_SHARE)
+    assert clock.eta_seconds(300, training_rate=0.0) == 0
+    with clock.timing(200):
+        pass
+    assert clock.eta_seconds(300, training_rate=100.0) == pytest.approx(6.0)
+    with clock.timing(300):
+        pass
+    assert clock.eta_seconds(300, training_rate=100.0) == pytest.approx(3.0)

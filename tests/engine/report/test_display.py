@@ -85,3 +85,28 @@ def test_an_epochs_figures_are_one_line_where_there_is_no_terminal(monkeypatch):
     (line,) = shown_epoch(80, [], terminal=False)
     assert line.startswith("epoch 3 (of 0–9)  top-1: train 50.00%, held-out 25.00%")
     assert line.endswith("λ 0.1 (λ/K 0.001)")
+
+
+def evaluated(terminal):
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=terminal, color_system=None)
+    with Display(console, 2, 44, torch.device("cpu")) as display:
+        display.step(ROW, 65.0)
+        with display.evaluating("clean", 1437) as advance:
+            advance(500)
+            display._live.refresh()
+        shown = out.getvalue()
+        display._live.refresh()
+        return shown, out.getvalue()[len(shown) :]
+
+
+def test_a_pass_of_an_evaluation_has_a_bar_on_a_terminal_while_it_lasts():
+    during, after = evaluated(terminal=True)
+    assert "clean" in during
+    assert "500/1437" in during
+    assert "30/44" in after
+    assert "1437" not in after
+
+
+def test_a_pass_of_an_evaluation_prints_nothing_elsewhere():
+    assert "clean" not in "".join(evaluated(terminal=False))

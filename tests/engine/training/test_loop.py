@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from rlpheads.engine.config.learning import RegularizerConfig
+from rlpheads.engine.config.run import EvalConfig
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.resume import ResumePoint
 from rlpheads.engine.training.loop import fit
@@ -143,3 +145,31 @@ def test_a_finished_run_says_how_much_of_a_labelling_it_holds(tiny, build):
     assert "not resolvable: needs 7 draws of the labels" in text  # 1,437 samples, 5 labels, 2 draws
     accuracy = float(table.hit[1].mean())
     assert f"{(5 * accuracy - 1) / 4:.4f}" in text
+
+
+class CountingDisplay(Display):
+    """Keeps the images of every pass: as announced, and as counted."""
+
+    def __init__(self, training):
+        config, device = training.run.config, training.run.launch.device
+        super().__init__(Console(file=io.StringIO()), config.epochs, training.order.num_steps, device)
+        self.passes = []
+
+    @contextmanager
+    def evaluating(self, name, num_images):
+        counts = []
+        yield counts.append
+        self.passes.append((name, num_images, sum(counts)))
+
+
+@pytest.mark.long
+def test_evaluations_are_shown_to_their_last_image_and_are_part_of_what_is_left(tiny, build):
+    training = build(tiny, batch_size=64, epochs=2, eval=EvalConfig(every=1, clean_every=0))
+    num_train, num_heldout = (split.ledger.num_samples for split in (training.splits.clean, training.splits.heldout))
+    assert training.evaluation_images_left == 2 * num_heldout + num_train
+    display = CountingDisplay(training)
+    fit(training, display)
+    passes = [("held-out", num_heldout)] * 2 + [("clean", num_train)]
+    assert display.passes == [(name, count, count) for name, count in passes]
+    assert training.evaluation_images_left == 0
+    assert training.gauges.eta_seconds(1000, 1000) > training.gauges.eta_seconds(1000, 0) > 0
