@@ -13,6 +13,9 @@ from torchvision.transforms.v2 import functional as F
 from rlpheads.loaders.contract.arrays import FloatArray, Int64Array
 from rlpheads.loaders.contract.crops import CropSpec, draw_crops, no_draws, place_crops
 
+_THIN = 16
+"""An image whose long side is more than this many short sides is thin: resizing all of it takes memory for nothing."""
+
 
 class ImageTransform(Protocol):
     """Makes images of any sizes equally large; `draw`, `place` and `make` are a pure function of image, epoch and index."""
@@ -98,9 +101,29 @@ class EvalTransform:
         return [None] * len(sizes_B2)
 
     def make(self, image: Tensor, cut: None) -> Tensor:  # noqa: ARG002
-        """Resize an image and cut its centre."""
+        """Resize an image and cut its centre; of a thin image, cut what is far from the centre first."""
+        short, long = sorted(image.shape[1:])
+        if long > _THIN * short:
+            return _thin_center_crop(image, self.crop)
         resized = F.resize(image, [self.crop.short_side], antialias=True)
         return F.center_crop(resized, [self.image_size, self.image_size])
+
+
+def _thin_center_crop(image: Tensor, crop: CropSpec) -> Tensor:
+    """Resize and cut the middle of a thin image, uint8 (3, H, W), without resizing its whole length.
+
+    A length of k times the short side becomes k times `crop.short_side`, so that a cut at whole multiples of the short side
+    leaves the pixels' places. One multiple on each side is more than the antialiased filter reaches.
+    """
+    axis = 1 if image.shape[1] > image.shape[2] else 2
+    short, long = image.shape[3 - axis], image.shape[axis]
+    start = round((crop.short_side * long // short - crop.image_size) / 2)
+    first = start // crop.short_side - 1
+    last = (start + crop.image_size) // crop.short_side + 2
+    piece = image.narrow(axis, first * short, (last - first) * short)
+    resized = F.resize(piece, [crop.short_side], antialias=True)
+    middle = resized.narrow(axis, start - first * crop.short_side, crop.image_size)
+    return F.center_crop(middle, [crop.image_size, crop.image_size])
 
 
 def resized_crop(image: Tensor, box: tuple[int, int, int, int], side: int) -> Tensor:

@@ -10,14 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from rlpheads.loaders.contract.errors import ImageReadError
-from rlpheads.loaders.sources.image_headers import PNG_SIGNATURE, image_size
+from rlpheads.loaders.sources.image_headers import PNG_SIGNATURE, first_gif_frame, gif_size, image_size
 
 MOST_PIXELS = 178_956_970
 """Larger images are refused: half a gigabyte once decoded. Pillow's own limit, twice its `Image.MAX_IMAGE_PIXELS`."""
+
+_BITS_PER_SAMPLE = 258
+"""Tag of TIFF."""
+
+PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What Pillow is asked for. Of itself it tries every format that it knows, and starts Ghostscript for PostScript."""
 
 
 @contextmanager
@@ -33,7 +40,8 @@ def decode_rgb(data: bytes) -> Tensor:
     """Decode a JPEG, GIF (its first frame) or WebP file with torchvision, and any other with Pillow.
 
     Grey, palette and CMYK images are converted, transparency is dropped, 16-bit values are scaled, and the EXIF
-    orientation is not applied (the reference pipelines of ImageNet do not either).
+    orientation is not applied (the reference pipelines of ImageNet do not either). Grey values without a fixed range (32
+    bits, floats) are refused. Of several frames the first alone is decoded.
 
     PNG is Pillow's: torchvision 0.29's decoder ends the whole process, by a segmentation fault, on most damaged files.
 
@@ -48,6 +56,7 @@ def decode_rgb(data: bytes) -> Tensor:
     _check_size(data)
     if data.startswith(PNG_SIGNATURE):
         return _decode_with_pillow(data)
+    data = first_gif_frame(data)
     try:
         pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:
@@ -59,7 +68,7 @@ def decode_rgb(data: bytes) -> Tensor:
 
 def _check_size(data: bytes) -> None:
     """Refuse a header of a few bytes that asks for gigabytes of memory."""
-    height, width = image_size(data) or (1, 1)
+    height, width = image_size(data) or gif_size(data) or (1, 1)
     if height * width > MOST_PIXELS:
         raise ValueError(f"it has {height} x {width} pixels, more than the {MOST_PIXELS:,} that are decoded")
 
@@ -67,7 +76,7 @@ def _check_size(data: bytes) -> None:
 def _decode_with_pillow(data: bytes, *, torchvision_reason: str = "") -> Tensor:
     before = f"{torchvision_reason} " if torchvision_reason else ""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
             pixels_HWC = _rgb_of(image)
     except UnidentifiedImageError:
         raise ValueError(f"{before}Pillow does not know the format{' either' if before else ''}") from None
@@ -78,8 +87,26 @@ def _decode_with_pillow(data: bytes, *, torchvision_reason: str = "") -> Tensor:
 
 
 def _rgb_of(image: Image.Image) -> NDArray[np.uint8]:
-    """Return uint8 (H, W, 3); Pillow itself clips grey of 16 bits at 255 where it should scale it."""
-    if image.mode.startswith("I;16"):
-        grey_HW = (np.asarray(image) >> 8).astype(np.uint8)
+    """Return uint8 (H, W, 3); Pillow itself clips grey of more than 8 bits at 255 where it should scale it.
+
+    Raises:
+        ValueError: If the values have no fixed range.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        grey_HW = (np.asarray(image) >> (_grey_bits(image) - 8)).astype(np.uint8)
         return np.repeat(grey_HW[:, :, None], 3, axis=2)
     return np.array(image.convert("RGB"))
+
+
+def _grey_bits(image: Image.Image) -> int:
+    """Return how many bits the values of an image deeper than 8 bits take.
+
+    Raises:
+        ValueError: If that is not known, so that black and white are not either.
+    """
+    if image.format == "PPM" and image.mode == "I":
+        return 16  # Pillow scales them, whatever the header names as the largest value
+    if image.mode.startswith("I;16"):
+        return int(image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]) if isinstance(image, TiffImageFile) else 16
+    kind = "floating-point numbers" if image.mode == "F" else "signed or 32-bit integers"
+    raise ValueError(f"its grey values are {kind}, which have no fixed black and white: convert it to 8 or 16 bits")

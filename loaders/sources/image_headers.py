@@ -1,4 +1,4 @@
-"""Size of an image from the first bytes of its file, without decoding it."""
+"""Size of an image from the first bytes of its file, and where the first frame of a GIF ends, without decoding it."""
 
 from __future__ import annotations
 
@@ -44,3 +44,44 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
             return None
         else:
             position += 2 + length
+
+
+_GIF_SIGNATURES = (b"GIF87a", b"GIF89a")
+_GIF_EXTENSION, _GIF_FRAME, _GIF_END = 0x21, 0x2C, b";"
+
+
+def gif_size(data: bytes) -> tuple[int, int] | None:
+    """Return (height, width) in pixels as the header of a GIF file says; None for another or a damaged file."""
+    if data[:6] not in _GIF_SIGNATURES or len(data) < 10:
+        return None
+    return int.from_bytes(data[8:10], "little"), int.from_bytes(data[6:8], "little")
+
+
+def first_gif_frame(data: bytes) -> bytes:
+    """Return a GIF file of several frames as one of its first frame alone; any other or a damaged file as it is.
+
+    The decoder of torchvision decodes every frame, whatever is made of them (GIF89a, 12-26, says where one ends).
+    """
+    if data[:6] not in _GIF_SIGNATURES:
+        return data
+    try:
+        position = 13 + _colour_table_bytes(data[10])
+        while data[position] == _GIF_EXTENSION:
+            position = _after_sub_blocks(data, position + 2)
+        if data[position] != _GIF_FRAME:
+            return data
+        end = _after_sub_blocks(data, position + 11 + _colour_table_bytes(data[position + 9]))
+    except IndexError:  # the file ends before its first frame does
+        return data
+    return data[:end] + _GIF_END
+
+
+def _colour_table_bytes(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _after_sub_blocks(data: bytes, position: int) -> int:
+    """Walk over sub-blocks, each behind a byte with its length, to behind the empty one that ends them."""
+    while length := data[position]:
+        position += 1 + length
+    return position + 1

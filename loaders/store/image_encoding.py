@@ -128,7 +128,7 @@ def _ffcv_decodes(file: bytes, height: int, width: int) -> bool:
     if not file.startswith(b"\xff\xd8\xff"):
         return False
     try:
-        with Image.open(io.BytesIO(file)) as image:
+        with Image.open(io.BytesIO(file), formats=("JPEG",)) as image:
             if image.format != "JPEG" or image.size != (width, height):
                 return False
     except (UnidentifiedImageError, OSError):

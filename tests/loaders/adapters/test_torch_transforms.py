@@ -1,11 +1,15 @@
 """Cutting and resizing one image: torchvision's own pixels, whatever the box."""
 
+import resource
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
-from rlpheads.loaders.adapters.torch_transforms import resized_crop
+from rlpheads.loaders.adapters.torch_transforms import EvalTransform, resized_crop
+from rlpheads.loaders.contract.crops import CropSpec
 
 
 @st.composite
@@ -29,3 +33,39 @@ def test_pixels_are_those_of_torchvision_bit_for_bit(image_and_box, side, by_cha
 def test_a_grey_view_is_resized_as_its_copy():
     grey = torch.arange(64, dtype=torch.uint8).view(1, 8, 8).expand(3, 8, 8)
     assert torch.equal(resized_crop(grey, (1, 2, 6, 5), 16), resized_crop(grey.clone(), (1, 2, 6, 5), 16))
+
+
+def whole_then_cut(image: torch.Tensor, crop: CropSpec) -> torch.Tensor:
+    """What evaluation is by definition: all of the image is resized, and its centre cut."""
+    return F.center_crop(F.resize(image, [crop.short_side], antialias=True), [crop.image_size, crop.image_size])
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (60, 900), (900, 60), (1, 1), (1, 16), (200, 200)])
+def test_the_central_crop_of_an_ordinary_image_is_torchvisions_bit_for_bit(shape):
+    image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    crop = CropSpec(64)
+    assert torch.equal(EvalTransform(crop).make(image, None), whole_then_cut(image, crop))
+
+
+@pytest.mark.parametrize("crop", [CropSpec(64), CropSpec(96, crop_fraction=1.0)])
+@pytest.mark.parametrize("shape", [(1, 400), (4, 200), (200, 4), (8, 1000), (300, 7), (500, 20), (100, 5000)])
+def test_the_central_crop_of_a_thin_image_shows_what_resizing_all_of_it_would(shape, crop):
+    generator = torch.Generator().manual_seed(0)
+    rough = torch.randint(0, 256, (1, 3, -(-shape[0] // 4), -(-shape[1] // 4)), generator=generator).float()
+    image = torch.nn.functional.interpolate(rough, size=shape, mode="bilinear")[0].to(torch.uint8)
+    ours, theirs = EvalTransform(crop).make(image, None), whole_then_cut(image, crop)
+    assert ours.shape == theirs.shape
+    difference = (ours.int() - theirs.int()).abs()
+    is_exact = crop.short_side * max(shape) % min(shape) == 0
+    assert difference.max() <= (1 if is_exact else 64)
+    assert difference.float().mean() <= (0.1 if is_exact else 2)
+
+
+@pytest.mark.wrong("file")
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1)])
+def test_a_thin_image_takes_no_more_memory_than_its_crop_needs(shape):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    square = EvalTransform(CropSpec(224)).make(torch.full((3, *shape), 99, dtype=torch.uint8), None)
+    assert square.shape == (3, 224, 224)
+    assert square.eq(99).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes; all of it is 20 GB"
