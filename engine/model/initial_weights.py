@@ -72,7 +72,7 @@ def _read(file: str) -> dict[str, Tensor]:
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"{file} cannot be read; {allowed}")
     try:
-        state = load_state_dict(file)
+        state = load_state_dict(file, weights_only=True)  # a pickle that is more than tensors is refused
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, ValueError) as error:
         raise WeightsError(f"{file} cannot be read: {error}; {allowed}") from error
     except (AttributeError, KeyError, TypeError) as error:  # timm takes the content for a mapping of tensors

@@ -20,6 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state, read_metadata
 from rlpheads.engine.runs.folder import write_atomically
 from rlpheads.engine.runs.storage_errors import NamingWriter, describe_storage_failure
 from rlpheads.memorization.atomic_file import flush_to_disk
@@ -109,22 +110,29 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
-    """Compare every file of a checkpoint with its manifest.
+    """Compare every file of a checkpoint with its manifest, and read what it lists, without loading a tensor.
 
     Raises:
-        CheckpointError: a file is missing, or has another size or hash; all of them are named.
+        CheckpointError: a file is missing, or has another size or hash (all of them are named), or the metadata asks for
+            what is no part of a checkpoint.
     """
     problems = [problem for name, facts in manifest["files"].items() if (problem := _problem(checkpoint / name, facts))]
     if problems:
         raise CheckpointError(f"{checkpoint} is damaged: {'; '.join(problems)}; {_remedy(checkpoint)}")
+    try:
+        read_metadata(checkpoint)
+    except MetadataError as error:
+        raise CheckpointError(f"{checkpoint} is damaged: {error}; {_remedy(checkpoint)}") from error
+    except OSError as error:
+        raise CheckpointError(describe_storage_failure(error, checkpoint)) from error
 
 
 def load(checkpoint: Path, state: dict[str, Any], launch: Launch) -> None:
     """Fill the tensors of `state` in place. Collective.
 
-    Only from a folder that you trust: the format's own metadata can execute code.
+    Nothing in the folder can run code: see `rlpheads.engine.runs.checkpoint_metadata`.
     """
-    dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint), process_group=launch.control)
+    fill_state(checkpoint, state, process_group=launch.control)
 
 
 def weights_sha256(module: nn.Module) -> str:

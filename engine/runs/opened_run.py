@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from rlpheads.engine.config.command_line import parse_config
@@ -15,6 +14,7 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.runs.checkpoint import CheckpointError, list_whole, verify
+from rlpheads.engine.runs.checkpoint_metadata import fill_state
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.resume import Position, check_images, read_run_manifest
 from rlpheads.engine.runs.sources import Sources, open_sources
@@ -63,10 +63,7 @@ class OpenedRun:
     saved: SavedState
 
     def load_model(self) -> TappedModel:
-        """Build the model on the CPU with the checkpoint's weights (the live ones, not their average), for evaluation.
-
-        Only from a folder that you trust: the checkpoint format's own metadata can execute code.
-        """
+        """Build the model on the CPU with the checkpoint's weights (the live ones, not their average), for evaluation."""
         model = build_model(self.config, len(self.sources.train.manifest.classes))
         self.load_weights("backbone", model)
         return model.eval().requires_grad_(False)
@@ -76,7 +73,7 @@ class OpenedRun:
         state = {part: module.state_dict()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is: one process reads all
-            dcp.load(state, storage_reader=dcp.FileSystemReader(self.saved.path), no_dist=True)
+            fill_state(self.saved.path, state, no_dist=True)
 
 
 def open_run(path: Path, epoch: int | None = None, root: Path | None = None) -> OpenedRun:

@@ -1,5 +1,6 @@
 """Weights from a local file: every format that timm writes, and a clear word for whatever does not fit."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from strangers_files import Command
 
 from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.config.command_line import ConfigError, parse_config
@@ -117,6 +119,20 @@ def test_files_that_are_none_are_named_before_anything_is_built(tmp_path):
         said = complaint("--model.checkpoint", str(tmp_path / name))
         assert said.startswith("model.checkpoint: "), name
         assert message in said, name
+
+
+@pytest.mark.wrong("checkpoint")
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".tar", ".safetensors"])
+def test_weights_that_run_a_command_are_refused(tmp_path, suffix):
+    file, touched = tmp_path / f"weights{suffix}", tmp_path / "touched"
+    for old in (False, True):  # torch's archive, and the bare pickle that older versions wrote
+        torch.save({"state_dict": {"x": Command(touched)}}, file, _use_new_zipfile_serialization=not old)
+        with pytest.raises(WeightsError, match="cannot be read: "):
+            load_weights(network(), str(file))
+    file.write_bytes(pickle.dumps(Command(touched)))
+    with pytest.raises(WeightsError, match="cannot be read: "):
+        load_weights(network(), str(file))
+    assert not touched.exists()
 
 
 @pytest.mark.wrong("checkpoint")

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 import torch
+from strangers_files import Command, replace_metadata
 
+from rlpheads.engine.cli import main
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.runs.checkpoint import weights_sha256
 from rlpheads.engine.runs.opened_run import RunError, open_run
@@ -43,3 +45,22 @@ def test_images_that_are_gone_are_asked_for_by_root(detached_run, tmp_path, root
     (copy / "config.yaml").write_text(moved)
     with pytest.raises(ConfigError, match=f"{root} .*; if the images were moved, name their folder: --root FOLDER"):
         open_run(copy)
+
+
+@pytest.mark.long
+@pytest.mark.wrong("checkpoint")
+def test_run_from_a_stranger_is_refused_on_resume_and_by_audit(detached_run, tmp_path, capsys):
+    copy, touched = tmp_path / "detached", tmp_path / "touched"
+    shutil.copytree(detached_run, copy)
+    newest = sorted(copy.glob("checkpoints/*"))[-1]
+    replace_metadata(newest, Command(touched))
+    resume = ["train", "--config", str(copy / "config.yaml"), f"--run.dir={tmp_path}", "--run.name=detached"]
+    for command in (["audit", str(copy)], resume):
+        status = (copy / "status.json").read_bytes()
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert f"{newest} is damaged: .metadata asks for posix.system" in error
+        assert not touched.exists()
+        assert (copy / "status.json").read_bytes() == status
