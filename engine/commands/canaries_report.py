@@ -124,11 +124,11 @@ def print_report(report: CanaryReport, console: Console) -> None:
     ledgers = f"{len(report.epochs)} {report.phase} ledger(s), the last of epoch {report.epochs[-1]}"
     console.print(f"canaries against ordinary samples: {ledgers}")
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("AUC [95 % interval]", no_wrap=True)
+    table.add_column("AUC [95 % interval]")
     for kind, count in report.kinds.items():
-        table.add_column(f"{kind} ({count})", no_wrap=True)
+        table.add_column(f"{kind} ({count})")
     if report.spearman:
-        table.add_column("Spearman, copies (p)", no_wrap=True)
+        table.add_column("Spearman, copies (p)")
     for measure, kinds in report.auc.items():
         cells = [_auc_text(kinds.get(kind)) for kind in report.kinds]
         correlation = [_correlation_text(report.spearman[measure])] if report.spearman else []

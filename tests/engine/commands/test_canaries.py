@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 
 from rlpheads.engine.cli import main
-from rlpheads.engine.commands.canaries_report import collect_report
+from rlpheads.engine.commands.canaries_report import CanaryReport, collect_report, print_report
 from rlpheads.engine.config.command_line import parse_config
+from rlpheads.engine.report.console import TextConsole
 from rlpheads.engine.training.job import run
+from rlpheads.memorization.measures.canaries import CanaryAUC, Correlation
 from rlpheads.memorization.records.canary_file import read_canaries
 from rlpheads.memorization.records.ledger_file import read_ledger
 
@@ -123,3 +126,17 @@ def test_a_run_without_canaries_ledgers_or_its_own_is_refused(
     truth.write_bytes(whole)
     shutil.rmtree(folder / "ledger")
     assert "has no running ledger yet" in complaint(folder)
+
+
+@pytest.mark.wrong("words")
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_no_figure_is_cut_off_on_a_narrow_terminal(width: int) -> None:
+    found, kinds = CanaryAUC(0.5, 0.4, 0.6), {"mislabelled": 30, "repeated": 28, "near-duplicate": 30}
+    auc = {"mean class loss": dict.fromkeys(kinds, found)}
+    out = io.StringIO()
+    console = TextConsole(file=out, width=width)
+    print_report(CanaryReport("running", (0, 1), kinds, auc, {"mean class loss": Correlation(0.5, 0.25)}, ()), console)
+    assert "…" not in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= width
+    for figure in ("0.500", "[0.40,", "0.60]"):
+        assert out.getvalue().count(figure) == 3
