@@ -22,6 +22,7 @@ from torch import nn
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state, read_metadata
 from rlpheads.engine.runs.folder import write_atomically
+from rlpheads.engine.runs.json_reading import DamagedJsonError, parse_mapping
 from rlpheads.engine.runs.storage_errors import NamingWriter, describe_storage_failure
 from rlpheads.memorization.atomic_file import flush_to_disk
 
@@ -97,13 +98,16 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: the manifest is damaged, or cannot be read.
     """
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-    except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:  # no JSON, text or file
+        manifest = parse_mapping((checkpoint / MANIFEST).read_bytes())
+    except (
+        DamagedJsonError,
+        FileNotFoundError,
+        IsADirectoryError,
+        NotADirectoryError,
+    ) as error:  # no JSON, text or file
         raise CheckpointError(f"{checkpoint / MANIFEST} is damaged ({error}); {_remedy(checkpoint)}") from error
     except OSError as error:
         raise CheckpointError(describe_storage_failure(error, checkpoint)) from error
-    if not isinstance(manifest, dict):
-        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged (it holds no mapping); {_remedy(checkpoint)}")
     if missing := [key for key in KEYS if key not in manifest]:
         raise CheckpointError(f"{checkpoint / MANIFEST} lacks {', '.join(missing)}; {_remedy(checkpoint)}")
     return manifest

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlpheads.engine.config.run import RunConfig
+from rlpheads.engine.runs.json_reading import DamagedJsonError, parse_mapping, read_rows
 from rlpheads.engine.runs.ownership import (
     LOCK,
     MARK,
@@ -83,8 +84,8 @@ class RunFolder:
         if not path.exists():
             return {}
         try:
-            return dict(json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+            return parse_mapping(path.read_bytes())
+        except DamagedJsonError as error:
             raise RunFolderError(
                 f"{path} is damaged ({error}); look what the folder holds, then begin again with --run.overwrite, or "
                 "choose another --run.name"
@@ -100,21 +101,41 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl of one kind (`step` or `epoch`)."""
+        """Return the lines of metrics.jsonl of one kind (`step` or `epoch`).
+
+        Raises:
+            RunFolderError: see `read_metrics`.
+        """
+        return [row for row in self.read_metrics() if row["kind"] == kind]
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl but for a torn last one; none where there is no such file.
+
+        Raises:
+            RunFolderError: a line is damaged; its number and the remedy are named.
+        """
         path = self.path / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [row for row in rows if row["kind"] == kind]
+        try:
+            return list(read_rows(path, ("kind", "step"))) if path.exists() else []
+        except DamagedJsonError as error:
+            raise RunFolderError(
+                f"{path} is damaged ({error}); delete that line, begin again with --run.overwrite, or choose another "
+                "--run.name"
+            ) from error
 
     def rewind_metrics(self, step: int, epoch: int) -> list[dict[str, Any]]:
         """Drop what comes after `step` steps and `epoch` finished epochs, and a torn last line: it is written again.
 
         Returns:
             The lines that are kept.
+
+        Raises:
+            RunFolderError: see `read_metrics`; the file is left as it is.
         """
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        rows = [row for line in path.read_text().splitlines() if (row := _parse_row(line)) and row["step"] <= step]
+        rows = [row for row in self.read_metrics() if row["step"] <= step]
         rows = [row for row in rows if row["kind"] != "epoch" or row["epoch"] < epoch]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
@@ -207,13 +228,6 @@ def _is_occupied(path: Path) -> bool:
             "choose another --run.name"
         )
     return True
-
-
-def _parse_row(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
 
 
 def _spread_lists(row: Mapping[str, Any]) -> dict[str, Any]:

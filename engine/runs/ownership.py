@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.config.launcher_variables import restart_count, slurm_job, torchrun_job
+from rlpheads.engine.runs.json_reading import DamagedJsonError, parse_mapping
 from rlpheads.memorization.atomic_file import atomic_file
 
 LOCK = "run.lock"
@@ -149,7 +150,6 @@ def _made_name(name: str) -> str:
 def _read_mapping(path: Path) -> dict[str, Any]:
     """Return the mapping of a JSON file; empty where it cannot be read as one."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return parse_mapping(path.read_bytes())
+    except (OSError, DamagedJsonError):
         return {}
-    return found if isinstance(found, dict) else {}

@@ -84,7 +84,9 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
     point = find_resume_point(_with_restart(config, folder), folder.checkpoints, sources)
     if folder.is_restart and (config.run.overwrite or config.run.resume == "never"):
         warnings = (*warnings, _RESTARTED)
-    if point is None:
+    if point is not None:
+        folder.read_metrics()  # a damaged line ends the start before status.json is written
+    else:
         _check_nothing_is_lost(config, folder)
         stays = folder.clear()  # what a start that ended before its first checkpoint left
         if stays:

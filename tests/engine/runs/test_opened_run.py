@@ -64,3 +64,21 @@ def test_run_from_a_stranger_is_refused_on_resume_and_by_audit(detached_run, tmp
         assert f"{newest} is damaged: .metadata asks for posix.system" in error
         assert not touched.exists()
         assert (copy / "status.json").read_bytes() == status
+
+
+@pytest.mark.long
+@pytest.mark.wrong("run folder")
+@pytest.mark.parametrize("line", [b"[1]", b"\xff", b"[" * 200_000], ids=["no mapping", "no text", "brackets"])
+def test_finished_run_with_a_damaged_line_of_metrics_stays_done(detached_run, tmp_path, capsys, line):
+    copy = tmp_path / "detached"
+    shutil.copytree(detached_run, copy)
+    with (copy / "metrics.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    files = {
+        name: (copy / name).read_bytes() for name in ("status.json", "metrics.jsonl", "summary.csv", "config.yaml")
+    }
+    assert main(["train", "--config", str(copy / "config.yaml"), f"--run.dir={tmp_path}", "--run.name=detached"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {copy / 'metrics.jsonl'} is damaged (line ")
+    assert error.count("\n") == 1
+    assert {name: (copy / name).read_bytes() for name in files} == files

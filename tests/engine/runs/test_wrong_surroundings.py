@@ -111,14 +111,47 @@ def test_rank_that_is_no_number_still_gets_the_help(monkeypatch, capsys):
     assert "--optim.lr" in capsys.readouterr().out
 
 
+def ascii_start(content: str | bytes) -> str:
+    return ascii(content[:20])
+
+
 @pytest.mark.wrong("run folder")
-@pytest.mark.parametrize("content", ["", '{"status": "do', "3", '"done"', "[1]", "\x00\x00"], ids=repr)
+@pytest.mark.parametrize(
+    "content", ["", '{"status": "do', "3", '"done"', "[1]", "\x00\x00", "[" * 200_000], ids=ascii_start
+)
 def test_status_that_is_damaged_stops_what_might_delete_results(tmp_path, content):
     (tmp_path / "status.json").write_text(content)
     with pytest.raises(
         RunFolderError, match=r"status\.json is damaged .*--run\.overwrite, or choose another --run\.name"
     ):
         RunFolder(tmp_path).status()
+
+
+@pytest.mark.wrong("run folder")
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"[1]", "it holds no mapping"),
+        (b"\xff", "'utf-8' codec can't decode byte 0xff"),
+        (b"[" * 200_000, "it is nested too deeply"),
+        (b'{"kind": "st', "Invalid control character"),
+        (b"{}", "it lacks kind, step"),
+    ],
+    ids=ascii_start,
+)
+def test_damaged_line_of_the_metrics_is_named_and_nothing_is_overwritten(tmp_path, line, why):
+    folder = RunFolder(tmp_path)
+    folder.append_metrics({"kind": "step", "step": 1})
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(line + b'\n{"kind": "step", "step": 2}\n')
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    for read in (lambda: folder.metrics("step"), lambda: folder.rewind_metrics(1, 0)):
+        with pytest.raises(
+            RunFolderError, match=rf"metrics\.jsonl is damaged \(line 2: {why}.*; delete that line"
+        ) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.wrong("run folder")
@@ -179,6 +212,7 @@ MANIFESTS = {
     "cut short": (lambda file: file.write_bytes(file.read_bytes()[:99]), r"manifest\.json is damaged \("),
     "zeros": (lambda file: file.write_bytes(bytes(4096)), r"manifest\.json is damaged \(Expecting value"),
     "no text": (lambda file: file.write_bytes(b"\xff\xfe{}"), r"manifest\.json is damaged \('utf-8' codec"),
+    "brackets": (lambda file: file.write_text("[" * 200_000), r"manifest\.json is damaged \(it is nested too deeply\)"),
     "a list": (lambda file: file.write_text("[]"), r"manifest\.json is damaged \(it holds no mapping\)"),
     "a folder": (a_folder_instead, r"manifest\.json is damaged \(.*Is a directory"),
     **{key: (without(key), rf"manifest\.json lacks {key}[:;]") for key in ("step", "files", "config", "position")},
