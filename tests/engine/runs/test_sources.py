@@ -90,3 +90,15 @@ def test_settings_that_cannot_be_planted(flags: list[str], message: str, tmp_pat
     with pytest.raises(ConfigError) as caught:
         check()
     assert message in str(caught.value)
+
+
+@pytest.mark.wrong("tree")
+def test_what_the_scan_passed_over_is_one_line_of_a_run_for_both_splits(tiny: Config, tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            (tmp_path / label / f"{number}.jpg").write_bytes(b"not decoded here")
+            (tmp_path / label / f"{number}.heic").write_bytes(b"passed over")
+    data = replace(tiny.data, dataset="imagefolder", root=str(tmp_path), val_fraction=0.5)
+    sources = open_sources(replace(tiny, data=data, batch_size=2))
+    assert sources.remarks == (f"{tmp_path}: 8 passed over: 8 .heic",)
