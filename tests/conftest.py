@@ -5,6 +5,7 @@ from collections import Counter
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # set in the workers of pytest-xdist; a test that wants a width names it
 os.environ["RLPHEADS_TILES"] = ""  # whatever tiles were measured on this machine, tests run with the usual ones
 
 import pytest

@@ -24,6 +24,7 @@ from rlpheads.engine.runs.ownership import (
     remove_run_files,
     write_mark,
 )
+from rlpheads.engine.runs.storage_errors import describe_storage_failure
 from rlpheads.memorization.atomic_file import atomic_file
 
 Status = Literal["running", "done", "requeue", "failed"]
@@ -185,7 +186,7 @@ def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
         write_mark(path, job)
     except OSError as error:
         lock.close()
-        raise RunFolderError(f"cannot write the run folder {path}: {error.strerror}; see --run.dir") from error
+        raise RunFolderError(describe_storage_failure(error, path)) from error
     return folder, lock
 
 
