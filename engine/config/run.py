@@ -50,6 +50,9 @@ class CheckpointConfig:
     """Epochs between checkpoints; the last epoch and a stop signal always write one."""
     keep: int = 2
     """Number of newest checkpoints that are kept."""
+    on_damage: Literal["fallback", "stop"] = "fallback"
+    """A newest checkpoint that is damaged. fallback: it is set aside, named, and the run goes on from the one before;
+    stop: end the start and change nothing."""
 
 
 @dataclass(frozen=True)

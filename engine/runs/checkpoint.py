@@ -1,13 +1,14 @@
 """Checkpoints: distributed files written to a temporary folder, hashed, and moved into place as a whole.
 
 A checkpoint is `checkpoints/step=000001234/` with torch.distributed.checkpoint's files and `manifest.json`, written
-last: the SHA-256 and size of every file, and the run's progress. One flipped bit would load silently otherwise, and a
-folder without a manifest is no checkpoint.
+last: the SHA-256 and size of every file, the run's progress, and a SHA-256 of all that. One flipped bit would load
+silently otherwise, and a folder without a manifest is no checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Mapping
@@ -31,8 +32,31 @@ KEYS = ("step", "files")
 """What every manifest holds, whatever else the run says of itself."""
 
 
+BEGIN_AGAIN = "begin again with --run.overwrite or another --run.name"
+SEAL = "sha256"
+"""Key of the hash over all that a manifest says. Manifests of format 1, which had no key `format` either, lack it."""
+FORMAT = 2
+
+
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or of another run."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not as it was written.
+
+    Attributes:
+        checkpoint: its folder.
+        problem: what is wrong with it.
+    """
+
+    def __init__(self, checkpoint: Path, problem: str):
+        super().__init__(f"{problem}; {_remedy(checkpoint)}")
+        self.checkpoint = checkpoint
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self.checkpoint, self.problem)
 
 
 def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any], launch: Launch, keep: int) -> Path:
@@ -56,8 +80,7 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
     dcp.save(state, storage_writer=NamingWriter(temporary), process_group=launch.control)
     if launch.is_main:
         files = {path.name: _size_and_hash(path) for path in sorted(temporary.iterdir())}
-        content = {"step": step, **facts, "files": files}
-        write_atomically(temporary / MANIFEST, json.dumps(content, indent=2) + "\n")
+        write_sealed_manifest(temporary, {"step": step, **facts, "files": files})
         _move_into_place(temporary, final)
         flush_to_disk(folder)
         for old in list_whole(folder)[:-keep]:
@@ -81,35 +104,51 @@ def list_whole(folder: Path) -> list[Path]:
         raise CheckpointError(describe_storage_failure(error, folder)) from error
 
 
-def find(folder: Path) -> Path | None:
-    """Return the newest checkpoint that has a manifest, or None; put back one that a killed save had set aside."""
+def put_back(folder: Path) -> None:
+    """Put back the checkpoints that a killed save had moved aside for others of the same step."""
     for aside in folder.glob(".step=*.old"):
         final = folder / aside.name.removeprefix(".").removesuffix(".old")
         if not final.exists():
             aside.rename(final)
-    whole = list_whole(folder)
-    return whole[-1] if whole else None
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Move a damaged checkpoint out of the way; it is never deleted. Return its new path."""
+    taken = {path.name for path in checkpoint.parent.iterdir()}
+    names = (f"damaged.{checkpoint.name}" + (f".{number}" if number else "") for number in itertools.count())
+    aside = checkpoint.with_name(next(name for name in names if name not in taken))
+    checkpoint.rename(aside)
+    flush_to_disk(checkpoint.parent)
+    return aside
+
+
+def write_sealed_manifest(checkpoint: Path, content: Mapping[str, Any]) -> None:
+    """Write what a checkpoint says about itself, sealed by a hash."""
+    content = {"format": FORMAT, **content}
+    sealed = {**content, SEAL: _seal(content)}
+    write_atomically(checkpoint / MANIFEST, json.dumps(sealed, indent=2) + "\n")
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """Return what a checkpoint says about itself.
 
     Raises:
-        CheckpointError: the manifest is damaged, or cannot be read.
+        DamagedCheckpointError: the manifest is not as it was written.
+        CheckpointError: it cannot be read, or is of a later version.
     """
+    path = checkpoint / MANIFEST
     try:
-        manifest = parse_mapping((checkpoint / MANIFEST).read_bytes())
-    except (
-        DamagedJsonError,
-        FileNotFoundError,
-        IsADirectoryError,
-        NotADirectoryError,
-    ) as error:  # no JSON, text or file
-        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged ({error}); {_remedy(checkpoint)}") from error
+        manifest = parse_mapping(path.read_bytes())
+    except (DamagedJsonError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise DamagedCheckpointError(checkpoint, f"{path} is damaged ({error})") from error
     except OSError as error:
         raise CheckpointError(describe_storage_failure(error, checkpoint)) from error
     if missing := [key for key in KEYS if key not in manifest]:
-        raise CheckpointError(f"{checkpoint / MANIFEST} lacks {', '.join(missing)}; {_remedy(checkpoint)}")
+        raise DamagedCheckpointError(checkpoint, f"{path} lacks {', '.join(missing)}")
+    if ("format" in manifest or SEAL in manifest) and _seal(manifest) != manifest.get(SEAL):
+        raise DamagedCheckpointError(checkpoint, f"{path} is damaged: it does not have the hash that is recorded in it")
+    if manifest.get("format", 1) > FORMAT:
+        raise CheckpointError(f"{path} is of format {manifest['format']}: a later version of rlpheads wrote it")
     return manifest
 
 
@@ -117,12 +156,13 @@ def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
     """Compare every file of a checkpoint with its manifest, and read what it lists, without loading a tensor.
 
     Raises:
-        CheckpointError: a file is missing, or has another size or hash (all of them are named), or the metadata asks for
-            what is no part of a checkpoint.
+        DamagedCheckpointError: a file is missing, or has another size or hash (all of them are named).
+        CheckpointError: a file cannot be read, or the metadata asks for what is no part of a checkpoint, though they are
+            as they were written: by a stranger.
     """
     problems = [problem for name, facts in manifest["files"].items() if (problem := _problem(checkpoint / name, facts))]
     if problems:
-        raise CheckpointError(f"{checkpoint} is damaged: {'; '.join(problems)}; {_remedy(checkpoint)}")
+        raise DamagedCheckpointError(checkpoint, f"{checkpoint} is damaged: {'; '.join(problems)}")
     try:
         read_metadata(checkpoint)
     except MetadataError as error:
@@ -158,8 +198,9 @@ def _move_into_place(temporary: Path, final: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder, or say which one it is that stays."""
+    """Delete a folder, or say which one it is that stays. Its manifest goes first: without it, it is no checkpoint."""
     try:
+        (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from error
@@ -168,8 +209,14 @@ def _remove(folder: Path) -> None:
 def _remedy(checkpoint: Path) -> str:
     before = [path.name for path in list_whole(checkpoint.parent) if path < checkpoint]
     if before:
-        return f"delete that folder to resume from {before[-1]}"
-    return "there is none before it: begin again with --run.overwrite or another --run.name"
+        return f"move that folder away to resume from {before[-1]}"
+    return f"there is none before it: {BEGIN_AGAIN}"
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """Hash all of a manifest but the hash itself; its layout does not count."""
+    content = {key: value for key, value in manifest.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _exists(path: Path) -> bool:

@@ -32,8 +32,11 @@ RUN_FILES = (
         "audit/step=*.json",
     ),
     *("tensorboard/events.out.tfevents.*", "profile/steps=*.json"),
-    *(f"checkpoints/{folder}/{file}" for folder in ("step=*", ".step=*") for file in ("__*.distcp", ".metadata*")),
-    *(f"checkpoints/{folder}/manifest.json" for folder in ("step=*", ".step=*")),
+    *(
+        f"checkpoints/{folder}/{file}"
+        for folder in ("step=*", ".step=*", "damaged.step=*")
+        for file in ("__*.distcp", ".metadata*", "manifest.json")
+    ),
     *("wandb/run_id.txt", "wandb/debug*.log", "wandb/latest-run", "wandb/settings", "wandb/run-*/**"),
     "wandb/offline-run-*/**",
 )

@@ -1,17 +1,28 @@
-"""Where a run resumes: its newest whole checkpoint, compared with the settings and images before anything is built."""
+"""Where a run resumes: its newest whole checkpoint, compared with settings, images and order before anything is built."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.config.paths import PATH_KEYS
 from rlpheads.engine.config.run import ProfileConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.runs.checkpoint import MANIFEST, CheckpointError, find, read_manifest, verify
-from rlpheads.engine.runs.sources import Sources
+from rlpheads.engine.runs.checkpoint import (
+    BEGIN_AGAIN,
+    MANIFEST,
+    CheckpointError,
+    DamagedCheckpointError,
+    list_whole,
+    put_back,
+    read_manifest,
+    set_aside,
+    verify,
+)
+from rlpheads.engine.runs.sources import Sources, training_order
+from rlpheads.loaders.contract.order import ORDER_VERSION
 
 FREE_TO_CHANGE = frozenset(
     {"run", "eval", "ledger", "checkpoint", "max_steps", "early_stopping", "log_every", "log", "verbose", "device"}
@@ -39,11 +50,19 @@ class Position:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint of this run, the position it was written at, and the regulariser's λ at that moment."""
+    """Where a run goes on.
+
+    Attributes:
+        checkpoint: folder of the checkpoint.
+        position: where it was written.
+        factor: the regulariser's λ at that moment.
+        warnings: what the user should be told of checkpoints that were passed over.
+    """
 
     checkpoint: Path
     position: Position
     factor: float
+    warnings: tuple[str, ...] = ()
 
 
 def identity(config: Config, sources: Sources) -> dict[str, Any]:
@@ -51,6 +70,7 @@ def identity(config: Config, sources: Sources) -> dict[str, Any]:
     return {
         "fingerprint": sources.train.manifest.fingerprint,
         "heldout_fingerprint": sources.heldout.manifest.fingerprint,
+        "order_version": ORDER_VERSION,
         "config": asdict(config),
     }
 
@@ -58,42 +78,99 @@ def identity(config: Config, sources: Sources) -> dict[str, Any]:
 def find_resume_point(config: Config, checkpoints: Path, sources: Sources) -> ResumePoint | None:
     """Return where to go on as `run.resume` says, or None to start from the beginning.
 
+    Damaged checkpoints are set aside where `checkpoint.on_damage` is fallback and there is a whole one before them.
+
     Args:
         config: settings of the run.
         checkpoints: the run's folder of checkpoints.
         sources: the images.
 
     Raises:
-        CheckpointError: there must be a checkpoint and is none, it is damaged, or it is of other images or settings.
+        CheckpointError: there must be a checkpoint and is none, or it is of other images or settings; the newest one is
+            damaged, and so are all before it or `checkpoint.on_damage` is stop. Nothing is moved then.
     """
-    found = None if config.run.resume == "never" else find(checkpoints)
-    if found is None:
-        if config.run.resume == "must":
-            raise CheckpointError(
-                f"run.resume is must, but {checkpoints} holds no whole checkpoint; "
-                "start from the beginning with --run.resume auto"
-            )
+    if config.run.resume == "never":
         return None
-    manifest = read_run_manifest(found)
+    put_back(checkpoints)
+    damaged: list[DamagedCheckpointError] = []
+    for path in reversed(list_whole(checkpoints)):
+        try:
+            point = _resume_point(config, path, sources)
+        except DamagedCheckpointError as error:
+            if config.checkpoint.on_damage == "stop":
+                raise
+            damaged.append(error)
+        else:
+            return replace(point, warnings=tuple(_set_aside(error, path) for error in damaged))
+    if damaged:
+        problems = "; ".join(error.problem for error in damaged)
+        raise CheckpointError(f"{problems}; there is no whole checkpoint: {BEGIN_AGAIN}")
+    if config.run.resume == "must":
+        raise CheckpointError(
+            f"run.resume is must, but {checkpoints} holds no whole checkpoint; "
+            "start from the beginning with --run.resume auto"
+        )
+    return None
+
+
+def _resume_point(config: Config, checkpoint: Path, sources: Sources) -> ResumePoint:
+    """Return where to go on from a checkpoint, which is found whole and of this very run."""
+    manifest = read_run_manifest(checkpoint)
     check_images(sources, manifest)
-    check_settings(found.parent.parent, asdict(config), manifest["config"])
-    verify(found, manifest)
-    return ResumePoint(found, Position(**manifest["position"]), manifest["regularizer_factor"])
+    check_settings(checkpoint.parent.parent, asdict(config), manifest["config"])
+    check_order(config, checkpoint, manifest, sources)
+    verify(checkpoint, manifest)
+    return ResumePoint(checkpoint, Position(**manifest["position"]), manifest["regularizer_factor"])
+
+
+def _set_aside(error: DamagedCheckpointError, whole: Path) -> str:
+    aside = set_aside(error.checkpoint)
+    return f"{error.problem}; it was set aside as {aside.name}, and the run goes on from {whole.name}"
 
 
 def read_run_manifest(checkpoint: Path) -> dict[str, Any]:
     """Return what a checkpoint says of itself and of the run that wrote it.
 
     Raises:
-        CheckpointError: the manifest is damaged, or not that of a training run.
+        DamagedCheckpointError: the manifest is damaged, or not that of a training run.
+        CheckpointError: it cannot be read.
     """
     manifest = read_manifest(checkpoint)
     if missing := [key for key in _NEEDED if key not in manifest]:
-        raise CheckpointError(
-            f"{checkpoint / MANIFEST} lacks {', '.join(missing)}: it is damaged, or no training run wrote it; "
-            "begin again with --run.overwrite, or choose another --run.name"
-        )
+        problem = f"{checkpoint / MANIFEST} lacks {', '.join(missing)}: it is damaged, or no training run wrote it"
+        raise DamagedCheckpointError(checkpoint, problem)
     return manifest
+
+
+def check_order(config: Config, checkpoint: Path, manifest: Mapping[str, Any], sources: Sources) -> None:
+    """Compare a checkpoint's steps with its position in the order of the samples.
+
+    Raises:
+        CheckpointError: the order is that of another version.
+        DamagedCheckpointError: steps and position, or the folder's name, contradict each other.
+    """
+    if (version := manifest.get("order_version", 1)) != ORDER_VERSION:  # checkpoints that do not say are of the first
+        raise CheckpointError(
+            f"{checkpoint} was written with version {version} of the samples' order, and here it is version "
+            f"{ORDER_VERSION}: an epoch that is half trained would meet some samples twice and others never. Go on with "
+            "the version of rlpheads that began the run, or start a new run with another --run.name"
+        )
+    order, position = training_order(config, sources.train), Position(**manifest["position"])
+    try:
+        step = position.epoch * order.num_steps + order.step_at(position.consumed)
+    except ValueError as error:
+        raise DamagedCheckpointError(checkpoint, f"{checkpoint / MANIFEST} is damaged: {error}") from error
+    if not step == manifest["step"] == _step_in_name(checkpoint):
+        problem = (
+            f"{checkpoint / MANIFEST} is damaged: it is of step {manifest['step']}, but epoch {position.epoch} and "
+            f"{position.consumed} samples of it are step {step}"
+        )
+        raise DamagedCheckpointError(checkpoint, problem)
+
+
+def _step_in_name(checkpoint: Path) -> int | None:
+    digits = checkpoint.name.removeprefix("step=")
+    return int(digits) if digits.isdecimal() else None
 
 
 def check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:

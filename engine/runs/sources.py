@@ -12,6 +12,7 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import check_loader
 from rlpheads.loaders.sources.canary_source import CanarySource, CanarySpec, insert_canaries
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
@@ -74,6 +75,12 @@ def open_sources(config: Config) -> Sources:
             f"give --batch_size {num_samples - num_samples % 2} or less, or --data.partial pad"
         )
     return Sources(train, heldout)
+
+
+def training_order(config: Config, source: ImageSource) -> Order:
+    """Return the order in which a run trains on a split."""
+    seed = stream_seed(config.seed, "order")
+    return Order(source.manifest.num_samples, config.batch_size, seed, True, config.data.partial)
 
 
 def _convert_command(config: Config) -> str:

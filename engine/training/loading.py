@@ -12,8 +12,8 @@ import torch
 
 from rlpheads.engine.config.data import DaliConfig, DataConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Rank
+from rlpheads.engine.runs.sources import training_order
 from rlpheads.loaders.adapters.dali_options import DaliOptions
 from rlpheads.loaders.augment.mixing import MixSpec
 from rlpheads.loaders.augment.spec import AugmentSpec, EraseSpec, PolicySpec
@@ -31,9 +31,7 @@ ALONE = Rank(rank=0, world_size=1, local_rank=0)
 
 def training_loader(config: Config, source: ImageSource, device: torch.device, rank: Rank) -> Loader:
     """Make the loader of this rank's share of shuffled, randomly cropped batches, on its device."""
-    seed = stream_seed(config.seed, "order")
-    order = Order(source.manifest.num_samples, config.batch_size, seed, True, config.data.partial)
-    return _make_loader(config, source, order, device, rank, train=True)
+    return _make_loader(config, source, training_order(config, source), device, rank, train=True)
 
 
 def evaluation_loader(config: Config, source: ImageSource, device: torch.device, rank: Rank = ALONE) -> Loader:

@@ -85,6 +85,7 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
     if folder.is_restart and (config.run.overwrite or config.run.resume == "never"):
         warnings = (*warnings, _RESTARTED)
     if point is not None:
+        warnings = (*warnings, *point.warnings)
         folder.read_metrics()  # a damaged line ends the start before status.json is written
     else:
         _check_nothing_is_lost(config, folder)

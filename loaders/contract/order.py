@@ -14,6 +14,8 @@ import numpy as np
 from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.hashing import absorb, absorbed_words, stream_state
 
+ORDER_VERSION = 1
+"""Rises with every change of which sample stands where: a checkpoint in the middle of an epoch belongs to its order."""
 PADDING = -1
 """The index of a row that only fills a batch up."""
 

@@ -6,6 +6,8 @@ import pickle
 from hashlib import sha256
 from pathlib import Path
 
+from rlpheads.engine.runs.checkpoint import SEAL, write_sealed_manifest
+
 
 class Command:
     """Unpickled as a call of os.system."""
@@ -22,7 +24,7 @@ def make_manifest_agree(saved: Path) -> None:
     for name in manifest["files"]:
         content = (saved / name).read_bytes()
         manifest["files"][name] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed_manifest(saved, {key: value for key, value in manifest.items() if key != SEAL})
 
 
 def replace_metadata(saved: Path, content: object) -> None:

@@ -39,22 +39,22 @@ def test_newest_is_found_and_older_ones_go(tmp_path, launched):
     for step in (9, 10, 100):
         save(tmp_path, step, launched)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=000000010", "step=000000100"]
-    assert checkpoint.find(tmp_path) == tmp_path / "step=000000100"
+    assert checkpoint.list_whole(tmp_path)[-1] == tmp_path / "step=000000100"
 
 
 def test_folder_without_manifest_is_no_checkpoint(tmp_path, launched):
     save(tmp_path, 1, launched)
     torn = save(tmp_path, 2, launched)
     (torn / "manifest.json").unlink()
-    assert checkpoint.find(tmp_path) == tmp_path / "step=000000001"
-    assert checkpoint.find(tmp_path / "nowhere") is None
+    assert checkpoint.list_whole(tmp_path) == [tmp_path / "step=000000001"]
+    assert checkpoint.list_whole(tmp_path / "nowhere") == []
 
 
 def test_leftover_of_a_killed_save_is_no_checkpoint_and_no_obstacle(tmp_path, launched):
     leftover = tmp_path / ".step=000000005.tmp"
     leftover.mkdir()
     (leftover / "manifest.json").write_text("{}")
-    assert checkpoint.find(tmp_path) is None
+    assert checkpoint.list_whole(tmp_path) == []
     assert verified(save(tmp_path, 5, launched))["step"] == 5
 
 
@@ -69,7 +69,8 @@ def test_same_step_is_replaced(tmp_path, launched):
 
 def test_checkpoint_set_aside_by_a_killed_save_is_found(tmp_path, launched):
     save(tmp_path, 5, launched).rename(tmp_path / ".step=000000005.old")
-    found = checkpoint.find(tmp_path)
+    checkpoint.put_back(tmp_path)
+    (found,) = checkpoint.list_whole(tmp_path)
     assert found == tmp_path / "step=000000005"
     verified(found)
 
@@ -109,7 +110,7 @@ def test_remedy_names_the_checkpoint_before(tmp_path, launched):
     save(tmp_path, 1, launched)
     saved = save(tmp_path, 2, launched)
     (saved / ".metadata").unlink()
-    with pytest.raises(CheckpointError, match="delete that folder to resume from step=000000001"):
+    with pytest.raises(CheckpointError, match="move that folder away to resume from step=000000001"):
         verified(saved)
 
 
@@ -119,6 +120,37 @@ def test_damaged_manifest_is_named(tmp_path, launched):
     (saved / "manifest.json").write_text('{"step": 1, "fi')
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
         checkpoint.read_manifest(saved)
+
+
+@pytest.mark.wrong("checkpoint")
+def test_manifest_that_says_something_else_is_damaged(tmp_path, launched):
+    """Wherever it was changed; but not for how it is laid out, nor when a version that knew no hash wrote it."""
+    saved = save(tmp_path, 1, launched)
+    path = saved / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for change in ({"step": 2}, {"position": {"epoch": 1, "consumed": 96}}, {"sha256": ""}, {"more": 1}):
+        path.write_text(json.dumps(manifest | change))
+        with pytest.raises(CheckpointError, match=r"manifest\.json is damaged: it does not have the hash"):
+            checkpoint.read_manifest(saved)
+    path.write_text(json.dumps(manifest, sort_keys=True))
+    assert checkpoint.read_manifest(saved) == manifest
+    before_hashes = {key: value for key, value in manifest.items() if key not in ("format", "sha256")}
+    path.write_text(json.dumps(before_hashes))
+    assert checkpoint.read_manifest(saved) == before_hashes
+
+
+def test_manifest_of_a_later_format_is_no_damage(tmp_path, launched):
+    saved = save(tmp_path, 1, launched)
+    checkpoint.write_sealed_manifest(saved, checkpoint.read_manifest(saved) | {"format": 3})
+    with pytest.raises(CheckpointError, match="is of format 3: a later version") as caught:
+        checkpoint.read_manifest(saved)
+    assert not isinstance(caught.value, checkpoint.DamagedCheckpointError)
+
+
+def test_damaged_checkpoints_are_set_aside_under_names_of_their_own(tmp_path, launched):
+    names = [checkpoint.set_aside(save(tmp_path, 1, launched)).name for _ in range(3)]
+    assert names == ["damaged.step=000000001", "damaged.step=000000001.1", "damaged.step=000000001.2"]
+    assert checkpoint.list_whole(tmp_path) == []
 
 
 def test_manifest_covers_every_file(tmp_path, launched):

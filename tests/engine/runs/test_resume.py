@@ -1,14 +1,23 @@
-"""Which settings a run may go on with: the same, those that change no result, and those it could not know of."""
+"""Where a run goes on, past checkpoints that are damaged; and with which settings it may."""
 
+import json
+import re
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from small_runs import small_config
 
-from rlpheads.engine.config.run import RuntimeConfig
+from rlpheads.engine.config.run import CheckpointConfig, RuntimeConfig
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.model.plan import plan_model
 from rlpheads.engine.runs.checkpoint import CheckpointError
-from rlpheads.engine.runs.resume import check_settings
+from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.runs.resume import Position, check_settings, find_resume_point
+from rlpheads.engine.runs.sources import open_sources
+from rlpheads.engine.training.wiring import build_training
 
 RUN = Path("run")
 
@@ -49,3 +58,105 @@ def test_what_is_evaluated_is_free_unless_it_steers_the_regulariser():
     saved["regularizer"] |= {"factor": 1.0, "target": 0.02}
     with pytest.raises(CheckpointError, match=r"eval\.every is 7 now and was 1"):
         check_settings(RUN, asdict(steered), saved)
+
+
+STEPS = (0, 10, 20)
+
+
+@pytest.fixture(scope="module")
+def three(launched, tmp_path_factory) -> tuple[Config, Path]:
+    """A run with three checkpoints, of which none was trained for."""
+    config = small_config(tmp_path_factory.mktemp("three"), "mine", epochs=9)
+    config = replace(config, checkpoint=CheckpointConfig(keep=3))
+    sources, folder = open_sources(config), RunFolder(Path(config.run.dir) / "mine")
+    training = build_training(config, plan_model(config, 10), sources, folder, launched)
+    for step in STEPS:
+        training.move_to(Position(*[step // 5, step % 5 * config.batch_size]))
+        training.save()
+    return config, folder.checkpoints
+
+
+@pytest.fixture
+def copied(three, tmp_path) -> tuple[Config, list[Path]]:
+    config, saved = three
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(saved, checkpoints)
+    return config, [checkpoints / f"step={step:09d}" for step in STEPS]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def altered(key: str, value: object) -> Callable[[Path], None]:
+    """A manifest of the first format, without a hash, with one entry changed."""
+
+    def alter(path: Path) -> None:
+        manifest = json.loads(path.read_text())
+        kept = {name: content for name, content in manifest.items() if name not in ("format", "sha256")}
+        path.write_text(json.dumps(kept | {key: value}))
+
+    return alter
+
+
+DAMAGES = {
+    "flipped bit": ("__0_0.distcp", flip, r"__0_0\.distcp does not have the hash"),
+    "metadata gone": (".metadata", Path.unlink, r"\.metadata is missing"),
+    "manifest cut short": ("manifest.json", lambda path: path.write_text(path.read_text()[:99]), "is damaged"),
+    "manifest altered": ("manifest.json", lambda path: path.write_text(path.read_text().replace("32", "64")), "hash"),
+    "no step there": ("manifest.json", altered("position", {"epoch": 4, "consumed": 33}), "no step begins after 33"),
+    "another step": ("manifest.json", altered("position", {"epoch": 4, "consumed": 32}), "of step 20, but epoch 4 and"),
+    "another name": ("manifest.json", altered("step", 21), "of step 21, but epoch 4 and 0 samples of it are step 20"),
+}
+
+
+@pytest.mark.wrong("checkpoint")
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(copied, case):
+    config, (_, before, newest) = copied
+    name, damage, message = DAMAGES[case]
+    damage(newest / name)
+    stopping = replace(config, checkpoint=replace(config.checkpoint, on_damage="stop"))
+    with pytest.raises(CheckpointError, match=f"{message}.*move that folder away to resume from {before.name}"):
+        find_resume_point(stopping, newest.parent, open_sources(config))
+    point = find_resume_point(config, newest.parent, open_sources(config))
+    assert point is not None
+    assert (point.checkpoint, point.position) == (before, Position(2, 0))
+    (warning,) = point.warnings
+    assert re.search(message, warning)
+    assert warning.endswith(f"set aside as damaged.{newest.name}, and the run goes on from {before.name}")
+    assert sorted(path.name for path in newest.parent.iterdir()) == [
+        f"damaged.{newest.name}",
+        "step=000000000",
+        before.name,
+    ]
+    assert find_resume_point(config, newest.parent, open_sources(config)) == replace(point, warnings=())
+
+
+@pytest.mark.wrong("checkpoint")
+def test_where_all_are_damaged_none_is_moved(copied):
+    config, paths = copied
+    for path in paths:
+        flip(path / "__0_0.distcp")
+    for _ in range(2):
+        with pytest.raises(
+            CheckpointError, match=r"step=000000020 .*step=000000000 .*no whole checkpoint: begin again"
+        ):
+            find_resume_point(config, paths[0].parent, open_sources(config))
+    assert all(path.is_dir() for path in paths)
+
+
+@pytest.mark.wrong("checkpoint")
+def test_order_of_another_version_is_refused_and_one_that_does_not_say_is_the_first(copied):
+    config, (*_, newest) = copied
+    altered("order_version", 2)(newest / "manifest.json")
+    with pytest.raises(CheckpointError, match=r"version 2 of the samples' order, and here it is version 1"):
+        find_resume_point(config, newest.parent, open_sources(config))
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["order_version"]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    point = find_resume_point(config, newest.parent, open_sources(config))
+    assert point is not None
+    assert point.checkpoint == newest

@@ -194,9 +194,12 @@ def checkpoint(tmp_path_factory, launched) -> tuple[Config, Path]:
 
 
 def without(key: str):
+    """Leave out a key, as if a version that knew no hash of the manifest had written it."""
+
     def remove(manifest: Path) -> None:
         content = json.loads(manifest.read_text())
-        del content[key]
+        for each in (key, "format", "sha256"):
+            del content[each]
         manifest.write_text(json.dumps(content))
 
     return remove

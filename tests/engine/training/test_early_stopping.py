@@ -9,7 +9,7 @@ from rich.console import Console
 from rlpheads.engine.config.learning import EarlyStoppingConfig
 from rlpheads.engine.config.run import CheckpointConfig, EvalConfig, LedgerConfig
 from rlpheads.engine.report.display import Display
-from rlpheads.engine.runs.checkpoint import find, list_whole, read_manifest
+from rlpheads.engine.runs.checkpoint import list_whole, read_manifest
 from rlpheads.engine.runs.resume import Position, ResumePoint
 from rlpheads.engine.training.early_stopping import stop_reason
 from rlpheads.engine.training.loop import fit
@@ -99,7 +99,7 @@ def test_the_epoch_that_ends_a_run_is_kept_like_any_last_one(impatient, build):
 def test_a_run_that_ended_early_stays_ended(impatient, build):
     first = build(impatient)
     ended = fitted(first)
-    saved = find(first.run.folder.checkpoints)
+    saved = list_whole(first.run.folder.checkpoints)[-1]
     position = Position(**read_manifest(saved)["position"])
     assert position == Position(3)
     again = build(impatient)
