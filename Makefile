@@ -27,7 +27,7 @@ test-ptx: $(INSTALLED_DEV)  ## Execute every GPU kernel on the CPU, as compiled 
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/kernels/tools/ptx $(ARGS)
 
 errors: $(INSTALLED_DEV)  ## Count the wrong configs, trees, files, checkpoints and environments that are answered as promised
-	$(BIN)/python -m pytest -q -m 'wrong and not gpu' tests/engine tests/loaders tests/distributed tests/kernels $(ARGS)
+	$(BIN)/python -m pytest -q -m 'wrong and not gpu' tests $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests (some minutes on two cores)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not distributed and not long' $(ARGS)

@@ -71,13 +71,14 @@ ARROWS = {
         "validation": "measures baselines heads audit arguments quantiles atomic_file",
         "audit": "heads measures baselines arguments quantiles atomic_file",
         "figures": "measures arguments quantiles atomic_file",
-        "baselines": "heads arguments quantiles atomic_file",
+        "baselines": "heads arguments quantiles atomic_file json_reading",
         "measures": "records arguments quantiles atomic_file",
         "heads": "arguments quantiles atomic_file",
-        "records": "arguments quantiles atomic_file",
+        "records": "arguments quantiles atomic_file json_reading",
         "arguments": "",
         "quantiles": "",
         "atomic_file": "",
+        "json_reading": "",
     },
 }
 """Which places of its own room a place may import: a folder, or a file that lies in the room itself; * is all of them."""

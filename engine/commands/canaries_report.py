@@ -85,6 +85,10 @@ def collect_report(folder: Path, phase: str = "running") -> CanaryReport:
             f"{folder / CANARIES_FILE} tells of images with fingerprint {canaries.fingerprint}, but the ledgers are of "
             f"{history.metadata.fingerprint}; run it again with --run.overwrite"
         )
+    if max(*canaries.index, *canaries.original, 0) >= len(history.seen_N) or min(*canaries.original, 0) < 0:
+        raise CanaryError(
+            f"{folder / CANARIES_FILE} tells of other samples than the {len(history.seen_N)} of the ledgers"
+        )
     measures = sample_measures(history)
     spearman = correlate_with_copies(measures, canaries)
     return CanaryReport(

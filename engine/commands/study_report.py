@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,6 +22,7 @@ from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, write_atomically
 from rlpheads.engine.runs.opened_run import RunError, open_run
 from rlpheads.memorization.figures.study_figure import ArmPoint, plot_study
+from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 from rlpheads.memorization.measures.intervals import draw_interval
 
 MEASURES = {
@@ -118,26 +120,38 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
     rows = RunFolder(run.folder).metrics("epoch")
     if not rows:
         raise RunError(f"{run.folder} is done without a whole epoch, which a study compares; leave max_steps out")
-    measures: dict[str, Any] = {}
-    for name, metric in _METRICS.items():
-        if metric in rows[-1]:
-            measures[name] = rows[-1][metric]
-    if measures.keys() >= {"own_rla", "audit_rla"}:
-        pairs = zip(measures["audit_rla"], measures["own_rla"], strict=True)
-        measures["hidden"] = [audit - own for audit, own in pairs]
-    trained = json.loads((run.folder / "environment.json").read_text())
-    found = {"arm": run.arm, "seed": run.seed, "trained_at": trained["git"], "measures": measures}
+    with _told_of(run.folder / "metrics.jsonl"):
+        measures: dict[str, Any] = {name: rows[-1][metric] for name, metric in _METRICS.items() if metric in rows[-1]}
+        if measures.keys() >= {"own_rla", "audit_rla"}:
+            pairs = zip(measures["audit_rla"], measures["own_rla"], strict=True)
+            measures["hidden"] = [audit - own for audit, own in pairs]
+    path = run.folder / "environment.json"
+    with _told_of(path):
+        trained = parse_mapping(path.read_bytes())
+    found = {"arm": run.arm, "seed": run.seed, "trained_at": trained.get("git"), "measures": measures}
     if study.audit is None:
         return found
-    audit = json.loads(audit_path(open_run(run.folder), study.audit.probe).read_text())
-    taps = [tap["found"] for tap in audit["taps"]]
-    measures["own_refit"] = [fmean(tap["own_M"]) for tap in taps]
-    measures["fresh_refit"] = [fmean(tap["fresh_F"]) for tap in taps]
-    for name in ("label_excess", "membership_excess"):
-        measures[name] = [tap[name]["value"] for tap in taps]
-        found[f"{name}_intervals"] = [[tap[name]["low"], tap[name]["high"]] for tap in taps]
-    found["label_excess_luck"] = [tap["label_excess"]["luck"] for tap in taps]
-    return found | {"taps": [tap["tap"] for tap in audit["taps"]], "options": audit["options"]}
+    path = audit_path(open_run(run.folder), study.audit.probe)
+    with _told_of(path):
+        audit = parse_mapping(path.read_bytes())
+        taps = [tap["found"] for tap in audit["taps"]]
+        measures["own_refit"] = [fmean(tap["own_M"]) for tap in taps]
+        measures["fresh_refit"] = [fmean(tap["fresh_F"]) for tap in taps]
+        for name in ("label_excess", "membership_excess"):
+            measures[name] = [tap[name]["value"] for tap in taps]
+            found[f"{name}_intervals"] = [[tap[name]["low"], tap[name]["high"]] for tap in taps]
+        found["label_excess_luck"] = [tap["label_excess"]["luck"] for tap in taps]
+        return found | {"taps": [tap["tap"] for tap in audit["taps"]], "options": audit["options"]}
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Turn what a damaged file ends in, from its bytes or from its content, into one error that names it."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        reason = error if isinstance(error, DamagedJsonError) else f"{type(error).__name__}: {error}"
+        raise RunError(f"{path} is missing or damaged ({reason}): delete the run or the audit that it is of") from error
 
 
 def _average_taps(measures: Mapping[str, Any]) -> dict[str, float]:

@@ -5,7 +5,6 @@ What is finished is never trained again: a study that was stopped goes on, withi
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.opened_run import open_run
 from rlpheads.engine.runs.resume import check_settings
 from rlpheads.engine.training.label_choice import with_labels
+from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 
 _TRAIN = Path(__file__).parents[1] / "train.py"
 
@@ -93,4 +93,7 @@ def log_path(run: PlannedRun) -> Path:
 def _is_audited(run: PlannedRun, options: AuditOptions) -> bool:
     """Whether the newest checkpoint has been audited with these options."""
     path = audit_path(open_run(run.folder), options.probe)
-    return path.exists() and json.loads(path.read_text()).get("options") == asdict(options)
+    try:
+        return path.exists() and parse_mapping(path.read_bytes()).get("options") == asdict(options)
+    except DamagedJsonError:
+        return False  # it is made again

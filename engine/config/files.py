@@ -12,6 +12,7 @@ build self-containing and foreign objects, and no configuration needs them.
 from __future__ import annotations
 
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -22,6 +23,7 @@ import yaml
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal, show_value
 from rlpheads.engine.config.paths import expand_path
 
+_MOST_BYTES = 1 << 18  # a second of PyYAML; the largest configuration that comes with rlpheads has 3,000
 _TOO_LONG = "a whole number of thousands of digits"  # which Python's int() refuses
 # The plain scalars of YAML 1.2 (and `_` between the digits of an integer, as TOML has it), with their first characters.
 _PLAIN_SCALARS = {
@@ -168,7 +170,8 @@ def read_config_file(name: str) -> dict[str, Any]:
     """Return the mapping that the YAML or TOML file `name` holds.
 
     Raises:
-        ConfigError: the file is missing, unreadable, not UTF-8, empty, badly written, or no mapping at its top level.
+        ConfigError: the file is missing, unreadable, too large, not UTF-8, empty, badly written, or no mapping at its top
+            level.
     """
     path = Path(name)
     if path.suffix not in _PARSERS:
@@ -189,18 +192,30 @@ def read_config_file(name: str) -> dict[str, Any]:
 
 
 def _read_text(path: Path, name: str) -> str:
+    content = _read_start(path, name)
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(f"{name}: the file has more than {_MOST_BYTES:,} bytes, which no configuration needs")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not UTF-8 text (byte {error.start})") from error
+
+
+def _read_start(path: Path, name: str) -> bytes:
+    """Read a byte more than a configuration may have."""
+    try:
+        if not stat.S_ISFIFO(path.stat().st_mode):  # which might never begin
+            with path.open("rb") as file:
+                return file.read(_MOST_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigError(f"{name}: no such file{_nearest_file(path)}") from error
     except IsADirectoryError as error:
         raise ConfigError(f"{name}: this is a folder; allowed: a file that ends in {', '.join(_PARSERS)}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # a null byte in the name
         raise ConfigError(f"{show_value(name)}: cannot be read: {error}") from error
+    raise ConfigError(f"{name}: this is a pipe; allowed: a file that ends in {', '.join(_PARSERS)}")
 
 
 def _nearest_file(path: Path) -> str:

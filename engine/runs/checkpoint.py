@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,17 +23,16 @@ from torch import nn
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state, read_metadata
 from rlpheads.engine.runs.folder import write_atomically
-from rlpheads.engine.runs.json_reading import DamagedJsonError, parse_mapping
 from rlpheads.engine.runs.storage_errors import NamingWriter, describe_storage_failure
 from rlpheads.memorization.atomic_file import flush_to_disk
+from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kinds, parse_mapping
 
 MANIFEST = "manifest.json"
-KEYS = ("step", "files")
+KEYS: dict[str, Kind] = {"step": "count", "files": "mapping"}
 """What every manifest holds, whatever else the run says of itself."""
+_FILE: dict[str, Kind] = {"bytes": "count", "sha256": "text"}
 
 
-_LEFTOVER = re.compile(r"\.(?P<name>step=\d+)\.(?P<kind>tmp|old|gone)")
-"""Folders that a save or a removal makes for a moment."""
 BEGIN_AGAIN = "begin again with --run.overwrite or another --run.name"
 SEAL = "sha256"
 """Key of the hash over all that a manifest says. Manifests of format 1, which had no key `format` either, lack it."""
@@ -76,7 +74,8 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
     final = folder / f"step={step:09d}"
     temporary = folder / f".step={step:09d}.tmp"
     if launch.is_main:
-        sweep(folder)
+        for leftover in folder.glob(".step=*.tmp"):  # of saves that were killed
+            _remove(leftover)
         temporary.mkdir(parents=True)
     dist.barrier(launch.control)
     dcp.save(state, storage_writer=NamingWriter(temporary), process_group=launch.control)
@@ -95,41 +94,23 @@ def list_whole(folder: Path) -> list[Path]:
     """Return the checkpoints that have a manifest, the oldest first.
 
     Raises:
-        CheckpointError: see `list_checkpoint_folders`.
+        CheckpointError: the folder, or one of them, cannot be looked into: it would look as if there were none.
     """
     try:
-        return [path for path in list_checkpoint_folders(folder) if _exists(path / MANIFEST)]
-    except OSError as error:
-        raise CheckpointError(describe_storage_failure(error, folder)) from error
-
-
-def list_checkpoint_folders(folder: Path) -> list[Path]:
-    """Return the folders of checkpoints, the oldest first; one without a manifest has been damaged.
-
-    Raises:
-        CheckpointError: the folder cannot be looked into: it would look as if there were none.
-    """
-    try:
-        return sorted(path for path in folder.iterdir() if path.name.startswith("step="))
+        paths = sorted(path for path in folder.iterdir() if path.name.startswith("step="))
+        return [path for path in paths if _exists(path / MANIFEST)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise CheckpointError(describe_storage_failure(error, folder)) from error
 
 
-def sweep(folder: Path) -> None:
-    """Delete what killed saves and removals left; a checkpoint that was moved aside for one that never came is put back."""
-    if not folder.is_dir():
-        return
-    for path in sorted(folder.iterdir()):
-        leftover = _LEFTOVER.fullmatch(path.name)
-        if leftover is None or path.is_symlink() or not path.is_dir():
-            continue
-        final = folder / leftover["name"]
-        if leftover["kind"] == "old" and not final.exists():
-            path.rename(final)
-        else:
-            _delete(path)
+def put_back(folder: Path) -> None:
+    """Put back the checkpoints that a killed save had moved aside for others of the same step."""
+    for aside in folder.glob(".step=*.old"):
+        final = folder / aside.name.removeprefix(".").removesuffix(".old")
+        if not final.exists():
+            aside.rename(final)
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -158,15 +139,17 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / MANIFEST
     try:
-        manifest = parse_mapping(path.read_bytes())
+        manifest = parse_mapping(path.read_bytes(), KEYS)
+        if ("format" in manifest or SEAL in manifest) and _seal(manifest) != manifest.get(SEAL):
+            raise DamagedJsonError("it does not have the hash that is recorded in it")
+        check_kinds(manifest["files"], dict.fromkeys(manifest["files"], "mapping"))
+        for facts in manifest["files"].values():
+            check_kinds(facts, _FILE)
+        check_kinds({"format": FORMAT} | manifest, {"format": "count"})
     except (DamagedJsonError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise DamagedCheckpointError(checkpoint, f"{path} is damaged ({error})") from error
     except OSError as error:
         raise CheckpointError(describe_storage_failure(error, checkpoint)) from error
-    if missing := [key for key in KEYS if key not in manifest]:
-        raise DamagedCheckpointError(checkpoint, f"{path} lacks {', '.join(missing)}")
-    if ("format" in manifest or SEAL in manifest) and _seal(manifest) != manifest.get(SEAL):
-        raise DamagedCheckpointError(checkpoint, f"{path} is damaged: it does not have the hash that is recorded in it")
     if manifest.get("format", 1) > FORMAT:
         raise CheckpointError(f"{path} is of format {manifest['format']}: a later version of rlpheads wrote it")
     return manifest
@@ -217,16 +200,10 @@ def _move_into_place(temporary: Path, final: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; killed on the way, it leaves none that looks damaged."""
-    gone = checkpoint.with_name(f".{checkpoint.name}.gone")
-    checkpoint.rename(gone)
-    _delete(gone)
-
-
-def _delete(folder: Path) -> None:
-    """Delete a folder, or say which one it is that stays."""
+def _remove(folder: Path) -> None:
+    """Delete a folder, or say which one it is that stays. Its manifest goes first: without it, it is no checkpoint."""
     try:
+        (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from error

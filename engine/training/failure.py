@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from pathlib import Path
 
 import torch
 
@@ -15,6 +15,7 @@ from rlpheads.engine.runs.storage_errors import describe_storage_failure, storag
 from rlpheads.engine.terminal.text import printable
 from rlpheads.engine.training.outcome import TrainingDivergedError
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
+from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 
 _SAYS_ENOUGH = (TrainingDivergedError, ImageReadError, LoaderError, DatasetError, RunLogError)
 """Errors whose own message is what the user needs."""
@@ -36,10 +37,16 @@ def _write_reason(folder: RunFolder, launched: Launch, reason: str) -> None:
     if not launched.is_main:
         folder.write_json(f"failed.rank{launched.rank.rank:04d}.json", {"reason": reason})
         return
-    others = [
-        f"{path.name}: {json.loads(path.read_text())['reason']}" for path in folder.path.glob("failed.rank*.json")
-    ]
+    others = [f"{path.name}: {_read_reason(path)}" for path in sorted(folder.path.glob("failed.rank*.json"))]
     folder.write_status("failed", "; ".join([*others, reason]))
+
+
+def _read_reason(path: Path) -> str:
+    """Return why another rank failed; that it cannot be read is no reason to lose one's own."""
+    try:
+        return str(parse_mapping(path.read_bytes(), {"reason": "text"})["reason"])
+    except (OSError, DamagedJsonError) as error:
+        return f"cannot be read ({error})"
 
 
 def explain_failure(error: BaseException, folder: RunFolder) -> str | None:

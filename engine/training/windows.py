@@ -21,17 +21,12 @@ def publish_last_windows(training: Training, display: Display) -> None:
     Raises:
         TrainingDivergedError: as `publish_window`.
     """
-    publish_closed_window(training, display)
+    _publish_if_read(training, display)
     close_window(training)
-    publish_closed_window(training, display)
+    _publish_if_read(training, display)
 
 
-def publish_closed_window(training: Training, display: Display) -> None:
-    """Publish the window that is still being read, if there is one.
-
-    Raises:
-        TrainingDivergedError: as `publish_window`.
-    """
+def _publish_if_read(training: Training, display: Display) -> None:
     if (window := training.gauges.meters.finish_read()) is not None:
         publish_window(training, display, *window)
 

@@ -15,13 +15,11 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from rlpheads.loaders.contract.errors import ImageReadError
-from rlpheads.loaders.sources.image_headers import PNG_SIGNATURE, first_gif_frame, gif_size, image_size
+from rlpheads.loaders.sources.image_budget import check_budget
+from rlpheads.loaders.sources.image_headers import PNG_SIGNATURE, first_gif_frame
 
-MOST_PIXELS = 178_956_970
-"""Larger images are refused: half a gigabyte once decoded. Pillow's own limit, twice its `Image.MAX_IMAGE_PIXELS`."""
-
-_BITS_PER_SAMPLE = 258
-"""Tag of TIFF."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 258, 262, 0
+"""Tags of TIFF, and a value of the second."""
 
 PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What Pillow is asked for. Of itself it tries every format that it knows, and starts Ghostscript for PostScript."""
@@ -49,11 +47,12 @@ def decode_rgb(data: bytes) -> Tensor:
         uint8 (3, H, W).
 
     Raises:
-        ValueError: If it cannot be decoded, with the reason (of both where both were asked), or has too many pixels.
+        ValueError: If it cannot be decoded, with the reason (of both where both were asked), or is over the budget
+            (`rlpheads.loaders.sources.image_budget`).
     """
     if not data:
         raise ValueError("the file is empty")
-    _check_size(data)
+    check_budget(data)
     if data.startswith(PNG_SIGNATURE):
         return _decode_with_pillow(data)
     data = first_gif_frame(data)
@@ -64,13 +63,6 @@ def decode_rgb(data: bytes) -> Tensor:
         reason = "torchvision does not know the format." if unknown else str(error).rpartition(", ")[2]
         return _decode_with_pillow(data, torchvision_reason=reason)
     return pixels[0] if pixels.ndim == 4 else pixels
-
-
-def _check_size(data: bytes) -> None:
-    """Refuse a header of a few bytes that asks for gigabytes of memory."""
-    height, width = image_size(data) or gif_size(data) or (1, 1)
-    if height * width > MOST_PIXELS:
-        raise ValueError(f"it has {height} x {width} pixels, more than the {MOST_PIXELS:,} that are decoded")
 
 
 def _decode_with_pillow(data: bytes, *, torchvision_reason: str = "") -> Tensor:
@@ -87,13 +79,18 @@ def _decode_with_pillow(data: bytes, *, torchvision_reason: str = "") -> Tensor:
 
 
 def _rgb_of(image: Image.Image) -> NDArray[np.uint8]:
-    """Return uint8 (H, W, 3); Pillow itself clips grey of more than 8 bits at 255 where it should scale it.
+    """Return uint8 (H, W, 3).
+
+    Pillow itself clips grey of more than 8 bits at 255 where it should scale it, and takes no notice there of a TIFF in which
+    0 is white.
 
     Raises:
         ValueError: If the values have no fixed range.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         grey_HW = (np.asarray(image) >> (_grey_bits(image) - 8)).astype(np.uint8)
+        if _is_white_zero(image):
+            grey_HW = 255 - grey_HW
         return np.repeat(grey_HW[:, :, None], 3, axis=2)
     return np.array(image.convert("RGB"))
 
@@ -110,3 +107,7 @@ def _grey_bits(image: Image.Image) -> int:
         return int(image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]) if isinstance(image, TiffImageFile) else 16
     kind = "floating-point numbers" if image.mode == "F" else "signed or 32-bit integers"
     raise ValueError(f"its grey values are {kind}, which have no fixed black and white: convert it to 8 or 16 bits")
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlpheads.loaders.sources.decode import MOST_PIXELS
+from rlpheads.loaders.sources.image_budget import check_budget
 
 _START, _END, _SCAN, _ADOBE = 0xD8, 0xD9, 0xDA, 0xEE
 _HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
@@ -42,9 +42,13 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _has_plausible_data(data: bytes, start: int, size: tuple[int, int]) -> bool:
-    """Whether the coded data from `start` on has an end, and could be an image of that size."""
+    """Whether the coded data from `start` on has an end, is within the budget, and could be an image of that size."""
+    try:
+        check_budget(data)
+    except ValueError:
+        return False
     is_whole = data.rfind(bytes((0xFF, _END)), start) > start
-    return is_whole and size[0] * size[1] <= min(MOST_PIXELS, _MOST_PIXELS_A_BYTE * len(data))
+    return is_whole and size[0] * size[1] <= _MOST_PIXELS_A_BYTE * len(data)
 
 
 def _plain_size(frame: bytes) -> tuple[int, int] | None:

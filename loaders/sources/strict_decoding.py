@@ -1,6 +1,7 @@
 """Every file of a split decoded once, strictly, in processes of their own: what a lenient decoder would make up is damage.
 
-A decoder that ends its process (a fault of its C code) is survived: the file that it died of is found by halving.
+A decoder that ends its process (a fault of its C code), or that is ended because it takes too long, is survived: the file
+that it died of is found by halving.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from time import perf_counter
 from typing import IO
 
 from rlpheads.loaders.contract.manifest import Manifest
@@ -24,21 +27,35 @@ from rlpheads.loaders.sources.regular_files import read_listed_file
 Verdict = tuple[str, str] | None
 """(status, reason) of a damaged or unreadable file, as of `BadFile`; None for a whole one."""
 
-ExamineFiles = Callable[[list[str], list[int]], list[Verdict]]
+ExamineFiles = Callable[[float, list[str], list[int]], list[Verdict]]
+
+MOST_SECONDS = 60.0
+"""Processor time of one file. What `rlpheads.loaders.sources.image_budget` admits takes some seconds at most."""
+
+_Bounded = partial[list[Verdict]]
+"""`ExamineFiles` with the time that a file may take."""
+
+_FATAL = "it ends the process of the decoder"
 
 _FILES_PER_TASK = 32
 
 
-def examine_files(paths: list[str], sizes: list[int]) -> list[Verdict]:
+def examine_files(most_seconds: float, paths: list[str], sizes: list[int]) -> list[Verdict]:
     """Decode some files, strictly: what the decoder complains of on standard error is damage.
 
-    Meant for a process of its own: file descriptor 2 is redirected meanwhile.
+    Meant for a process of its own: file descriptor 2 is redirected meanwhile, and SIGPROF ends the process where a file
+    takes more than `most_seconds` of its time.
 
     Returns:
         The verdict on each file.
     """
     with _standard_error_to_file() as messages:
-        return [_examine_file(path, size, messages) for path, size in zip(paths, sizes, strict=True)]
+        verdicts = []
+        for path, size in zip(paths, sizes, strict=True):
+            signal.setitimer(signal.ITIMER_PROF, most_seconds)
+            verdicts.append(_examine_file(path, size, messages))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        return verdicts
 
 
 def _examine_file(path: str, size: int, messages: IO[bytes]) -> Verdict:
@@ -73,30 +90,36 @@ def _standard_error_to_file() -> Iterator[IO[bytes]]:
 
 
 def examine_split(
-    manifest: Manifest, first: int, workers: int, examine: ExamineFiles = examine_files
+    manifest: Manifest,
+    first: int,
+    workers: int,
+    examine: ExamineFiles = examine_files,
+    most_seconds: float = MOST_SECONDS,
 ) -> Iterator[list[Verdict]]:
     """Yield the verdicts on the files from `first` on, in canonical order, some at a time.
 
-    A file that ends the process of its decoder is found by halving, and the others go on.
+    A file that ends the process of its decoder, or takes it too long, is found by halving, and the others go on.
 
     Args:
         manifest: The files.
         first: Index of the first that is examined.
         workers: Processes that decode.
         examine: What they do, see `examine_files`; a function of a module.
+        most_seconds: Processor time that one file may take.
     """
+    bounded = partial(examine, most_seconds)
     while first < manifest.num_samples:
         try:
-            for verdicts in _examine_in_pool(manifest, first, workers, examine):
+            for verdicts in _examine_in_pool(manifest, first, workers, bounded):
                 first += len(verdicts)
                 yield verdicts
         except BrokenProcessPool:
-            verdicts = _examine_by_halves(manifest, _task(manifest, first), examine)
+            verdicts = _examine_by_halves(manifest, _task(manifest, first), bounded)
             first += len(verdicts)
             yield verdicts
 
 
-def _examine_in_pool(manifest: Manifest, first: int, workers: int, examine: ExamineFiles) -> Iterator[list[Verdict]]:
+def _examine_in_pool(manifest: Manifest, first: int, workers: int, examine: _Bounded) -> Iterator[list[Verdict]]:
     """Yield the verdicts in order; raises BrokenProcessPool where a process dies."""
     with _pool(workers) as pool:
         pending: list[Future[list[Verdict]]] = []
@@ -111,14 +134,17 @@ def _examine_in_pool(manifest: Manifest, first: int, workers: int, examine: Exam
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _examine_by_halves(manifest: Manifest, indices: range, examine: ExamineFiles) -> list[Verdict]:
+def _examine_by_halves(manifest: Manifest, indices: range, examine: _Bounded) -> list[Verdict]:
     """Examine files one of which ends its process: in halves, and halves of halves, until that one is alone."""
+    begin = perf_counter()
     try:
         with _pool(1) as pool:
             return pool.submit(examine, *_paths_and_sizes(manifest, indices)).result()
     except BrokenProcessPool:
         if len(indices) == 1:
-            return [("unreadable", "it ends the process of the decoder")]
+            most = examine.args[0]
+            is_slow = perf_counter() - begin >= most
+            return [("unreadable", f"it is not decoded within {most:g} seconds" if is_slow else _FATAL)]
         middle = len(indices) // 2
         return [v for half in (indices[:middle], indices[middle:]) for v in _examine_by_halves(manifest, half, examine)]
 

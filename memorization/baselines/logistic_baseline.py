@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from rlpheads.memorization.arguments import check_alpha, check_count, check_num_
 from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.baselines.capacity import capacity
 from rlpheads.memorization.baselines.gaussian import normal_rule
+from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 
 MIN_ALPHA = 2.001
 """Between 2 and this α the two-label limit is taken here: any n below a million is inside its own transition there."""
@@ -42,6 +43,9 @@ class LogisticBaseline:
     accuracy: float
     bits_per_sample: float
     bits_per_parameter: float
+
+
+_FIGURES = [field.name for field in fields(LogisticBaseline)]
 
 
 def logistic_rla(num_labels: int, alpha: float, *, cache_dir: Path | str | None = None) -> LogisticBaseline:
@@ -132,8 +136,9 @@ def _proximal_points(points: NDArray[np.float64], step: float) -> NDArray[np.flo
 def _cached_simulation(num_labels: int, alpha: float, folder: Path) -> LogisticBaseline:
     path = folder / f"logistic_v{CACHE_VERSION}_labels={num_labels}_alpha={alpha:.6g}.json"
     try:
-        return LogisticBaseline(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        found = parse_mapping(path.read_bytes(), dict.fromkeys(_FIGURES, "number"))
+        return LogisticBaseline(**{name: found[name] for name in _FIGURES})
+    except (OSError, DamagedJsonError):
         pass  # not there, or not whole: compute it
     alpha = float(f"{alpha:.6g}")  # what the file's name says
     num_features = _simulated_features(num_labels, alpha)

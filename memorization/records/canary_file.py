@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rlpheads.memorization.atomic_file import atomic_file
+from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 
 
 class CanaryError(ValueError):
@@ -66,14 +67,30 @@ def read_canaries(path: str | Path) -> Canaries:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of canaries {path}")
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         raise CanaryError(f"{path} is no readable Parquet file: {error}") from error
-    metadata = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
-    if metadata.get("version") != _VERSION or not table.schema.equals(_SCHEMA):
+    fingerprint = _read_fingerprint(path, table.schema)
+    columns = {name: table.column(name) for name in _SCHEMA.names}
+    if any(column.null_count for column in columns.values()):
+        raise CanaryError(f"{path} has rows without a value: it is damaged")
+    arrays = {name: column.to_numpy().copy() for name, column in columns.items()}  # Arrow's own are read-only
+    index = arrays["index"]
+    if len(index) and (index[0] < 0 or (np.diff(index) <= 0).any()):
+        raise CanaryError(f"{path} lists samples that are not in order: it is damaged")
+    return Canaries(fingerprint, **arrays | {"kind": arrays["kind"].astype(np.str_)})
+
+
+def _read_fingerprint(path: Path, schema: pa.Schema) -> str:
+    if (text := (schema.metadata or {}).get(_METADATA_KEY)) is None or not schema.equals(_SCHEMA):
         raise CanaryError(f"{path} is no file of canaries of version {_VERSION}")
-    columns = {name: table.column(name).to_numpy().copy() for name in _SCHEMA.names}  # Arrow's own are read-only
-    return Canaries(metadata["fingerprint"], **columns | {"kind": columns["kind"].astype(np.str_)})
+    try:
+        metadata = parse_mapping(text, {"version": "count", "fingerprint": "text"})
+    except DamagedJsonError as error:
+        raise CanaryError(f"{path} is no file of canaries of version {_VERSION}: {error}") from error
+    if metadata["version"] != _VERSION:
+        raise CanaryError(f"{path} is a file of canaries of version {metadata['version']}, not {_VERSION}")
+    return str(metadata["fingerprint"])
 
 
 _VERSION = 1

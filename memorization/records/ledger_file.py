@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
 from rlpheads.memorization.atomic_file import atomic_file
+from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kinds, parse_mapping
 
 UNSEEN, SEEN, SKIPPED = 0, 1, 2
 """Values of `status`: not reached, recorded, and reached but left out."""
@@ -119,7 +122,8 @@ def read_ledger(path: str | Path) -> LedgerTable:
 
     Raises:
         FileNotFoundError: there is no such file.
-        LedgerError: the file is truncated or damaged, is no ledger, or is of a version this code does not know.
+        LedgerError: the file is truncated or damaged, is no ledger, or is of a version this code does not know. No memory is
+            taken for more than its columns hold.
     """
     path = Path(path)
     if not path.is_file():
@@ -129,15 +133,14 @@ def read_ledger(path: str | Path) -> LedgerTable:
             metadata = _read_metadata(path, file.schema_arrow)
             if not file.schema_arrow.equals(_schema(metadata)):
                 raise LedgerError(f"{path} has other columns than a ledger: {', '.join(file.schema_arrow.names)}")
-            return LedgerTable(metadata, **_read_columns(file, len(metadata.taps), metadata.num_draws))
-    except (pa.ArrowException, OSError) as error:
+            return LedgerTable(metadata, **_read_columns(path, file, metadata))
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         raise LedgerError(
             f"{path} is no readable Parquet file (truncated, damaged, or of another kind): {error}"
         ) from error
 
 
 _VERSION = 2
-_READABLE_VERSIONS = (1, 2)  # version 1 has no num_audit_draws
 _METADATA_KEY = b"rlpheads.ledger"
 _LIST_ELEMENTS_PER_GROUP = 2**21  # a row group costs about 20 MB of memory while it is written or read
 _LISTS = ("hit", "bits", "margin")
@@ -190,29 +193,86 @@ def _to_arrow(rows: dict[str, NDArray[Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+_METADATA: dict[str, Kind] = {
+    "fingerprint": "text",
+    "seed": "count",
+    "num_labels": "count",
+    "taps": "list",
+    "num_draws": "count",
+    "epoch": "count",
+    "phase": "text",
+    "split": "text",
+    "step": "count",
+}
+_LATER_METADATA: dict[int, dict[str, Kind]] = {1: {}, 2: {"num_audit_draws": "count"}}
+"""What a version has besides."""
+
+
 def _read_metadata(path: Path, schema: pa.Schema) -> LedgerMetadata:
     text = (schema.metadata or {}).get(_METADATA_KEY)
     if text is None:
         raise LedgerError(f"{path} is a Parquet file, but not a ledger: it has no {_METADATA_KEY.decode()!r} metadata")
-    values = json.loads(text)
-    version = values.pop("version", None)
-    if version not in _READABLE_VERSIONS:
-        raise LedgerError(f"{path} is a ledger of version {version}, and this code reads versions up to {_VERSION}")
-    return LedgerMetadata(**{**values, "taps": tuple(values["taps"])})
+    try:
+        values = parse_mapping(text, {"version": "count"})
+        version = values["version"]
+        if version not in _LATER_METADATA:
+            raise LedgerError(f"{path} is a ledger of version {version}, and this code reads versions up to {_VERSION}")
+        kinds = _METADATA | _LATER_METADATA[version]
+        check_kinds(values, kinds)
+    except DamagedJsonError as error:
+        raise LedgerError(f"{path} is damaged: of its metadata, {error}") from error
+    known = {name: values[name] for name in kinds}
+    metadata = LedgerMetadata(**known | {"taps": tuple(known["taps"])})
+    if not all(type(tap) in (int, str) for tap in metadata.taps) or metadata.num_audit_draws > metadata.num_draws:
+        raise LedgerError(f"{path} is damaged: its metadata have other taps than numbers and names, or too few draws")
+    return metadata
 
 
-def _read_columns(file: pq.ParquetFile, num_taps: int, num_draws: int) -> dict[str, NDArray[Any]]:
-    """All row groups, into arrays of their final size."""
-    num_rows = file.metadata.num_rows
-    shapes = {name: (num_rows, num_taps, num_draws) if name in _LISTS else (num_rows,) for name in _DTYPES}
+def _read_columns(path: Path, file: pq.ParquetFile, metadata: LedgerMetadata) -> dict[str, NDArray[Any]]:
+    """All row groups, into arrays of their final size, once the file is known to hold as much as its metadata claim.
+
+    Raises:
+        LedgerError: it does not, a value is missing, or rows are not in canonical order.
+    """
+    num_rows, per_row = file.metadata.num_rows, (len(metadata.taps), metadata.num_draws)
+    _check_claims(path, file.metadata, math.prod(per_row))
+    shapes = {name: (num_rows, *per_row) if name in _LISTS else (num_rows,) for name in _DTYPES}
     arrays = {name: np.empty(shapes[name], dtype) for name, dtype in _DTYPES.items()}
     first = 0
     for group in range(file.num_row_groups):
         table = file.read_row_group(group)
         for name, array in arrays.items():
-            column = table.column(name).combine_chunks()
-            values = column.flatten() if name in _LISTS else column
             rows = array[first : first + table.num_rows]
-            rows[...] = values.to_numpy(zero_copy_only=False).reshape(rows.shape)
+            rows[...] = _column_values(path, name, table, math.prod(per_row)).reshape(rows.shape)
         first += table.num_rows
+    if not np.array_equal(arrays["index"], np.arange(num_rows)):
+        raise LedgerError(f"{path} is damaged: its rows are not those of samples 0 to {num_rows - 1} in order")
     return {name: np.moveaxis(array, 0, -1) for name, array in arrays.items()}
+
+
+def _check_claims(path: Path, found: pq.FileMetaData, elements_per_row: int) -> None:
+    """Compare the lengths of the columns with what the metadata claim, before memory is taken for them."""
+    groups = [found.row_group(number) for number in range(found.num_row_groups)]
+    per_row = dict.fromkeys(_DTYPES, 1) | dict.fromkeys(_LISTS, max(1, elements_per_row))  # an empty list counts, as 1
+    for group in groups:
+        lengths = {
+            column.path_in_schema.split(".")[0]: column.num_values
+            for column in map(group.column, range(group.num_columns))
+        }
+        if lengths != {name: group.num_rows * each for name, each in per_row.items()}:
+            raise LedgerError(f"{path} is damaged: its columns are not as long as its metadata claim")
+    if sum(group.num_rows for group in groups) != found.num_rows:
+        raise LedgerError(f"{path} is damaged: it has other rows than its metadata claim")
+
+
+def _column_values(path: Path, name: str, table: pa.Table, elements_per_row: int) -> NDArray[Any]:
+    column = table.column(name).combine_chunks()
+    values = column
+    if name in _LISTS:
+        lengths = pc.list_value_length(column)
+        if column.null_count or not pc.all(pc.equal(lengths, elements_per_row)).as_py():
+            raise LedgerError(f"{path} is damaged: a row has not {elements_per_row} values in {name}")
+        values = column.flatten()
+    if values.null_count:
+        raise LedgerError(f"{path} is damaged: {values.null_count} values of {name} are missing")
+    return values.to_numpy(zero_copy_only=False)

@@ -4,7 +4,6 @@ import model_families
 import pytest
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "name", "num_taps"),
     [

@@ -6,7 +6,14 @@ import signal
 from rlpheads.loaders.sources.strict_decoding import examine_files
 
 
-def dies_at_seven(paths: list[str], sizes: list[int]) -> list:
+def dies_at_seven(most_seconds: float, paths: list[str], sizes: list[int]) -> list:
     if any(path.endswith("007.jpg") for path in paths):
         os.kill(os.getpid(), signal.SIGSEGV)
-    return examine_files(paths, sizes)
+    return examine_files(most_seconds, paths, sizes)
+
+
+def never_ends_at_seven(most_seconds: float, paths: list[str], sizes: list[int]) -> list:
+    signal.setitimer(signal.ITIMER_PROF, most_seconds)
+    while any(path.endswith("007.jpg") for path in paths):
+        pass
+    return examine_files(most_seconds, paths, sizes)

@@ -95,6 +95,25 @@ def _claims(height: int, width: int) -> bytes:
     return JPEG[:at] + struct.pack(">HH", height, width) + JPEG[at + 4 :]
 
 
+def _with_scans(more: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again, as it may."""
+    data = _encoded(_picture(), "JPEG", progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * more + data[-2:]
+
+
+def _gif_claims(height: int, width: int) -> bytes:
+    """A GIF of few bytes whose frame reaches beyond its screen."""
+    data = _encoded(_picture().convert("P"), "GIF")
+    at = data.index(b"\x2c\0\0\0\0") + 5
+    return data[:at] + struct.pack("<HH", width, height) + data[at + 4 :]
+
+
+def _webp_claims(height: int, width: int) -> bytes:
+    """A WebP of few bytes, all of whose pixels are alike."""
+    data = _encoded(_picture(1, 1), "WEBP", lossless=True)
+    return data[:21] + struct.pack("<I", (height - 1) << 14 | (width - 1)) + data[25:]
+
+
 JPEG = _encoded(_picture(), "JPEG", quality=90)
 PNG = _encoded(_picture(), "PNG")
 _HALF = len(JPEG) // 2
@@ -120,6 +139,7 @@ _KINDS: dict[tuple[str, Outcome], dict[str, bytes]] = {
         "one_pixel.jpg": _encoded(_picture(1, 1), "JPEG"),
         "one_row.jpg": _encoded(_picture(1, 300), "JPEG"),
         "one_pixel.png": _encoded(_picture(1, 1), "PNG"),
+        "one_column.png": _encoded(_picture(10_000, 1), "PNG"),
     },
     ("4000 x 3000 pixels", Outcome.READ): {"giant.jpg": _encoded(_picture(3000, 4000), "JPEG")},
     ("other formats, other suffix", Outcome.READ): {
@@ -146,6 +166,14 @@ _KINDS: dict[tuple[str, Outcome], dict[str, bytes]] = {
     ("header that lies about the size", Outcome.REFUSED): {
         "claims_4_gigapixels.jpg": _claims(65500, 65500),
         "claims_no_pixels.jpg": _claims(0, 0),
+        "claims_4_gigapixels.gif": _gif_claims(65500, 65500),
+        "claims_268_megapixels.webp": _webp_claims(16383, 16383),
+    },
+    ("more scans than are decoded", Outcome.REFUSED): {"many_scans.jpg": _with_scans(200)},
+    ("grey without black and white", Outcome.REFUSED): {
+        "floats.tiff": _encoded(
+            Image.fromarray(np.linspace(0, 1, HEIGHT * WIDTH, dtype="f").reshape(HEIGHT, WIDTH)), "TIFF"
+        )
     },
     ("JPEG cut short", Outcome.DAMAGED): {
         "cut_in_half.jpg": JPEG[:_HALF],

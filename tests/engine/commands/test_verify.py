@@ -53,7 +53,7 @@ def test_every_file_that_is_not_whole_is_found_and_no_other(verified, capfd):
     assert {"half_with_an_end.jpg", "flipped_bits.jpg", "zeros_inside.jpg", "claims_more_rows.jpg"} <= damaged
     assert Verification.read(root / ".rlpheads" / "val.json").complaints == {}
     assert verify(root) == 1, "it says the same again, from what is written"
-    assert "13 unreadable, 5 damaged" in capfd.readouterr().out
+    assert "17 unreadable, 5 damaged" in capfd.readouterr().out
     assert not list((root / ".rlpheads").glob("*unfinished*"))
 
 
@@ -66,17 +66,17 @@ def test_loaders_leave_out_what_was_found_without_reading_it(verified):
     assert skipped.keys() == {index for index, file in files.items() if file.outcome is not Outcome.READ}
     assert all(error.reason.endswith("(rlpheads verify)") for error in skipped.values())
     assert all(error.path == str(source.manifest.path(index)) for index, error in skipped.items())
-    with pytest.raises(DatasetError, match=r"^18 of 42 images of split 'train' are known to be unreadable: image 4 "):
+    with pytest.raises(DatasetError, match=r"^22 of 47 images of split 'train' are known to be unreadable: image 4 "):
         make_loader("torch", source, order, CropSpec(16), train=False)
 
 
 def test_a_run_that_may_not_skip_refuses_to_start_and_names_the_first(verified, tiny):
     root, _ = verified
     data = replace(tiny.data, dataset="imagefolder", root=str(root))
-    with pytest.raises(ConfigError, match=r"18 of 42 .*claims_4_gigapixels.jpg.*and 13 more.*data.on_error skip"):
+    with pytest.raises(ConfigError, match=r"22 of 47 .*claims_4_gigapixels.jpg.*and 17 more.*data.on_error skip"):
         open_sources(replace(tiny, data=data))
     sources = open_sources(replace(tiny, batch_size=8, data=replace(data, on_error="skip")))
-    assert len(sources.train.manifest.unreadable) == 18
+    assert len(sources.train.manifest.unreadable) == 22
 
 
 def test_findings_follow_their_samples_through_splits_subsets_and_copies(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -249,3 +251,30 @@ def test_nothing_given_where_configs_are_not_shipped(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("rlpheads.engine.config.command_line._DEFAULT", tmp_path / "cifar100_wrn.yaml")
     expected = f"no configuration given, and there is no {tmp_path / 'cifar100_wrn.yaml'} to read; allowed: torchrun"
     assert message([]).startswith(expected)
+
+
+@pytest.mark.wrong("config")
+@pytest.mark.parametrize("suffix", [".yaml", ".toml"])
+def test_a_file_of_300_000_keys_is_refused_at_once(tmp_path, suffix):
+    path = tmp_path / f"keys{suffix}"
+    path.write_text(
+        "".join(f"key{number}{': ' if suffix == '.yaml' else ' = '}{number}\n" for number in range(300_000))
+    )
+    start = time.process_time()
+    assert (
+        message(["--config", str(path)])
+        == f"{path}: the file has more than 262,144 bytes, which no configuration needs"
+    )
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.wrong("config")
+def test_a_pipe_or_a_device_is_no_configuration_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    pipe, zero = tmp_path / "pipe.yaml", tmp_path / "zero.yaml"
+    assert (
+        message(["--config", str(pipe)]) == f"{pipe}: this is a pipe; allowed: a file that ends in .yaml, .yml, .toml"
+    )
+    assert message(["--config", str(zero)]).startswith(f"{zero}: the file has more than 262,144 bytes")

@@ -19,7 +19,6 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "argvs",
     [

@@ -69,7 +69,7 @@ def test_same_step_is_replaced(tmp_path, launched):
 
 def test_checkpoint_set_aside_by_a_killed_save_is_found(tmp_path, launched):
     save(tmp_path, 5, launched).rename(tmp_path / ".step=000000005.old")
-    checkpoint.sweep(tmp_path)
+    checkpoint.put_back(tmp_path)
     (found,) = checkpoint.list_whole(tmp_path)
     assert found == tmp_path / "step=000000005"
     verified(found)
@@ -79,19 +79,6 @@ def test_leftovers_of_other_steps_are_swept(tmp_path, launched):
     (tmp_path / ".step=000000003.tmp").mkdir()
     save(tmp_path, 5, launched)
     assert [path.name for path in tmp_path.iterdir()] == ["step=000000005"]
-
-
-def test_sweeping_takes_what_killed_saves_and_removals_leave_and_nothing_else(tmp_path, launched):
-    whole = save(tmp_path, 5, launched)
-    for name in (".step=000000005.old", ".step=000000001.gone", ".step=000000007.tmp"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text("{}")
-    for name in ("damaged.step=000000003", ".step=five.tmp", ".notes.tmp"):
-        (tmp_path / name).mkdir()
-    (tmp_path / ".step=000000009.tmp").symlink_to(whole)
-    save(tmp_path, 5, launched)
-    kept = {"damaged.step=000000003", ".step=five.tmp", ".notes.tmp", ".step=000000009.tmp", whole.name}
-    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def flip(path: Path) -> None:
@@ -143,7 +130,7 @@ def test_manifest_that_says_something_else_is_damaged(tmp_path, launched):
     manifest = json.loads(path.read_text())
     for change in ({"step": 2}, {"position": {"epoch": 1, "consumed": 96}}, {"sha256": ""}, {"more": 1}):
         path.write_text(json.dumps(manifest | change))
-        with pytest.raises(CheckpointError, match=r"manifest\.json is damaged: it does not have the hash"):
+        with pytest.raises(CheckpointError, match=r"manifest\.json is damaged \(it does not have the hash"):
             checkpoint.read_manifest(saved)
     path.write_text(json.dumps(manifest, sort_keys=True))
     assert checkpoint.read_manifest(saved) == manifest

@@ -52,7 +52,6 @@ def test_new_folder_is_made(wanted):
     lock.close()
 
 
-@pytest.mark.long
 @pytest.mark.wrong("run folder")
 def test_folder_in_use_is_refused_by_another_process(wanted):
     code = (
@@ -67,7 +66,6 @@ def test_folder_in_use_is_refused_by_another_process(wanted):
     assert third.returncode == 0
 
 
-@pytest.mark.long
 @pytest.mark.wrong("run folder")
 def test_overwriting_a_folder_in_use_deletes_nothing(wanted):
     folder = occupied(wanted)
@@ -82,7 +80,6 @@ def test_overwriting_a_folder_in_use_deletes_nothing(wanted):
     assert (folder / "config.yaml").exists()
 
 
-@pytest.mark.long
 def test_lock_goes_with_its_process_whoever_lives_on(wanted):
     """A loader worker outlives a killed run for a while."""
     code = "import os, sys, time; from rlpheads.engine.runs.folder import claim\n"
@@ -251,7 +248,6 @@ def test_run_of_another_job_is_overwritten_also_after_a_requeue(wanted, monkeypa
     assert names_in(folder) == [MARK, "run.lock"]
 
 
-@pytest.mark.long
 @pytest.mark.wrong("not ours")
 @pytest.mark.parametrize("name", ["none", "rlpheads"])
 def test_two_launches_without_an_id_are_two_jobs(wanted, monkeypatch, name):
@@ -304,7 +300,7 @@ def test_folder_that_cannot_be_made(wanted, tmp_path):
 def test_rewinding_drops_later_lines_and_a_torn_one(tmp_path):
     folder = RunFolder(tmp_path)
     for step in (10, 20, 30):
-        folder.append_metrics({"kind": "step", "step": step})
+        folder.append_metrics({"kind": "step", "step": step, "epoch": 0})
     folder.append_metrics({"kind": "epoch", "step": 20, "epoch": 0})
     folder.append_metrics({"kind": "epoch", "step": 20, "epoch": 1})
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -316,7 +312,7 @@ def test_rewinding_drops_later_lines_and_a_torn_one(tmp_path):
 
 def test_summary_begins_with_timms_columns_and_spreads_lists(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.append_metrics({"kind": "step", "step": 1, "class_loss": 2.0})
+    folder.append_metrics({"kind": "step", "step": 1, "epoch": 0, "class_loss": 2.0})
     folder.append_metrics(
         {
             "kind": "epoch",

@@ -135,15 +135,17 @@ def test_status_that_is_damaged_stops_what_might_delete_results(tmp_path, conten
         (b"\xff", "'utf-8' codec can't decode byte 0xff"),
         (b"[" * 200_000, "it is nested too deeply"),
         (b'{"kind": "st', "Invalid control character"),
-        (b"{}", "it lacks kind, step"),
+        (b"{}", "it lacks kind, step, epoch"),
+        (b'{"kind": "step", "step": "2", "epoch": 0}', "step is .2., which is no count"),
+        (b'{"kind": "step", "step": 2, "epoch": 0, "class_loss": "low"}', "class_loss is .low., which is no number"),
     ],
     ids=ascii_start,
 )
 def test_damaged_line_of_the_metrics_is_named_and_nothing_is_overwritten(tmp_path, line, why):
     folder = RunFolder(tmp_path)
-    folder.append_metrics({"kind": "step", "step": 1})
+    folder.append_metrics({"kind": "step", "step": 1, "epoch": 0})
     with (tmp_path / "metrics.jsonl").open("ab") as file:
-        file.write(line + b'\n{"kind": "step", "step": 2}\n')
+        file.write(line + b'\n{"kind": "step", "step": 2, "epoch": 0}\n')
     before = (tmp_path / "metrics.jsonl").read_bytes()
     for read in (lambda: folder.metrics("step"), lambda: folder.rewind_metrics(1, 0)):
         with pytest.raises(
@@ -218,8 +220,14 @@ MANIFESTS = {
     "brackets": (lambda file: file.write_text("[" * 200_000), r"manifest\.json is damaged \(it is nested too deeply\)"),
     "a list": (lambda file: file.write_text("[]"), r"manifest\.json is damaged \(it holds no mapping\)"),
     "a folder": (a_folder_instead, r"manifest\.json is damaged \(.*Is a directory"),
-    **{key: (without(key), rf"manifest\.json lacks {key}[:;]") for key in ("step", "files", "config", "position")},
-    **{key: (without(key), rf"manifest\.json lacks {key}:") for key in ("fingerprint", "regularizer_factor")},
+    **{
+        key: (without(key), rf"manifest\.json is damaged.*\(it lacks {key}\)")
+        for key in ("step", "files", "config", "position")
+    },
+    **{
+        key: (without(key), rf"manifest\.json is damaged.*\(it lacks {key}\)")
+        for key in ("fingerprint", "regularizer_factor")
+    },
 }
 
 

@@ -95,6 +95,18 @@ def test_deep_grey_is_scaled_whatever_the_format(kind):
 
 
 @pytest.mark.wrong("file")
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.uint16])
+def test_a_tiff_in_which_zero_is_white_is_no_negative(dtype, compression):
+    values = (RAMP > 0.5) if dtype == np.bool_ else (RAMP * np.iinfo(dtype).max).astype(dtype)
+    data = encoded(Image.fromarray(values), "TIFF", compression=compression)
+    entry = data.index(struct.pack("<HHI", 262, 3, 1)) + 8  # the photometric interpretation
+    assert data[entry] == 1
+    turned = decode_rgb(data[:entry] + b"\0" + data[entry + 1 :]).numpy()
+    np.testing.assert_array_equal(turned, 255 - decode_rgb(data).numpy())
+
+
+@pytest.mark.wrong("file")
 @pytest.mark.parametrize(
     ("values", "reason"),
     [(RAMP.astype(np.float32), "are floating-point numbers"), ((RAMP * 2**30).astype(np.int32), "32-bit integers")],
@@ -123,7 +135,6 @@ def test_a_file_of_a_format_that_is_not_listed_is_no_image():
         decode_rgb(encoded(COLOURS, "PCX"))
 
 
-@pytest.mark.long
 @pytest.mark.timeout(60)
 @pytest.mark.wrong("file")
 def test_of_a_gif_with_many_frames_the_first_alone_is_decoded():

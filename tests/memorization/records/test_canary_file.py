@@ -1,6 +1,7 @@
 """The file of a run's canaries: columns, round trip, and files that are not one."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -41,3 +42,39 @@ def test_damaged_and_other_files_are_refused(tmp_path):
     pq.write_table(pq.read_table(path).drop_columns("kind"), path)
     with pytest.raises(CanaryError, match="of version 1"):
         read_canaries(path)
+
+
+@pytest.mark.wrong("ledger")
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[1]",
+        b"{",
+        b"\xff",
+        b"[" * 200_000,
+        b'{"version": 1}',
+        b'{"version": 1, "fingerprint": 3}',
+        b'{"version": "1"}',
+    ],
+)
+def test_crafted_metadata_are_a_canary_error(tmp_path, text):
+    path = tmp_path / "canaries.parquet"
+    write_canaries(path, CANARIES)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"rlpheads.canaries": text}), path)
+    with pytest.raises(CanaryError, match=r"no file of canaries of version 1|no readable Parquet file"):
+        read_canaries(path)
+
+
+@pytest.mark.wrong("ledger")
+def test_rows_without_a_value_or_out_of_order_are_refused(tmp_path):
+    path = tmp_path / "canaries.parquet"
+    write_canaries(path, CANARIES)
+    table = pq.read_table(path)
+    for values, reason in (
+        ([3, None, 90], "rows without a value"),
+        ([90, 7, 3], "not in order"),
+        ([-1, 7, 90], "not in order"),
+    ):
+        pq.write_table(table.set_column(0, table.schema.field(0), pa.array(values, pa.int64())), path)
+        with pytest.raises(CanaryError, match=reason):
+            read_canaries(path)

@@ -58,7 +58,6 @@ def test_what_was_not_measured_cannot_be_averaged_by_mistake(tmp_path):
     assert not any(values[1:].any() for values in ledger.tensors().values())  # in memory they stay zero
 
 
-@pytest.mark.long
 def test_other_programs_see_the_documented_columns(tmp_path):
     ledger = new_ledger()
     ledger.record(**batch_of([2]))
@@ -80,7 +79,6 @@ def test_other_programs_see_the_documented_columns(tmp_path):
     assert json.loads(table.schema.metadata[b"rlpheads.ledger"])["taps"] == list(TAPS)
 
 
-@pytest.mark.long
 def test_files_of_several_row_groups_read_back_whole(tmp_path):
     num_samples, num_taps, num_draws = 3000, 100, 10  # more list elements than one row group takes
     ledger = Ledger(num_samples, num_taps, num_draws)
@@ -176,3 +174,77 @@ def test_a_file_of_version_1_is_read_as_having_no_audit_draws(tmp_path):
     old = json.dumps(told | {"version": 1}).encode()
     pq.write_table(table.replace_schema_metadata({b"rlpheads.ledger": old}), path)
     assert read_ledger(path).metadata == METADATA
+
+
+def rewrite(path, changes=(), drop=(), columns=()):
+    """Write a ledger again as another program may: other metadata, other columns."""
+    table = pq.read_table(path)
+    for name, values in columns:
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
+    metadata = json.loads(table.schema.metadata[b"rlpheads.ledger"]) | dict(changes)
+    text = json.dumps({key: value for key, value in metadata.items() if key not in drop})
+    pq.write_table(table.replace_schema_metadata({"rlpheads.ledger": text}), path)
+
+
+CRAFTED = {
+    "2.6 TiB of draws": ({"num_draws": 10**9}, (), "its columns are not as long as its metadata claim"),
+    "fewer taps than columns": ({"taps": [0]}, (), "its columns are not as long as its metadata claim"),
+    "draws as text": ({"num_draws": "2"}, (), "num_draws is '2', which is no count"),
+    "draws below 0": ({"num_draws": -2}, (), "num_draws is -2, which is no count"),
+    "taps as a number": ({"taps": 3}, (), "taps is 3, which is no list"),
+    "taps of lists": ({"taps": [[0], [1], [2]]}, (), "other taps than numbers and names"),
+    "more audit draws than draws": ({"num_audit_draws": 9}, (), "or too few draws"),
+    "seed as a truth value": ({"seed": True}, (), "seed is True, which is no count"),
+    "epoch that is null": ({"epoch": None}, (), "epoch is None, which is no count"),
+    "no fingerprint": ({}, ("fingerprint",), "it lacks fingerprint"),
+    "no version": ({}, ("version",), "it lacks version"),
+    "version of text": ({"version": "2"}, (), "version is '2', which is no count"),
+}
+
+
+@pytest.mark.wrong("ledger")
+@pytest.mark.parametrize("kind", CRAFTED)
+def test_crafted_metadata_is_a_ledger_error_and_takes_no_memory(tmp_path, kind):
+    changes, drop, reason = CRAFTED[kind]
+    new_ledger().write_parquet(tmp_path / "ledger.parquet", METADATA)
+    rewrite(tmp_path / "ledger.parquet", changes, drop)
+    with pytest.raises(LedgerError, match=reason):
+        read_ledger(tmp_path / "ledger.parquet")
+
+
+@pytest.mark.wrong("ledger")
+@pytest.mark.parametrize("text", [b"[1]", b"{", b"\xff", b"[" * 200_000, b"null"])
+def test_metadata_that_are_no_mapping_are_a_ledger_error(tmp_path, text):
+    path = tmp_path / "ledger.parquet"
+    new_ledger().write_parquet(path, METADATA)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"rlpheads.ledger": text}), path)
+    with pytest.raises(LedgerError, match=r"is damaged: of its metadata, |is no readable Parquet file"):
+        read_ledger(path)
+
+
+@pytest.mark.wrong("ledger")
+@pytest.mark.parametrize("name", ["index", "status", "count", "class_loss", "class_hit", "bits", "hit"])
+def test_nulls_are_no_numbers(tmp_path, name):
+    path = tmp_path / "ledger.parquet"
+    new_ledger().write_parquet(path, METADATA)
+    values = pq.read_table(path).column(name).to_pylist()
+    values[2] = [None] * len(values[2]) if isinstance(values[2], list) else None
+    rewrite(path, columns=[(name, values)])
+    with pytest.raises(LedgerError, match=rf"is damaged: \d+ values of {name} are missing"):
+        read_ledger(path)
+
+
+@pytest.mark.wrong("ledger")
+def test_rows_of_other_lengths_or_in_another_order_are_refused(tmp_path):
+    path = tmp_path / "ledger.parquet"
+    new_ledger().write_parquet(path, METADATA)
+    bits = pq.read_table(path).column("bits").to_pylist()
+    bits[0], bits[1] = bits[0] + bits[1][:1], bits[1][1:]  # as many numbers as before
+    rewrite(path, columns=[("bits", bits)])
+    with pytest.raises(LedgerError, match="a row has not 6 values in bits"):
+        read_ledger(path)
+    new_ledger().write_parquet(path, METADATA)
+    rewrite(path, columns=[("index", range(NUM_SAMPLES, 0, -1))])
+    with pytest.raises(LedgerError, match=f"not those of samples 0 to {NUM_SAMPLES - 1} in order"):
+        read_ledger(path)
