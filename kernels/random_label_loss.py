@@ -20,7 +20,7 @@ from rlpheads.kernels.gpu.triton_labels import gather_by_triton
 from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels
 from rlpheads.kernels.rows import reference
 from rlpheads.kernels.rows.partials import ClassRange, Needs, Partials, accumulation_dtype
-from rlpheads.kernels.rows.row_softmax import RowLabels, by_head, merge_partials, row_labels
+from rlpheads.kernels.rows.row_softmax import RowLabels, RowSoftmax, by_head, merge_partials, row_labels
 from rlpheads.kernels.rows.terms import TERMS
 from rlpheads.kernels.stages import (
     KERNELS,
@@ -31,7 +31,7 @@ from rlpheads.kernels.stages import (
 )
 from rlpheads.kernels.transforms import check_no_transform, tensors_of_labels
 
-IMPLS = ("auto", "reference", *KERNELS)
+IMPLS = ("auto", *KERNELS)
 """What `impl` may be."""
 
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
@@ -177,7 +177,7 @@ def random_label_losses(
     arguments.check_labels(heads.features, label_list, pair_list)
     arguments.check_regularizer(regularizer)
     arguments.check_memory_budget(memory_budget)
-    chosen = _resolve_impl(impl, heads.features[0], heads.num_labels)
+    chosen = resolve_impl(impl, heads.features[0], heads.num_labels)
     if impl != "reference":  # also for "auto" where it takes the reference: whether it does depends on B and K
         check_no_transform(_tensors(heads, label_list, pair_list))
     rows = _gather_row_labels(label_list, pair_list, accumulation_dtype(heads.features[0], heads.weights[0]), chosen)
@@ -252,8 +252,17 @@ def _split_by_head(loss: RandomLabelLoss, num_heads: int) -> list[RandomLabelLos
     return [loss._replace(**{name: rows[number] for name, rows in cut.items()}) for number in range(num_heads)]
 
 
-def _resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
-    """Return the implementation to run on this device and size."""
+def resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
+    """Return the implementation that `impl` means on this device and size: one of `KERNELS`.
+
+    Args:
+        impl: as for `random_label_loss`.
+        features_BD: the features (B, D).
+        num_labels: K; of a class range, the number of its classes.
+
+    Raises:
+        ValueError: there is none of that name, or it does not run there.
+    """
     arguments.check_known_name("impl", impl, IMPLS)
     on_cpu = features_BD.device.type == "cpu"
     if impl == "auto" and on_cpu:
@@ -295,17 +304,25 @@ def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool,
         ]
         return attach_feature_gradient(value_R, heads.features, gradients)
 
-    cross_entropy_R = TERMS["cross_entropy"].value_B(rows)
-    bits_R = (math.log(num_labels) + rows.log_p[0]) / math.log(2)
+    loss = losses_without_gradient(rows)
     if needs.class_gradients:
         coefficients = TERMS["cross_entropy"].coefficients(rows)
-        cross_entropy_R = attach_class_gradients(cross_entropy_R, local_heads, rows, coefficients, impl)
-    return RandomLabelLoss(
-        cross_entropy_B=cross_entropy_R,
+        attached_R = attach_class_gradients(loss.cross_entropy_B, local_heads, rows, coefficients, KERNELS[impl])
+        loss = loss._replace(cross_entropy_B=attached_R)
+    return loss._replace(
         regularizer_B=None if needs.regularizer is None else with_feature_gradient(needs.regularizer),
         joint_B=with_feature_gradient("cross_entropy") if joint else None,
+    )
+
+
+def losses_without_gradient(rows: RowSoftmax) -> RandomLabelLoss:
+    """Return what the merged statistics of the rows say, without gradient routes; regulariser and joint term are None."""
+    return RandomLabelLoss(
+        cross_entropy_B=TERMS["cross_entropy"].value_B(rows),
+        regularizer_B=None,
+        joint_B=None,
         hit_B=rows.hit,
-        bits_B=bits_R,
+        bits_B=(math.log(rows.num_labels) + rows.log_p[0]) / math.log(2),
         margin_B=rows.margin,
         lse_B=rows.lse,
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlpheads.kernels.cpu import tiled_cpu
 from rlpheads.kernels.gpu import triton_loss
+from rlpheads.kernels.rows import reference_stages
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
 from rlpheads.kernels.rows.row_softmax import RowSoftmax, by_head
 from rlpheads.kernels.rows.terms import Coefficients
@@ -41,8 +42,8 @@ class Kernel(Protocol):
         """Last stage: gradients of the range's weight and bias, each None unless wanted."""
 
 
-KERNELS: dict[str, Kernel] = {"tiled_cpu": tiled_cpu, "triton": triton_loss}
-"""The implementations by their name."""
+KERNELS: dict[str, Kernel] = {"reference": reference_stages, "tiled_cpu": tiled_cpu, "triton": triton_loss}
+"""The implementations of the local stages by their name."""
 
 
 class LocalHead(NamedTuple):
@@ -77,7 +78,10 @@ def local_feature_gradient(
         gradient_BD = torch.addcmul(gradient_BD, (factor_B * coefficients.moment_B)[:, None], products.moment_weight_BD)
     if coefficients.uniform:
         gradient_BD = gradient_BD + coefficients.uniform * products.weight_sum_D
-    for index_B, label_B in zip(labels_LB - head.start, coefficients.label_LB, strict=True):
+    for number, (index_B, label_B) in enumerate(zip(labels_LB - head.start, coefficients.label_LB, strict=True)):
+        if products.label_weight_LBD is not None:
+            gradient_BD = torch.addcmul(gradient_BD, label_B[:, None], products.label_weight_LBD[number])
+            continue
         inside_B = (index_B >= 0) & (index_B < len(head.weight_KD))
         weight_BD = head.weight_KD.index_select(0, index_B.clamp(0, len(head.weight_KD) - 1))
         weight_BD = weight_BD.to(products.operand_dtype or weight_BD.dtype).to(gradient_BD.dtype)
@@ -102,9 +106,9 @@ def attach_feature_gradient(value_B: Tensor, features: Sequence[Tensor], gradien
 
 
 def attach_class_gradients(
-    value_B: Tensor, heads: Sequence[LocalHead], rows: RowSoftmax, coefficients: Coefficients, impl: str
+    value_B: Tensor, heads: Sequence[LocalHead], rows: RowSoftmax, coefficients: Coefficients, kernel: Kernel
 ) -> Tensor:
-    """`value_B` as a function of the heads' weights and biases alone; their gradients are computed in backward.
+    """`value_B` as a function of the heads' weights and biases alone; `kernel` computes their gradients in backward.
 
     The rows are those of all heads, one head after another.
     """
@@ -121,7 +125,7 @@ def attach_class_gradients(
         saved += [head.features_BD, labels_LB, *head.exponentials, scale_CB, label_LB]
     ranges = [(local.head.start, local.head.num_labels) for local in heads]
     parameters = [parameter for local in heads for parameter in (local.head.weight_KD, local.head.bias_K)]
-    return _ClassRoute.apply(value_B, ranges, impl, *parameters, *saved)
+    return _ClassRoute.apply(value_B, ranges, kernel, *parameters, *saved)
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
@@ -182,10 +186,10 @@ class _FeatureRoute(torch.autograd.Function):
 class _ClassRoute(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, value_B: Tensor, ranges: Sequence[tuple[int, int]], impl: str, *tensors: Tensor | None
+        ctx: Any, value_B: Tensor, ranges: Sequence[tuple[int, int]], kernel: Kernel, *tensors: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(*tensors)
-        ctx.ranges, ctx.impl = ranges, impl
+        ctx.ranges, ctx.kernel = ranges, kernel
         return value_B.clone()
 
     @staticmethod
@@ -198,7 +202,7 @@ class _ClassRoute(torch.autograd.Function):
             weight_KD, bias_K = tensors[2 * number : 2 * number + 2]
             saved = tensors[2 * num_heads + 7 * number :][:7]
             features_BD, labels_LB, *exponentials, scale_CB, label_LB = saved
-            gradients += KERNELS[ctx.impl].local_class_gradients(
+            gradients += ctx.kernel.local_class_gradients(
                 features_BD,
                 ClassRange(weight_KD, bias_K, *ctx.ranges[number]),
                 labels_LB,

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class PartialWindow(NamedTuple):
+    """The steps of a window that is not closed yet: W ranks' sums of F figures, float32."""
+
+    names: tuple[str, ...]
+    steps: int
+    sums_WF: Tensor
 
 
 class Meters:
@@ -32,6 +41,28 @@ class Meters:
             self._sums = torch.zeros_like(values)
         self._sums += values
         self._steps += 1
+
+    def partial_window(self) -> PartialWindow | None:
+        """Return the steps since the last window was closed, for a checkpoint; None if there are none. Collective."""
+        if self._steps == 0:
+            return None
+        sums_WF = self._sums.new_empty(self._world_size, len(self._names))
+        dist.all_gather(list(sums_WF.unbind()), self._sums)
+        return PartialWindow(self._names, self._steps, sums_WF)
+
+    def resume_window(self, window: PartialWindow, rank: int) -> None:
+        """Go on with a window that a checkpoint stands in the middle of.
+
+        Args:
+            window: what `partial_window` returned, at this or another number of ranks.
+            rank: this rank. It goes on with its own sums, to the last bit, or with its share of all of them.
+        """
+        self._names, self._steps = window.names, window.steps
+        num_saved = len(window.sums_WF)
+        if num_saved == self._world_size:
+            self._sums = window.sums_WF[rank].to(self._device)
+        else:
+            self._sums = window.sums_WF.to(self._device).sum(0) / num_saved
 
     def begin_read(self, step: int, **beside: float) -> None:
         """Close the window at `step` and send its sums on their way to the host. Collective.

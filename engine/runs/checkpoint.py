@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ KEYS: dict[str, Kind] = {"step": "count", "files": "mapping"}
 _FILE: dict[str, Kind] = {"bytes": "count", "sha256": "text"}
 
 
+_LEFTOVER = re.compile(r"\.(?P<name>step=\d+)\.(?P<kind>tmp|old|gone)")
+"""Folders that a save or a removal makes for a moment."""
 BEGIN_AGAIN = "begin again with --run.overwrite or another --run.name"
 SEAL = "sha256"
 """Key of the hash over all that a manifest says. Manifests of format 1, which had no key `format` either, lack it."""
@@ -74,8 +77,7 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any
     final = folder / f"step={step:09d}"
     temporary = folder / f".step={step:09d}.tmp"
     if launch.is_main:
-        for leftover in folder.glob(".step=*.tmp"):  # of saves that were killed
-            _remove(leftover)
+        sweep(folder)
         temporary.mkdir(parents=True)
     dist.barrier(launch.control)
     dcp.save(state, storage_writer=NamingWriter(temporary), process_group=launch.control)
@@ -94,23 +96,41 @@ def list_whole(folder: Path) -> list[Path]:
     """Return the checkpoints that have a manifest, the oldest first.
 
     Raises:
-        CheckpointError: the folder, or one of them, cannot be looked into: it would look as if there were none.
+        CheckpointError: see `list_checkpoint_folders`.
     """
     try:
-        paths = sorted(path for path in folder.iterdir() if path.name.startswith("step="))
-        return [path for path in paths if _exists(path / MANIFEST)]
+        return [path for path in list_checkpoint_folders(folder) if _exists(path / MANIFEST)]
+    except OSError as error:
+        raise CheckpointError(describe_storage_failure(error, folder)) from error
+
+
+def list_checkpoint_folders(folder: Path) -> list[Path]:
+    """Return the folders of checkpoints, the oldest first; one without a manifest has been damaged.
+
+    Raises:
+        CheckpointError: the folder cannot be looked into: it would look as if there were none.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.name.startswith("step="))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise CheckpointError(describe_storage_failure(error, folder)) from error
 
 
-def put_back(folder: Path) -> None:
-    """Put back the checkpoints that a killed save had moved aside for others of the same step."""
-    for aside in folder.glob(".step=*.old"):
-        final = folder / aside.name.removeprefix(".").removesuffix(".old")
-        if not final.exists():
-            aside.rename(final)
+def sweep(folder: Path) -> None:
+    """Delete what killed saves and removals left; a checkpoint that was moved aside for one that never came is put back."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        leftover = _LEFTOVER.fullmatch(path.name)
+        if leftover is None or path.is_symlink() or not path.is_dir():
+            continue
+        final = folder / leftover["name"]
+        if leftover["kind"] == "old" and not final.exists():
+            path.rename(final)
+        else:
+            _delete(path)
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -200,10 +220,16 @@ def _move_into_place(temporary: Path, final: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _remove(folder: Path) -> None:
-    """Delete a folder, or say which one it is that stays. Its manifest goes first: without it, it is no checkpoint."""
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; killed on the way, it leaves none that looks damaged."""
+    gone = checkpoint.with_name(f".{checkpoint.name}.gone")
+    checkpoint.rename(gone)
+    _delete(gone)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder, or say which one it is that stays."""
     try:
-        (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from error

@@ -21,8 +21,10 @@ from rlpheads.engine.runs.ownership import (
     is_run_folder,
     read_owner,
     remove_run_files,
+    remove_temporary_files,
     write_mark,
 )
+from rlpheads.engine.runs.record_digests import METRICS
 from rlpheads.engine.runs.storage_errors import describe_storage_failure
 from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.json_reading import DamagedJsonError, Kind, parse_mapping, read_rows
@@ -99,9 +101,13 @@ class RunFolder:
         """Delete what a run made, but for the mark and the lock; return the names of what stays: no run made it."""
         return remove_run_files(self.path)
 
+    def sweep(self) -> None:
+        """Delete the temporary files of writes that were killed; none but a run's own."""
+        remove_temporary_files(self.path)
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with (self.path / METRICS).open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
@@ -118,7 +124,7 @@ class RunFolder:
         Raises:
             RunFolderError: a line is damaged; its number and the remedy are named.
         """
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         try:
             return list(read_rows(path, _ROW)) if path.exists() else []
         except DamagedJsonError as error:
@@ -127,8 +133,13 @@ class RunFolder:
                 "--run.name"
             ) from error
 
-    def rewind_metrics(self, step: int, epoch: int) -> list[dict[str, Any]]:
+    def rewind_metrics(self, step: int, epoch: int, num_bytes: int | None = None) -> list[dict[str, Any]]:
         """Drop what comes after `step` steps and `epoch` finished epochs, and a torn last line: it is written again.
+
+        Args:
+            step: optimizer steps taken.
+            epoch: epochs finished.
+            num_bytes: what the checkpoint knows of the file; only that is kept. None: by steps and epochs alone.
 
         Returns:
             The lines that are kept.
@@ -136,12 +147,16 @@ class RunFolder:
         Raises:
             RunFolderError: see `read_metrics`; the file is left as it is.
         """
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         if not path.exists():
             return []
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         rows = [row for row in rows if row["kind"] != "epoch" or row["epoch"] < epoch]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        kept = "".join(json.dumps(row) + "\n" for row in rows)
+        if num_bytes is not None:
+            kept = path.read_bytes()[:num_bytes].decode()
+            rows = rows[: kept.count("\n")]
+        write_atomically(path, kept)
         return rows
 
     def write_summary(self) -> None:

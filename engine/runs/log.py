@@ -15,6 +15,9 @@ from typing import Any, Protocol
 
 from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.runs.folder import RunFolder, write_atomically
+from rlpheads.engine.runs.record_digests import METRICS, FileDigest, RecordDigests
+from rlpheads.memorization.records.ledger import Ledger
+from rlpheads.memorization.records.ledger_file import LedgerMetadata
 
 _POSITION_KEYS = ("kind", "step", "epoch")
 """Keys of a row that say where its figures belong."""
@@ -48,19 +51,25 @@ class RunLog:
         self._settings = settings
         self._taps = tuple(taps)
         self._sinks: list[LogSink] = []
+        self._digests = RecordDigests(folder.path)
 
-    def open(self, step: int, epoch: int, settings: Mapping[str, Any]) -> None:
+    def open(
+        self, step: int, epoch: int, settings: Mapping[str, Any], known: Mapping[str, FileDigest] | None = None
+    ) -> None:
         """Begin, or go on, after `step` steps and `epoch` finished epochs; what was recorded behind them is dropped.
 
         Args:
             step: optimizer steps taken.
             epoch: epochs finished.
             settings: the run's configuration, which W&B shows beside its figures.
+            known: digests of the record's files that are as the checkpoint knew them.
 
         Raises:
             RunLogError: W&B refuses to begin.
         """
-        kept = self._folder.rewind_metrics(step, epoch)
+        known = known or {}
+        kept = self._folder.rewind_metrics(step, epoch, known[METRICS].bytes if METRICS in known else None)
+        self._digests = RecordDigests(self._folder.path, known)
         if self._settings.tensorboard:
             again = kept  # a run that had no such record yet gets it whole
             if self._folder.tensorboard.exists():
@@ -75,6 +84,16 @@ class RunLog:
         """Record one row (`kind`, `step`, `epoch`, and figures by name) everywhere."""
         self._folder.append_metrics(row)
         self._record(row)
+
+    def write_ledger(self, ledger: Ledger, metadata: LedgerMetadata) -> None:
+        """Write the ledger of an epoch and phase into the run folder."""
+        path = self._folder.ledger(metadata.epoch, metadata.phase)
+        ledger.write_parquet(path, metadata)
+        self._digests.add_ledger(path)
+
+    def digests(self) -> dict[str, dict[str, Any]]:
+        """Return the digests of all that is recorded, for a checkpoint's manifest."""
+        return self._digests.current()
 
     def close(self) -> None:
         """Finish all records."""

@@ -113,6 +113,18 @@ def remove_run_files(path: Path) -> list[str]:
     return [name for name in _remove_below(path, ()) if name not in (LOCK, MARK)]
 
 
+def remove_temporary_files(path: Path) -> None:
+    """Delete what writes that were killed left of a run's own files.
+
+    Those of an audit stay: it holds no lock, and may be writing. What killed saves of checkpoints left is theirs to delete.
+    """
+    for file in path.rglob(".*.tmp"):
+        parts = file.relative_to(path).parts
+        is_temporary = _TEMPORARY.fullmatch(file.name) and file.is_file() and not file.is_symlink()
+        if is_temporary and parts[0] not in ("audit", "checkpoints") and _is_made(parts, whole=True):
+            file.unlink()
+
+
 def _remove_below(folder: Path, parents: tuple[str, ...]) -> Iterator[str]:
     for entry in sorted(folder.iterdir()):
         parts = (*parents, entry.name)

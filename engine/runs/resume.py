@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from rlpheads.engine.runs.checkpoint import (
     MANIFEST,
     CheckpointError,
     DamagedCheckpointError,
-    list_whole,
-    put_back,
+    list_checkpoint_folders,
     read_manifest,
     set_aside,
+    sweep,
     verify,
 )
+from rlpheads.engine.runs.record_digests import FileDigest, read_digests, record_problems
 from rlpheads.engine.runs.sources import Sources, training_order
 from rlpheads.loaders.contract.order import ORDER_VERSION
 from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kinds
@@ -57,6 +58,21 @@ class Position:
 
 
 @dataclass(frozen=True)
+class WindowShape:
+    """A window of `log_every` steps that a checkpoint stands in the middle of.
+
+    Attributes:
+        names: of the figures.
+        steps: how many of the window's steps were taken.
+        ranks: by how many ranks.
+    """
+
+    names: tuple[str, ...]
+    steps: int
+    ranks: int
+
+
+@dataclass(frozen=True)
 class ResumePoint:
     """Where a run goes on.
 
@@ -64,12 +80,16 @@ class ResumePoint:
         checkpoint: folder of the checkpoint.
         position: where it was written.
         factor: the regulariser's λ at that moment.
-        warnings: what the user should be told of checkpoints that were passed over.
+        window: the figures that were not written yet, whose sums the checkpoint holds.
+        record: digests of the files of the record that are as they were.
+        warnings: what the user should be told of checkpoints that were passed over, and of files that are lost.
     """
 
     checkpoint: Path
     position: Position
     factor: float
+    window: WindowShape | None = None
+    record: Mapping[str, FileDigest] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -99,9 +119,9 @@ def find_resume_point(config: Config, checkpoints: Path, sources: Sources) -> Re
     """
     if config.run.resume == "never":
         return None
-    put_back(checkpoints)
+    sweep(checkpoints)
     damaged: list[DamagedCheckpointError] = []
-    for path in reversed(list_whole(checkpoints)):
+    for path in reversed(list_checkpoint_folders(checkpoints)):
         try:
             point = _resume_point(config, path, sources)
         except DamagedCheckpointError as error:
@@ -109,7 +129,9 @@ def find_resume_point(config: Config, checkpoints: Path, sources: Sources) -> Re
                 raise
             damaged.append(error)
         else:
-            return replace(point, warnings=tuple(_set_aside(error, path) for error in damaged))
+            point = _with_record(config, point, checkpoints.parent)
+            warnings = tuple(_set_aside(error, path) for error in damaged)
+            return replace(point, warnings=warnings + point.warnings)
     if damaged:
         problems = "; ".join(error.problem for error in damaged)
         raise CheckpointError(f"{problems}; there is no whole checkpoint: {BEGIN_AGAIN}")
@@ -128,7 +150,33 @@ def _resume_point(config: Config, checkpoint: Path, sources: Sources) -> ResumeP
     check_settings(checkpoint.parent.parent, asdict(config), manifest["config"])
     check_order(config, checkpoint, manifest, sources)
     verify(checkpoint, manifest)
-    return ResumePoint(checkpoint, Position(**manifest["position"]), manifest["regularizer_factor"])
+    window = manifest.get("window")
+    return ResumePoint(
+        checkpoint,
+        Position(**manifest["position"]),
+        manifest["regularizer_factor"],
+        None if window is None else WindowShape(tuple(window["names"]), window["steps"], window["ranks"]),
+        read_digests(manifest),
+    )
+
+
+def _with_record(config: Config, point: ResumePoint, folder: Path) -> ResumePoint:
+    """Return the point with the part of its record that is as it was, and a warning where some is not.
+
+    Raises:
+        CheckpointError: some is not, and `checkpoint.on_damage` is stop.
+    """
+    problems = dict(record_problems(folder, point.record))
+    if not problems:
+        return point
+    told = f"the record in {folder} is damaged: {'; '.join(problems.values())}"
+    if config.checkpoint.on_damage == "stop":
+        raise CheckpointError(
+            f"{told}; put back what was there, or go on without it with --checkpoint.on_damage fallback"
+        )
+    intact = {name: digest for name, digest in point.record.items() if name not in problems}
+    warning = f"{told}; training goes on, and what was there stays lost unless it is put back"
+    return replace(point, record=intact, warnings=(warning,))
 
 
 def _set_aside(error: DamagedCheckpointError, whole: Path) -> str:

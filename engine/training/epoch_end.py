@@ -17,6 +17,7 @@ from rlpheads.engine.report.label_figures import HeadSizes, label_figures
 from rlpheads.engine.training.early_stopping import stop_reason
 from rlpheads.engine.training.steering import regularizer_figures, steer_factor
 from rlpheads.engine.training.training import Training, is_due
+from rlpheads.engine.training.windows import publish_closed_window
 from rlpheads.memorization.records.ledger import Ledger
 from rlpheads.memorization.records.ledger_file import LedgerMetadata
 
@@ -140,10 +141,11 @@ def _write_ledger(training: Training, phase: str, ledger: Ledger) -> None:
         split=source.manifest.split,
         step=training.num_updates,
     )
-    ledger.write_parquet(training.run.folder.ledger(training.position.epoch, phase), metadata)
+    training.run.log.write_ledger(ledger, metadata)
 
 
 def save_checkpoint(training: Training, display: Display) -> None:
-    """Save where the training stands. Collective."""
+    """Save where the training stands, and write before what is read of its figures. Collective."""
+    publish_closed_window(training, display)
     training.save()
     display.note(f"checkpoint at step {training.num_updates}")

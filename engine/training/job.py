@@ -65,7 +65,8 @@ def _train(start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, l
                 training.resume(start.point)
                 display.say(f"resumed from {start.point.checkpoint} at step {training.num_updates}")
             if launched.is_main:
-                training.run.log.open(training.num_updates, training.position.epoch, asdict(config))
+                known = None if start.point is None else start.point.record
+                training.run.log.open(training.num_updates, training.position.epoch, asdict(config), known)
             outcome = fit(training, display)
             if launched.is_main:
                 close_run(training, outcome, display, start.warnings)

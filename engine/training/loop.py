@@ -26,7 +26,7 @@ from rlpheads.engine.training.closing import conclude
 from rlpheads.engine.training.epoch_end import finish_epoch, reason_to_stop_early, save_checkpoint
 from rlpheads.engine.training.outcome import Outcome, TrainingStoppedError
 from rlpheads.engine.training.training import Training
-from rlpheads.engine.training.windows import close_window, publish_last_windows, publish_window
+from rlpheads.engine.training.windows import close_window, publish_closed_window, publish_last_windows
 
 
 def fit(training: Training, display: Display) -> Outcome:
@@ -41,6 +41,7 @@ def fit(training: Training, display: Display) -> Outcome:
                 return conclude(training, display, stop_flag, reason)
             if _train_epoch(training, display, stop_flag, tracer) == "max_steps":
                 save_checkpoint(training, display)
+                publish_last_windows(training, display)  # taken back where the run goes on: the checkpoint has its sums
                 reason = f"max_steps={config.max_steps} reached"
                 return conclude(training, display, stop_flag, reason, closed=False)
             finish_epoch(training, display, stop_flag)
@@ -75,13 +76,14 @@ def _train_epoch(
                 delivered = next(batches)
             training.train_on(delivered)
             clock.step(delivered.num_global_rows)
-            if (window := training.gauges.meters.finish_read()) is not None:
-                publish_window(training, display, *window)
+            publish_closed_window(training, display)
             if training.num_updates % training.run.config.log_every == 0:
                 close_window(training)
             stopped = stop_flag.agreed()
     clock.stop()
-    publish_last_windows(training, display)
     if stopped:
         raise TrainingStoppedError
-    return "max_steps" if training.epoch_has_steps_left else "trained"
+    if training.epoch_has_steps_left:
+        return "max_steps"
+    publish_last_windows(training, display)
+    return "trained"

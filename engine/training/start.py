@@ -81,6 +81,7 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
     config = with_absolute_paths(config)  # later commands may start in another folder
     config, warnings = settle_labels(config, plan, sources, folder.path)
     warnings = (*warnings, *host_sync_warnings(config))
+    folder.sweep()
     point = find_resume_point(_with_restart(config, folder), folder.checkpoints, sources)
     if folder.is_restart and (config.run.overwrite or config.run.resume == "never"):
         warnings = (*warnings, _RESTARTED)

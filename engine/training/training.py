@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.gauges.gauges import Gauges
+from rlpheads.engine.gauges.meters import PartialWindow
 from rlpheads.engine.learner.learner import Learner
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.learner.step import TrainStep
@@ -164,8 +166,13 @@ class Training:
         """Write a checkpoint of this moment. Collective."""
         run = self.run
         state = self.learner.state() | {"ledger": self._merged_ledger()}
-        facts = {"position": asdict(self._position), "regularizer_factor": self._term_weights.factor}
+        facts: dict[str, Any] = {"position": asdict(self._position), "regularizer_factor": self._term_weights.factor}
         facts |= {"world_size": run.launch.world_size}
+        if (window := self.gauges.meters.partial_window()) is not None:
+            state["window"] = {"sums": window.sums_WF}
+            facts["window"] = {"names": window.names, "steps": window.steps, "ranks": len(window.sums_WF)}
+        if run.launch.is_main:
+            facts["record"] = run.log.digests()
         facts |= identity(run.config, run.sources)
         checkpoint.save(run.folder.checkpoints, self.num_updates, state, facts, run.launch, run.config.checkpoint.keep)
         self._saved_position = self._position
@@ -174,8 +181,13 @@ class Training:
         """Take up the state of a checkpoint. Collective."""
         ledger = self.splits.trained.ledger
         state = self.learner.state() | {"ledger": ledger.tensors()}
+        if point.window is not None:
+            state["window"] = {"sums": torch.zeros(point.window.ranks, len(point.window.names))}
         checkpoint.load(point.checkpoint, state, self.run.launch)
         self.learner.load_optimizers(state)
+        if point.window is not None:
+            window = PartialWindow(point.window.names, point.window.steps, state["window"]["sums"])
+            self.gauges.meters.resume_window(window, self.run.launch.rank.rank)
         if not self.run.launch.is_main:
             ledger.reset()  # the ranks' rows were merged when they were saved
         self._position = self._saved_position = point.position

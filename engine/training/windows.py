@@ -21,12 +21,17 @@ def publish_last_windows(training: Training, display: Display) -> None:
     Raises:
         TrainingDivergedError: as `publish_window`.
     """
-    _publish_if_read(training, display)
+    publish_closed_window(training, display)
     close_window(training)
-    _publish_if_read(training, display)
+    publish_closed_window(training, display)
 
 
-def _publish_if_read(training: Training, display: Display) -> None:
+def publish_closed_window(training: Training, display: Display) -> None:
+    """Publish the window that is still being read, if there is one.
+
+    Raises:
+        TrainingDivergedError: as `publish_window`.
+    """
     if (window := training.gauges.meters.finish_read()) is not None:
         publish_window(training, display, *window)
 

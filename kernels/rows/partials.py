@@ -85,6 +85,8 @@ class Products(NamedTuple):
     operand_dtype: torch.dtype | None = None
     """Type that the weight was rounded to before it was multiplied, None for its own. Its rows at the labels must be, too:
     near chance they cancel against the sums."""
+    label_weight_LBD: Tensor | None = None
+    """W_y of each row's labels, 0 where they lie outside the range; None where they are still to be read from the weight."""
 
 
 class Exponentials(NamedTuple):

@@ -7,10 +7,14 @@ that all classes share, but each class's head is fitted to that class's samples 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_loss
+from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
+from rlpheads.kernels.rows.reference_stages import NO_PRODUCTS, LabelPlaces, logit_gradient, sum_rows, with_no_class
 from rlpheads.memorization.arguments import check_integers, check_label_range, check_num_labels
 
 
@@ -97,3 +101,73 @@ def class_block_loss(
 
 def _logits(features_BD: Tensor, weight_BKD: Tensor, bias_BK: Tensor) -> Tensor:
     return torch.baddbmm(bias_BK[:, :, None], weight_BKD, features_BD.to(weight_BKD.dtype)[:, :, None])[:, :, 0]
+
+
+@dataclass(frozen=True)
+class ClassBlockStages:
+    """The local stages of the loss (`rlpheads.kernels.stages.Kernel`) where a row's softmax goes over its label's block alone.
+
+    A range of the A = C·K rows may cut through blocks, or hold no row. Labels are in [0, A), one for each row; memory: as for
+    `class_block_loss`.
+
+    Attributes:
+        num_labels: K.
+    """
+
+    num_labels: int
+
+    def local_partials(
+        self, features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
+    ) -> tuple[Partials, Products, Exponentials]:
+        """First stage; see `rlpheads.kernels.stages.Kernel`."""
+        columns_BC, places = self._columns(head, labels_LB)
+        weight_BCD = with_no_class(head.weight_KD, 0.0)[columns_BC]
+        assert head.bias_K is not None
+        bias_BC = with_no_class(head.bias_K.unsqueeze(1), -torch.inf)[columns_BC, 0]
+        sums = sum_rows(_logits(features_BD, weight_BCD, bias_BC), places)
+        products = NO_PRODUCTS
+        if needs.feature_gradient:
+            products = Products(
+                torch.einsum("bc,bcd->bd", sums.exp_BC, weight_BCD),
+                torch.einsum("bc,bcd->bd", sums.moment_BC, weight_BCD),
+                weight_BCD.sum(1),
+                label_weight_LBD=weight_BCD[torch.arange(len(features_BD), device=features_BD.device), places.column],
+            )
+        return sums.partials, products, Exponentials(sums.exp_BC, sums.partials.shift_B[None])
+
+    def local_class_gradients(
+        self,
+        features_BD: Tensor,
+        head: ClassRange,
+        labels_LB: Tensor,
+        exponentials: Exponentials,
+        gradient: LogitGradient,
+        wanted: tuple[bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Last stage; see `rlpheads.kernels.stages.Kernel`."""
+        columns_BC, places = self._columns(head, labels_LB)
+        gradient_BC = logit_gradient(exponentials.flat, gradient, places)
+        weight_gradient_KD = bias_gradient_K = None
+        if wanted[0]:
+            rows_ND = (gradient_BC[:, :, None] * features_BD[:, None, :]).flatten(0, 1)
+            weight_gradient_KD = _add_at(with_no_class(head.weight_KD, 0.0), columns_BC, rows_ND)
+        if wanted[1]:
+            assert head.bias_K is not None
+            bias_C1 = with_no_class(head.bias_K.unsqueeze(1), 0.0)
+            bias_gradient_K = _add_at(bias_C1, columns_BC, gradient_BC.view(-1, 1)).squeeze(1)
+        return weight_gradient_KD, bias_gradient_K
+
+    def _columns(self, head: ClassRange, labels_LB: Tensor) -> tuple[Tensor, LabelPlaces]:
+        """Return, for no class and each class of a row's block, its place in the range counted from 1, 0 where it has none."""
+        within_LB = labels_LB % self.num_labels
+        first_B1 = (labels_LB - within_LB)[0, :, None] - head.start + 1
+        place_BK = first_B1 + torch.arange(self.num_labels, device=labels_LB.device)
+        place_BK = torch.where((place_BK > 0) & (place_BK <= head.weight_KD.shape[0]), place_BK, 0)
+        columns_BC = torch.cat([torch.zeros_like(first_B1), place_BK], 1)
+        position_LB = within_LB + 1
+        return columns_BC, LabelPlaces(position_LB, columns_BC.gather(1, position_LB.T).T > 0)
+
+
+def _add_at(like_CX: Tensor, columns_BC: Tensor, rows_NX: Tensor) -> Tensor:
+    """Sum the rows that belong to each class of a range: (K, X), in the dtype of the range."""
+    return torch.zeros_like(like_CX).index_add(0, columns_BC.flatten(), rows_NX.to(like_CX.dtype))[1:]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.memorization.arguments import check_count
-from rlpheads.memorization.heads.head_losses import HeadLosses
+from rlpheads.memorization.heads.head_losses import GatheredLosses, HeadLosses
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,19 @@ class CombinedLoss(NamedTuple):
 
 
 def combine_losses(
-    losses: HeadLosses, valid_B: Tensor, num_global_rows: int, world_size: int, weights: TermWeights
+    losses: HeadLosses | GatheredLosses,
+    valid_B: Tensor,
+    num_global_rows: int,
+    world_size: int,
+    weights: TermWeights,
 ) -> CombinedLoss:
     """Weighted sum of the terms: each a mean over the global batch's rows, a mean over draws and a sum over taps.
 
     Args:
-        losses: per-row losses of this rank's micro-batch.
-        valid_B: bool, False for padding rows, which contribute exactly 0 whatever their losses hold.
+        losses: per-row losses of this rank's micro-batch, or of all ranks', where classes are sharded. Gradients of sharded
+            heads are not averaged, so that what trains them is scaled by 1 / num_global_rows alone.
+        valid_B: bool, False for padding rows, which contribute exactly 0 whatever their losses hold; gathered losses bring
+            their own.
         num_global_rows: rows of the whole global batch (all ranks, all micro-batches) that are no padding.
         world_size: ranks whose gradients are averaged: the local sum is scaled by world_size / num_global_rows, so that
             the average over ranks is the mean over the global batch.
@@ -70,12 +76,15 @@ def combine_losses(
     """
     num_global_rows = check_count("num_global_rows", num_global_rows)
     world_size = check_count("world_size", world_size)
+    num_averaged = world_size
+    if isinstance(losses, GatheredLosses):
+        valid_B, num_averaged = losses.valid_G, 1
+        losses = losses.losses
     terms = {
         "head_cross_entropy": (1.0, losses.cross_entropy_TMB),
         "regularizer": (weights.factor, losses.regularizer_RMB),
         "joint": (weights.joint, losses.joint_TMB),
     }
-    row_scale = world_size / num_global_rows
     heads = backbone = losses.cross_entropy_TMB.new_zeros(())
     scalars = {}
     for name, (weight, rows) in terms.items():
@@ -83,10 +92,10 @@ def combine_losses(
             if weight:
                 raise ValueError(f"the {name} term has weight {weight}, but the heads did not compute it")
             continue
-        value = torch.where(valid_B, rows, 0.0).sum() * (row_scale / rows.shape[1])
+        value = torch.where(valid_B, rows, 0.0).sum() * (num_averaged / num_global_rows / rows.shape[1])
         scalars[name] = value.detach()
         if name == "head_cross_entropy":
             heads = heads + value
         elif weight:  # a term of weight 0 is left out: 0 times an infinite loss would be NaN
-            backbone = backbone + weight * value
+            backbone = backbone + weight * (world_size / num_averaged) * value
     return CombinedLoss(heads, backbone, scalars)

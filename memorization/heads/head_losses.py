@@ -58,6 +58,29 @@ class HeadLosses(NamedTuple):
     """Logit of the label minus the greatest other logit."""
 
 
+class GatheredLosses(NamedTuple):
+    """What heads return whose classes are sharded over ranks: losses of the rows of all ranks, the same at every rank.
+
+    A scalar that is back-propagated is to be made of all of them, alike at every rank: `combine_losses` does.
+    """
+
+    losses: HeadLosses
+    """Of G rows, rank by rank."""
+    valid_G: Tensor
+    """bool; False for padding rows."""
+    first_row: int
+    """Where this rank's rows begin."""
+    num_rows: int
+    """How many they are."""
+
+    @property
+    def own(self) -> HeadLosses:
+        """The losses of this rank's rows."""
+        rows = slice(self.first_row, self.first_row + self.num_rows)
+        own = {name: each[..., rows] for name, each in self.losses._asdict().items() if each is not None}
+        return self.losses._replace(**own)
+
+
 def mix_pair_losses(loss: RandomLabelLoss, other: RandomLabelLoss, weight_B: Tensor) -> RandomLabelLoss:
     """Average the losses of the two labels of mixed rows; the measurements stay those of the first label.
 

@@ -7,94 +7,22 @@ regulariser and the joint term train the features alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_losses
-from rlpheads.memorization.arguments import check_count, check_num_labels, check_seed
 from rlpheads.memorization.heads.class_blocks import class_block_loss
-from rlpheads.memorization.heads.hashing import key_from_name
 from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms, mix_pair_losses, stack_losses
+from rlpheads.memorization.heads.head_modules import HeadModules
 from rlpheads.memorization.heads.hidden_layer import HiddenLayer
 from rlpheads.memorization.heads.linear_head import RandomLabelHead
 
 
-class RLPHeads(nn.Module):
-    """All heads of a run; `heads[t][m]` reads tap t and predicts draw m.
-
-    Args:
-        tap_dims: D of each tap, in the taps' order.
-        num_labels: K.
-        num_draws: M.
-        num_blocks: 1, or the number of classes C: labels are then in [0, C·K), and each head chooses among the K of the
-            row's class (`rlpheads.memorization.heads.class_blocks`).
-        seed: seed of the run. Head (t, m) has a stream of its own, so one more tap or draw changes no other head.
-        norm: normalise each row's features to mean 0 and variance 1 (layer norm without parameters) first.
-        hidden: units of a hidden layer (ReLU) of each head's own; None: the heads are linear.
-        dropout: share of the features that is dropped in training, in [0, 1), after the norm; one mask for each tap.
-        device: where the parameters live; "meta" builds shapes only.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Raises:
-        ValueError: no taps, fewer than 1 draw or 2 labels, a width below 1, a size or seed that is no integer, or a dropout
-            outside [0, 1).
-    """
-
-    def __init__(
-        self,
-        tap_dims: Sequence[int],
-        num_labels: int,
-        num_draws: int,
-        *,
-        seed: int,
-        num_blocks: int = 1,
-        norm: bool = True,
-        hidden: int | None = None,
-        dropout: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__()
-        num_labels, num_draws = check_num_labels(num_labels), check_count("num_draws", num_draws)
-        num_blocks, seed = check_count("num_blocks", num_blocks), check_seed(seed)
-        check_count("the number of taps with heads", len(tap_dims))
-        tap_dims = [check_count("the width of a tap", dim) for dim in tap_dims]
-        hidden = None if hidden is None else check_count("hidden", hidden)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout!r}; it must be at least 0 and below 1")
-        self.tap_dims = tuple(tap_dims)
-        self.num_labels = num_labels
-        self.num_draws = num_draws
-        self.num_blocks = num_blocks
-        self.norm = norm
-        self.dropout = dropout
-        where: dict[str, Any] = {"device": device, "dtype": dtype}
-
-        def for_each_head(make: Callable[[int, int, int], nn.Module]) -> nn.ModuleList:
-            return nn.ModuleList(
-                nn.ModuleList(make(t, m, dim) for m in range(num_draws)) for t, dim in enumerate(tap_dims)
-            )
-
-        self.heads = for_each_head(
-            lambda t, m, dim: RandomLabelHead(
-                num_labels * num_blocks, hidden or dim, key=key_from_name("heads", seed, t, m), **where
-            )
-        )
-        self.layers: nn.ModuleList | None = None
-        if hidden is not None:
-            self.layers = for_each_head(
-                lambda t, m, dim: HiddenLayer(dim, hidden, key=key_from_name("hidden", seed, t, m), **where)
-            )
-
-    def reset_parameters(self) -> None:
-        """Give every head its initial weights again."""
-        for head in self.modules():
-            if isinstance(head, (RandomLabelHead, HiddenLayer)):
-                head.reset_parameters()
+class RLPHeads(HeadModules):
+    """All heads of a run, each held whole; `heads[t][m]` reads tap t and predicts draw m. Arguments: see `HeadModules`."""
 
     def forward(
         self,
@@ -119,7 +47,7 @@ class RLPHeads(nn.Module):
         Raises:
             ValueError: the taps, the labels or `terms.regularized` do not fit the heads.
         """
-        self._check_inputs(taps, labels_MB, terms)
+        self.check_inputs(taps, labels_MB, terms)
         others = tuple(t for t in range(len(taps)) if t not in terms.regularized)
         losses: dict[int, list[RandomLabelLoss]] = {}
         for positions, kind in ((terms.regularized, terms.regularizer), (others, None)):
@@ -138,9 +66,9 @@ class RLPHeads(nn.Module):
         """Compute the losses of the heads at some taps, under one kind of regulariser, in one call."""
         if kind is None and not terms.joint:
             taps = [features_BD.detach() for features_BD in taps]  # keep no graph of the norm either
-        features = [inputs_BD for inputs_BD in map(self._head_inputs, taps) for _ in range(self.num_draws)]
-        heads = [head for t in positions for head in cast("Iterable[RandomLabelHead]", self.heads[t])]
-        layers = self._hidden_layers(positions)
+        features = [inputs_BD for inputs_BD in map(self.head_inputs, taps) for _ in range(self.num_draws)]
+        heads = self.heads_at(positions)
+        layers = self.hidden_layers_at(positions)
         labels_MB, pair = labels
         pairs = None if pair is None else [(second_B, pair[1]) for second_B in pair[0].unbind()] * len(positions)
         all_labels = _HeadLabels([*labels_MB.unbind()] * len(positions), pairs)
@@ -203,42 +131,9 @@ class RLPHeads(nn.Module):
         of_pairs = zip(losses, others, labels.pairs, strict=True)
         return [mix_pair_losses(loss, other, weight_B) for loss, other, (_, weight_B) in of_pairs]
 
-    def _hidden_layers(self, positions: Sequence[int]) -> list[HiddenLayer]:
-        if self.layers is None:
-            return []
-        return [layer for t in positions for layer in cast("Iterable[HiddenLayer]", self.layers[t])]
-
-    def _head_inputs(self, features_BD: Tensor) -> Tensor:
-        """Prepare features for the loss: normalised, in the dtype of its matrix products."""
-        inputs_BD = features_BD.to(next(self.parameters()).dtype)
-        if self.norm:
-            with torch.autocast(inputs_BD.device.type, enabled=False):
-                inputs_BD = F.layer_norm(inputs_BD, inputs_BD.shape[-1:])
-        if self.dropout:
-            inputs_BD = F.dropout(inputs_BD, self.dropout, self.training)
-        return inputs_BD.to(_product_dtype(inputs_BD))
-
-    def _check_inputs(self, taps: Sequence[Tensor], labels_MB: Tensor, terms: HeadTerms) -> None:
-        given = [tuple(tap.shape) for tap in taps]
-        num_rows = labels_MB.shape[-1]
-        if given != [(num_rows, dim) for dim in self.tap_dims] or labels_MB.shape != (self.num_draws, num_rows):
-            raise ValueError(
-                f"heads for taps of width {list(self.tap_dims)} and {self.num_draws} draws got taps of shape {given} "
-                f"and labels of shape {tuple(labels_MB.shape)}"
-            )
-        if terms.regularized and not 0 <= terms.regularized[0] <= terms.regularized[-1] < len(taps):
-            raise ValueError(f"regularized taps {terms.regularized} are positions in a list of {len(taps)} taps")
-
 
 class _HeadLabels(NamedTuple):
     """Labels (B,) of each head; of mixed rows also a second label and the weight of the first."""
 
     first: list[Tensor]
     pairs: list[tuple[Tensor, Tensor]] | None
-
-
-def _product_dtype(inputs_BD: Tensor) -> torch.dtype:
-    device_type = inputs_BD.device.type
-    if device_type != "cpu" and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return inputs_BD.dtype

@@ -4,6 +4,7 @@ import model_families
 import pytest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "name", "num_taps"),
     [

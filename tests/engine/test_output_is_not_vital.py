@@ -66,6 +66,7 @@ def test_a_command_that_nobody_reads_ends_as_by_sigpipe(argv, tmp_path, unread):
     assert (ended.returncode, ended.stderr) == (-signal.SIGPIPE, b"")
 
 
+@pytest.mark.long
 @pytest.mark.wrong("output")
 @pytest.mark.parametrize("name", ["\x1b[31mred", "bell\a", "two\nlines"])
 def test_an_error_is_one_line_whatever_is_in_it(name, tmp_path):

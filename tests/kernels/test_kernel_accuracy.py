@@ -136,6 +136,7 @@ def plain_gradients(problem: Problem, kind: str) -> dict[str, Tensor]:
     return {"weight_gradient": weight_gradient, **of_features}
 
 
+@pytest.mark.long
 @kinds
 @pytest.mark.parametrize(
     ("num_rows", "num_features", "num_labels"), [(1, 16, 2), (7, 192, 10), (128, 768, 1003), (257, 16, 1000)]

@@ -119,6 +119,7 @@ def put_a_record_that_is_no_text(library: Path, record: Path) -> None:
     record.write_bytes(b"\xff\xfe")
 
 
+@pytest.mark.long
 @needs_compiler
 @pytest.mark.parametrize(
     "damage",

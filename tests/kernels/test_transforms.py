@@ -23,6 +23,7 @@ def test_refused_by_name(impl: str, transform: str, num_labels: int) -> None:
     triton_transforms.assert_refused(impl, transform, num_labels)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("impl", ["triton", "auto"])
 @transforms
 def test_refused_by_name_where_triton_runs(interpreter: Interpreter, impl: str, transform: str) -> None:

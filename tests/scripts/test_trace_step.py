@@ -7,6 +7,7 @@ import trace_step
 from step_profile import StepProfile
 
 
+@pytest.mark.long
 def test_only_the_third_step_is_traced_and_the_loop_comes_first():
     namespaces = {name: {} for name in ("loop", "model", "first_step", "flag")}
     code = {

@@ -22,6 +22,7 @@ def test_refused_before_anything_is_imported(flags: list[str], expected: str) ->
     assert complaint(*flags) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "flags",
     [

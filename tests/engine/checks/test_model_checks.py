@@ -16,12 +16,14 @@ from rlpheads.engine.checks.model import check_classes
 from rlpheads.engine.config.command_line import ConfigError, parse_config
 
 
+@pytest.mark.long
 @pytest.mark.wrong("config")
 @pytest.mark.parametrize(("flags", "ending"), NAMES)
 def test_refused_by_the_model_and_optimizers_themselves(flags: list[str], ending: str) -> None:
     assert complaint(*flags).endswith(ending)
 
 
+@pytest.mark.long
 @pytest.mark.wrong("config")
 def test_batch_norm_is_refused_on_several_ranks() -> None:
     size = ["--model.name", "resnet18", "--data.image_size", "32", "--model.args"]
@@ -40,6 +42,7 @@ def test_batch_norm_is_refused_on_several_ranks() -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.wrong("environment")
 def test_apex_optimizers_say_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is installed; then the registry's unrelated package; then NVIDIA's, without a GPU."""
@@ -58,6 +61,7 @@ def test_apex_optimizers_say_what_is_missing(tmp_path: Path, monkeypatch: pytest
         assert complaint(*flags) == f"{wanted}whose kernels need a CUDA device, and there is none; {instead}"
 
 
+@pytest.mark.long
 def test_images_with_other_classes_than_the_model_was_planned_for_are_refused() -> None:
     plan = check_config(parse_config(DIGITS), 1)
     check_classes(plan, 10)

@@ -19,6 +19,7 @@ from rlpheads.engine.config.command_line import ConfigError, parse_config
 from rlpheads.engine.config.run import LogConfig
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "world_size", "expected"),
     [
@@ -32,6 +33,7 @@ def test_batch_that_does_not_split_evenly(batch_size: int, accumulate: int, worl
     assert complaint(*flags, world_size=world_size) == f"batch_size: got {batch_size}; allowed: {expected}"
 
 
+@pytest.mark.long
 @given(batch_size=st.integers(2, 300), accumulate=st.integers(1, 5), world_size=st.integers(1, 6))
 def test_an_even_share_for_every_micro_batch_is_what_decides(batch_size: int, accumulate: int, world_size: int) -> None:
     config = dataclasses.replace(parse_config(DIGITS), batch_size=batch_size, accumulate=accumulate)
@@ -45,6 +47,7 @@ def test_an_even_share_for_every_micro_batch_is_what_decides(batch_size: int, ac
     assert str(caught.value).startswith("run.name: empty" if is_even else "batch_size: ")
 
 
+@pytest.mark.long
 def test_evaluation_batch_needs_only_equal_shares() -> None:
     accept("--eval.batch_size", "15", "--batch_size", "60", world_size=3)
     expected = "eval.batch_size: got 16; allowed: a multiple of 3, the number of ranks (nearest: 15 or 18)"
@@ -58,6 +61,7 @@ def test_run_needs_a_name() -> None:
         check_config(unnamed, 1)
 
 
+@pytest.mark.long
 @pytest.mark.wrong("config")
 def test_images_must_be_in_a_folder_that_exists(tmp_path: Path) -> None:
     for label in "ab":

@@ -29,6 +29,7 @@ def test_options_of_the_launcher_stand_anywhere_among_the_settings(passed, place
     assert passed == [SETTINGS]
 
 
+@pytest.mark.long
 @pytest.mark.wrong("launcher")
 @pytest.mark.parametrize(
     ("argv", "message"),

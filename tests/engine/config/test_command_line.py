@@ -365,6 +365,7 @@ def parse_or_refuse(argv: list[str]) -> None:
     assert complaint
 
 
+@pytest.mark.long
 @FUZZ
 @given(argv=st.lists(TOKENS, max_size=6))
 def test_any_command_line(argv: list[str]) -> None:

@@ -73,6 +73,7 @@ def test_local_rank_of_the_old_launcher_is_passed_over(monkeypatch):
     assert without_local_rank(argv) == ["--epochs", "3"]
 
 
+@pytest.mark.long
 @pytest.mark.wrong("launcher")
 def test_old_launcher_in_a_real_process(tmp_path):
     """Its flag is not what is complained of."""

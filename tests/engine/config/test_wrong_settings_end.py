@@ -19,6 +19,7 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "argvs",
     [

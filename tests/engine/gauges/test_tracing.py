@@ -67,6 +67,7 @@ def fitted(training) -> tuple[dict[str, torch.Tensor], str]:
     return {name: tensor.clone() for name, tensor in training.learner.tapped.state_dict().items()}, out.getvalue()
 
 
+@pytest.mark.long
 def test_a_traced_run_ends_with_the_same_bits(tiny, build):
     short = replace(tiny, epochs=1, max_steps=6)
     plain, _ = fitted(build(short))

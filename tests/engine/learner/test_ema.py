@@ -40,6 +40,7 @@ def test_the_decay_rises_to_its_end():
     assert averages(0.25, AverageConfig(warmup=True, warmup_power=1.0), 6)[-1] == averages(0.25, AverageConfig(), 6)[-1]
 
 
+@pytest.mark.long
 def test_one_by_one_is_the_same(tiny, build):
     found = []
     for foreach in (True, False):
@@ -64,6 +65,7 @@ def average_of(training) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in training.learner.ema.module.state_dict().items()}
 
 
+@pytest.mark.long
 def test_a_resumed_run_goes_on_with_the_average_and_its_decay(tiny, build, resumed):
     """Stopped between two updates, while the decay still rises."""
     config = replace(tiny, model=replace(tiny.model, ema_decay=0.9, ema=AverageConfig(every=3, warmup=True)))

@@ -18,6 +18,7 @@ def evaluated(training, split, interrupted=lambda: False):
     return summarize_evaluation(split, totals)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch_size", [32, 360, 7])
 def test_every_sample_counts_once_whatever_the_batch(tiny, build, batch_size):
     training = build(tiny, eval=replace(tiny.eval, batch_size=batch_size))
@@ -43,6 +44,7 @@ def test_clean_and_heldout_have_their_own_labels(tiny, build):
     assert not torch.equal(training.splits.clean.table_MN[:, :length], training.splits.heldout.table_MN)
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_top5_is_the_share_of_samples_with_fewer_than_five_likelier_classes(tiny, build):
     training, other = build(tiny), build(tiny, eval=replace(tiny.eval, batch_size=50))
@@ -59,6 +61,7 @@ def test_top5_is_the_share_of_samples_with_fewer_than_five_likelier_classes(tiny
     assert found.top1 < found.top5 < 1
 
 
+@pytest.mark.long
 @torch.no_grad()
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 def test_calibration_error_is_that_of_the_softmax_over_the_samples_themselves(tiny, build, loss):
@@ -78,6 +81,7 @@ def test_calibration_error_is_that_of_the_softmax_over_the_samples_themselves(ti
     assert evaluated(training, training.splits.heldout).ece == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.long
 def test_margins_are_quantiles_over_the_samples_of_each_tap_and_draw(tiny, build):
     training = build(tiny)
     found = evaluated(training, training.splits.heldout)
@@ -93,6 +97,7 @@ def test_few_classes_are_all_among_the_five_likeliest():
     assert _among_five(torch.randn(4, 3), batch) == 3
 
 
+@pytest.mark.long
 def test_weights_and_gradients_stay(tiny, build):
     training = build(tiny)
     before = {name: tensor.clone() for name, tensor in training.learner.tapped.state_dict().items()}
@@ -101,6 +106,7 @@ def test_weights_and_gradients_stay(tiny, build):
     assert all(parameter.grad is None for parameter in training.learner.tapped.parameters())
 
 
+@pytest.mark.long
 def test_untrained_heads_are_at_chance(tiny, build):
     training = build(tiny)
     found = evaluated(training, training.splits.clean)

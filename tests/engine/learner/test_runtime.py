@@ -39,6 +39,7 @@ def weights_of(training) -> dict[str, torch.Tensor]:
     return {name: tensor for _, part in training.learner.parts for name, tensor in part.module.state_dict().items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "runtime", [{"activation_checkpointing": True}, {"deterministic": True}, {"channels_last": True}]
 )

@@ -52,6 +52,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.long
 def test_heads_leave_the_backbone_bit_identical(tiny: Config, build: Build):
     clipped = replace(tiny, optim=replace(tiny.optim, clip_norm=0.5))
     with_heads = build(clipped)
@@ -61,6 +62,7 @@ def test_heads_leave_the_backbone_bit_identical(tiny: Config, build: Build):
     assert same(backbone_of(with_heads), backbone_of(without))
 
 
+@pytest.mark.long
 def test_what_heads_drop_and_learn_leaves_the_backbone_bit_identical(tiny: Config, build: Build):
     """The backbone's own dropout is drawn between the heads' of one micro-batch and of the next."""
     heads = replace(tiny.heads, hidden=8, dropout=0.3)
@@ -71,6 +73,7 @@ def test_what_heads_drop_and_learn_leaves_the_backbone_bit_identical(tiny: Confi
     assert same(backbone_of(with_heads), backbone_of(without))
 
 
+@pytest.mark.long
 def test_regularizer_trains_the_backbone_and_leaves_the_heads_gradient_alone(tiny: Config, build: Build):
     plain = build(tiny)
     regularized = build(tiny, regularizer=RegularizerConfig(kind="uniform", factor=1.0))
@@ -80,6 +83,7 @@ def test_regularizer_trains_the_backbone_and_leaves_the_heads_gradient_alone(tin
     assert not same(backbone_of(plain), backbone_of(regularized))
 
 
+@pytest.mark.long
 def test_joint_lets_the_labels_reach_the_backbone(tiny: Config, build: Build):
     plain, joint = build(tiny), build(tiny, heads=replace(tiny.heads, joint=1.0))
     take_steps(plain, 1)
@@ -87,6 +91,7 @@ def test_joint_lets_the_labels_reach_the_backbone(tiny: Config, build: Build):
     assert not same(backbone_of(plain), backbone_of(joint))
 
 
+@pytest.mark.long
 def test_only_the_regularized_taps_reach_the_backbone(tiny: Config, build: Build):
     """A regulariser at the first block changes nothing behind it in the first step."""
     plain = build(tiny, model=replace(tiny.model, args={**tiny.model.args, "drop_rate": 0.0}))
@@ -102,6 +107,7 @@ def test_only_the_regularized_taps_reach_the_backbone(tiny: Config, build: Build
     assert not any("blocks.1" in name or name.startswith("backbone.head") for name in changed)
 
 
+@pytest.mark.long
 def test_accumulation_changes_the_sums_by_rounding_only(tiny: Config, build: Build):
     config = replace(tiny, model=replace(tiny.model, args={**tiny.model.args, "drop_rate": 0.0}))
     whole, parts = build(config), build(config, accumulate=4)
@@ -113,6 +119,7 @@ def test_accumulation_changes_the_sums_by_rounding_only(tiny: Config, build: Bui
     assert torch.equal(left["count"], right["count"])
 
 
+@pytest.mark.long
 def test_padding_rows_count_nowhere(tiny: Config, build: Build):
     config = replace(tiny, model=replace(tiny.model, args={**tiny.model.args, "drop_rate": 0.0}))
     short, padded = build(config), build(config)
@@ -135,6 +142,7 @@ def test_padding_rows_count_nowhere(tiny: Config, build: Build):
     torch.testing.assert_close(backbone_of(padded), backbone_of(short), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_dropout_depends_on_the_step_and_not_on_what_ran_before(tiny: Config, build: Build):
     straight, disturbed = build(tiny), build(tiny)
     take_steps(straight, 2)
@@ -237,6 +245,7 @@ def test_fake_tensors_do_catch_a_host_read():
         torch.zeros(2).sum().item()
 
 
+@pytest.mark.long
 def test_audit_heads_change_nothing(tiny: Config, build: Build):
     """Not the backbone, not the heads: their labels reach nothing but themselves."""
     regularized = replace(tiny, regularizer=RegularizerConfig(kind="uniform", factor=1.0))
@@ -250,12 +259,14 @@ def test_audit_heads_change_nothing(tiny: Config, build: Build):
     assert audited.splits.trained.ledger.label_accuracy_TM.shape == (2, 4)
 
 
+@pytest.mark.long
 def test_audit_is_on_by_default_where_something_acts_on_the_labels(tiny: Config, build: Build):
     assert build(tiny).learner.audit is None
     assert build(tiny, regularizer=RegularizerConfig(factor=1.0)).learner.audit is not None
     assert build(tiny, heads=replace(tiny.heads, joint=1.0)).learner.audit is not None
 
 
+@pytest.mark.long
 def test_unknown_regularized_tap_is_refused(tiny: Config, build: Build):
     config = replace(tiny, heads=replace(tiny.heads, taps=[1]), regularizer=RegularizerConfig(factor=1.0, taps=[0]))
     with pytest.raises(ValueError, match=r"regularizer\.taps names \[0\], where no head is; heads\.taps are \[1\]"):

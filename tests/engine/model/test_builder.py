@@ -71,6 +71,7 @@ def test_wrong_image_size_is_named(tiny):
         tap_dims(model, 16)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "size", "num_taps", "pool"),
     [
@@ -92,6 +93,7 @@ def test_transformers_of_many_kinds_have_taps(name, size, num_taps, pool):
     assert (len(dims), model.pool) == (num_taps, pool)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_config_builds_on_the_meta_device(path, tmp_path):
     flags = ["--data.root", str(tmp_path)] if "imagenet" in path.name.lower() else []

@@ -34,6 +34,7 @@ def test_frozen_network_goes_forward_alone():
     assert plan_model(frozen, 1000).image_flops == vit_products(197, 768, 12, 16, 1000)
 
 
+@pytest.mark.long
 def test_what_is_computed_a_second_time_is_not_counted():
     again = replace(VIT_B, runtime=replace(VIT_B.runtime, activation_checkpointing=True))
     assert plan_model(again, 1000).image_flops == plan_model(VIT_B, 1000).image_flops

@@ -14,6 +14,7 @@ from rlpheads.engine.model.plan import plan_model
 from rlpheads.engine.training.job import run
 
 
+@pytest.mark.long
 def test_plan_agrees_with_the_model_that_is_built(tiny: Config) -> None:
     plan = plan_model(tiny, 10)
     model = build_model(tiny, 10)
@@ -25,6 +26,7 @@ def test_plan_agrees_with_the_model_that_is_built(tiny: Config) -> None:
     assert not plan.has_batch_norm
 
 
+@pytest.mark.long
 def test_plan_takes_no_memory_for_weights_or_gradients(tiny: Config) -> None:
     model = plan_model(tiny, 10).model
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
@@ -32,6 +34,7 @@ def test_plan_takes_no_memory_for_weights_or_gradients(tiny: Config) -> None:
     assert not model.training
 
 
+@pytest.mark.long
 def test_planning_draws_no_random_number(tiny: Config) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -39,6 +42,7 @@ def test_planning_draws_no_random_number(tiny: Config) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "has_batch_norm", "supports_checkpointing"),
     [("resnet18", True, True), ("wrn_16_4", True, True), ("convnext_atto", False, True), ("repvgg_a0", True, True)],
@@ -52,6 +56,7 @@ def test_plan_knows_batch_norm_and_checkpointing(
     assert plan.image_flops
 
 
+@pytest.mark.long
 def test_a_start_builds_the_network_once_for_the_plan_and_once_to_train_it(
     tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

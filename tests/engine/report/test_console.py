@@ -24,6 +24,7 @@ def test_a_quiet_console_prints_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.long
 @pytest.mark.wrong("output")
 @pytest.mark.parametrize("name", ["[old]/[/red]", "[/]", "[bold]x", "[link=file:///x]y", ":cat: [1]"])
 def test_brackets_and_colons_of_names_are_text_everywhere(name, capsys):

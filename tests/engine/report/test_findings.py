@@ -61,6 +61,7 @@ def test_draws_are_pooled_so_that_a_small_excess_is_seen():
     assert "tap 0, all draws: 13.00%" in printed(found)
 
 
+@pytest.mark.long
 def test_the_pooled_check_alarms_more_often_than_draws_one_by_one_and_not_at_chance():
     """500 held-out samples and four draws, K = 10: truth .13 and truth .1."""
     generator = torch.Generator().manual_seed(0)
@@ -144,6 +145,7 @@ def test_calibration_error_stands_behind_the_heldout_accuracy():
     assert "calibration" not in printed(findings([[0.1], [0.1]]))
 
 
+@pytest.mark.long
 def test_figures_are_drawn_with_and_without_history(tmp_path):
     found = findings([[0.1, 0.11], [0.09, 0.1]])
     draw_figures(tmp_path / "full", found, HISTORY, num_heldout=1000)

@@ -69,7 +69,7 @@ def test_same_step_is_replaced(tmp_path, launched):
 
 def test_checkpoint_set_aside_by_a_killed_save_is_found(tmp_path, launched):
     save(tmp_path, 5, launched).rename(tmp_path / ".step=000000005.old")
-    checkpoint.put_back(tmp_path)
+    checkpoint.sweep(tmp_path)
     (found,) = checkpoint.list_whole(tmp_path)
     assert found == tmp_path / "step=000000005"
     verified(found)
@@ -79,6 +79,19 @@ def test_leftovers_of_other_steps_are_swept(tmp_path, launched):
     (tmp_path / ".step=000000003.tmp").mkdir()
     save(tmp_path, 5, launched)
     assert [path.name for path in tmp_path.iterdir()] == ["step=000000005"]
+
+
+def test_sweeping_takes_what_killed_saves_and_removals_leave_and_nothing_else(tmp_path, launched):
+    whole = save(tmp_path, 5, launched)
+    for name in (".step=000000005.old", ".step=000000001.gone", ".step=000000007.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    for name in ("damaged.step=000000003", ".step=five.tmp", ".notes.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".step=000000009.tmp").symlink_to(whole)
+    save(tmp_path, 5, launched)
+    kept = {"damaged.step=000000003", ".step=five.tmp", ".notes.tmp", ".step=000000009.tmp", whole.name}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def flip(path: Path) -> None:

@@ -47,6 +47,7 @@ def as_an_object(found):
     )
 
 
+@pytest.mark.long
 @pytest.mark.wrong("checkpoint")
 @pytest.mark.parametrize("declared", [as_it_is, as_an_object])
 def test_shard_that_calls_a_function_is_not_run(saved, tmp_path, launched, declared):
@@ -84,6 +85,7 @@ def test_metadata_lists_the_checkpoints_own_files_alone(saved, change):
         read_metadata(saved)
 
 
+@pytest.mark.long
 @pytest.mark.wrong("checkpoint")
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"not a pickle", bytes(99), b"\x80\x05K\x01b."])
 def test_damaged_metadata_is_one_line(saved, content):

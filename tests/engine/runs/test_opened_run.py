@@ -13,6 +13,7 @@ from rlpheads.engine.runs.checkpoint import weights_sha256
 from rlpheads.engine.runs.opened_run import RunError, open_run
 
 
+@pytest.mark.long
 def test_a_run_opens_at_its_newest_and_at_a_kept_epoch(detached_run):
     newest, earlier = open_run(detached_run), open_run(detached_run, epoch=5)
     assert (newest.saved.epoch, earlier.saved.epoch) == (6, 5)

@@ -103,6 +103,7 @@ def altered(key: str, value: object) -> Callable[[Path], None]:
 
 DAMAGES = {
     "flipped bit": ("__0_0.distcp", flip, r"__0_0\.distcp does not have the hash"),
+    "manifest gone": ("manifest.json", Path.unlink, r"manifest\.json is damaged \(.*No such file"),
     "metadata gone": (".metadata", Path.unlink, r"\.metadata is missing"),
     "manifest cut short": ("manifest.json", lambda path: path.write_text(path.read_text()[:99]), "is damaged"),
     "manifest altered": ("manifest.json", lambda path: path.write_text(path.read_text().replace("32", "64")), "hash"),

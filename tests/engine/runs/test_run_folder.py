@@ -52,6 +52,7 @@ def test_new_folder_is_made(wanted):
     lock.close()
 
 
+@pytest.mark.long
 @pytest.mark.wrong("run folder")
 def test_folder_in_use_is_refused_by_another_process(wanted):
     code = (
@@ -66,6 +67,7 @@ def test_folder_in_use_is_refused_by_another_process(wanted):
     assert third.returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.wrong("run folder")
 def test_overwriting_a_folder_in_use_deletes_nothing(wanted):
     folder = occupied(wanted)
@@ -80,6 +82,7 @@ def test_overwriting_a_folder_in_use_deletes_nothing(wanted):
     assert (folder / "config.yaml").exists()
 
 
+@pytest.mark.long
 def test_lock_goes_with_its_process_whoever_lives_on(wanted):
     """A loader worker outlives a killed run for a while."""
     code = "import os, sys, time; from rlpheads.engine.runs.folder import claim\n"
@@ -248,6 +251,7 @@ def test_run_of_another_job_is_overwritten_also_after_a_requeue(wanted, monkeypa
     assert names_in(folder) == [MARK, "run.lock"]
 
 
+@pytest.mark.long
 @pytest.mark.wrong("not ours")
 @pytest.mark.parametrize("name", ["none", "rlpheads"])
 def test_two_launches_without_an_id_are_two_jobs(wanted, monkeypatch, name):

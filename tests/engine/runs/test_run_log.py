@@ -123,6 +123,7 @@ def test_wandb_offline_keeps_one_identity_over_resumes(tmp_path, monkeypatch):
     assert b"0.15625" in content
 
 
+@pytest.mark.long
 def test_wandb_online_without_a_login_says_what_to_do(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="W&B is not installed")
     for name, value in (("HOME", "."), ("NETRC", "none"), ("WANDB_CONFIG_DIR", "config"), ("WANDB_CACHE_DIR", "cache")):

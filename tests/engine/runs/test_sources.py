@@ -44,6 +44,7 @@ def test_too_few_images_of_a_class_are_a_config_error(tiny: Config):
         open_sources(replace(tiny, data=DataConfig(dataset="synthetic", synthetic=SyntheticConfig(val=5))))
 
 
+@pytest.mark.long
 def test_nothing_planted_leaves_images_and_folder_as_they_were(tiny: Config) -> None:
     plain = open_sources(tiny).train.manifest
     assert (
@@ -68,6 +69,7 @@ def test_one_number_of_copies_is_a_list_of_one(tiny: Config) -> None:
     assert fingerprint(3) == fingerprint([3]) != fingerprint([3, 2])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -45,6 +45,7 @@ def test_auto_takes_two_labels_on_the_digits_and_says_why(tiny, tmp_path):
     assert "K=2, where it reaches 0.55" in warnings[0] or "no number of labels" in warnings[0]
 
 
+@pytest.mark.long
 def test_a_given_number_is_kept_and_warned_about_where_the_head_alone_fits_everything(tiny, tmp_path):
     assert settled(with_labels(tiny, 5), tmp_path) == (with_labels(tiny, 5), ())
     config, (warning,) = settled(with_labels(tiny, 1000), tmp_path)
@@ -101,6 +102,7 @@ def test_labels_for_each_class_from_training_to_audit(tiny):
     assert audit.taps[0].found.fresh_F[0] == pytest.approx(expected, abs=0.08)
 
 
+@pytest.mark.long
 def test_a_head_for_each_class_is_warned_about_sooner(tiny, tmp_path):
     """144 images a digit and 24 features: six samples a feature are fitted by a head with 50 labels (capacity 13.6)."""
     assert settled(with_labels(tiny, 50), tmp_path).warnings == ()

@@ -49,6 +49,7 @@ def test_training_images_are_augmented_and_evaluated_ones_are_not(augmented: Con
     assert torch.equal(batch.images[0], training.run.sources.train.read(int(batch.index[0])))
 
 
+@pytest.mark.long
 def test_an_augmented_image_depends_on_seed_epoch_and_index(augmented: Config, build: Build):
     one, two, other = build(augmented), build(augmented), build(augmented, seed=1)
     batch = next(iter(one.splits.trained.loader))
@@ -98,6 +99,7 @@ def mixed(tiny: Config) -> Config:
     return with_data(replace(tiny, model=still), mix=MixConfig(mixup=1.0, cutmix=1.0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mix",
     [
@@ -153,6 +155,7 @@ def test_a_batch_that_is_mixed_as_a_whole_is_mixed_by_its_step(mixed: Config, bu
     assert len(set(weights)) == 3
 
 
+@pytest.mark.long
 def test_mixing_reaches_training_alone_and_accumulation_changes_rounding_only(mixed: Config, build: Build):
     whole, parts = build(mixed), build(mixed, accumulate=4)
     batch = next(iter(whole.splits.trained.loader))

@@ -54,6 +54,7 @@ def test_factor_stays_within_bounds_however_hard_it_is_steered(tiny, build):
     assert factors[-1] == pytest.approx(0.5e-3)
 
 
+@pytest.mark.long
 def test_max_steps_at_the_end_of_an_epoch_leaves_the_epoch_whole(tiny, build):
     training = build(tiny, max_steps=1437 // tiny.batch_size)
     rows, _ = trained(training)
@@ -69,6 +70,7 @@ def test_factor_is_left_alone_without_a_target_and_reported_by_label(tiny, build
     assert "audit_rla_clean" in rows[0]
 
 
+@pytest.mark.long
 def test_factor_is_part_of_the_checkpoint(tiny, build):
     training = build(tiny, regularizer=RegularizerConfig(kind="uniform", factor=0.5, target=0.0))
     training.set_factor(0.125)
@@ -80,6 +82,7 @@ def test_factor_is_part_of_the_checkpoint(tiny, build):
     assert again.term_weights.factor == 0.125
 
 
+@pytest.mark.long
 def test_run_without_heads_trains_and_prints_no_random_labels(tiny, build):
     rows, text = trained(build(tiny, heads=replace(tiny.heads, taps="none")))
     assert len(rows) == 2

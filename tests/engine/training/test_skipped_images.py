@@ -26,6 +26,7 @@ def display(launched):
     return Display(Console(file=io.StringIO(), width=300), 2, 3, launched.device)
 
 
+@pytest.mark.long
 def test_a_run_goes_around_them_and_says_so_everywhere(spoiled, build, display, capfd):
     training = build(spoiled)
     outcome = fit(training, display)
@@ -48,6 +49,7 @@ def test_a_run_goes_around_them_and_says_so_everywhere(spoiled, build, display, 
     assert np.isfinite(rows[-1]["train_loss"])
 
 
+@pytest.mark.long
 def test_a_skipped_row_weighs_nothing_and_the_others_as_before(spoiled, build):
     """The gradient is that of the same batch with the row's loss left out, not of a smaller batch."""
     skipping = build(spoiled)
@@ -64,6 +66,7 @@ def test_a_skipped_row_weighs_nothing_and_the_others_as_before(spoiled, build):
     assert int((status == 1).sum()) == 7
 
 
+@pytest.mark.long
 def test_what_was_skipped_is_part_of_the_checkpoint(spoiled, build):
     training = build(spoiled)
     training.learner.train()
@@ -82,6 +85,7 @@ def test_without_skipping_the_run_ends_with_the_name(spoiled, build, display):
         fit(training, display)
 
 
+@pytest.mark.long
 def test_a_split_without_one_readable_image_ends_the_run(spoiled, build, display):
     for path in Path(spoiled.data.root, "val").rglob("*.png"):
         path.write_bytes(b"")

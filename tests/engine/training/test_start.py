@@ -40,6 +40,7 @@ def test_what_no_run_made_stays_and_is_named_in_one_line(tiny: Config):
     assert (folder / "note9.txt").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flags", [{"overwrite": True}, {"resume": "never"}], ids=["overwrite", "never"])
 def test_job_that_goes_on_with_its_own_run_says_so(tiny: Config, monkeypatch, flags):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this-job")
@@ -49,6 +50,7 @@ def test_job_that_goes_on_with_its_own_run_says_so(tiny: Config, monkeypatch, fl
     assert any("goes on with what it made itself" in warning for warning in again.warnings)
 
 
+@pytest.mark.long
 @pytest.mark.wrong("paths")
 def test_relative_paths_are_kept_absolute_and_are_the_same_folder_on_resume(spoiled: Config, tmp_path, monkeypatch):
     """Of images, and of weights, which a resumed run may not change."""

@@ -158,7 +158,7 @@ def test_class_ranges_combine_to_the_whole(
             [LocalHead(problem.features_BD, head, exponentials)],
             rows,
             cross_entropy.coefficients(rows),
-            "tiled_cpu",
+            tiled_cpu,
         )
         for head, (_, _, exponentials) in zip(heads, stage_one, strict=True)
     ]

@@ -13,6 +13,7 @@ from rlpheads.kernels.random_label_loss import random_label_loss
 SIZE = (MIN_BYTES,)
 
 
+@pytest.mark.long
 def test_a_freed_buffer_is_used_again() -> None:
     pool = Workspace()
     first = pool.empty(SIZE, torch.float32)
@@ -23,6 +24,7 @@ def test_a_freed_buffer_is_used_again() -> None:
     assert pool.empty((MIN_BYTES // 4, 4), torch.float32).data_ptr() == address
 
 
+@pytest.mark.long
 def test_living_tensors_share_nothing() -> None:
     pool = Workspace()
     kept = pool.empty(SIZE, torch.float32).fill_(1.0)

@@ -83,6 +83,7 @@ def test_two_runs_give_the_same_bits(interpreter: Interpreter, kind: str) -> Non
     interpreter(behaviour.assert_two_runs_give_the_same_bits, kind)
 
 
+@pytest.mark.long
 @kinds
 @pytest.mark.parametrize("cuts", [(0, 1, 50), (0, 13, 14, 37, 50)], ids=str)
 def test_class_ranges_combine_to_the_whole(interpreter: Interpreter, kind: str, cuts: tuple[int, ...]) -> None:

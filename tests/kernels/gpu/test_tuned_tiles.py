@@ -44,10 +44,12 @@ def test_the_loss_takes_measured_tiles_for_their_case_alone(interpreter: Interpr
     interpreter(triton_tuning.assert_the_loss_takes_measured_tiles_for_their_case_alone, tmp_path)
 
 
+@pytest.mark.long
 def test_wrong_tiles_are_found_out(interpreter: Interpreter, tmp_path: Path) -> None:
     interpreter(triton_tuning.assert_wrong_tiles_are_found_out, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.wrong("environment")
 @pytest.mark.parametrize(
     ("text", "reason"),

@@ -35,6 +35,7 @@ from rlpheads.kernels.tools.traffic import (
 )
 
 
+@pytest.mark.long
 def test_the_small_kernels_of_one_chip() -> None:
     for build in builds(80)[-2:]:
         report = aot.check_build(build)
@@ -56,6 +57,7 @@ def test_the_small_kernels_do_not_spill_in_float32(name: str) -> None:
     assert aot.check_build(build).faults == []
 
 
+@pytest.mark.long
 def test_both_codes_of_a_size_are_judged(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch) -> None:
     """A kernel of one chip, each of its specialisations in a row."""
     small = [build for build in builds(80) if build.name == "merge_tiles bf16"]
@@ -116,6 +118,7 @@ def test_other_tensor_cores_than_the_chips_own_are_a_fault() -> None:
     assert report.faults == ["no tensor cores (HGMMA)"]
 
 
+@pytest.mark.long
 def test_what_depends_on_a_candidates_tiles() -> None:
     """The widest of one chip, and the kernel that puts its exponentials right."""
     chosen = [build for build in candidate_builds(80, quick=True) if "256" in build.name and "merge" not in build.name]

@@ -56,6 +56,7 @@ def differences(source: ImageSource, crop: CropSpec, *, train: bool) -> torch.Te
     return torch.cat(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("image_size", [32, 224])
 def test_photographs_look_as_in_torchvision(photographs, image_size):
     evaluated = differences(photographs, CropSpec(image_size), train=False)
@@ -207,6 +208,7 @@ for batch in loader:
 """
 
 
+@pytest.mark.long
 def test_a_process_under_signals_reads_all_and_exits(photographs, tmp_path):
     (tmp_path / "read.py").write_text(SCRIPT)
     command = [

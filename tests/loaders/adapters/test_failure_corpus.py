@@ -95,6 +95,7 @@ def test_a_file_that_vanishes_in_the_middle_of_an_epoch_is_named(tmp_path, num_w
     assert loader.state_dict()["consumed"] == 32
 
 
+@pytest.mark.long
 @given(st.sampled_from([JPEG, PNG]), st.lists(st.tuples(st.integers(2, 1505), st.integers(0, 255)), max_size=4))
 def test_no_damage_ends_the_process(data, changes):
     """It did: torchvision's PNG decoder jumps out of freed memory at a wrong checksum."""
@@ -110,6 +111,7 @@ def test_no_damage_ends_the_process(data, changes):
         assert pixels.shape[0] == 3
 
 
+@pytest.mark.long
 @pytest.mark.timeout(90)
 def test_a_worker_that_dies_in_a_decoder_ends_the_epoch_and_hangs_nothing(tmp_path, monkeypatch):
     """The process is ended by a signal while it reads one of the images, as a bug in a decoder would."""

@@ -16,6 +16,7 @@ def installed(folder, *packages):
     return [str(folder)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("packages", "expected"),
     [
@@ -30,6 +31,7 @@ def test_builds_are_known_by_their_packages(tmp_path, packages, expected):
     assert dali_builds(installed(tmp_path, *packages)) == expected
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is not built for CUDA here")
 def test_what_is_installed_here_fits_its_torch():
     require_library("dali")

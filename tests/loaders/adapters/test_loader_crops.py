@@ -75,6 +75,7 @@ def test_crops_can_be_read_off_the_pixels_and_are_the_keyed_ones(ramps, plain):
             np.testing.assert_allclose(found, expected_cuts(ramps, batch, epoch), atol=0.49)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)

@@ -125,6 +125,7 @@ def test_epochs_are_the_same_through_every_loader(kind, open_noise, whole, num_w
         assert_same(ours, theirs, kind)
 
 
+@pytest.mark.long
 def test_how_many_crops_are_drawn_at_once_changes_nothing(kind, open_noise, whole, monkeypatch):
     module = "adapters.ffcv_boxes" if kind == "ffcv" else "contract.request"
     monkeypatch.setattr(f"rlpheads.loaders.{module}.DRAWN_AT_ONCE", 2 * BATCH_SIZE)
@@ -145,6 +146,7 @@ def test_two_ranks_share_each_batch(kind, open_noise, whole, num_workers):
             assert_alike(kind, torch.cat([first.images, second.images]), together.images)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_loader_goes_on_at_any_step(kind, open_noise, whole, world_size):
     """The state of one loader, after a random step of a random epoch, moves another one there, to the very same bits."""

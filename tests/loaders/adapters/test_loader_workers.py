@@ -33,6 +33,7 @@ def start(digits, **options) -> tuple[Loader, Iterator[Batch], list[int]]:
     return loader, batches, [child.pid for child in multiprocessing.active_children() if child.pid not in before]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["TERM", "INT"])
 def test_workers_ignore_the_signals_that_stop_a_run(digits, name):
     """A launcher signals the whole group; the parent must still be able to finish its step and save."""
@@ -54,6 +55,7 @@ def no_handler_of_other_tests():
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
+@pytest.mark.long
 def test_a_killed_worker_ends_the_epoch_with_a_clear_error(digits):
     """The error comes out of the loader, not out of whatever the parent was doing when the worker died."""
     loader, batches, workers = start(digits, num_workers=2, prefetch=1)
@@ -130,6 +132,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_process_reads_and_exits_with_forked_and_spawned_workers(digits, tmp_path: Path):
     (tmp_path / "read.py").write_text(SCRIPT)
     subprocess.run([sys.executable, str(tmp_path / "read.py"), str(tmp_path / "batches.pt")], check=True, timeout=120)

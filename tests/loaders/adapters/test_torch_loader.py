@@ -86,6 +86,7 @@ def test_workers_change_nothing(digits, epochs, num_workers):
         assert_same(list(loader), epochs[epoch])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_goes_on_where_another_stopped(digits, epochs, num_workers):
     """Stop after any number of batches, with others read ahead, and go on in a fresh loader or in the same one."""

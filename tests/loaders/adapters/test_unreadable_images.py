@@ -39,6 +39,7 @@ def read(source: ImageSource, *, train: bool = True, **options) -> list[Batch]:
     return list(loader)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("train", [True, False])
 def test_the_rows_of_unreadable_images_are_black_and_all_others_as_ever(tree, train, num_workers):

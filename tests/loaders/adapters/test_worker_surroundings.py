@@ -100,6 +100,7 @@ for _ in make_loader("torch", source, order, CropSpec(64), train=True, options=L
 """
 
 
+@pytest.mark.long
 @pytest.mark.wrong("environment")
 def test_shared_memory_that_is_full_ends_the_iteration():
     command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=256k none /dev/shm && exec "$0" -c "$1"']

@@ -50,6 +50,7 @@ def erased_boxes(spec: EraseSpec, count: int, side: int = 32) -> tuple[np.ndarra
     return (heights * widths)[chosen] / side**2, heights[chosen] / widths[chosen]
 
 
+@pytest.mark.long
 def test_random_erasing_has_the_distribution_of_torchvision():
     areas, ratios = erased_boxes(EraseSpec(0.5, fill="mean"), 20_000)
     assert len(areas) == pytest.approx(10_000, abs=5 * 71)

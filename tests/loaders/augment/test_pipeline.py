@@ -66,6 +66,7 @@ def test_the_memory_format_stays():
     assert torch.equal(plain, last)
 
 
+@pytest.mark.long
 def test_it_never_waits_for_the_device():
     with FakeTensorMode():
         augment = Augment(EVERYTHING, Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), 0)

@@ -32,6 +32,7 @@ def test_crops_lie_within_the_image(sizes, seed):
     assert (left + width <= sizes_B2[:, 1]).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (224, 224), (100, 260), (64, 8)])
 def test_crops_have_the_distribution_of_torchvision(height, width):
     """Two-sample Kolmogorov-Smirnov on area, log ratio and position; the last size falls back to the centre often."""

@@ -56,6 +56,7 @@ def test_each_batch_is_copied_before_the_one_in_front_is_yielded(digits):
     assert len(loader) == 3
 
 
+@pytest.mark.long
 def test_position_counts_yielded_batches_and_a_resume_goes_on_from_there(digits):
     whole = indices(loader_of(digits[0]))
     for num_read in (0, 1, 5, 14):
@@ -67,6 +68,7 @@ def test_position_counts_yielded_batches_and_a_resume_goes_on_from_there(digits)
         assert before + indices(resumed) == before + indices(loader) == whole
 
 
+@pytest.mark.long
 def test_epochs_follow_each_other_and_an_ended_one_yields_nothing(digits):
     plain, ahead = loader_of(digits[0]), BatchPrefetcher(loader_of(digits[0]), Road().send)
     for epoch in (0, 1):

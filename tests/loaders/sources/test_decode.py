@@ -135,6 +135,7 @@ def test_a_file_of_a_format_that_is_not_listed_is_no_image():
         decode_rgb(encoded(COLOURS, "PCX"))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(60)
 @pytest.mark.wrong("file")
 def test_of_a_gif_with_many_frames_the_first_alone_is_decoded():

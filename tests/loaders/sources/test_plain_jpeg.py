@@ -61,6 +61,7 @@ def test_no_beginning_of_a_file_is_plain(length):
     assert plain_jpeg_size(JPEG[:length]) is None
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(st.integers(0, len(JPEG) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_any_damaged_file_gives_a_picture_or_an_error(changes):
     damaged = bytearray(JPEG)

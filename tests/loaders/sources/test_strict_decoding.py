@@ -8,6 +8,7 @@ from rlpheads.loaders.sources.image_folder import scan_splits
 from rlpheads.loaders.sources.strict_decoding import examine_split
 
 
+@pytest.mark.long
 def test_a_file_that_ends_the_decoders_process_is_found_and_the_others_too(tmp_path):
     write_corpus(tmp_path, tuple(CorpusFile(f"{number:03d}.jpg", JPEG, Outcome.READ) for number in range(40)))
     manifest = scan_splits(tmp_path)[0]

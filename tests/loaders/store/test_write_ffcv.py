@@ -52,6 +52,7 @@ def mean_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return (ours.float() - theirs.float()).abs().mean().item()
 
 
+@pytest.mark.long
 def test_the_layout_is_ffcvs_own():
     from ffcv import types
     from ffcv.fields import IntField, RGBImageField
@@ -161,6 +162,7 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_a_killed_write_is_resumed(tmp_path):
     """The whole process group dies in the middle; the second start writes the rest, and all the same bytes."""
     arguments = ["convert", "--data.dataset", "digits", "--mode", "raw", "--workers", "1", "--out"]

@@ -73,6 +73,7 @@ def test_equal_numbers_on_both_sides_whichever_is_larger():
         assert abs(found.membership_excess.value) < 0.1
 
 
+@pytest.mark.long
 def test_controls_belong_to_their_numbers_of_rows():
     labels = labels_for(1000, 200)
     control = head_control(labels, 20, LeastSquaresProbe())

@@ -23,6 +23,7 @@ def test_least_squares_reaches_its_closed_form(num_labels, alpha):
     assert LeastSquaresProbe().control(labels, 4000 // alpha, num_labels) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("alpha", [2.5, 5, 10])
 def test_logistic_reaches_the_two_label_limit(alpha):
     fit = LogisticProbe()(GaussianFeatures(2000, int(2000 / alpha)), table(2000, 4, num_labels=2), 2)
@@ -42,6 +43,7 @@ def test_below_capacity_every_label_is_fitted(probe):
     assert probe(features, table(80, 3), K).accuracy_M.tolist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("probe", EVERY_PROBE, ids=lambda probe: probe.name)
 def test_streamed_blocks_give_the_fit_of_the_whole(probe):
     features, labels = gaussian(300, 12), table(300, 2)
@@ -58,6 +60,7 @@ def test_least_squares_is_the_same_for_one_draw_as_for_many():
     assert together.tolist() == alone
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("probe", AFFINE_PROBES, ids=lambda probe: probe.name)
 def test_shifted_and_mixed_features_fit_no_more_and_no_less(probe):
     features, labels = gaussian(400, 15).double(), table(400, 2)

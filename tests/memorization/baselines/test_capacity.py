@@ -35,11 +35,13 @@ def test_capacity_agrees_with_a_simulated_projection(num_labels):
     assert error < 0.02 * value
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_labels", [2, 3, 17, 1000, 10**5])
 def test_capacity_agrees_with_the_characteristic_function_integral(num_labels):
     assert capacity_by_integral(num_labels) == pytest.approx(capacity(num_labels), rel=1e-9)
 
 
+@pytest.mark.long
 @given(st.integers(2, 5000))
 def test_capacity_grows_with_the_labels_but_slower(num_labels):
     assert 1 < capacity(num_labels + 1) / capacity(num_labels) < (num_labels + 1) / num_labels

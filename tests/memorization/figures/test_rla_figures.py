@@ -58,6 +58,7 @@ def test_depth_figure_names_everything_it_shows(tmp_path):
     assert sorted(file.name for file in png.parent.iterdir()) == ["depth.png", "depth.svg"]
 
 
+@pytest.mark.long
 def test_epoch_figure_has_a_panel_for_each_phase(tmp_path):
     png, svg = plot_rla_by_epoch(tmp_path / "epochs.png", [1, 2, 3], TAPS, epoch_accuracy(3), REFERENCES)
     assert (png.name, svg.name) == ("epochs.png", "epochs.svg")
@@ -76,6 +77,7 @@ def test_only_what_is_given_is_drawn(tmp_path):
     assert not text & {"head-only baseline", "held-out set", "training set, running"}
 
 
+@pytest.mark.long
 def test_equal_figures_are_equal_files(tmp_path):
     first, second = (
         plot_rla_by_depth(tmp_path / folder / "depth", TAPS, depth_accuracy(), REFERENCES) for folder in "ab"
@@ -83,11 +85,13 @@ def test_equal_figures_are_equal_files(tmp_path):
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
 
+@pytest.mark.long
 def test_dots_in_a_file_name_are_kept(tmp_path):
     png, svg = plot_rla_by_depth(tmp_path / "factor=0.5", TAPS, depth_accuracy(), REFERENCES)
     assert (png.name, svg.name) == ("factor=0.5.png", "factor=0.5.svg")
 
 
+@pytest.mark.long
 def test_one_epoch_one_draw_and_one_tap(tmp_path):
     references = References(num_labels=10, baseline=[0.3])
     png, _ = plot_rla_by_epoch(tmp_path / "epochs", [0], [3], {"clean": [[[0.4]]]}, references)
@@ -96,6 +100,7 @@ def test_one_epoch_one_draw_and_one_tap(tmp_path):
     assert num_pixels(png, CLEAN) > 0
 
 
+@pytest.mark.long
 def test_lines_pass_over_epochs_that_were_not_measured(tmp_path):
     """Measured at the first epoch and the last, the line is whole between them."""
     epochs, clean_ETM = [1, 2, 3, 4], np.full((4, 1, 1), 0.4)
@@ -105,6 +110,7 @@ def test_lines_pass_over_epochs_that_were_not_measured(tmp_path):
     assert num_pixels(gaps, DEEPEST) == num_pixels(whole, DEEPEST)
 
 
+@pytest.mark.long
 def test_a_baseline_of_each_tap_bends_with_depth(tmp_path):
     clean = {"clean": [[0.4], [0.5], [0.6]]}
     flat, _ = plot_rla_by_depth(tmp_path / "flat", TAPS, clean, References(num_labels=10, baseline=[0.3, 0.3, 0.3]))

@@ -25,6 +25,7 @@ def by_definition(confidence_N: np.ndarray, hit_N: np.ndarray) -> float:
     return total
 
 
+@pytest.mark.long
 @given(SAMPLES, st.integers(1, 7), st.integers(1, 3))
 def test_batches_padding_and_ranks_change_nothing(samples, batch_size, num_ranks):
     confidence_N = torch.tensor([confidence for confidence, _ in samples])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rlpheads.memorization.measures import exact
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_samples", [1, 2, 5, 10])
 def test_constants_closed_form_is_the_enumeration(num_samples):
     both_FN = torch.tensor([[1.0], [-1.0]]).expand(2, num_samples)
@@ -35,6 +36,7 @@ def test_thresholds_are_different_and_change_sign_once():
     assert ((rows_FN[:, 1:] != rows_FN[:, :-1]).sum(1) <= 1).all()
 
 
+@pytest.mark.long
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_cover_counts_everything_up_to_the_features_and_half_at_twice_as_many(num_samples, num_features):
     probability = exact.separable_probability(num_samples, num_features)

@@ -54,6 +54,7 @@ def test_heterogeneity_is_pearsons_statistic():
     assert draw_heterogeneity(torch.tensor([40, 60]), 100) == pytest.approx(0.0046777, rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_draws", [1, 2, 4])
 def test_the_pooled_interval_covers(num_draws):
     assert 0.93 <= coverage.pooled_coverage(num_draws) <= 0.97

@@ -76,6 +76,7 @@ def test_dataset_map_of_a_confident_and_of_a_variable_sample():
     assert result.correctness_N.tolist() == [1.0, 0.5]
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
 def test_auc_equals_scikit_learns_with_ties(pairs):
     scores, noisy = zip(*pairs, strict=True)

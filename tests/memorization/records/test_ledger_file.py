@@ -58,6 +58,7 @@ def test_what_was_not_measured_cannot_be_averaged_by_mistake(tmp_path):
     assert not any(values[1:].any() for values in ledger.tensors().values())  # in memory they stay zero
 
 
+@pytest.mark.long
 def test_other_programs_see_the_documented_columns(tmp_path):
     ledger = new_ledger()
     ledger.record(**batch_of([2]))
@@ -79,6 +80,7 @@ def test_other_programs_see_the_documented_columns(tmp_path):
     assert json.loads(table.schema.metadata[b"rlpheads.ledger"])["taps"] == list(TAPS)
 
 
+@pytest.mark.long
 def test_files_of_several_row_groups_read_back_whole(tmp_path):
     num_samples, num_taps, num_draws = 3000, 100, 10  # more list elements than one row group takes
     ledger = Ledger(num_samples, num_taps, num_draws)

@@ -20,6 +20,7 @@ def test_the_excesses_cover_in_simulated_audits(monkeypatch):
     assert abs(excess) > 0.01
 
 
+@pytest.mark.long
 def test_the_coverage_simulation_can_fail():
     """Negative control: the interval of a label excess is none for labels that were never drawn (it is for its own)."""
     simulation = next(excess_coverage.simulate_audits(num_own=1, num_fresh=8, seed=0))

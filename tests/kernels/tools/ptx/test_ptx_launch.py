@@ -36,6 +36,7 @@ QUICK = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("chip", "late", "case"), QUICK, ids=str)
 def test_a_loss_on_each_chip(chip: int, late: bool, case: Case) -> None:
     found, executor = errors_in_bounds(LossCase(case), chip, late=late, seed=1)

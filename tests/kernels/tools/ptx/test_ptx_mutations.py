@@ -19,6 +19,7 @@ KERNEL = """
 """
 
 
+@pytest.mark.long
 def test_where_faults_can_be_put() -> None:
     after = [(kind, after) for kind, _, _, after in sites(KERNEL)]
     assert after == [

@@ -86,7 +86,7 @@ def assert_class_ranges_combine(kind: str, cuts: tuple[int, ...]) -> None:
     value_B = TERMS["cross_entropy"].value_B(rows)
     parts = [
         attach_class_gradients(
-            value_B, [LocalHead(problem.features_BD, head, exponentials)], rows, coefficients, "triton"
+            value_B, [LocalHead(problem.features_BD, head, exponentials)], rows, coefficients, triton_loss
         )
         for head, (_, _, exponentials) in zip(heads, stage_one, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Faults put into compiled kernels, to see whether executing them shows it: `python tests/helpers/ptx_mutations.py`.
+"""Faults put into compiled kernels, to see whether executing them shows it: `python tests/helpers/kernels/ptx_mutations.py`.
 
 A mutation changes one instruction of one kernel on one chip. It is detected if executing the loss raises a `KernelError`, or
 if a value or gradient leaves the bound of the tests, in the late or in the early mode.

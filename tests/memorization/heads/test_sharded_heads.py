@@ -1,0 +1,168 @@
+"""Heads sharded by class: what they compute is what whole heads compute, at any number of ranks."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_problems import KINDS, relative_error
+from simulated_ranks import HeadProblem, HeadResults, evaluate_simulated, evaluate_whole, simulated_ranks
+from torch.distributed.tensor.debug import CommDebugMode
+
+from rlpheads.memorization.heads.class_shards import ClassShards
+from rlpheads.memorization.heads.head_losses import HeadTerms
+from rlpheads.memorization.heads.rlp_heads import RLPHeads
+from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
+
+NUM_RANKS = (1, 2, 3, 4, 8, 16, 64)
+TERMS = [HeadTerms(impl="reference"), HeadTerms(joint=True, impl="reference")]
+TERMS += [HeadTerms(kind, (0, 2), joint=number % 2 == 0, impl="reference") for number, kind in enumerate(KINDS)]
+ONE_TAP = HeadTerms("entropy", (0,), joint=True, impl="reference")
+ALL_TERMS = HeadTerms("entropy", (0, 2), joint=True, impl="reference")
+
+terms_of_each_kind = pytest.mark.parametrize(
+    "terms", TERMS, ids=lambda terms: f"{terms.regularizer}{', joint' * terms.joint}"
+)
+
+
+def largest_error(actual: HeadResults, expected: HeadResults) -> float:
+    """Largest error of any value or gradient, relative to all of its kind; hits must be equal."""
+    assert torch.equal(actual.losses.hit_TMB, expected.losses.hit_TMB)
+    pairs = [
+        *zip(actual.losses, expected.losses, strict=True),
+        *((actual.gradients[name], value) for name, value in expected.gradients.items()),
+        *zip(actual.taps, expected.taps, strict=True),
+    ]
+    assert all((found is None) == (value is None) for found, value in pairs)
+    return max(relative_error(found, value) for found, value in pairs if value is not None and value.numel())
+
+
+def error_at(world_size: int, problem: HeadProblem, terms: HeadTerms) -> float:
+    """Error of heads sharded over simulated ranks against the same heads held whole."""
+    batch = problem.batch(world_size)
+    with simulated_ranks(world_size) as mode:
+        actual = evaluate_simulated(problem, batch, terms, mode, world_size)
+    return largest_error(actual, evaluate_whole(problem, batch, terms))
+
+
+@terms_of_each_kind
+def test_every_term_over_ragged_ranges(terms):
+    assert error_at(3, HeadProblem(num_labels=10, rows_per_rank=4), terms) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "world_size", [1, 2, 4, pytest.param(8, marks=pytest.mark.long), 16, pytest.param(64, marks=pytest.mark.long)]
+)
+def test_any_number_of_ranks_also_where_some_hold_no_class(world_size):
+    assert error_at(world_size, HeadProblem(num_labels=10, rows_per_rank=2, dims=(6,), num_draws=1), ONE_TAP) <= 1e-12
+
+
+@pytest.mark.slow
+@terms_of_each_kind
+@pytest.mark.parametrize("world_size", NUM_RANKS)
+def test_single_precision_of_every_term_at_every_number_of_ranks(world_size, terms, capsys):
+    error = error_at(world_size, HeadProblem(num_labels=1000, rows_per_rank=2, dtype=torch.float32), terms)
+    with capsys.disabled():
+        print(f"\n{world_size:3} ranks, {terms.regularizer}{', joint' * terms.joint}: {error:.1e}")
+    assert error <= 1e-5
+
+
+@pytest.mark.parametrize("terms", [TERMS[0], HeadTerms("unlikelihood", (0, 2), joint=True, impl="reference")])
+@pytest.mark.parametrize(
+    ("options", "mixed"),
+    [({}, True), ({"hidden": 5}, False), ({"num_blocks": 4}, False), ({"num_blocks": 4, "hidden": 5}, True)],
+    ids=["pairs", "hidden layers", "labels for each class", "all of them"],
+)
+def test_pairs_hidden_layers_and_labels_for_each_class(options, mixed, terms):
+    assert (
+        error_at(3, HeadProblem(num_labels=5, rows_per_rank=2, num_draws=1, mixed=mixed, options=options), terms)
+        <= 1e-12
+    )
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(
+    num_labels=st.integers(2, 40),
+    world_size=st.integers(1, 4),
+    rows_per_rank=st.integers(1, 3),
+    num_draws=st.integers(1, 2),
+    kind=st.sampled_from(KINDS),
+    mixed=st.booleans(),
+)
+def test_any_sizes(num_labels, world_size, rows_per_rank, num_draws, kind, mixed):
+    problem = HeadProblem(num_labels, rows_per_rank, dims=(4,), num_draws=num_draws, mixed=mixed, seed=num_labels)
+    assert error_at(world_size, problem, HeadTerms(kind, (0,), joint=True, impl="reference")) <= 1e-12
+
+
+def test_ties_over_all_ranks_go_to_the_lowest_label():
+    problem = HeadProblem(num_labels=7, rows_per_rank=7, dims=(3,), num_draws=1)
+    batch = problem.batch(4)
+    batch.taps[0].zero_()  # all logits are the biases: 0 to 1.2, by label modulo 7
+    with simulated_ranks(4) as mode:
+        heads = [problem.own_part(rank, 4) for rank in range(4)]
+        assert [len(part.heads[0][0].bias) for part in heads] == [2, 2, 2, 1]
+        actual = evaluate_simulated(problem, batch, TERMS[0], mode, 4)
+    assert torch.equal(actual.losses.hit_TMB[0, 0], batch.labels_MG[0] == 6)
+
+
+@pytest.mark.parametrize("hidden", [None, 4])
+def test_initial_weights_are_those_of_whole_heads(hidden):
+    """To the last bit, also where a head is drawn in several slabs."""
+    dims, num_labels = (4, 70000), 40
+    whole = RLPHeads(dims, num_labels, 1, seed=3, hidden=hidden)
+    parts = [
+        ShardedRLPHeads(dims, num_labels, 1, seed=3, hidden=hidden, shards=ClassShards(rank, 3)) for rank in range(3)
+    ]
+    for name, expected in whole.named_parameters():
+        pieces = [part.get_parameter(name) for part in parts]
+        found = pieces[0] if name.startswith("layers") else torch.cat(pieces)
+        assert torch.equal(found, expected), name
+    assert {part.num_parameters for part in parts} == {sum(each.numel() for each in whole.parameters())}
+
+
+def test_heads_of_one_width_are_slices_of_one_buffer():
+    part = ShardedRLPHeads((6, 9, 9), 10, 2, seed=0, shards=ClassShards(1, 4))
+    storages = {name: parameter.untyped_storage().data_ptr() for name, parameter in part.named_parameters()}
+    assert storages["heads.1.0.weight"] == storages["heads.2.1.weight"] != storages["heads.0.0.weight"]
+    assert part.heads[1][0].weight.untyped_storage().nbytes() == 4 * 4 * 3 * 9
+
+
+@pytest.fixture
+def group_of_one():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("terms", "hidden", "num_backward"),
+    [(TERMS[0], None, 0), (ALL_TERMS, None, 1), (TERMS[0], 4, 1), (ALL_TERMS, 4, 1)],
+)
+def test_number_of_messages(group_of_one, terms, hidden, num_backward):
+    """Two forward, for any number of taps and draws; one backward where features are trained, and otherwise none."""
+    problem = HeadProblem(num_labels=10, rows_per_rank=4, mixed=True, options={"hidden": hidden})
+    batch, heads = problem.batch(1), problem.own_part(0, 1)
+    with CommDebugMode() as forward:
+        losses = heads([tap.requires_grad_() for tap in batch.taps], batch.labels_MG, terms, batch.pair).losses
+        total = sum(each.sum() for each in losses[:3] if each is not None)
+    assert {str(name): count for name, count in forward.get_comm_counts().items()} == {"c10d._allgather_base_": 2}
+    with CommDebugMode() as backward:
+        total.backward()
+    assert sum(backward.get_comm_counts().values()) == num_backward
+    with CommDebugMode() as shared:
+        heads.sum_replicated_gradients()
+    assert sum(shared.get_comm_counts().values()) == (hidden is not None)
+
+
+def test_own_rows_are_those_that_a_rank_gave(group_of_one):
+    problem = HeadProblem(num_labels=10, rows_per_rank=4)
+    batch, heads = problem.batch(1), problem.own_part(0, 1)
+    gathered = heads(batch.taps, batch.labels_MG, TERMS[0], valid_B=batch.valid_G)
+    assert torch.equal(gathered.valid_G, batch.valid_G)
+    moved = gathered._replace(first_row=1, num_rows=2)
+    assert torch.equal(moved.own.bits_TMB, gathered.losses.bits_TMB[:, :, 1:3])
+
+
+def test_dtensors_need_a_mesh():
+    with pytest.raises(ValueError, match="make them by ClassShards.of_mesh"):
+        ClassShards(0, 2).as_dtensor(torch.zeros(2, 3), 4)
