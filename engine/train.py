@@ -7,12 +7,14 @@ torchrun --nproc-per-node 8 engine/train.py --config configs/imagenet_vit_b.yaml
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlpheads.engine import exit_codes
+from rlpheads.engine.checks.ranges import range_errors
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, RankError
 from rlpheads.engine.config.launcher_variables import is_first, without_local_rank
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.terminal import standard_streams
 from rlpheads.engine.terminal.text import printable
 
@@ -25,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # a process of its own
         standard_streams.keep_running()
     try:
-        config = parse_config(without_local_rank(sys.argv[1:] if argv is None else argv), note=_note)
-        from rlpheads.engine.training import job  # torch and timm load here: --help and typing errors answer at once
+        config = read_settings(without_local_rank(sys.argv[1:] if argv is None else argv), _note)
+        from rlpheads.engine.training import job  # torch and timm load here: --help and slips are answered at once
 
         return job.run(config)
     except ConfigError as error:
@@ -40,6 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
         return exit_codes.INTERRUPTED
+
+
+def read_settings(argv: Sequence[str], note: Callable[[str], None]) -> Config:
+    """Return the settings of a command line, each number in its range; torch is not imported.
+
+    Raises:
+        ConfigError: as `parse_config`, and for a number out of its range.
+    """
+    config = parse_config(argv, note)
+    for error in range_errors(config):
+        raise error
+    return config
 
 
 def _note(line: str) -> None:

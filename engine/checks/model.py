@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 
+import huggingface_hub.constants
 import timm
 import timm.optim
 import torch
@@ -17,6 +20,7 @@ from rlpheads.engine.config.learning import ModelConfig, OptimConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.parts import build_part
 from rlpheads.engine.learner.schedule import Span
+from rlpheads.engine.model.hub import leave_hub_if_silent
 from rlpheads.engine.model.initial_weights import WeightsError, fit_weights
 from rlpheads.engine.model.plan import ModelPlan, plan_model
 from rlpheads.loaders.contract.errors import DatasetError
@@ -24,6 +28,8 @@ from rlpheads.loaders.sources.datasets import count_classes
 from rlpheads.loaders.sources.synthetic import SyntheticSpec
 
 _TIMM_LOADS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+_NOT_GIVEN = (*_TIMM_LOADS, "num_classes", "device", "dtype", "args", "kwargs")
+_UNEXPECTED = re.compile(r"unexpected keyword argument(?:\(s\):)? \[?'([^']+)'")
 
 
 def name_errors(model: ModelConfig) -> Iterator[ConfigError]:
@@ -78,10 +84,23 @@ def make_plan(config: Config, num_classes: int) -> ModelPlan:
     try:
         return plan_model(config, num_classes)
     except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
+        raise _unknown_argument(config.model, error.__cause__) or ConfigError(f"model: {error}") from error
     except Exception as error:  # timm computes with its arguments unchecked, and any exception may come of that
         given = f"got {show_value(config.model.name)} with model.args {show_value(config.model.args)}"
         raise ConfigError(f"model: {given}, which cannot be built: {type(error).__name__}: {error}") from error
+
+
+def _unknown_argument(model: ModelConfig, error: BaseException | None) -> ConfigError | None:
+    """Return an error with the nearest argument if `error` tells that the model does not take one that it was given."""
+    found = _UNEXPECTED.search(str(error)) if isinstance(error, TypeError) else None
+    if found is None:
+        return None
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        architecture = type(timm.create_model(model.name))
+    given, known = found[1], [name for name in inspect.signature(architecture).parameters if name not in _NOT_GIVEN]
+    match = nearest(given, known)
+    hint = f"nearest: {match}" if match else f"allowed: {', '.join(known)}"
+    return ConfigError(f"model.args.{given}: no such argument of timm's {architecture.__name__}; {hint}")
 
 
 def model_errors(config: Config, plan: ModelPlan, world_size: int) -> Iterator[ConfigError]:
@@ -137,14 +156,18 @@ def _pretrained_errors(model: ModelConfig) -> Iterator[ConfigError]:
             + (f"; nearest: --model.name {match}" if match else "; a local file is given by model.checkpoint")
         )
         return
+    silence = leave_hub_if_silent()
     try:
         with torch.random.fork_rng(devices=[]):
             timm.create_model(model.name, pretrained=True, **model.args)
     except Exception as error:  # the hub's client has many, and timm computes with what it fetched
+        if silence is None:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        else:
+            reason = f"they are not in {huggingface_hub.constants.HF_HUB_CACHE}, and {silence}"
         yield ConfigError(
-            f"model.pretrained: the weights of {model.name} cannot be had: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}. Without access to the Hugging Face hub, "
-            "fetch them elsewhere and give the file: --model.checkpoint FILE"
+            f"model.pretrained: the weights of {model.name} cannot be had: {reason}. Without access to the Hugging Face "
+            "hub, fetch them elsewhere and give the file: --model.checkpoint FILE"
         )
 
 

@@ -5,7 +5,6 @@ Nothing is imported that takes time: a slip in a number is reported at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,16 @@ from typing import Any
 from rlpheads.engine.config.errors import ConfigError, refusal
 from rlpheads.engine.config.schema import Config
 
+_MOST = 1_000_000_000
+"""The largest number where nothing closer stands: enough to mean "never", and far from the ends of int64 and fp32."""
+
 
 @dataclass(frozen=True)
 class Range:
     """The numbers from `low` to `high`; an open end does not belong."""
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: float = -_MOST
+    high: float = _MOST
     open_low: bool = False
     open_high: bool = False
 
@@ -28,12 +30,17 @@ class Range:
         below = number < self.high if self.open_high else number <= self.high
         return above and below
 
-    def __str__(self) -> str:
-        low = f"{'above' if self.open_low else 'at least'} {self.low:g}" if self.low > -math.inf else ""
-        high = f"{'below' if self.open_high else 'at most'} {self.high:g}" if self.high < math.inf else ""
-        return " and ".join(filter(None, (low, high)))
+    def describe(self, *numbers: float) -> str:
+        """Say which numbers these are; of the ends that stand for all ranges, only those that some of `numbers` is beyond."""
+        ends = []
+        if self.low != -_MOST or any(number < -_MOST for number in numbers):
+            ends.append(f"{'above' if self.open_low else 'at least'} {self.low}")
+        if self.high != _MOST or any(number > _MOST for number in numbers):
+            ends.append(f"{'below' if self.open_high else 'at most'} {self.high}")
+        return " and ".join(ends)
 
 
+_MOST_IMAGES = 20_000_000  # each has a name in memory; ImageNet-21k has 14 million
 _FROM_0 = Range(0)
 _FROM_1 = Range(1)
 _ABOVE_0 = Range(0, open_low=True)
@@ -63,12 +70,12 @@ RANGES: dict[str, Range] = {
     "data.crop_scale": _SHARE,
     "data.crop_ratio": _ABOVE_0,
     "data.crop_padding": _FROM_1,
-    "data.synthetic.train": Range(2),
-    "data.synthetic.val": Range(2),
+    "data.synthetic.train": Range(2, _MOST_IMAGES),
+    "data.synthetic.val": Range(2, _MOST_IMAGES),
     "data.synthetic.classes": Range(2),
     "data.subset.fraction": _SHARE,
     "data.subset.per_class": _FROM_1,
-    "data.augment.rand_ops": _FROM_1,
+    "data.augment.rand_ops": Range(1, 100),
     "data.augment.rand_magnitude": Range(0, 30),
     "data.augment.rand_magnitude_std": _FROM_0,
     "data.augment.rand_probability": _FRACTION,
@@ -140,9 +147,10 @@ def range_errors(config: Config) -> Iterator[ConfigError]:
     for key, allowed in RANGES.items():
         value = _value(config, key)
         several = isinstance(value, (tuple, list))
-        numbers = value if several else (value,)
-        if not all(number is None or isinstance(number, str) or number in allowed for number in numbers):
-            yield refusal(key, value, f"{'numbers' if several else 'a number'} {allowed}")
+        given = value if several else (value,)
+        numbers = [number for number in given if not (number is None or isinstance(number, str))]
+        if not all(number in allowed for number in numbers):
+            yield refusal(key, value, f"{'numbers' if several else 'a number'} {allowed.describe(*numbers)}")
     for key in LEAST_AND_MOST:
         pair = _value(config, key)
         if pair is not None and pair[0] > pair[1]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal, show_value
-from rlpheads.engine.config.learning import AverageConfig, ModelConfig, ScheduleConfig
+from rlpheads.engine.config.learning import AverageConfig, ModelConfig
 from rlpheads.engine.config.run import LogConfig, RunConfig
 from rlpheads.engine.config.schema import Config
 
@@ -58,27 +58,20 @@ def _multiple(number: int, step: int, described: str) -> str:
 
 def _schedule_errors(config: Config) -> Iterator[ConfigError]:
     schedule, epochs = config.schedule, config.epochs
-    if schedule.warmup_epochs > epochs:
-        yield refusal("schedule.warmup_epochs", schedule.warmup_epochs, f"at most the epochs, {epochs}")
-    elif schedule.name in ("cosine", "linear"):
-        yield from _cycle_errors(schedule, epochs)
-    elif schedule.cycles > 1 or schedule.cooldown_epochs > 0:
+    one_cycle = schedule.first_cycle(epochs)
+    if not schedule.has_cycles and (schedule.cycles > 1 or schedule.cooldown_epochs > 0):
         key = "cycles" if schedule.cycles > 1 else "cooldown_epochs"
         yield refusal(f"schedule.{key}", getattr(schedule, key), f"{int(key == 'cycles')} with {schedule.name}")
+    elif one_cycle <= 0:
+        yield refusal("schedule.cooldown_epochs", schedule.cooldown_epochs, f"less than the epochs, {epochs}")
+    elif schedule.warmup_epochs > one_cycle:  # `parse_config` cuts it
+        yield refusal("schedule.warmup_epochs", schedule.warmup_epochs, f"at most one cycle, {one_cycle:g} epochs")
     milestones = schedule.milestones
     if (schedule.name == "multistep") != bool(milestones):
         allowed = "the epochs at which the rate drops with multistep, and [] without it"
         yield refusal("schedule.milestones", milestones, allowed)
     elif milestones != sorted(set(milestones)):
         yield refusal("schedule.milestones", milestones, "numbers in ascending order")
-
-
-def _cycle_errors(schedule: ScheduleConfig, epochs: int) -> Iterator[ConfigError]:
-    one_cycle = (epochs - schedule.cooldown_epochs) / schedule.cycles
-    if one_cycle <= 0:
-        yield refusal("schedule.cooldown_epochs", schedule.cooldown_epochs, f"less than the epochs, {epochs}")
-    elif schedule.warmup_epochs > one_cycle:
-        yield refusal("schedule.warmup_epochs", schedule.warmup_epochs, f"at most one cycle, {one_cycle:g} epochs")
 
 
 def _clipping_errors(config: Config) -> Iterator[ConfigError]:
@@ -117,6 +110,8 @@ def _data_errors(data: DataConfig) -> Iterator[ConfigError]:
         yield refusal("data.canaries.repeats", [], "a number at least 2, or a list of them")
     if data.subset.per_class is not None and data.subset.fraction != 1:
         yield refusal("data.subset.fraction", data.subset.fraction, "1 where data.subset.per_class says how many")
+    if data.crop == "pad" and data.crop_padding > data.image_size:
+        yield refusal("data.crop_padding", data.crop_padding, f"at most data.image_size, {data.image_size}")
     yield from _augment_errors(data)
     is_cifar = data.dataset in ("cifar10", "cifar100")
     if data.download and not is_cifar:

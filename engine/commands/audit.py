@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Audit a run folder, write what was found into it and print it; return the exit code."""
-    from rlpheads.engine.commands.audit_run import AuditOptions, audit_run, write_audit  # imports torch
+    from rlpheads.engine.commands.audit_run import AUDIT_ERRORS, AuditOptions, audit_run, write_audit  # imports torch
     from rlpheads.engine.commands.audit_table import print_audit
     from rlpheads.engine.runs.opened_run import open_run
     from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         opened = open_run(arguments.folder, arguments.epoch, arguments.root)
         audit = audit_run(opened, options)
-    except ValueError as error:  # RunError, ConfigError, CheckpointError: each with the one message a user needs
+    except AUDIT_ERRORS as error:
         return exit_codes.report_error(error)
     except (ImageReadError, LoaderError) as error:
         return exit_codes.report_error(error, exit_codes.FAILED)

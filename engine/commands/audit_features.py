@@ -37,7 +37,8 @@ def parse_places(spec: str | None, model: TappedModel) -> tuple[Place, ...]:
     """Parse the value of `--taps`: places in the order of depth.
 
     Args:
-        spec: names of places separated by commas, or `all` blocks, or `inside` all blocks; None: the run's own taps.
+        spec: names of places separated by commas, with or without brackets, or `all` blocks, or `inside` all blocks; None:
+            the run's own taps.
         model: the model they are places of.
 
     Raises:
@@ -47,7 +48,7 @@ def parse_places(spec: str | None, model: TappedModel) -> tuple[Place, ...]:
         if not model.places:
             raise RunError("the run has no taps of its own (heads.taps is none); name places with --taps 0,5,3.attn")
         return model.places
-    words = [word.strip() for word in spec.split(",")]
+    words = [word.strip() for word in spec.removeprefix("[").removesuffix("]").split(",")]
     try:
         if len(words) == 1 and words[0] in ("all", "inside"):
             return model.select(words[0])

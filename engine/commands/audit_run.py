@@ -14,17 +14,22 @@ from torch import Tensor
 
 from rlpheads.engine.checks.device import why_no_cuda
 from rlpheads.engine.commands.audit_features import FeatureReader, FeatureStore, FeatureTable, parse_places
-from rlpheads.engine.config.errors import nearest
+from rlpheads.engine.config.errors import UserError, nearest
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import choose_device
 from rlpheads.engine.runs.folder import write_atomically
 from rlpheads.engine.runs.opened_run import OpenedRun, RunError
 from rlpheads.engine.training.label_choice import run_labels
+from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.memorization.audit.audit_labels import MIN_FRESH_DRAWS, AuditLabels, draw_audit_labels
 from rlpheads.memorization.audit.feature_audit import FeatureAudit, HeadControl, audit_features, head_control
+from rlpheads.memorization.audit.feature_moments import FeatureError
 from rlpheads.memorization.audit.fresh_draws import DEFAULT_DRAWS, least_squares_draws
 from rlpheads.memorization.audit.probe_heads import PROBES, ClassBlockProbe, LeastSquaresProbe, Probe, TwoLayerProbe
 from rlpheads.memorization.baselines.head_only import NEAR_PERFECT_FIT
+
+AUDIT_ERRORS = (UserError, DatasetError, FeatureError)
+"""What keeps a run from being audited, each with the one message that its user needs."""
 
 
 @dataclass(frozen=True)

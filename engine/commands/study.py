@@ -30,19 +30,25 @@ def run(arguments: argparse.Namespace) -> int:
 
     1: a run failed (the others are trained and reported); 75: it was stopped by a signal.
     """
-    from rlpheads.engine.commands.study_plan import plan_runs, read_study  # imports torch
+    from rlpheads.engine.commands.audit_run import AUDIT_ERRORS  # imports torch
+    from rlpheads.engine.commands.study_folder import claim_study_folder
+    from rlpheads.engine.commands.study_plan import plan_runs, read_study
     from rlpheads.engine.commands.study_report import collect_study, print_study, write_study
     from rlpheads.engine.commands.study_runs import StudyStoppedError, log_path, train_and_audit
+    from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 
     console, num_ranks = open_console(stderr=arguments.json), arguments.nproc_per_node
     try:
         study = read_study(arguments.file)
         folder = arguments.out or Path("runs") / study.name
+        claim_study_folder(folder)
         runs = plan_runs(study, folder, num_ranks)
         failed = [each for each in runs if not train_and_audit(study, each, num_ranks, console)]
         found = collect_study(study, [each for each in runs if each not in failed])
-    except ValueError as error:  # ConfigError, RunError, CheckpointError: each with the one message a user needs
+    except AUDIT_ERRORS as error:
         return exit_codes.report_error(error)
+    except (ImageReadError, LoaderError) as error:
+        return exit_codes.report_error(error, exit_codes.FAILED)
     except (StudyStoppedError, KeyboardInterrupt) as error:
         print(f"stopped: {printable(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
         return exit_codes.REQUEUE

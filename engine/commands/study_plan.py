@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.checks.settings import folder_name_error
@@ -16,6 +16,7 @@ from rlpheads.engine.config.errors import ConfigError, nearest, refusal
 from rlpheads.engine.config.files import dump_yaml, find_config_file, read_config_file
 from rlpheads.engine.config.paths import expand_path
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.config.values import convert_value
 from rlpheads.engine.runs.folder import write_atomically
 from rlpheads.memorization.audit.audit_labels import MIN_FRESH_DRAWS
 from rlpheads.memorization.audit.probe_heads import PROBES
@@ -194,6 +195,8 @@ def _read_audit(path: Path, given: object) -> AuditOptions | None:
     names = [each.name for each in fields(AuditOptions)]
     if not isinstance(given, dict) or not set(given) <= set(names):
         raise refusal(f"{path}: audit", given, f"null, or a mapping with keys among {', '.join(names)}")
+    hints = get_type_hints(AuditOptions)
+    given = {name: convert_value(f"{path}: audit.{name}", value, hints[name]) for name, value in given.items()}
     options = AuditOptions(**given)
     if options.probe not in PROBES or not _are_draws(options.draws):
         allowed = f"a probe among {', '.join(PROBES)} and at least {MIN_FRESH_DRAWS} draws, or null"

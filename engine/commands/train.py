@@ -10,7 +10,7 @@ import argparse
 import os
 
 from rlpheads.engine import exit_codes, train
-from rlpheads.engine.config.command_line import help_text, parse_config
+from rlpheads.engine.config.command_line import help_text
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.launcher_options import read_launcher_options
 from rlpheads.engine.config.launcher_variables import check_one_process
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         if options.one_process:
             _share_cores(1)
             return train.main(settings)
-        parse_config(settings)
+        train.read_settings(settings, lambda _: None)  # the first rank says what there is to say
         from rlpheads.engine.distributed.launcher import launch_ranks, num_local_ranks  # import torch
 
         _share_cores(num_local_ranks(options))

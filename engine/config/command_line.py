@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, get_origin, get_type_hints
 
 from rlpheads.engine.config.errors import ConfigError, nearest, show_value
 from rlpheads.engine.config.files import SHIPPED, dump_yaml, find_config_file, read_config_file
+from rlpheads.engine.config.launcher_options import LAUNCHER_OPTIONS
 from rlpheads.engine.config.launcher_variables import is_first
 from rlpheads.engine.config.paths import PATH_KEYS, expand_path
 from rlpheads.engine.config.reference_names import FILE_FLAG, REFERENCE_NAMES, SWITCHES, names_of, translate
@@ -35,7 +36,7 @@ _MODEL_NAME = re.compile(r"[\w.:/@-]+")
 _USAGE = "torchrun engine/train.py [--config FILE ...] [--KEY VALUE ...]"
 _EPILOG = """\
 Files are YAML or TOML and are layered in the order given; flags override files. A flag is a key of the file with dots:
---optim.lr 3e-4, --heads.taps "[0, -1]", --model.args.depth 6. A switch may stand alone: --verbose is --verbose true.
+--optim.lr 3e-4, --heads.taps 0,-1, --model.args.depth 6. A switch may stand alone: --verbose is --verbose true.
 --config takes the name of a file that comes with rlpheads, too: digits_vit. ~ and $NAME in paths are expanded.
 An entry of model.args from an earlier file is removed with null.
 
@@ -61,7 +62,8 @@ def parse_config(argv: Sequence[str], note: Callable[[str], None] = _ignore_note
 
     Args:
         argv: the command line.
-        note: called with a line for each reference name that sets a key, and for the default file where it is read.
+        note: called with a line for each reference name that sets a key, for the default file where it is read, and where
+            the warm-up is cut.
 
     Raises:
         ConfigError: with the one message a user needs: where, what was given, what is allowed.
@@ -88,7 +90,18 @@ def parse_config(argv: Sequence[str], note: Callable[[str], None] = _ignore_note
     for key in PATH_KEYS:
         if values[key] is not None:
             values[key] = expand_path(key, values[key])
-    return _build(Config, values)
+    return _cut_warmup(_build(Config, values), note)
+
+
+def _cut_warmup(config: Config, note: Callable[[str], None]) -> Config:
+    """Return `config` with a warm-up that ends with the first cycle at the latest, so that `--epochs 1` is a short run."""
+    schedule = config.schedule
+    longest = schedule.first_cycle(config.epochs)
+    if not 0 < longest < schedule.warmup_epochs:
+        return config
+    whole = "of the run" if longest == config.epochs else "of one cycle"
+    note(f"schedule.warmup_epochs: {schedule.warmup_epochs:g} cut to {longest:g}, the epochs {whole}")
+    return dataclasses.replace(config, schedule=dataclasses.replace(schedule, warmup_epochs=longest))
 
 
 def dump_config(config: Config) -> str:
@@ -268,9 +281,13 @@ def _group_given_a_value(where: str, key: str, *, dashes: str, given: object) ->
 def _unknown(given: str, key: str, *, dashes: str) -> str:
     """Say that there is no such key, and which was meant: one that ends alike (`lr`), else the one spelt most alike."""
     alike = [leaf for leaf in _schema().leaves if leaf.rpartition(".")[2] == key.rpartition(".")[2]]
-    close = nearest(
-        key.replace("-", "_"), [*_schema().leaves, *_schema().groups, *REFERENCE_NAMES, "config", FILE_FLAG]
-    )
+    known = [*_schema().leaves, *_schema().groups, *REFERENCE_NAMES, "config", FILE_FLAG]
+    launchers = {name.replace("-", "_"): name for name in LAUNCHER_OPTIONS} if dashes else {}
+    close = nearest(key.replace("-", "_"), [*known, *launchers])
+    if close in launchers and not alike:
+        return (
+            f"{given}: no such key; nearest: --{launchers[close]} of rlpheads train, or of torchrun before the script"
+        )
     meant = [close] if close and not alike else alike
     hint = f"nearest: {', '.join(dashes + name for name in meant)}" if meant else "--help lists every key"
     return f"{given}: no such key; {hint}"

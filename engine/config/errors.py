@@ -9,7 +9,11 @@ _SHOWN_LENGTH = 300
 _WORDS: dict[object, str] = {None: "null", True: "true", False: "false"}
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """What was asked for cannot be done; the message is all that its reader needs. Any other ValueError is a bug of ours."""
+
+
+class ConfigError(UserError):
     """A configuration that cannot be run. The message names the key or file, what was given and what is allowed."""
 
 

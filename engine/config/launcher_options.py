@@ -8,6 +8,12 @@ from dataclasses import dataclass, field
 
 from rlpheads.engine.config.errors import ConfigError, refusal
 
+LAUNCHER_OPTIONS = (
+    *("nproc-per-node", "nnodes", "rdzv-endpoint", "rdzv-backend", "rdzv-id", "rdzv-conf"),
+    *("master-addr", "master-port", "node-rank", "local-addr", "standalone"),
+)
+"""Options of `rlpheads train` itself, by torchrun's names; torchrun takes them before engine/train.py."""
+
 _PORT = 29500
 _LARGEST = 100_000
 

@@ -176,7 +176,7 @@ class ScheduleConfig:
     """Decay after the warm-up. cosine, linear: down to min_lr_fraction; step: times decay_rate every decay_every
     epochs; multistep: times decay_rate at each of the milestones; constant: no decay."""
     warmup_epochs: float = 0.0
-    """Epochs of linear warm-up to the peak learning rate."""
+    """Epochs of linear warm-up to the peak learning rate, cut to the epochs of the run, or of its first cycle."""
     min_lr_fraction: float = 0.0
     """Final learning rate as a fraction of the peak (cosine, linear)."""
     cooldown_epochs: float = 0.0
@@ -191,6 +191,15 @@ class ScheduleConfig:
     """Epochs at which the learning rate drops, ascending (multistep)."""
     decay_rate: float = 0.1
     """Decay factor of the learning rate at each drop, in (0, 1] (step, multistep)."""
+
+    @property
+    def has_cycles(self) -> bool:
+        """Whether this kind of decay can start again at the peak, and end in a cool-down."""
+        return self.name in ("cosine", "linear")
+
+    def first_cycle(self, epochs: int) -> float:
+        """Return the epochs of the first cycle, which the warm-up is part of; not above 0: the cool-down leaves none."""
+        return (epochs - self.cooldown_epochs) / max(self.cycles, 1) if self.has_cycles else epochs
 
 
 @dataclass(frozen=True)

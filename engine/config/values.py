@@ -1,7 +1,8 @@
 """Conversion of a configuration value to its field's type, strictly: it fits the type hint, or is refused.
 
 Nothing is guessed: true is no number, 10.0 is no whole number, '5' in quotes is text, and a number is finite. Only two
-conversions are made, both exact: a whole number becomes a float where a float is wanted, and a list becomes a tuple.
+conversions are made, both exact: a whole number becomes a float where a float is wanted, and a list becomes a tuple. On a
+command line a list may go without its brackets: 0,-1.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ def convert_text(key: str, text: str, hint: Any) -> Any:
     """Return `text`, as written on a command line, in the type of `hint`.
 
     Where text is allowed it is taken as it stands (`--run.name 007`), but for null where that is allowed too. Anything
-    else is read as YAML.
+    else is read as YAML, and a list without brackets too: `0,3.attn`, `-1`.
 
     Raises:
         ConfigError: `key` was given something that the hint does not allow.
     """
-    for read in (_read_null, _read_any if hint is Any else str, _read_yaml):
+    for read in (_read_null, _read_any if hint is Any else str, _read_yaml, _read_bare_list):
         try:
             return _convert(read(text), hint)
         except _MismatchError:
@@ -98,6 +99,14 @@ def _read_yaml(text: str) -> Any:
     if value is None:  # "", "~" and "# comment" are null in YAML; on a command line they are slips
         raise _MismatchError
     return value
+
+
+def _read_bare_list(text: str) -> list[Any]:
+    """Read a list without its brackets; a lone word is none, so that a slip in a word of ours is told as one."""
+    items = [item.strip() for item in text.split(",")]
+    if items[0].startswith("[") or (len(items) == 1 and items[0].isalpha()):
+        raise _MismatchError
+    return [_read_yaml(item) for item in items]
 
 
 def _read_any(text: str) -> Any:

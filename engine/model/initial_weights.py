@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from rlpheads.engine.config.errors import nearest
+from rlpheads.engine.config.errors import UserError, nearest
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 _SHOWN = 3
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """A file of weights that cannot be read or does not fit; the message says what is in it and what is wanted."""
 
 

@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from rlpheads.engine.config.errors import UserError
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state, read_metadata
 from rlpheads.engine.runs.folder import write_atomically
@@ -42,7 +43,7 @@ SEAL = "sha256"
 FORMAT = 2
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is missing, damaged or of another run."""
 
 

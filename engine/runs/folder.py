@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from rlpheads.engine.config.errors import UserError
 from rlpheads.engine.config.run import RunConfig
 from rlpheads.engine.runs.ownership import (
     LOCK,
@@ -35,7 +36,7 @@ _ROW: dict[str, Kind] = {"kind": "text", "step": "count", "epoch": "count"}
 Status = Literal["running", "done", "requeue", "failed"]
 
 
-class RunFolderError(ValueError):
+class RunFolderError(UserError):
     """The run folder cannot be used as asked; the message says what to do."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from rlpheads.engine.config.command_line import parse_config
-from rlpheads.engine.config.errors import ConfigError, nearest
+from rlpheads.engine.config.errors import ConfigError, UserError, nearest
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.tapped_model import TappedModel
@@ -20,7 +20,7 @@ from rlpheads.engine.runs.resume import Position, check_images, read_run_manifes
 from rlpheads.engine.runs.sources import Sources, open_sources
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run folder, a checkpoint or the images cannot be read as asked; the message says what is there."""
 
 

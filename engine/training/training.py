@@ -52,6 +52,14 @@ def is_due(every: int, epoch: int, num_epochs: int) -> bool:
     return epoch + 1 == num_epochs or (every > 0 and (epoch + 1) % every == 0)
 
 
+def num_due(every: int, epochs: range, num_epochs: int) -> int:
+    """How many of these epochs `is_due` holds for, in a time that does not grow with them."""
+    if not epochs:
+        return 0
+    in_turn = epochs.stop // every - epochs.start // every if every > 0 else 0
+    return in_turn + (epochs.stop == num_epochs and not (every > 0 and num_epochs % every == 0))
+
+
 class Training:
     """A run at a position: trains from there, is saved there, and is resumed at another. Only its methods change it.
 
@@ -120,19 +128,23 @@ class Training:
 
     @property
     def images_left(self) -> int:
-        """Images from here to the end of the last epoch."""
-        config = self.run.config
-        per_epoch = self.order.num_steps * config.batch_size
-        return (config.epochs - self._position.epoch) * per_epoch - self._position.consumed
+        """Images from here to the end of the last epoch, or to `max_steps`."""
+        config, num_steps = self.run.config, self.order.num_steps
+        last_step = config.epochs * num_steps if config.max_steps is None else config.max_steps
+        steps = min(last_step, config.epochs * num_steps) - self._position.epoch * num_steps
+        return steps * config.batch_size - self._position.consumed
 
     @property
     def evaluation_images_left(self) -> int:
-        """Images of the held-out and clean passes from here to the end of the last epoch."""
+        """Images of the held-out and clean passes from here to the end of the last epoch, or to `max_steps`."""
         config, sources = self.run.config, self.run.sources
-        num_heldout = sources.heldout.manifest.num_samples * (2 if self.learner.ema is not None else 1)
-        epochs = range(self._position.epoch, config.epochs)
-        heldout_passes = sum(is_due(config.eval.every, epoch, config.epochs) for epoch in epochs)
-        clean_passes = sum(is_due(config.eval.clean_every, epoch, config.epochs) for epoch in epochs)
+        whole = config.epochs if config.max_steps is None else config.max_steps // self.order.num_steps
+        epochs = range(self._position.epoch, min(whole, config.epochs))
+        num_heldout, num_networks = sources.heldout.manifest.num_samples, 2 if self.learner.ema is not None else 1
+        heldout_passes = num_due(config.eval.every, epochs, config.epochs) * num_networks
+        if whole < config.epochs:  # the end at `max_steps`
+            heldout_passes += 1
+        clean_passes = num_due(config.eval.clean_every, epochs, config.epochs)
         return heldout_passes * num_heldout + clean_passes * sources.train.manifest.num_samples
 
     @property

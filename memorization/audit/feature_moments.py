@@ -18,6 +18,10 @@ RANK_TOLERANCE = 1e-6
 rounding (of float32, about 1e-7) and are left out: the sum of layer-normalised features, for one."""
 
 
+class FeatureError(ValueError):
+    """Features to which no probe can be fitted."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """Sums over the rows of some features and over the rows of every label, fp64.
@@ -76,7 +80,9 @@ def collect_moments(features: Features, labels_MN: Tensor, num_labels: int) -> M
         raise ValueError("there are no rows of features to fit a probe to")
     total_D, gram_DD, sums_MKD = totals
     if not bool(gram_DD.isfinite().all()):
-        raise ValueError("the features hold NaN or infinity (or overflow when squared): no probe can be fitted to them")
+        raise FeatureError(
+            "the features hold NaN or infinity (or overflow when squared): no probe can be fitted to them"
+        )
     num_samples = labels_MN.shape[-1]
     mean_D = total_D / num_samples
     shares_MK = _label_shares(labels_MN, num_labels).to(mean_D)

@@ -1,5 +1,6 @@
 """`rlpheads train` on the command line: the settings, the launcher's options among them, and answers without torch."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import sys
 import pytest
 
 from rlpheads.engine import cli, train
+from rlpheads.engine.commands.train import add_arguments
+from rlpheads.engine.config.launcher_options import LAUNCHER_OPTIONS
 from rlpheads.engine.distributed import cores
 
 SETTINGS = ["--config", "configs/digits_vit.yaml", "--heads.taps", "[0, -1]", "--optim.lr=1e-3", "--verbose"]
@@ -38,6 +41,20 @@ def test_options_of_the_launcher_stand_anywhere_among_the_settings(passed, place
         (["--nproc-per-node=2", "--optim.lrr", "1"], "--optim.lrr: no such key; nearest: --optim.lr"),
         (["--nproc-per-node=2", "--config", "nowhere.yaml"], "--config nowhere.yaml: "),
         (["--nnodes", "2"], "--nnodes: got 2, and not where the nodes meet"),
+        (
+            ["--nproc-per-nod", "2"],
+            "--nproc-per-nod: no such key; nearest: --nproc-per-node of rlpheads train, or of torchrun",
+        ),
+        (["--node_rang=1"], "--node_rang: no such key; nearest: --node-rank of rlpheads train"),
+        (["--rdzv-endpoints=a:1"], "nearest: --rdzv-endpoint of rlpheads train"),
+        (
+            ["--epochs", "99999999999999999999"],
+            "epochs: got 99999999999999999999; allowed: a number at least 1 and at most",
+        ),
+        (
+            ["--nproc-per-node=2", "--optim.lr", "1e300"],
+            "optim.lr: got 1e+300; allowed: a number above 0 and at most 1000000000",
+        ),
         (["digits.yaml"], "digits.yaml: not a flag; allowed: --KEY VALUE (meant: --config digits.yaml)"),
     ],
     ids=lambda value: str(value)[:50],
@@ -54,6 +71,13 @@ sys.exit(code)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert message.removeprefix("--config ") in line
+
+
+def test_the_parser_takes_what_is_known_as_options_of_the_launcher():
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    taken = {option for action in parser._actions for option in action.option_strings if "_" not in option}
+    assert taken == {"-h", "--help", *(f"--{name}" for name in LAUNCHER_OPTIONS)}
 
 
 def test_help_tells_of_ranks_and_of_every_key(capsys):

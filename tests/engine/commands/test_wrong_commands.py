@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_studies import STUDY, study_file
 
 from rlpheads.engine import exit_codes
 from rlpheads.engine.cli import main
 from rlpheads.engine.commands.audit_run import AuditOptions
+from rlpheads.engine.commands.study_plan import read_study
+from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.runs.opened_run import RunError
 
 CASES = [
@@ -52,6 +55,42 @@ def test_wrong_argument_of_a_command(working_folder, argv, message, capsys):
     assert line.startswith("error: ")
     assert message in line
     assert sorted(working_folder.rglob("*")) == before
+
+
+@pytest.mark.wrong("command")
+@pytest.mark.parametrize(
+    ("audit", "message"),
+    [
+        ("{level: high}", "study.yaml: audit.level: got 'high'; allowed: a finite number"),
+        ("{draws: '9'}", "audit.draws: got '9'; allowed: a whole number"),
+        ("{taps: [0]}", "audit.taps: got [0]; allowed: text or null"),
+        ("{device: gpu}", "audit.device: got 'gpu'; allowed: auto, cpu or cuda"),
+    ],
+)
+def test_wrong_options_of_an_audit_in_a_study(tmp_path, audit, message):
+    path = study_file(tmp_path, f"config: base.yaml\narms: {{a: {{}}}}\naudit: {audit}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_study(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "broken"),
+    [
+        (["audit", "empty"], "rlpheads.engine.runs.opened_run.open_run"),
+        (["study", "study.yaml", "--out", "out"], "rlpheads.engine.commands.study_plan.plan_runs"),
+    ],
+)
+def test_a_bug_of_ours_is_not_told_as_a_mistake_of_the_user(working_folder, argv, broken, monkeypatch):
+    """A ValueError that no check of ours raised, such as NumPy's or PyTorch's."""
+
+    def fail(*_):
+        raise ValueError("operands could not be broadcast together")
+
+    study_file(working_folder, STUDY)
+    monkeypatch.setattr(broken, fail)
+    with pytest.raises(ValueError, match="broadcast"):
+        main(argv)
 
 
 @pytest.mark.wrong("environment")

@@ -138,7 +138,8 @@ def test_weights_that_run_a_command_are_refused(tmp_path, suffix):
 @pytest.mark.wrong("checkpoint")
 def test_published_weights_that_cannot_be_had_are_told_with_the_remedy():
     """The tests run without a network, as the machines do for which local files are meant."""
-    assert complaint("--model.pretrained", "--model.name", "vit_tiny_patch16_224").endswith("--model.checkpoint FILE")
+    said = complaint("--model.pretrained", "--model.name", "vit_tiny_patch16_224")
+    assert said.endswith("--model.checkpoint FILE")
     assert "timm publishes no weights for wrn_16_4" in complaint("--model.pretrained", *SYNTHETIC, base=())
     twice = complaint("--model.pretrained", "--model.checkpoint", "x.pth")
     assert twice == "model.checkpoint: got a file, and model.pretrained too; allowed: one of the two"
