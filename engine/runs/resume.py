@@ -24,6 +24,7 @@ from rlpheads.engine.runs.checkpoint import (
 from rlpheads.engine.runs.record_digests import FileDigest, read_digests, record_problems
 from rlpheads.engine.runs.sources import Sources, training_order
 from rlpheads.loaders.contract.order import ORDER_VERSION
+from rlpheads.loaders.sources.content_sample import replaced_files
 from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kinds
 
 FREE_TO_CHANGE = frozenset(
@@ -46,6 +47,7 @@ _NEEDED: dict[str, Kind] = {
     "regularizer_factor": "number",
 }
 """What a manifest says of the run that goes on from it."""
+_MOST_NAMED = 3
 _POSITION: dict[str, Kind] = {"epoch": "count", "consumed": "count"}
 
 
@@ -98,6 +100,7 @@ def identity(config: Config, sources: Sources) -> dict[str, Any]:
     return {
         "fingerprint": sources.train.manifest.fingerprint,
         "heldout_fingerprint": sources.heldout.manifest.fingerprint,
+        "contents": sources.contents,
         "order_version": ORDER_VERSION,
         "config": asdict(config),
     }
@@ -195,6 +198,7 @@ def read_run_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         check_kinds(manifest, _NEEDED)
         check_kinds(manifest["position"], _POSITION)
+        _check_what_may_lack(manifest)
     except DamagedJsonError as error:
         problem = f"{checkpoint / MANIFEST} is damaged, or no training run wrote it ({error})"
         raise DamagedCheckpointError(checkpoint, problem) from error
@@ -236,7 +240,7 @@ def check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:
     """Compare the images with those that a checkpoint was made from: an index must mean the same image.
 
     Raises:
-        CheckpointError: they differ; both fingerprints are shown.
+        CheckpointError: they differ, in names and sizes (both fingerprints are shown) or in what files hold.
     """
     for key, source in (("fingerprint", sources.train), ("heldout_fingerprint", sources.heldout)):
         here, there = source.manifest.fingerprint, manifest[key]
@@ -246,6 +250,36 @@ def check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:
                 f"the checkpoint's is {there}. Its random labels belong to its own images: restore them, or start a new "
                 "run with another --run.name"
             )
+    for name, source in (("train", sources.train), ("heldout", sources.heldout)):
+        recorded = manifest.get("contents", {}).get(name, {})  # runs begun before there were such hashes have none
+        if replaced := replaced_files(source, recorded):
+            raise CheckpointError(
+                f"the {source.manifest.split} images are not those of the checkpoint: of {len(recorded)} files that were "
+                f"compared, {len(replaced)} have other contents, {_named(replaced)}. Its random labels belong to its own "
+                "images: restore them, or start a new run with another --run.name"
+            )
+
+
+def _named(files: list[str]) -> str:
+    first = ", ".join(files[:_MOST_NAMED])
+    return f"among them {first}" if len(files) > _MOST_NAMED else first
+
+
+def _check_what_may_lack(manifest: Mapping[str, Any]) -> None:
+    """Raise DamagedJsonError where what an older version did not write is of another kind."""
+    if (window := manifest.get("window")) is not None:
+        check_kinds({"window": window}, {"window": "mapping"})
+        check_kinds(window, {"names": "list", "steps": "count", "ranks": "count"})
+    nested = {key: manifest.get(key, {}) for key in ("record", "contents")}
+    check_kinds(nested, dict.fromkeys(nested, "mapping"))
+    for found in nested.values():
+        check_kinds(found, dict.fromkeys(found, "mapping"))
+    for digest in nested["record"].values():
+        check_kinds(digest, {"bytes": "count", "sha256": "text"})
+    for hashes in nested["contents"].values():
+        check_kinds(hashes, dict.fromkeys(hashes, "text"))
+        if not all(index.isdecimal() for index in hashes):
+            raise DamagedJsonError("contents are not by index")
 
 
 def check_settings(run: Path, config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

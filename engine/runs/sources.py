@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rlpheads.engine.config.data import DataConfig
@@ -15,6 +16,7 @@ from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import check_loader
 from rlpheads.loaders.sources.canary_source import CanarySource, CanarySpec, insert_canaries
+from rlpheads.loaders.sources.content_sample import sample_contents
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
 from rlpheads.loaders.sources.stored_rows import NoStoreError
 from rlpheads.loaders.sources.subset import take_subset
@@ -32,6 +34,11 @@ class Sources:
 
     train: ImageSource
     heldout: ImageSource
+
+    @cached_property
+    def contents(self) -> dict[str, dict[str, str]]:
+        """Hashes of some files of each split, by its field's name; read once."""
+        return {"train": sample_contents(self.train), "heldout": sample_contents(self.heldout)}
 
     @property
     def remarks(self) -> tuple[str, ...]:

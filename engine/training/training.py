@@ -185,7 +185,7 @@ class Training:
             facts["window"] = {"names": window.names, "steps": window.steps, "ranks": len(window.sums_WF)}
         if run.launch.is_main:
             facts["record"] = run.log.digests()
-        facts |= identity(run.config, run.sources)
+            facts |= identity(run.config, run.sources)  # reads some files, at this rank alone
         checkpoint.save(run.folder.checkpoints, self.num_updates, state, facts, run.launch, run.config.checkpoint.keep)
         self._saved_position = self._position
 

@@ -1,6 +1,7 @@
 """Where a run goes on, past checkpoints that are damaged; and with which settings it may."""
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -10,12 +11,20 @@ from pathlib import Path
 import pytest
 from small_runs import small_config
 
+from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.run import CheckpointConfig, RuntimeConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.plan import plan_model
-from rlpheads.engine.runs.checkpoint import CheckpointError
+from rlpheads.engine.runs.checkpoint import CheckpointError, write_sealed_manifest
 from rlpheads.engine.runs.folder import RunFolder
-from rlpheads.engine.runs.resume import Position, check_settings, find_resume_point
+from rlpheads.engine.runs.resume import (
+    Position,
+    check_images,
+    check_settings,
+    find_resume_point,
+    identity,
+    read_run_manifest,
+)
 from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training.wiring import build_training
 
@@ -161,3 +170,41 @@ def test_order_of_another_version_is_refused_and_one_that_does_not_say_is_the_fi
     point = find_resume_point(config, newest.parent, open_sources(config))
     assert point is not None
     assert point.checkpoint == newest
+
+
+def noise_tree(root: Path) -> None:
+    """240 uncompressed images of 8 x 8 pixels, all as large as each other."""
+    for split in ("train", "val"):
+        for label in "ab":
+            (root / split / label).mkdir(parents=True)
+            for number in range(60):
+                pixels = random.Random(f"{split}{label}{number}").randbytes(192)
+                (root / split / label / f"{number:03d}.ppm").write_bytes(b"P6 8 8 255\n" + pixels)
+
+
+@pytest.mark.wrong("tree")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_replaced_by_others_as_large_are_refused_and_named(tmp_path, split):
+    noise_tree(tmp_path)
+    config = replace(Config(), batch_size=8, data=DataConfig(dataset="imagefolder", root=str(tmp_path), image_size=8))
+    manifest = json.loads(json.dumps(identity(config, open_sources(config))))
+    check_images(open_sources(config), manifest)
+    for path in sorted((tmp_path / split).glob("*/*"))[:58]:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(
+        CheckpointError, match=f"the {split} images are not those .* of 120 files .* 5[78] have other contents"
+    ):
+        check_images(open_sources(config), manifest)
+    check_images(open_sources(config), {key: manifest[key] for key in manifest if key != "contents"})
+
+
+@pytest.mark.wrong("checkpoint")
+@pytest.mark.parametrize(
+    "contents", [3, {"train": [1]}, {"train": {"0": 1}}, {"train": {"-1": "ab"}}, {"train": {"x": "ab"}}]
+)
+def test_hashes_of_files_that_are_none_are_damage(tmp_path, contents):
+    facts = {"step": 0, "files": {}, "fingerprint": "f", "heldout_fingerprint": "f", "config": {}}
+    facts |= {"position": {"epoch": 0, "consumed": 0}, "regularizer_factor": 0.0, "contents": contents}
+    write_sealed_manifest(tmp_path, facts)
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        read_run_manifest(tmp_path)
