@@ -15,8 +15,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from rlpheads.loaders.contract.errors import ImageReadError
-from rlpheads.loaders.sources.image_budget import check_budget
-from rlpheads.loaders.sources.image_headers import PNG_SIGNATURE, first_gif_frame
+from rlpheads.loaders.sources.image_headers import PNG_SIGNATURE, check_budget, first_gif_frame
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 258, 262, 0
 """Tags of TIFF, and a value of the second."""
@@ -48,7 +47,7 @@ def decode_rgb(data: bytes) -> Tensor:
 
     Raises:
         ValueError: If it cannot be decoded, with the reason (of both where both were asked), or is over the budget
-            (`rlpheads.loaders.sources.image_budget`).
+            (`rlpheads.loaders.sources.image_headers`).
     """
     if not data:
         raise ValueError("the file is empty")

@@ -1,8 +1,17 @@
-"""Size of an image from the first bytes of its file, and the first frame of a GIF, without decoding it."""
+"""What an image costs to decode, from its header: size, scans, first frame of a GIF; and the budget that it must keep to."""
 
 from __future__ import annotations
 
 import struct
+
+MOST_PIXELS = 178_956_970
+"""Larger images are refused: half a gigabyte once decoded. Pillow's own limit, twice its `Image.MAX_IMAGE_PIXELS`."""
+
+MOST_SCANS = 100
+"""Scans of a JPEG. Encoders write about ten in a progressive one; each passes over every pixel anew."""
+
+MOST_SCANNED_PIXELS = 12 * MOST_PIXELS
+"""Scans times pixels of a JPEG: some ten seconds. The largest image that is allowed may be progressive as usual."""
 
 JPEG_SIGNATURE = b"\xff\xd8"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -14,6 +23,25 @@ _JPEG_SIZE_MARKERS = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
 _PROGRESSIVE_FRAMES = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _START_OF_SCAN = b"\xff\xda"
 _JPEG_MARKERS_WITHOUT_LENGTH = frozenset({0xFF01, *range(0xFFD0, 0xFFD9)})
+
+
+def check_budget(data: bytes) -> None:
+    """Refuse a file whose header claims, or whose scans take, more than an image may cost. A few microseconds.
+
+    Raises:
+        ValueError: If so, with what it has and what is allowed.
+    """
+    height, width = claimed_size(data) or (1, 1)
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"it has {height} x {width} pixels, more than the {MOST_PIXELS:,} that are decoded")
+    num_scans = count_scans(data)
+    if num_scans > MOST_SCANS:
+        raise ValueError(f"it has {num_scans} scans, more than the {MOST_SCANS} that are decoded")
+    if num_scans * height * width > MOST_SCANNED_PIXELS:
+        raise ValueError(
+            f"it has {num_scans} scans of {height} x {width} pixels, more than the {MOST_SCANNED_PIXELS:,} pixels that are "
+            "decoded in all scans together"
+        )
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:

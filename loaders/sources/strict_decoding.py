@@ -30,7 +30,7 @@ Verdict = tuple[str, str] | None
 ExamineFiles = Callable[[float, list[str], list[int]], list[Verdict]]
 
 MOST_SECONDS = 60.0
-"""Processor time of one file. What `rlpheads.loaders.sources.image_budget` admits takes some seconds at most."""
+"""Processor time of one file. What `rlpheads.loaders.sources.image_headers` admits takes some seconds at most."""
 
 _Bounded = partial[list[Verdict]]
 """`ExamineFiles` with the time that a file may take."""
