@@ -18,6 +18,7 @@ from typing import NoReturn
 from rlpheads.engine import exit_codes
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.paths import expand_path
+from rlpheads.engine.distributed import host_memory
 from rlpheads.engine.terminal import standard_streams
 from rlpheads.engine.terminal.text import printable
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Without a command the help is printed and the code is 2; so it is, from argparse, for one that is not understood.
     """
     if argv is None:
+        host_memory.keep_freed_memory()
         return standard_streams.run_command(lambda: _run(sys.argv[1:]))
     return _run(list(argv))
 

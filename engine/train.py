@@ -15,6 +15,7 @@ from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, RankError
 from rlpheads.engine.config.launcher_variables import is_first, without_local_rank
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.distributed import host_memory
 from rlpheads.engine.terminal import standard_streams
 from rlpheads.engine.terminal.text import printable
 
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:  # a process of its own
         standard_streams.keep_running()
+        host_memory.keep_freed_memory()
     try:
         config = read_settings(without_local_rank(sys.argv[1:] if argv is None else argv), _note)
         from rlpheads.engine.training import job  # torch and timm load here: --help and slips are answered at once

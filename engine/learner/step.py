@@ -158,7 +158,7 @@ class TrainStep:
     def _forward_backward(self, batch: Batch, seed: int, term_weights: TermWeights) -> dict[str, Tensor]:
         # One seed a micro-batch instead of a saved generator: dropout continues exactly after a resume at any step, and
         # what the heads drop, after the backbone's forward pass, shifts nothing of the backbone's.
-        torch.manual_seed(seed)
+        _seed_generators(batch.images.device, seed)
         with autocast(batch.images.device, self.config.precision):
             rows = forward_rows(self.learner.wrapped, batch, self.table_MN, self.routes)
         valid_B = batch.index >= 0
@@ -180,3 +180,13 @@ class TrainStep:
         self.learner.scaled(trains).backward()
         record_rows(self.ledger, batch, rows)
         return shares
+
+
+def _seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the generators that a forward pass draws from: the CPU's and the device's.
+
+    `torch.manual_seed` also asks for every other kind of device, and takes a stack trace for each that is not in use.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 
+from rlpheads.engine.distributed import host_memory
 from rlpheads.kernels.gpu import tuned_tiles
 
 PACKAGES = (
@@ -25,7 +26,10 @@ PACKAGES = (
 )
 """Distributions whose versions are recorded."""
 
-_VARIABLES = ("CUDA_", "CUBLAS_", "NCCL_", "TORCH", "PYTORCH_", "TRITON_", "OMP_", "MKL_", "SLURM_JOB_ID", "WORLD_SIZE")
+_VARIABLES = (
+    *("CUDA_", "CUBLAS_", "NCCL_", "TORCH", "PYTORCH_", "TRITON_", "OMP_", "MKL_", "MALLOC_"),
+    *("SLURM_JOB_ID", "WORLD_SIZE"),
+)
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -65,6 +69,7 @@ def _system() -> dict[str, Any]:
         "threads": psutil.cpu_count(),
         "usable_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "keeps_freed_memory": host_memory.keeps_freed_memory(),
     }
 
 
