@@ -16,10 +16,11 @@ from torch import nn
 
 from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal, show_value
-from rlpheads.engine.config.learning import ModelConfig, OptimConfig
+from rlpheads.engine.config.learning import HeadsConfig, ModelConfig, OptimConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.parts import build_part
 from rlpheads.engine.learner.schedule import Span
+from rlpheads.engine.learner.sharded_part import ELEMENTWISE
 from rlpheads.engine.model.hub import leave_hub_if_silent
 from rlpheads.engine.model.initial_weights import WeightsError, fit_weights
 from rlpheads.engine.model.plan import ModelPlan, plan_model
@@ -121,6 +122,7 @@ def optimizer_errors(config: Config) -> Iterator[ConfigError]:
             yield from wrong
         else:
             yield from _optimizer_errors(key, optim, config)
+    yield from _shard_errors(config.heads)
 
 
 def _batch_norm_errors(config: Config, plan: ModelPlan, world_size: int) -> Iterator[ConfigError]:
@@ -221,3 +223,17 @@ def _optimizer_errors(key: str, optim: OptimConfig, config: Config) -> Iterator[
                 build_part(nn.Linear(2, 2), optim, config.schedule, Span(config.epochs, 1), ddp=False)
         except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
             yield ConfigError(f"{key}.name: {optim.name} cannot be built here: {error}")
+
+
+def _shard_errors(heads: HeadsConfig) -> Iterator[ConfigError]:
+    """Yield what keeps a range of the classes from learning what it would in the whole head."""
+    if heads.shard != "class":
+        return
+    if heads.optim.name not in ELEMENTWISE and heads.optim.name in timm.optim.list_optimizers():
+        match = nearest(heads.optim.name, ELEMENTWISE)
+        hint = f" (nearest: {match})" if match else ""
+        allowed = f"one of {', '.join(sorted(ELEMENTWISE))}{hint} with heads.shard class: others look at whole matrices"
+        yield refusal("heads.optim.name", heads.optim.name, allowed)
+    if heads.optim.clip_agc is not None:
+        allowed = "null with heads.shard class, which holds no whole matrix; clip_norm and clip_value can be used"
+        yield refusal("heads.optim.clip_agc", heads.optim.clip_agc, allowed)

@@ -123,6 +123,10 @@ class HeadsConfig:
     balance: Literal["iid", "balanced", "per_class"] = "iid"
     """Distribution of the random labels. iid: drawn independently; balanced: each label equally often; per_class:
     independently, heads.labels of them for each class, and a head chooses among those of the image's class."""
+    shard: Literal["none", "class", "auto"] = "none"
+    """Sharding of the heads over the ranks. none: every rank holds all heads, and their gradients are averaged; class:
+    every rank holds a range of each head's labels, and the features travel; auto: class where it sends fewer bytes or
+    the heads would not fit otherwise. What is learned stays the same."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
     """Optimizer of the heads."""
 

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rlpheads.engine.config import launcher_variables
 from rlpheads.engine.config.errors import ConfigError
@@ -61,6 +62,10 @@ class Launch:
     def world_size(self) -> int:
         """Number of ranks."""
         return self.rank.world_size
+
+    def mesh(self) -> DeviceMesh:
+        """Return the one-dimensional mesh of all ranks, which hold equal shares of the data."""
+        return init_device_mesh(self.device.type, (self.world_size,), mesh_dim_names=("data",))
 
     def share(self, value: T | None) -> T | None:
         """Return the main rank's `value` at every rank. Collective."""

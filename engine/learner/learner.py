@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.schema import Config
@@ -18,12 +18,16 @@ from rlpheads.engine.learner.ema import Average, build_average
 from rlpheads.engine.learner.parts import FrozenPart, TrainedPart, build_part, with_loss_scale
 from rlpheads.engine.learner.runtime import adapt_module
 from rlpheads.engine.learner.schedule import Span
+from rlpheads.engine.learner.shard_choice import ShardChoice, choose_sharding, head_workload
+from rlpheads.engine.learner.sharded_part import shard_part
 from rlpheads.engine.model.batch_norm import synchronise_batch_norm
 from rlpheads.engine.model.builder import Network, build_model
 from rlpheads.engine.model.initial_weights import load_weights
 from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.model.tapped_model import TappedModel
+from rlpheads.memorization.heads.class_shards import ClassShards
 from rlpheads.memorization.heads.rlp_heads import RLPHeads
+from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Learner:
         ema: moving average of the backbone's weights (never of the heads'), or None.
         dims: width of every tap.
         origin: where the weights come from, if not from the seed.
+        sharding: whether the heads' classes are sharded over the ranks, and why; None without heads.
     """
 
     backbone: TrainedPart | FrozenPart
@@ -47,6 +52,7 @@ class Learner:
     ema: Average | None
     dims: tuple[int, ...]
     origin: str = ""
+    sharding: ShardChoice | None = None
 
     @property
     def parts(self) -> Iterator[tuple[str, TrainedPart | FrozenPart]]:
@@ -116,7 +122,7 @@ class Learner:
         """Return every tensor that a checkpoint keeps, by reference (nothing is copied)."""
         state: dict[str, Any] = {name: part.module.state_dict() for name, part in self.parts}
         for name, part in self.trained_parts:
-            state[f"{name}_optimizer"] = get_optimizer_state_dict(part.module, part.optimizer)
+            state[f"{name}_optimizer"] = part.optimizer_state()
             if part.loss_scale is not None:
                 state[f"{name}_loss_scale"] = part.loss_scale.state()
         if self.ema is not None:
@@ -126,7 +132,7 @@ class Learner:
     def load_optimizers(self, state: dict[str, Any]) -> None:
         """Hand the part of a loaded `state()` back that no module holds (the modules' tensors were filled in place)."""
         for name, part in self.trained_parts:
-            set_optimizer_state_dict(part.module, part.optimizer, state[f"{name}_optimizer"])
+            part.load_optimizer_state(state[f"{name}_optimizer"])
             if part.loss_scale is not None:
                 part.loss_scale.load(state[f"{name}_loss_scale"])
 
@@ -147,14 +153,18 @@ def build_learner(
     """
     span = Span(config.epochs, steps_per_epoch, config.batch_size)
     ddp = launch.world_size > 1
+    sharding = None
+    if plan.dims:
+        work = head_workload(config, plan.dims, plan.num_classes, num_audit_draws(config), launch.device)
+        sharding = choose_sharding(config, work, launch.world_size, launch.device)
     model, origin = _initial_model(config, plan.num_classes, fresh)
     model.to(launch.device)
     if ddp and config.model.sync_batchnorm:
         synchronise_batch_norm(model, launch.device)
     adapt_module(model, config.runtime)
 
-    def trained(module: nn.Module, optim: OptimConfig) -> TrainedPart:
-        part = build_part(module, optim, config.schedule, span, ddp)
+    def trained(module: nn.Module, optim: OptimConfig, *, wrap: bool = ddp) -> TrainedPart:
+        part = build_part(module, optim, config.schedule, span, wrap)
         return part if config.precision != "fp16" else with_loss_scale(part, config.loss_scale, launch.device)
 
     backbone = FrozenPart(model) if config.model.frozen else trained(model, config.optim)
@@ -165,12 +175,16 @@ def build_learner(
         if not plan.dims or not num_draws:
             return None
         num_blocks = config.heads.num_blocks(plan.num_classes)
+        if sharding is not None and sharding.is_sharded:
+            shards = ClassShards.of_mesh(launch.mesh())
+            sharded = build_sharded_heads(config, plan.dims, name, num_draws, num_blocks, shards, launch.device)
+            return shard_part(trained(sharded, config.heads.optim, wrap=False))
         module = build_heads(config, plan.dims, name, num_draws, num_blocks).to(launch.device)
         adapt_module(module, config.runtime)
         return trained(module, config.heads.optim)
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))
-    return Learner(backbone, heads, audit, ema, plan.dims, origin)
+    return Learner(backbone, heads, audit, ema, plan.dims, origin, sharding)
 
 
 def _initial_model(config: Config, num_classes: int, fresh: bool) -> tuple[TappedModel, str]:
@@ -183,9 +197,28 @@ def _initial_model(config: Config, num_classes: int, fresh: bool) -> tuple[Tappe
 
 def build_heads(config: Config, dims: tuple[int, ...], name: str, num_draws: int, num_blocks: int = 1) -> RLPHeads:
     """Build heads, one for each tap and draw, from the stream `name`; `num_blocks` as for `RLPHeads`."""
-    seed, num_labels = stream_seed(config.seed, name), config.heads.num_labels
-    shape = {name: getattr(config.heads, name) for name in ("norm", "hidden", "dropout")}
-    return RLPHeads(dims, num_labels, num_draws, seed=seed, num_blocks=num_blocks, **shape)
+    return RLPHeads(dims, config.heads.num_labels, num_draws, num_blocks=num_blocks, **_head_options(config, name))
+
+
+def build_sharded_heads(
+    config: Config,
+    dims: tuple[int, ...],
+    name: str,
+    num_draws: int,
+    num_blocks: int,
+    shards: ClassShards,
+    device: torch.device,
+) -> ShardedRLPHeads:
+    """Build this rank's part of what `build_heads` builds, with the same weights, where it is to live."""
+    options = _head_options(config, name)
+    return ShardedRLPHeads(
+        dims, config.heads.num_labels, num_draws, num_blocks=num_blocks, shards=shards, device=device, **options
+    )
+
+
+def _head_options(config: Config, name: str) -> dict[str, Any]:
+    options = {name: getattr(config.heads, name) for name in ("norm", "hidden", "dropout")}
+    return {"seed": stream_seed(config.seed, name), **options}
 
 
 def num_audit_draws(config: Config) -> int:
@@ -196,5 +229,7 @@ def num_audit_draws(config: Config) -> int:
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Count the parameters of a module."""
+    """Count the parameters of a module; of heads that are sharded over ranks, those of all ranks."""
+    if isinstance(module, ShardedRLPHeads):
+        return module.num_parameters
     return sum(parameter.numel() for parameter in module.parameters())

@@ -5,12 +5,12 @@ the backbone would no longer be bit-identical with and without heads.
 
 Ranks agree without a message: DDP has averaged the gradients before they are looked at, so an infinity at one rank is an
 infinity at all of them, every rank leaves the same step out, and the scales stay equal. A part whose gradients are not
-all-reduced (classes sharded over ranks) would have to share what it found.
+all-reduced (classes sharded over ranks) shares what it found before it steps (`rlpheads.engine.learner.sharded_part`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,10 +38,16 @@ class LossScale:
         """Return a loss times the factor."""
         return self._scaler.scale(loss)
 
-    def step(self, optimizer: torch.optim.Optimizer, clip: Callable[[], None]) -> None:
-        """Divide the gradients by the factor, clip them, and step, unless one of them is not finite; move the factor."""
+    def step(self, optimizer: torch.optim.Optimizer, clip: Callable[[Sequence[Tensor]], None]) -> None:
+        """Divide the gradients by the factor, clip them, and step, unless one of them is not finite; move the factor.
+
+        Args:
+            optimizer: whose gradients they are.
+            clip: called with the numbers, 0-d on the device, that are above 0 where a gradient is not finite; it may change
+                them.
+        """
         self._scaler.unscale_(optimizer)
-        clip()
+        clip(list(self._scaler._found_inf_per_device(optimizer).values()))
         self._scaler.step(optimizer)
         self._scaler.update()
 

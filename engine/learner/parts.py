@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 from rlpheads.engine.config.learning import LossScaleConfig, OptimConfig, ScheduleConfig
@@ -59,7 +62,16 @@ class TrainedPart:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _clip(self) -> None:
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the optimizer's state, by reference, under the names of the parameters."""
+        return get_optimizer_state_dict(self.module, self.optimizer)
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Take up what `optimizer_state` returned."""
+        set_optimizer_state_dict(self.module, self.optimizer, state)
+
+    def _clip(self, overflows: Sequence[Tensor] = ()) -> None:
+        del overflows  # DDP has averaged the gradients: every rank finds the same
         if self.optim.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip_norm)
         if self.optim.clip_value is not None:

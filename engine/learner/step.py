@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
@@ -21,19 +21,23 @@ from rlpheads.engine.model.builder import Network
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
-from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms
+from rlpheads.memorization.heads.head_losses import GatheredLosses, HeadLosses, HeadTerms
+from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
 from rlpheads.memorization.records.ledger import Ledger
 
 
 class RowLosses(NamedTuple):
-    """What a forward pass says of every row of a batch; of a mixed row, of its own sample, but for what is trained."""
+    """What a forward pass says of every row of a batch; of a mixed row, of its own sample, but for what is trained.
+
+    Heads that are sharded over the ranks tell of the rows of all ranks; `own` is what they say of this batch.
+    """
 
     class_loss_B: Tensor
     trained_loss_B: Tensor
     class_hit_B: Tensor
     logits_BC: Tensor
-    heads: HeadLosses | None
-    audit: HeadLosses | None
+    heads: HeadLosses | GatheredLosses | None
+    audit: HeadLosses | GatheredLosses | None
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,19 @@ def forward_rows(network: Network, batch: Batch, table_MN: Tensor, routes: Route
     class_loss_B, trained_loss_B = routes.class_loss(logits, batch.targets, batch.partners)
     labels = _random_labels(table_MN, batch)
     own, audited = labels.of_draws(slice(routes.num_draws)), labels.of_draws(slice(routes.num_draws, None))
-    heads = None if network.heads is None else network.heads(taps, own.first_MB, routes.terms, own.pair)
-    audit = None if network.audit is None else network.audit(taps, audited.first_MB, HeadTerms(), audited.pair)
+    heads = _head_losses(network.heads, taps, own, routes.terms, batch)
+    audit = _head_losses(network.audit, taps, audited, HeadTerms(), batch)
     return RowLosses(class_loss_B, trained_loss_B, logits.argmax(-1) == batch.targets, logits, heads, audit)
+
+
+def _head_losses(
+    heads: nn.Module | None, taps: list[Tensor], labels: _RandomLabels, terms: HeadTerms, batch: Batch
+) -> HeadLosses | GatheredLosses | None:
+    if heads is None:
+        return None
+    of_all_ranks = {"valid_B": batch.index >= 0} if isinstance(heads, ShardedRLPHeads) else {}
+    losses: HeadLosses | GatheredLosses = heads(taps, labels.first_MB, terms, labels.pair, **of_all_ranks)
+    return losses
 
 
 class _RandomLabels(NamedTuple):
@@ -116,7 +130,7 @@ def record_rows(ledger: Ledger, batch: Batch, rows: RowLosses) -> None:
 
     Rows that could not be read are marked as skipped; how many is known to the host, so that nothing waits.
     """
-    heads = [losses for losses in (rows.heads, rows.audit) if losses is not None]
+    heads = [losses.own for losses in (rows.heads, rows.audit) if losses is not None]
     hit_TMB, bits_TMB, margin_TMB = (
         torch.cat([getattr(losses, name).detach() for losses in heads], dim=1) if heads else None
         for name in ("hit_TMB", "bits_TMB", "margin_TMB")
@@ -175,7 +189,7 @@ class TrainStep:
             trains[part] = terms.heads
             trains["backbone"] = trains["backbone"] + terms.backbone
             shares |= {prefix + name: value for name, value in terms.scalars.items()}
-            hits_TM = (losses.hit_TMB & valid_B).sum(-1) * scale
+            hits_TM = (losses.own.hit_TMB & valid_B).sum(-1) * scale
             shares |= {f"{prefix}rla_first": hits_TM[0].mean(), f"{prefix}rla_last": hits_TM[-1].mean()}
         self.learner.scaled(trains).backward()
         record_rows(self.ledger, batch, rows)

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from rlpheads.engine.config.errors import UserError
 from rlpheads.engine.distributed.launch import Launch
@@ -204,9 +205,10 @@ def load(checkpoint: Path, state: dict[str, Any], launch: Launch) -> None:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """Hash a module's names, types and bytes, for comparing two runs."""
+    """Hash a module's names, types and bytes, for comparing two runs. Collective where the module shows DTensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, part in sorted(module.state_dict().items()):
+        tensor = part.full_tensor() if isinstance(part, DTensor) else part
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.stop_flag import StopFlag
+from rlpheads.engine.learner.sharded_part import ShardedPart
 from rlpheads.engine.report.display import Display, calibration_text, percent
 from rlpheads.engine.report.evaluation_summary import summarize_ledger
 from rlpheads.engine.report.findings import Findings, TapFinding
@@ -50,8 +51,10 @@ def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: 
 
 
 def close_run(training: Training, outcome: Outcome, display: Display, warnings: tuple[str, ...]) -> None:
-    """Write the final status.json and print the last lines; at the main rank alone."""
+    """Write the final status.json and print the last lines, at the main rank. Collective."""
     hashes = _weight_hashes(training)
+    if not training.run.launch.is_main:
+        return
     facts: dict[str, Any] = {"step": training.num_updates, "weights_sha256": hashes, "warnings": warnings}
     facts["skipped"] = _skipped_in_last_epoch(training.run.folder)
     training.run.folder.write_status(outcome.status, outcome.reason, **facts, **_found_facts(outcome.findings))
@@ -62,8 +65,11 @@ def close_run(training: Training, outcome: Outcome, display: Display, warnings: 
 
 
 def _weight_hashes(training: Training) -> dict[str, str]:
-    modules = {name: part.module for name, part in training.learner.parts}
-    if training.learner.ema is not None:
+    """Hash the weights at the main rank; the others help where they hold a part of them. Collective."""
+    parts = dict(training.learner.parts)
+    is_main = training.run.launch.is_main
+    modules = {name: part.module for name, part in parts.items() if is_main or isinstance(part, ShardedPart)}
+    if is_main and training.learner.ema is not None:
         modules["ema"] = training.learner.ema.module
     return {name: weights_sha256(module) for name, module in modules.items()}
 

@@ -68,8 +68,7 @@ def _train(start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, l
                 known = None if start.point is None else start.point.record
                 training.run.log.open(training.num_updates, training.position.epoch, asdict(config), known)
             outcome = fit(training, display)
-            if launched.is_main:
-                close_run(training, outcome, display, start.warnings)
+            close_run(training, outcome, display, start.warnings)
     except BaseException as error:
         write_failure(folder, launched, error)
         explanation = explain_failure(error, folder)

@@ -17,6 +17,8 @@ def opening_lines(training: Training, *, fresh: bool) -> Iterator[str]:
     """Yield the first lines of a run; `fresh`: it begins, and resumes nothing."""
     yield _model_and_images(training)
     yield _arithmetic(training)
+    if training.learner.sharding is not None and training.learner.sharding.line:
+        yield training.learner.sharding.line
     if training.run.launch.device.type == "cpu":
         is_set = "OMP_NUM_THREADS" in os.environ
         advice = thread_advice(torch.get_num_threads(), local_world_size(), is_set=is_set)

@@ -57,6 +57,11 @@ class HeadLosses(NamedTuple):
     margin_TMB: Tensor
     """Logit of the label minus the greatest other logit."""
 
+    @property
+    def own(self) -> HeadLosses:
+        """The losses of this rank's rows: all of them."""
+        return self
+
 
 class GatheredLosses(NamedTuple):
     """What heads return whose classes are sharded over ranks: losses of the rows of all ranks, the same at every rank.

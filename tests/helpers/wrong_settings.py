@@ -250,4 +250,13 @@ NAMES = [
         ["--optim.name", "adahessian"],
         "optim.name: got 'adahessian'; allowed: an optimizer that needs first-order gradients only, such as adamw",
     ),
+    (
+        ["--heads.shard", "class", "--heads.optim.name", "lamb"],
+        "rmsproptf, sgd with heads.shard class: others look at whole matrices",
+    ),
+    (
+        ["--heads.shard", "class", "--heads.optim.clip_agc", "0.1"],
+        "heads.optim.clip_agc: got 0.1; allowed: null with heads.shard class, which holds no whole matrix; clip_norm and "
+        "clip_value can be used",
+    ),
 ]

@@ -1,0 +1,193 @@
+"""Whether the heads' classes are sharded over the ranks: bytes held and bytes sent, by arithmetic, both ways.
+
+With P parameters in the heads, N ranks, a global batch of G rows, T taps of width D and M draws, a rank
+
+* holding whole heads keeps (2 + S)·4·P bytes: weights, gradients and the S states of its optimizer, in fp32; it sends
+  2·(N−1)/N·4·P bytes a step, a ring's all-reduce of the gradients;
+* holding a range of the classes keeps an N-th of that (of ceil(K/N) classes), and sends (N−1)/N of G rows of features, labels
+  and pair weights, (N−1) times its partials, (7 or 8)·4·G·T·M bytes, and where a regulariser or the joint term trains the
+  backbone (N−1)/N of G rows of gradients in fp32. None of it grows with K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from rlpheads.engine.config.learning import OptimConfig
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.learner.optimizer import build_optimizer
+from rlpheads.engine.learner.sharded_part import ELEMENTWISE
+from rlpheads.memorization.heads.class_shards import ClassShards
+
+SHARE_FOR_HEADS = 0.5
+"""Share of a device's memory beyond which whole heads leave too little for the network and its activations."""
+
+
+class HeadCosts(NamedTuple):
+    """What the heads cost one rank."""
+
+    memory: int
+    """Bytes of weights, gradients and optimizer states."""
+    traffic: int
+    """Bytes that the rank sends in a training step."""
+
+    def __str__(self) -> str:
+        return f"{_in_units(self.memory)} a rank, {_in_units(self.traffic)} sent a step"
+
+
+class ShardChoice(NamedTuple):
+    """How the heads are held, and why."""
+
+    is_sharded: bool
+    line: str
+    """What is said of it, with the numbers of both ways; empty where there was nothing to choose."""
+
+
+@dataclass(frozen=True)
+class HeadWorkload:
+    """The heads of a run, and what of a training step their costs depend on.
+
+    Attributes:
+        dims: width D of every tap.
+        num_classes: labels of a head, over the blocks of all classes.
+        draws: draws of the heads, and those of the audit heads.
+        hidden: units of hidden layers, or None.
+        num_rows: rows of the global batch, G.
+        trained_dims: widths of the taps whose features a regulariser or the joint term trains.
+        mixed: whether rows have two labels.
+        feature_bytes: bytes of a number of the features as they travel.
+        num_states: numbers that the optimizer keeps for each parameter.
+    """
+
+    dims: tuple[int, ...]
+    num_classes: int
+    draws: tuple[int, int]
+    hidden: int | None
+    num_rows: int
+    trained_dims: tuple[int, ...]
+    mixed: bool
+    feature_bytes: int
+    num_states: int
+
+    @property
+    def num_heads(self) -> int:
+        """Heads over all taps and draws."""
+        return len(self.dims) * sum(self.draws)
+
+    def num_parameters(self, num_classes: int) -> int:
+        """Parameters of all heads that hold so many classes; hidden layers count whole."""
+        widths = [(dim, self.hidden or dim) for dim in self.dims]
+        linear = sum(num_classes * (width + 1) for _, width in widths)
+        layers = sum(width * (dim + 1) for dim, width in widths) if self.hidden else 0
+        return (linear + layers) * sum(self.draws)
+
+    def whole(self, world_size: int) -> HeadCosts:
+        """Costs of heads that every rank holds whole."""
+        parameters = self.num_parameters(self.num_classes)
+        return HeadCosts(self._memory(parameters), 2 * (world_size - 1) * 4 * parameters // world_size)
+
+    def sharded(self, world_size: int) -> HeadCosts:
+        """Costs of heads whose classes are sharded: of the first rank, which holds the most."""
+        held = -(-self.num_classes // world_size)
+        rows_of_others = (world_size - 1) * self.num_rows // world_size
+        partials = (world_size - 1) * self.num_rows * self.num_heads * 4 * (8 if self.mixed else 7)
+        layers = 2 * 4 * self.num_parameters(0) * (world_size - 1) // world_size
+        traffic = rows_of_others * (self._bytes_forward + self._bytes_backward) + partials + layers
+        return HeadCosts(self._memory(self.num_parameters(held)), traffic)
+
+    @property
+    def _bytes_forward(self) -> int:
+        """Bytes of one row's features, labels and weights; heads and audit heads are told of them one by one."""
+        total = 0
+        for draws in filter(None, self.draws):
+            inputs = sum(self.dims) if self.hidden is None else self.hidden * len(self.dims) * draws
+            total += inputs * self.feature_bytes + 1 + 4 * draws + (4 * draws + 4 if self.mixed else 0)
+        return total
+
+    @property
+    def _bytes_backward(self) -> int:
+        """Bytes of one row's gradients, in fp32: of the features that are trained, and of hidden layers' outputs."""
+        if self.hidden is None:
+            return 4 * sum(self.trained_dims)
+        return 4 * self.hidden * (self.num_heads + len(self.trained_dims) * self.draws[0])
+
+    def _memory(self, parameters: int) -> int:
+        return (2 + self.num_states) * 4 * parameters
+
+
+def choose_sharding(config: Config, work: HeadWorkload, world_size: int, device: torch.device) -> ShardChoice:
+    """Decide as `heads.shard` says; auto: shard where that sends less, or where whole heads would not fit."""
+    setting = config.heads.shard
+    if setting == "none" or world_size == 1:
+        return ShardChoice(setting == "class", "")
+    whole, sharded = work.whole(world_size), work.sharded(world_size)
+    if setting == "class":
+        return ShardChoice(True, f"heads.shard class: {sharded}; none: {whole}")
+    reason = _reason_against(config, work, world_size)
+    if reason is None and whole.memory > _memory_of(device) * SHARE_FOR_HEADS:
+        return ShardChoice(True, f"heads.shard auto: class ({sharded}), as whole heads would not fit: {whole}")
+    if reason is None and sharded.traffic < whole.traffic:
+        return ShardChoice(True, f"heads.shard auto: class ({sharded}), which sends less than none ({whole})")
+    reason = reason or "which sends less"
+    return ShardChoice(False, f"heads.shard auto: none ({whole}), {reason}; class: {sharded}")
+
+
+def _reason_against(config: Config, work: HeadWorkload, world_size: int) -> str | None:
+    if ClassShards(0, world_size).has_empty_range(work.num_classes):
+        return f"as {work.num_classes} labels over {world_size} ranks would leave some without any"
+    if config.heads.optim.name not in ELEMENTWISE:
+        return f"as {config.heads.optim.name} looks at whole matrices"
+    if config.heads.optim.clip_agc is not None:
+        return "as heads.optim.clip_agc needs whole matrices"
+    return None
+
+
+def head_workload(
+    config: Config, dims: tuple[int, ...], num_image_classes: int, num_audit_draws: int, device: torch.device
+) -> HeadWorkload:
+    """Describe the heads of a run whose labels are settled."""
+    heads, mix = config.heads, config.data.mix
+    trained_dims: tuple[int, ...] = ()
+    if heads.joint > 0 or (config.regularizer.factor > 0 and config.regularizer.taps == "all"):
+        trained_dims = dims
+    elif config.regularizer.factor > 0:  # which of them is the model's to say: taps differ little in width
+        trained_dims = dims[: len(config.regularizer.taps)]
+    return HeadWorkload(
+        dims=dims,
+        num_classes=heads.num_labels * heads.num_blocks(num_image_classes),
+        draws=(heads.draws, num_audit_draws),
+        hidden=heads.hidden,
+        num_rows=config.batch_size,
+        trained_dims=trained_dims,
+        mixed=mix.mixup > 0 or mix.cutmix > 0 or mix.cutmix_minmax is not None,
+        feature_bytes=4 if device.type == "cpu" or config.precision == "fp32" else 2,
+        num_states=num_optimizer_states(heads.optim),
+    )
+
+
+def num_optimizer_states(optim: OptimConfig) -> int:
+    """Return how many numbers an optimizer keeps for each parameter: those of a tiny layer after one step."""
+    with torch.random.fork_rng(devices=[]):
+        layer = nn.Linear(2, 3)
+        optimizer = build_optimizer(layer, optim, optim.lr)
+        layer(torch.zeros(1, 2)).sum().backward()
+        optimizer.step()
+    states = optimizer.state[layer.weight].values()
+    return sum(isinstance(state, torch.Tensor) and state.shape == layer.weight.shape for state in states)
+
+
+def _memory_of(device: torch.device) -> float:
+    if device.type != "cuda":
+        return float("inf")
+    return float(torch.cuda.get_device_properties(device).total_memory)
+
+
+def _in_units(num_bytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes} B"

@@ -1,0 +1,89 @@
+"""Heads whose classes are sharded over the ranks, as a trained part: no wrapper, an optimizer over the rank's own range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+
+from rlpheads.engine.learner.parts import TrainedPart
+from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
+
+ELEMENTWISE = frozenset(
+    {"adam", "adamw", "nadam", "nadamw", "adamax", "radam", "adabelief", "lion"}
+    | {"sgd", "momentum", "rmsprop", "rmsproptf", "adadelta", "adagrad"}
+)
+"""timm names of optimizers that change every number of a weight by its own gradient and state alone, so that a range of the
+classes learns what it would in the whole head. Others look at a whole matrix or its norm (muon, lamb, lars, adafactor, …)."""
+
+
+@dataclass(frozen=True)
+class ShardedPart(TrainedPart):
+    """Heads that are sharded by class, with an optimizer of this rank's range.
+
+    Gradients are whole as they come: none but those of hidden layers is summed over the ranks. What all ranks must agree on
+    travels in one message of a few numbers: the squared norm of the gradient, and whether fp16 overflowed anywhere.
+    """
+
+    @property
+    def heads(self) -> ShardedRLPHeads:
+        """The heads."""
+        assert isinstance(self.module, ShardedRLPHeads)
+        return self.module
+
+    def update(self, num_updates: int) -> None:
+        """See `TrainedPart.update`. Collective."""
+        self.heads.sum_replicated_gradients()
+        super().update(num_updates)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the optimizer's state, what belongs to a range of classes as DTensors on the same memory."""
+        heads, state = self.heads, super().optimizer_state()
+        held = {f"heads.{name}": parameter for name, parameter in heads.heads.named_parameters()}
+        for name in held.keys() & state["state"].keys():
+            state["state"][name] = {
+                key: heads.shards.as_dtensor(value, heads.num_classes)
+                if isinstance(value, Tensor) and value.shape == held[name].shape
+                else value
+                for key, value in state["state"][name].items()
+            }
+        return state
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Take up what `optimizer_state` returned, filled from a checkpoint of any number of ranks."""
+        of_parameters = {
+            name: {key: value.to_local() if isinstance(value, DTensor) else value for key, value in states.items()}
+            for name, states in state["state"].items()
+        }
+        super().load_optimizer_state({**state, "state": of_parameters})
+
+    def _clip(self, overflows: Sequence[Tensor] = ()) -> None:
+        """Clip by the norm over the classes of all ranks, and share their overflows, in one message."""
+        if self.optim.clip_value is not None:
+            clip_grad_value_(self.module.parameters(), self.optim.clip_value)
+        gradients = [parameter.grad for parameter in self.heads.heads.parameters() if parameter.grad is not None]
+        numbers = list(overflows)
+        if self.optim.clip_norm is not None:
+            numbers.append(get_total_norm(gradients).square())
+        if not numbers:
+            return
+        summed = torch.stack(numbers)
+        self.heads.shards.sum_over_ranks(summed)
+        for overflow, total in zip(overflows, summed, strict=False):
+            overflow.copy_(total.clamp(max=1))
+        if self.optim.clip_norm is not None:
+            replicated = [
+                parameter.grad for parameter in self.heads.replicated_parameters() if parameter.grad is not None
+            ]
+            squared = summed[-1] + get_total_norm(replicated).square() if replicated else summed[-1]
+            clip_grads_with_norm_(self.module.parameters(), self.optim.clip_norm, squared.sqrt())
+
+
+def shard_part(part: TrainedPart) -> ShardedPart:
+    """Return the part as one whose heads are sharded."""
+    return ShardedPart(**{field.name: getattr(part, field.name) for field in fields(part)})

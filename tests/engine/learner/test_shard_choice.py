@@ -1,0 +1,102 @@
+"""Whether heads are sharded: bytes held and bytes sent, and what is said of them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlpheads.engine.config.command_line import parse_config
+from rlpheads.engine.config.learning import OptimConfig
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.learner import shard_choice
+from rlpheads.engine.learner.shard_choice import HeadWorkload, choose_sharding, head_workload, num_optimizer_states
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def imagenet() -> Config:
+    return parse_config(["--config", "configs/imagenet_vit_b.yaml", "--heads.shard", "auto"])
+
+
+def workload(config: Config, device: torch.device = CPU) -> HeadWorkload:
+    return head_workload(config, (768,) * 12, 1000, 0, device)
+
+
+def test_costs_of_the_headline_job(imagenet):
+    """Twelve heads of 100,000 labels at D = 768 over eight ranks, in half precision on GPUs."""
+    work = workload(imagenet, GPU)
+    whole, sharded = work.whole(8), work.sharded(8)
+    num_parameters = 12 * 100_000 * 769
+    assert whole == (16 * num_parameters, 2 * 7 * 4 * num_parameters // 8)
+    assert sharded.memory == 16 * num_parameters // 8
+    of_features, of_partials = 7 * 128 * (12 * 768 * 2 + 1 + 4), 7 * 1024 * 12 * 7 * 4
+    assert sharded.traffic == of_features + of_partials
+    assert (
+        workload(replace(imagenet, heads=replace(imagenet.heads, labels=10)), GPU).sharded(8).traffic == sharded.traffic
+    )
+
+
+def test_audit_heads_hidden_layers_pairs_and_trained_features_cost_more(imagenet):
+    work = workload(imagenet)
+    plain = work.sharded(8).traffic
+    rows = 7 * 128
+    assert replace(work, trained_dims=(768, 768)).sharded(8).traffic - plain == rows * 4 * 2 * 768
+    assert replace(work, draws=(1, 1)).sharded(8).traffic - plain == rows * (12 * 768 * 4 + 5) + 7 * 1024 * 12 * 7 * 4
+    assert replace(work, mixed=True).sharded(8).traffic - plain == rows * 8 + 7 * 1024 * 12 * 4
+    hidden = replace(work, hidden=64)
+    layers = 12 * 64 * 769
+    assert hidden.num_parameters(10) == 12 * 10 * 65 + layers
+    assert hidden.sharded(8).memory == 16 * (12 * 12_500 * 65 + layers)
+
+
+def test_auto_takes_what_sends_less_and_says_both(imagenet):
+    chosen = choose_sharding(imagenet, workload(imagenet), 8, CPU)
+    assert chosen.is_sharded
+    assert chosen.line == (
+        "heads.shard auto: class (1.85 GB a rank, 35.4 MB sent a step), which sends less than none "
+        "(14.8 GB a rank, 6.46 GB sent a step)"
+    )
+    few = replace(imagenet, heads=replace(imagenet.heads, labels=100))
+    refused = choose_sharding(few, workload(few), 8, CPU)
+    assert not refused.is_sharded
+    assert refused.line == (
+        "heads.shard auto: none (14.8 MB a rank, 6.46 MB sent a step), which sends less; "
+        "class: 1.92 MB a rank, 35.4 MB sent a step"
+    )
+
+
+def test_auto_shards_what_does_not_fit_though_it_sends_more(imagenet, monkeypatch):
+    few = replace(imagenet, heads=replace(imagenet.heads, labels=100))
+    monkeypatch.setattr(shard_choice, "_memory_of", lambda _device: 2e7)
+    chosen = choose_sharding(few, workload(few), 8, CPU)
+    assert chosen.is_sharded
+    assert "as whole heads would not fit" in chosen.line
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"optim": OptimConfig("lamb")}, "as lamb looks at whole matrices"),
+        ({"optim": OptimConfig(clip_agc=0.1)}, "as heads.optim.clip_agc needs whole matrices"),
+        ({"labels": 10}, "as 10 labels over 16 ranks would leave some without any"),
+    ],
+)
+def test_auto_says_why_it_cannot_shard(imagenet, changes, reason):
+    config = replace(imagenet, heads=replace(imagenet.heads, **changes))
+    chosen = choose_sharding(config, workload(config), 16, CPU)
+    assert not chosen.is_sharded
+    assert reason in chosen.line
+
+
+@pytest.mark.parametrize(("setting", "is_sharded"), [("none", False), ("auto", False), ("class", True)])
+def test_one_rank_has_nothing_to_choose(imagenet, setting, is_sharded):
+    config = replace(imagenet, heads=replace(imagenet.heads, shard=setting))
+    assert choose_sharding(config, workload(config), 1, CPU) == (is_sharded, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "momentum", "expected"), [("adamw", 0.9, 2), ("sgd", 0.9, 1), ("momentum", 0.0, 0), ("lion", 0.9, 1)]
+)
+def test_states_that_an_optimizer_keeps(name, momentum, expected):
+    assert num_optimizer_states(OptimConfig(name, momentum=momentum)) == expected
