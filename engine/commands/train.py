@@ -10,8 +10,8 @@ import argparse
 import os
 
 from rlpheads.engine import exit_codes, train
-from rlpheads.engine.config.command_line import help_text
 from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.help import help_text
 from rlpheads.engine.config.launcher_options import read_launcher_options
 from rlpheads.engine.config.launcher_variables import check_one_process
 from rlpheads.engine.distributed.cores import num_threads
@@ -38,7 +38,13 @@ _NODES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the launcher's arguments; all else on the command line are settings."""
     parser.usage = "rlpheads train [--nproc-per-node N] [--config FILE ...] [--KEY VALUE ...]"
-    parser.add_argument("-h", "--help", dest="wants_help", action="store_true", help="print this and every key")
+    parser.add_argument(
+        "-h",
+        "--help",
+        dest="wants_help",
+        action="store_true",
+        help="print this and every key, or one section: --help data",
+    )
     ranks = parser.add_argument_group("ranks", "one process for each GPU; torchrun's names")
     nodes = parser.add_argument_group("several nodes", "the same command on each, but for --node-rank")
     for group, options in ((ranks, _RANKS), (nodes, _NODES)):
@@ -52,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train; return the exit code of the ranks, 2 for settings that cannot be used."""
     if arguments.wants_help:
-        arguments.parser.print_help()
-        print(f"\n{help_text()}", end="")
-        return exit_codes.DONE
+        return _print_help(arguments)
     standard_streams.keep_running()
     settings: list[str] = arguments.settings
     try:
@@ -73,6 +77,19 @@ def run(arguments: argparse.Namespace) -> int:
         return exit_codes.report_error(error)
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
+
+
+def _print_help(arguments: argparse.Namespace) -> int:
+    section = next((word for word in arguments.settings if not word.startswith("-")), None)
+    try:
+        text = help_text(section)
+    except ConfigError as error:
+        return exit_codes.report_error(error)
+    if section is None:
+        arguments.parser.print_help()
+        print()
+    print(text, end="")
+    return exit_codes.DONE
 
 
 def _share_cores(num_ranks: int) -> None:

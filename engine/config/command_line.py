@@ -5,16 +5,14 @@ every flag in the order given, wherever the flags stand among the files. A layer
 such as `model.args` are merged key by key. Without any file, configs/cifar100_wrn.yaml is the one that is read.
 The names of `rlpheads.engine.config.reference_names` stand for keys, on the command line and at the top of a file.
 
-jsonargparse builds the help from the dataclasses and their docstrings. Values are read here, since it would alter them:
-after a strict parse it still turns the text '1e3' inside `model.args` into 1000.0 and 'null' into null, drops keys such
-as `__path__`, accepts null, .inf and .nan for a plain number and a scalar for a whole group.
+jsonargparse writes the help (`rlpheads.engine.config.help`). Values are read here, since it would alter them: after a strict
+parse it still turns the text '1e3' inside `model.args` into 1000.0 and 'null' into null, drops keys such as `__path__`, accepts
+null, .inf and .nan for a plain number and a scalar for a whole group.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,26 +20,19 @@ from typing import Any, NamedTuple, get_origin, get_type_hints
 
 from rlpheads.engine.config.errors import ConfigError, nearest, show_value
 from rlpheads.engine.config.files import SHIPPED, dump_yaml, find_config_file, read_config_file
+from rlpheads.engine.config.help import USAGE, help_text, wanted_section
+from rlpheads.engine.config.keys import known_keys
 from rlpheads.engine.config.launcher_options import LAUNCHER_OPTIONS
 from rlpheads.engine.config.launcher_variables import is_first
 from rlpheads.engine.config.paths import PATH_KEYS, expand_path
-from rlpheads.engine.config.reference_names import FILE_FLAG, REFERENCE_NAMES, SWITCHES, names_of, translate
+from rlpheads.engine.config.reference_names import FILE_FLAG, REFERENCE_NAMES, SWITCHES, translate
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.values import convert_text, convert_value, describe
 
-__all__ = ["ConfigError", "dump_config", "help_text", "parse_config"]
+__all__ = ["ConfigError", "dump_config", "parse_config"]
 
 _DEFAULT = SHIPPED / "cifar100_wrn.yaml"
 _MODEL_NAME = re.compile(r"[\w.:/@-]+")
-_USAGE = "torchrun engine/train.py [--config FILE ...] [--KEY VALUE ...]"
-_EPILOG = """\
-Files are YAML or TOML and are layered in the order given; flags override files. A flag is a key of the file with dots:
---optim.lr 3e-4, --heads.taps 0,-1, --model.args.depth 6. A switch may stand alone: --verbose is --verbose true.
---config takes the name of a file that comes with rlpheads, too: digits_vit. ~ and $NAME in paths are expanded.
-An entry of model.args from an earlier file is removed with null.
-
-Without a file, configs/cifar100_wrn.yaml is read; the defaults below are those of keys that no file names.
---ifile FILE layers FILE over configs/cifar100_wrn.yaml. The names in "also:" are the reference system's."""
 
 
 class _Flag(NamedTuple):
@@ -58,7 +49,8 @@ def _ignore_note(line: str) -> None:
 def parse_config(argv: Sequence[str], note: Callable[[str], None] = _ignore_note) -> Config:
     """Return the configuration that the command line `argv` (without the program's name) describes.
 
-    `-h` or `--help` prints every key with its meaning and default, and exits with 0 (under torchrun, rank 0 prints).
+    `-h` or `--help` prints every key with its meaning and default, `--help data` those of a section, and exits with 0 (under
+    torchrun, rank 0 prints).
 
     Args:
         argv: the command line.
@@ -69,8 +61,9 @@ def parse_config(argv: Sequence[str], note: Callable[[str], None] = _ignore_note
         ConfigError: with the one message a user needs: where, what was given, what is allowed.
     """
     if "-h" in argv or "--help" in argv:
+        text = help_text(wanted_section(argv))
         if is_first("RANK"):
-            print(help_text())
+            print(text)
         raise SystemExit(0)
     flags = _split(argv)
     files = [file for flag in flags if flag.name in _FILE_FLAGS for file in _files_of(flag)]
@@ -112,47 +105,6 @@ def dump_config(config: Config) -> str:
     return dump_yaml(dataclasses.asdict(config))
 
 
-def help_text() -> str:
-    """Return the help: every key with its meaning, type and default."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(usage=_USAGE, description=f"Train a classifier and measure what it memorises.\n\n{_EPILOG}")
-    parser.add_argument("--config", metavar="FILE", help="YAML or TOML file of keys; may be given several times.")
-    parser.add_argument(f"--{FILE_FLAG}", metavar="FILE", help="The same, over configs/cifar100_wrn.yaml.")
-    parser.add_class_arguments(Config)
-    for action in parser._actions:  # hide what jsonargparse adds and is not accepted here: --optim FILE, --heads.taps+
-        action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
-        if action.dest in _schema().groups:
-            action.help = argparse.SUPPRESS
-        elif names := names_of(action.dest):
-            action.help = f"{action.help} Also: {', '.join(f'--{name}' for name in names)}."
-    return parser.format_help()
-
-
-class _Schema(NamedTuple):
-    leaves: dict[str, Any]
-    """Type hint by dotted key."""
-    groups: dict[str, list[str]]
-    """Keys directly below, by the dotted key of a group."""
-
-
-@functools.cache
-def _schema() -> _Schema:
-    schema = _Schema({}, {})
-
-    def visit(cls: type, prefix: str) -> None:
-        for name, hint in get_type_hints(cls).items():
-            if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-                schema.groups[prefix + name] = [f"{prefix}{name}.{below}" for below in get_type_hints(hint)]
-                visit(hint, f"{prefix}{name}.")
-            else:
-                schema.leaves[prefix + name] = hint
-
-    visit(Config, "")
-    return schema
-
-
 def _split(argv: Sequence[str]) -> list[_Flag]:
     """Split a command line into flags: `--name=value`, or `--name` and what follows unless that begins with `--`."""
     flags: list[_Flag] = []
@@ -192,7 +144,7 @@ def _default_file() -> Path:
 def _read_file(file: str, values: dict[str, Any], note: Callable[[str], None]) -> None:
     """Override `values` by a file, in place."""
     for given, key, value in _walk(read_config_file(file), file, values):
-        values[key] = _layer(values[key], convert_value(f"{file}: {given}", value, _schema().leaves[key]))
+        values[key] = _layer(values[key], convert_value(f"{file}: {given}", value, known_keys().leaves[key]))
         if given != key:
             note(f"{file}: {given} sets {key} to {show_value(values[key])}")
 
@@ -202,12 +154,12 @@ def _read_flag(flag: _Flag, values: dict[str, Any]) -> tuple[str, Any]:
     key = flag.name.removeprefix("--")
     if _is_reference_name(key, flag.text) and flag.name.startswith("--"):
         return _read_reference_flag(flag, key, values)
-    if key in _schema().groups:
+    if key in known_keys().groups:
         raise ConfigError(_group_given_a_value("", key, dashes="--", given=flag.text))
     field, entry = _find_field(key)
     if not field or not flag.name.startswith("--"):
         raise ConfigError(_unknown(flag.name, key, dashes="--"))
-    field_hint = _schema().leaves[field]
+    field_hint = known_keys().leaves[field]
     hint = Any if entry else field_hint
     text = "true" if flag.text is None and hint is bool else flag.text
     if text is None:
@@ -224,12 +176,12 @@ def _is_reference_name(name: str, value: object) -> bool:
     """Whether a name is the reference system's; `model` is a group here unless it is given the name of a model."""
     if name not in REFERENCE_NAMES:
         return False
-    return name not in _schema().groups or (isinstance(value, str) and _MODEL_NAME.fullmatch(value) is not None)
+    return name not in known_keys().groups or (isinstance(value, str) and _MODEL_NAME.fullmatch(value) is not None)
 
 
 def _read_reference_flag(flag: _Flag, name: str, values: dict[str, Any]) -> tuple[str, Any]:
     key = REFERENCE_NAMES[name].key
-    hint = _schema().leaves[key]
+    hint = known_keys().leaves[key]
     text = "true" if flag.text is None and name in SWITCHES else flag.text
     if text is None:
         raise ConfigError(f"{flag.name}: a value is missing; allowed: {describe(hint)}")
@@ -239,7 +191,7 @@ def _read_reference_flag(flag: _Flag, name: str, values: dict[str, Any]) -> tupl
 
 def _find_field(key: str) -> tuple[str, str]:
     """Split a dotted key into its field and the entry of a mapping field (model.args, depth); "" where there is none."""
-    leaves = _schema().leaves
+    leaves = known_keys().leaves
     if key in leaves:
         return key, ""
     field = next((leaf for leaf in leaves if key.startswith(f"{leaf}.") and get_origin(leaves[leaf]) is dict), "")
@@ -253,14 +205,14 @@ def _walk(
     """Yield (name as given, dotted key, raw value) of a file's mapping; every key is checked against the dataclasses."""
     for name, value in mapping.items():
         key = prefix + name
-        if "." in name and key in _schema().leaves:
+        if "." in name and key in known_keys().leaves:
             raise ConfigError(f"{file}: {key}: a dotted key; allowed in a file: nested keys, {_nested(key)}")
-        if key in _schema().leaves:
+        if key in known_keys().leaves:
             yield key, key, value
         elif _is_reference_name(key, value):
             meant = REFERENCE_NAMES[key].key
             yield key, meant, translate(f"{file}: {key}", key, value, values[meant])
-        elif key not in _schema().groups:
+        elif key not in known_keys().groups:
             raise ConfigError(f"{file}: {_unknown(key, key, dashes='')}")
         elif isinstance(value, dict):
             yield from _walk(value, file, values, f"{key}.")
@@ -274,14 +226,14 @@ def _nested(key: str) -> str:
 
 
 def _group_given_a_value(where: str, key: str, *, dashes: str, given: object) -> str:
-    below = ", ".join(dashes + name for name in _schema().groups[key])
+    below = ", ".join(dashes + name for name in known_keys().groups[key])
     return f"{where}{dashes}{key}: got {show_value(given)}, but this is a group; allowed: the keys in it: {below}"
 
 
 def _unknown(given: str, key: str, *, dashes: str) -> str:
     """Say that there is no such key, and which was meant: one that ends alike (`lr`), else the one spelt most alike."""
-    alike = [leaf for leaf in _schema().leaves if leaf.rpartition(".")[2] == key.rpartition(".")[2]]
-    known = [*_schema().leaves, *_schema().groups, *REFERENCE_NAMES, "config", FILE_FLAG]
+    alike = [leaf for leaf in known_keys().leaves if leaf.rpartition(".")[2] == key.rpartition(".")[2]]
+    known = [*known_keys().leaves, *known_keys().groups, *REFERENCE_NAMES, "config", FILE_FLAG]
     launchers = {name.replace("-", "_"): name for name in LAUNCHER_OPTIONS} if dashes else {}
     close = nearest(key.replace("-", "_"), [*known, *launchers])
     if close in launchers and not alike:
@@ -297,7 +249,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         key = prefix + name
-        flat.update({key: value} if key in _schema().leaves else _flatten(value, f"{key}."))
+        flat.update({key: value} if key in known_keys().leaves else _flatten(value, f"{key}."))
     return flat
 
 
@@ -318,4 +270,4 @@ def _build(cls: type[Any], values: dict[str, Any], prefix: str = "") -> Any:
 
 
 def _nothing_given() -> str:
-    return f"no configuration given, and there is no {_DEFAULT} to read; allowed: {_USAGE}"
+    return f"no configuration given, and there is no {_DEFAULT} to read; allowed: {USAGE}"

@@ -25,6 +25,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import ReadItem
 
+from rlpheads.engine.config.errors import UserError
+
 FILE = ".metadata"
 
 
@@ -44,7 +46,7 @@ def _classes_of_the_format() -> dict[tuple[str, str], Any]:
 _CLASSES = _classes_of_the_format()
 
 
-class MetadataError(ValueError):
+class MetadataError(UserError):
     """The metadata is no checkpoint's, or asks for what no checkpoint needs; the message says for what."""
 
 

@@ -15,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlpheads.engine.config.command_line import ConfigError, dump_config, help_text, parse_config
+from rlpheads.engine.config.command_line import ConfigError, dump_config, parse_config
 from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.reference_names import REFERENCE_NAMES
 from rlpheads.engine.config.schema import Config
@@ -200,38 +200,6 @@ def fields_of(cls: type, prefix: str = "") -> list[tuple[str, Any]]:
     for name, hint in get_type_hints(cls).items():
         pairs += fields_of(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [(prefix + name, hint)]
     return pairs
-
-
-def test_help_has_every_key_with_its_meaning_and_default() -> None:
-    words = " ".join(help_text().split())
-    for key, _ in fields_of(Config):
-        assert f" --{key} " in words
-    assert "Seed of all streams of random numbers. (type: int, default: 0)" in words
-    decay = "not applied to biases, norms and what the model excludes (position embeddings, class token)."
-    assert f"{decay} (type: float, default: 0.05)" in words
-    assert f"{decay} (type: float, default: 0.0)" in words
-
-
-def test_every_key_has_a_meaning() -> None:
-    for line in " ".join(help_text().split()).split(" --")[1:]:
-        assert not line.split(" ", 2)[-1].startswith("(type:"), line
-
-
-def test_help_offers_no_flag_that_would_be_refused() -> None:
-    offered = {word.rstrip(",") for line in help_text().splitlines() for word in line.split()[:1] if line[:4] == "  --"}
-    assert offered == {"--config", "--ifile", *(f"--{key}" for key, _ in fields_of(Config))}
-
-
-@pytest.mark.parametrize("argv", [["-h"], ["--epochs", "x", "--help"]])
-def test_help_is_printed_by_rank_0_alone(
-    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for rank, printed in (("0", True), ("1", False)):
-        monkeypatch.setenv("RANK", rank)
-        with pytest.raises(SystemExit) as exit_:
-            parse_config(argv)
-        assert exit_.value.code == 0
-        assert ("--heads.taps" in capsys.readouterr().out) is printed
 
 
 def test_parsing_imports_neither_torch_nor_timm() -> None:

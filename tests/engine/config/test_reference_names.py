@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlpheads.engine.config.command_line import help_text, parse_config
+from rlpheads.engine.config.command_line import parse_config
+from rlpheads.engine.config.help import help_text
 from rlpheads.engine.config.reference_names import REFERENCE_NAMES
 from rlpheads.engine.config.schema import Config
 
