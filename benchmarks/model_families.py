@@ -138,7 +138,7 @@ def _step(config: Config, model: TappedModel, dims: tuple[int, ...]) -> str:
     if wrong := list(_bad_gradients({"backbone": model, "heads": heads})):
         return "; ".join(wrong)
     for part in parts:
-        part.update(0)
+        part.update(0, part.gradient_norm())
     return ""
 
 

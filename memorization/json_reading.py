@@ -56,6 +56,8 @@ def check_kinds(found: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
 def read_rows(path: Path, kinds: Mapping[str, Kind]) -> Iterator[dict[str, Any]]:
     """Yield the mappings of a file of one a line: what `kinds` names, and figures (numbers, nulls, lists of both).
 
+    A row whose `kind` is event holds text as well.
+
     A last line without its end was torn by the death of the run and is left out.
 
     Raises:
@@ -65,7 +67,7 @@ def read_rows(path: Path, kinds: Mapping[str, Kind]) -> Iterator[dict[str, Any]]
         try:
             row = parse_mapping(line, kinds)
             for key in row.keys() - kinds.keys():
-                if not _is_figure(row[key]):
+                if not _is_figure(row[key]) and not (row.get("kind") == "event" and type(row[key]) is str):
                     raise DamagedJsonError(f"{key} is {repr(row[key])[:_MOST_SHOWN]}, which is no number")
         except DamagedJsonError as error:
             if line.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""Settings of what learns: model, random-label heads, regularizer, optimizers, schedule, loss scale and early stopping."""
+"""Settings of what learns: model, heads, regularizer, optimizers, schedule, loss scale, stability and early stopping."""
 
 from __future__ import annotations
 
@@ -216,6 +216,28 @@ class EarlyStoppingConfig:
     """Figure that must improve, on the held-out images; eval_ema_...: of the averaged weights (EMA)."""
     min_delta: float = 0.0
     """Improvement over the best figure so far that must be exceeded to count as one."""
+
+
+@dataclass(frozen=True)
+class StabilityConfig:
+    """Training stability: steps that are not finite, spikes, and replicas that drift apart. Changes no finite step."""
+
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """What a loss or gradient that is not finite does; its update is never taken. stop: end the run at the next log
+    line; skip: leave the batch out, its rows of the ledger skipped, and after more than max_skipped in a row roll back;
+    rollback: go back to the last checkpoint at once and leave the batch out from then on."""
+    max_skipped: int = 3
+    """Batches in a row that are skipped (on_nonfinite skip) before the run rolls back to its last checkpoint and leaves
+    them out."""
+    max_rollbacks: int = 3
+    """Roll-backs to one checkpoint, and restarts by a launcher that end at one step, before the run stops for good."""
+    spike_window: int = 100
+    """Steps over which the mean and deviation of loss and gradient norms are (exponentially) averaged, for z-scores."""
+    spike_z: float = 10.0
+    """z-score of the class loss or a gradient norm from which on a step is named as a spike."""
+    drift_every: int = 100
+    """Steps between comparisons of a hash of the weights over the ranks, which ends the run where one differs; each
+    reads every weight once. 0: none."""
 
 
 @dataclass(frozen=True)

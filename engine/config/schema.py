@@ -20,6 +20,7 @@ from rlpheads.engine.config.learning import (
     OptimConfig,
     RegularizerConfig,
     ScheduleConfig,
+    StabilityConfig,
 )
 from rlpheads.engine.config.run import CheckpointConfig, EvalConfig, LedgerConfig, LogConfig, RunConfig, RuntimeConfig
 
@@ -56,6 +57,7 @@ class Config:
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)

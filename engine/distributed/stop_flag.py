@@ -8,6 +8,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from rlpheads.engine.distributed.launch import Launch
 from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS, ignored_stop_signals
 
 
@@ -59,3 +60,10 @@ class StopFlag:
         if self._pending is not None:
             self._pending[0].wait()
             self._pending = None
+
+
+def install_stop_flag(launch: Launch) -> StopFlag:
+    """Return a flag that catches the stop signals from here on."""
+    flag = StopFlag(launch.control, launch.world_size)
+    flag.install()
+    return flag

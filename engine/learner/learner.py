@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from rlpheads.engine.learner.runtime import adapt_module
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.shard_choice import ShardChoice, choose_sharding, head_workload
 from rlpheads.engine.learner.sharded_part import shard_part
+from rlpheads.engine.learner.update_guard import RunningStatistics, Verdict
 from rlpheads.engine.model.batch_norm import synchronise_batch_norm
 from rlpheads.engine.model.builder import Network, build_model
 from rlpheads.engine.model.initial_weights import load_weights
@@ -106,10 +107,18 @@ class Learner:
         scales = {name: part.loss_scale for name, part in self.trained_parts}
         return {f"{name}_loss_scale": scale.factor for name, scale in scales.items() if scale is not None}
 
-    def update(self, num_updates: int) -> None:
-        """Take optimizer step number `num_updates` (from 0) with every part, then move the average."""
-        for _, part in self.parts:
-            part.update(num_updates)
+    def update(self, num_updates: int, verdicts: Mapping[str, Verdict], statistics: RunningStatistics) -> None:
+        """Take optimizer step number `num_updates` (from 0) with every part that may, then move the average.
+
+        Args:
+            num_updates: optimizer steps taken.
+            verdicts: of every part that has an optimizer.
+            statistics: batch norm's, from before the step.
+        """
+        for name, part in self.trained_parts:
+            part.update(num_updates, verdicts[name].norm, verdicts[name].nonfinite)
+        if "backbone" in verdicts:
+            statistics.restore_where(verdicts["backbone"].nonfinite)
         if self.ema is not None:
             self.ema.update(self.tapped, num_updates)
 
@@ -165,6 +174,7 @@ def build_learner(
 
     def trained(module: nn.Module, optim: OptimConfig, *, wrap: bool = ddp) -> TrainedPart:
         part = build_part(module, optim, config.schedule, span, wrap)
+        part = replace(part, waits=config.stability.on_nonfinite != "stop")
         return part if config.precision != "fp16" else with_loss_scale(part, config.loss_scale, launch.device)
 
     backbone = FrozenPart(model) if config.model.frozen else trained(model, config.optim)

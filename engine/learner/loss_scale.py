@@ -10,8 +10,6 @@ all-reduced (classes sharded over ranks) shares what it found before it steps (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
@@ -38,16 +36,16 @@ class LossScale:
         """Return a loss times the factor."""
         return self._scaler.scale(loss)
 
-    def step(self, optimizer: torch.optim.Optimizer, clip: Callable[[Sequence[Tensor]], None]) -> None:
-        """Divide the gradients by the factor, clip them, and step, unless one of them is not finite; move the factor.
+    def unscale(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """Divide the gradients by the factor; return the numbers, 0-d on the device, that are above 0 where one is not finite.
 
-        Args:
-            optimizer: whose gradients they are.
-            clip: called with the numbers, 0-d on the device, that are above 0 where a gradient is not finite; it may change
-                them.
+        The caller may change them, where ranks have different gradients.
         """
         self._scaler.unscale_(optimizer)
-        clip(list(self._scaler._found_inf_per_device(optimizer).values()))
+        return list(self._scaler._found_inf_per_device(optimizer).values())
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step, unless one of the gradients that were unscaled was not finite; move the factor."""
         self._scaler.step(optimizer)
         self._scaler.update()
 
@@ -63,17 +61,3 @@ class LossScale:
         """Take up what `state` returned; how often it grows stays as configured."""
         loaded = {"scale": float(state["factor"]), "_growth_tracker": int(state["num_good_steps"])}
         self._scaler.load_state_dict(self._scaler.state_dict() | loaded)
-
-
-def prepare_to_skip(optimizer: torch.optim.Optimizer) -> None:
-    """Let SGD's momentum begin at zero, where its first step would otherwise make it.
-
-    torch's fused SGD makes it uninitialised, to be filled by the first step; a first step that is left out never does.
-    From zero the first step is the same.
-    """
-    if not isinstance(optimizer, torch.optim.SGD):
-        return
-    for group in optimizer.param_groups:
-        if group["momentum"] and not group["dampening"]:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info
-from torch import nn
+from torch import Tensor, nn
 
 from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.schema import Config
@@ -31,15 +32,49 @@ def build_optimizer(module: nn.Module, optim: OptimConfig, lr: float) -> torch.o
     )
 
 
+def prepare_to_skip(optimizer: torch.optim.Optimizer) -> None:
+    """Let SGD's momentum begin at zero, where its first step would otherwise make it.
+
+    torch's fused SGD makes it uninitialised, to be filled by the first step; a first step that is left out never does.
+    From zero the first step is the same.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's own step can be left out by a number on the device; see `FUSED`."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def step_unless(left_out: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Take an optimizer step unless `left_out`, a bool () on the device, is true; without a fused step the host waits."""
+    if not can_skip_on_device(optimizer):
+        if not left_out:
+            optimizer.step()
+        return
+    fused: Any = optimizer
+    fused.grad_scale, fused.found_inf = None, left_out.float()
+    optimizer.step()
+    del fused.grad_scale, fused.found_inf
+
+
 def host_sync_warnings(config: Config) -> tuple[str, ...]:
     """Say which optimizers make the host wait for the device in every step."""
     parts = [] if config.model.frozen else [("optim", config.optim)]
     parts += [] if config.heads.taps == "none" else [("heads.optim", config.heads.optim)]
+    scaled, response = config.precision == "fp16", config.stability.on_nonfinite
+    needed = scaled or response != "stop"
+    reason, trouble = ("precision fp16", "overflowed") if scaled else (f"on_nonfinite {response}", "are finite")
     return tuple(
-        f"{key}.name {optim.name} cannot leave a step out by itself: with precision fp16 the host waits in every step for "
-        f"whether gradients overflowed. {', '.join(sorted(FUSED))} can"
+        f"{key}.name {optim.name} cannot leave a step out by itself: with {reason} the host waits in every step for "
+        f"whether gradients {trouble}. {', '.join(sorted(FUSED))} can"
         for key, optim in parts
-        if config.precision == "fp16" and optim.name not in FUSED
+        if needed and optim.name not in FUSED
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +14,14 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.nn.parallel import DistributedDataParallel
 
 from rlpheads.engine.config.learning import LossScaleConfig, OptimConfig, ScheduleConfig
-from rlpheads.engine.learner.loss_scale import LossScale, prepare_to_skip
-from rlpheads.engine.learner.optimizer import build_optimizer, scaled_lr
+from rlpheads.engine.learner.loss_scale import LossScale
+from rlpheads.engine.learner.optimizer import (
+    build_optimizer,
+    can_skip_on_device,
+    prepare_to_skip,
+    scaled_lr,
+    step_unless,
+)
 from rlpheads.engine.learner.schedule import Span, build_scheduler
 
 
@@ -26,6 +31,9 @@ class TrainedPart:
 
     Backbone and heads are two such parts. Nothing couples them: a shared global norm, for one, would let the heads'
     gradients scale the backbone's.
+
+    `waits`: an optimizer without a fused step lets the host wait for whether its update is to be left out, rather than
+    take it in any case.
     """
 
     module: nn.Module
@@ -34,6 +42,7 @@ class TrainedPart:
     scheduler: Scheduler
     optim: OptimConfig
     loss_scale: LossScale | None = None
+    waits: bool = False
 
     def train(self, mode: bool) -> None:
         """Switch between training and evaluation mode."""
@@ -49,17 +58,31 @@ class TrainedPart:
         """Return what is to be back-propagated for a loss that trains this part."""
         return loss if self.loss_scale is None else self.loss_scale.scaled(loss)
 
-    def update(self, num_updates: int) -> None:
+    def gradient_norm(self) -> Tensor:
+        """Take the loss scale out of the gradients and return their global norm, before clipping: float32 ()."""
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(self.optimizer)
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def update(self, num_updates: int, norm: Tensor, left_out: Tensor | None = None) -> None:
         """Clip, take optimizer step number `num_updates` (from 0) at its scheduled rate, and drop the gradients.
 
-        A step that fp16's overflows leave out counts in the schedule like any other.
+        A step that is left out, or that fp16's overflows leave out, counts in the schedule like any other.
+
+        Args:
+            num_updates: optimizer steps taken.
+            norm: what `gradient_norm` returned.
+            left_out: whether weights and optimizer stay as they are, bool () on the device; None: they do not.
         """
         self.scheduler.step_update(num_updates)
+        self._clip(norm)
         if self.loss_scale is not None:
-            self.loss_scale.step(self.optimizer, self._clip)
-        else:
-            self._clip()
+            self.loss_scale.step(self.optimizer)
+        elif left_out is None or not (self.waits or can_skip_on_device(self.optimizer)):
             self.optimizer.step()
+        else:
+            step_unless(left_out, self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
 
     def optimizer_state(self) -> dict[str, Any]:
@@ -70,10 +93,9 @@ class TrainedPart:
         """Take up what `optimizer_state` returned."""
         set_optimizer_state_dict(self.module, self.optimizer, state)
 
-    def _clip(self, overflows: Sequence[Tensor] = ()) -> None:
-        del overflows  # DDP has averaged the gradients: every rank finds the same
+    def _clip(self, norm: Tensor) -> None:
         if self.optim.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip_norm)
+            torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.optim.clip_norm, norm)
         if self.optim.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self.module.parameters(), self.optim.clip_value)
         if self.optim.clip_agc is not None:
@@ -113,9 +135,6 @@ class FrozenPart:
         """Return the loss itself: none of it trains this part."""
         return loss
 
-    def update(self, num_updates: int) -> None:
-        """Change nothing."""
-
 
 def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, span: Span, ddp: bool) -> TrainedPart:
     """Give `module` (already on its device) its optimizer and schedule, and DDP where there are several ranks.
@@ -126,10 +145,10 @@ def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, 
     wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True) if ddp else module
     lr = scaled_lr(optim, span.batch_size)
     optimizer = build_optimizer(module, optim, lr)
+    prepare_to_skip(optimizer)
     return TrainedPart(module, wrapped, optimizer, build_scheduler(optimizer, lr, schedule, span), optim)
 
 
 def with_loss_scale(part: TrainedPart, config: LossScaleConfig, device: torch.device) -> TrainedPart:
-    """Give a part that has taken no step yet a loss scale, for fp16."""
-    prepare_to_skip(part.optimizer)
+    """Give a part a loss scale, for fp16."""
     return replace(part, loss_scale=LossScale(config, device))

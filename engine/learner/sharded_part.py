@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from rlpheads.engine.learner.parts import TrainedPart
 from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
@@ -36,10 +35,19 @@ class ShardedPart(TrainedPart):
         assert isinstance(self.module, ShardedRLPHeads)
         return self.module
 
-    def update(self, num_updates: int) -> None:
-        """See `TrainedPart.update`. Collective."""
-        self.heads.sum_replicated_gradients()
-        super().update(num_updates)
+    def gradient_norm(self) -> Tensor:
+        """See `TrainedPart.gradient_norm`: the norm over the classes of all ranks, whose overflows come in the same message."""
+        heads = self.heads
+        heads.sum_replicated_gradients()
+        overflows = [] if self.loss_scale is None else self.loss_scale.unscale(self.optimizer)
+        own = [parameter.grad for parameter in heads.heads.parameters() if parameter.grad is not None]
+        summed = torch.stack([*overflows, get_total_norm(own).square()])
+        heads.shards.sum_over_ranks(summed)
+        for overflow, total in zip(overflows, summed, strict=False):
+            overflow.copy_(total.clamp(max=1))
+        replicated = [parameter.grad for parameter in heads.replicated_parameters() if parameter.grad is not None]
+        squared = summed[-1] + get_total_norm(replicated).square() if replicated else summed[-1]
+        return squared.sqrt()
 
     def optimizer_state(self) -> dict[str, Any]:
         """Return the optimizer's state, what belongs to a range of classes as DTensors on the same memory."""
@@ -61,27 +69,6 @@ class ShardedPart(TrainedPart):
             for name, states in state["state"].items()
         }
         super().load_optimizer_state({**state, "state": of_parameters})
-
-    def _clip(self, overflows: Sequence[Tensor] = ()) -> None:
-        """Clip by the norm over the classes of all ranks, and share their overflows, in one message."""
-        if self.optim.clip_value is not None:
-            clip_grad_value_(self.module.parameters(), self.optim.clip_value)
-        gradients = [parameter.grad for parameter in self.heads.heads.parameters() if parameter.grad is not None]
-        numbers = list(overflows)
-        if self.optim.clip_norm is not None:
-            numbers.append(get_total_norm(gradients).square())
-        if not numbers:
-            return
-        summed = torch.stack(numbers)
-        self.heads.shards.sum_over_ranks(summed)
-        for overflow, total in zip(overflows, summed, strict=False):
-            overflow.copy_(total.clamp(max=1))
-        if self.optim.clip_norm is not None:
-            replicated = [
-                parameter.grad for parameter in self.heads.replicated_parameters() if parameter.grad is not None
-            ]
-            squared = summed[-1] + get_total_norm(replicated).square() if replicated else summed[-1]
-            clip_grads_with_norm_(self.module.parameters(), self.optim.clip_norm, squared.sqrt())
 
 
 def shard_part(part: TrainedPart) -> ShardedPart:

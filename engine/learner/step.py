@@ -6,8 +6,9 @@ the heads only, and the regulariser on the heads' output trains the backbone onl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.learner.class_loss import ClassLoss
 from rlpheads.engine.learner.learner import Learner
 from rlpheads.engine.learner.precision import autocast
+from rlpheads.engine.learner.update_guard import RunningStatistics, judge
 from rlpheads.engine.model.builder import Network
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.loaders.contract.batch import Batch
@@ -24,6 +26,9 @@ from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losse
 from rlpheads.memorization.heads.head_losses import GatheredLosses, HeadLosses, HeadTerms
 from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
 from rlpheads.memorization.records.ledger import Ledger
+
+_Scalars: TypeAlias = dict[str, Tensor]
+"""0-d tensors on the device, by name."""
 
 
 class RowLosses(NamedTuple):
@@ -162,14 +167,20 @@ class TrainStep:
         num_parts = self.config.accumulate
         seeds = [stream_seed(self.config.seed, "dropout", num_updates, self.rank, part) for part in range(num_parts)]
         parts = list(zip(batch.chunks(num_parts), seeds, strict=True))
-        with self.learner.without_sync():
-            shares = [self._forward_backward(*part, term_weights) for part in parts[:-1]]
-        shares.append(self._forward_backward(*parts[-1], term_weights))
-        self.learner.update(num_updates)
-        figures = {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
-        return figures | self.learner.loss_scales
+        learner, trained = self.learner, dict(self.learner.trained_parts)
+        statistics = RunningStatistics(part.module for part in trained.values())
+        with learner.without_sync():
+            found = [self._forward_backward(*part, term_weights) for part in parts[:-1]]
+        found.append(self._forward_backward(*parts[-1], term_weights))
+        shares, losses = (_sum_by_name(each) for each in zip(*found, strict=True))
+        verdicts = judge(trained, losses, self.routes.world_size)
+        learner.update(num_updates, verdicts, statistics)
+        for name, verdict in verdicts.items():
+            shares |= {f"{name}_grad_norm": verdict.norm, f"{name}_nonfinite": verdict.nonfinite.float()}
+        return shares | learner.loss_scales
 
-    def _forward_backward(self, batch: Batch, seed: int, term_weights: TermWeights) -> dict[str, Tensor]:
+    def _forward_backward(self, batch: Batch, seed: int, term_weights: TermWeights) -> tuple[_Scalars, _Scalars]:
+        """Return this rank's share of the figures, and of the loss that trains each part, of a micro-batch."""
         # One seed a micro-batch instead of a saved generator: dropout continues exactly after a resume at any step, and
         # what the heads drop, after the backbone's forward pass, shifts nothing of the backbone's.
         _seed_generators(batch.images.device, seed)
@@ -193,7 +204,11 @@ class TrainStep:
             shares |= {f"{prefix}rla_first": hits_TM[0].mean(), f"{prefix}rla_last": hits_TM[-1].mean()}
         self.learner.scaled(trains).backward()
         record_rows(self.ledger, batch, rows)
-        return shares
+        return shares, {name: loss.detach() for name, loss in trains.items()}
+
+
+def _sum_by_name(each: Sequence[_Scalars]) -> _Scalars:
+    return {name: sum((other[name] for other in each[1:]), each[0][name]) for name in each[0]}
 
 
 def _seed_generators(device: torch.device, seed: int) -> None:

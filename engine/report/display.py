@@ -186,9 +186,9 @@ def epoch_tables(row: Mapping[str, Any], taps: Sequence[int | str], width: int) 
 
 def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
     """Return one line of a window's figures."""
-    parts = [f"loss {row['class_loss']:.4f}"]
+    parts = [f"loss {number(row['class_loss'])}"]
     names = (("head_cross_entropy", "heads"), ("regularizer", "reg"), ("joint", "joint"))
-    parts += [f"{short} {row[name]:.4f}" for name, short in names if name in row]
+    parts += [f"{short} {number(row[name])}" for name, short in names if name in row]
     parts.append(f"top-1 {percent(row['top1'])}")
     if "rla_first" in row:
         parts.append(f"RLA first {percent(row['rla_first'])} last {percent(row['rla_last'])}")
@@ -219,10 +219,10 @@ def calibration_text(found: Findings) -> str:
 
 
 def _skipped_counts(row: Mapping[str, Any]) -> str:
-    """Say how many images of each pass of an epoch could not be read; nothing where all could."""
+    """Say how many images of each pass of an epoch were skipped: not readable, or of a batch that was left out."""
     passes = (("train", "train_skipped"), ("clean", "clean_skipped"), ("held-out", "eval_skipped"))
     counts = [f"{name} {row[key]}" for name, key in passes if row.get(key)]
-    return f"  unreadable and skipped: {', '.join(counts)}" if counts else ""
+    return f"  skipped: {', '.join(counts)}" if counts else ""
 
 
 def findings_table(found: Findings) -> Table:

@@ -6,7 +6,6 @@ import csv
 import errno
 import fcntl
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from rlpheads.engine.config.errors import UserError
 from rlpheads.engine.config.run import RunConfig
+from rlpheads.engine.runs.json_writing import json_text
 from rlpheads.engine.runs.ownership import (
     LOCK,
     MARK,
@@ -75,7 +75,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a JSON file in one move."""
-        write_atomically(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
+        write_atomically(self.path / name, json_text(content, indent=2))
 
     def write_status(self, status: Status, reason: str, **facts: Any) -> None:
         """Say how the run stands: torchrun's exit code tells nothing of a worker's."""
@@ -109,7 +109,7 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json_text(row))
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl of one kind (`step` or `epoch`).
@@ -153,7 +153,7 @@ class RunFolder:
             return []
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         rows = [row for row in rows if row["kind"] != "epoch" or row["epoch"] < epoch]
-        kept = "".join(json.dumps(row) + "\n" for row in rows)
+        kept = "".join(json_text(row) for row in rows)
         if num_bytes is not None:
             kept = path.read_bytes()[:num_bytes].decode()
             rows = rows[: kept.count("\n")]

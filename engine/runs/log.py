@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.runs.folder import RunFolder, write_atomically
+from rlpheads.engine.runs.json_writing import finite_or_none
 from rlpheads.engine.runs.record_digests import METRICS, FileDigest, RecordDigests
 from rlpheads.memorization.records.ledger import Ledger
 from rlpheads.memorization.records.ledger_file import LedgerMetadata
@@ -82,8 +83,13 @@ class RunLog:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Record one row (`kind`, `step`, `epoch`, and figures by name) everywhere."""
+        row = finite_or_none(row)
         self._folder.append_metrics(row)
         self._record(row)
+
+    def record_event(self, row: Mapping[str, Any]) -> None:
+        """Record in metrics.jsonl what happened at a step: no figure, so nothing for the other records."""
+        self._folder.append_metrics(row)
 
     def write_ledger(self, ledger: Ledger, metadata: LedgerMetadata) -> None:
         """Write the ledger of an epoch and phase into the run folder."""
@@ -112,7 +118,8 @@ def named_figures(row: Mapping[str, Any], taps: Sequence[int | str]) -> Iterator
         if name in _POSITION_KEYS or value is None:
             continue
         if isinstance(value, list):
-            yield from ((f"{row['kind']}/{name}/{tap}", item) for tap, item in zip(taps, value, strict=True))
+            named = ((f"{row['kind']}/{name}/{tap}", item) for tap, item in zip(taps, value, strict=True))
+            yield from ((place, item) for place, item in named if item is not None)
         else:
             yield f"{row['kind']}/{name}", value
 

@@ -115,7 +115,7 @@ def list_checkpoints(folder: RunFolder) -> list[SavedState]:
     """Return the whole checkpoints of a run, the oldest first."""
     manifests = [(path, read_run_manifest(path)) for path in list_whole(folder.checkpoints)]
     return [
-        SavedState(path, manifest["step"], Position(**manifest["position"]), manifest["regularizer_factor"])
+        SavedState(path, manifest["step"], Position.from_manifest(manifest), manifest["regularizer_factor"])
         for path, manifest in manifests
     ]
 

@@ -29,6 +29,7 @@ from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kin
 
 FREE_TO_CHANGE = frozenset(
     {"run", "eval", "ledger", "checkpoint", "max_steps", "early_stopping", "log_every", "log", "verbose", "device"}
+    | {"stability"}
     | {"data.workers", "data.root", "data.download", "data.verified", "data.on_error"}
     | {"runtime.activation_checkpointing", "heads.shard"}
     | {f"runtime.profile.{setting.name}" for setting in fields(ProfileConfig)}
@@ -53,10 +54,35 @@ _POSITION: dict[str, Kind] = {"epoch": "count", "consumed": "count"}
 
 @dataclass(frozen=True)
 class Position:
-    """How far a training is: whole epochs, and samples of the unfinished one. Nothing else is needed to go on."""
+    """How far a training is. Nothing else is needed to go on.
+
+    Attributes:
+        epoch: whole epochs.
+        consumed: samples of the unfinished one, of batches that are left out too.
+        left_out: numbers of the steps, from 1, whose global batches no step is taken on: a run rolled back because of them.
+        skipped_in_a_row: numbers of the steps just before this position whose updates were not finite and not taken.
+    """
 
     epoch: int = 0
     consumed: int = 0
+    left_out: tuple[int, ...] = ()
+    skipped_in_a_row: tuple[int, ...] = ()
+
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> Position:
+        """Return the position that a checkpoint was written at."""
+        saved = manifest["position"]
+        lists = {name: tuple(saved.get(name, ())) for name in ("left_out", "skipped_in_a_row")}
+        return cls(saved["epoch"], saved["consumed"], **lists)
+
+    def after(self, num_samples: int) -> Position:
+        """Return the position so many samples of the same epoch later."""
+        return replace(self, consumed=self.consumed + num_samples)
+
+    @property
+    def next_epoch(self) -> Position:
+        """The beginning of the next epoch."""
+        return replace(self, epoch=self.epoch + 1, consumed=0)
 
 
 @dataclass(frozen=True)
@@ -65,12 +91,12 @@ class WindowShape:
 
     Attributes:
         names: of the figures.
-        steps: how many of the window's steps were taken.
+        steps: numbers, from 1, of the window's steps that were taken.
         ranks: by how many ranks.
     """
 
     names: tuple[str, ...]
-    steps: int
+    steps: tuple[int, ...]
     ranks: int
 
 
@@ -156,9 +182,9 @@ def _resume_point(config: Config, checkpoint: Path, sources: Sources) -> ResumeP
     window = manifest.get("window")
     return ResumePoint(
         checkpoint,
-        Position(**manifest["position"]),
+        Position.from_manifest(manifest),
         manifest["regularizer_factor"],
-        None if window is None else WindowShape(tuple(window["names"]), window["steps"], window["ranks"]),
+        None if window is None else WindowShape(tuple(window["names"]), tuple(window["steps"]), window["ranks"]),
         read_digests(manifest),
     )
 

@@ -25,7 +25,9 @@ def stop_reason(settings: EarlyStoppingConfig, epochs: Iterable[Mapping[str, Any
         if settings.metric not in row:
             continue
         value = row[settings.metric]
-        if best is None or sign * (value - best) > settings.min_delta:
+        if value is None:  # not finite, which no value is better than
+            waited += 1
+        elif best is None or sign * (value - best) > settings.min_delta:
             best, best_epoch, waited = value, row["epoch"], 0
         else:
             waited += 1

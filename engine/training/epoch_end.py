@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from rlpheads.engine.report.display import Display
 from rlpheads.engine.report.evaluation_summary import Evaluation, summarize_evaluation, summarize_ledger
 from rlpheads.engine.report.label_figures import HeadSizes, label_figures
 from rlpheads.engine.training.early_stopping import stop_reason
+from rlpheads.engine.training.outcome import REMEDIES, TrainingDivergedError
+from rlpheads.engine.training.stability import review_open_window
 from rlpheads.engine.training.steering import regularizer_figures, steer_factor
 from rlpheads.engine.training.training import Training, is_due
 from rlpheads.engine.training.windows import publish_closed_window
@@ -26,6 +29,7 @@ def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> N
     """Measure, record and close the position's epoch."""
     run, splits, epoch = training.run, training.splits, training.position.epoch
     config = run.config
+    training.check_finite()
     last = epoch + 1 == config.epochs
     row: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": training.num_updates}
     row |= {"lr": training.learner.backbone.lr, **regularizer_figures(training)}
@@ -80,7 +84,11 @@ def evaluate_split(training: Training, name: str, split: Split, display: Display
 def _evaluate(
     training: Training, network: Network, name: str, split: Split, display: Display, stop_flag: StopFlag
 ) -> Evaluation:
-    """Measure a network on a split, timed and with its progress on the display. Collective."""
+    """Measure a network on a split, timed and with its progress on the display. Collective.
+
+    Raises:
+        TrainingDivergedError: its loss is not finite.
+    """
     num_images = split.ledger.num_samples
     with training.gauges.evaluation_clock.timing(num_images), display.evaluating(name, num_images) as advance:
         totals = evaluate(
@@ -92,7 +100,14 @@ def _evaluate(
             stop_flag.agreed,
             advance,
         )
-        return summarize_evaluation(split, totals)
+        found = summarize_evaluation(split, totals)
+    if not math.isfinite(found.loss):
+        raise TrainingDivergedError(
+            f"not finite after step {training.num_updates}: the {name} evaluation's loss is {found.loss}, with finite weights. "
+            f"{training.last_checkpoint_words}; {REMEDIES} in a run with another --run.name",
+            training.num_updates,
+        )
+    return found
 
 
 def _evaluate_average(training: Training, display: Display, stop_flag: StopFlag) -> dict[str, float | None]:
@@ -147,5 +162,6 @@ def _write_ledger(training: Training, phase: str, ledger: Ledger) -> None:
 def save_checkpoint(training: Training, display: Display) -> None:
     """Save where the training stands, and write before what is read of its figures. Collective."""
     publish_closed_window(training, display)
+    review_open_window(training, display)
     training.save()
     display.note(f"checkpoint at step {training.num_updates}")

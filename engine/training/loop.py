@@ -18,7 +18,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Literal
 
-from rlpheads.engine.distributed.stop_flag import StopFlag
+from rlpheads.engine.distributed.stop_flag import StopFlag, install_stop_flag
 from rlpheads.engine.gauges.tracing import StepTracer
 from rlpheads.engine.learner.evaluation import EvaluationInterruptedError
 from rlpheads.engine.report.display import Display
@@ -29,11 +29,17 @@ from rlpheads.engine.training.training import Training
 from rlpheads.engine.training.windows import close_window, publish_closed_window, publish_last_windows
 
 
-def fit(training: Training, display: Display) -> Outcome:
-    """Train from `training.position` to the end, a stop signal or `max_steps`. Collective."""
+def fit(training: Training, display: Display, stop_flag: StopFlag | None = None) -> Outcome:
+    """Train from `training.position` to the end, a stop signal or `max_steps`. Collective.
+
+    `stop_flag`: catches the stop signals already; None: one is installed.
+
+    Raises:
+        TrainingDivergedError: something is not finite, and the run is to stop.
+        RollBackError: something is not finite, and the run is to go on from its last checkpoint.
+    """
     config = training.run.config
-    stop_flag = StopFlag(training.run.launch.control, training.run.launch.world_size)
-    stop_flag.install()
+    stop_flag = stop_flag or install_stop_flag(training.run.launch)
     tracer = StepTracer(config.runtime.profile, training.run.launch, training.run.folder.path / "profile", display.say)
     try:
         while training.position.epoch < config.epochs:

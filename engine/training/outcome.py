@@ -1,4 +1,4 @@
-"""How a training ends: done, stopped by a signal and resumable, or diverged."""
+"""How a training ends: done, stopped by a signal and resumable, to be taken up again at a checkpoint, or diverged."""
 
 from __future__ import annotations
 
@@ -8,13 +8,36 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rlpheads.engine.report.findings import Findings
 
+REMEDIES = "lower optim.lr or heads.optim.lr, set optim.clip_norm, or lower regularizer.factor"
+"""What makes a run less likely to diverge."""
+
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is not finite any more."""
+    """A loss, gradient, weight or evaluation is not finite any more.
+
+    Attributes:
+        step: number of the step, from 1, where that was met.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class TrainingStoppedError(RuntimeError):
     """A stop signal came during training."""
+
+
+class RollBackError(RuntimeError):
+    """The run is to go on from its last checkpoint without some batches.
+
+    Attributes:
+        steps: numbers of the steps, from 1, that take them.
+    """
+
+    def __init__(self, message: str, steps: tuple[int, ...]):
+        super().__init__(message)
+        self.steps = steps
 
 
 @dataclass(frozen=True)

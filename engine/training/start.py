@@ -40,6 +40,8 @@ class Start(NamedTuple):
     """Where to go on, if anywhere."""
     warnings: tuple[str, ...]
     """What the user should be told, now and at the end."""
+    left_out: tuple[int, ...] = ()
+    """Numbers of the steps, from 1, that this process rolled back because of."""
 
 
 @contextmanager

@@ -16,10 +16,12 @@ from rlpheads.engine.learner.learner import Learner
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.learner.step import TrainStep
 from rlpheads.engine.runs import checkpoint
+from rlpheads.engine.runs.finite_content import nonfinite_at_ranks
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLog
 from rlpheads.engine.runs.resume import Position, ResumePoint, identity
 from rlpheads.engine.runs.sources import Sources
+from rlpheads.engine.training.outcome import REMEDIES, TrainingDivergedError
 from rlpheads.engine.training.preparation import BatchPreparation
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.order import Order
@@ -89,6 +91,7 @@ class Training:
         self.gauges = gauges
         self._position = Position()
         self._saved_position: Position | None = None
+        self._reviewed = 0
         self._term_weights = TermWeights(run.config.regularizer.factor, run.config.heads.joint)
 
     @property
@@ -100,6 +103,11 @@ class Training:
     def is_saved(self) -> bool:
         """Whether the newest checkpoint is of this very position."""
         return self._position == self._saved_position
+
+    @property
+    def reviewed(self) -> int:
+        """Number of the last step, from 1, that was found finite or answered."""
+        return self._reviewed
 
     @property
     def term_weights(self) -> TermWeights:
@@ -156,15 +164,41 @@ class Training:
 
     def train_on(self, delivered: Batch) -> None:
         """Take the next optimizer step, on the next batch of the training loader."""
-        epoch = self._position.epoch
-        batch = self.preparation.for_training(delivered, epoch, self._step_of_epoch)
-        self.gauges.meters.add(self.step(batch, self.num_updates, self._term_weights))
-        self._position = Position(epoch, self._position.consumed + batch.num_global_rows)
+        if self.num_updates + 1 in self._position.left_out:
+            self._leave_out(delivered)
+        else:
+            batch = self.preparation.for_training(delivered, self._position.epoch, self._step_of_epoch)
+            self.gauges.meters.add(self.num_updates + 1, self.step(batch, self.num_updates, self._term_weights))
+        self._position = self._position.after(delivered.num_global_rows)
+
+    def count_skipped(self, step: int) -> None:
+        """Count a step, number `step` from 1, whose update was not taken, and record its samples as skipped."""
+        self._reviewed = step
+        self._position = replace(self._position, skipped_in_a_row=(*self._position.skipped_in_a_row, step))
+        epoch, step_of_epoch = divmod(step - 1, self.order.num_steps)
+        rank = self.run.launch.rank
+        index_B = self.order.rank_indices(epoch, step_of_epoch, rank.rank, rank.world_size)
+        self.splits.trained.ledger.retract(torch.from_numpy(index_B).to(self.run.launch.device))
+
+    def leave_out(self, steps: tuple[int, ...]) -> None:
+        """Take no step on the global batches of these steps, numbered from 1, whatever else the position says."""
+        self._position = replace(self._position, left_out=tuple(sorted({*self._position.left_out, *steps})))
+
+    def count_finite(self, step: int) -> None:
+        """Count a step, number `step` from 1, whose update was taken."""
+        self._reviewed = step
+        if self._position.skipped_in_a_row:
+            self._position = replace(self._position, skipped_in_a_row=())
+
+    def _leave_out(self, delivered: Batch) -> None:
+        """Take no step on a batch, and record its samples as skipped."""
+        for index_B in (delivered.index, delivered.skipped_index):
+            self.splits.trained.ledger.skip(index_B.to(self.run.launch.device, non_blocking=True))
 
     def begin_next_epoch(self) -> None:
         """Go to the beginning of the next epoch, with an empty ledger."""
         self.splits.trained.ledger.reset()
-        self._position = Position(self._position.epoch + 1)
+        self._position = self._position.next_epoch
 
     def move_to(self, position: Position) -> None:
         """Go to another position, with everything else as it is."""
@@ -177,32 +211,58 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint of this moment. Collective."""
         run = self.run
+        self.check_finite()
         state = self.learner.state() | {"ledger": self._merged_ledger()}
         facts: dict[str, Any] = {"position": asdict(self._position), "regularizer_factor": self._term_weights.factor}
         facts |= {"world_size": run.launch.world_size}
         if (window := self.gauges.meters.partial_window()) is not None:
-            state["window"] = {"sums": window.sums_WF}
-            facts["window"] = {"names": window.names, "steps": window.steps, "ranks": len(window.sums_WF)}
+            state["window"] = {"shares": window.shares_WSF}
+            facts["window"] = {"names": window.names, "steps": window.steps, "ranks": len(window.shares_WSF)}
         if run.launch.is_main:
             facts["record"] = run.log.digests()
             facts |= identity(run.config, run.sources)  # reads some files, at this rank alone
         checkpoint.save(run.folder.checkpoints, self.num_updates, state, facts, run.launch, run.config.checkpoint.keep)
         self._saved_position = self._position
 
+    def check_finite(self) -> None:
+        """Look at every weight and at what the optimizers keep, before they are evaluated or saved. Collective.
+
+        Raises:
+            TrainingDivergedError: one is not finite.
+        """
+        if found := nonfinite_at_ranks(self.learner.state(), self.run.launch):
+            rank, names = next(iter(found.items()))
+            where = "" if len(found) == self.run.launch.world_size else f" at rank {rank}"
+            raise TrainingDivergedError(
+                f"not finite after step {self.num_updates}{where}: {_list_some(names)}; nothing of it was saved. "
+                f"{self.last_checkpoint_words}; {REMEDIES} in a run with another --run.name",
+                self.num_updates,
+            )
+
+    @property
+    def last_checkpoint_words(self) -> str:
+        """What a run that ends now would go on from."""
+        whole = checkpoint.list_whole(self.run.folder.checkpoints)
+        if not whole:
+            return "There is no checkpoint yet: the same command begins again"
+        return f"The last checkpoint, {whole[-1].name}, is whole and finite: the same command goes on from it"
+
     def resume(self, point: ResumePoint) -> None:
         """Take up the state of a checkpoint. Collective."""
         ledger = self.splits.trained.ledger
         state = self.learner.state() | {"ledger": ledger.tensors()}
         if point.window is not None:
-            state["window"] = {"sums": torch.zeros(point.window.ranks, len(point.window.names))}
+            shape = point.window.ranks, len(point.window.steps), len(point.window.names)
+            state["window"] = {"shares": torch.zeros(shape)}
         checkpoint.load(point.checkpoint, state, self.run.launch)
         self.learner.load_optimizers(state)
         if point.window is not None:
-            window = PartialWindow(point.window.names, point.window.steps, state["window"]["sums"])
+            window = PartialWindow(point.window.names, point.window.steps, state["window"]["shares"])
             self.gauges.meters.resume_window(window, self.run.launch.rank.rank)
         if not self.run.launch.is_main:
             ledger.reset()  # the ranks' rows were merged when they were saved
         self._position = self._saved_position = point.position
+        self._reviewed = self.num_updates
         self.set_factor(point.factor)
 
     @property
@@ -217,3 +277,7 @@ class Training:
         for tensor in merged.values():
             torch.distributed.all_reduce(tensor)
         return merged
+
+
+def _list_some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
+from rlpheads.engine.gauges.meters import StepFigures
 from rlpheads.engine.report.display import Display
-from rlpheads.engine.training.outcome import TrainingDivergedError
+from rlpheads.engine.training.stability import review_steps
 from rlpheads.engine.training.training import Training
 
 
@@ -20,6 +19,7 @@ def publish_last_windows(training: Training, display: Display) -> None:
 
     Raises:
         TrainingDivergedError: as `publish_window`.
+        RollBackError: as `publish_window`.
     """
     publish_closed_window(training, display)
     close_window(training)
@@ -31,24 +31,21 @@ def publish_closed_window(training: Training, display: Display) -> None:
 
     Raises:
         TrainingDivergedError: as `publish_window`.
+        RollBackError: as `publish_window`.
     """
     if (window := training.gauges.meters.finish_read()) is not None:
-        publish_window(training, display, *window)
+        publish_window(training, display, window)
 
 
-def publish_window(training: Training, display: Display, step: int, figures: dict[str, float]) -> None:
-    """Record and show the averages of the window that was closed at `step`.
+def publish_window(training: Training, display: Display, window: StepFigures) -> None:
+    """Answer the steps of a window that were not finite, then record and show the averages of the others.
 
     Raises:
-        TrainingDivergedError: a figure is not finite.
+        TrainingDivergedError: as `review_steps`.
+        RollBackError: as `review_steps`.
     """
-    if not all(math.isfinite(value) for value in figures.values()):
-        names = ", ".join(f"{name}={value}" for name, value in figures.items() if not math.isfinite(value))
-        raise TrainingDivergedError(
-            f"not finite at step {step}: {names}. The last checkpoint is whole; lower optim.lr or "
-            "heads.optim.lr, set optim.clip_norm, or lower regularizer.factor"
-        )
-    row = {"kind": "step", "step": step, "epoch": training.position.epoch, **figures}
+    averages = review_steps(training, display, window)
+    row = {"kind": "step", "step": window.closed_at, "epoch": training.position.epoch, **averages, **window.beside}
     row |= training.gauges.rates
     if training.run.launch.is_main:
         training.run.log.append(row)

@@ -88,6 +88,13 @@ class Ledger:
         slot_B = self._slots(index_B)
         self._write(slot_B, "status", torch.where(self._rows["status"][slot_B] == SEEN, SEEN, SKIPPED))
 
+    @torch.no_grad()
+    def retract(self, index_B: Tensor) -> None:
+        """Mark samples as skipped, as if they had never been recorded: their step was not taken. -1 is ignored."""
+        slot_B = self._slots(index_B)
+        for name, values in self._rows.items():
+            values.index_fill_(0, slot_B, SKIPPED if name == "status" else 0)
+
     def reset(self) -> None:
         """Zero every row, for the next epoch."""
         for values in self._rows.values():

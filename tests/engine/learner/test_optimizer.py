@@ -20,7 +20,7 @@ def rates(trained: TrainedPart, steps: list[int]) -> list[float]:
     found = []
     for step in steps:
         trained.module(torch.ones(2, 4)).sum().backward()
-        trained.update(step)
+        trained.update(step, trained.gradient_norm())
         found.append(trained.lr)
     return found
 
@@ -49,7 +49,7 @@ def test_clipping_bounds_the_step():
     trained = part(optim, ScheduleConfig(name="constant"))
     before = [parameter.detach().clone() for parameter in trained.module.parameters()]
     (trained.module(torch.ones(2, 4)) * 1000).sum().backward()
-    trained.update(0)
+    trained.update(0, trained.gradient_norm())
     moved = torch.cat(
         [(new.detach() - old).flatten() for new, old in zip(trained.module.parameters(), before, strict=True)]
     )
@@ -129,7 +129,7 @@ def gradient_step(optim: OptimConfig) -> tuple[list[torch.Tensor], list[torch.Te
     trained = part(optim, ScheduleConfig(name="constant"))
     before = [parameter.detach().clone() for parameter in trained.module.parameters()]
     (trained.module(torch.ones(2, 4)) * 1000).sum().backward()
-    trained.update(0)
+    trained.update(0, trained.gradient_norm())
     return before, [old - new for old, new in zip(before, trained.module.parameters(), strict=True)]
 
 

@@ -235,7 +235,7 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
             shares = step(
                 mixer(batch.with_images(augment(batch.images, batch.index, number)), number, 0), number, weights
             )
-            meters.add(shares)
+            meters.add(number + 1, shares)
     assert {"class_loss", "head_cross_entropy", "joint", "top1", "rla_first", "rla_last"} <= shares.keys()
     assert ("regularizer" in shares) == (kind is not None)
 

@@ -36,7 +36,7 @@ def test_a_run_goes_around_them_and_says_so_everywhere(spoiled, build, display, 
     by_step = [row["skipped"] for row in training.run.folder.metrics("step")]
     assert sorted(by_step) == [0, 0, 0, 0, 1 / 8, 1 / 8]
     shown = display._console.file.getvalue()
-    assert "unreadable and skipped: train 1, clean 1, held-out 1" in shown
+    assert "skipped: train 1, clean 1, held-out 1" in shown
     assert "skipped 12.50%" in shown
     told = capfd.readouterr().err.splitlines()
     assert len([line for line in told if line.startswith("skipped: image 3 (")]) == 1

@@ -1,0 +1,83 @@
+"""Faults that are put into the steps of a run, in this process or (as a program) in the ranks of a torchrun.
+
+As a program it is `engine/train.py` with the faults that the variable FAULTS lists as JSON.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rlpheads.engine.training.training import Training
+from rlpheads.loaders.contract.batch import Batch
+
+VARIABLE = "FAULTS"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at step number `step` (from 1), at one rank or at all: each time that the step is taken.
+
+    `kind`: gradient (an infinity in the gradient of `part`), images (all times `size`), or weights (shifted by `size`).
+    """
+
+    step: int
+    kind: str = "gradient"
+    rank: int | None = None
+    size: float = 0.0
+    part: str = "backbone"
+
+
+def environment_of(faults: Iterable[Fault]) -> dict[str, str]:
+    """Return the variables that give a program these faults."""
+    return {VARIABLE: json.dumps([asdict(fault) for fault in faults])}
+
+
+def _meet(fault: Fault, training: Training, delivered: Batch) -> tuple[Batch, Any]:
+    module = dict(training.learner.parts)[fault.part].module
+    parameter = next(each for each in module.parameters() if each.requires_grad)
+    if fault.kind == "gradient":
+        return delivered, parameter.register_hook(lambda gradient: gradient * torch.inf)
+    if fault.kind == "weights":
+        with torch.no_grad():
+            parameter += fault.size
+        return delivered, None
+    batch_size = len(delivered.images)
+    mean = torch.full((batch_size, 1, 1, 1), fault.size)
+    return delivered.with_images(delivered.images.float() * mean), None
+
+
+@contextmanager
+def faults(*wanted: Fault) -> Iterator[list[int]]:
+    """Let steps go wrong while the context is open; yields the numbers of all steps that were taken, in order."""
+    whole, taken = Training.train_on, []
+
+    def train_on(self: Training, delivered: Batch) -> None:
+        step, rank, hooks = self.num_updates + 1, self.run.launch.rank.rank, []
+        if step not in self.position.left_out:
+            taken.append(step)
+            for fault in wanted:
+                if fault.step == step and fault.rank in (None, rank):
+                    delivered, hook = _meet(fault, self, delivered)
+                    hooks += [hook] if hook else []
+        whole(self, delivered)
+        for hook in hooks:
+            hook.remove()
+
+    Training.train_on = train_on
+    try:
+        yield taken
+    finally:
+        Training.train_on = whole
+
+
+if __name__ == "__main__":
+    from rlpheads.engine import train
+
+    with faults(*(Fault(**each) for each in json.loads(os.environ[VARIABLE]))):
+        sys.exit(train.main())
