@@ -25,6 +25,7 @@ from rlpheads.engine.terminal.text import printable
 COMMANDS = {
     "train": "train, with random-label prediction heads",
     "env": "print versions, devices and the source commit",
+    "export": "write a run's weights as safetensors, for timm and the Hub",
     "canaries": "say which measure finds the planted samples",
     "audit": "refit probes to the features of a checkpoint",
     "convert": "make the store that the ffcv loader reads",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def fit_weights(backbone: nn.Module, file: str) -> tuple[dict[str, Tensor], tupl
     """
     state = _convert_state(_read(file), backbone)
     wanted = backbone.state_dict()
-    fresh = tuple(name for name in _classifiers(backbone) if _differs_below(name, state, wanted))
+    fresh = tuple(name for name in classifier_names(backbone) if _differs_below(name, state, wanted))
     dropped = tuple(f"{name}." for name in fresh)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(dropped or "\0")}
     wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(dropped or "\0")}
@@ -64,7 +65,9 @@ def _read(file: str) -> dict[str, Tensor]:
     path = Path(file)
     allowed = f"allowed: a file of tensors that ends in {', '.join(SUFFIXES)}"
     if path.is_dir():
-        raise WeightsError(f"{file} is a folder; {allowed}")
+        of_run = (path / "config.yaml").is_file()
+        remedy = f"; its weights: rlpheads export {shlex.quote(file)} NAME.safetensors" if of_run else ""
+        raise WeightsError(f"{file} is a {'run ' if of_run else ''}folder; {allowed}{remedy}")
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         match = nearest(path.name, siblings)
@@ -95,7 +98,8 @@ def _convert_state(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, T
         return state
 
 
-def _classifiers(backbone: Any) -> Iterator[str]:
+def classifier_names(backbone: Any) -> Iterator[str]:
+    """Yield the names of a timm model's classifiers, of which a distilled network has two."""
     found = backbone.get_classifier() if hasattr(backbone, "get_classifier") else None
     layers = found if isinstance(found, (tuple, list)) else (found,)
     for name, module in backbone.named_modules():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pathlib
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,24 @@ def fill_state(checkpoint: Path, state: dict[str, Any], **options: Any) -> None:
         torch.distributed.checkpoint.api.CheckpointException: what `read_metadata` refuses, and files that do not fit.
     """
     dcp.load(state, storage_reader=_MetadataReader(checkpoint), planner=_WeightsOnlyPlanner(), **options)
+
+
+def read_tensors(checkpoint: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's tensors whose names begin with `prefix`, on the CPU, by the rest of their names.
+
+    Raises:
+        MetadataError: see `read_metadata`.
+    """
+    entries = read_metadata(checkpoint).state_dict_metadata
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is: one process reads all
+        fill_state(checkpoint, state, no_dist=True)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 class _WeightsOnlyPlanner(dcp.DefaultLoadPlanner):

@@ -76,6 +76,60 @@ class OpenedRun:
             fill_state(self.saved.path, state, no_dist=True)
 
 
+@dataclass(frozen=True)
+class SavedRun:
+    """A run folder and one of its checkpoints, for whoever needs no images.
+
+    Attributes:
+        folder: the run folder; its lock is not taken.
+        config: the run's own settings.
+        saved: the checkpoint.
+    """
+
+    folder: RunFolder
+    config: Config
+    saved: SavedState
+
+
+def read_run(path: Path, epoch: int | None = None, step: int | None = None, root: Path | None = None) -> SavedRun:
+    """Read the settings of the run folder `path`, and find its checkpoint at the end of `epoch`, at `step`, or the newest.
+
+    `root` is where the images are now, if they were moved.
+
+    Raises:
+        RunError: there is no such run, checkpoint, epoch or step.
+        ConfigError: the run's settings cannot be read.
+        CheckpointError: the checkpoint's manifest is damaged.
+    """
+    if not (path / "config.yaml").is_file():
+        raise RunError(_describe_missing_run(path))
+    folder = RunFolder(path)
+    config = parse_config(["--config", str(path / "config.yaml")])
+    if root is not None:
+        config = replace(config, data=replace(config.data, root=str(root)))
+    return SavedRun(folder, config, _choose_checkpoint(folder, epoch, step))
+
+
+def open_images(run: SavedRun) -> Sources:
+    """List the very images that a run was trained and evaluated on.
+
+    Raises:
+        RunError: the images are others.
+        ConfigError: the images cannot be opened.
+    """
+    try:
+        sources = open_sources(run.config)
+    except ConfigError as error:
+        if run.config.data.root is None:
+            raise
+        raise ConfigError(f"{error}; if the images were moved, name their folder: --root FOLDER") from error
+    try:
+        check_images(sources, read_run_manifest(run.saved.path))
+    except CheckpointError as error:
+        raise RunError(str(error)) from error
+    return sources
+
+
 def open_run(path: Path, epoch: int | None = None, root: Path | None = None) -> OpenedRun:
     """Open the run folder `path` at the end of `epoch`, or at its newest checkpoint.
 
@@ -89,26 +143,13 @@ def open_run(path: Path, epoch: int | None = None, root: Path | None = None) -> 
         ConfigError: the run's settings cannot be read, or the images cannot be opened.
         CheckpointError: the checkpoint is damaged.
     """
-    if not (path / "config.yaml").is_file():
-        raise RunError(_describe_missing_run(path))
-    config = parse_config(["--config", str(path / "config.yaml")])
-    if root is not None:
-        config = replace(config, data=replace(config.data, root=str(root)))
-    folder = RunFolder(path)
-    saved = _choose_checkpoint(folder, epoch)
-    manifest = read_run_manifest(saved.path)
+    run = read_run(path, epoch, root=root)
+    sources = open_images(run)
     try:
-        sources = open_sources(config)
-    except ConfigError as error:
-        if config.data.root is None:
-            raise
-        raise ConfigError(f"{error}; if the images were moved, name their folder: --root FOLDER") from error
-    try:
-        check_images(sources, manifest)
-        verify(saved.path, manifest)
+        verify(run.saved.path, read_run_manifest(run.saved.path))
     except CheckpointError as error:
         raise RunError(str(error)) from error
-    return OpenedRun(folder, config, sources, saved)
+    return OpenedRun(run.folder, run.config, sources, run.saved)
 
 
 def list_checkpoints(folder: RunFolder) -> list[SavedState]:
@@ -120,12 +161,14 @@ def list_checkpoints(folder: RunFolder) -> list[SavedState]:
     ]
 
 
-def _choose_checkpoint(folder: RunFolder, epoch: int | None) -> SavedState:
+def _choose_checkpoint(folder: RunFolder, epoch: int | None, step: int | None) -> SavedState:
     kept = list_checkpoints(folder)
     if not kept:
         raise RunError(
             f"{folder.path} has no whole checkpoint in {folder.checkpoints.name}/; let the run write one first"
         )
+    if step is not None:
+        return _at_step(folder, kept, step)
     if epoch is None:
         return kept[-1]
     chosen = next((saved for saved in kept if saved.epoch == epoch), None)
@@ -135,6 +178,14 @@ def _choose_checkpoint(folder: RunFolder, epoch: int | None) -> SavedState:
             f"{folder.path} has no checkpoint of the end of epoch {epoch}; kept are the ends of epochs: {there}. "
             "More are kept with --checkpoint.keep and --checkpoint.every"
         )
+    return chosen
+
+
+def _at_step(folder: RunFolder, kept: list[SavedState], step: int) -> SavedState:
+    chosen = next((saved for saved in kept if saved.step == step), None)
+    if chosen is None:
+        there = ", ".join(str(saved.step) for saved in kept)
+        raise RunError(f"{folder.path} has no checkpoint of step {step}; kept are those of steps: {there}")
     return chosen
 
 
