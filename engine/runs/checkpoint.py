@@ -24,7 +24,8 @@ from torch.distributed.tensor import DTensor
 
 from rlpheads.engine.config.errors import UserError
 from rlpheads.engine.distributed.launch import Launch
-from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state, read_metadata
+from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state
+from rlpheads.engine.runs.finite_content import nonfinite_entries
 from rlpheads.engine.runs.folder import write_atomically
 from rlpheads.engine.runs.storage_errors import NamingWriter, describe_storage_failure
 from rlpheads.memorization.atomic_file import flush_to_disk
@@ -178,10 +179,11 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
-    """Compare every file of a checkpoint with its manifest, and read what it lists, without loading a tensor.
+    """Compare every file of a checkpoint with its manifest, and look whether all weights and optimizer states are finite.
 
     Raises:
-        DamagedCheckpointError: a file is missing, or has another size or hash (all of them are named).
+        DamagedCheckpointError: a file is missing, or has another size or hash (all of them are named), or something is not
+            finite: hashes say nothing of that.
         CheckpointError: a file cannot be read, or the metadata asks for what is no part of a checkpoint, though they are
             as they were written: by a stranger.
     """
@@ -189,11 +191,14 @@ def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
     if problems:
         raise DamagedCheckpointError(checkpoint, f"{checkpoint} is damaged: {'; '.join(problems)}")
     try:
-        read_metadata(checkpoint)
+        spoiled = nonfinite_entries(checkpoint)
     except MetadataError as error:
         raise CheckpointError(f"{checkpoint} is damaged: {error}; {_remedy(checkpoint)}") from error
     except OSError as error:
         raise CheckpointError(describe_storage_failure(error, checkpoint)) from error
+    if spoiled:
+        more = f" and {len(spoiled) - 1} more" if len(spoiled) > 1 else ""
+        raise DamagedCheckpointError(checkpoint, f"{checkpoint} is not finite: {spoiled[0]}{more}")
 
 
 def load(checkpoint: Path, state: dict[str, Any], launch: Launch) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state, read_metadata
+
+_MEASURED = ("ledger", "window")
+_GROUP_BYTES = 2**28
 
 
 @torch.no_grad()
@@ -36,6 +43,40 @@ def nonfinite_at_ranks(state: Mapping[str, Any], launch: Launch) -> dict[int, li
     found: list[list[str]] = [[] for _ in range(launch.world_size)]
     dist.all_gather_object(found, nonfinite_tensors(state), group=launch.control)
     return {rank: names for rank, names in enumerate(found) if names}
+
+
+def nonfinite_entries(checkpoint: Path) -> list[str]:
+    """Return the names of a checkpoint's tensors that hold NaN or infinity, but for rows and figures of single steps.
+
+    They are read in groups of at most 256 MiB, or one by one where one is larger; no other process takes part.
+
+    Raises:
+        MetadataError: the metadata asks for what is no part of a checkpoint.
+    """
+    found: list[str] = []
+    group: dict[str, Tensor] = {}
+    entries = read_metadata(checkpoint).state_dict_metadata
+    num_bytes = sum(path.stat().st_size for path in checkpoint.iterdir())
+    for name, entry in entries.items():
+        if not isinstance(entry, TensorStorageMetadata) or name.split(".")[0] in _MEASURED:
+            continue
+        if entry.properties.dtype.is_floating_point:
+            if sum(tensor.nbytes for tensor in group.values()) > _GROUP_BYTES:
+                found += _nonfinite_group(checkpoint, group)
+                group = {}
+            if entry.size.numel() > num_bytes:
+                raise MetadataError(f"{name} is larger than all files")
+            group[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    return found + _nonfinite_group(checkpoint, group)
+
+
+def _nonfinite_group(checkpoint: Path, group: dict[str, Tensor]) -> list[str]:
+    if not group:
+        return []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is: this process reads all
+        fill_state(checkpoint, dict(group), no_dist=True)
+    return nonfinite_tensors(group)
 
 
 def _tensors(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:

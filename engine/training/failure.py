@@ -13,7 +13,7 @@ from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLogError
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
 from rlpheads.engine.terminal.text import printable
-from rlpheads.engine.training.outcome import TrainingDivergedError
+from rlpheads.engine.training.outcome import DIVERGENCE, TrainingDivergedError, next_divergence
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
 from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 
@@ -24,21 +24,25 @@ _SAYS_ENOUGH = (TrainingDivergedError, ImageReadError, LoaderError, DatasetError
 def write_failure(folder: RunFolder, launched: Launch, error: BaseException) -> None:
     """Write the reason into the run folder, unless the disk is the reason."""
     try:
-        _write_reason(folder, launched, f"{type(error).__name__}: {error}")
+        _write_reason(folder, launched, error)
     except OSError as second:
         print(f"status.json cannot be written either: {printable(second)}", file=sys.stderr)
 
 
-def _write_reason(folder: RunFolder, launched: Launch, reason: str) -> None:
+def _write_reason(folder: RunFolder, launched: Launch, error: BaseException) -> None:
     """Write status.json at the main rank, behind what other ranks say: they may have failed first.
 
     A rank that fails second only loses its connection to the first, so each other rank leaves a file of its own.
     """
+    reason = f"{type(error).__name__}: {error}"
     if not launched.is_main:
         folder.write_json(f"failed.rank{launched.rank.rank:04d}.json", {"reason": reason})
         return
     others = [f"{path.name}: {_read_reason(path)}" for path in sorted(folder.path.glob("failed.rank*.json"))]
-    folder.write_status("failed", "; ".join([*others, reason]))
+    facts = {}
+    if isinstance(error, TrainingDivergedError):
+        facts = {DIVERGENCE: next_divergence(folder.status().get(DIVERGENCE), error.step)}
+    folder.write_status("failed", "; ".join([*others, reason]), **facts)
 
 
 def _read_reason(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +23,15 @@ class TrainingDivergedError(RuntimeError):
     def __init__(self, message: str, step: int):
         super().__init__(message)
         self.step = step
+
+
+DIVERGENCE = "diverged"
+"""Key of status.json that says at which step, and how often in a row, a launcher's restarts of a run diverged."""
+
+
+def next_divergence(before: Mapping[str, int] | None, step: int) -> dict[str, int]:
+    """Return the record of a divergence at `step`, with those that the restarts before it met there."""
+    return {"step": step, "times": before["times"] + 1 if before is not None and before["step"] == step else 1}
 
 
 class TrainingStoppedError(RuntimeError):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlpheads.engine.config.command_line import dump_config
 from rlpheads.engine.config.errors import ConfigError
@@ -24,6 +24,7 @@ from rlpheads.engine.runs.resume import ResumePoint, check_settings, find_resume
 from rlpheads.engine.runs.sources import Sources, write_canary_file
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
 from rlpheads.engine.training.label_choice import settle_labels
+from rlpheads.engine.training.outcome import DIVERGENCE
 
 _RESTARTED = (
     "this job was started again and goes on with what it made itself, whatever run.overwrite and run.resume say"
@@ -83,6 +84,7 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
     config = with_absolute_paths(config)  # later commands may start in another folder
     config, warnings = settle_labels(config, plan, sources, folder.path)
     warnings = (*warnings, *host_sync_warnings(config))
+    divergence = _divergence_before(config, folder)
     folder.sweep()
     point = find_resume_point(_with_restart(config, folder), folder.checkpoints, sources)
     if folder.is_restart and (config.run.overwrite or config.run.resume == "never"):
@@ -100,8 +102,26 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
         write_canary_file(sources.train, folder.path)
     for old in folder.path.glob("failed.rank*.json"):
         old.unlink()
-    folder.write_status("running", "started", pid=os.getpid(), warnings=warnings)
+    folder.write_status("running", "started", pid=os.getpid(), warnings=warnings, **divergence)
     return Start(config, point, warnings)
+
+
+def _divergence_before(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Return what status.json says of divergences that a launcher's restarts met, for the next one.
+
+    Raises:
+        CheckpointError: they met the same one often enough, and nothing was changed.
+    """
+    found = folder.status().get(DIVERGENCE) if folder.is_restart else None
+    if found is None:
+        return {}
+    limit = config.stability.max_rollbacks
+    if found["times"] > limit and config.stability.on_nonfinite == "stop":
+        raise CheckpointError(
+            f"{folder.path} was not finite at step {found['step']} {found['times']} times in a row and was restarted each time "
+            f"(stability.max_rollbacks is {limit}); leave the batch out with --stability.on_nonfinite skip"
+        )
+    return {DIVERGENCE: found}
 
 
 def _with_restart(config: Config, folder: RunFolder) -> Config:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlpheads.engine.runs import checkpoint
-from rlpheads.engine.runs.checkpoint import CheckpointError
+from rlpheads.engine.runs.checkpoint import CheckpointError, DamagedCheckpointError
 
 FACTS = {"position": {"epoch": 1, "consumed": 64}}
 
@@ -119,6 +119,13 @@ def test_damage_is_named(tmp_path, launched, damage, message):
 
 
 @pytest.mark.wrong("checkpoint")
+def test_content_that_is_not_finite_is_damage_whatever_the_hashes_say(tmp_path, launched):
+    verified(save(tmp_path, 1, launched))
+    spoiled = save(tmp_path, 2, launched, value=torch.nan)
+    with pytest.raises(DamagedCheckpointError, match=r"step=000000002 is not finite: model\.weight; .*step=000000001"):
+        verified(spoiled)
+
+
 def test_remedy_names_the_checkpoint_before(tmp_path, launched):
     save(tmp_path, 1, launched)
     saved = save(tmp_path, 2, launched)

@@ -10,6 +10,7 @@ import torch
 from faulty_steps import Fault, faults
 from small_runs import small_config
 
+from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.learning import StabilityConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.training import job
@@ -130,3 +131,13 @@ def test_weights_that_are_not_finite_are_neither_evaluated_nor_saved(small, capf
     run = Run(small("poisoned", max_steps=6), Fault(6, "weights", size=torch.inf))
     assert (run.code, run.checkpoints) == (1, ["step=000000005"])
     assert "The last checkpoint, step=000000005, is whole and finite" in capfd.readouterr().err
+
+
+def test_a_launchers_restarts_that_meet_the_same_step_are_bounded(small, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this-job")
+    config = small("restarted", max_steps=3, stability=StabilityConfig(max_rollbacks=1))
+    for times in (1, 2):
+        assert Run(config, Fault(2)).status["diverged"] == {"step": 2, "times": times}
+    with pytest.raises(ConfigError, match=r"at step 2 2 times in a row .*--stability\.on_nonfinite skip"):
+        Run(config, Fault(2))
+    assert Run(replace(config, stability=SKIP), Fault(2)).code == 0
