@@ -15,7 +15,7 @@ from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, RankError
 from rlpheads.engine.config.launcher_variables import is_first, without_local_rank
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.distributed import host_memory
+from rlpheads.engine.distributed import host_memory, launcher_folder
 from rlpheads.engine.terminal import standard_streams
 from rlpheads.engine.terminal.text import printable
 
@@ -25,11 +25,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Everything that can be wrong with the settings, the folder or the images is found before a process group is made.
     """
-    if argv is None:  # a process of its own
-        standard_streams.keep_running()
-        host_memory.keep_freed_memory()
+    if argv is not None:
+        return _train(argv)
+    standard_streams.keep_running()  # a process of its own
+    host_memory.keep_freed_memory()
+    if (left := launcher_folder.read_code()) is not None:
+        return left
+    code = _train(sys.argv[1:])
+    if code == exit_codes.WRONG_SETTINGS:
+        launcher_folder.leave_refusal(code)
+    elif code == exit_codes.REQUEUE and launcher_folder.leave_stop(code):
+        return exit_codes.DONE  # any other would have a launcher start this rank again
+    return code
+
+
+def _train(argv: Sequence[str]) -> int:
     try:
-        config = read_settings(without_local_rank(sys.argv[1:] if argv is None else argv), _note)
+        config = read_settings(without_local_rank(argv), _note)
         from rlpheads.engine.training import job  # torch and timm load here: --help and slips are answered at once
 
         return job.run(config)

@@ -135,6 +135,8 @@ RANGES: dict[str, Range] = {
     "ledger.every": _FROM_0,
     "checkpoint.every": _FROM_1,
     "checkpoint.keep": _FROM_1,
+    "distributed.timeout": Range(1, 10**6),
+    "distributed.start_timeout": Range(1, 10**6),
     **{f"{part}.{name}": allowed for part in ("optim", "heads.optim") for name, allowed in _OPTIM.items()},
 }
 """What every number of a `Config` may be, by dotted key; for a tuple or list, each of its numbers. null is not a

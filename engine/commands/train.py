@@ -20,7 +20,13 @@ from rlpheads.engine.terminal import standard_streams
 TAKES_SETTINGS = True
 """Flags that are not declared here are the run's settings."""
 
-_RANKS = {"nproc-per-node": ("N", "ranks on this node, or gpu: one for each; default: 1")}
+_RANKS = {
+    "nproc-per-node": ("N", "ranks on this node, or gpu: one for each; default: 1"),
+    "max-restarts": (
+        "N",
+        "how often ranks that were killed or failed start again, from the last checkpoint; default: 0",
+    ),
+}
 _NODES = {
     "nnodes": ("N", "number of nodes; default: 1"),
     "rdzv-endpoint": ("HOST:PORT", "the first node, where all meet"),

@@ -35,6 +35,8 @@ class LauncherOptions:
     """Of the rendezvous backend."""
     address: str | None = None
     """Of this node; None: its host name's."""
+    restarts: int = 0
+    """How often ranks that failed or were killed are started again."""
 
     @property
     def one_node(self) -> bool:
@@ -43,8 +45,8 @@ class LauncherOptions:
 
     @property
     def one_process(self) -> bool:
-        """Whether there is one rank in all."""
-        return self.one_node and self.num_ranks == 1
+        """Whether there is one rank in all, which nobody has to start again."""
+        return self.one_node and self.num_ranks == 1 and self.restarts == 0
 
 
 def read_launcher_options(given: Mapping[str, str | None]) -> LauncherOptions:
@@ -58,8 +60,9 @@ def read_launcher_options(given: Mapping[str, str | None]) -> LauncherOptions:
     num_nodes = _number(given, "nnodes", 1, least=1)
     if given["standalone"] and num_nodes > 1:
         raise refusal("--nnodes", num_nodes, "1 with --standalone")
+    restarts = _number(given, "max_restarts", 0, least=0)
     if num_nodes == 1 and given["rdzv_endpoint"] is None:
-        return LauncherOptions(num_ranks)
+        return LauncherOptions(num_ranks, restarts=restarts)
     return LauncherOptions(
         num_ranks,
         num_nodes,
@@ -68,6 +71,7 @@ def read_launcher_options(given: Mapping[str, str | None]) -> LauncherOptions:
         given["rdzv_id"] or os.environ.get("SLURM_JOB_ID") or "rlpheads",
         _pairs(given["rdzv_conf"] or ""),
         given["local_addr"],
+        restarts,
     )
 
 

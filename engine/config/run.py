@@ -56,6 +56,18 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """Hangs: how long ranks wait for each other. Changes no result."""
+
+    timeout: float | None = None
+    """Seconds without progress, or without a sign of life, after which a rank counts as hung, which ends the run. null: 5
+    times the slowest phase of its kind so far (step, batch, checkpoint, ...), at least 45; 45 without a sign of life."""
+
+    start_timeout: float = 1800
+    """Seconds for what is done for the first time, which may compile: the meeting of the ranks, and each kind of phase."""
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """Loggers that get the lines of metrics.jsonl, too. Changes no result."""
 

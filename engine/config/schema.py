@@ -22,7 +22,15 @@ from rlpheads.engine.config.learning import (
     ScheduleConfig,
     StabilityConfig,
 )
-from rlpheads.engine.config.run import CheckpointConfig, EvalConfig, LedgerConfig, LogConfig, RunConfig, RuntimeConfig
+from rlpheads.engine.config.run import (
+    CheckpointConfig,
+    DistributedConfig,
+    EvalConfig,
+    LedgerConfig,
+    LogConfig,
+    RunConfig,
+    RuntimeConfig,
+)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -63,4 +71,5 @@ class Config:
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Literal, TypeVar
 
 import torch
@@ -13,9 +14,16 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rlpheads.engine.config import launcher_variables
-from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.errors import ConfigError, RankError
+from rlpheads.engine.config.run import DistributedConfig
+from rlpheads.engine.distributed.meeting import MeetingError, open_meeting
+from rlpheads.engine.distributed.parent_death import stop_with_parent
+from rlpheads.engine.distributed.progress import Progress
 
 T = TypeVar("T")
+
+_RECORDED = "2000"
+"""Collectives that torch's flight recorder keeps; a hang writes them."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,15 @@ class Launch:
     """A started run's processes.
 
     `control` is a gloo group for small host messages (stop flags, hashes). It is apart from the group that reduces
-    gradients, so that a message read one step late never waits behind a gradient.
+    gradients, so that a message read one step late never waits behind a gradient. `store` is this attempt's own part of
+    the launcher's store. `progress` is what this rank does.
     """
 
     rank: Rank
     device: torch.device
     control: dist.ProcessGroup
+    store: dist.Store
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def is_main(self) -> bool:
@@ -81,38 +92,56 @@ def choose_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int) -> to
     return torch.device("cpu")
 
 
-def _join(backend: str, device: torch.device) -> None:
+def _join(backend: str, device: torch.device, rank: Rank, timeout_s: float) -> dist.Store:
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
+    timeout = timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+        served, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        store = open_meeting(served, rank.rank, rank.world_size, timeout_s)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank.rank,
+            world_size=rank.world_size,
+            device_id=device if device.type == "cuda" else None,
+        )
+        return store
+    except MeetingError as error:
+        raise RankError(f"the ranks cannot meet at {place} within {timeout_s:g} s: {error}") from error
     except dist.DistError as error:
-        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         (first, *_) = str(error).splitlines()
         raise ConfigError(
-            f"the ranks cannot meet at {meeting} (MASTER_ADDR, MASTER_PORT): {first}; choose a free port with torchrun's "
-            "--master-port, or give --standalone on a single node"
+            f"the ranks cannot meet at {place}: {first}; choose a free port with torchrun's --master-port, or give "
+            "--standalone on a single node"
         ) from error
 
 
 @contextmanager
-def start(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[Launch]:
+def start(
+    choice: Literal["auto", "cpu", "cuda"], timeout_s: float = DistributedConfig.start_timeout
+) -> Iterator[Launch]:
     """Join the process group (NCCL for CUDA, gloo for the CPU) and leave it at the end.
 
     Without torchrun's environment a group of one is made over an in-process store, so that nothing downstream asks
-    whether there is a group.
+    whether there is a group. All ranks must have come within `timeout_s` seconds.
 
     Raises:
         ConfigError: the ranks cannot meet where the environment says.
     """
     rank = Rank.from_environment()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        stop_with_parent()
     device = choose_device(choice, rank.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
-        _join(backend, device)
+        store = _join(backend, device, rank, timeout_s)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
     control = dist.new_group(backend="gloo")
     assert isinstance(control, dist.ProcessGroup)  # every rank is a member
-    yield Launch(rank, device, control)
+    yield Launch(rank, device, control, store)
     dist.destroy_process_group()  # not after an exception: it would wait for messages that never come

@@ -25,10 +25,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.launcher_options import LauncherOptions
+from rlpheads.engine.distributed.launcher_folder import announce_stop, open_launcher_folder, read_code, was_hang
 from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS, ignored_stop_signals
 
 _BY_SIGNAL = 128
 """A process that a signal ended has this exit code and the signal's number, as shells have it."""
+_LEFT_S = 10
+"""Seconds that ranks have after another one failed: they wait for it, and have nothing to save."""
 _PASSED_ON_ELSEWHERE = "none"
 """No name of a signal: torch's handlers would end the ranks after a time, and lose their exit codes."""
 
@@ -54,14 +57,18 @@ def launch_ranks(options: LauncherOptions, script: str, arguments: Sequence[str]
     """
     logging.disable(logging.CRITICAL)  # what goes wrong is said by the ranks, or below
     with tempfile.TemporaryDirectory(prefix="rlpheads-train-") as folder, _signals_passed_on():
+        open_launcher_folder(folder)
         try:
             elastic_launch(_launch_config(options, folder), sys.executable)("-u", script, *arguments)
         except ChildFailedError as error:
-            return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
+            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            if was_hang():  # of those that have no code of their own, the launcher had to kill some
+                codes = {rank: code for rank, code in codes.items() if code > 0}
+            return read_code() or _exit_code(codes)
         except (RendezvousError, DistError, OSError, ValueError) as error:
             (first, *_) = str(error).splitlines() or [type(error).__name__]
             raise ConfigError(f"the nodes cannot meet at {options.endpoint} ({options.backend}): {first}") from error
-    return 0
+        return read_code() or 0
 
 
 def _launch_config(options: LauncherOptions, folder: str) -> LaunchConfig:
@@ -74,7 +81,8 @@ def _launch_config(options: LauncherOptions, folder: str) -> LaunchConfig:
         rdzv_endpoint=options.endpoint,
         rdzv_configs={**({"rank": options.node_rank} if options.backend == "static" else {}), **options.settings},
         local_addr=options.address,
-        max_restarts=0,  # a rank that stopped or failed says so by its exit code
+        max_restarts=options.restarts,
+        shutdown_timeout=_LEFT_S,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
         signals_to_handle=_PASSED_ON_ELSEWHERE,
     )
@@ -110,5 +118,6 @@ def _pass_on(number: int, _frame: FrameType | None) -> None:
     ranks = psutil.Process().children()
     if not ranks:
         raise SystemExit(_BY_SIGNAL + number)
+    announce_stop()
     for rank in ranks:  # each leads a session of its own, so that no terminal sends it the signal as well
         os.kill(rank.pid, number)

@@ -26,6 +26,8 @@ RUN_FILES = (
     *("config.yaml", "environment.json", "status.json", "metrics.jsonl", "summary.csv", "canaries.parquet"),
     *(
         "failed.rank*.json",
+        "hang.rank*.txt",
+        "hang.rank*.json",
         "ledger/epoch=*/*.parquet",
         "figures/rla_by_*.png",
         "figures/rla_by_*.svg",

@@ -29,7 +29,7 @@ from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kin
 
 FREE_TO_CHANGE = frozenset(
     {"run", "eval", "ledger", "checkpoint", "max_steps", "early_stopping", "log_every", "log", "verbose", "device"}
-    | {"stability"}
+    | {"stability", "distributed"}
     | {"data.workers", "data.root", "data.download", "data.verified", "data.on_error"}
     | {"runtime.activation_checkpointing", "heads.shard"}
     | {f"runtime.profile.{setting.name}" for setting in fields(ProfileConfig)}

@@ -49,6 +49,7 @@ def _train_from(
         RollBackError: the run is to be taken up again.
     """
     config, fresh = start.config, start.point is None
+    launched.progress.enter("building")
     training = build_training(config, plan, sources, folder, launched, fresh=fresh)
     console = open_console(quiet=not launched.is_main)
     display = Display(console, config.epochs, training.order.num_steps, launched.device, config.verbose)

@@ -34,6 +34,7 @@ def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: 
         heldout = summarize_ledger(training.splits.heldout.ledger)
     else:
         heldout = evaluate_split(training, "held-out", training.splits.heldout, display, stop_flag)
+    training.run.launch.progress.enter("last figures")
     if not training.run.launch.is_main:
         return Outcome("done", reason)
     history = training.run.folder.metrics("epoch")

@@ -45,6 +45,7 @@ def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> N
         row |= _figures(training, "clean", "clean", evaluate_split(training, "clean", splits.clean, display, stop_flag))
         steer_factor(training, row)
         ledgers["clean"] = splits.clean.ledger
+    run.launch.progress.enter("end of the epoch")
     # Not before: a stop during an evaluation saves the ledger of this rank's rows alone.
     merge(splits.trained.ledger, run.launch.world_size)
     row |= _figures(training, "train", "running", summarize_ledger(splits.trained.ledger))
@@ -89,8 +90,14 @@ def _evaluate(
     Raises:
         TrainingDivergedError: its loss is not finite.
     """
-    num_images = split.ledger.num_samples
+    num_images, progress = split.ledger.num_samples, training.run.launch.progress
+    progress.enter(f"{name} evaluation, first batch")
     with training.gauges.evaluation_clock.timing(num_images), display.evaluating(name, num_images) as advance:
+
+        def next_batch(num_evaluated: int) -> None:
+            advance(num_evaluated)
+            progress.enter(f"{name} evaluation")
+
         totals = evaluate(
             network,
             split,
@@ -98,7 +105,7 @@ def _evaluate(
             training.preparation.for_evaluation,
             training.run.config.precision,
             stop_flag.agreed,
-            advance,
+            next_batch,
         )
         found = summarize_evaluation(split, totals)
     if not math.isfinite(found.loss):
@@ -161,6 +168,7 @@ def _write_ledger(training: Training, phase: str, ledger: Ledger) -> None:
 
 def save_checkpoint(training: Training, display: Display) -> None:
     """Save where the training stands, and write before what is read of its figures. Collective."""
+    training.run.launch.progress.enter("checkpoint")
     publish_closed_window(training, display)
     review_open_window(training, display)
     training.save()

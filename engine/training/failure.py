@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from rlpheads.engine import exit_codes
 from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.distributed.launcher_folder import announce_hang
 from rlpheads.engine.runs.checkpoint import CheckpointError, list_whole
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLogError
@@ -51,6 +54,16 @@ def _read_reason(path: Path) -> str:
         return str(parse_mapping(path.read_bytes(), {"reason": "text"})["reason"])
     except (OSError, DamagedJsonError) as error:
         return f"cannot be read ({error})"
+
+
+def write_hang(folder: RunFolder, launched: Launch, verdict: str) -> None:
+    """Print a watchdog's verdict and write it into the run folder, at the rank that found the hang."""
+    announce_hang()
+    exit_codes.report_error(verdict)
+    with suppress(OSError):
+        if not launched.is_main:  # should the main rank fail of it, it finds the reason
+            folder.write_json(f"failed.rank{launched.rank.rank:04d}.json", {"reason": verdict})
+        folder.write_status("failed", verdict)
 
 
 def explain_failure(error: BaseException, folder: RunFolder) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from rlpheads.engine import exit_codes
 from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.checks.model import check_classes
@@ -9,12 +11,14 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch, Rank
+from rlpheads.engine.distributed.progress import Patience
+from rlpheads.engine.distributed.watchdog import watchdog
 from rlpheads.engine.learner.runtime import torch_switches
 from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.sources import Sources, check_same_images, open_sources
 from rlpheads.engine.training.attempts import train_with_rollbacks
-from rlpheads.engine.training.failure import explain_failure, write_failure
+from rlpheads.engine.training.failure import explain_failure, write_failure, write_hang
 from rlpheads.engine.training.start import Start, claimed_folder, settle_start
 
 
@@ -30,15 +34,21 @@ def run(config: Config) -> int:
     check_classes(plan, len(sources.train.manifest.classes))
     with claimed_folder(config, rank) as folder:
         start = settle_start(config, plan, sources, folder) if rank.is_main else None
+        timeout = config.distributed.start_timeout
         try:
-            with torch_switches(config.runtime), launch.start(config.device) as launched:
+            with torch_switches(config.runtime), launch.start(config.device, timeout) as launched:
                 start = launched.share(start)
                 assert start is not None  # the main rank has one
-                return _train(start, plan, sources, folder, launched)
+                with watchdog(launched, _patience(start.config), folder.path, partial(write_hang, folder, launched)):
+                    return _train(start, plan, sources, folder, launched)
         except ConfigError as error:
             if rank.is_main:
                 folder.write_status("failed", str(error))
             raise
+
+
+def _patience(config: Config) -> Patience:
+    return Patience(config.distributed.timeout, config.distributed.start_timeout)
 
 
 def _train(start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, launched: Launch) -> int:
@@ -46,6 +56,7 @@ def _train(start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, l
         check_same_images(sources, launched)
         outcome = train_with_rollbacks(start, plan, sources, folder, launched)
     except BaseException as error:
+        launched.progress.wait_if_judged()
         write_failure(folder, launched, error)
         explanation = explain_failure(error, folder)
         if explanation is None:

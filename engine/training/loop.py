@@ -69,7 +69,7 @@ def _train_epoch(
     Raises:
         TrainingStoppedError: on a stop signal.
     """
-    clock = training.gauges.clock
+    clock, progress = training.gauges.clock, training.run.launch.progress
     training.splits.trained.loader.set_epoch(training.position.epoch, training.position.consumed)
     training.learner.train()
     traced_step = tracer.step if tracer.is_on else nullcontext
@@ -78,8 +78,10 @@ def _train_epoch(
     batches = iter(training.splits.trained.loader)
     while training.epoch_has_steps_left and not training.reached_max_steps and not stopped:
         with traced_step(training.num_updates):
+            progress.enter("waiting for images", training.num_updates)
             with clock.waiting():
                 delivered = next(batches)
+            progress.enter("training step", training.num_updates)
             training.train_on(delivered)
             clock.step(delivered.num_global_rows)
             publish_closed_window(training, display)

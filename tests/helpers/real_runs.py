@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -122,6 +123,15 @@ class Runner:
                 pytest.fail(f"the run ended before step {step}:\n{process.stdout.read() if process.stdout else ''}")
             time.sleep(0.01)
         pytest.fail(f"step {step} was not reached")
+
+
+def rank_processes(launcher: "subprocess.Popen[str]") -> dict[int, psutil.Process]:
+    """Return the ranks that a launcher has started, by number; a loader worker inherits its rank's environment."""
+    ranks: dict[int, psutil.Process] = {}
+    for child in psutil.Process(launcher.pid).children():
+        with suppress(psutil.Error):
+            ranks[int(child.environ()["RANK"])] = child
+    return ranks
 
 
 def without_times(rows):

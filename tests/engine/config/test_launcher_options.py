@@ -6,7 +6,7 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.launcher_options import LauncherOptions, read_launcher_options
 
 NAMES = ("nproc_per_node", "nnodes", "rdzv_endpoint", "rdzv_backend", "rdzv_id", "rdzv_conf")
-NAMES += ("master_addr", "master_port", "node_rank", "local_addr", "standalone")
+NAMES += ("master_addr", "master_port", "node_rank", "local_addr", "max_restarts", "standalone")
 ABSENT: dict[str, str | None] = dict.fromkeys(NAMES)
 
 
@@ -16,6 +16,7 @@ ABSENT: dict[str, str | None] = dict.fromkeys(NAMES)
         ({}, LauncherOptions(1)),
         ({"nproc_per_node": "8", "standalone": "yes"}, LauncherOptions(8)),
         ({"nproc_per_node": "gpu"}, LauncherOptions(None)),
+        ({"max_restarts": "3"}, LauncherOptions(1, restarts=3)),
         (
             {"nnodes": "2", "rdzv_endpoint": "node0:29400", "rdzv_id": "mine", "rdzv_conf": "join_timeout=60"},
             LauncherOptions(1, 2, 0, "c10d", "node0:29400", "mine", {"join_timeout": "60"}),

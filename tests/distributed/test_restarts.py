@@ -1,0 +1,60 @@
+"""Ranks that are killed under a launcher that starts them again: the run ends as if nothing had happened."""
+
+import os
+import signal
+
+import pytest
+from real_runs import Runner, rank_processes, same_result
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_pair(runner):
+    finished = runner.run("undisturbed_pair", ranks=2)
+    assert finished.code == 0, finished.output
+    return finished
+
+
+@pytest.fixture(params=["torchrun", "rlpheads train"])
+def restarting(request, runner: Runner):
+    """Return the command of a run of two ranks under a launcher that starts them again."""
+
+    def command(name, *flags):
+        make = runner.command if request.param == "torchrun" else runner.train_command
+        words = make(name, *flags, ranks=2)
+        place = words.index("--nproc-per-node")
+        return [*words[:place], "--max-restarts", "5", *words[place:]]
+
+    return command
+
+
+def test_killed_ranks_start_again_and_end_alike(runner: Runner, restarting, undisturbed_pair, request):
+    """Rank 0, which has the addresses, and the other one: before the first checkpoint and behind it."""
+    name = request.node.name
+    process = runner.start_command(restarting(name))
+    for step, victim in ((6, 0), (12, 1), (30, 0)):
+        runner.wait_for_step(name, step, process)
+        rank_processes(process)[victim].kill()
+    finished = runner.finish(process, name)
+    assert finished.code == 0, finished.output
+    same_result(finished, undisturbed_pair)
+
+
+def test_stopped_run_is_not_started_again(runner: Runner):
+    words = runner.train_command("stopped", "--epochs", "200", ranks=2)
+    process = runner.start_command([*words, "--max-restarts", "3"])
+    runner.wait_for_step("stopped", 3, process)
+    os.kill(process.pid, signal.SIGTERM)
+    stopped = runner.finish(process, "stopped")
+    assert stopped.code == 75, stopped.output
+    assert stopped.output.count("requeue: ") == 1
+
+
+def test_refused_settings_are_said_once(runner: Runner):
+    """The parser knows nothing of the images: rank 0 refuses, and is started again in vain."""
+    words = runner.train_command("refused", "--batch_size", "4096", ranks=2)
+    refused = runner.finish(runner.start_command([*words, "--max-restarts", "2"]), "refused")
+    assert refused.code == 2
+    (line,) = refused.output.splitlines()
+    assert "batch_size is 4096" in line
