@@ -63,11 +63,10 @@ class HeadProblem:
         heads = RLPHeads(self.dims, self.num_labels, self.num_draws, seed=self.seed, dtype=self.dtype, **self.options)
         return with_spread(heads)
 
-    def own_part(self, rank: int, world_size: int, **changes: Any) -> ShardedRLPHeads:
+    def own_part(self, shards: ClassShards) -> ShardedRLPHeads:
         """A rank's part of the same heads."""
-        arguments = {"seed": self.seed, "dtype": self.dtype, "shards": ClassShards(rank, world_size)}
-        heads = ShardedRLPHeads(self.dims, self.num_labels, self.num_draws, **arguments, **self.options, **changes)
-        return with_spread(heads)
+        arguments = {"seed": self.seed, "dtype": self.dtype, "shards": shards}
+        return with_spread(ShardedRLPHeads(self.dims, self.num_labels, self.num_draws, **arguments, **self.options))
 
     def batch(self, world_size: int) -> "GlobalBatch":
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -148,7 +147,7 @@ def evaluate_simulated(
 def _simulated_heads(problem: HeadProblem, mode: LocalTensorMode, world_size: int) -> ShardedRLPHeads:
     """Heads whose parameters have at each rank the values that the part of that rank has."""
     with mode.disable():
-        parts = [problem.own_part(rank, world_size) for rank in range(world_size)]
+        parts = [problem.own_part(ClassShards(rank, world_size)) for rank in range(world_size)]
     heads = parts[0]
     rank = torch.SymInt(LocalIntNode({rank: rank for rank in range(world_size)}))
     heads.shards = ClassShards(rank, world_size)

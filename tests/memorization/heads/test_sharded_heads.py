@@ -99,7 +99,7 @@ def test_ties_over_all_ranks_go_to_the_lowest_label():
     batch = problem.batch(4)
     batch.taps[0].zero_()  # all logits are the biases: 0 to 1.2, by label modulo 7
     with simulated_ranks(4) as mode:
-        heads = [problem.own_part(rank, 4) for rank in range(4)]
+        heads = [problem.own_part(ClassShards(rank, 4)) for rank in range(4)]
         assert [len(part.heads[0][0].bias) for part in heads] == [2, 2, 2, 1]
         actual = evaluate_simulated(problem, batch, TERMS[0], mode, 4)
     assert torch.equal(actual.losses.hit_TMB[0, 0], batch.labels_MG[0] == 6)
@@ -141,7 +141,7 @@ def group_of_one():
 def test_number_of_messages(group_of_one, terms, hidden, num_backward):
     """Two forward, for any number of taps and draws; one backward where features are trained, and otherwise none."""
     problem = HeadProblem(num_labels=10, rows_per_rank=4, mixed=True, options={"hidden": hidden})
-    batch, heads = problem.batch(1), problem.own_part(0, 1)
+    batch, heads = problem.batch(1), problem.own_part(ClassShards(0, 1))
     with CommDebugMode() as forward:
         losses = heads([tap.requires_grad_() for tap in batch.taps], batch.labels_MG, terms, batch.pair).losses
         total = sum(each.sum() for each in losses[:3] if each is not None)
@@ -156,7 +156,7 @@ def test_number_of_messages(group_of_one, terms, hidden, num_backward):
 
 def test_own_rows_are_those_that_a_rank_gave(group_of_one):
     problem = HeadProblem(num_labels=10, rows_per_rank=4)
-    batch, heads = problem.batch(1), problem.own_part(0, 1)
+    batch, heads = problem.batch(1), problem.own_part(ClassShards(0, 1))
     gathered = heads(batch.taps, batch.labels_MG, TERMS[0], valid_B=batch.valid_G)
     assert torch.equal(gathered.valid_G, batch.valid_G)
     moved = gathered._replace(first_row=1, num_rows=2)

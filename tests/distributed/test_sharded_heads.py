@@ -1,0 +1,53 @@
+"""Heads sharded by class over real ranks: the native loss, checkpoints at other numbers of ranks, and whole runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+SCRIPT = Path(__file__).parent.parent / "helpers" / "sharded_ranks.py"
+
+
+def told_by_ranks(num_ranks: int, *arguments: str) -> Any:
+    """What the main rank of `sharded_ranks.py` prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    ended = subprocess.run(
+        [*command, str(SCRIPT), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_native_loss_over_real_ranks(num_ranks):
+    for of_rank in told_by_ranks(num_ranks, "compare"):
+        assert len(of_rank) == 4 * 21
+        assert max(of_rank.values()) <= 1e-5, of_rank
+        assert sum(value for name, value in of_rank.items() if name.endswith("hits that differ")) == 0
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [[(1, "class"), (3, "class"), (16, "class"), (5, "class")], [(2, "none"), (3, "class"), (2, "none"), (1, "class")]],
+    ids=["1, 3, 16 and 5 ranks", "whole heads and back"],
+)
+def test_checkpoints_load_at_any_number_of_ranks(chain, tmp_path):
+    """Gathered weights and optimizer states to the last bit, losses to rounding."""
+    before = None
+    for number, (num_ranks, shard) in enumerate(chain):
+        told = told_by_ranks(num_ranks, "checkpoint", str(tmp_path), str(number), shard)
+        if before is not None:
+            assert told["loaded"] == before["saved"]
+            assert told["loss"] == pytest.approx(before["saved loss"], rel=1e-6)
+            assert told["saved"] != told["loaded"]
+        before = told

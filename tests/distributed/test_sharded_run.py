@@ -1,0 +1,95 @@
+"""Whole runs with sharded heads: the same figures as with whole ones, killed, and resumed at other numbers of ranks."""
+
+import json
+import signal
+
+import pytest
+import torch
+from real_runs import same_result
+
+from rlpheads.engine.learner.learner import build_heads
+from rlpheads.engine.runs.opened_run import open_run
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+RANKS_2_AND_3 = ["--batch_size", "96", "--heads.optim.clip_norm", "0.5"]
+SHARDED = [*RANKS_2_AND_3, "--heads.shard", "class"]
+TIMES = {"images_per_second", "data_wait"}
+
+
+@pytest.fixture(scope="module")
+def whole(runner):
+    return done(runner.run("whole_heads", *RANKS_2_AND_3, ranks=2))
+
+
+@pytest.fixture(scope="module")
+def sharded(runner):
+    return done(runner.run("sharded_heads", *SHARDED, ranks=2))
+
+
+def done(finished):
+    assert finished.code == 0, finished.output
+    return finished
+
+
+def assert_alike(found, expected, tolerance):
+    """Metrics and ledgers to rounding; hits, counts and whatever is no measurement exactly."""
+    for kind in ("step", "epoch"):
+        for ours, theirs in zip(found.rows(kind), expected.rows(kind), strict=True):
+            assert ours.keys() == theirs.keys()
+            assert ours["kind"] == theirs["kind"]
+            for name in ours.keys() - TIMES - {"kind"}:
+                assert ours[name] == pytest.approx(theirs[name], rel=tolerance, abs=1e-4), name
+    assert found.ledgers.keys() == expected.ledgers.keys()
+    for name, table in expected.ledgers.items():
+        for column in table.column_names:
+            ours, theirs = (each[column].to_pylist() for each in (found.ledgers[name], table))
+            if column in ("bits", "margin", "class_loss"):
+                gap = torch.tensor(ours, dtype=torch.float64) - torch.tensor(theirs, dtype=torch.float64)
+                assert gap.nan_to_num().abs().max() <= tolerance, (name, column)
+            else:
+                assert ours == theirs, (name, column)
+
+
+def test_figures_and_ledgers_are_those_of_whole_heads(whole, sharded):
+    """The network to the last bit; hits equal."""
+    assert "heads.shard class: " in sharded.output
+    assert_alike(sharded, whole, 1e-5)
+    hashes = [finished.status["weights_sha256"] for finished in (sharded, whole)]
+    assert hashes[0]["backbone"] == hashes[1]["backbone"]
+    assert hashes[0]["heads"] != hashes[1]["heads"]  # rounding
+
+
+def test_a_killed_run_ends_where_an_undisturbed_one_does(runner, sharded):
+    process = runner.start("killed_shards", *SHARDED, ranks=2)
+    runner.wait_for_step("killed_shards", 16, process)
+    runner.kill(process)
+    same_result(done(runner.run("killed_shards", *SHARDED, ranks=2)), sharded)
+
+
+def test_a_run_goes_on_at_other_numbers_of_ranks_and_with_whole_heads(runner, whole):
+    """Stopped at 2 ranks, stopped again at 3, and finished at one with whole heads."""
+    for ranks, step, shard in ((2, 4, "class"), (3, 18, "auto")):
+        process = runner.start("moved", *RANKS_2_AND_3, "--heads.shard", shard, ranks=ranks)
+        runner.wait_for_step("moved", step, process)
+        process.send_signal(signal.SIGTERM)
+        finished = runner.finish(process, "moved")
+        assert finished.status["status"] == "requeue", finished.output
+    assert "heads.shard auto: none (" in finished.output
+    finished = done(runner.run("moved", *RANKS_2_AND_3))
+    for name, table in whole.ledgers.items():
+        assert finished.ledgers[name]["index"] == table["index"]
+    last = [each.rows("epoch")[-1] for each in (finished, whole)]
+    assert last[0]["eval_loss"] == pytest.approx(last[1]["eval_loss"], rel=0.02)  # dropout is drawn rank by rank
+    assert [row["step"] for row in finished.rows("step")] == [row["step"] for row in whole.rows("step")]
+
+
+def test_commands_read_a_sharded_checkpoint(sharded, whole):
+    """Into heads that one process holds whole."""
+    opened = [open_run(finished.folder) for finished in (sharded, whole)]
+    modules = [build_heads(run.config, (24, 24), "heads", 1) for run in opened]
+    for run, module in zip(opened, modules, strict=True):
+        run.load_weights("heads", module)
+    for name, parameter in modules[1].named_parameters():
+        torch.testing.assert_close(modules[0].get_parameter(name), parameter, rtol=1e-4, atol=1e-5)
+    assert json.loads((sharded.folder / "status.json").read_text())["heldout_check"] == "passed"

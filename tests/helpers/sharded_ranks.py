@@ -1,0 +1,159 @@
+"""What one of several real ranks does in the tests of sharded heads; torchrun starts it, the main rank prints one JSON line.
+
+python -m torch.distributed.run --standalone --nproc-per-node N tests/helpers/sharded_ranks.py compare
+… sharded_ranks.py checkpoint FOLDER NUMBER class|none
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from simulated_ranks import WEIGHTS, GlobalBatch, HeadProblem, HeadResults, evaluate_whole
+from torch import Tensor, nn
+
+from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
+from rlpheads.engine.distributed import launch
+from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.learner.parts import TrainedPart, build_part
+from rlpheads.engine.learner.schedule import Span
+from rlpheads.engine.learner.sharded_part import shard_part
+from rlpheads.engine.runs import checkpoint
+from rlpheads.memorization.heads.class_shards import ClassShards
+from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
+from rlpheads.memorization.heads.head_losses import HeadTerms
+
+KINDS = ("unlikelihood", "uniform", "reversal", "entropy")
+NUM_ROWS = 240  # of the global batch: as many at 1, 3, 5 and 16 ranks
+
+
+def compare(launched: Launch) -> dict[str, float]:
+    """Errors of the native loss over real ranks against whole heads in this process, and hits that differ."""
+    errors = {}
+    for number, kind in enumerate(KINDS):
+        mixed = number % 2 == 0
+        problem = HeadProblem(3001, 48 // launched.world_size, mixed=mixed, dtype=torch.float32, seed=number)
+        terms = HeadTerms(kind, (0, 2), joint=True, impl="tiled_cpu")
+        batch = problem.batch(launched.world_size)
+        expected = evaluate_whole(problem, batch, terms)
+        errors |= {f"{kind} {name}": error for name, error in own_errors(launched, problem, batch, terms, expected)}
+    return errors
+
+
+def own_errors(
+    launched: Launch, problem: HeadProblem, batch: GlobalBatch, terms: HeadTerms, expected: HeadResults
+) -> list[tuple[str, float]]:
+    """Errors of this rank's part."""
+    shards = ClassShards.of_mesh(launched.mesh())
+    heads, rows = problem.own_part(shards), slice(shards.rank * problem.rows_per_rank, None)
+    rows = slice(rows.start, rows.start + problem.rows_per_rank)
+    taps = [tap[rows].clone().requires_grad_() for tap in batch.taps]
+    pair = None if batch.pair is None else (batch.pair[0][:, rows], batch.pair[1][rows])
+    gathered = heads(taps, batch.labels_MG[:, rows], terms, pair, batch.valid_G[rows])
+    weights = TermWeights(WEIGHTS.factor, WEIGHTS.joint)
+    num_rows = int(batch.valid_G.sum())
+    combine_losses(gathered, batch.valid_G[rows], num_rows, shards.world_size, weights).total.backward()
+    start, stop = shards.start_and_stop(problem.num_labels)
+    found = [
+        (name, relative_error(getattr(gathered.losses, name), value))
+        for name, value in expected.losses._asdict().items()
+        if value is not None and value.dtype != torch.bool
+    ]
+    found.append(("hits that differ", float((gathered.losses.hit_TMB != expected.losses.hit_TMB).sum())))
+    for name, parameter in heads.named_parameters():
+        found.append((name, relative_error(parameter.grad, expected.gradients[name][start:stop])))
+    for number, tap in enumerate(taps):
+        found.append((f"tap {number}", relative_error(tap.grad / shards.world_size, expected.taps[number][rows])))
+    return found
+
+
+def save_and_load(launched: Launch, folder: Path, number: int, shard: str) -> dict[str, Any]:
+    """Load the last checkpoint in the folder, if there is one; say what was loaded; train two steps, save, and say what."""
+    problem = HeadProblem(
+        37, NUM_ROWS // launched.world_size, dtype=torch.float32, seed=0, options={"hidden": 5}, num_draws=1
+    )
+    heads: nn.Module = problem.whole_heads()
+    if shard == "class":
+        heads = problem.own_part(ClassShards.of_mesh(launched.mesh()))
+    optim = OptimConfig(lr=0.01, weight_decay=0.1, clip_norm=0.1)
+    part = build_part(heads, optim, ScheduleConfig(), Span(10, 10), launched.world_size > 1 and shard == "none")
+    part = shard_part(part) if shard == "class" else part
+    told: dict[str, Any] = {}
+    if (last := checkpoint.list_whole(folder)) != []:
+        for parameter in heads.parameters():
+            parameter.data.fill_(7.0)  # nothing of what was built may be left
+        state = state_of(part)
+        checkpoint.load(last[-1], state, launched)
+        part.load_optimizer_state(state["optimizer"])
+        told["loaded"], told["loss"] = digest(state_of(part)), loss_of(part, problem, launched)
+    for step in range(2):
+        loss_of(part, problem, launched, backward=True)
+        part.update(2 * number + step)
+    told["saved"], told["saved loss"] = digest(state_of(part)), loss_of(part, problem, launched)
+    checkpoint.save(folder, number, state_of(part), {}, launched, keep=10)
+    return told
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    norm = expected.double().norm().clamp(min=1e-30)
+    return float((found.detach().double() - expected.double()).norm() / norm)
+
+
+def state_of(part: TrainedPart) -> dict[str, Any]:
+    return {"heads": part.module.state_dict(), "optimizer": part.optimizer_state()}
+
+
+def loss_of(part: TrainedPart, problem: HeadProblem, launched: Launch, *, backward: bool = False) -> float:
+    """The loss of one global batch, which is the same at any number of ranks."""
+    batch, rank = problem.batch(launched.world_size), launched.rank.rank
+    rows = slice(rank * problem.rows_per_rank, (rank + 1) * problem.rows_per_rank)
+    taps, labels_MB, valid_B = [tap[rows] for tap in batch.taps], batch.labels_MG[:, rows], batch.valid_G[rows]
+    of_all = {"valid_B": valid_B} if hasattr(part.module, "shards") else {}
+    losses = part.wrapped(taps, labels_MB, HeadTerms(), None, **of_all)
+    total = combine_losses(losses, valid_B, int(batch.valid_G.sum()), launched.world_size, TermWeights())
+    if backward:
+        total.heads.backward()
+    mean = total.heads.detach() / launched.world_size
+    dist.all_reduce(mean)
+    return float(mean)
+
+
+def digest(state: dict[str, Any]) -> str:
+    """Hash of every tensor and number of a state, put together from all ranks."""
+    found = hashlib.sha256()
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key in sorted(value):
+                add(f"{name}.{key}", value[key])
+        elif isinstance(value, (list, tuple)):
+            for place, each in enumerate(value):
+                add(f"{name}.{place}", each)
+        elif isinstance(value, Tensor):
+            whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+            found.update(f"{name} {tuple(whole.shape)}".encode() + whole.detach().numpy().tobytes())
+        elif not name.endswith(".lr"):  # the schedule sets it before each step
+            found.update(f"{name} {value}".encode())
+
+    add("", state)
+    return found.hexdigest()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with launch.start("cpu") as launched:
+        command, *arguments = sys.argv[1:]
+        if command == "compare":
+            told: Any = [None] * launched.world_size
+            dist.all_gather_object(told, compare(launched))
+        else:
+            told = save_and_load(launched, Path(arguments[0]), int(arguments[1]), arguments[2])
+        if launched.is_main:
+            print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()
