@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from rlpheads.engine.config.errors import ConfigError, refusal
-from rlpheads.engine.config.schema import Config
+from rlpheads.engine.config.schema import Config, RandomSource
 
 _MOST = 1_000_000_000
 """The largest number where nothing closer stands: enough to mean "never", and far from the ends of int64 and fp32."""
@@ -53,6 +53,7 @@ _OPTIM |= {"layer_decay": _SHARE, "clip_norm": _ABOVE_0, "clip_value": _ABOVE_0,
 
 RANGES: dict[str, Range] = {
     "seed": Range(0, 2**63 - 1),
+    **{f"seeds.{source}": Range(0, 2**63 - 1) for source in get_args(RandomSource)},
     "epochs": _FROM_1,
     "max_steps": _FROM_1,
     "batch_size": Range(2),

@@ -15,7 +15,7 @@ from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal
 from rlpheads.engine.config.files import dump_yaml, find_config_file, read_config_file
 from rlpheads.engine.config.paths import expand_path
-from rlpheads.engine.config.schema import Config
+from rlpheads.engine.config.schema import Config, RandomSource
 from rlpheads.engine.config.values import convert_value
 from rlpheads.engine.runs.folder import write_atomically
 from rlpheads.memorization.audit.audit_labels import MIN_FRESH_DRAWS
@@ -32,6 +32,7 @@ class Study:
         settings: keys that every run has on top.
         arms: keys that the runs of an arm have on top of those, by the arm's name; the grid's points are arms too.
         seeds: a run for each, in every arm.
+        vary: the source of chance that takes them while the others stay as they are; None: all.
         reference: the arm that the others are compared with.
         audit: how every finished run is audited; None: not at all.
     """
@@ -42,6 +43,7 @@ class Study:
     arms: dict[str, dict[str, Any]]
     seeds: tuple[int, ...]
     reference: str
+    vary: RandomSource | None = None
     audit: AuditOptions | None = field(default_factory=AuditOptions)
 
 
@@ -76,7 +78,7 @@ def read_study(path: Path) -> Study:
         ConfigError: it cannot be read, or has an unknown key or a value that is not allowed.
     """
     given = read_config_file(str(path))
-    allowed = ("config", "settings", "arms", "grid", "seeds", "reference", "audit")
+    allowed = ("config", "settings", "arms", "grid", "seeds", "vary", "reference", "audit")
     for key in given:
         if key not in allowed:
             close = nearest(key, allowed)
@@ -94,6 +96,7 @@ def read_study(path: Path) -> Study:
         arms=arms,
         seeds=seeds,
         reference=reference,
+        vary=_read_source(path, given.get("vary")),
         audit=_read_audit(path, given.get("audit", {})),
     )
 
@@ -118,7 +121,8 @@ def plan_runs(study: Study, folder: Path, world_size: int) -> list[PlannedRun]:
 def _plan_run(study: Study, arm: str, seed: int, folder: Path) -> PlannedRun:
     name = _run_name(arm, seed)
     settings = _merge(study.settings, study.arms[arm])
-    settings = _merge(settings, {"seed": seed, "run": {"dir": str(folder), "name": name}})
+    seeded = {"seed": seed} if study.vary is None else {"seeds": {study.vary: seed}}
+    settings = _merge(settings, seeded | {"run": {"dir": str(folder), "name": name}})
     path = folder / "settings" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, dump_yaml(settings))
@@ -187,6 +191,11 @@ def _read_seeds(path: Path, seeds: object) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise refusal(f"{path}: seeds", seeds, "each seed once")
     return tuple(seeds)
+
+
+def _read_source(path: Path, given: object) -> RandomSource | None:
+    source: RandomSource | None = convert_value(f"{path}: vary", given, RandomSource | None)
+    return source
 
 
 def _read_audit(path: Path, given: object) -> AuditOptions | None:

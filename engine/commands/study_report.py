@@ -78,6 +78,7 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         "study": study.name,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "reference": study.reference,
+        "vary": study.vary or "all",
         "settings": study.settings,
         "arms": {arm: {"settings": study.arms[arm], **found} for arm, found in arms.items()},
         "runs": by_run,
@@ -89,8 +90,8 @@ def print_study(found: Mapping[str, Any], console: Console) -> None:
     """Print the arms' table: means over taps and seeds, with the half-widths of 95 % intervals across seeds."""
     seeds = {run["seed"] for run in found["runs"].values()}
     table = Table(
-        title=f"{found['study']}: mean over taps and {len(seeds)} seeds ± half of the 95 % interval across seeds; "
-        f"bold: the difference from {found['reference']}, paired by seed, leaves out 0",
+        title=f"{found['study']}: mean over taps and {len(seeds)} seeds of {found['vary']} ± half of the 95 % interval "
+        f"across seeds; bold: the difference from {found['reference']}, paired by seed, leaves out 0",
         title_justify="left",
         padding=(0, 1),
     )

@@ -35,6 +35,27 @@ from rlpheads.engine.config.run import (
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
+RandomSource = Literal["split", "weights", "order", "labels", "subset", "canaries"]
+
+
+@dataclass(frozen=True)
+class SeedsConfig:
+    """Seeds of single sources of chance, to hold one still or to move it alone; null: seed."""
+
+    split: int | None = None
+    """Which images are held out, where a data set has no split of its own."""
+    weights: int | None = None
+    """Initial weights of the network, heads and audit heads."""
+    order: int | None = None
+    """Order of the training images, their crops and augmentation."""
+    labels: int | None = None
+    """Random labels."""
+    subset: int | None = None
+    """Which training images data.subset keeps."""
+    canaries: int | None = None
+    """Which images have noisy labels or are canaries."""
+
+
 @dataclass(frozen=True)
 class Config:
     """One training run."""
@@ -66,6 +87,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stability: StabilityConfig = field(default_factory=StabilityConfig)
+    seeds: SeedsConfig = field(default_factory=SeedsConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
@@ -73,3 +95,8 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def seed_of(self, source: RandomSource) -> int:
+        """Return the seed of one source of chance."""
+        chosen: int | None = getattr(self.seeds, source)
+        return self.seed if chosen is None else chosen

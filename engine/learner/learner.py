@@ -228,7 +228,7 @@ def build_sharded_heads(
 
 def _head_options(config: Config, name: str) -> dict[str, Any]:
     options = {name: getattr(config.heads, name) for name in ("norm", "hidden", "dropout")}
-    return {"seed": stream_seed(config.seed, name), **options}
+    return {"seed": stream_seed(config.seed_of("weights"), name), **options}
 
 
 def num_audit_draws(config: Config) -> int:

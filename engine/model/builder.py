@@ -35,7 +35,7 @@ def build_model(config: Config, num_classes: int, *, pretrained: bool = False) -
     Raises:
         ValueError: timm refuses the name or the arguments, or a tap does not exist.
     """
-    torch.manual_seed(stream_seed(config.seed, "init"))
+    torch.manual_seed(stream_seed(config.seed_of("weights"), "init"))
     backbone = _create(config.model, num_classes, pretrained)
     places = select_places(config.heads.taps, layout_of(backbone))
     return TappedModel(backbone, places, _pooling(config.heads.pool, backbone))

@@ -58,14 +58,16 @@ def open_sources(config: Config) -> Sources:
             data.dataset,
             data.root,
             val_fraction=data.val_fraction,
-            seed=stream_seed(config.seed, "split"),
+            seed=stream_seed(config.seed_of("split"), "split"),
             download=data.download,
             synthetic=SyntheticSpec(**asdict(data.synthetic), side=data.image_size),
             verified=data.verified,
         )
         check_loader(data.loader, heldout)
-        train = take_subset(train, data.subset.fraction, data.subset.per_class, stream_seed(config.seed, "subset"))
-        train = with_noise_and_canaries(train, data, stream_seed(config.seed, "canaries"))
+        train = take_subset(
+            train, data.subset.fraction, data.subset.per_class, stream_seed(config.seed_of("subset"), "subset")
+        )
+        train = with_noise_and_canaries(train, data, stream_seed(config.seed_of("canaries"), "canaries"))
         for source in (train, heldout):
             check_readable(source.manifest, data.on_error)
     except NoStoreError as error:
@@ -86,7 +88,7 @@ def open_sources(config: Config) -> Sources:
 
 def training_order(config: Config, source: ImageSource) -> Order:
     """Return the order in which a run trains on a split."""
-    seed = stream_seed(config.seed, "order")
+    seed = stream_seed(config.seed_of("order"), "order")
     return Order(source.manifest.num_samples, config.batch_size, seed, True, config.data.partial)
 
 
@@ -99,7 +101,7 @@ def _convert_command(config: Config) -> str:
     if data.root is not None:
         flags["--data.root"] = data.root
     if data.val_fraction is not None:
-        flags |= {"--data.val_fraction": str(data.val_fraction), "--seed": str(config.seed)}
+        flags |= {"--data.val_fraction": str(data.val_fraction), "--seed": str(config.seed_of("split"))}
     return shlex.join(["rlpheads", "convert", *(word for flag in flags.items() for word in flag), "--out", "STORE"])
 
 

@@ -67,7 +67,7 @@ def run_labels(config: Config, manifest: Manifest, num_draws: int, device: torch
         manifest.num_samples,
         config.heads.num_labels,
         num_draws=num_draws,
-        seed=stream_seed(config.seed, "labels"),
+        seed=stream_seed(config.seed_of("labels"), "labels"),
         split=manifest.split,
         balance=config.heads.label_balance if manifest.split == "train" else "iid",  # held-out labels are always i.i.d.
         device=device,

@@ -23,6 +23,12 @@ def test_settings_are_layered_and_seeds_go_outermost(tmp_path):
     assert runs[1].folder == tmp_path / "held.seed3"
 
 
+def test_one_source_of_chance_is_varied_alone(tmp_path):
+    path = study_file(tmp_path, STUDY.replace("[3]", "[3, 4]") + "vary: weights\n")
+    runs = plan_runs(read_study(path), tmp_path, world_size=1)
+    assert [(run.config.seed, run.config.seeds.weights) for run in runs] == [(0, 3), (0, 3), (0, 4), (0, 4)]
+
+
 def test_a_grid_multiplies_the_arms(tmp_path):
     text = "config: base.yaml\narms: {a: {heads.draws: 3}}\ngrid: {regularizer.factor: [0, 0.5], epochs: [1, 2]}\n"
     study = read_study(study_file(tmp_path, text))
@@ -41,6 +47,7 @@ def test_a_grid_multiplies_the_arms(tmp_path):
         ("config: base.yaml\narms: {a: 2}\n", "arms.a: got 2; allowed: a mapping"),
         ("config: base.yaml\narms: {a: {}}\ngrid: {epochs: 3}\n", "grid.epochs: got 3; allowed: a list"),
         ("config: base.yaml\narms: {a: {}}\nseeds: [0, 0]\n", "seeds: .*each seed once"),
+        ("config: base.yaml\narms: {a: {}}\nvary: weight\n", "vary: got 'weight'; allowed: .*nearest: weights"),
         ("config: base.yaml\narms: {a: {}}\nseeds: 3\n", "seeds: got 3; allowed: a list of whole numbers"),
         ("config: base.yaml\narms: {a: {}}\nreference: b\n", "reference: got 'b'; allowed: an arm: a"),
         ("config: base.yaml\narms: {a: {}}\naudit: {draws: 2}\n", "at least 4 draws"),
