@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.gauges.clock import Clock, DeviceWait, EvaluationClock
 from rlpheads.engine.gauges.meters import Meters
+from rlpheads.engine.gauges.replicas import ReplicaComparison
 from rlpheads.engine.model.flops import Utilisation
 
 
@@ -15,13 +16,15 @@ class Gauges:
     """What is measured while training.
 
     Attributes:
-        meters: figures of the steps, averaged over windows.
+        meters: figures of the steps, in windows.
+        replicas: whether the ranks' weights are the same.
         clock: training time, images and waiting for data.
         evaluation_clock: evaluated images and their time.
         utilisation: arithmetic of an image, and the device's peak.
     """
 
     meters: Meters
+    replicas: ReplicaComparison
     clock: Clock
     evaluation_clock: EvaluationClock
     utilisation: Utilisation
@@ -44,5 +47,9 @@ def build_gauges(launch: Launch, utilisation: Utilisation) -> Gauges:
     """Build the gauges of a run on this rank's device; waiting is timed on the device where there is one."""
     device_wait = None if launch.device.type == "cpu" else DeviceWait(launch.device)
     return Gauges(
-        Meters(launch.device, launch.world_size), Clock(device_wait=device_wait), EvaluationClock(), utilisation
+        Meters(launch.device, launch.world_size),
+        ReplicaComparison(launch.world_size),
+        Clock(device_wait=device_wait),
+        EvaluationClock(),
+        utilisation,
     )

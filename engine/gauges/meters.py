@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlpheads.engine.gauges.host_copy import HostCopy
+
 
 @dataclass(frozen=True)
 class StepFigures:
@@ -110,21 +112,11 @@ class _Read:
 
     def __init__(self, names: tuple[str, ...], shares_SF: Tensor, steps: tuple[int, ...], world_size: int):
         self._names, self._steps, self._world_size = names, steps, world_size
-        self._work = dist.all_reduce(shares_SF, async_op=True)
-        self._host_SF = shares_SF
-        self._copied: torch.cuda.Event | None = None
-        if shares_SF.is_cuda:
-            self._work.wait()  # orders the copy behind the reduction on the device; the host goes on
-            self._host_SF = torch.empty_like(shares_SF, device="cpu", pin_memory=True)
-            self._host_SF.copy_(shares_SF, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+        work = dist.all_reduce(shares_SF, async_op=True)
+        assert work is not None
+        self._copy = HostCopy(work, shares_SF)
 
     def finish(self, closed_at: int, beside: Mapping[str, float]) -> StepFigures:
         """Return the figures; the device has had a step's time to get there."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        else:
-            self._work.wait()
-        columns = (self._host_SF.double() / self._world_size).T.tolist()
+        columns = (self._copy.read().double() / self._world_size).T.tolist()
         return StepFigures(self._steps, dict(zip(self._names, columns, strict=True)), closed_at, beside)

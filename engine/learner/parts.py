@@ -58,6 +58,10 @@ class TrainedPart:
         """Return what is to be back-propagated for a loss that trains this part."""
         return loss if self.loss_scale is None else self.loss_scale.scaled(loss)
 
+    def replicated_parameters(self) -> list[nn.Parameter]:
+        """Return the weights that every rank holds alike."""
+        return list(self.module.parameters())
+
     def gradient_norm(self) -> Tensor:
         """Take the loss scale out of the gradients and return their global norm, before clipping: float32 ()."""
         if self.loss_scale is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
@@ -34,6 +34,10 @@ class ShardedPart(TrainedPart):
         """The heads."""
         assert isinstance(self.module, ShardedRLPHeads)
         return self.module
+
+    def replicated_parameters(self) -> list[nn.Parameter]:
+        """See `TrainedPart.replicated_parameters`: not those of the classes."""
+        return list(self.heads.replicated_parameters())
 
     def gradient_norm(self) -> Tensor:
         """See `TrainedPart.gradient_norm`: the norm over the classes of all ranks, whose overflows come in the same message."""

@@ -17,7 +17,7 @@ from rlpheads.engine.report.evaluation_summary import Evaluation, summarize_eval
 from rlpheads.engine.report.label_figures import HeadSizes, label_figures
 from rlpheads.engine.training.early_stopping import stop_reason
 from rlpheads.engine.training.outcome import REMEDIES, TrainingDivergedError
-from rlpheads.engine.training.stability import review_open_window
+from rlpheads.engine.training.stability import compare_replicas, review_open_window
 from rlpheads.engine.training.steering import regularizer_figures, steer_factor
 from rlpheads.engine.training.training import Training, is_due
 from rlpheads.engine.training.windows import publish_closed_window
@@ -171,5 +171,6 @@ def save_checkpoint(training: Training, display: Display) -> None:
     training.run.launch.progress.enter("checkpoint")
     publish_closed_window(training, display)
     review_open_window(training, display)
+    compare_replicas(training)
     training.save()
     display.note(f"checkpoint at step {training.num_updates}")

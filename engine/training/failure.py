@@ -16,11 +16,11 @@ from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLogError
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
 from rlpheads.engine.terminal.text import printable
-from rlpheads.engine.training.outcome import DIVERGENCE, TrainingDivergedError, next_divergence
+from rlpheads.engine.training.outcome import DIVERGENCE, ReplicaDriftError, TrainingDivergedError, next_divergence
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
 from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 
-_SAYS_ENOUGH = (TrainingDivergedError, ImageReadError, LoaderError, DatasetError, RunLogError)
+_SAYS_ENOUGH = (TrainingDivergedError, ReplicaDriftError, ImageReadError, LoaderError, DatasetError, RunLogError)
 """Errors whose own message is what the user needs."""
 
 

@@ -25,6 +25,7 @@ from rlpheads.engine.report.display import Display
 from rlpheads.engine.training.closing import conclude
 from rlpheads.engine.training.epoch_end import finish_epoch, reason_to_stop_early, save_checkpoint
 from rlpheads.engine.training.outcome import Outcome, TrainingStoppedError
+from rlpheads.engine.training.stability import watch_replicas
 from rlpheads.engine.training.training import Training
 from rlpheads.engine.training.windows import close_window, publish_closed_window, publish_last_windows
 
@@ -85,6 +86,7 @@ def _train_epoch(
             training.train_on(delivered)
             clock.step(delivered.num_global_rows)
             publish_closed_window(training, display)
+            watch_replicas(training)
             if training.num_updates % training.run.config.log_every == 0:
                 close_window(training)
             stopped = stop_flag.agreed()

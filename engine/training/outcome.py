@@ -25,6 +25,10 @@ class TrainingDivergedError(RuntimeError):
         self.step = step
 
 
+class ReplicaDriftError(RuntimeError):
+    """The weights of a rank are not those of the others."""
+
+
 DIVERGENCE = "diverged"
 """Key of status.json that says at which step, and how often in a row, a launcher's restarts of a run diverged."""
 

@@ -1,7 +1,8 @@
-"""Steps that were not finite: named when their window is read, and answered as `stability.on_nonfinite` says.
+"""Stability of a training: steps that were not finite are answered, and replicas that drift apart end the run.
 
-The device has left their updates out by then, at every rank alike. What is decided here follows from the sequence of the
-steps alone, not from where windows end, so that `log_every` and a resume change nothing.
+Steps that were not finite are named when their window is read, and answered as `stability.on_nonfinite` says. The device has
+left their updates out by then, at every rank alike. What is decided here follows from the sequence of the steps alone, not
+from where windows end, so that `log_every` and a resume change nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 
 from rlpheads.engine.gauges.meters import StepFigures
 from rlpheads.engine.report.display import Display
-from rlpheads.engine.training.outcome import REMEDIES, RollBackError, TrainingDivergedError
+from rlpheads.engine.training.outcome import REMEDIES, ReplicaDriftError, RollBackError, TrainingDivergedError
 from rlpheads.engine.training.training import Training
 
 _NORM, _FLAG = "_grad_norm", "_nonfinite"
@@ -90,3 +91,49 @@ def _shown(figures: Mapping[str, list[float]]) -> dict[str, list[float]]:
 def _mean_of_finite(values: list[float]) -> float | None:
     finite = [value for value in values if math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else None
+
+
+def watch_replicas(training: Training) -> None:
+    """Look at the comparison that an earlier step began, and begin the next one where it is due. Collective.
+
+    Raises:
+        ReplicaDriftError: the weights of a rank are not those of the others.
+    """
+    _judge(training)
+    if _is_on(training) and training.num_updates % training.run.config.stability.drift_every == 0:
+        _begin(training)
+
+
+def compare_replicas(training: Training) -> None:
+    """Compare the replicas now, before one of them is saved for all: the host waits. Collective.
+
+    Raises:
+        ReplicaDriftError: as `watch_replicas`.
+    """
+    if _is_on(training):
+        _judge(training)
+        _begin(training)
+        _judge(training)
+
+
+def _is_on(training: Training) -> bool:
+    return training.run.launch.world_size > 1 and training.run.config.stability.drift_every > 0
+
+
+def _begin(training: Training) -> None:
+    parts = {name: part.replicated_parameters() for name, part in training.learner.trained_parts}
+    training.gauges.replicas.begin(training.num_updates, {name: held for name, held in parts.items() if held})
+
+
+def _judge(training: Training) -> None:
+    found = training.gauges.replicas.finish()
+    if found is None:
+        return
+    step, differing = found
+    if differing:
+        which = "; ".join(f"rank {rank}: {', '.join(parts)}" for rank, parts in differing.items())
+        unsure = " (of two ranks nobody knows which is right)" if training.run.launch.world_size == 2 else ""
+        raise ReplicaDriftError(
+            f"replicas drift: after step {step} these weights are not those of the other ranks: {which}{unsure}. Look at "
+            f"the memory, device and network of that rank. {training.last_checkpoint_words}"
+        )
