@@ -220,7 +220,7 @@ def _optimizer_errors(key: str, optim: OptimConfig, config: Config) -> Iterator[
     else:
         try:
             with torch.random.fork_rng(devices=[]):
-                build_part(nn.Linear(2, 2), optim, config.schedule, Span(config.epochs, 1), ddp=False)
+                build_part(nn.Linear(2, 2), optim, config.schedule, Span(config.epochs, 2), ddp=False)
         except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
             yield ConfigError(f"{key}.name: {optim.name} cannot be built here: {error}")
 

@@ -62,22 +62,18 @@ class Display:
         if self._verbose:
             self._print(text, style="dim")
 
-    def say(self, text: str) -> None:
-        """Say something, broken between words where the width is known."""
-        self._print(text)
-
-    def say_whole(self, text: str) -> None:
-        """Say something to be copied, such as a command, which is not broken."""
-        self._console.print(Text(printable(text)), soft_wrap=True)
+    def say(self, text: str, command: str = "") -> None:
+        """Say something, broken between words where the width is known, but not in the `command` that is part of it."""
+        self._print(text, command=command)
 
     def warn(self, text: str) -> None:
         """Say something that the user should act on, or know when reading the figures."""
         self._print(f"warning: {text}", style="yellow")
 
-    def _print(self, text: str, style: str = "") -> None:
+    def _print(self, text: str, style: str = "", command: str = "") -> None:
         words = printable(text)
         if self._console.is_terminal or "COLUMNS" in os.environ:
-            words = wrap_words(words, self._console.width)
+            words = wrap_words(words, self._console.width, command)
         self._console.print(Text(words, style=style), soft_wrap=True)
 
     def step(self, row: Mapping[str, Any], eta_seconds: float | None) -> None:

@@ -49,10 +49,17 @@ def _shell_escape(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
-def wrap_words(text: str, width: int) -> str:
-    """Return text broken into lines of at most `width` columns between words; a longer word, such as a path, stays whole."""
+def wrap_words(text: str, width: int, whole: str = "") -> str:
+    """Return text broken into lines of at most `width` columns between words; a longer word, such as a path, stays whole.
+
+    Args:
+        text: one line.
+        width: columns.
+        whole: part of the text that is not broken either, such as a command to be copied.
+    """
     lines = [""]
-    for gap, word in re.findall(r"(\s*)(\S+)", text):
+    phrase = f"{re.escape(whole)}\\S*|" if whole else ""
+    for gap, word in re.findall(rf"(\s*)({phrase}\S+)", text):
         if not lines[-1].strip() or len(lines[-1] + gap + word) <= width:
             lines[-1] += gap + word
         else:

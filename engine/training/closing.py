@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.stop_flag import StopFlag
@@ -62,7 +62,7 @@ def close_run(training: Training, outcome: Outcome, display: Display, warnings: 
     for name, digest in hashes.items():
         display.note(f"{name} weights sha256 {digest}")
     for line in closing_lines(outcome, training.run.config, training.run.folder.path):
-        display.say_whole(line)
+        display.say(line.text, line.command)
 
 
 def _weight_hashes(training: Training) -> dict[str, str]:
@@ -92,7 +92,14 @@ def _found_facts(found: Findings | None) -> dict[str, Any]:
     return facts
 
 
-def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[str]:
+class ClosingLine(NamedTuple):
+    """One of the last lines, and the command in it that is to be copied, if there is one."""
+
+    text: str
+    command: str = ""
+
+
+def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[ClosingLine]:
     """Yield the last lines that a run of these settings prints about itself.
 
     Args:
@@ -100,14 +107,14 @@ def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[st
         config: its settings.
         folder: the run folder.
     """
-    yield f"{outcome.status}: {outcome.reason}; everything is in {folder}"
+    yield ClosingLine(f"{outcome.status}: {outcome.reason}; everything is in {folder}")
     if outcome.status == "requeue":
-        yield "next: the same command again, which goes on from this very sample"
+        yield ClosingLine("next: the same command again, which goes on from this very sample")
     if outcome.findings is not None:
-        yield f"learned: {_summary(outcome.findings, config)}"
-        yield f"figures: {_figure_paths(outcome.findings, config, folder)}"
+        yield ClosingLine(f"learned: {_summary(outcome.findings, config)}")
+        yield ClosingLine(*_figure_paths(outcome.findings, config, folder))
     if config.log.wandb == "offline":
-        yield f"next: wandb sync {shell_word(folder / 'wandb')}/offline-run-* sends the figures to W&B"
+        yield _next(f"wandb sync {shell_word(folder / 'wandb')}/offline-run-*", "sends the figures to W&B")
     if outcome.findings is not None:
         yield from _next_commands(outcome.findings, folder)
 
@@ -134,19 +141,25 @@ def _honest_accuracy(tap: TapFinding, joint: bool) -> float | None:
     return next((value for value in (tap.audit, tap.clean, tap.running) if value is not None), None)
 
 
-def _figure_paths(found: Findings, config: Config, folder: Path) -> str:
-    places = []
+def _next(command: str, meaning: str) -> ClosingLine:
+    return ClosingLine(f"next: {command} {meaning}", command)
+
+
+def _figure_paths(found: Findings, config: Config, folder: Path) -> tuple[str, str]:
+    """Return the line on figures and curves, and the command in it."""
+    places, command = [], ""
     if found.taps:
         places.append(f"{folder / 'figures' / 'rla_by_depth.png'} and rla_by_epoch.png")
     summary = folder / "summary.csv"
     places.append(f"by epoch {summary}" if summary.exists() else f"by step {folder / 'metrics.jsonl'}")
     if config.log.tensorboard:
-        places.append(f"curves: tensorboard --logdir {shell_word(folder / 'tensorboard')}")
-    return "; ".join(places)
+        command = f"tensorboard --logdir {shell_word(folder / 'tensorboard')}"
+        places.append(f"curves: {command}")
+    return f"figures: {'; '.join(places)}", command
 
 
-def _next_commands(found: Findings, folder: Path) -> Iterator[str]:
+def _next_commands(found: Findings, folder: Path) -> Iterator[ClosingLine]:
     if found.taps:
-        yield f"next: rlpheads audit {shell_word(folder)} says what the frozen features hold, with intervals"
+        yield _next(f"rlpheads audit {shell_word(folder)}", "says what the frozen features hold, with intervals")
     if (folder / "canaries.parquet").exists():
-        yield f"next: rlpheads canaries {shell_word(folder)} says which measure finds the planted images"
+        yield _next(f"rlpheads canaries {shell_word(folder)}", "says which measure finds the planted images")

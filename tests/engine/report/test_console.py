@@ -46,3 +46,21 @@ def test_no_name_controls_the_terminal(capsys):
     assert r"\x1b[31mred\x07" in printed
     assert "\x1b" not in printed
     assert [line.split()[1] for line in printed.splitlines()[1:3]] == ["two", "lines"]
+
+
+@pytest.mark.wrong("output")
+@pytest.mark.parametrize("width", [30, 40, 80, 200])
+def test_a_table_wider_than_the_console_is_printed_in_parts_that_cut_nothing_off(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    headings = ["arm", "held-out top-1", "memorised samples", "own heads", "membership excess", "bits"]
+    table = Table(*headings, title="t i t l e")
+    table.add_row("free", *(f"{number}7.25 ± 0.5" for number in range(1, 6)))
+    open_console().print(table)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    assert "…" not in printed
+    assert all(printed.count(f"{number}7.25") == 1 for number in range(1, 6))
+    assert all(word in printed for heading in headings for word in heading.split())
+    assert printed.count("t i t l e") == 1
+    assert printed.count("free") == printed.count("arm") >= 1
+    assert (printed.count("free") == 1) == (width >= 80)

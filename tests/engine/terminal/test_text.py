@@ -66,5 +66,12 @@ def test_lines_are_broken_between_words_only(text, width):
         assert len(line) <= width or len(line.split()) == 1
 
 
+def test_a_command_in_a_line_is_not_broken():
+    command = "rlpheads audit 'my run'"
+    assert (
+        wrap_words(f"next: {command} says what is held", 12, command) == f"next:\n  {command}\n  says what\n  is held"
+    )
+
+
 def test_spaces_inside_a_line_stay_as_they_are():
     assert wrap_words("loss 0.1  top-1 5%  ETA 0:01", 19) == "loss 0.1  top-1 5%\n  ETA 0:01"

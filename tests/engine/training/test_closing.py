@@ -21,7 +21,9 @@ FOUND = Findings(top1=0.5, chance=0.1, taps=TAPS, heldout_bounds=(0.07, 0.13), s
 
 
 def lines(found: Findings | None, folder: Path, config: Config | None = None, status="done") -> list[str]:
-    return list(closing_lines(Outcome(status, "all 2 epochs trained", found), config or Config(), folder))
+    kept = list(closing_lines(Outcome(status, "all 2 epochs trained", found), config or Config(), folder))
+    assert all(line.command in line.text for line in kept)
+    return [line.text for line in kept]
 
 
 def test_finished_run_names_its_findings_figures_and_next_commands(tmp_path):
