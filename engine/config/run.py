@@ -48,8 +48,29 @@ class CheckpointConfig:
 
     every: int = 1
     """Epochs between checkpoints; the last epoch and a stop signal always write one."""
+    every_steps: int | None = None
+    """Optimizer steps between checkpoints, besides those of epochs; null: none."""
+    every_minutes: float | None = None
+    """Minutes between checkpoints, since the last one inside an epoch; null: none."""
     keep: int = 2
     """Number of newest checkpoints that are kept."""
+    keep_epochs: int = 2
+    """Number of newest checkpoints of ends of epochs that are kept, whatever steps, minutes and stops add; 0: as many
+    as keep leaves."""
+    best: bool = False
+    """Keep the network's weights of the best epoch by early_stopping.metric, in weights/best.safetensors; the averaged
+    ones where that is a figure of theirs."""
+    weights_every: int | None = None
+    """Epochs between copies of the network's weights alone, in weights/epoch=0007.safetensors, which are never
+    deleted; 0: after the last epoch only; null: none."""
+    background: bool = True
+    """Asynchronous checkpoints: training goes on while a copy of the state is written. The copy takes as much memory of
+    the host as the state does; false: training waits."""
+    on_failure: Literal["warn", "stop"] = "warn"
+    """A checkpoint that cannot be written. warn: said at the next step, and the run goes on, unless it is the last;
+    stop: the run ends."""
+    max_failures: int = 3
+    """Number of checkpoints in a row that cannot be written after which the run ends, with on_failure warn."""
     on_damage: Literal["fallback", "stop"] = "fallback"
     """A newest checkpoint that is damaged. fallback: it is set aside, named, and the run goes on from the one before;
     stop: end the start and change nothing."""

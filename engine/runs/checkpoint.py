@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -27,7 +25,7 @@ from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state
 from rlpheads.engine.runs.finite_content import nonfinite_entries
 from rlpheads.engine.runs.folder import write_atomically
-from rlpheads.engine.runs.storage_errors import NamingWriter, describe_storage_failure
+from rlpheads.engine.runs.storage_errors import describe_storage_failure
 from rlpheads.memorization.atomic_file import flush_to_disk
 from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kinds, parse_mapping
 
@@ -64,35 +62,6 @@ class DamagedCheckpointError(CheckpointError):
 
     def __reduce__(self) -> tuple[type, tuple[Path, str]]:
         return type(self), (self.checkpoint, self.problem)
-
-
-def save(folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any], launch: Launch, keep: int) -> Path:
-    """Write the checkpoint of `step` and prune all but the newest `keep`. Collective.
-
-    Args:
-        folder: the run's folder of checkpoints.
-        step: optimizer steps taken.
-        state: tensors, nested by name; sharded or replicated alike.
-        facts: JSON-able progress and identity of the run.
-        launch: the ranks.
-        keep: checkpoints to keep.
-    """
-    final = folder / f"step={step:09d}"
-    temporary = folder / f".step={step:09d}.tmp"
-    if launch.is_main:
-        sweep(folder)
-        temporary.mkdir(parents=True)
-    dist.barrier(launch.control)
-    dcp.save(state, storage_writer=NamingWriter(temporary), process_group=launch.control)
-    if launch.is_main:
-        files = {path.name: _size_and_hash(path) for path in sorted(temporary.iterdir())}
-        write_sealed_manifest(temporary, {"step": step, **facts, "files": files})
-        _move_into_place(temporary, final)
-        flush_to_disk(folder)
-        for old in list_whole(folder)[:-keep]:
-            _remove(old)
-    dist.barrier(launch.control)
-    return final
 
 
 def list_whole(folder: Path) -> list[Path]:
@@ -219,16 +188,7 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _move_into_place(temporary: Path, final: Path) -> None:
-    """Replace what was saved at the same step before (at the end of its epoch's training, say, but before its end)."""
-    aside = final.with_name(f".{final.name}.old")
-    if final.exists():
-        final.rename(aside)
-    temporary.rename(final)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _remove(checkpoint: Path) -> None:
+def delete_checkpoint(checkpoint: Path) -> None:
     """Delete a checkpoint; killed on the way, it leaves none that looks damaged."""
     gone = checkpoint.with_name(f".{checkpoint.name}.gone")
     checkpoint.rename(gone)

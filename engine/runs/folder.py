@@ -65,6 +65,11 @@ class RunFolder:
         return self.path / "figures"
 
     @property
+    def weights(self) -> Path:
+        """Folder of the network's weights alone."""
+        return self.path / "weights"
+
+    @property
     def tensorboard(self) -> Path:
         """Folder of TensorBoard's files."""
         return self.path / "tensorboard"
@@ -151,12 +156,13 @@ class RunFolder:
         path = self.path / METRICS
         if not path.exists():
             return []
-        rows = [row for row in self.read_metrics() if row["step"] <= step]
-        rows = [row for row in rows if row["kind"] != "epoch" or row["epoch"] < epoch]
-        kept = "".join(json_text(row) for row in rows)
+        rows = self.read_metrics()
         if num_bytes is not None:
             kept = path.read_bytes()[:num_bytes].decode()
             rows = rows[: kept.count("\n")]
+        else:
+            rows = [row for row in rows if row["step"] <= step and (row["kind"] != "epoch" or row["epoch"] < epoch)]
+            kept = "".join(json_text(row) for row in rows)
         write_atomically(path, kept)
         return rows
 

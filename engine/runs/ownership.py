@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.config.launcher_variables import restart_count, slurm_job, torchrun_job
+from rlpheads.engine.runs.request_files import SAVE_REQUEST, STOP_REQUEST
 from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 
@@ -33,6 +34,7 @@ RUN_FILES = (
         "figures/rla_by_*.svg",
         "audit/step=*.json",
     ),
+    *("weights/best.safetensors", "weights/epoch=*.safetensors", SAVE_REQUEST, STOP_REQUEST),
     *("tensorboard/events.out.tfevents.*", "profile/steps=*.json"),
     *(
         f"checkpoints/{folder}/{file}"

@@ -40,6 +40,10 @@ FREE_TO_CHANGE = frozenset(
 """
 
 
+_RAISING = (
+    "The epochs of a run can be raised where schedule.name is constant, step or multistep, and without "
+    "regularizer.target or with eval.clean_every 1: otherwise those that are trained would have been others"
+)
 _NEEDED: dict[str, Kind] = {
     "fingerprint": "text",
     "heldout_fingerprint": "text",
@@ -179,13 +183,15 @@ def _resume_point(config: Config, checkpoint: Path, sources: Sources) -> ResumeP
     check_settings(checkpoint.parent.parent, asdict(config), manifest["config"])
     check_order(config, checkpoint, manifest, sources)
     verify(checkpoint, manifest)
-    window = manifest.get("window")
+    window, begun_with = manifest.get("window"), _epochs(manifest["config"])
+    raised = f"the epochs are raised from {begun_with} to {config.epochs}"
     return ResumePoint(
         checkpoint,
         Position.from_manifest(manifest),
         manifest["regularizer_factor"],
         None if window is None else WindowShape(tuple(window["names"]), tuple(window["steps"]), window["ranks"]),
         read_digests(manifest),
+        (raised,) if config.epochs > begun_with else (),
     )
 
 
@@ -205,7 +211,7 @@ def _with_record(config: Config, point: ResumePoint, folder: Path) -> ResumePoin
         )
     intact = {name: digest for name, digest in point.record.items() if name not in problems}
     warning = f"{told}; training goes on, and what was there stays lost unless it is put back"
-    return replace(point, record=intact, warnings=(warning,))
+    return replace(point, record=intact, warnings=(*point.warnings, warning))
 
 
 def _set_aside(error: DamagedCheckpointError, whole: Path) -> str:
@@ -295,7 +301,7 @@ def _check_what_may_lack(manifest: Mapping[str, Any]) -> None:
     """Raise DamagedJsonError where what an older version did not write is of another kind."""
     if (window := manifest.get("window")) is not None:
         check_kinds({"window": window}, {"window": "mapping"})
-        check_kinds(window, {"names": "list", "steps": "count", "ranks": "count"})
+        check_kinds(window, {"names": "list", "steps": "list", "ranks": "count"})
     nested = {key: manifest.get(key, {}) for key in ("record", "contents")}
     check_kinds(nested, dict.fromkeys(nested, "mapping"))
     for found in nested.values():
@@ -320,16 +326,34 @@ def check_settings(run: Path, config: Mapping[str, Any], saved: Mapping[str, Any
     for settings in (here, there):  # a run from before they were kept as absolute paths has them as they were given
         settings |= {key: str(Path(settings[key]).absolute()) for key in PATH_KEYS if settings.get(key) is not None}
     free = FREE_TO_CHANGE - ({"eval"} if config["regularizer"]["target"] is not None else set())  # it steers λ
+    if raises_epochs(config, saved):
+        free = free | {"epochs"}
     changed = [
         f"{key} is {here.get(key)!r} now and was {there.get(key)!r}"
         for key in sorted(here.keys() | there.keys())
         if here.get(key) != there.get(key) and not {key, key.split(".")[0]} & free
     ]
     if changed:
+        hint = f". {_RAISING}" if here["epochs"] > _epochs(there) and "epochs" not in free else ""
         raise CheckpointError(
-            f"{run} was begun with other settings: {'; '.join(changed)}. "
+            f"{run} was begun with other settings: {'; '.join(changed)}{hint}. "
             "Give it the same settings, or start a new run with another --run.name"
         )
+
+
+def raises_epochs(config: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
+    """Whether a run gets more epochs than it was begun with, and the ones that it has trained stay what they are.
+
+    Rates of other schedules span all epochs. Where λ is steered, an epoch that was the last had a clean pass more.
+    """
+    is_steered = config["regularizer"]["target"] is not None and config["eval"]["clean_every"] != 1
+    schedule_permits = config["schedule"]["name"] in ("constant", "step", "multistep")
+    return schedule_permits and not is_steered and config["epochs"] > _epochs(saved)
+
+
+def _epochs(saved: Mapping[str, Any]) -> int:
+    epochs = saved.get("epochs")
+    return epochs if isinstance(epochs, int) else Config().epochs
 
 
 def _flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -93,14 +93,17 @@ class NamingWriter(FileSystemWriter):
     torch's serialisation turns a full disk into "unexpected pos", and what lies behind that is lost between the ranks.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, files: NamingFileSystem):
         super().__init__(folder, sync_files=True)
-        self.fs = _NamingFileSystem()
+        self.fs = files
 
 
-class _NamingFileSystem(FileSystem):
+class NamingFileSystem(FileSystem):
+    """Files whose complaints name them."""
+
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        """Open a file; what is raised on its way to the disk says which it is."""
         try:
             with super().create_stream(path, mode) as stream:
                 yield stream

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlpheads.engine.config.learning import EarlyStoppingConfig
+
+
+def is_best_epoch(metric: str, epochs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last of some epochs has a figure that is better than those of all before it.
+
+    Args:
+        metric: the figure; that of a loss is better where it is smaller.
+        epochs: lines of metrics.jsonl; those without an evaluation count for nothing.
+    """
+    *before, last = [row.get(metric) for row in epochs]
+    return last is not None and all(_sign(metric) * (last - value) > 0 for value in before if value is not None)
+
+
+def _sign(metric: str) -> int:
+    return -1 if metric.endswith("loss") else 1
 
 
 def stop_reason(settings: EarlyStoppingConfig, epochs: Iterable[Mapping[str, Any]]) -> str | None:
@@ -19,7 +34,7 @@ def stop_reason(settings: EarlyStoppingConfig, epochs: Iterable[Mapping[str, Any
     """
     if settings.patience is None:
         return None
-    sign = -1 if settings.metric.endswith("loss") else 1
+    sign = _sign(settings.metric)
     best, best_epoch, waited = None, 0, 0
     for row in epochs:
         if settings.metric not in row:

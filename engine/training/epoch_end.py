@@ -7,20 +7,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from rlpheads.engine.distributed.stop_flag import StopFlag
 from rlpheads.engine.learner.evaluation import evaluate, merge
 from rlpheads.engine.learner.learner import num_audit_draws, num_parameters
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.model.builder import Network
+from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.report.evaluation_summary import Evaluation, summarize_evaluation, summarize_ledger
 from rlpheads.engine.report.label_figures import HeadSizes, label_figures
-from rlpheads.engine.training.early_stopping import stop_reason
+from rlpheads.engine.runs.weights_files import write_weights
+from rlpheads.engine.training.early_stopping import is_best_epoch, stop_reason
 from rlpheads.engine.training.outcome import REMEDIES, TrainingDivergedError
-from rlpheads.engine.training.stability import compare_replicas, review_open_window
+from rlpheads.engine.training.saving import save_checkpoint
 from rlpheads.engine.training.steering import regularizer_figures, steer_factor
 from rlpheads.engine.training.training import Training, is_due
-from rlpheads.engine.training.windows import publish_closed_window
 from rlpheads.memorization.records.ledger import Ledger
 from rlpheads.memorization.records.ledger_file import LedgerMetadata
 
@@ -57,6 +60,8 @@ def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> N
         run.log.append(row)
         run.folder.write_summary()
     display.epoch(row, training.learner.tapped.taps)
+    if run.launch.is_main:
+        _keep_weights(training, row)
     training.begin_next_epoch()
     if last or is_due(config.checkpoint.every, epoch, config.epochs):
         save_checkpoint(training, display)
@@ -166,11 +171,28 @@ def _write_ledger(training: Training, phase: str, ledger: Ledger) -> None:
     training.run.log.write_ledger(ledger, metadata)
 
 
-def save_checkpoint(training: Training, display: Display) -> None:
-    """Save where the training stands, and write before what is read of its figures. Collective."""
-    training.run.launch.progress.enter("checkpoint")
-    publish_closed_window(training, display)
-    review_open_window(training, display)
-    compare_replicas(training)
-    training.save()
-    display.note(f"checkpoint at step {training.num_updates}")
+def _keep_weights(training: Training, row: Mapping[str, Any]) -> None:
+    """Write the weights of the epoch that ends, where they are to be kept; at the main rank alone.
+
+    Args:
+        training: at the end of an epoch, whose line is in metrics.jsonl.
+        row: that line.
+    """
+    config, folder = training.run.config, training.run.folder
+    facts = {"epoch": row["epoch"], "step": row["step"], "model": config.model.name}
+    every = config.checkpoint.weights_every
+    if every is not None and is_due(every, row["epoch"], config.epochs):
+        write_weights(folder.weights / f"epoch={row['epoch']:04d}.safetensors", training.learner.tapped.backbone, facts)
+    metric = config.early_stopping.metric
+    if config.checkpoint.best and is_best_epoch(metric, folder.metrics("epoch")):
+        network = _measured_network(training, metric)
+        write_weights(folder.weights / "best.safetensors", network, {**facts, "metric": metric, "value": row[metric]})
+
+
+def _measured_network(training: Training, metric: str) -> nn.Module:
+    """Return the network that a figure is of: the averaged one, or the live one."""
+    ema = training.learner.ema
+    if ema is None or not metric.startswith("eval_ema_"):
+        return training.learner.tapped.backbone
+    assert isinstance(ema.module, TappedModel)
+    return ema.module.backbone

@@ -4,7 +4,8 @@
     for each epoch that is left:
         for each batch that is left of it:
             train_step(batch)                        no host synchronisation
-            read the figures of the step before last; stop if a signal or max_steps says so
+            read the figures of the step before last
+            save in the background if it is due; stop if a signal, a file or max_steps says so
         evaluate held-out (and, when due, the training set without augmentation); this epoch is the last if it is no better
         write ledger, metrics, summary; then the checkpoint, which closes the epoch
     check the held-out random-label accuracy against chance, draw the figures, say how it ended
@@ -23,8 +24,9 @@ from rlpheads.engine.gauges.tracing import StepTracer
 from rlpheads.engine.learner.evaluation import EvaluationInterruptedError
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.training.closing import conclude
-from rlpheads.engine.training.epoch_end import finish_epoch, reason_to_stop_early, save_checkpoint
-from rlpheads.engine.training.outcome import Outcome, TrainingStoppedError
+from rlpheads.engine.training.epoch_end import finish_epoch, reason_to_stop_early
+from rlpheads.engine.training.outcome import Outcome, RollBackError, TrainingStoppedError
+from rlpheads.engine.training.saving import SaveSchedule, save_checkpoint
 from rlpheads.engine.training.stability import watch_replicas
 from rlpheads.engine.training.training import Training
 from rlpheads.engine.training.windows import close_window, publish_closed_window, publish_last_windows
@@ -39,31 +41,49 @@ def fit(training: Training, display: Display, stop_flag: StopFlag | None = None)
         TrainingDivergedError: something is not finite, and the run is to stop.
         RollBackError: something is not finite, and the run is to go on from its last checkpoint.
     """
-    config = training.run.config
     stop_flag = stop_flag or install_stop_flag(training.run.launch)
-    tracer = StepTracer(config.runtime.profile, training.run.launch, training.run.folder.path / "profile", display.say)
+    saves = SaveSchedule(training, display, stop_flag)
+    profile, folder = training.run.config.runtime.profile, training.run.folder.path / "profile"
+    tracer = StepTracer(profile, training.run.launch, folder, display.say)
     try:
-        while training.position.epoch < config.epochs:
-            if training.position.consumed == 0 and (reason := reason_to_stop_early(training)) is not None:
-                return conclude(training, display, stop_flag, reason)
-            if _train_epoch(training, display, stop_flag, tracer) == "max_steps":
-                save_checkpoint(training, display)
-                publish_last_windows(training, display)  # taken back where the run goes on: the checkpoint has its sums
-                reason = f"max_steps={config.max_steps} reached"
-                return conclude(training, display, stop_flag, reason, closed=False)
-            finish_epoch(training, display, stop_flag)
-        return conclude(training, display, stop_flag, f"all {config.epochs} epochs trained")
+        outcome = _train_epochs(training, display, stop_flag, saves, tracer)
+        saves.finish()
+        return outcome
     except (TrainingStoppedError, EvaluationInterruptedError):
-        if not training.is_saved:
-            save_checkpoint(training, display)
+        saves.save_at_stop()
         return Outcome("requeue", f"stopped by {stop_flag.reason} after step {training.num_updates}")
+    except RollBackError:
+        training.saver.wait()  # it may be the checkpoint that the run goes back to
+        raise
     finally:
         tracer.close()
+        training.saver.close()
         stop_flag.drain()
 
 
+def _train_epochs(
+    training: Training, display: Display, stop_flag: StopFlag, saves: SaveSchedule, tracer: StepTracer
+) -> Outcome:
+    """Train the epochs that are left.
+
+    Raises:
+        TrainingStoppedError, EvaluationInterruptedError: on a stop signal.
+    """
+    config = training.run.config
+    while training.position.epoch < config.epochs:
+        if training.position.consumed == 0 and (reason := reason_to_stop_early(training)) is not None:
+            return conclude(training, display, stop_flag, reason)
+        if _train_epoch(training, display, saves, tracer) == "max_steps":
+            save_checkpoint(training, display)
+            publish_last_windows(training, display)  # taken back where the run goes on: the checkpoint has its sums
+            reason = f"max_steps={config.max_steps} reached"
+            return conclude(training, display, stop_flag, reason, closed=False)
+        finish_epoch(training, display, stop_flag)
+    return conclude(training, display, stop_flag, f"all {config.epochs} epochs trained")
+
+
 def _train_epoch(
-    training: Training, display: Display, stop_flag: StopFlag, tracer: StepTracer
+    training: Training, display: Display, saves: SaveSchedule, tracer: StepTracer
 ) -> Literal["trained", "max_steps"]:
     """Train the rest of the position's epoch, or as much of it as `max_steps` allows.
 
@@ -89,7 +109,7 @@ def _train_epoch(
             watch_replicas(training)
             if training.num_updates % training.run.config.log_every == 0:
                 close_window(training)
-            stopped = stop_flag.agreed()
+            stopped = saves.after_step()
     clock.stop()
     if stopped:
         raise TrainingStoppedError

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import nn
 
-from rlpheads.engine.training.skipped_images import SkipNotices
+from rlpheads.engine.report.skipped_images import SkipNotices
 from rlpheads.loaders.augment.mixing import Mixer
 from rlpheads.loaders.augment.pipeline import Augment
 from rlpheads.loaders.contract.batch import Batch

@@ -20,6 +20,7 @@ from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs.checkpoint import CheckpointError
 from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim, write_atomically
+from rlpheads.engine.runs.request_files import RequestFiles
 from rlpheads.engine.runs.resume import ResumePoint, check_settings, find_resume_point
 from rlpheads.engine.runs.sources import Sources, write_canary_file
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
@@ -86,11 +87,14 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
     warnings = (*warnings, *host_sync_warnings(config))
     divergence = _divergence_before(config, folder)
     folder.sweep()
+    RequestFiles(folder.path).clear()
     point = find_resume_point(_with_restart(config, folder), folder.checkpoints, sources)
     if folder.is_restart and (config.run.overwrite or config.run.resume == "never"):
         warnings = (*warnings, _RESTARTED)
     if point is not None:
         warnings = (*warnings, *point.warnings)
+        if read_config_file(str(folder.path / "config.yaml")).get("epochs") != config.epochs:
+            write_atomically(folder.path / "config.yaml", dump_config(config))  # raised, for later commands too
         folder.read_metrics()  # a damaged line ends the start before status.json is written
     else:
         _check_nothing_is_lost(config, folder)

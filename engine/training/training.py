@@ -16,6 +16,7 @@ from rlpheads.engine.learner.learner import Learner
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.learner.step import TrainStep
 from rlpheads.engine.runs import checkpoint
+from rlpheads.engine.runs.checkpoint_saver import CheckpointSaver
 from rlpheads.engine.runs.finite_content import nonfinite_at_ranks
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLog
@@ -72,6 +73,7 @@ class Training:
         step: one optimizer step, for a prepared batch.
         preparation: what is done to batches before.
         gauges: what is measured meanwhile.
+        saver: writes the checkpoints.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Training:
         self.step = step
         self.preparation = preparation
         self.gauges = gauges
+        self.saver = CheckpointSaver(run.folder.checkpoints, run.launch, run.config.checkpoint)
         self._position = Position()
         self._saved_position: Position | None = None
         self._reviewed = 0
@@ -101,8 +104,8 @@ class Training:
 
     @property
     def is_saved(self) -> bool:
-        """Whether the newest checkpoint is of this very position."""
-        return self._position == self._saved_position
+        """Whether the last checkpoint is of this very position, as far as is known of one that is being written."""
+        return self._position == self._saved_position and self.saver.last_failure is None
 
     @property
     def reviewed(self) -> int:
@@ -209,7 +212,7 @@ class Training:
         self._term_weights = replace(self._term_weights, factor=factor)
 
     def save(self) -> None:
-        """Write a checkpoint of this moment. Collective."""
+        """Save this moment; where `checkpoint.background` is set, training may go on meanwhile. Collective."""
         run = self.run
         self.check_finite()
         state = self.learner.state() | {"ledger": self._merged_ledger()}
@@ -221,7 +224,7 @@ class Training:
         if run.launch.is_main:
             facts["record"] = run.log.digests()
             facts |= identity(run.config, run.sources)  # reads some files, at this rank alone
-        checkpoint.save(run.folder.checkpoints, self.num_updates, state, facts, run.launch, run.config.checkpoint.keep)
+        self.saver.save(self.num_updates, state, facts)
         self._saved_position = self._position
 
     def check_finite(self) -> None:
@@ -241,7 +244,8 @@ class Training:
 
     @property
     def last_checkpoint_words(self) -> str:
-        """What a run that ends now would go on from."""
+        """What a run that ends now would go on from, once that is written."""
+        self.saver.wait()
         whole = checkpoint.list_whole(self.run.folder.checkpoints)
         if not whole:
             return "There is no checkpoint yet: the same command begins again"

@@ -69,6 +69,7 @@ def resumed(build: Callable[[Config], Training]) -> Callable[[Training, int], Tr
     def again(training: Training, num_steps: int) -> Training:
         training.move_to(Position(0, num_steps * training.run.config.batch_size))
         training.save()
+        training.saver.wait()
         (saved,) = training.run.folder.checkpoints.iterdir()
         second = build(training.run.config)
         second.resume(ResumePoint(saved, training.position, 0.0))

@@ -8,6 +8,7 @@ import torch
 
 from rlpheads.engine.runs import checkpoint
 from rlpheads.engine.runs.checkpoint import CheckpointError, DamagedCheckpointError
+from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
 
 FACTS = {"position": {"epoch": 1, "consumed": 64}}
 
@@ -17,7 +18,7 @@ def state(value: float) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def save(folder: Path, step: int, launched, value: float = 1.0, keep: int = 2) -> Path:
-    return checkpoint.save(folder, step, state(value), FACTS, launched, keep)
+    return write_checkpoint(folder, step, state(value), FACTS, Writers(launched.control, is_main=True), Retention(keep))
 
 
 def verified(path: Path) -> dict:
@@ -177,6 +178,15 @@ def test_manifest_covers_every_file(tmp_path, launched):
     saved = save(tmp_path, 1, launched)
     files = json.loads((saved / "manifest.json").read_text())["files"]
     assert set(files) == {path.name for path in saved.iterdir()} - {"manifest.json"}
+
+
+def test_ends_of_epochs_are_kept_whatever_steps_add(tmp_path, launched):
+    """Of the newest two, and of the newest two that close an epoch."""
+    writers = Writers(launched.control, is_main=True)
+    for step in range(1, 12):
+        position = {"epoch": step // 4, "consumed": step % 4 * 32}
+        write_checkpoint(tmp_path, step, state(1.0), {"position": position}, writers, Retention(2, epochs=2))
+    assert sorted(path.name[-2:] for path in tmp_path.iterdir()) == ["04", "08", "10", "11"]
 
 
 def test_weights_hash_sees_one_bit_and_nothing_else():

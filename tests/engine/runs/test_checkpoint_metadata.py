@@ -12,12 +12,13 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from rlpheads.engine.runs import checkpoint
 from rlpheads.engine.runs.checkpoint import CheckpointError
 from rlpheads.engine.runs.checkpoint_metadata import MetadataError, read_metadata
+from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
 
 
 @pytest.fixture
 def saved(tmp_path, launched) -> Path:
     state = {"weight": torch.ones(4, 3), "half": [torch.ones(2, dtype=torch.bfloat16), torch.tensor(True)]}
-    return checkpoint.save(tmp_path, 1, state, {}, launched, keep=1)
+    return write_checkpoint(tmp_path, 1, state, {}, Writers(launched.control, is_main=True), Retention(1))
 
 
 @pytest.mark.wrong("checkpoint")

@@ -12,6 +12,7 @@ import pytest
 from small_runs import small_config
 
 from rlpheads.engine.config.data import DataConfig
+from rlpheads.engine.config.learning import RegularizerConfig, ScheduleConfig
 from rlpheads.engine.config.run import CheckpointConfig, RuntimeConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.plan import plan_model
@@ -69,6 +70,20 @@ def test_what_is_evaluated_is_free_unless_it_steers_the_regulariser():
         check_settings(RUN, asdict(steered), saved)
 
 
+def test_epochs_may_be_raised_where_those_before_stay_what_they_are():
+    saved = asdict(Config(schedule=ScheduleConfig(name="step")))
+    more = Config(epochs=91, schedule=ScheduleConfig(name="step"))
+    check_settings(RUN, asdict(more), saved)
+    with pytest.raises(CheckpointError, match=r"epochs is 91 now and was 90\. The epochs of a run can be raised where"):
+        check_settings(RUN, asdict(Config(epochs=91)), asdict(Config()))
+    with pytest.raises(CheckpointError, match=r"epochs is 89 now and was 90\. Give"):
+        check_settings(RUN, asdict(replace(more, epochs=89)), saved)
+    steering = RegularizerConfig(factor=1.0, target=0.0)
+    rarely = replace(more, regularizer=steering, eval=replace(more.eval, clean_every=2))
+    with pytest.raises(CheckpointError, match=r"eval\.clean_every 1"):
+        check_settings(RUN, asdict(rarely), asdict(replace(rarely, epochs=90)))
+
+
 STEPS = (0, 10, 20)
 
 
@@ -82,6 +97,7 @@ def three(launched, tmp_path_factory) -> tuple[Config, Path]:
     for step in STEPS:
         training.move_to(Position(*[step // 5, step % 5 * config.batch_size]))
         training.save()
+        training.saver.wait()
     return config, folder.checkpoints
 
 

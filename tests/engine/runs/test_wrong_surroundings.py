@@ -191,6 +191,7 @@ def checkpoint(tmp_path_factory, launched) -> tuple[Config, Path]:
         config, plan_model(config, 10), open_sources(config), RunFolder(folder / "mine"), launched
     )
     training.save()
+    training.saver.wait()
     (saved,) = training.run.folder.checkpoints.iterdir()
     return config, saved
 

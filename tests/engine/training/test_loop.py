@@ -75,6 +75,7 @@ def test_factor_is_part_of_the_checkpoint(tiny, build):
     training = build(tiny, regularizer=RegularizerConfig(kind="uniform", factor=0.5, target=0.0))
     training.set_factor(0.125)
     training.save()
+    training.saver.wait()
     (saved,) = training.run.folder.checkpoints.iterdir()
     assert json.loads((saved / "manifest.json").read_text())["regularizer_factor"] == 0.125
     again = build(tiny, regularizer=training.run.config.regularizer)

@@ -13,10 +13,10 @@ from rich.console import Console
 from rlpheads.engine.cli import main
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.report.display import Display
+from rlpheads.engine.report.skipped_images import NAMED_AT_MOST, SkipNotices
 from rlpheads.engine.runs.resume import ResumePoint
 from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training.loop import fit
-from rlpheads.engine.training.skipped_images import NAMED_AT_MOST, SkipNotices
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.memorization.records.ledger_file import SKIPPED, read_ledger
 
@@ -73,6 +73,7 @@ def test_what_was_skipped_is_part_of_the_checkpoint(spoiled, build):
     for number, batch in enumerate(training.splits.trained.loader):
         training.step(training.preparation.for_evaluation(batch), number, training.term_weights)
     training.save()
+    training.saver.wait()
     (saved,) = training.run.folder.checkpoints.iterdir()
     again = build(spoiled)
     again.resume(ResumePoint(saved, training.position, 0.0))

@@ -1,0 +1,173 @@
+"""Checkpoints written: each rank's files hashed on their way to the disk, then the manifest, then one move into place."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from rlpheads.engine.runs.checkpoint import (
+    CheckpointError,
+    delete_checkpoint,
+    list_whole,
+    read_manifest,
+    sweep,
+    write_sealed_manifest,
+)
+from rlpheads.engine.runs.storage_errors import NamingFileSystem, NamingWriter
+from rlpheads.memorization.atomic_file import flush_to_disk
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept.
+
+    Attributes:
+        newest: how many of the newest.
+        epochs: how many of the newest that close an epoch, whatever stops and steps add.
+    """
+
+    newest: int
+    epochs: int = 0
+
+    def surplus(self, checkpoints: list[Path]) -> list[Path]:
+        """Return those of a list, the oldest first, that are not kept."""
+        older = checkpoints[: -self.newest]
+        closing = [path for path in checkpoints if _closes_epoch(path)] if older and self.epochs else []
+        return [path for path in older if path not in closing[-self.epochs :]]
+
+
+@dataclass(frozen=True)
+class Writers:
+    """The ranks that write a checkpoint together, over a gloo group that nothing else uses meanwhile."""
+
+    group: dist.ProcessGroup
+    is_main: bool
+
+    def main_alone(self, action: Callable[[], object]) -> None:
+        """Let the main rank do something, and all ranks raise what it raises. Collective."""
+        error: list[Exception | None] = [None]
+        if self.is_main:
+            try:
+                action()
+            except Exception as raised:
+                error[0] = raised
+        dist.broadcast_object_list(error, src=0, group=self.group)
+        if error[0] is not None:
+            raise error[0]
+
+
+def write_checkpoint(
+    folder: Path, step: int, state: dict[str, Any], facts: Mapping[str, Any], writers: Writers, retention: Retention
+) -> Path:
+    """Write the checkpoint of `step`, and delete those that are not kept any more. Collective.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        step: optimizer steps taken.
+        state: tensors, nested by name; sharded or replicated alike.
+        facts: JSON-able progress and identity of the run; the main rank's are written.
+        writers: the ranks.
+        retention: which checkpoints are kept.
+    """
+    final = folder / f"step={step:09d}"
+    temporary = folder / f".step={step:09d}.tmp"
+
+    def begin() -> None:
+        sweep(folder)
+        temporary.mkdir(parents=True)
+
+    writers.main_alone(begin)
+    written = _DigestingFileSystem()
+    dcp.save(state, storage_writer=NamingWriter(temporary, written), process_group=writers.group)
+    found: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size(writers.group))]
+    dist.all_gather_object(found, written.digests, group=writers.group)
+    files = {name: digest for digests in found for name, digest in digests.items()}
+
+    def close() -> None:
+        write_sealed_manifest(temporary, {"step": step, **facts, "files": dict(sorted(files.items()))})
+        _move_into_place(temporary, final)
+        flush_to_disk(folder)
+        for old in retention.surplus(list_whole(folder)):
+            delete_checkpoint(old)
+
+    writers.main_alone(close)
+    return final
+
+
+def _move_into_place(temporary: Path, final: Path) -> None:
+    """Replace what was saved at the same step before (at the end of its epoch's training, say, but before its end)."""
+    aside = final.with_name(f".{final.name}.old")
+    if final.exists():
+        final.rename(aside)
+    temporary.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _closes_epoch(checkpoint: Path) -> bool:
+    try:
+        position = read_manifest(checkpoint).get("position", {})
+    except CheckpointError:  # damaged: a resume says so
+        return False
+    return position.get("consumed") == 0 and position.get("epoch", 0) > 0
+
+
+class _DigestingFileSystem(NamingFileSystem):
+    """Knows sizes and hashes of the files that this rank writes, without reading them again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._streams: dict[str, _DigestingStream] = {}
+
+    @property
+    def digests(self) -> dict[str, dict[str, Any]]:
+        """Size and SHA-256 of each file, by name."""
+        return {
+            name: {"bytes": stream.num_bytes, "sha256": stream.digest.hexdigest()}
+            for name, stream in self._streams.items()
+        }
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        with super().create_stream(path, mode) as raw:
+            stream = self._streams[Path(path).name] = _DigestingStream(raw)
+            yield stream
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        super().rename(path, new_path)
+        self._streams[Path(new_path).name] = self._streams.pop(Path(path).name)
+
+
+class _DigestingStream(io.IOBase):
+    """A file that is written from its beginning to its end, hashed on the way."""
+
+    def __init__(self, raw: io.IOBase):
+        self._raw = raw
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.num_bytes += memoryview(data).nbytes
+        return int(self._raw.write(data))
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def close(self) -> None:
+        """Leave the file open: it is closed where it was opened."""
