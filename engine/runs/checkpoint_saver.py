@@ -13,7 +13,7 @@ import torch.distributed as dist
 from rlpheads.engine.config.run import CheckpointConfig
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
-from rlpheads.engine.runs.host_copy import HostCopy
+from rlpheads.engine.runs.state_copy import StateCopy
 
 _CLOSING_SECONDS = 60.0
 """How long a run that fails waits for a checkpoint that is being written."""
@@ -38,7 +38,7 @@ class CheckpointSaver:
         self._writers = Writers(group, launch.is_main)
         self._settings = settings
         self._retention = Retention(settings.keep, settings.keep_epochs)
-        self._host_copy = HostCopy()
+        self._state_copy = StateCopy()
         self._thread: threading.Thread | None = None
         self._outcome: Exception | None = None
         self._last_failure: Exception | None = None
@@ -68,7 +68,7 @@ class CheckpointSaver:
         if not self._settings.background:
             self._end(_outcome_of(lambda: self._write(step, state, facts)))
             return
-        copied = self._host_copy.take(state)
+        copied = self._state_copy.take(state)
 
         def write() -> None:
             self._outcome = _outcome_of(lambda: self._write(step, copied, facts))
@@ -96,7 +96,7 @@ class CheckpointSaver:
         """Give a checkpoint that is being written the time that it takes, and free the copy's memory."""
         self.wait(_CLOSING_SECONDS)
         if self._thread is None:
-            self._host_copy = HostCopy()
+            self._state_copy = StateCopy()
 
     def _end(self, outcome: Exception | None) -> None:
         self._failures = 0 if outcome is None else self._failures + 1

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
-class HostCopy:
+class StateCopy:
     """Copies of the states of a run, one at a time: the next overwrites the one before.
 
     As large as the state; page-locked where it comes from a GPU, so that the copies run beside each other. torch's own stager

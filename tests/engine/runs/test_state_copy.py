@@ -4,7 +4,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from rlpheads.engine.runs.host_copy import HostCopy
+from rlpheads.engine.runs.state_copy import StateCopy
 
 
 def state(value: float, mesh) -> dict:
@@ -22,9 +22,9 @@ def tensors(copied: dict) -> list[torch.Tensor]:
 
 def test_copies_are_whole_apart_from_the_state_and_in_the_same_memory(launched):
     mesh = init_device_mesh("cpu", (1,))
-    host_copy = HostCopy()
+    state_copy = StateCopy()
     first_state = state(1.0, mesh)
-    first = host_copy.take(first_state)
+    first = state_copy.take(first_state)
     for tensor in tensors(first_state):
         tensor.zero_()
     assert all(bool((tensor == 1).all()) for tensor in tensors(first))
@@ -33,6 +33,6 @@ def test_copies_are_whole_apart_from_the_state_and_in_the_same_memory(launched):
     assert first["shard"].placements == (Shard(0),)
     assert first["shard"].shape == (4, 3)
     places = [tensor.data_ptr() for tensor in tensors(first)]
-    second = host_copy.take(state(2.0, mesh))
+    second = state_copy.take(state(2.0, mesh))
     assert [tensor.data_ptr() for tensor in tensors(second)] == places
     assert all(bool((tensor == 2).all()) for tensor in tensors(second))
