@@ -41,6 +41,7 @@ class Range:
 
 
 _MOST_IMAGES = 20_000_000  # each has a name in memory; ImageNet-21k has 14 million
+_MOST_DRAWS = 10_000  # each has a head at every tap
 _FROM_0 = Range(0)
 _FROM_1 = Range(1)
 _ABOVE_0 = Range(0, open_low=True)
@@ -93,13 +94,13 @@ RANGES: dict[str, Range] = {
     "data.augment.erase_area": _SHARE,
     "data.augment.erase_ratio": _ABOVE_0,
     "data.hflip": _FRACTION,
-    "data.eval_crop_fraction": _SHARE,
+    "data.eval_crop_fraction": Range(0.05, 1),
     "data.mean": _FRACTION,
     "data.std": _SHARE,
     "data.label_noise": _BELOW_1,
     "data.canaries.mislabelled": _FROM_0,
     "data.canaries.repeated": _FROM_0,
-    "data.canaries.repeats": Range(2),
+    "data.canaries.repeats": Range(2, 100_000),
     "data.canaries.near_duplicates": _FROM_0,
     "model.label_smoothing": _BELOW_1,
     "model.ema_decay": _BETWEEN_0_AND_1,
@@ -114,8 +115,8 @@ RANGES: dict[str, Range] = {
     "model.ema.warmup_gamma": _ABOVE_0,
     "model.ema.warmup_power": _ABOVE_0,
     "heads.labels": Range(2, 2**31 - 1),
-    "heads.draws": _FROM_1,
-    "heads.audit_draws": _FROM_0,
+    "heads.draws": Range(1, _MOST_DRAWS),
+    "heads.audit_draws": Range(0, _MOST_DRAWS),
     "heads.hidden": _FROM_1,
     "heads.dropout": _BELOW_1,
     "heads.joint": _FROM_0,

@@ -87,7 +87,7 @@ def take_subset(source: ImageSource, fraction: float, per_class: int | None, see
             f"split {manifest.split!r} cannot give {per_class} samples of every class: {least!r} has {counts_C.min()}"
         )
     # The rounding keeps 0.07 × 100 = 7.000000000000001 at 7.
-    shares_C = np.ceil(np.round(fraction * counts_C, 6)).astype(np.int64)
+    shares_C = np.maximum(np.ceil(np.round(fraction * counts_C, 6)).astype(np.int64), np.minimum(counts_C, 1))
     quotas_C = shares_C if per_class is None else np.full_like(shares_C, per_class)
     keep_N = lowest_hashes_per_class(manifest, quotas_C, seed)
     return SubsetSource(manifest.select(keep_N, manifest.split), source, np.flatnonzero(keep_N))

@@ -85,7 +85,10 @@ NUMBERS = [
         ["--data.augment.erase_area", "[0.3, 0.1]"],
         "data.augment.erase_area: got (0.3, 0.1); allowed: the smaller number first: [0.1, 0.3]",
     ),
-    (["--data.eval_crop_fraction", "0"], "data.eval_crop_fraction: got 0.0; allowed: a number above 0 and at most 1"),
+    (
+        ["--data.eval_crop_fraction", "0"],
+        "data.eval_crop_fraction: got 0.0; allowed: a number at least 0.05 and at most 1",
+    ),
     (
         ["--data.mean", "[124, 116, 104]"],
         "data.mean: got (124.0, 116.0, 104.0); allowed: numbers at least 0 and at most 1",
@@ -111,7 +114,7 @@ NUMBERS = [
     (["--optim.clip_norm", "0"], "optim.clip_norm: got 0.0; allowed: a number above 0"),
     (["--heads.optim.lr", "-1"], "heads.optim.lr: got -1.0; allowed: a number above 0"),
     (["--heads.labels", "1"], "heads.labels: got 1; allowed: a number at least 2 and at most 2147483647"),
-    (["--heads.draws", "0"], "heads.draws: got 0; allowed: a number at least 1"),
+    (["--heads.draws", "0"], "heads.draws: got 0; allowed: a number at least 1 and at most 10000"),
     (["--heads.hidden", "0"], "heads.hidden: got 0; allowed: a number at least 1"),
     (["--heads.dropout", "1"], "heads.dropout: got 1.0; allowed: a number at least 0 and below 1"),
     (["--heads.joint", "-1"], "heads.joint: got -1.0; allowed: a number at least 0"),

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from rlpheads.engine.config.learning import RegularizerConfig
@@ -15,6 +17,7 @@ from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.resume import ResumePoint
 from rlpheads.engine.training.loop import fit
 from rlpheads.engine.training.outcome import TrainingDivergedError
+from rlpheads.engine.training.training import is_due, num_due
 from rlpheads.memorization.records.ledger_file import read_ledger
 
 
@@ -164,6 +167,20 @@ class CountingDisplay(Display):
         counts = []
         yield counts.append
         self.passes.append((name, num_images, sum(counts)))
+
+
+@given(st.integers(0, 7), st.integers(0, 30), st.integers(0, 30), st.integers(1, 30))
+def test_what_is_due_is_counted_as_it_is_done(every, first, last, num_epochs):
+    epochs = range(first, min(last, num_epochs))
+    assert num_due(every, epochs, num_epochs) == sum(is_due(every, epoch, num_epochs) for epoch in epochs)
+
+
+def test_what_is_left_ends_at_max_steps_and_is_counted_at_once(tiny, build):
+    steps = build(tiny, batch_size=64, epochs=10**9, max_steps=5)
+    num_heldout = steps.splits.heldout.ledger.num_samples
+    closed = 5 // steps.order.num_steps
+    assert steps.images_left == 5 * 64
+    assert steps.evaluation_images_left == (closed + 1) * num_heldout + closed * steps.splits.clean.ledger.num_samples
 
 
 @pytest.mark.long

@@ -31,6 +31,11 @@ def test_a_fraction_of_every_class_is_kept_with_its_images(fraction, seed):
         assert part.manifest.targets[index] == TRAIN.manifest.targets[place[name]]
 
 
+@pytest.mark.parametrize("fraction", [5e-324, 1e-30, 1e-9])
+def test_no_fraction_is_so_small_that_a_class_is_lost(fraction):
+    assert np.bincount(take_subset(TRAIN, fraction, None, 0).manifest.targets).tolist() == [1] * 10
+
+
 def test_each_class_has_the_same_number():
     part = take_subset(TRAIN, 1.0, 25, 0)
     assert np.bincount(part.manifest.targets).tolist() == [25] * 10
