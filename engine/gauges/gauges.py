@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlpheads.engine.config.learning import StabilityConfig
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.gauges.clock import Clock, DeviceWait, EvaluationClock
 from rlpheads.engine.gauges.meters import Meters
 from rlpheads.engine.gauges.replicas import ReplicaComparison
+from rlpheads.engine.gauges.spikes import SpikeDetector
 from rlpheads.engine.model.flops import Utilisation
 
 
@@ -17,6 +19,7 @@ class Gauges:
 
     Attributes:
         meters: figures of the steps, in windows.
+        spikes: which steps' figures stand out.
         replicas: whether the ranks' weights are the same.
         clock: training time, images and waiting for data.
         evaluation_clock: evaluated images and their time.
@@ -24,6 +27,7 @@ class Gauges:
     """
 
     meters: Meters
+    spikes: SpikeDetector
     replicas: ReplicaComparison
     clock: Clock
     evaluation_clock: EvaluationClock
@@ -43,11 +47,12 @@ class Gauges:
         return training + self.evaluation_clock.eta_seconds(evaluation_images_left, self.clock.images_per_second)
 
 
-def build_gauges(launch: Launch, utilisation: Utilisation) -> Gauges:
+def build_gauges(launch: Launch, utilisation: Utilisation, stability: StabilityConfig) -> Gauges:
     """Build the gauges of a run on this rank's device; waiting is timed on the device where there is one."""
     device_wait = None if launch.device.type == "cpu" else DeviceWait(launch.device)
     return Gauges(
         Meters(launch.device, launch.world_size),
+        SpikeDetector(stability.spike_window, stability.spike_z),
         ReplicaComparison(launch.world_size),
         Clock(device_wait=device_wait),
         EvaluationClock(),

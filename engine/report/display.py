@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rlpheads.engine.report.findings import Findings
 
 MISSING = "–"
+_NORMS = (("network", "backbone_grad_norm"), ("heads", "heads_grad_norm"), ("audit", "audit_grad_norm"))
 
 
 class Display:
@@ -186,6 +187,8 @@ def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
     names = (("head_cross_entropy", "heads"), ("regularizer", "reg"), ("joint", "joint"))
     parts += [f"{short} {number(row[name])}" for name, short in names if name in row]
     parts.append(f"top-1 {percent(row['top1'])}")
+    norms = [f"{part} {row[name]:.3g}" for part, name in _NORMS if row.get(name) is not None]
+    parts += [f"grad norm {', '.join(norms)}"] if norms else []
     if "rla_first" in row:
         parts.append(f"RLA first {percent(row['rla_first'])} last {percent(row['rla_last'])}")
     if row.get("skipped"):

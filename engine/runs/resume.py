@@ -115,6 +115,7 @@ class ResumePoint:
         window: the figures that were not written yet, whose sums the checkpoint holds.
         record: digests of the files of the record that are as they were.
         warnings: what the user should be told of checkpoints that were passed over, and of files that are lost.
+        spikes: what loss and gradient norms were before, for the z-scores of the next ones.
     """
 
     checkpoint: Path
@@ -123,6 +124,7 @@ class ResumePoint:
     window: WindowShape | None = None
     record: Mapping[str, FileDigest] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    spikes: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 def identity(config: Config, sources: Sources) -> dict[str, Any]:
@@ -192,6 +194,7 @@ def _resume_point(config: Config, checkpoint: Path, sources: Sources) -> ResumeP
         None if window is None else WindowShape(tuple(window["names"]), tuple(window["steps"]), window["ranks"]),
         read_digests(manifest),
         (raised,) if config.epochs > begun_with else (),
+        spikes=manifest.get("spikes", {}),
     )
 
 

@@ -26,13 +26,15 @@ def review_steps(training: Training, display: Display, window: StepFigures) -> d
         RollBackError: more steps in a row than may be skipped were not finite.
     """
     spoiled = nonfinite_steps(window)
-    for step in window.steps:
+    scored = {name: values for name, values in window.figures.items() if name == "class_loss" or name.endswith(_NORM)}
+    for at, step in enumerate(window.steps):
         if step <= training.reviewed:
             continue
         if step in spoiled:
             _answer(training, display, step, spoiled[step])
         else:
             training.count_finite(step)
+            _name_spikes(training, display, step, {name: values[at] for name, values in scored.items()})
     kept = [position for position, step in enumerate(window.steps) if step not in spoiled]
     averages = {name: _mean_of_finite([values[at] for at in kept]) for name, values in _shown(window.figures).items()}
     return averages | ({"left_out": len(spoiled)} if spoiled else {})
@@ -63,6 +65,18 @@ def nonfinite_steps(window: StepFigures) -> dict[int, str]:
             shown = odd or {f"loss of {part}": math.nan for part in flagged}
             found[step] = ", ".join(f"{name}={value}" for name, value in shown.items())
     return found
+
+
+def _name_spikes(training: Training, display: Display, step: int, figures: Mapping[str, float]) -> None:
+    """Say and record which figures of a step stand out of those of the steps before; nothing is done about them."""
+    found = training.gauges.spikes.take(figures)
+    if not found:
+        return
+    display.warn(f"spike at step {step}: {'; '.join(map(str, found))}")
+    if training.run.launch.is_main:
+        event = {"kind": "event", "step": step, "epoch": training.position.epoch, "event": "spike"}
+        scores = {f"{spike.name}_z": spike.score for spike in found}
+        training.run.log.record_event(event | {spike.name: spike.value for spike in found} | scores)
 
 
 def _answer(training: Training, display: Display, step: int, what: str) -> None:

@@ -217,7 +217,7 @@ class Training:
         self.check_finite()
         state = self.learner.state() | {"ledger": self._merged_ledger()}
         facts: dict[str, Any] = {"position": asdict(self._position), "regularizer_factor": self._term_weights.factor}
-        facts |= {"world_size": run.launch.world_size}
+        facts |= {"world_size": run.launch.world_size, "spikes": self.gauges.spikes.state()}
         if (window := self.gauges.meters.partial_window()) is not None:
             state["window"] = {"shares": window.shares_WSF}
             facts["window"] = {"names": window.names, "steps": window.steps, "ranks": len(window.shares_WSF)}
@@ -268,6 +268,7 @@ class Training:
         self._position = self._saved_position = point.position
         self._reviewed = self.num_updates
         self.set_factor(point.factor)
+        self.gauges.spikes.load(point.spikes)
 
     @property
     def _step_of_epoch(self) -> int:

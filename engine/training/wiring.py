@@ -41,7 +41,7 @@ def build_training(
         splits=Splits(trained, clean, _evaluation_split(config, sources.heldout, learner, launch)),
         step=TrainStep(learner, trained.table_MN, trained.ledger, routes, config, launch.rank.rank),
         preparation=_preparation(config, launch, loader.order.seed),
-        gauges=build_gauges(launch, mfu),
+        gauges=build_gauges(launch, mfu, config.stability),
     )
 
 

@@ -23,13 +23,13 @@ VARIABLE = "FAULTS"
 class Fault:
     """What happens at step number `step` (from 1), at one rank or at all: each time that the step is taken.
 
-    `kind`: gradient (an infinity in the gradient of `part`), images (all times `size`), or weights (shifted by `size`).
+    `kind`: gradient (of a weight of `part`, times `size`) or weights (of one tensor, shifted by `size`).
     """
 
     step: int
     kind: str = "gradient"
     rank: int | None = None
-    size: float = 0.0
+    size: float = float("inf")
     part: str = "backbone"
 
 
@@ -38,18 +38,15 @@ def environment_of(faults: Iterable[Fault]) -> dict[str, str]:
     return {VARIABLE: json.dumps([asdict(fault) for fault in faults])}
 
 
-def _meet(fault: Fault, training: Training, delivered: Batch) -> tuple[Batch, Any]:
+def _meet(fault: Fault, training: Training) -> list[Any]:
+    """Let the next step meet a fault; return the hooks to be removed after it."""
     module = dict(training.learner.parts)[fault.part].module
     parameter = next(each for each in module.parameters() if each.requires_grad)
     if fault.kind == "gradient":
-        return delivered, parameter.register_hook(lambda gradient: gradient * torch.inf)
-    if fault.kind == "weights":
-        with torch.no_grad():
-            parameter += fault.size
-        return delivered, None
-    batch_size = len(delivered.images)
-    mean = torch.full((batch_size, 1, 1, 1), fault.size)
-    return delivered.with_images(delivered.images.float() * mean), None
+        return [parameter.register_hook(lambda gradient: gradient * fault.size)]
+    with torch.no_grad():
+        parameter += fault.size
+    return []
 
 
 @contextmanager
@@ -63,8 +60,7 @@ def faults(*wanted: Fault) -> Iterator[list[int]]:
             taken.append(step)
             for fault in wanted:
                 if fault.step == step and fault.rank in (None, rank):
-                    delivered, hook = _meet(fault, self, delivered)
-                    hooks += [hook] if hook else []
+                    hooks += _meet(fault, self)
         whole(self, delivered)
         for hook in hooks:
             hook.remove()
