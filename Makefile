@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow test-gpu test-ptx errors check lint house format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu test-ptx errors fuzz check lint house format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -27,10 +27,13 @@ test-ptx: $(INSTALLED_DEV)  ## Execute every GPU kernel on the CPU, as compiled 
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/kernels/tools/ptx $(ARGS)
 
 errors: $(INSTALLED_DEV)  ## Count the wrong configs, trees, files, checkpoints and environments that are answered as promised
-	$(BIN)/python -m pytest -q -m 'wrong and not gpu' tests $(ARGS)
+	$(BIN)/python -m pytest -q -m 'wrong and not gpu and not fuzz' tests $(ARGS)
+
+fuzz: $(INSTALLED_DEV)  ## Mutate settings, trees, images and run folders some ten thousand times each (minutes)
+	$(BIN)/python -m pytest -q -m fuzz tests/fuzz $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests (some minutes on two cores)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not distributed and not long' $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not fuzz and not distributed and not long' $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from rlpheads.memorization.measures.sample_history import (
     sample_measures,
 )
 from rlpheads.memorization.records.canary_file import Canaries, CanaryError, read_canaries
-from rlpheads.memorization.records.ledger_file import read_ledger
+from rlpheads.memorization.records.ledger_file import LedgerError, read_ledger
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,17 @@ def collect_report(folder: Path, phase: str = "running") -> CanaryReport:
         raise CanaryError(
             f"{folder / CANARIES_FILE} tells of other samples than the {len(history.seen_N)} of the ledgers"
         )
-    measures = sample_measures(history)
-    spearman = correlate_with_copies(measures, canaries)
+    try:
+        measures = sample_measures(history)
+        spearman = correlate_with_copies(measures, canaries)
+        auc = auc_by_kind(measures, canaries)
+    except ValueError as error:  # a number that no measurement gives
+        raise LedgerError(f"the {phase} ledgers in {folder / 'ledger'} are damaged: {error}") from error
     return CanaryReport(
         phase=phase,
         epochs=history.epochs,
         kinds=canaries.kinds,
-        auc=auc_by_kind(measures, canaries),
+        auc=auc,
         spearman=spearman,
         remarks=tuple(_remarks(history, canaries, spearman)),
     )

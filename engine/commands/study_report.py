@@ -126,6 +126,7 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
         if measures.keys() >= {"own_rla", "audit_rla"}:
             pairs = zip(measures["audit_rla"], measures["own_rla"], strict=True)
             measures["hidden"] = [audit - own for audit, own in pairs]
+        _average_taps(measures)
     path = run.folder / "environment.json"
     with _told_of(path):
         trained = parse_mapping(path.read_bytes())
@@ -141,6 +142,7 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
         for name in ("label_excess", "membership_excess"):
             measures[name] = [tap[name]["value"] for tap in taps]
             found[f"{name}_intervals"] = [[tap[name]["low"], tap[name]["high"]] for tap in taps]
+        _average_taps(measures)
         found["label_excess_luck"] = [tap["label_excess"]["luck"] for tap in taps]
         return found | {"taps": [tap["tap"] for tap in audit["taps"]], "options": audit["options"]}
 

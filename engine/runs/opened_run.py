@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, UserError, nearest
@@ -73,7 +74,13 @@ class OpenedRun:
         state = {part: module.state_dict()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is: one process reads all
-            fill_state(self.saved.path, state, no_dist=True)
+            try:
+                fill_state(self.saved.path, state, no_dist=True)
+            except CheckpointException as error:  # of many lines, with a traceback
+                raise RunError(
+                    f"{self.saved.path} does not hold the weights of {part} that its manifest promises; name another "
+                    "checkpoint with --epoch"
+                ) from error
 
 
 @dataclass(frozen=True)

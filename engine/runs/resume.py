@@ -327,7 +327,9 @@ def check_settings(run: Path, config: Mapping[str, Any], saved: Mapping[str, Any
     """
     here, there = _flattened(config), _flattened(asdict(Config())) | _flattened(saved)
     for settings in (here, there):  # a run from before they were kept as absolute paths has them as they were given
-        settings |= {key: str(Path(settings[key]).absolute()) for key in PATH_KEYS if settings.get(key) is not None}
+        settings |= {
+            key: str(Path(settings[key]).absolute()) for key in PATH_KEYS if isinstance(settings.get(key), str)
+        }
     free = FREE_TO_CHANGE - ({"eval"} if config["regularizer"]["target"] is not None else set())  # it steers λ
     if raises_epochs(config, saved):
         free = free | {"epochs"}

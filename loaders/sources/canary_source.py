@@ -125,8 +125,10 @@ def insert_canaries(source: ImageSource, spec: CanarySpec, seed: int) -> ImageSo
     """Return the source with label noise and canaries; the very source where the spec asks for none.
 
     Raises:
-        DatasetError: If more samples are asked for than there are.
+        DatasetError: If more samples are asked for than there are, or fewer than one copy.
     """
+    if spec.repeated and min(spec.repeats, default=0) < 1:
+        raise DatasetError(f"repeats is {spec.repeats}; each number of copies must be at least 1")
     manifest = source.manifest
     chosen = _choose_samples(manifest, spec, seed)
     if not any(map(len, chosen.values())):

@@ -79,6 +79,11 @@ def gather_history(tables: Iterable[LedgerTable]) -> SampleHistory:
     for table in tables:
         metadata_E.append(table.metadata)
         _check_same_run(metadata_E[0], metadata_E[-1])
+        if classes and len(table.index) != len(classes[0][0]):
+            raise LedgerError(
+                f"the ledger of epoch {table.metadata.epoch} has {len(table.index)} samples, and the first one has "
+                f"{len(classes[0][0])}: one of them is damaged"
+            )
         classes.append((table.seen, table.class_hit & table.seen, table.class_loss))
         columns = (table.hit, _group_means(table, table.bits), _group_means(table, table.margin))
         terms = [np.where(table.seen, column, 0.0) for column in columns]

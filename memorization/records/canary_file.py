@@ -69,7 +69,7 @@ def read_canaries(path: str | Path) -> Canaries:
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
-        raise CanaryError(f"{path} is no readable Parquet file: {error}") from error
+        raise CanaryError(f"{path} is no readable Parquet file: {' '.join(str(error).split())}") from error
     fingerprint = _read_fingerprint(path, table.schema)
     columns = {name: table.column(name) for name in _SCHEMA.names}
     if any(column.null_count for column in columns.values()):

@@ -136,7 +136,7 @@ def read_ledger(path: str | Path) -> LedgerTable:
             return LedgerTable(metadata, **_read_columns(path, file, metadata))
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         raise LedgerError(
-            f"{path} is no readable Parquet file (truncated, damaged, or of another kind): {error}"
+            f"{path} is no readable Parquet file (truncated, damaged, or of another kind): {' '.join(str(error).split())}"
         ) from error
 
 
