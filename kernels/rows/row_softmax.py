@@ -111,15 +111,20 @@ def merge_partials(parts: Sequence[Partials], labels: RowLabels, num_labels: int
 
     The same parts in the same order give the same bits on every rank.
     """
-    label_logit_LB = torch.stack([part.label_logit_LB for part in parts]).amax(0)
-    shift_B = torch.stack([part.shift_B for part in parts]).amax(0)
-    has_others_B = torch.stack([part.sum_others_B for part in parts]).amax(0) > 0
-    shift_B = torch.where(has_others_B, shift_B, label_logit_LB.amax(0))
-    sum_B, moment_B = torch.zeros_like(shift_B), torch.zeros_like(shift_B)
-    for part in parts:
-        offset_B = part.shift_B - shift_B
-        sum_B = sum_B + offset_B.exp() * part.sum_others_B
-        moment_B = moment_B + offset_B.exp() * (part.moment_others_B + offset_B * part.sum_others_B)
+    return merge_stacked_partials(
+        Partials(*(torch.stack(each) for each in zip(*parts, strict=True))), labels, num_labels
+    )
+
+
+def merge_stacked_partials(parts: Partials, labels: RowLabels, num_labels: int) -> RowSoftmax:
+    """`merge_partials` of ranges that are stacked: every member has a first dimension more, that of the ranges."""
+    label_logit_LB = parts.label_logit_LB.amax(0)
+    has_others_B = parts.sum_others_B.amax(0) > 0
+    shift_B = torch.where(has_others_B, parts.shift_B.amax(0), label_logit_LB.amax(0))
+    offset_PB = parts.shift_B - shift_B
+    scale_PB = offset_PB.exp()
+    sum_B = (scale_PB * parts.sum_others_B).sum(0)
+    moment_B = (scale_PB * (parts.moment_others_B + offset_PB * parts.sum_others_B)).sum(0)
     log_others_B = sum_B.log()
     offset_LB = label_logit_LB - shift_B
     log_rest_LB = _log_rest(log_others_B, offset_LB, labels)
@@ -134,7 +139,7 @@ def merge_partials(parts: Sequence[Partials], labels: RowLabels, num_labels: int
         log_sum_B=torch.logaddexp(log_rest_LB[0], offset_LB[0]),
         inverse_sum_B=_inverse_sum(sum_B, offset_LB, labels),
         moment_others_B=moment_B,
-        sum_logits_B=torch.stack([part.sum_logits_B for part in parts]).sum(0),
+        sum_logits_B=parts.sum_logits_B.sum(0),
         max_before_B=max_before_B,
         max_after_B=max_after_B,
     )
@@ -156,10 +161,9 @@ def _inverse_sum(sum_B: Tensor, offset_LB: Tensor, labels: RowLabels) -> Tensor:
     return drop_B / (sum_B * drop_B + labels_B)
 
 
-def _max_around_label(parts: Sequence[Partials], label_logit_LB: Tensor, labels: RowLabels) -> tuple[Tensor, Tensor]:
+def _max_around_label(parts: Partials, label_logit_LB: Tensor, labels: RowLabels) -> tuple[Tensor, Tensor]:
     """Largest logit below and above the first label; the partials leave the second label out, here it joins."""
-    before_B = torch.stack([part.max_before_B for part in parts]).amax(0)
-    after_B = torch.stack([part.max_after_B for part in parts]).amax(0)
+    before_B, after_B = parts.max_before_B.amax(0), parts.max_after_B.amax(0)
     if len(label_logit_LB) == 1:
         return before_B, after_B
     first_B, second_B = labels.index_LB

@@ -52,14 +52,22 @@ class ClassShards:
 
         Every rank gives the same B rows (padding fills a rank's up), widths and dtypes.
         """
+        dtypes = sorted({tensor.dtype for tensor in tensors}, key=lambda dtype: (-dtype.itemsize, str(dtype)))
+        groups = [[place for place, tensor in enumerate(tensors) if tensor.dtype == dtype] for dtype in dtypes]
         # the widest numbers first, so that none lies across its own alignment
-        order = sorted(range(len(tensors)), key=lambda place: -tensors[place].element_size())
-        packed = torch.cat([_as_bytes(tensors[place].detach()) for place in order])
-        gathered_NX = packed.new_empty(self.world_size, packed.numel())
-        dist.all_gather_single(gathered_NX.view(-1), packed, group=self._group)
-        sizes = [tensors[place].numel() * tensors[place].element_size() for place in order]
-        parts = dict(zip(order, gathered_NX.split(sizes, 1), strict=True))
-        return [_from_bytes(parts[place], tensor) for place, tensor in enumerate(tensors)]
+        packed_of_dtypes = [torch.cat([tensors[place].detach().flatten() for place in group]) for group in groups]
+        packed_X = torch.cat([packed.view(torch.uint8) for packed in packed_of_dtypes])
+        gathered_NX = packed_X.new_empty(self.world_size, packed_X.numel())
+        dist.all_gather_single(gathered_NX.view(-1), packed_X, group=self._group)
+        num_bytes = [packed.numel() * packed.element_size() for packed in packed_of_dtypes]
+        rows: dict[int, Tensor] = {}
+        for group, dtype, part_NX in zip(groups, dtypes, gathered_NX.split(num_bytes, 1), strict=True):
+            sizes = [tensors[place].numel() for place in group]
+            numbers = part_NX.reshape(-1).view(dtype).view(self.world_size, sum(sizes)).split(sizes, 1)
+            rows |= {
+                place: each.reshape(-1, *tensors[place].shape[1:]) for place, each in zip(group, numbers, strict=True)
+            }
+        return [rows[place] for place in range(len(tensors))]
 
     def gather_blocks(self, block: Tensor) -> Tensor:
         """Return the ranks' tensors of one shape behind one another: (N, …). No gradient."""
@@ -98,13 +106,3 @@ class ClassShards:
     @property
     def _group(self) -> Any:
         return None if self.mesh is None else self.mesh.get_group()
-
-
-def _as_bytes(tensor: Tensor) -> Tensor:
-    # cloned: a single row that is cut out of a matrix counts as contiguous whatever its strides, and has no view as bytes
-    return tensor.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
-
-
-def _from_bytes(bytes_NX: Tensor, like_BX: Tensor) -> Tensor:
-    """Read what the ranks sent as rows of a tensor (B, …) of theirs."""
-    return bytes_NX.contiguous().view(-1).view(like_BX.dtype).view(-1, *like_BX.shape[1:])

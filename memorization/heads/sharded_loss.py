@@ -20,7 +20,7 @@ from rlpheads.kernels import arguments
 from rlpheads.kernels.label_source import concatenate
 from rlpheads.kernels.random_label_loss import DEFAULT_MEMORY_BUDGET, RandomLabelLoss, losses_without_gradient
 from rlpheads.kernels.rows.partials import ClassRange, Needs, Partials, Products, accumulation_dtype
-from rlpheads.kernels.rows.row_softmax import RowLabels, RowSoftmax, by_head, merge_partials, row_labels
+from rlpheads.kernels.rows.row_softmax import RowLabels, RowSoftmax, by_head, merge_stacked_partials, row_labels
 from rlpheads.kernels.rows.terms import TERMS
 from rlpheads.kernels.stages import Kernel, LocalHead, attach_class_gradients, local_feature_gradient
 from rlpheads.memorization.heads.class_shards import ClassShards
@@ -141,13 +141,10 @@ def _merge_over_ranks(
     partials = Partials(*(concatenate(parts) for parts in zip(*partials_of_heads, strict=True)))
     num_rows = partials.shift_B.shape[0]
     packed_FR = torch.cat([numbers.reshape(-1, num_rows) for numbers in partials])
-
-    def unpack(packed_FR: Tensor) -> Partials:
-        shift_B, sum_B, moment_B, logits_B, *label_logits, before_B, after_B = packed_FR.unbind()
-        return Partials(shift_B, sum_B, moment_B, logits_B, torch.stack(label_logits), before_B, after_B)
-
-    parts = [unpack(part_FR) for part_FR in shards.gather_blocks(packed_FR).unbind()]
-    return merge_partials(parts, labels, num_labels)
+    gathered_NFR = shards.gather_blocks(packed_FR)
+    shift_NR, sum_NR, moment_NR, logits_NR, *_, before_NR, after_NR = gathered_NFR.unbind(1)
+    stacked = Partials(shift_NR, sum_NR, moment_NR, logits_NR, gathered_NFR[:, 4:-2], before_NR, after_NR)
+    return merge_stacked_partials(stacked, labels, num_labels)
 
 
 def _feature_gradients(passes: Sequence[_RangePass], rows: RowSoftmax, *, joint: bool) -> list[_FeatureGradient]:

@@ -93,3 +93,15 @@ def test_commands_read_a_sharded_checkpoint(sharded, whole):
     for name, parameter in modules[1].named_parameters():
         torch.testing.assert_close(modules[0].get_parameter(name), parameter, rtol=1e-4, atol=1e-5)
     assert json.loads((sharded.folder / "status.json").read_text())["heldout_check"] == "passed"
+
+
+def test_a_label_for_every_image(runner):
+    """n = K = 20,000 images and labels: heads find some of the images, which chance would find once."""
+    flags = ["--data.dataset", "synthetic", "--data.synthetic.train", "20000", "--epochs", "1", "--batch_size", "256"]
+    flags += ["--heads.labels", "20000", "--heads.balance", "balanced", "--heads.shard", "auto", "--log_every", "10"]
+    finished = done(runner.run("every_image", *flags, ranks=2))
+    assert "heads.shard auto: class (" in finished.output
+    clean = finished.ledgers["ledger/epoch=0000/clean.parquet"]
+    hits_T = torch.tensor(clean["hit"].to_pylist()).sum(0)
+    assert len(clean) == 20_000
+    assert hits_T.max() >= 4

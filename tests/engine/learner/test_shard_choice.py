@@ -1,6 +1,7 @@
 """Whether heads are sharded: bytes held and bytes sent, and what is said of them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from rlpheads.engine.learner.shard_choice import HeadWorkload, choose_sharding, 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
+CONFIGS = Path(__file__).parent.parent.parent.parent / "configs"
+
+
 @pytest.fixture
 def imagenet() -> Config:
-    return parse_config(["--config", "configs/imagenet_vit_b.yaml", "--heads.shard", "auto"])
+    return parse_config(["--config", str(CONFIGS / "imagenet_vit_b.yaml")])
 
 
 def workload(config: Config, device: torch.device = CPU) -> HeadWorkload:
@@ -34,6 +38,31 @@ def test_costs_of_the_headline_job(imagenet):
     assert sharded.traffic == of_features + of_partials
     assert (
         workload(replace(imagenet, heads=replace(imagenet.heads, labels=10)), GPU).sharded(8).traffic == sharded.traffic
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "num_taps", "num_gpus"),
+    [(["imagenet_vit_b"], 12, (1, 2, 8, 64)), (["imagenet_vit_b", "imagenet_vit_b_every_sample"], 3, (8, 64))],
+)
+def test_headers_of_the_configs_say_what_the_formula_gives(layers, num_taps, num_gpus):
+    files = [CONFIGS / f"{layer}.yaml" for layer in layers]
+    config = parse_config([argument for file in files for argument in ("--config", str(file))])
+    work = head_workload(config, (768,) * num_taps, 1000, 0, GPU)
+    lines = [" ".join(line.split()) for line in files[-1].read_text().splitlines()]
+    for ranks in num_gpus:
+        costs = [str(each(ranks)).replace(" a rank", "").replace(" a step", "") for each in (work.whole, work.sharded)]
+        assert f"# {ranks} {' '.join(costs)}".replace(", 0 B sent", "") in lines
+
+
+def test_a_label_for_every_image():
+    files = [CONFIGS / f"imagenet_vit_b{ending}.yaml" for ending in ("", "_every_sample")]
+    config = parse_config([argument for file in files for argument in ("--config", str(file))])
+    assert (config.heads.num_labels, config.heads.balance, config.heads.shard) == (1_281_167, "balanced", "class")
+    assert config.model.name == "vit_base_patch16_224"
+    chosen = choose_sharding(config, head_workload(config, (768,) * 3, 1000, 0, GPU), 8, CPU)
+    assert chosen.line == (
+        "heads.shard class: 5.91 GB a rank, 4.74 MB sent a step; none: 47.3 GB a rank, 20.7 GB sent a step"
     )
 
 

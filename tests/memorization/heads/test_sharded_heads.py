@@ -1,5 +1,7 @@
 """Heads sharded by class: what they compute is what whole heads compute, at any number of ranks."""
 
+import functools
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,8 +10,10 @@ from hypothesis import strategies as st
 from kernel_problems import KINDS, relative_error
 from simulated_ranks import HeadProblem, HeadResults, evaluate_simulated, evaluate_whole, simulated_ranks
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlpheads.memorization.heads.class_shards import ClassShards
+from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
 from rlpheads.memorization.heads.head_losses import HeadTerms
 from rlpheads.memorization.heads.rlp_heads import RLPHeads
 from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
@@ -152,6 +156,34 @@ def test_number_of_messages(group_of_one, terms, hidden, num_backward):
     with CommDebugMode() as shared:
         heads.sum_replicated_gradients()
     assert sum(shared.get_comm_counts().values()) == (hidden is not None)
+
+
+class CountedOperations(TorchDispatchMode):
+    """How many operations torch is asked for."""
+
+    total = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.total += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("terms", [HeadTerms(), HeadTerms("unlikelihood", tuple(range(6)))])
+def test_operations_of_a_step_do_not_grow_with_the_labels(group_of_one, terms):
+    """And are at most 1.3 times those of whole heads, where labels are many enough to be taken in tiles."""
+
+    def count(make, num_labels):
+        heads, taps = make((4,) * 6, num_labels, 1, seed=0), [torch.randn(8, 4, requires_grad=True) for _ in range(6)]
+        with CountedOperations() as counted:
+            losses = heads(taps, torch.randint(num_labels, (1, 8)), terms)
+            weights = TermWeights(factor=float(terms.regularizer is not None))
+            combine_losses(losses, torch.ones(8, dtype=torch.bool), 8, 1, weights).total.backward()
+        return counted.total
+
+    sharded = functools.partial(ShardedRLPHeads, shards=ClassShards(0, 1))
+    count(sharded, 5_000)  # the first use of an operator takes more
+    few, many = count(sharded, 5_000), count(sharded, 50_000)
+    assert few == many <= 1.3 * count(RLPHeads, 50_000)
 
 
 def test_own_rows_are_those_that_a_rank_gave(group_of_one):
