@@ -126,7 +126,7 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
         if measures.keys() >= {"own_rla", "audit_rla"}:
             pairs = zip(measures["audit_rla"], measures["own_rla"], strict=True)
             measures["hidden"] = [audit - own for audit, own in pairs]
-        _average_taps(measures)
+        _check_measures(measures)
     path = run.folder / "environment.json"
     with _told_of(path):
         trained = parse_mapping(path.read_bytes())
@@ -142,7 +142,7 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
         for name in ("label_excess", "membership_excess"):
             measures[name] = [tap[name]["value"] for tap in taps]
             found[f"{name}_intervals"] = [[tap[name]["low"], tap[name]["high"]] for tap in taps]
-        _average_taps(measures)
+        _check_measures(measures)
         found["label_excess_luck"] = [tap["label_excess"]["luck"] for tap in taps]
         return found | {"taps": [tap["tap"] for tap in audit["taps"]], "options": audit["options"]}
 
@@ -160,6 +160,11 @@ def _told_of(path: Path) -> Iterator[None]:
 def _average_taps(measures: Mapping[str, Any]) -> dict[str, float]:
     """Average every measure over its taps."""
     return {name: fmean(value) if isinstance(value, list) else value for name, value in measures.items()}
+
+
+def _check_measures(measures: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError unless every measure is a number, or a list of some."""
+    fmean([0.0, *_average_taps(measures).values()])
 
 
 def summarize_arm(
