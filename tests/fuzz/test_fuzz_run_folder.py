@@ -101,7 +101,8 @@ def study(folder: Path) -> None:
     """The report of a study of this one run."""
     config = replace(small_config(folder.parent, folder.name, epochs=2))
     planned = PlannedRun("only", 0, config, folder.parent / "settings.yaml", ())
-    found = collect_study(Study("one", (), {}, {"only": {}}, (0,), "only", AUDIT), [planned])
+    parts = {"config": (), "settings": {}, "arms": {"only": {}}, "seeds": (0,), "reference": "only", "audit": AUDIT}
+    found = collect_study(Study(name="one", **parts), [planned])
     json.dumps(found)
     print_study(found, open_console())
 
