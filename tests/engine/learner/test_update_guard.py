@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlpheads.engine.config.learning import ModelConfig, OptimConfig, RegularizerConfig, StabilityConfig
+from rlpheads.engine.config.learning import (
+    LossScaleConfig,
+    ModelConfig,
+    OptimConfig,
+    RegularizerConfig,
+    StabilityConfig,
+)
+from rlpheads.engine.learner.optimizer import host_sync_warnings
 
 OPTIMIZERS = ["adamw", "sgd", "lion"]
 
@@ -74,3 +81,21 @@ def test_batch_norm_forgets_images_that_are_not_finite(tiny, build):
     assert same(dict(training.learner.tapped.named_buffers()), before)
     training.step(batch, 2, training.term_weights)
     assert not same(dict(training.learner.tapped.named_buffers()), before)
+
+
+def test_an_overflow_that_a_smaller_loss_scale_mends_is_none(tiny, build):
+    """fp16 halves its scale and goes on; below 1, or where the loss itself is not finite, the step counts as not finite."""
+    training = build(tiny, precision="fp16", loss_scale=LossScaleConfig(initial=2.0))
+    flags = [float(take_step(training, number, "backbone")["backbone_nonfinite"]) for number in range(3)]
+    assert flags == [0.0, 0.0, 1.0]  # at the scales 2, 1 and 1/2
+    fresh = build(tiny, precision="fp16", loss_scale=LossScaleConfig(initial=1024.0))
+    batch = fresh.preparation.for_evaluation(next(iter(fresh.splits.trained.loader)))
+    shares = fresh.step(batch.with_images(batch.images * torch.nan), 0, fresh.term_weights)
+    assert (float(shares["backbone_nonfinite"]), float(shares["heads_nonfinite"])) == (1.0, 1.0)
+
+
+def test_optimizers_that_wait_to_leave_a_step_out_are_named(tiny):
+    waiting = replace(tiny, optim=OptimConfig(name="lion"), stability=StabilityConfig(on_nonfinite="skip"))
+    (line,) = host_sync_warnings(waiting)
+    assert line.startswith("optim.name lion cannot leave a step out by itself: with on_nonfinite skip the host waits")
+    assert not host_sync_warnings(replace(waiting, stability=StabilityConfig()))
