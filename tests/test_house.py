@@ -94,6 +94,7 @@ MAY_READ = {
     "engine/distributed/stop_flag.py": "the flag of the step before; it lies on the host, in a gloo group",
     "engine/gauges/meters.py": "the figures of many steps, copied to the host a step earlier without waiting",
     "engine/gauges/replicas.py": "sums over the weights' bits, copied to the host a step earlier without waiting",
+    "engine/learner/fresh_refit.py": "heads are refitted at an epoch's end",
     "memorization/records/canary_file.py": "the list of canaries is read from its file before the first step",
     "memorization/records/ledger_file.py": "a ledger is written at an epoch's end",
     "kernels/cpu/tiled_cpu.py": "what the CPU's loss works on is on the host",

@@ -165,11 +165,12 @@ class RegularizerConfig:
     taps: Literal["all"] | list[int | str] = "all"
     """Taps that are regularised, by the same names as heads.taps."""
     target: float | None = None
-    """Target for λ: clean random-label accuracy of the audit heads minus the head-only baseline, averaged over the
-    regularised taps (0.02: two points above it); the baseline is a linear head's, also with heads.hidden. λ starts at
-    factor and is adjusted after every clean pass; null: λ is factor."""
+    """Target for λ: clean random-label accuracy of the audit heads minus that of least-squares heads refitted to fresh
+    labels on the same features (eval.refit; without it, minus the head-only baseline), averaged over the regularised taps.
+    0.02: two points above; heads that are trained along stay below it, so that such a target lets λ fall. λ starts at
+    factor and is adjusted after every clean pass, with a line; null: λ is factor."""
     target_rate: float = 20.0
-    """Gain of the adjustment: a clean pass multiplies λ by exp(target_rate x (accuracy - baseline - target))."""
+    """Gain of the adjustment: a clean pass multiplies λ by exp(target_rate x (accuracy - refit - target))."""
 
 
 @dataclass(frozen=True)

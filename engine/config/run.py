@@ -30,6 +30,10 @@ class EvalConfig:
     clean_every: int = 1
     """Epochs between clean passes over the training set, without augmentation and with fixed weights; 0: at the end
     only."""
+    refit: Literal["auto", "on", "off"] = "auto"
+    """Refit heads by least squares to fresh labels on the features of each clean pass: what a head reaches without memory
+    of its labels, the line beside trained heads. auto: where the features of all taps take at most 1 GiB; larger ones
+    are for rlpheads audit."""
     batch_size: int | None = None
     """Global batch size of evaluations; null: that of training."""
 

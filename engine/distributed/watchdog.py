@@ -124,7 +124,7 @@ class _Watch(threading.Thread):
     def run(self) -> None:
         while not self._over.is_set():
             # Should Python itself be held, a thread of C prints the stacks.
-            faulthandler.dump_traceback_later(max(1.0, self._patience.silence_s - 5))
+            faulthandler.dump_traceback_later(max(1.0, self._patience.silence_s - 5), file=sys.__stderr__ or 2)
             self._pulse = self._pulse.next(self._launched.progress, self._patience)
             try:
                 self._exchange()

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlpheads.engine.config.schema import Precision
+from rlpheads.engine.learner.clean_features import CleanFeatures
 from rlpheads.engine.learner.precision import autocast
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.learner.step import Routes, forward_rows, record_rows
@@ -47,6 +48,7 @@ def evaluate(
     precision: Precision,
     interrupted: Callable[[], bool],
     advance: Callable[[int], object] = int,
+    features: CleanFeatures | None = None,
 ) -> ClassTotals:
     """Fill `split.ledger` from one pass over the split; every rank ends with all of it. Collective.
 
@@ -58,6 +60,7 @@ def evaluate(
         precision: autocast type.
         interrupted: asked after every batch at every rank, with one answer for all; True ends the evaluation.
         advance: called with the images of every batch, over all ranks; what it returns is thrown away.
+        features: takes the features of every tap; every rank ends with all of them.
 
     Raises:
         EvaluationInterruptedError: `interrupted` said so.
@@ -71,6 +74,8 @@ def evaluate(
         with autocast(batch.images.device, precision):
             rows = forward_rows(network, batch, split.table_MN, routes)
         record_rows(split.ledger, batch, rows)
+        if features is not None:
+            features.add(batch, rows.taps)
         among_five += _among_five(rows.logits_BC, batch)
         confidence_B = rows.logits_BC.float().softmax(-1).amax(-1)
         calibration.add(confidence_B, rows.class_hit_B, batch.index >= 0)
@@ -78,6 +83,8 @@ def evaluate(
         if interrupted():
             raise EvaluationInterruptedError
     merge(split.ledger, routes.world_size)
+    if features is not None:
+        features.merge(routes.world_size)
     for total in (among_five, calibration.gap_Q):
         dist.all_reduce(total)
     return ClassTotals(among_five, calibration)

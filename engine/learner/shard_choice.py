@@ -171,7 +171,7 @@ def head_workload(
 
 def num_optimizer_states(optim: OptimConfig) -> int:
     """Return how many numbers an optimizer keeps for each parameter: those of a tiny layer after one step."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         layer = nn.Linear(2, 3)
         optimizer = build_optimizer(layer, optim, optim.lr)
         layer(torch.zeros(1, 2)).sum().backward()

@@ -43,6 +43,7 @@ class RowLosses(NamedTuple):
     logits_BC: Tensor
     heads: HeadLosses | GatheredLosses | None
     audit: HeadLosses | GatheredLosses | None
+    taps: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def forward_rows(network: Network, batch: Batch, table_MN: Tensor, routes: Route
     own, audited = labels.of_draws(slice(routes.num_draws)), labels.of_draws(slice(routes.num_draws, None))
     heads = _head_losses(network.heads, taps, own, routes.terms, batch)
     audit = _head_losses(network.audit, taps, audited, HeadTerms(), batch)
-    return RowLosses(class_loss_B, trained_loss_B, logits.argmax(-1) == batch.targets, logits, heads, audit)
+    return RowLosses(class_loss_B, trained_loss_B, logits.argmax(-1) == batch.targets, logits, heads, audit, taps)
 
 
 def _head_losses(

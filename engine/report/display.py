@@ -231,7 +231,7 @@ def findings_table(found: Findings) -> Table:
         "running": [tap.running for tap in found.taps],
         "clean": [tap.clean for tap in found.taps],
         "audit clean": [tap.audit for tap in found.taps],
-        "head-only baseline": [tap.baseline for tap in found.taps],
+        found.line: [tap.baseline for tap in found.taps],
         "chance": [found.chance for _ in found.taps],
         "held-out": [tap.heldout for tap in found.taps],
     }

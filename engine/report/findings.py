@@ -12,6 +12,9 @@ from rlpheads.engine.report.memory import TapMemory
 from rlpheads.memorization.figures.rla_figures import References, plot_rla_by_depth, plot_rla_by_epoch
 from rlpheads.memorization.measures.intervals import Interval, binomial_bounds
 
+HEAD_ALONE, FRESH_REFIT = "head-only baseline", "refit, fresh labels"
+"""The line beside a trained head: the closed form for features that know nothing of the labels, or a measured one."""
+
 
 @dataclass(frozen=True)
 class TapFinding:
@@ -22,7 +25,7 @@ class TapFinding:
         running: on augmented images while the weights moved (last epoch).
         clean: on the training set without augmentation, weights at rest (last epoch that measured it).
         audit: clean, of the audit heads, whose labels the regulariser never saw.
-        baseline: what a least-squares head alone reaches on features that know nothing of the labels.
+        baseline: what a head reaches without memory of its labels; `Findings.line` says which head.
         heldout: on held-out images, where nobody can know the labels.
         bits: T, bits about one labelling of the training images without augmentation, weights at rest.
         bits_per_sample: T over the images; log2 K where every label is known.
@@ -62,6 +65,8 @@ class Findings:
             single draw outside its own bounds says that the draws differ.
         draw_bounds: those of one draw.
         memory: what each tap's heads hold of one labelling; empty where no clean pass closed the run.
+        line: what the taps' baseline is: heads refitted to fresh labels on the same features, or the closed form of a
+            head alone.
         ece: held-out expected calibration error of the classes, in [0, 1]; None where it was not measured.
         clean_ece: that of the training images without augmentation, in the last epoch that measured it.
     """
@@ -73,6 +78,7 @@ class Findings:
     strayed: tuple[tuple[int | str, int | None, float], ...]
     draw_bounds: tuple[float, float]
     memory: tuple[TapMemory, ...] = ()
+    line: str = HEAD_ALONE
     ece: float | None = None
     clean_ece: float | None = None
 
@@ -90,7 +96,7 @@ def summarize_findings(
         heldout: evaluation of the final weights on the held-out split.
         history: the epoch lines of metrics.jsonl.
         blocks: name of every tap.
-        baselines: head-only accuracy of every tap.
+        baselines: head-only accuracy of every tap, for runs that refitted no heads to fresh labels.
         num_labels: K.
     """
     num_draws = len(heldout.rla_TM[0]) if blocks else 1
@@ -103,7 +109,9 @@ def summarize_findings(
     )
     nothing = [None] * len(blocks)
     columns: dict[str, Sequence[Any]] = {name: _last(history, row, nothing) for name, row in _ROWS.items()}
-    columns |= {"block": blocks, "baseline": baselines, "heldout": heldout.rla_T}
+    refits = _last(history, "fresh_refit_clean", None)
+    line_T = baselines if refits is None else refits
+    columns |= {"block": blocks, "baseline": line_T, "heldout": heldout.rla_T}
     taps = tuple(TapFinding(**dict(zip(columns, tap, strict=True))) for tap in zip(*columns.values(), strict=True))
     return Findings(
         top1=heldout.top1,
@@ -112,6 +120,7 @@ def summarize_findings(
         heldout_bounds=(float(bounds.low), float(bounds.high)),
         strayed=strayed,
         draw_bounds=(float(draw_bounds.low), float(draw_bounds.high)),
+        line=HEAD_ALONE if refits is None else FRESH_REFIT,
         ece=heldout.ece if heldout.ece is not None else _last(history, "eval_ece", None),
         clean_ece=_last(history, "clean_ece", None),
     )
@@ -139,7 +148,7 @@ def draw_figures(folder: Path, found: Findings, history: Sequence[Mapping[str, A
         num_heldout: held-out samples, for the band of chance.
     """
     blocks = [tap.block for tap in found.taps]
-    references = References(round(1 / found.chance), num_heldout, [tap.baseline for tap in found.taps])
+    references = References(round(1 / found.chance), num_heldout, [tap.baseline for tap in found.taps], found.line)
     now = {phase: [[getattr(tap, phase)] for tap in found.taps] for phase in ("running", "clean", "heldout")}
     measured = {phase: values for phase, values in now.items() if values[0][0] is not None}
     plot_rla_by_depth(folder / "rla_by_depth", blocks, measured, references)

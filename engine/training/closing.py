@@ -12,7 +12,7 @@ from rlpheads.engine.distributed.stop_flag import StopFlag
 from rlpheads.engine.learner.sharded_part import ShardedPart
 from rlpheads.engine.report.display import Display, calibration_text, percent
 from rlpheads.engine.report.evaluation_summary import summarize_ledger
-from rlpheads.engine.report.findings import Findings, TapFinding
+from rlpheads.engine.report.findings import FRESH_REFIT, Findings, TapFinding
 from rlpheads.engine.runs.checkpoint import weights_sha256
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.terminal.text import shell_word
@@ -112,6 +112,8 @@ def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[Cl
         yield ClosingLine("next: the same command again, which goes on from this very sample")
     if outcome.findings is not None:
         yield ClosingLine(f"learned: {_summary(outcome.findings, config)}")
+        if (meaning := _meaning(outcome.findings, config.heads.joint > 0)) is not None:
+            yield ClosingLine(f"means: {meaning}")
         yield ClosingLine(*_figure_paths(outcome.findings, config, folder))
     if config.log.wandb == "offline":
         yield _next(f"wandb sync {shell_word(folder / 'wandb')}/offline-run-*", "sends the figures to W&B")
@@ -127,8 +129,22 @@ def _summary(found: Findings, config: Config) -> str:
     if not measured:
         return text
     value, tap = max(measured, key=lambda pair: pair[0])
-    beside = f"a head alone: {percent(tap.baseline)}; chance: {percent(found.chance)}"
+    beside = f"{found.line}: {percent(tap.baseline)}; chance: {percent(found.chance)}"
     return f"{text}; random-label accuracy at most {percent(value)}, at tap {tap.block} ({beside})"
+
+
+def _meaning(found: Findings, joint: bool) -> str | None:
+    """Say what the trained heads' accuracies mean beside the line; None where nothing was measured."""
+    beyond = [(value - tap.baseline, tap) for tap in found.taps if (value := _honest_accuracy(tap, joint)) is not None]
+    if not beyond:
+        return None
+    excess, tap = max(beyond, key=lambda pair: pair[0])
+    reference = "heads refitted to fresh labels reach" if found.line == FRESH_REFIT else "a head alone reaches"
+    if excess > 0:
+        return f"at tap {tap.block} heads know {percent(excess)} more of their labels than {reference}: memory beyond the head"
+    return (
+        f"no tap beyond what {reference}: what heads know here is their own capacity; rlpheads audit compares by refits"
+    )
 
 
 def _honest_accuracy(tap: TapFinding, joint: bool) -> float | None:

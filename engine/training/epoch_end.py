@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from rlpheads.engine.distributed.stop_flag import StopFlag
+from rlpheads.engine.learner.clean_features import CleanFeatures
 from rlpheads.engine.learner.evaluation import evaluate, merge
+from rlpheads.engine.learner.fresh_refit import keeps_features, refit_fresh_labels
 from rlpheads.engine.learner.learner import num_audit_draws, num_parameters
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.model.builder import Network
@@ -45,8 +47,9 @@ def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> N
         ledgers["heldout"] = splits.heldout.ledger
         last = last or reason_to_stop_early(training, row) is not None
     if last or is_due(config.eval.clean_every, epoch, config.epochs):
-        row |= _figures(training, "clean", "clean", evaluate_split(training, "clean", splits.clean, display, stop_flag))
-        steer_factor(training, row)
+        row |= _clean_pass(training, display, stop_flag)
+        if (move := steer_factor(training, row)) is not None:
+            display.say(move)
         ledgers["clean"] = splits.clean.ledger
     run.launch.progress.enter("end of the epoch")
     # Not before: a stop during an evaluation saves the ledger of this rank's rows alone.
@@ -81,14 +84,45 @@ def reason_to_stop_early(training: Training, *rows: Mapping[str, Any]) -> str | 
     return training.run.launch.share(reason)
 
 
-def evaluate_split(training: Training, name: str, split: Split, display: Display, stop_flag: StopFlag) -> Evaluation:
-    """Measure live weights on a split, whose ledger is filled. Collective."""
+def _clean_pass(training: Training, display: Display, stop_flag: StopFlag) -> dict[str, Any]:
+    """Measure live weights on the clean training images, and refit heads to fresh labels on the features that were read."""
+    config, dims, launch = training.run.config, training.learner.dims, training.run.launch
+    manifest = training.run.sources.train.manifest
+    if not keeps_features(config, manifest.num_samples, dims):
+        found = evaluate_split(training, "clean", training.splits.clean, display, stop_flag)
+        return _figures(training, "clean", "clean", found)
+    features = CleanFeatures(manifest.num_samples, dims, norm=config.heads.norm, device=launch.device)
+    found = evaluate_split(training, "clean", training.splits.clean, display, stop_flag, features)
+    launch.progress.enter("refit on fresh labels")
+    refit = None
+    if launch.is_main:
+        refit = refit_fresh_labels(features, config, manifest, training.learner.tapped.taps, training.num_updates)
+    refit = launch.share(refit)
+    assert refit is not None
+    return _figures(training, "clean", "clean", found) | refit.figures()
+
+
+def evaluate_split(
+    training: Training,
+    name: str,
+    split: Split,
+    display: Display,
+    stop_flag: StopFlag,
+    features: CleanFeatures | None = None,
+) -> Evaluation:
+    """Measure live weights on a split, whose ledger is filled, as are `features`. Collective."""
     training.learner.train(False)
-    return _evaluate(training, training.learner.bare, name, split, display, stop_flag)
+    return _evaluate(training, training.learner.bare, name, split, display, stop_flag, features)
 
 
 def _evaluate(
-    training: Training, network: Network, name: str, split: Split, display: Display, stop_flag: StopFlag
+    training: Training,
+    network: Network,
+    name: str,
+    split: Split,
+    display: Display,
+    stop_flag: StopFlag,
+    features: CleanFeatures | None = None,
 ) -> Evaluation:
     """Measure a network on a split, timed and with its progress on the display. Collective.
 
@@ -111,6 +145,7 @@ def _evaluate(
             training.run.config.precision,
             stop_flag.agreed,
             next_batch,
+            features,
         )
         found = summarize_evaluation(split, totals)
     if not math.isfinite(found.loss):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs.sources import Sources
 from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.memorization.baselines.head_only import auto_labels, capacity_warning
+from rlpheads.memorization.baselines.head_only import auto_labels, capacity_warning, head_only_rla
 from rlpheads.memorization.heads.class_blocks import class_block_labels
 from rlpheads.memorization.heads.labels import label_table
 
@@ -52,6 +53,19 @@ def settle_labels(config: Config, plan: ModelPlan, sources: Sources, folder: Pat
     if begun not in (None, choice.num_labels):
         return settle_labels(with_labels(config, begun), plan, sources, folder)
     return SettledLabels(with_labels(config, choice.num_labels), _label_warnings(choice.warning))
+
+
+def head_baselines(config: Config, manifest: Manifest, dims: Sequence[int]) -> list[float]:
+    """Return what a least-squares head alone reaches at every tap, on features that know nothing of the labels.
+
+    Args:
+        config: settings of the run, K settled.
+        manifest: of the training images.
+        dims: width D of every tap.
+    """
+    heads = config.heads
+    num_samples = max(1, manifest.num_samples // heads.num_blocks(len(manifest.classes)))  # of one block's head
+    return [head_only_rla(heads.num_labels, num_samples, dim, heads.label_balance) for dim in dims]
 
 
 def run_labels(config: Config, manifest: Manifest, num_draws: int, device: torch.device | str | None = None) -> Tensor:

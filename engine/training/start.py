@@ -24,8 +24,9 @@ from rlpheads.engine.runs.request_files import RequestFiles
 from rlpheads.engine.runs.resume import ResumePoint, check_settings, find_resume_point
 from rlpheads.engine.runs.sources import Sources, write_canary_file
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
-from rlpheads.engine.training.label_choice import settle_labels
+from rlpheads.engine.training.label_choice import head_baselines, settle_labels
 from rlpheads.engine.training.outcome import DIVERGENCE
+from rlpheads.engine.training.steering import target_errors
 
 _RESTARTED = (
     "this job was started again and goes on with what it made itself, whatever run.overwrite and run.resume say"
@@ -84,6 +85,9 @@ def settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: RunF
 def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: RunFolder) -> Start:
     config = with_absolute_paths(config)  # later commands may start in another folder
     config, warnings = settle_labels(config, plan, sources, folder.path)
+    baselines_T = head_baselines(config, sources.train.manifest, plan.dims)
+    for error in target_errors(config.regularizer, baselines_T, 1 / config.heads.num_labels):
+        raise error
     warnings = (*warnings, *host_sync_warnings(config))
     divergence = _divergence_before(config, folder)
     folder.sweep()

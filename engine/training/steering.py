@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from rlpheads.engine.config.errors import ConfigError, refusal
 from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.training.training import Training
 
@@ -20,14 +21,35 @@ def regularizer_figures(training: Training) -> dict[str, float]:
     return {"regularizer_factor": weights.factor, "regularizer_factor_per_label": per_label}
 
 
-def steer_factor(training: Training, row: Mapping[str, Any]) -> None:
-    """Move λ towards `regularizer.target`: dual ascent on ln λ. Every rank computes the same from the merged ledgers."""
+def steer_factor(training: Training, row: Mapping[str, Any]) -> str | None:
+    """Move λ towards `regularizer.target`: dual ascent on ln λ. Every rank computes the same from the merged ledgers.
+
+    The distance is that of the audit heads from the refit on fresh labels of the same clean pass (`eval.refit`), or from the
+    head-only baseline where there is none.
+
+    Returns:
+        What was done, in one line; None without a target.
+    """
     settings, factor = training.run.config.regularizer, training.term_weights.factor
     if factor == 0 or settings.target is None:
+        return None
+    accuracy_T, line_T = row["audit_rla_clean"], row.get("fresh_refit_clean", training.baselines_T)
+    excess = fmean(accuracy_T[tap] - line_T[tap] for tap in training.step.routes.terms.regularized)
+    moved = next_factor(factor, settings, excess - settings.target)
+    training.set_factor(moved)
+    line = "the refit on fresh labels" if "fresh_refit_clean" in row else "a head alone"
+    said = f"λ {factor:.3g} → {moved:.3g}: audit heads are {excess:+.2%} from {line}, target {settings.target:+.2%}"
+    return f"{said}; λ is at its limit, the target is out of its reach" if moved == factor else said
+
+
+def target_errors(settings: RegularizerConfig, baselines_T: Sequence[float], chance: float) -> Iterator[ConfigError]:
+    """Yield an error for a target that no head can reach: above 1, or below chance, from where a head alone is at all taps."""
+    if settings.target is None or not baselines_T:
         return
-    accuracy_T, baseline_T = row["audit_rla_clean"], training.baselines_T
-    excess = fmean(accuracy_T[tap] - baseline_T[tap] for tap in training.step.routes.terms.regularized)
-    training.set_factor(next_factor(factor, settings, excess - settings.target))
+    low, high = chance - max(baselines_T), 1 - min(baselines_T)
+    if not low < settings.target < high:
+        allowed = f"between {low:+.3f} (chance) and {high:+.3f} (every label known), by what a head alone reaches here"
+        yield refusal("regularizer.target", settings.target, allowed)
 
 
 def next_factor(factor: float, settings: RegularizerConfig, too_much: float) -> float:

@@ -22,11 +22,11 @@ from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLog
 from rlpheads.engine.runs.resume import Position, ResumePoint, identity
 from rlpheads.engine.runs.sources import Sources
+from rlpheads.engine.training.label_choice import head_baselines
 from rlpheads.engine.training.outcome import REMEDIES, TrainingDivergedError
 from rlpheads.engine.training.preparation import BatchPreparation
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.order import Order
-from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.heads.combined_loss import TermWeights
 
 
@@ -161,9 +161,7 @@ class Training:
     @property
     def baselines_T(self) -> list[float]:  # noqa: N802 - shape suffix
         """What a least-squares head alone reaches at every tap, on features that know nothing of the labels."""
-        manifest, heads = self.run.sources.train.manifest, self.run.config.heads
-        num_samples = max(1, manifest.num_samples // heads.num_blocks(len(manifest.classes)))  # of one block's head
-        return [head_only_rla(heads.num_labels, num_samples, dim, heads.label_balance) for dim in self.learner.dims]
+        return head_baselines(self.run.config, self.run.sources.train.manifest, self.learner.dims)
 
     def train_on(self, delivered: Batch) -> None:
         """Take the next optimizer step, on the next batch of the training loader."""

@@ -39,6 +39,7 @@ class References:
     num_labels: int
     num_heldout: int | None = None
     baseline: float | Sequence[float] | None = None
+    baseline_name: str = "head-only baseline"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def plot_rla_by_depth(
     if references.baseline is not None:
         baseline_T = np.broadcast_to(np.asarray(references.baseline, dtype=float), (len(taps),))
         ends = [depths[0] - 0.4, *depths, depths[-1] + 0.4]  # across the whole panel, as chance is
-        axes.plot(ends, np.pad(baseline_T, 1, mode="edge"), label="head-only baseline", **_BASELINE_LINE)
+        axes.plot(ends, np.pad(baseline_T, 1, mode="edge"), label=references.baseline_name, **_BASELINE_LINE)
         in_view.extend(baseline_T)
     for phase, accuracy_TM in phases.items():
         style = _PHASES[phase]
@@ -155,7 +156,7 @@ def plot_rla_by_epoch(
         values.extend(_draw_references(axes, references, {phase: accuracy_ETM}))
         if phase != "heldout" and references.baseline is not None:
             for baseline in np.unique(references.baseline):
-                axes.axhline(baseline, label="head-only baseline", **_BASELINE_LINE)
+                axes.axhline(baseline, label=references.baseline_name, **_BASELINE_LINE)
                 values.append(float(baseline))
         values.extend(_draw_epochs(axes, epochs, accuracy_ETM.mean(2), colours))
         axes.set_title(_PHASES[phase].label, fontsize=10, color=_INK, pad=8)

@@ -9,7 +9,7 @@ import pytest
 from rlpheads.engine.config.learning import HeadsConfig
 from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.report.findings import Findings, TapFinding
+from rlpheads.engine.report.findings import FRESH_REFIT, Findings, TapFinding
 from rlpheads.engine.training.closing import closing_lines
 from rlpheads.engine.training.outcome import Outcome
 
@@ -31,8 +31,9 @@ def test_finished_run_names_its_findings_figures_and_next_commands(tmp_path):
         (tmp_path / name).touch()
     assert lines(FOUND, tmp_path) == [
         f"done: all 2 epochs trained; everything is in {tmp_path}",
-        "learned: held-out top-1 50.00%; random-label accuracy at most 40.00%, at tap 3.attn (a head alone: 25.00%; "
-        "chance: 10.00%)",
+        "learned: held-out top-1 50.00%; random-label accuracy at most 40.00%, at tap 3.attn (head-only baseline: "
+        "25.00%; chance: 10.00%)",
+        "means: at tap 3.attn heads know 15.00% more of their labels than a head alone reaches: memory beyond the head",
         f"figures: {tmp_path}/figures/rla_by_depth.png and rla_by_epoch.png; by epoch {tmp_path}/summary.csv; curves: "
         f"tensorboard --logdir {tmp_path}/tensorboard",
         f"next: rlpheads audit {tmp_path} says what the frozen features hold, with intervals",
@@ -51,6 +52,13 @@ def test_printed_commands_can_be_pasted(tmp_path, name):
         words = line.removeprefix("next: ").partition(" says")[0]
         printed = subprocess.run(["bash", "-c", f"printf '%s|' {words}"], capture_output=True, text=True, check=True)
         assert printed.stdout == f"rlpheads|{command}|{folder}|"
+
+
+def test_accuracies_below_the_line_are_said_to_show_no_memory(tmp_path):
+    taps = tuple(replace(tap, clean=0.2, audit=0.2) for tap in TAPS)
+    said = lines(replace(FOUND, taps=taps, line=FRESH_REFIT), tmp_path)
+    assert "(refit, fresh labels: 25.00%; chance: 10.00%)" in said[1]
+    assert said[2].startswith("means: no tap beyond what heads refitted to fresh labels reach")
 
 
 def test_calibration_is_told_where_it_was_measured(tmp_path):

@@ -1,0 +1,110 @@
+"""The line beside a trained head: a least-squares head refitted, on the features of a clean pass, to labels that nobody saw.
+
+What a refit reaches on fresh labels is the features' geometry and the head's own capacity; what a trained head reaches beyond
+it is memory of its labels. Draws share one factorisation, so that many are cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.config.streams import stream_seed
+from rlpheads.engine.learner.clean_features import CleanFeatures
+from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.memorization.heads.class_blocks import class_block_labels
+from rlpheads.memorization.heads.labels import label_table
+
+MAX_BYTES = 2**30
+"""Features of all taps that `eval.refit` auto keeps on a device: digits and CIFAR fit, ImageNet is `rlpheads audit`'s."""
+MAX_PRODUCTS = 4 * 10**9
+"""Multiplications that the draws of one tap may cost in a clean pass: 0.1 to 0.4 seconds of two cores."""
+MIN_DRAWS, MAX_DRAWS = 4, 200
+
+
+@dataclass(frozen=True)
+class FreshRefit:
+    """Accuracy of heads refitted to fresh labels, in [0, 1], at each tap.
+
+    Attributes:
+        accuracy_T: mean over the draws.
+        half_width_T: half of the 95 % interval of that mean, over the draws (Student's t).
+        num_draws: F.
+    """
+
+    accuracy_T: list[float]
+    half_width_T: list[float]
+    num_draws: int
+
+    def figures(self) -> dict[str, object]:
+        """Return the figures under their names in an epoch's line of metrics.jsonl."""
+        return {"fresh_refit_clean": self.accuracy_T, "fresh_refit_half_width_clean": self.half_width_T}
+
+
+def keeps_features(config: Config, num_samples: int, dims: Sequence[int]) -> bool:
+    """Whether clean passes keep the features of N samples at taps of these widths: `eval.refit`, and room for them."""
+    if not dims or config.eval.refit == "off":
+        return False
+    return config.eval.refit == "on" or 4 * num_samples * sum(dims) <= MAX_BYTES
+
+
+def refit_fresh_labels(
+    features: CleanFeatures, config: Config, manifest: Manifest, taps: Sequence[int | str], step: int
+) -> FreshRefit:
+    """Refit heads at every tap.
+
+    Args:
+        features: of a clean pass, of all ranks.
+        config: settings of the run, K settled.
+        manifest: of the training images.
+        taps: their names.
+        step: optimizer steps taken; each step and tap has labels of its own.
+    """
+    from rlpheads.memorization.audit.probe_heads import ClassBlockProbe, LeastSquaresProbe, Probe
+    from rlpheads.memorization.measures.intervals import draw_interval  # scipy loads after the first epoch
+
+    probe: Probe = LeastSquaresProbe()
+    if config.heads.balance == "per_class":
+        probe = ClassBlockProbe(probe)
+    tables = features.tables()
+    num_draws = _num_draws(len(tables[0]), max(table.shape[1] for table in tables), config.heads.num_labels)
+    accuracies, half_widths = [], []
+    for tap, table in zip(taps, tables, strict=True):
+        labels_FN = _fresh_labels(config, manifest, features.read_N, num_draws, (step, str(tap)))
+        accuracy_F = probe(table, labels_FN, config.heads.num_labels).accuracy_M
+        interval = draw_interval(accuracy_F)
+        accuracies.append(float(accuracy_F.mean()))
+        half_widths.append(float(interval.high - interval.low) / 2)
+    return FreshRefit(accuracies, half_widths, num_draws)
+
+
+def _num_draws(num_samples: int, num_features: int, num_labels: int) -> int:
+    """Return the draws that an audit would take, cut where they would cost more than a clean pass may."""
+    from rlpheads.memorization.audit.fresh_draws import least_squares_draws
+
+    wanted = least_squares_draws(num_samples, num_samples, num_features, num_labels)
+    affordable = MAX_PRODUCTS // (num_samples * num_features * num_labels)
+    return max(MIN_DRAWS, min(wanted, affordable, MAX_DRAWS))
+
+
+def _fresh_labels(
+    config: Config, manifest: Manifest, read_N: Tensor, num_draws: int, stream: tuple[int, str]
+) -> Tensor:
+    """Return labels of the samples that were read, int (F, n)."""
+    read_N, num_labels = read_N.cpu(), config.heads.num_labels
+    seed = stream_seed(config.seed_of("labels"), "refit on fresh labels", *stream)
+    labels_FN = label_table(
+        int(read_N.sum()),
+        num_labels,
+        num_draws=num_draws,
+        seed=seed,
+        split="refit",
+        balance=config.heads.label_balance,
+    )
+    if config.heads.balance != "per_class":
+        return labels_FN
+    return class_block_labels(labels_FN, torch.from_numpy(manifest.targets)[read_N], num_labels)
