@@ -97,7 +97,8 @@ def test_commands_read_a_sharded_checkpoint(sharded, whole):
 
 def test_a_label_for_every_image(runner):
     """n = K = 20,000 images and labels: heads find some of the images, which chance would find once."""
-    flags = ["--data.dataset", "synthetic", "--data.synthetic.train", "20000", "--epochs", "1", "--batch_size", "256"]
+    flags = ["--data.dataset", "synthetic", "--data.val_fraction", "null", "--data.synthetic.train", "20000"]
+    flags += ["--epochs", "1", "--batch_size", "256"]
     flags += ["--heads.labels", "20000", "--heads.balance", "balanced", "--heads.shard", "auto", "--log_every", "10"]
     finished = done(runner.run("every_image", *flags, ranks=2))
     assert "heads.shard auto: class (" in finished.output

@@ -22,6 +22,7 @@ from rlpheads.engine.learner.parts import TrainedPart, build_part
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.sharded_part import shard_part
 from rlpheads.engine.runs import checkpoint
+from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
 from rlpheads.memorization.heads.class_shards import ClassShards
 from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
 from rlpheads.memorization.heads.head_losses import HeadTerms
@@ -91,9 +92,10 @@ def save_and_load(launched: Launch, folder: Path, number: int, shard: str) -> di
         told["loaded"], told["loss"] = digest(state_of(part)), loss_of(part, problem, launched)
     for step in range(2):
         loss_of(part, problem, launched, backward=True)
-        part.update(2 * number + step)
+        part.update(2 * number + step, part.gradient_norm())
     told["saved"], told["saved loss"] = digest(state_of(part)), loss_of(part, problem, launched)
-    checkpoint.save(folder, number, state_of(part), {}, launched, keep=10)
+    writers = Writers(launched.control, launched.is_main)
+    write_checkpoint(folder, number, state_of(part), {}, writers, Retention(10))
     return told
 
 

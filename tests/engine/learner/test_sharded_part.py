@@ -10,6 +10,7 @@ from rlpheads.engine.config.learning import OptimConfig, RegularizerConfig
 from rlpheads.engine.learner.optimizer import build_optimizer
 from rlpheads.engine.learner.sharded_part import ELEMENTWISE, ShardedPart
 from rlpheads.engine.runs import checkpoint
+from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
 from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
 
 
@@ -76,7 +77,8 @@ def test_checkpoints_go_from_sharded_to_whole_heads_and_back(tiny, build, first)
     saving, loading = (build(whole(tiny, shard=shard, hidden=6)) for shard in (first, second))
     take_steps(saving, 3)
     state = saving.learner.state()
-    folder = checkpoint.save(saving.run.folder.checkpoints, 3, state, {}, saving.run.launch, 1)
+    writers = Writers(saving.run.launch.control, is_main=True)
+    folder = write_checkpoint(saving.run.folder.checkpoints, 3, state, {}, writers, Retention(1))
     loaded = loading.learner.state()
     checkpoint.load(folder, loaded, loading.run.launch)
     loading.learner.load_optimizers(loaded)
