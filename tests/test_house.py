@@ -100,6 +100,7 @@ MAY_READ = {
     "kernels/cpu/tiled_cpu.py": "what the CPU's loss works on is on the host",
     "kernels/cpu/workspace.py": "memory of the host, shared with numpy",
     "loaders/contract/manifest.py": "names and sizes of files, before the first step",
+    "loaders/contract/listing.py": "names and sizes of files, before the first step",
 }
 """Files of the step's folders that may read on the host, each with its reason."""
 

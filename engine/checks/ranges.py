@@ -65,6 +65,7 @@ RANGES: dict[str, Range] = {
     "loss_scale.initial": _ABOVE_0,
     "loss_scale.growth_every": _FROM_1,
     "data.val_fraction": _BETWEEN_0_AND_1,
+    "data.max_skipped": _FROM_0,
     "data.workers": _FROM_0,
     "data.dali.hardware_share": _FRACTION,
     "data.dali.largest_image": _FROM_0,

@@ -172,7 +172,10 @@ class DataConfig:
     """Folder of the report that `rlpheads verify` wrote of an imagefolder; null: ROOT/.rlpheads, where there is one."""
     on_error: Literal["raise", "skip"] = "raise"
     """Image that cannot be read. raise: end the run and name it; skip: leave it out, named, counted and marked in the
-    ledger."""
+    ledger; a run that goes on leaves out what is gone since it began, too."""
+    max_skipped: int | None = None
+    """Quota of on_error skip: number of images that cannot be read above which the run ends; counted by each rank as it
+    meets them, and over all ranks in every evaluation. null: no limit."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     label_noise: float = 0.0

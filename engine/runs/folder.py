@@ -33,6 +33,7 @@ from rlpheads.memorization.json_reading import DamagedJsonError, Kind, parse_map
 _ROW: dict[str, Kind] = {"kind": "text", "step": "count", "epoch": "count"}
 """What every line of metrics.jsonl says beside its figures."""
 
+LISTING = "listing"
 Status = Literal["running", "done", "requeue", "failed"]
 
 
@@ -63,6 +64,11 @@ class RunFolder:
     def figures(self) -> Path:
         """Folder of the figures."""
         return self.path / "figures"
+
+    @property
+    def listing(self) -> Path:
+        """Folder of the names and sizes of the images' files as the run found them."""
+        return self.path / LISTING
 
     @property
     def weights(self) -> Path:
@@ -213,6 +219,16 @@ def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
         lock.close()
         raise RunFolderError(describe_storage_failure(error, path)) from error
     return folder, lock
+
+
+def kept_listing(config: RunConfig) -> Path | None:
+    """Return the folder of the listings of a run that goes on; None where one begins. Every rank finds the same."""
+    path = Path(config.dir) / config.name
+    begins = config.overwrite or config.resume == "never"
+    if begins and not JobOwner.from_environment().is_restart_of(read_owner(path)):
+        return None
+    has_checkpoint = any(path.glob("checkpoints/step=*/manifest.json"))
+    return path / LISTING if has_checkpoint and (path / LISTING).is_dir() else None
 
 
 def _lock(path: Path) -> io.TextIOWrapper:

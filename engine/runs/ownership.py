@@ -34,6 +34,7 @@ RUN_FILES = (
         "figures/rla_by_*.svg",
         "audit/step=*.json",
     ),
+    "listing/*.npz",
     *("weights/best.safetensors", "weights/epoch=*.safetensors", SAVE_REQUEST, STOP_REQUEST),
     *("tensorboard/events.out.tfevents.*", "profile/steps=*.json"),
     *(

@@ -30,7 +30,7 @@ from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kin
 FREE_TO_CHANGE = frozenset(
     {"run", "eval", "ledger", "checkpoint", "max_steps", "early_stopping", "log_every", "log", "verbose", "device"}
     | {"stability", "distributed"}
-    | {"data.workers", "data.root", "data.download", "data.verified", "data.on_error"}
+    | {"data.workers", "data.root", "data.download", "data.verified", "data.on_error", "data.max_skipped"}
     | {"runtime.activation_checkpointing", "heads.shard"}
     | {f"runtime.profile.{setting.name}" for setting in fields(ProfileConfig)}
 )
@@ -283,7 +283,7 @@ def check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"the {source.manifest.split} images are not those of the checkpoint: their fingerprint is {here}, "
                 f"the checkpoint's is {there}. Its random labels belong to its own images: restore them, or start a new "
-                "run with another --run.name"
+                f"run with another --run.name{_hint_of_skipping(sources)}"
             )
     for name, source in (("train", sources.train), ("heldout", sources.heldout)):
         recorded = manifest.get("contents", {}).get(name, {})  # runs begun before there were such hashes have none
@@ -293,6 +293,10 @@ def check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:
                 f"compared, {len(replaced)} have other contents, {_named(replaced)}. Its random labels belong to its own "
                 "images: restore them, or start a new run with another --run.name"
             )
+
+
+def _hint_of_skipping(sources: Sources) -> str:
+    return "; where images of the tree are gone, --data.on_error skip goes on without them" if sources.scanned else ""
 
 
 def _named(files: list[str]) -> str:

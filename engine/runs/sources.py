@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +14,19 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.listing import listing_path, scanned_splits, write_listing
+from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import check_loader
 from rlpheads.loaders.sources.canary_source import CanarySource, CanarySpec, insert_canaries
 from rlpheads.loaders.sources.content_sample import sample_contents
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
+from rlpheads.loaders.sources.image_folder import ImageFolderSource
 from rlpheads.loaders.sources.stored_rows import NoStoreError
 from rlpheads.loaders.sources.subset import take_subset
 from rlpheads.loaders.sources.synthetic import SyntheticSpec
 from rlpheads.loaders.sources.verification import check_readable
+from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.records.canary_file import Canaries, write_canaries
 
 CANARIES_FILE = "canaries.parquet"
@@ -34,6 +39,8 @@ class Sources:
 
     train: ImageSource
     heldout: ImageSource
+    scanned: Sequence[Manifest] = ()
+    """What was found in a tree, before it was split, cut and altered; empty where the images do not lie in one."""
 
     @cached_property
     def contents(self) -> dict[str, dict[str, str]]:
@@ -46,8 +53,12 @@ class Sources:
         return tuple(dict.fromkeys(self.train.manifest.remarks + self.heldout.manifest.remarks))
 
 
-def open_sources(config: Config) -> Sources:
+def open_sources(config: Config, listing: Path | None = None) -> Sources:
     """List the images.
+
+    Args:
+        config: settings of the run.
+        listing: folder of the listings of a run that goes on with the images that it began with.
 
     Raises:
         ConfigError: the images are not there, or cannot be split as asked.
@@ -62,7 +73,11 @@ def open_sources(config: Config) -> Sources:
             download=data.download,
             synthetic=SyntheticSpec(**asdict(data.synthetic), side=data.image_size),
             verified=data.verified,
+            listing=listing,
         )
+        scanned: Sequence[Manifest] = ()
+        if isinstance(train, ImageFolderSource):
+            scanned = scanned_splits(train.manifest, heldout.manifest, one_scan=data.val_fraction is not None)
         check_loader(data.loader, heldout)
         train = take_subset(
             train, data.subset.fraction, data.subset.per_class, stream_seed(config.seed_of("subset"), "subset")
@@ -83,7 +98,7 @@ def open_sources(config: Config) -> Sources:
             f"batch_size is {config.batch_size}, but there are only {num_samples} training images; "
             f"give --batch_size {num_samples - num_samples % 2} or less, or --data.partial pad"
         )
-    return Sources(train, heldout)
+    return Sources(train, heldout, scanned)
 
 
 def training_order(config: Config, source: ImageSource) -> Order:
@@ -122,6 +137,13 @@ def with_noise_and_canaries(train: ImageSource, data: DataConfig, seed: int) -> 
         noise_kind=data.label_noise_kind,
     )
     return insert_canaries(train, spec, seed)
+
+
+def write_listings(sources: Sources, folder: Path) -> None:
+    """Write the names and sizes of a tree's files into a folder, for starts of the run when some may be gone."""
+    for manifest in sources.scanned:
+        with atomic_file(listing_path(folder, manifest.split)) as temporary:
+            write_listing(temporary, manifest)
 
 
 def write_canary_file(train: ImageSource, folder: Path) -> None:

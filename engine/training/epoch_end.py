@@ -148,6 +148,7 @@ def _evaluate(
             features,
         )
         found = summarize_evaluation(split, totals)
+    training.preparation.check_quota(found.num_skipped)
     if not math.isfinite(found.loss):
         raise TrainingDivergedError(
             f"not finite after step {training.num_updates}: the {name} evaluation's loss is {found.loss}, with finite weights. "

@@ -15,7 +15,7 @@ from rlpheads.engine.distributed.progress import Patience
 from rlpheads.engine.distributed.watchdog import watchdog
 from rlpheads.engine.learner.runtime import torch_switches
 from rlpheads.engine.model.plan import ModelPlan
-from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.runs.folder import RunFolder, kept_listing
 from rlpheads.engine.runs.sources import Sources, check_same_images, open_sources
 from rlpheads.engine.training.attempts import train_with_rollbacks
 from rlpheads.engine.training.failure import explain_failure, write_failure, write_hang
@@ -30,7 +30,8 @@ def run(config: Config) -> int:
     """
     rank = Rank.from_environment()
     plan = check_config(config, rank.world_size)
-    sources = open_sources(config)
+    goes_on_without = config.data.on_error == "skip"  # images that are gone since the run began
+    sources = open_sources(config, kept_listing(config.run) if goes_on_without else None)
     check_classes(plan, len(sources.train.manifest.classes))
     with claimed_folder(config, rank) as folder:
         start = settle_start(config, plan, sources, folder) if rank.is_main else None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import nn
 
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.report.skipped_images import SkipNotices
+from rlpheads.engine.training.loading import augment_spec, mix_spec
 from rlpheads.loaders.augment.mixing import Mixer
+from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.loaders.augment.pipeline import Augment
 from rlpheads.loaders.contract.batch import Batch
 
@@ -27,7 +31,15 @@ class BatchPreparation:
     normalize: nn.Module
     augment: Augment
     mixer: Mixer
-    notices: SkipNotices = field(default_factory=SkipNotices)
+    notices: SkipNotices
+
+    def check_quota(self, num_skipped: int) -> None:
+        """Compare what a pass left out, over all ranks, with the quota.
+
+        Raises:
+            DatasetError: it is more.
+        """
+        self.notices.check_quota(num_skipped)
 
     def for_evaluation(self, batch: Batch) -> Batch:
         """Return a batch with normalised images."""
@@ -49,3 +61,12 @@ class BatchPreparation:
     def _announce_skipped(self, batch: Batch) -> None:
         if batch.skipped:
             self.notices.announce(batch.skipped)
+
+
+def build_preparation(config: Config, device: torch.device, seed: int) -> BatchPreparation:
+    """Build what the settings say is done to batches on a device; `seed` keys the random draws."""
+    normalize = Normalize(config.data.mean, config.data.std)
+    augment = Augment(augment_spec(config.data), normalize, seed)
+    mixer = Mixer(mix_spec(config.data), seed)
+    notices = SkipNotices(config.data.max_skipped)
+    return BatchPreparation(normalize.to(device), augment.to(device), mixer.to(device), notices)

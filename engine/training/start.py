@@ -22,7 +22,7 @@ from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim, write_atomically
 from rlpheads.engine.runs.request_files import RequestFiles
 from rlpheads.engine.runs.resume import ResumePoint, check_settings, find_resume_point
-from rlpheads.engine.runs.sources import Sources, write_canary_file
+from rlpheads.engine.runs.sources import Sources, write_canary_file, write_listings
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
 from rlpheads.engine.training.label_choice import head_baselines, settle_labels
 from rlpheads.engine.training.outcome import DIVERGENCE
@@ -107,6 +107,7 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
             warnings = (*warnings, f"left in {folder.path}, since no run made it: {_list_some(stays)}")
         write_atomically(folder.path / "config.yaml", dump_config(config))
         folder.write_json("environment.json", collect_environment())
+        write_listings(sources, folder.listing)
         write_canary_file(sources.train, folder.path)
     for old in folder.path.glob("failed.rank*.json"):
         old.unlink()

@@ -14,12 +14,9 @@ from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLog
 from rlpheads.engine.runs.sources import Sources
 from rlpheads.engine.training.label_choice import run_labels
-from rlpheads.engine.training.loading import augment_spec, evaluation_loader, mix_spec, training_loader
-from rlpheads.engine.training.preparation import BatchPreparation
+from rlpheads.engine.training.loading import evaluation_loader, training_loader
+from rlpheads.engine.training.preparation import build_preparation
 from rlpheads.engine.training.training import RunSetup, Splits, Training
-from rlpheads.loaders.augment.mixing import Mixer
-from rlpheads.loaders.augment.normalize import Normalize
-from rlpheads.loaders.augment.pipeline import Augment
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.memorization.records.ledger import Ledger
 
@@ -40,16 +37,9 @@ def build_training(
         learner=learner,
         splits=Splits(trained, clean, _evaluation_split(config, sources.heldout, learner, launch)),
         step=TrainStep(learner, trained.table_MN, trained.ledger, routes, config, launch.rank.rank),
-        preparation=_preparation(config, launch, loader.order.seed),
+        preparation=build_preparation(config, launch.device, loader.order.seed),
         gauges=build_gauges(launch, mfu, config.stability),
     )
-
-
-def _preparation(config: Config, launch: Launch, seed: int) -> BatchPreparation:
-    normalize = Normalize(config.data.mean, config.data.std)
-    augment = Augment(augment_spec(config.data), normalize, seed)
-    mixer = Mixer(mix_spec(config.data), seed)
-    return BatchPreparation(normalize.to(launch.device), augment.to(launch.device), mixer.to(launch.device))
 
 
 def _evaluation_split(config: Config, source: ImageSource, learner: Learner, launch: Launch) -> Split:

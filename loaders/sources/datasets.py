@@ -79,6 +79,7 @@ def open_dataset(
     download: bool = False,
     synthetic: SyntheticSpec | None = None,
     verified: str | Path | None = None,
+    listing: Path | None = None,
 ) -> tuple[ImageSource, ImageSource]:
     """Open a dataset's training and held-out split.
 
@@ -91,6 +92,7 @@ def open_dataset(
         seed: Key of that split.
         download: Fetch CIFAR where it is missing.
         synthetic: How many synthetic images.
+        listing: Folder of the listings of a run that goes on, whose samples are taken of an imagefolder.
         verified: Folder in which `rlpheads verify` wrote what it found of an imagefolder; None: in the root, if anywhere.
 
     Raises:
@@ -111,7 +113,7 @@ def open_dataset(
     folder = Path(root or "").expanduser()
     if name == "imagefolder":
         found = None if verified is None else Path(verified).expanduser()
-        train, val = open_image_folder(folder, val_fraction=val_fraction, seed=seed, verified=found)
+        train, val = open_image_folder(folder, val_fraction=val_fraction, seed=seed, verified=found, listing=listing)
         return ImageFolderSource(train), ImageFolderSource(val)
     return open_cifar(name, folder, download=download)
 

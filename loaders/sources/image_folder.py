@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
+from rlpheads.loaders.contract.listing import as_listed
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.decode import decode_rgb
 from rlpheads.loaders.sources.passed_over import THUMBNAIL_FOLDERS, PassedOver
@@ -80,7 +81,12 @@ class ImageFolderSource:
 
 
 def open_image_folder(
-    root: Path, *, val_fraction: float | None, seed: int, verified: Path | None = None
+    root: Path,
+    *,
+    val_fraction: float | None,
+    seed: int,
+    verified: Path | None = None,
+    listing: Path | None = None,
 ) -> tuple[Manifest, Manifest]:
     """Scan ROOT/{train,val}/CLASS/..., or ROOT/CLASS/... or ROOT/train/CLASS/... of which `val_fraction` is held out.
 
@@ -89,6 +95,7 @@ def open_image_folder(
         val_fraction: Fraction of each class that is held out.
         seed: Key of that split.
         verified: Where `rlpheads verify` wrote what it found; None: in the root, if anywhere.
+        listing: Folder of the listings that a run began with, whose samples are taken; None: what is there now.
 
     Returns:
         The splits "train" and "val".
@@ -104,7 +111,8 @@ def open_image_folder(
             raise DatasetError(
                 f"{root} has a val folder already: leave val_fraction out, or point root at {root / 'train'}"
             )
-        train, val = (with_verification(manifest, root, verified) for manifest in scan_splits(root))
+        found = (as_listed(manifest, listing) for manifest in scan_splits(root))
+        train, val = (with_verification(manifest, root, verified) for manifest in found)
         _check_same_classes(train, val)
         return train, val
     if "val" in folders:
@@ -113,7 +121,7 @@ def open_image_folder(
         _check_train_is_a_split(root, folders)
     if val_fraction is None:
         raise DatasetError(_missing_val_message(root, folders))
-    (whole,) = scan_splits(root)
+    (whole,) = (as_listed(manifest, listing) for manifest in scan_splits(root))
     return stratified_split(with_verification(whole, root, verified), val_fraction, seed)
 
 

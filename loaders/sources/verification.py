@@ -118,7 +118,7 @@ def with_verification(manifest: Manifest, root: Path, folder: Path | None) -> Ma
     if not found.is_whole:
         raise DatasetError(f"{path} tells of {found.num_checked} of {found.num_samples} files only; {remedy}")
     unreadable = {index: f"{bad.reason} (rlpheads verify)" for index, bad in found.complaints.items()}
-    return replace(manifest, unreadable=unreadable)
+    return replace(manifest, unreadable={**manifest.unreadable, **unreadable})
 
 
 def check_readable(manifest: Manifest, on_error: OnError) -> None:

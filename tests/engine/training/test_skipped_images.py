@@ -133,3 +133,13 @@ def test_a_name_never_controls_the_terminal(capfd):
 def test_an_undamaged_run_shows_nothing_of_it(tiny, build, display):
     fit(build(tiny), display)
     assert "skipped" not in display._console.file.getvalue()
+
+
+def test_more_unreadable_images_than_the_quota_end_the_run(spoiled, build, display):
+    """The one in training is within it; together with the held-out one it is not."""
+    with pytest.raises(
+        DatasetError, match=r"2 images cannot be read, more than data\.max_skipped: 1; is their disk there"
+    ):
+        fit(build(replace(spoiled, data=replace(spoiled.data, max_skipped=1))), display)
+    with pytest.raises(DatasetError, match=r"1 images cannot be read, more than data\.max_skipped: 0"):
+        fit(build(replace(spoiled, data=replace(spoiled.data, max_skipped=0))), display)
