@@ -27,6 +27,7 @@ class TapFinding:
         audit: clean, of the audit heads, whose labels the regulariser never saw.
         baseline: what a head reaches without memory of its labels; `Findings.line` says which head.
         heldout: on held-out images, where nobody can know the labels.
+        baseline_half_width: half of the 95 % interval of a measured baseline, over its draws; None for a closed form.
         bits: T, bits about one labelling of the training images without augmentation, weights at rest.
         bits_per_sample: T over the images; log2 K where every label is known.
         bits_per_head_parameter: T over d·(K − 1).
@@ -42,6 +43,7 @@ class TapFinding:
     audit: float | None
     baseline: float
     heldout: float
+    baseline_half_width: float | None = None
     bits: float | None = None
     bits_per_sample: float | None = None
     bits_per_head_parameter: float | None = None
@@ -67,6 +69,7 @@ class Findings:
         memory: what each tap's heads hold of one labelling; empty where no clean pass closed the run.
         line: what the taps' baseline is: heads refitted to fresh labels on the same features, or the closed form of a
             head alone.
+        num_train: training images behind the accuracies.
         ece: held-out expected calibration error of the classes, in [0, 1]; None where it was not measured.
         clean_ece: that of the training images without augmentation, in the last epoch that measured it.
     """
@@ -79,6 +82,7 @@ class Findings:
     draw_bounds: tuple[float, float]
     memory: tuple[TapMemory, ...] = ()
     line: str = HEAD_ALONE
+    num_train: int = 1
     ece: float | None = None
     clean_ece: float | None = None
 
@@ -89,6 +93,7 @@ def summarize_findings(
     blocks: Sequence[int | str],
     baselines: Sequence[float],
     num_labels: int,
+    num_train: int = 1,
 ) -> Findings:
     """Set the accuracies of a run beside chance and baseline.
 
@@ -98,6 +103,7 @@ def summarize_findings(
         blocks: name of every tap.
         baselines: head-only accuracy of every tap, for runs that refitted no heads to fresh labels.
         num_labels: K.
+        num_train: training images.
     """
     num_draws = len(heldout.rla_TM[0]) if blocks else 1
     bounds = binomial_bounds(num_draws * heldout.num_samples, num_labels)
@@ -120,6 +126,7 @@ def summarize_findings(
         heldout_bounds=(float(bounds.low), float(bounds.high)),
         strayed=strayed,
         draw_bounds=(float(draw_bounds.low), float(draw_bounds.high)),
+        num_train=num_train,
         line=HEAD_ALONE if refits is None else FRESH_REFIT,
         ece=heldout.ece if heldout.ece is not None else _last(history, "eval_ece", None),
         clean_ece=_last(history, "clean_ece", None),
@@ -164,6 +171,7 @@ _ROWS = {
     "running": "rla_running",
     "clean": "rla_clean",
     "audit": "audit_rla_clean",
+    "baseline_half_width": "fresh_refit_half_width_clean",
     "bits": "bits_clean",
     "bits_per_sample": "bits_per_sample_clean",
     "bits_per_head_parameter": "bits_per_head_parameter_clean",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
+from rlpheads.engine.config.learning import HeadsConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.stop_flag import StopFlag
 from rlpheads.engine.learner.sharded_part import ShardedPart
@@ -39,7 +42,12 @@ def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: 
         return Outcome("done", reason)
     history = training.run.folder.metrics("epoch")
     found = summarize_findings(
-        heldout, history, training.learner.tapped.taps, training.baselines_T, training.run.config.heads.num_labels
+        heldout,
+        history,
+        training.learner.tapped.taps,
+        training.baselines_T,
+        training.run.config.heads.num_labels,
+        training.run.sources.train.manifest.num_samples,
     )
     if found.taps:
         if closed and training.splits.clean.ledger.num_seen:
@@ -112,7 +120,7 @@ def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[Cl
         yield ClosingLine("next: the same command again, which goes on from this very sample")
     if outcome.findings is not None:
         yield ClosingLine(f"learned: {_summary(outcome.findings, config)}")
-        if (meaning := _meaning(outcome.findings, config.heads.joint > 0)) is not None:
+        if (meaning := _meaning(outcome.findings, config.heads)) is not None:
             yield ClosingLine(f"means: {meaning}")
         yield ClosingLine(*_figure_paths(outcome.findings, config, folder))
     if config.log.wandb == "offline":
@@ -133,15 +141,24 @@ def _summary(found: Findings, config: Config) -> str:
     return f"{text}; random-label accuracy at most {percent(value)}, at tap {tap.block} ({beside})"
 
 
-def _meaning(found: Findings, joint: bool) -> str | None:
-    """Say what the trained heads' accuracies mean beside the line; None where nothing was measured."""
-    beyond = [(value - tap.baseline, tap) for tap in found.taps if (value := _honest_accuracy(tap, joint)) is not None]
-    if not beyond:
+def _meaning(found: Findings, heads: HeadsConfig) -> str | None:
+    """Say what the trained heads' accuracies mean beside the line; None where nothing was measured.
+
+    An accuracy is beyond the line where it is by more than chance explains at all taps together (5 %): that of the labels,
+    a(1 − a)/(N·M), and that of the refits' draws.
+    """
+    measured = [(value, tap) for tap in found.taps if (value := _honest_accuracy(tap, heads.joint > 0)) is not None]
+    if not measured:
         return None
-    excess, tap = max(beyond, key=lambda pair: pair[0])
+    value, tap = max(measured, key=lambda pair: pair[0] - pair[1].baseline)
+    excess, sigmas = value - tap.baseline, NormalDist().inv_cdf(1 - 0.025 / len(measured))
+    luck = math.hypot(
+        (tap.baseline_half_width or 0) / 1.96, math.sqrt(value * (1 - value) / (found.num_train * heads.draws))
+    )
     reference = "heads refitted to fresh labels reach" if found.line == FRESH_REFIT else "a head alone reaches"
-    if excess > 0:
-        return f"at tap {tap.block} heads know {percent(excess)} more of their labels than {reference}: memory beyond the head"
+    if excess > sigmas * luck:
+        points = f"{100 * excess:.2f} ± {100 * sigmas * luck:.2f} points"
+        return f"at tap {tap.block} heads know {points} more of their labels than {reference}: memory beyond the head"
     return (
         f"no tap beyond what {reference}: what heads know here is their own capacity; rlpheads audit compares by refits"
     )

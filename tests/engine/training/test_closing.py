@@ -17,7 +17,9 @@ TAPS = (
     TapFinding(0, running=0.1, clean=0.2, audit=None, baseline=0.15, heldout=0.1),
     TapFinding("3.attn", running=0.3, clean=0.4, audit=None, baseline=0.25, heldout=0.1),
 )
-FOUND = Findings(top1=0.5, chance=0.1, taps=TAPS, heldout_bounds=(0.07, 0.13), strayed=(), draw_bounds=(0.05, 0.15))
+FOUND = Findings(
+    top1=0.5, chance=0.1, taps=TAPS, heldout_bounds=(0.07, 0.13), strayed=(), draw_bounds=(0.05, 0.15), num_train=10_000
+)
 
 
 def lines(found: Findings | None, folder: Path, config: Config | None = None, status="done") -> list[str]:
@@ -33,7 +35,8 @@ def test_finished_run_names_its_findings_figures_and_next_commands(tmp_path):
         f"done: all 2 epochs trained; everything is in {tmp_path}",
         "learned: held-out top-1 50.00%; random-label accuracy at most 40.00%, at tap 3.attn (head-only baseline: "
         "25.00%; chance: 10.00%)",
-        "means: at tap 3.attn heads know 15.00% more of their labels than a head alone reaches: memory beyond the head",
+        "means: at tap 3.attn heads know 15.00 ± 1.10 points more of their labels than a head alone reaches: "
+        "memory beyond the head",
         f"figures: {tmp_path}/figures/rla_by_depth.png and rla_by_epoch.png; by epoch {tmp_path}/summary.csv; curves: "
         f"tensorboard --logdir {tmp_path}/tensorboard",
         f"next: rlpheads audit {tmp_path} says what the frozen features hold, with intervals",
@@ -55,7 +58,7 @@ def test_printed_commands_can_be_pasted(tmp_path, name):
 
 
 def test_accuracies_below_the_line_are_said_to_show_no_memory(tmp_path):
-    taps = tuple(replace(tap, clean=0.2, audit=0.2) for tap in TAPS)
+    taps = tuple(replace(tap, clean=tap.baseline + 0.005, audit=None) for tap in TAPS)
     said = lines(replace(FOUND, taps=taps, line=FRESH_REFIT), tmp_path)
     assert "(refit, fresh labels: 25.00%; chance: 10.00%)" in said[1]
     assert said[2].startswith("means: no tap beyond what heads refitted to fresh labels reach")
