@@ -133,6 +133,7 @@ def test_weights_that_are_not_finite_are_neither_evaluated_nor_saved(small, capf
     assert "The last checkpoint, step=000000005, is whole and finite" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_a_launchers_restarts_that_meet_the_same_step_are_bounded(small, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this-job")
     config = small("restarted", max_steps=3, stability=StabilityConfig(max_rollbacks=1))
