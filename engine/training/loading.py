@@ -13,6 +13,7 @@ import torch
 from rlpheads.engine.config.data import DaliConfig, DataConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Rank
+from rlpheads.engine.distributed.progress import Patience
 from rlpheads.engine.runs.sources import training_order
 from rlpheads.loaders.adapters.dali_options import DaliOptions
 from rlpheads.loaders.augment.mixing import MixSpec
@@ -54,6 +55,8 @@ def _make_loader(
         pin_memory=device.type == "cuda",
         keep_workers=train,  # evaluation is rare: its workers would only take memory
         on_error=data.on_error,
+        # Less than what the rank has that waits for it: the worker is named.
+        worker_silence_s=2 / 3 * Patience(config.distributed.timeout).silence_s,
     )
     dali = dali_options(data.dali, device)
     loader = make_loader(data.loader, source, order, crop_spec(data), train=train, options=options, dali=dali)

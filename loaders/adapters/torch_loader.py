@@ -6,9 +6,11 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from rlpheads.loaders.adapters.torch_batches import BatchMaker, CurrentImages
 from rlpheads.loaders.adapters.torch_transforms import ImageTransform
+from rlpheads.loaders.adapters.worker_heartbeats import WorkerHeartbeats, describe_process
 from rlpheads.loaders.adapters.worker_surroundings import why_no_sockets
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
@@ -27,7 +30,9 @@ from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS, stop_signals_bl
 from rlpheads.loaders.sources.datasets import ImageSource
 
 _NO_SHARED_MEMORY = "unable to allocate shared memory"
-"""Torch's words; it has no exception of its own for this."""
+_TIMED_OUT = "DataLoader timed out"
+"""Torch's words; it has no exceptions of its own for these."""
+_LOOK_EVERY_S = 5.0
 
 
 class TorchLoader(PositionedLoader):
@@ -54,6 +59,7 @@ class TorchLoader(PositionedLoader):
             raise LoaderError(reason)
         super().__init__(order, source.manifest, options.world_size)
         self._current_images = CurrentImages(options.num_workers)
+        self._heartbeats, self._silence_s = WorkerHeartbeats(options.num_workers), options.worker_silence_s
         self._requests = _Requests(order, transform.draw, options.rank, options.world_size)
         self._batches: DataLoader[Batch | ImageReadError] = DataLoader(
             BatchMaker(source, transform, options.on_error == "skip", self._current_images),
@@ -64,7 +70,8 @@ class TorchLoader(PositionedLoader):
             prefetch_factor=options.prefetch if options.num_workers else None,
             persistent_workers=options.keep_workers and options.num_workers > 0,
             pin_memory=options.pin_memory,
-            worker_init_fn=_init_worker,
+            worker_init_fn=partial(_init_worker, self._heartbeats),
+            timeout=min(_LOOK_EVERY_S, options.worker_silence_s / 4) if options.num_workers else 0,
             # Its own generator: without one, every iter() takes a number from the global stream.
             generator=torch.Generator(),
         )
@@ -74,7 +81,7 @@ class TorchLoader(PositionedLoader):
 
         Raises:
             ImageReadError: If an image cannot be read and is not to be skipped; the same with any number of workers.
-            LoaderError: If a worker dies, or /dev/shm has no room for its batch.
+            LoaderError: If a worker dies, or gives no sign of life, or /dev/shm has no room for its batch.
         """
         first_step = self.order.step_at(self._consumed)
         self._requests.epoch, self._requests.first_step = self._epoch, first_step
@@ -88,7 +95,7 @@ class TorchLoader(PositionedLoader):
     def _next(self, batches: Iterator[Batch | ImageReadError]) -> Batch:
         """Return the next batch, or raise a worker's error."""
         try:
-            item = next(batches)
+            item = self._wait(batches)
         except RuntimeError as error:
             if _NO_SHARED_MEMORY in str(error):
                 raise LoaderError(_full_shared_memory(str(error))) from error
@@ -100,16 +107,40 @@ class TorchLoader(PositionedLoader):
             raise ImageReadError(*item.args)
         return item
 
+    def _wait(self, batches: Iterator[Batch | ImageReadError]) -> Batch | ImageReadError:
+        """Wait for the next batch as long as every worker is alive: one that is slow has all the time that it takes."""
+        began = time.monotonic()
+        while True:
+            try:
+                return next(batches)
+            except RuntimeError as error:
+                if _TIMED_OUT not in str(error):
+                    raise
+            if silent := self._heartbeats.silent_since(began, self._silence_s):
+                message = self._silent_worker_message(silent[0])
+                for pid in filter(None, silent):  # whoever ends this process waits for them, and SIGTERM reaches none
+                    os.kill(pid, signal.SIGKILL)
+                raise LoaderError(message)
+
+    def _silent_worker_message(self, pid: int) -> str:
+        return (
+            f"a loader worker gave no sign of life for {self._silence_s:.0f} s{self._reading(f'pid {pid}')}: "
+            f"{describe_process(pid)}"
+        )
+
+    def _reading(self, report: str) -> str:
+        """Say which image the worker whose process id is in `report` was reading, as far as known."""
+        index = self._current_images.of_dead_worker(report)
+        if index is None:
+            return ""
+        name = self.manifest.name(index) if self.manifest.root is None else self.manifest.path(index)
+        return f" while it read image {index} ({name})"
+
     def _dead_worker_message(self, report: str) -> str:
         """Return the message for a dead worker: what it was reading, as far as known, and the usual cause."""
-        index = self._current_images.of_dead_worker(report)
-        reading = ""
-        if index is not None:
-            name = self.manifest.name(index) if self.manifest.root is None else self.manifest.path(index)
-            reading = f" while it read image {index} ({name})"
         return (
-            f"a loader worker died{reading}; the usual cause is memory (the host's, or /dev/shm): lower the number of "
-            f"workers or of batches read ahead. If it is always the same image, take it out. {report}"
+            f"a loader worker died{self._reading(report)}; the usual cause is memory (the host's, or /dev/shm): lower the "
+            f"number of workers or of batches read ahead. If it is always the same image, take it out. {report}"
         )
 
 
@@ -162,10 +193,11 @@ def _guarded_worker_start() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, on_death)
 
 
-def _init_worker(worker_id: int) -> None:  # noqa: ARG001
+def _init_worker(heartbeats: WorkerHeartbeats, worker_id: int) -> None:
     """Prepare a worker: keep the parent's objects in shared memory, and leave the stop signals to the parent."""
     gc.freeze()  # a collection would write into every one of them, and so take a copy of its page
     _block_stop_signals_except_the_parents()
+    heartbeats.start(worker_id)
 
 
 def _block_stop_signals_except_the_parents() -> None:

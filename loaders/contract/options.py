@@ -21,6 +21,7 @@ class LoaderOptions:
         keep_workers: Let the workers wait for the next epoch instead of starting them anew.
         on_error: What an unreadable image does: "raise" ends the iteration with its `ImageReadError`; "skip" makes it a
             padding row that `Batch.skipped` tells of.
+        worker_silence_s: Seconds without a sign of life after which a worker process counts as frozen.
 
     Raises:
         ValueError: For a value out of its range.
@@ -33,6 +34,7 @@ class LoaderOptions:
     pin_memory: bool = False
     keep_workers: bool = True
     on_error: OnError = "raise"
+    worker_silence_s: float = 30.0
 
     def __post_init__(self) -> None:
         if self.on_error not in get_args(OnError):

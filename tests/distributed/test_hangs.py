@@ -4,7 +4,7 @@ import psutil
 import pytest
 from real_runs import Runner, rank_processes
 
-pytestmark = [pytest.mark.distributed, pytest.mark.long, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.distributed, pytest.mark.long, pytest.mark.timeout(150)]
 PATIENCE = ["--epochs", "200", "--distributed.timeout", "8"]
 STUCK = """
 import sys, threading, time
@@ -69,6 +69,17 @@ def test_rank_that_hangs_alone_is_named_among_those_that_wait(runner: Runner, tm
     assert "training step, step 6" in finished.status["reason"]
     assert "rank 0" not in finished.status["reason"]
     assert "stuck" in (finished.folder / "hang.rank0001.txt").read_text()
+
+
+def test_stopped_loader_worker_is_named(runner: Runner):
+    process = started(runner, "stopped_worker", "--data.workers", "1", ranks=1)
+    (worker,) = psutil.Process(process.pid).children()
+    worker.suspend()
+    finished = runner.finish(process, "stopped_worker")
+    assert finished.code == 1, finished.output
+    assert "a loader worker gave no sign of life for 5" in finished.status["reason"]
+    assert f"process {worker.pid}, which is stopped by a signal" in finished.status["reason"]
+    assert not worker.is_running()
 
 
 @pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "rlpheads train"])

@@ -1,0 +1,199 @@
+"""launch/slurm.sbatch under a real Slurm: Debian's, one controller and two nodes on this machine."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from real_runs import ROOT, TINY, Finished, same_result
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+PACKAGES = ("slurm-wlm", "munge")
+CONF = """
+ClusterName=rlpheads
+SlurmctldHost=localhost
+SlurmctldPort=17900
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/linear
+SwitchType=switch/none
+SchedulerParameters=defer_batch,sched_interval=2
+ReturnToService=2
+RebootProgram=/bin/true
+SlurmdTimeout=10
+InactiveLimit=0
+KillWait=30
+MinJobAge=300
+BatchStartTimeout=60
+UnkillableStepTimeout=60
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/ctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/ctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17901 CPUs={cores} State=UNKNOWN
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17902 CPUs={cores} State=UNKNOWN
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=EXCLUSIVE
+"""
+
+
+def why_no_slurm():
+    """Say what keeps Slurm from being installed here; None where it is there."""
+    if shutil.which("slurmctld") and shutil.which("munged"):
+        return None
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return "Slurm is not installed, and apt-get needs root"
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
+    done = subprocess.run(
+        command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True
+    )
+    return None if done.returncode == 0 else f"cannot install {', '.join(PACKAGES)}: {done.stderr.strip()[-300:]}"
+
+
+class Cluster:
+    """Munge, a controller and two nodes, each a process of this test."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.conf = folder / "slurm.conf"
+        self.conf.write_text(CONF.format(folder=folder, cores=os.cpu_count()))
+        self.env = {**os.environ, "SLURM_CONF": str(self.conf)}
+        for name in ("state", "spool.n1", "spool.n2"):
+            (folder / name).mkdir()
+        self.daemons: dict[str, subprocess.Popen] = {}
+
+    def start(self) -> None:
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        places = [f"--{name}={self.folder}/munge.{name}" for name in ("socket", "pid-file", "log-file", "seed-file")]
+        places = [place.replace("munge.pid-file", "munge.pid") for place in places]
+        self._start("munge", "munged", "--foreground", "--force", f"--key-file={key}", *places)
+        self._wait_for(lambda: (self.folder / "munge.socket").exists(), "munge's socket")
+        self._start("controller", "slurmctld", "-D", "-c", "-f", str(self.conf))
+        for node in ("n1", "n2"):
+            self.start_node(node)
+        self._wait_for(lambda: self.ask("sinfo", "-h", "-t", "idle", "-o", "%D") == "2", "two idle nodes")
+
+    def start_node(self, node: str) -> None:
+        self._start(node, "slurmd", "-D", "-N", node, "-f", str(self.conf))
+
+    def kill_node(self, node: str) -> None:
+        self.daemons.pop(node).kill()
+
+    def stop(self) -> None:
+        with suppress(Exception):
+            self.ask("scancel", "--user=root", "--signal=KILL", "--full")
+            self.ask("scancel", "--user=root")
+        time.sleep(2)
+        for daemon in reversed(list(self.daemons.values())):
+            daemon.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                daemon.wait(20)
+            daemon.kill()
+
+    def ask(self, *command: str) -> str:
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+        return done.stdout.strip() or done.stderr.strip()
+
+    def log(self) -> str:
+        return "\n".join(f"{path.name}:\n{path.read_text()[-2500:]}" for path in sorted(self.folder.glob("*.log")))
+
+    def submit(self, run: Path, *flags: str, **env: str) -> str:
+        command = ["sbatch", "--parsable", "--nodes=2", f"--output={run}.slurm.out", "--chdir", str(ROOT)]
+        command += ["launch/slurm.sbatch", *flags]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        more = {"RUN": str(run), "RANKS_PER_NODE": "1", "OMP_NUM_THREADS": "1", "PATH": path, **env}
+        done = subprocess.run(command, env=self.env | more, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def state(self, job: str) -> str:
+        words = self.ask("scontrol", "show", "job", "-o", job).split()
+        return next((word.partition("=")[2] for word in words if word.startswith("JobState=")), "gone")
+
+    def _start(self, name: str, *command: str) -> None:
+        output = (self.folder / f"{name}.out").open("a")
+        self.daemons[name] = subprocess.Popen(command, env=self.env, stdout=output, stderr=output)
+
+    def _wait_for(self, there, what: str, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not there():
+            if time.monotonic() > deadline:
+                pytest.fail(f"no {what}:\n{self.log()}")
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if (reason := why_no_slurm()) is not None:
+        pytest.skip(reason)
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def settings(folder: Path) -> list[str]:
+    (folder / "tiny.yaml").write_text(TINY)
+    return ["--config", str(folder / "tiny.yaml"), "--epochs", "6"]
+
+
+def wait_for_step(run: Path, step: int, cluster: Cluster, seconds: float = 180) -> None:
+    def reached() -> bool:
+        with suppress(OSError, ValueError):
+            return any(json.loads(line)["step"] >= step for line in (run / "metrics.jsonl").read_text().splitlines())
+        return False
+
+    try:
+        cluster._wait_for(reached, f"step {step} of {run.name}", seconds)
+    except pytest.fail.Exception as error:
+        pytest.fail(f"{error}\n{output_of(run)}")
+
+
+def finish(run: Path, job: str, cluster: Cluster, seconds: float = 300) -> Finished:
+    ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "gone")
+    cluster._wait_for(lambda: cluster.state(job) in ended, f"end of job {job} ({output_of(run)})", seconds)
+    return Finished(0 if cluster.state(job) == "COMPLETED" else 1, output_of(run), run)
+
+
+def output_of(run: Path) -> str:
+    path = Path(f"{run}.slurm.out")
+    return path.read_text() if path.exists() else "no output"
+
+
+def test_signalled_requeued_and_bereft_of_a_node_it_ends_as_if_undisturbed(cluster, tmp_path):
+    flags = settings(tmp_path)
+    whole_run, run = tmp_path / "whole", tmp_path / "disturbed"
+    whole = finish(whole_run, cluster.submit(whole_run, *flags), cluster)
+    assert whole.code == 0, whole.output
+    assert whole.status["status"] == "done"
+
+    job = cluster.submit(run, *flags)
+    wait_for_step(run, 30, cluster)
+    cluster.ask("scancel", "--signal=TERM", job)  # to the steps, as --signal=TERM@300 sends it
+    wait_for_requeue = "run is requeue"
+    cluster._wait_for(lambda: wait_for_requeue in output_of(run), "requeue after the signal", 120)
+    saved = json.loads((run / "status.json").read_text())
+    wait_for_step(run, max(60, saved["step"] + 5), cluster, 300)
+    cluster.kill_node("n2")
+    cluster._wait_for(lambda: "n2" in cluster.ask("sinfo", "-h", "-N", "-t", "down", "-o", "%N"), "lost node", 120)
+    cluster.start_node("n2")
+    finished = finish(run, job, cluster)
+    assert finished.status["status"] == "done", finished.output
+    assert "start 2" in finished.output or "start 3" in finished.output
+    same_result(finished, whole)
+    print(finished.output)
