@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow test-gpu test-ptx errors fuzz check lint house format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu test-ptx test-slurm faults errors fuzz check lint house format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -26,6 +26,12 @@ test-gpu: $(INSTALLED_DEV)  ## Run the tests that need a CUDA device, on a machi
 test-ptx: $(INSTALLED_DEV)  ## Execute every GPU kernel on the CPU, as compiled for three chips (half an hour)
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/kernels/tools/ptx $(ARGS)
 
+test-slurm: $(INSTALLED_DEV)  ## Install Slurm (as root, on Debian), run the batch script on two nodes of one machine
+	$(BIN)/python -m pytest -m slurm -s tests/launch $(ARGS)
+
+faults: $(INSTALLED_DEV)  ## Inject every fault of benchmarks/faults.yaml and write docs/faults.md (an hour; ARGS="--only NAME")
+	$(BIN)/python benchmarks/fault_table.py $(ARGS)
+
 errors: $(INSTALLED_DEV)  ## Count the wrong configs, trees, files, checkpoints and environments that are answered as promised
 	$(BIN)/python -m pytest -q -m 'wrong and not gpu and not fuzz' tests $(ARGS)
 
@@ -33,7 +39,7 @@ fuzz: $(INSTALLED_DEV)  ## Mutate settings, trees, images and run folders some t
 	$(BIN)/python -m pytest -q -m fuzz tests/fuzz $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests (some minutes on two cores)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not fuzz and not distributed and not long' $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not fuzz and not slurm and not distributed and not long' $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## ruff and mypy
 	$(BIN)/ruff check .

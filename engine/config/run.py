@@ -19,6 +19,9 @@ class RunConfig:
     there."""
     overwrite: bool = False
     """Delete an existing run folder of this name first."""
+    takeover: bool = False
+    """Take the folder from a run on another host at once, where a start looks for a minute whether it is alive. One that is
+    alive after all ends."""
 
 
 @dataclass(frozen=True)

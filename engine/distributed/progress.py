@@ -62,6 +62,10 @@ class Progress:
         self.count += 1
         self._since = now
 
+    def restart_phase(self) -> None:
+        """Count the phase's time anew."""
+        self._since = time.monotonic()
+
     def wait_if_judged(self) -> None:
         """Wait for the end where a hang was found: an error that this rank gets of it says less than the verdict."""
         while self.is_judged:

@@ -31,9 +31,11 @@ from rlpheads.engine.distributed.stacks import main_thread_place, process_state,
 _PULSE_S = 1.0
 _HUNG = 1
 """Exit code of ranks that a hang ended: a training that failed."""
+_PAUSE_S = 15.0
+"""Longer than a turn of the thread takes, its waits for the store included."""
 _ANSWER_S = 4.0
 """Seconds that ranks have to say where they are."""
-_STORE_TIMEOUT = timedelta(seconds=10)
+_STORE_TIMEOUT = timedelta(seconds=4)
 _SAVING_S = 300.0
 """Seconds that a rank without a launcher has to save and stop."""
 _MOST_NAMED = 8
@@ -111,7 +113,7 @@ class _Watch(threading.Thread):
         others = [rank for rank in range(launched.world_size) if rank != self._pulse.rank]
         self._watched = others if launched.is_main else [0]
         self._seen = {rank: (Pulse(rank), time.monotonic()) for rank in self._watched}
-        self._store_seen = time.monotonic()
+        self._store_seen = self._looked = time.monotonic()
         self._over = threading.Event()
         self._publish("pulse", self._pulse)
 
@@ -123,6 +125,7 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._over.is_set():
+            self._forgive_own_pause()
             # Should Python itself be held, a thread of C prints the stacks.
             faulthandler.dump_traceback_later(max(1.0, self._patience.silence_s - 5), file=sys.__stderr__ or 2)
             self._pulse = self._pulse.next(self._launched.progress, self._patience)
@@ -134,6 +137,15 @@ class _Watch(threading.Thread):
             self._over.wait(_PULSE_S)
         with suppress(dist.DistError):
             self._publish("pulse", replace(self._pulse, beat=self._pulse.beat + 1, ended=True))
+
+    def _forgive_own_pause(self) -> None:
+        """Begin to count anew where this process was stopped itself, as by Ctrl-Z, and most likely the others with it."""
+        now = time.monotonic()
+        if now - self._looked > _PAUSE_S:
+            self._seen = {rank: (pulse, now) for rank, (pulse, _) in self._seen.items()}
+            self._store_seen = now
+            self._launched.progress.restart_phase()
+        self._looked = now
 
     def _exchange(self) -> None:
         self._publish("pulse", self._pulse)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rlpheads.engine.config.errors import UserError
 from rlpheads.engine.config.run import RunConfig
 from rlpheads.engine.runs.json_writing import json_text
+from rlpheads.engine.runs.lease import read_lease, wait_for_lease
 from rlpheads.engine.runs.ownership import (
     LOCK,
     MARK,
@@ -208,7 +209,10 @@ def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
             f"{path} exists and --run.resume is never; choose another --run.name, resume it with --run.resume auto, "
             "or delete it with --run.overwrite"
         )
-    lock = _lock(path)
+    lock = _lock(path, takeover=config.takeover)
+    if not config.takeover and (holder := wait_for_lease(path)) is not None:
+        lock.close()
+        raise RunFolderError(f"{path} is in use by {holder}, which is alive; end it, or choose another --run.name")
     folder = RunFolder(path, is_restart=is_restart)
     try:
         write_mark(path, read_owner(path))  # a folder half cleared stays a run's, and is not yet this job's
@@ -231,8 +235,11 @@ def kept_listing(config: RunConfig) -> Path | None:
     return path / LISTING if has_checkpoint and (path / LISTING).is_dir() else None
 
 
-def _lock(path: Path) -> io.TextIOWrapper:
-    """Make a folder if need be and lock it. The lock file is never emptied: through a hard link it may be another's."""
+def _lock(path: Path, *, takeover: bool) -> io.TextIOWrapper:
+    """Make a folder if need be and lock it. The lock file is never emptied: through a hard link it may be another's.
+
+    With `takeover` a lock that is held from another host does not count: a server may keep that of a host that is gone.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.fdopen(os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
@@ -243,8 +250,12 @@ def _lock(path: Path) -> io.TextIOWrapper:
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by loader workers
     except OSError as error:
+        holder = read_lease(path)
+        if takeover and holder is not None and holder.is_elsewhere:
+            return lock
         lock.close()
-        raise RunFolderError(f"{path} is in use by another run; choose another --run.name") from error
+        by = f"{holder}" if holder is not None else "another run"
+        raise RunFolderError(f"{path} is in use by {by}; choose another --run.name") from error
     return lock
 
 

@@ -27,6 +27,7 @@ RUN_FILES = (
     *("config.yaml", "environment.json", "status.json", "metrics.jsonl", "summary.csv", "canaries.parquet"),
     *(
         "failed.rank*.json",
+        "lease.json",
         "hang.rank*.txt",
         "hang.rank*.json",
         "ledger/epoch=*/*.parquet",

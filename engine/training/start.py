@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs.checkpoint import CheckpointError
 from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim, write_atomically
+from rlpheads.engine.runs.lease import kept_lease
 from rlpheads.engine.runs.request_files import RequestFiles
 from rlpheads.engine.runs.resume import ResumePoint, check_settings, find_resume_point
 from rlpheads.engine.runs.sources import Sources, write_canary_file, write_listings
@@ -61,7 +63,7 @@ def claimed_folder(config: Config, rank: Rank) -> Iterator[RunFolder]:
         folder, lock = claim(config.run)
     except RunFolderError as error:
         raise ConfigError(str(error)) from error
-    with lock:
+    with lock, kept_lease(folder.path):
         yield folder
 
 
@@ -92,9 +94,12 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
     divergence = _divergence_before(config, folder)
     folder.sweep()
     RequestFiles(folder.path).clear()
+    unfinished = _unfinished_start(folder)
     point = find_resume_point(_with_restart(config, folder), folder.checkpoints, sources)
     if folder.is_restart and (config.run.overwrite or config.run.resume == "never"):
         warnings = (*warnings, _RESTARTED)
+    if unfinished is not None:
+        warnings = (*warnings, unfinished)
     if point is not None:
         warnings = (*warnings, *point.warnings)
         if read_config_file(str(folder.path / "config.yaml")).get("epochs") != config.epochs:
@@ -111,7 +116,9 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
         write_canary_file(sources.train, folder.path)
     for old in folder.path.glob("failed.rank*.json"):
         old.unlink()
-    folder.write_status("running", "started", pid=os.getpid(), warnings=warnings, **divergence)
+    folder.write_status(
+        "running", "started", pid=os.getpid(), host=socket.gethostname(), warnings=warnings, **divergence
+    )
     return Start(config, point, warnings)
 
 
@@ -131,6 +138,18 @@ def _divergence_before(config: Config, folder: RunFolder) -> dict[str, Any]:
             f"(stability.max_rollbacks is {limit}); leave the batch out with --stability.on_nonfinite skip"
         )
     return {DIVERGENCE: found}
+
+
+def _unfinished_start(folder: RunFolder) -> str | None:
+    """Say that the start before this one ended without a word: its status is still running."""
+    before = folder.status()
+    if before.get("status") != "running":
+        return None
+    who = f"process {before.get('pid', '?')} on {before.get('host', 'this host')}"
+    return (
+        f"the start before this one ({who}) ended without a word: killed, out of memory, or its machine went down. What came "
+        "after its last checkpoint is trained again"
+    )
 
 
 def _with_restart(config: Config, folder: RunFolder) -> Config:

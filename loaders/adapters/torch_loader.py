@@ -6,9 +6,8 @@ import gc
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from rlpheads.loaders.adapters.torch_batches import BatchMaker, CurrentImages
 from rlpheads.loaders.adapters.torch_transforms import ImageTransform
-from rlpheads.loaders.adapters.worker_heartbeats import WorkerHeartbeats, describe_process
+from rlpheads.loaders.adapters.worker_heartbeats import WorkerHeartbeats
 from rlpheads.loaders.adapters.worker_surroundings import why_no_sockets
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
@@ -30,9 +29,7 @@ from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS, stop_signals_bl
 from rlpheads.loaders.sources.datasets import ImageSource
 
 _NO_SHARED_MEMORY = "unable to allocate shared memory"
-_TIMED_OUT = "DataLoader timed out"
-"""Torch's words; it has no exceptions of its own for these."""
-_LOOK_EVERY_S = 5.0
+"""Torch's words; it has no exception of its own for this."""
 
 
 class TorchLoader(PositionedLoader):
@@ -71,7 +68,6 @@ class TorchLoader(PositionedLoader):
             persistent_workers=options.keep_workers and options.num_workers > 0,
             pin_memory=options.pin_memory,
             worker_init_fn=partial(_init_worker, self._heartbeats),
-            timeout=min(_LOOK_EVERY_S, options.worker_silence_s / 4) if options.num_workers else 0,
             # Its own generator: without one, every iter() takes a number from the global stream.
             generator=torch.Generator(),
         )
@@ -85,18 +81,26 @@ class TorchLoader(PositionedLoader):
         """
         first_step = self.order.step_at(self._consumed)
         self._requests.epoch, self._requests.first_step = self._epoch, first_step
-        with _guarded_worker_start():
-            batches = iter(self._batches)
-        for step in range(first_step, self.order.num_steps):
-            batch = self._next(batches)
-            self._consumed = self.order.consumed_after(step)
-            yield batch
+        with ExitStack() as watch:
+            with _guarded_worker_start():
+                watch.enter_context(self._heartbeats.watched(self._silence_s))
+                batches = iter(self._batches)
+            for step in range(first_step, self.order.num_steps):
+                batch = self._next(batches)
+                self._consumed = self.order.consumed_after(step)
+                yield batch
 
     def _next(self, batches: Iterator[Batch | ImageReadError]) -> Batch:
         """Return the next batch, or raise a worker's error."""
         try:
-            item = self._wait(batches)
-        except RuntimeError as error:
+            item = next(batches)
+        except (RuntimeError, OSError, EOFError) as error:
+            if self._heartbeats.frozen is not None:
+                pid, state = self._heartbeats.frozen
+                raise LoaderError(
+                    f"a loader worker gave no sign of life for {self._silence_s:.0f} s{self._reading(f'pid {pid}')}: "
+                    f"process {pid}, which was {state}"
+                ) from error
             if _NO_SHARED_MEMORY in str(error):
                 raise LoaderError(_full_shared_memory(str(error))) from error
             if "DataLoader worker" not in str(error):
@@ -106,27 +110,6 @@ class TorchLoader(PositionedLoader):
             # A new one: raised itself, `item` would hold this frame, and so the workers, in a cycle of references.
             raise ImageReadError(*item.args)
         return item
-
-    def _wait(self, batches: Iterator[Batch | ImageReadError]) -> Batch | ImageReadError:
-        """Wait for the next batch as long as every worker is alive: one that is slow has all the time that it takes."""
-        began = time.monotonic()
-        while True:
-            try:
-                return next(batches)
-            except RuntimeError as error:
-                if _TIMED_OUT not in str(error):
-                    raise
-            if silent := self._heartbeats.silent_since(began, self._silence_s):
-                message = self._silent_worker_message(silent[0])
-                for pid in filter(None, silent):  # whoever ends this process waits for them, and SIGTERM reaches none
-                    os.kill(pid, signal.SIGKILL)
-                raise LoaderError(message)
-
-    def _silent_worker_message(self, pid: int) -> str:
-        return (
-            f"a loader worker gave no sign of life for {self._silence_s:.0f} s{self._reading(f'pid {pid}')}: "
-            f"{describe_process(pid)}"
-        )
 
     def _reading(self, report: str) -> str:
         """Say which image the worker whose process id is in `report` was reading, as far as known."""

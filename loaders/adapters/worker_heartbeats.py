@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -19,10 +22,14 @@ class WorkerHeartbeats:
 
     Args:
         num_workers: loader workers; 0 where there are none.
+
+    Attributes:
+        frozen: process id of a worker without a heartbeat for too long, and what it did, once there was one.
     """
 
     def __init__(self, num_workers: int):
-        self._pid_and_ms = torch.zeros((max(1, num_workers), 2), dtype=torch.int64).share_memory_()
+        self._pid_and_ms = torch.zeros((num_workers, 2), dtype=torch.int64).share_memory_()
+        self.frozen: tuple[int, str] | None = None
 
     def start(self, worker_id: int) -> None:
         """Begin to beat, in a worker, from a thread of its own."""
@@ -34,19 +41,38 @@ class WorkerHeartbeats:
             row[:] = os.getpid(), time.monotonic_ns() // 1_000_000
             time.sleep(_EVERY_S)
 
-    def silent_since(self, began: float, silence_s: float) -> list[int]:
-        """Return the process ids of workers without a beat for `silence_s` seconds, of a wait that began at `began`.
+    @contextmanager
+    def watched(self, silence_s: float) -> Iterator[None]:
+        """Kill a worker that has no heartbeat for `silence_s` seconds, in the parent, while the context is open.
 
-        A worker that has never begun to beat has none: 0.
+        Whoever waits for it then gets an error; torch waits for a stopped worker's answer without end.
         """
-        latest = time.monotonic() - silence_s
-        return [pid for pid, ms in self._pid_and_ms.tolist() if max(began, ms / 1000) < latest]
+        self._pid_and_ms.zero_()
+        over = threading.Event()
+        if len(self._pid_and_ms):
+            threading.Thread(target=self._watch, args=(silence_s, over), daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def _watch(self, silence_s: float, over: threading.Event) -> None:
+        began = looked = time.monotonic()
+        while not over.wait(_EVERY_S) and self.frozen is None:
+            now = time.monotonic()
+            if now - looked > 3 * _EVERY_S:  # this process was stopped itself, and the workers with it
+                began = now
+            looked = now
+            silent = [pid for pid, ms in self._pid_and_ms.tolist() if pid and max(began, ms / 1000) < now - silence_s]
+            for pid in silent:
+                self.frozen = self.frozen or (pid, _state_of(pid))
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)  # SIGTERM does not reach a stopped process
 
 
-def describe_process(pid: int) -> str:
-    """Name a worker's process, and what the kernel says that it does."""
-    try:
+def _state_of(pid: int) -> str:
+    """Return what the kernel says that a process does."""
+    with suppress(OSError, IndexError):
         letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return f"process {pid}"
-    return f"process {pid}, which is {_STATES.get(letter, letter)}"
+        return _STATES.get(letter, letter)
+    return "gone"

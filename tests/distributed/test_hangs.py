@@ -1,5 +1,7 @@
 """Ranks that stand still, and launchers that die: found in time, named, and ended; nothing runs on, nothing waits."""
 
+import time
+
 import psutil
 import pytest
 from real_runs import Runner, rank_processes
@@ -42,12 +44,14 @@ def started(runner: Runner, name, *flags, ranks=2, launcher="rlpheads train"):
 
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_stopped_rank_is_named_and_ends_the_run(runner: Runner, victim):
+def test_stopped_rank_is_named_and_ends_the_run(runner: Runner, victim, record_property):
     name = f"stopped_rank_{victim}"
     process = started(runner, name)
     rank = rank_processes(process)[victim]
     rank.suspend()
+    began = time.monotonic()
     finished = runner.finish(process, name)
+    record_property("seconds_to_detect", round(time.monotonic() - began))
     assert finished.code == 1, finished.output
     said = f"hang: no sign of life of rank {victim} ("
     assert said in finished.output
@@ -78,7 +82,7 @@ def test_stopped_loader_worker_is_named(runner: Runner):
     finished = runner.finish(process, "stopped_worker")
     assert finished.code == 1, finished.output
     assert "a loader worker gave no sign of life for 5" in finished.status["reason"]
-    assert f"process {worker.pid}, which is stopped by a signal" in finished.status["reason"]
+    assert f"process {worker.pid}, which was stopped by a signal" in finished.status["reason"]
     assert not worker.is_running()
 
 
@@ -95,3 +99,33 @@ def test_ranks_of_a_dead_launcher_save_and_end(runner: Runner, launcher):
     finished = runner.finish(process, name)
     assert finished.status["status"] == "requeue"
     assert f"step={finished.status['step']:09d}" in {path.name for path in (finished.folder / "checkpoints").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["rank 0", "rank 1", "worker"])
+def test_defaults_find_it_within_a_minute(runner: Runner, victim, record_property):
+    name = f"defaults_{victim.replace(' ', '_')}"
+    words = runner.train_command(name, "--epochs", "200", "--data.workers", "1", ranks=2)
+    process = runner.start_command(words)
+    runner.wait_for_step(name, 5, process)
+    ranks = rank_processes(process)
+    stopped = ranks[0].children()[0] if victim == "worker" else ranks[int(victim[-1])]
+    stopped.suspend()
+    began = time.monotonic()
+    status = runner.folder / name / "status.json"
+    while "running" in status.read_text() and time.monotonic() - began < 100:
+        time.sleep(0.2)
+    detected = time.monotonic() - began
+    record_property("seconds_to_detect", round(detected))
+    finished = runner.finish(process, name)
+    assert f"process {stopped.pid}" in finished.status["reason"]
+    assert detected < 60
+
+
+def test_start_after_a_killed_one_says_so(runner: Runner):
+    process = started(runner, "killed_start", "--max_steps", "12", ranks=1)
+    pid = process.pid
+    runner.kill(process)
+    finished = runner.run("killed_start", *PATIENCE, "--max_steps", "12")
+    assert f"the start before this one (process {pid} on " in finished.output
+    assert finished.status["status"] == "done"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 
 import pytest
 from real_runs import Runner, rank_processes, same_result
@@ -38,6 +39,28 @@ def test_killed_ranks_start_again_and_end_alike(runner: Runner, restarting, undi
         rank_processes(process)[victim].kill()
     finished = runner.finish(process, name)
     assert finished.code == 0, finished.output
+    same_result(finished, undisturbed_pair)
+
+
+def test_launcher_of_another_node_is_replaced(runner: Runner, undisturbed_pair, monkeypatch):
+    """The launcher that is not the meeting place is killed; one that is started anew joins, whatever rank it gets."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    words = runner.command("two_launchers", ranks=2)
+    place = words.index("--standalone")
+    nodes = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
+    nodes += ["--rdzv-endpoint", endpoint, "--rdzv-id", "pair", "--rdzv-conf"]
+    command = [*words[:place], *nodes, "is_host={}", *words[place + 3 :]]
+    first, second = (runner.start_command([word.format(int(host)) for word in command]) for host in (True, False))
+    runner.wait_for_step("two_launchers", 6, first)
+    second.kill()
+    second.communicate()
+    third = runner.start_command([word.format(0) for word in command])
+    finished = runner.finish(first, "two_launchers")
+    third.communicate(timeout=60)
+    assert finished.code == third.returncode == 0, finished.output
     same_result(finished, undisturbed_pair)
 
 
