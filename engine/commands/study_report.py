@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +21,7 @@ from rlpheads.engine.commands.study_plan import PlannedRun, Study
 from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, write_atomically
 from rlpheads.engine.runs.opened_run import RunError, open_run
+from rlpheads.memorization.baselines.head_only import NEAR_PERFECT_FIT
 from rlpheads.memorization.figures.study_figure import ArmPoint, plot_study
 from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 from rlpheads.memorization.measures.intervals import draw_interval
@@ -35,11 +36,14 @@ MEASURES = {
     "own_bits_per_sample": "own bits a sample",
     "own_refit": "refit, own labels",
     "fresh_refit": "refit, fresh labels",
+    "members_refit": "refit, members",
+    "nonmembers_refit": "refit, non-members",
     "label_excess": "label excess",
     "membership_excess": "membership excess",
 }
 """Every measure of a run, by its name in the JSON, with its name in the table. Random-label accuracies are clean ones of
-the last epoch; `hidden` is what audit heads find beyond the own ones; refit and excess are of refitted probes. All but
+the last epoch; `hidden` is what audit heads find beyond the own ones; refit and excess are of refitted probes: members and
+non-members are as many training as held-out images, whose difference is the membership excess. All but
 top1 and ece (the expected calibration error of the classes) have a value for each tap."""
 
 _METRICS = {
@@ -53,15 +57,20 @@ _METRICS = {
 """Names of the measures of training in an epoch's line of metrics.jsonl."""
 
 _MEASURES_IN_BITS = {"own_bits_per_sample"}
+_EXCESSES = ("label_excess", "membership_excess")
 
 
 def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
     """Gather what the finished runs found.
 
     Returns:
-        `runs`: each run's measures, a list over its taps for those that have one; `arms`: for each arm and measure the
-        mean over seeds of the averages over taps (`mean`, `values`), its t interval (`low`, `high`; null for a single
-        seed) and, but for the reference, the same of the differences between runs of the same seed (`difference`).
+        `excesses`: for label and membership excess the runs with a tap beyond its interval (`beyond`), all audited runs (`of`),
+        and how many chance alone gives at most (`by_chance`), since a run's intervals hold at all its taps together;
+        `saturated`: probes that fit nearly every label (`of` all), which can show no excess;
+        `runs`: each run's measures, a list over its taps for those that have one;
+        `arms`: for each arm and measure the mean over seeds of the averages over taps (`mean`, `values`), its t interval
+        (`low`, `high`; null for a single seed) and, but for the reference, the same of the differences between runs of the
+        same seed (`difference`).
     """
     environment = collect_environment()
     by_run = {run.folder.name: _run_measures(study, run) for run in runs}
@@ -81,9 +90,31 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         "vary": study.vary or "all",
         "settings": study.settings,
         "arms": {arm: {"settings": study.arms[arm], **found} for arm, found in arms.items()},
+        "excesses": _count_excesses(study, by_run.values()),
+        "saturated": _count_saturated(by_run.values()),
         "runs": by_run,
         "environment": {name: environment[name] for name in ("packages", "system", "torch", "cuda", "git")},
     }
+
+
+def _count_excesses(study: Study, runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Count the runs with a tap whose interval leaves out 0, by kind of excess."""
+    audited = [run for run in runs if "saturated" in run]
+    if study.audit is None or not audited:
+        return {}
+    return {
+        name: {
+            "beyond": sum(any(not low <= 0 <= high for low, high in run[f"{name}_intervals"]) for run in audited),
+            "of": len(audited),
+            "by_chance": (1 - study.audit.level) * len(audited),
+        }
+        for name in _EXCESSES
+    }
+
+
+def _count_saturated(runs: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    flags = [flag for run in runs for flag in run.get("saturated", ())]
+    return {"probes": sum(flags), "of": len(flags)}
 
 
 def print_study(found: Mapping[str, Any], console: Console) -> None:
@@ -102,6 +133,16 @@ def print_study(found: Mapping[str, Any], console: Console) -> None:
     for arm, summary in found["arms"].items():
         table.add_row(arm, *[_cell(name, summary.get(name)) for name in measures])
     console.print(table)
+    for name, counted in found["excesses"].items():
+        console.print(
+            f"{MEASURES[name]}: beyond its interval at some tap in {counted['beyond']} of {counted['of']} runs; by chance "
+            f"alone at most {counted['by_chance']:.2g}"
+        )
+    if (saturated := found["saturated"])["probes"]:
+        console.print(
+            f"{saturated['probes']} of {saturated['of']} probes fit nearly every label ({NEAR_PERFECT_FIT:.0%} or more) and "
+            "can show no excess: with more images, or labels, there is room"
+        )
 
 
 def write_study(folder: Path, found: Mapping[str, Any]) -> list[Path]:
@@ -139,7 +180,13 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
         taps = [tap["found"] for tap in audit["taps"]]
         measures["own_refit"] = [fmean(tap["own_M"]) for tap in taps]
         measures["fresh_refit"] = [fmean(tap["fresh_F"]) for tap in taps]
-        for name in ("label_excess", "membership_excess"):
+        measures["members_refit"] = [fmean(tap["members_F"]) for tap in taps]
+        measures["nonmembers_refit"] = [fmean(tap["heldout_F"]) for tap in taps]
+        refits = ("own_refit", "fresh_refit", "members_refit", "nonmembers_refit")
+        found["saturated"] = [
+            max(each) >= NEAR_PERFECT_FIT for each in zip(*(measures[name] for name in refits), strict=True)
+        ]
+        for name in _EXCESSES:
             measures[name] = [tap[name]["value"] for tap in taps]
             found[f"{name}_intervals"] = [[tap[name]["low"], tap[name]["high"]] for tap in taps]
         _check_measures(measures)

@@ -38,6 +38,9 @@ class TestRun:
         for name in ("top1", "ece", "own_rla", "audit_rla", "label_excess", "membership_excess", "own_bits_per_sample"):
             assert held[name]["difference"]["values"] == [held[name]["mean"] - free[name]["mean"]]
             assert held[name]["low"] is None  # one seed has no interval
+        assert found["excesses"]["label_excess"]["of"] == 2
+        assert found["excesses"]["label_excess"]["by_chance"] == pytest.approx(0.1)
+        assert found["saturated"]["of"] == 4  # two taps in each run
         assert {path.name for path in finished_study.glob("study.*")} == {"study.json", "study.png", "study.svg"}
 
     def test_what_is_finished_study_is_not_trained_again(self, finished_study, study_folder, capsys):

@@ -1,8 +1,11 @@
 """What the runs of a study found, summarised by arm: intervals and differences across seeds."""
 
-import pytest
+import io
 
-from rlpheads.engine.commands.study_report import summarize_arm
+import pytest
+from rich.console import Console
+
+from rlpheads.engine.commands.study_report import print_study, summarize_arm
 
 
 def test_intervals_and_differences_are_across_seeds():
@@ -20,3 +23,17 @@ def test_what_some_runs_lack_is_left_out():
     found = summarize_arm({0: {"top1": 0.9, "ece": 0.1}, 1: {"top1": 0.8}}, {0: {"top1": 0.7}, 1: {"top1": 0.7}}, False)
     assert found.keys() == {"top1"}
     assert found["top1"]["difference"]["mean"] == pytest.approx(0.15)
+
+
+def printed(found: dict) -> str:
+    console = Console(width=200, file=io.StringIO())
+    print_study({"study": "s", "vary": "all", "reference": "a", "runs": {}, "arms": {}, **found}, console)
+    return console.file.getvalue()
+
+
+def test_excesses_are_counted_beside_what_chance_gives_and_saturated_probes_are_named():
+    excesses = {"label_excess": {"beyond": 5, "of": 12, "by_chance": 0.6}}
+    text = printed({"excesses": excesses, "saturated": {"probes": 3, "of": 24}})
+    assert "label excess: beyond its interval at some tap in 5 of 12 runs; by chance alone at most 0.6" in text
+    assert "3 of 24 probes fit nearly every label (95% or more) and can show no excess" in text
+    assert "probes fit" not in printed({"excesses": {}, "saturated": {"probes": 0, "of": 24}})
