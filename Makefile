@@ -15,7 +15,7 @@ demo: $(INSTALLED)  ## Set up, train on handwritten digits in about two minutes,
 	$(BIN)/torchrun --standalone --nproc-per-node 1 engine/train.py --config configs/digits_vit.yaml $(ARGS)
 
 test: $(INSTALLED_DEV)  ## Set up and run the default tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(INSTALLED_DEV)  ## Run the tests that take more than a minute each
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -39,7 +39,7 @@ fuzz: $(INSTALLED_DEV)  ## Mutate settings, trees, images and run folders some t
 	$(BIN)/python -m pytest -q -m fuzz tests/fuzz $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests (some minutes on two cores)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu and not fuzz and not slurm and not distributed and not long' $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not fuzz and not slurm and not distributed and not long' $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -18,6 +18,15 @@ settings.register_profile("rlpheads", deadline=None, max_examples=50, derandomiz
 settings.load_profile("rlpheads")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Put the files with the longest tests first, so that no worker is left with one of them at the end."""
+    weights = Counter()
+    for item in items:
+        weights[item.path] += 5 * ("distributed" in item.keywords) + ("long" in item.keywords)
+    items.sort(key=lambda item: -weights[item.path])
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
     """Note on the report of a wrong input's test of which kind the input is."""
