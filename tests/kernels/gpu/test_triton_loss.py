@@ -1,6 +1,6 @@
 """The Triton kernels under Triton's interpreter: on the CPU, one program after another, bf16 emulated.
 
-What that leaves untested is in docs/kernels.md; tests/gpu does the same on a GPU.
+What that leaves untested is in docs/gpu_kernels.md; tests/gpu does the same on a GPU.
 """
 
 import pytest

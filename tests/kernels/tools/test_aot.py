@@ -134,7 +134,7 @@ def test_what_depends_on_a_candidates_tiles() -> None:
 @pytest.mark.parametrize("chip", KNOWN_CHIPS)
 @pytest.mark.parametrize(("switches", "expected"), [([], builds), (["--candidates"], candidate_builds)])
 def test_every_kernel(chip: int, switches: list[str], expected: Callable[..., list[Build]], tmp_path: Path) -> None:
-    """Known spills: docs/kernels.md, "Compiling ahead of time"; none where D alone is a multiple of 16."""
+    """Known spills: docs/gpu_kernels.md, "Compiling ahead of time"; none where D alone is a multiple of 16."""
     aot.main(["--chips", str(chip), "--json", str(tmp_path / "found.json"), *switches])
     found = json.loads((tmp_path / "found.json").read_text())
     assert len(found) == len(expected(chip)) * len(SPECIALIZATIONS)
