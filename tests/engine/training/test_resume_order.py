@@ -1,0 +1,64 @@
+"""After a resume: the order of the epoch that it is in, and random generators in the state of an undisturbed run."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from rlpheads.engine.runs.resume import Position, ResumePoint
+
+
+def sealed_generators() -> tuple:
+    """The states of all generators of the process that code might draw from."""
+    name, keys, position, *_ = np.random.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), (name, keys.tolist(), position)
+
+
+def train(training, num_steps: int) -> None:
+    training.learner.train()
+    training.splits.trained.loader.set_epoch(training.position.epoch, training.position.consumed)
+    batches = iter(training.splits.trained.loader)
+    for _ in range(num_steps):
+        training.train_on(next(batches))
+
+
+def resumed_at(training, build):
+    training.save()
+    training.saver.wait()
+    saved = max(training.run.folder.checkpoints.iterdir())
+    again = build(training.run.config)
+    again.resume(ResumePoint(saved, training.position, 0.0))
+    return again
+
+
+@pytest.mark.parametrize("position", [Position(1, 0), Position(1, 64), Position(0, 32)], ids=str)
+def test_order_after_a_resume_is_that_of_its_epoch(tiny, build, position):
+    """Epoch 0's order after every resume is a known way to train on half of the images."""
+    training = build(tiny)
+    training.move_to(position)
+    again = resumed_at(training, build)
+    again.splits.trained.loader.set_epoch(again.position.epoch, again.position.consumed)
+    batch = next(iter(again.splits.trained.loader))
+    step = position.consumed // tiny.batch_size
+    expected = again.order.rank_indices(position.epoch, step, 0, 1)
+    assert batch.index.tolist() == expected.tolist()
+    assert expected.tolist() != again.order.rank_indices(1 - position.epoch, step, 0, 1).tolist()
+
+
+@pytest.mark.long
+def test_generators_end_in_the_same_state_and_only_torchs_is_drawn_from(tiny, build):
+    """With dropout, whatever the generators held when the run went on."""
+    first = sealed_generators()
+    undisturbed = build(tiny)
+    train(undisturbed, 4)
+    expected = sealed_generators()
+    assert expected[1:] == first[1:]
+    halfway = build(tiny)
+    train(halfway, 2)
+    torch.manual_seed(12345)
+    again = resumed_at(halfway, build)
+    train(again, 2)
+    assert sealed_generators() == expected
+    for ours, theirs in zip(again.learner.tapped.parameters(), undisturbed.learner.tapped.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
