@@ -19,8 +19,9 @@ from rlpheads.loaders.adapters.libraries import check_ffcv
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources.beton import StoreFacts
 from rlpheads.loaders.sources.datasets import open_dataset, split_key
+from rlpheads.loaders.store.estimate import estimate
 from rlpheads.loaders.store.image_encoding import Encoding
-from rlpheads.loaders.store.write_ffcv import Job, estimate, write_beton
+from rlpheads.loaders.store.write_ffcv import Job, write_beton
 
 IMAGENET_IMAGES = (1_281_167, 50_000)
 """Training and held-out images of ImageNet-1k."""

@@ -108,7 +108,7 @@ def read_winners(path: Path) -> dict[TuningCase, Winner]:
         return dict(map(_parse_entry, content["winners"]))
     except KeyError as error:
         raise _unusable_file(path, f"it has no {error}") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _unusable_file(path, str(error)) from error
 
 

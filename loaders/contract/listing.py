@@ -41,6 +41,7 @@ def read_listing(path: Path, root: Path | None) -> Manifest:
             classes = tuple(os.fsdecode(name) for name in stored["classes"].tolist())
             split, fingerprint = (fact.decode() for fact in stored["facts"].tolist())
         manifest = Manifest(**columns, classes=classes, root=root, split=split)
+        manifest.check()
         if manifest.fingerprint != fingerprint:
             raise ValueError("it does not have the fingerprint that is recorded in it")
     except Exception as error:  # a damaged archive ends in nearly any of them

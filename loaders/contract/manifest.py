@@ -75,6 +75,27 @@ class Manifest:
             remarks=remarks,
         )
 
+    def check(self) -> None:
+        """Compare the columns, which a file may have given, with what they must be.
+
+        Raises:
+            ValueError: If one has another type or length, or says what cannot be.
+        """
+        dtypes = {"name_bytes": np.uint8, "name_offsets": np.int64, "targets": np.int64, "sizes": np.int64}
+        for name, dtype in dtypes.items():
+            column = getattr(self, name)
+            if column.ndim != 1 or column.dtype != dtype:
+                raise ValueError(f"{name} is {column.dtype} {column.shape}")
+        starts = self.name_offsets
+        if not len(self.targets) == len(self.sizes) == len(starts) - 1:
+            raise ValueError("its columns differ in length")
+        if starts[0] != 0 or starts[-1] != len(self.name_bytes) or (np.diff(starts) < 0).any():
+            raise ValueError("its names do not follow one another")
+        if len(self.targets) and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
+            raise ValueError(f"its targets are not all in 0..{len(self.classes) - 1}")
+        if any(index >= self.num_samples for index in self.unreadable):
+            raise ValueError("it calls samples unreadable that it does not have")
+
     @property
     def num_samples(self) -> int:
         """Number of samples, N."""

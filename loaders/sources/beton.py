@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -27,9 +26,12 @@ from torch import Tensor
 
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.contract.stored_json import check_types, parse_json, reasons_by_index
 from rlpheads.loaders.sources.decode import decode_rgb
 
 JPG, RAW = 0, 1
+PAGE_SIZE = 8 << 20
+"""Bytes of FFCV's pages unless said otherwise; an image lies within one."""
 BETON_VERSION = 2
 FIELDS = (("image", 2), ("label", 1), ("index", 1))
 """Names of the fields, and FFCV's numbers of their types."""
@@ -55,6 +57,18 @@ DATA_OFFSET = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 MANIFEST_VERSION = 1
 SPLITS = ("train", "val")
 _COLUMNS = ("name_bytes", "name_offsets", "targets", "sizes")
+_TYPES_OF_FACTS = {
+    "version": int,
+    "dataset": str,
+    "classes": list,
+    "split": str,
+    "split_key": str | None,
+    "fingerprint": str,
+    "num_bytes": int,
+    "tables_sha256": str,
+    "encoding": dict,
+    "unreadable": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -204,6 +218,10 @@ def open_beton(path: Path) -> BetonSource:
     """
     columns, facts = _read_manifest(path)
     manifest = Manifest(**columns, classes=facts.classes, root=None, split=facts.split, unreadable=facts.unreadable)
+    try:
+        manifest.check()
+    except ValueError as error:
+        raise DatasetError(f"{manifest_path(path)} is damaged ({error}): convert the dataset again") from error
     if manifest.fingerprint != facts.fingerprint:
         raise DatasetError(
             f"{manifest_path(path)} is damaged: its fingerprint is {manifest.fingerprint}, but {facts.fingerprint} was "
@@ -211,13 +229,12 @@ def open_beton(path: Path) -> BetonSource:
         )
     samples, allocations = _read_tables(path, facts, manifest.num_samples)
     index_N = np.arange(manifest.num_samples)
-    if not (np.array_equal(samples["f2"], index_N) and np.array_equal(samples["f1"], manifest.targets)):
+    found = ((samples["f2"], index_N), (samples["f1"], manifest.targets), (allocations["sample_id"], index_N))
+    if not all(np.array_equal(there, wanted) for there, wanted in found):
         raise DatasetError(
             f"{path} does not hold the samples of its manifest in canonical order. Convert the dataset again"
         )
-    num_bytes = np.zeros(manifest.num_samples, dtype=np.int64)
-    num_bytes[allocations["sample_id"]] = allocations["size"]
-    return BetonSource(manifest, path, samples, num_bytes, facts)
+    return BetonSource(manifest, path, samples, allocations["size"].astype(np.int64), facts)
 
 
 def manifest_path(beton: Path) -> Path:
@@ -269,17 +286,33 @@ def _read_manifest(path: Path, columns: Sequence[str] = _COLUMNS) -> tuple[dict[
             )
     try:
         with np.load(beside, allow_pickle=False) as arrays:
-            fields = json.loads(arrays["facts"].tobytes())
-            if fields.pop("version", None) != MANIFEST_VERSION:
-                raise DatasetError(f"{beside} is of another version of rlpheads: convert the dataset again")
+            facts = _parse_facts(arrays["facts"].tobytes(), beside)
             found = {name: arrays[name] for name in columns}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        if isinstance(error, DatasetError):
-            raise
+    except DatasetError:
+        raise
+    except Exception as error:  # a damaged archive ends in nearly any of them
         raise DatasetError(f"{beside} is damaged ({error}): convert the dataset again") from error
-    fields["classes"] = tuple(fields["classes"])
-    fields["unreadable"] = {int(index): reason for index, reason in fields["unreadable"].items()}
-    return found, StoreFacts(**fields)
+    return found, facts
+
+
+def _parse_facts(content: bytes, beside: Path) -> StoreFacts:
+    """Return what a store says of itself.
+
+    Raises:
+        DatasetError: If another version wrote it.
+        ValueError: If it is damaged.
+    """
+    fields = parse_json(content)
+    if type(fields) is dict and fields.get("version", MANIFEST_VERSION) != MANIFEST_VERSION:
+        raise DatasetError(f"{beside} is of another version of rlpheads: convert the dataset again")
+    fields = check_types(fields, _TYPES_OF_FACTS)
+    if not all(isinstance(name, str) for name in fields["classes"]):
+        raise ValueError("classes are no names")
+    return StoreFacts(
+        **{key: value for key, value in fields.items() if key not in ("version", "classes", "unreadable")},
+        classes=tuple(fields["classes"]),
+        unreadable=reasons_by_index(fields["unreadable"]),
+    )
 
 
 def _allocation_offset(header: NDArray[np.uint8]) -> int:
@@ -296,6 +329,8 @@ def _read_tables(path: Path, facts: StoreFacts, num_samples: int) -> tuple[NDArr
             "dataset again"
         )
     header = np.fromfile(path, dtype=np.uint8, count=DATA_OFFSET)
+    if DATA_OFFSET + num_samples * SAMPLE.itemsize > size or _allocation_offset(header) > size:
+        raise DatasetError(f"{path} has no room for the tables of {num_samples:,} samples: convert the dataset again")
     # Mapped, not read: the ranks of a node share these pages.
     samples = np.memmap(path, dtype=SAMPLE, mode="r", offset=DATA_OFFSET, shape=(num_samples,))
     allocations = np.fromfile(path, dtype=ALLOCATION, offset=_allocation_offset(header))

@@ -13,17 +13,20 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shlex import quote
-from typing import Literal
+from typing import Any, Literal
 
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.options import OnError
+from rlpheads.loaders.contract.stored_json import check_types, parse_json
 
 FOLDER_NAME = ".rlpheads"
 """Folder in a tree's root where the files lie by default; hidden, so that it is no class."""
 
 _VERSION = 1
 _NAMED_AT_MOST = 5
+_TYPES = {"version": int, "fingerprint": str, "num_samples": int, "num_checked": int, "complaints": dict}
+_TYPES_OF_COMPLAINT = {"status": str, "name": str, "reason": str}
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,33 @@ class Verification:
             DatasetError: If it is not such a file.
         """
         try:
-            content = json.loads(path.read_text())
-            if content.pop("version") != _VERSION:
+            content = parse_json(path.read_bytes())
+            if type(content) is dict and content.get("version", _VERSION) != _VERSION:
                 raise DatasetError(f"{path} was written by another version of rlpheads: run rlpheads verify again")
-            complaints = {int(index): BadFile(**found) for index, found in content.pop("complaints").items()}
-            return cls(**content, complaints=complaints)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, DatasetError):
-                raise
+            found = check_types(content, _TYPES)
+            del found["version"]
+            return cls(**found | {"complaints": _complaints(found["complaints"], found["num_samples"])})
+        except DatasetError:
+            raise
+        except (OSError, ValueError) as error:
             raise DatasetError(f"{path} cannot be read ({error}): delete it and run rlpheads verify again") from error
+
+
+def _complaints(found: dict[str, Any], num_samples: int) -> dict[int, BadFile]:
+    """Return complaints by index, checked.
+
+    Raises:
+        ValueError: If they are of another form, or of samples that the split does not have.
+    """
+    complaints = {}
+    for index, content in found.items():
+        if not (index.isascii() and index.isdigit()) or int(index) >= num_samples:
+            raise ValueError(f"{index[:20]!r} is no index of {num_samples} samples")
+        bad = BadFile(**check_types(content, _TYPES_OF_COMPLAINT))
+        if bad.status not in ("unreadable", "damaged"):
+            raise ValueError(f"status {bad.status[:20]!r} is unknown")
+        complaints[int(index)] = bad
+    return complaints
 
 
 def verification_path(folder: Path, split: str) -> Path:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -24,13 +24,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
+from rlpheads.loaders.contract.stored_json import check_types, parse_json, reasons_by_index
 from rlpheads.loaders.sources import beton
-from rlpheads.loaders.sources.beton import RAW
+from rlpheads.loaders.sources.beton import PAGE_SIZE, RAW
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.loaders.store.image_encoding import Encoding, StoredImage, encode_image
-
-PAGE_SIZE = 8 << 20
-"""Bytes of FFCV's pages unless said otherwise; an image lies within one."""
 
 _CHUNK = 128
 """Images between two entries of the journal."""
@@ -85,48 +83,6 @@ class Job:
     def sidecar(self, suffix: str) -> Path:
         """Return the path of a file that lies beside the .beton file while it is written."""
         return self.path.with_name(self.path.name + suffix)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Cost of an image in the store, estimated from a few.
-
-    Attributes:
-        bytes_per_image: Mean size in the store.
-        seconds_per_image: Mean time of one process to read, decode and encode one.
-    """
-
-    bytes_per_image: float
-    seconds_per_image: float
-
-    def file_bytes(self, num_images: int, page_size: int = PAGE_SIZE) -> float:
-        """Return the size of a file of so many images: its tables fill whole pages, and an image lies within one."""
-        tables = -(-(beton.DATA_OFFSET + num_images * beton.SAMPLE.itemsize) // page_size) * page_size
-        images_on_a_page = max(1, int(page_size / max(self.bytes_per_image, 1)))
-        full_pages = max(0, num_images - 1) // images_on_a_page
-        last_page = (num_images - full_pages * images_on_a_page) * self.bytes_per_image
-        return tables + full_pages * page_size + last_page + num_images * beton.ALLOCATION.itemsize
-
-
-def estimate(source: ImageSource, encoding: Encoding, num_images: int = 32) -> Estimate:
-    """Encode some images, evenly spaced over the split, and forget them; those that cannot be read are passed over.
-
-    Raises:
-        ImageReadError: If none of them can be read.
-    """
-    num_bytes: list[int] = []
-    failure, begin = None, perf_counter()
-    chosen = np.unique(np.linspace(0, source.manifest.num_samples - 1, num_images).astype(int)).tolist()
-    for index in [chosen[0], *chosen]:  # the first once more: it also loads what is only loaded once
-        try:
-            if index == chosen[0]:
-                num_bytes, begin = [], perf_counter()
-            num_bytes.append(len(encode_image(source, index, encoding).data))
-        except ImageReadError as error:
-            failure = error
-    if failure is not None and not num_bytes:
-        raise failure
-    return Estimate(sum(num_bytes) / len(num_bytes), (perf_counter() - begin) / len(chosen))
 
 
 def write_beton(job: Job, advance: Callable[[int], object] = int) -> beton.StoreFacts:
@@ -228,11 +184,12 @@ class _UnfinishedFile:
         journal.seek(0)
         known = journal.read()
         whole = len(known) // _ROW.itemsize * _ROW.itemsize
-        journal.truncate(whole)
         self._rows: list[NDArray[np.void]] = [np.frombuffer(known[:whole], dtype=_ROW)]
         self.num_images = len(self._rows[0])
-        reasons.seek(0)
-        noted = dict(json.loads(line) for line in reasons if line.endswith("\n"))
+        if self.num_images > job.source.manifest.num_samples:
+            raise _damaged(job, ".rows", "it has more rows than there are samples")
+        noted = _read_reasons(job)
+        journal.truncate(whole)
         self._unreadable = {index: reason for index, reason in noted.items() if index < self.num_images}
         tables = beton.DATA_OFFSET + job.source.manifest.num_samples * beton.SAMPLE.itemsize
         self._end = -(-tables // job.page_size) * job.page_size
@@ -346,23 +303,51 @@ def _open_unfinished(job: Job) -> Iterator[_UnfinishedFile]:
         yield _UnfinishedFile(job, data, journal, reasons)
 
 
+def _read_reasons(job: Job) -> dict[int, str]:
+    """Return why images could not be read, by index, as the unfinished file notes it; a torn last line is left out.
+
+    Raises:
+        DatasetError: If another line is damaged.
+    """
+    noted = {}
+    try:
+        for line in job.sidecar(".unreadable").read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                index, reason = parse_json(line)
+                noted.update(reasons_by_index({str(index): reason}))
+    except (ValueError, TypeError) as error:
+        raise _damaged(job, ".unreadable", str(error)) from error
+    return noted
+
+
+def _damaged(job: Job, suffix: str, reason: str) -> DatasetError:
+    return DatasetError(f"{job.sidecar(suffix)} is damaged ({reason}): {_begin_again(job)}")
+
+
+def _begin_again(job: Job) -> str:
+    leftovers = shlex.join(str(job.sidecar(suffix)) for suffix in (".partial", *_JOURNALS))
+    return f"delete what is there to begin again: rm {leftovers}"
+
+
 def _check_settings(job: Job) -> None:
     """Compare the job's settings with those of the unfinished file, or write them down."""
     started = job.sidecar(".job")
     if not started.exists():
         started.write_text(json.dumps(job.settings))
         return
-    earlier = json.loads(started.read_text())
+    try:
+        earlier = check_types(parse_json(started.read_bytes()), dict.fromkeys(job.settings, object))
+    except ValueError as error:
+        raise _damaged(job, ".job", str(error)) from error
     changed = [
-        f"{name} is {value} now and was {earlier.get(name)}"
+        f"{name} is {value} now and was {earlier[name]}"
         for name, value in job.settings.items()
-        if earlier.get(name) != value
+        if earlier[name] != value
     ]
     if changed:
-        leftovers = " ".join(str(job.sidecar(suffix)) for suffix in (".partial", *_JOURNALS))
         raise DatasetError(
-            f"{job.path} was begun with other settings: {'; '.join(changed)}. Give the same ones to go on, or delete what "
-            f"is there to begin again: rm {leftovers}"
+            f"{job.path} was begun with other settings: {'; '.join(changed)}. Give the same ones to go on, or "
+            f"{_begin_again(job)}"
         )
 
 

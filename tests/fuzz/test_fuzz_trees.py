@@ -52,7 +52,7 @@ def write_entry(path: bytes, rng: random.Random, root: bytes) -> None:
     elif kind == 2:
         os.mkdir(path)
     else:
-        with open(path, "wb") as file:
+        with open(path, "xb") as file:  # a pipe of that name would be waited for
             file.write(rng.choice(CONTENTS))
 
 

@@ -1,5 +1,6 @@
 """A store that is not whole, or not the one that is meant, is refused on opening."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -108,6 +109,55 @@ def test_a_damaged_manifest_is_refused(store, fraction):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * fraction)])
     with pytest.raises(DatasetError, match=r"train.manifest.npz is damaged"):
+        open_beton(store / "train.beton")
+
+
+@pytest.mark.wrong("file")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[" * 200_000, "nested too deeply"),
+        (b"[1]", "it holds no mapping"),
+        (b"\xff", "can't decode byte"),
+        (b"{}", "it lacks"),
+        ({"classes": [1]}, "classes are no names"),
+        ({"classes": None}, "classes is None"),
+        ({"num_bytes": "many"}, "num_bytes is 'many'"),
+        ({"num_bytes": -1}, "num_bytes is -1"),
+        ({"unreadable": {"x": "reason"}}, "no reason by index"),
+        ({"unreadable": {"99999": "reason"}}, "samples unreadable that it does not have"),
+        ({"one more": 1}, "'one more', which is no key"),
+    ],
+)
+def test_facts_of_another_form_are_one_error_with_the_reason(store, content, reason):
+    path = store / "train.manifest.npz"
+    with np.load(path) as arrays:
+        columns = dict(arrays)
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(columns["facts"].tobytes()) | content).encode()
+    np.savez(path, **columns | {"facts": np.frombuffer(content, dtype=np.uint8)})
+    with pytest.raises(DatasetError, match=rf"train.manifest.npz is damaged \(.*{reason}") as caught:
+        open_beton(store / "train.beton")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.wrong("file")
+@pytest.mark.parametrize(
+    ("name", "change_column"),
+    [
+        ("targets", lambda column: column + 10),
+        ("targets", lambda column: column[:-1]),
+        ("targets", lambda column: column.astype(float)),
+        ("name_offsets", lambda column: column[::-1].copy()),
+        ("sizes", lambda column: column[None]),
+    ],
+)
+def test_columns_of_another_form_are_one_error(store, name, change_column):
+    path = store / "train.manifest.npz"
+    with np.load(path) as arrays:
+        columns = dict(arrays)
+    np.savez(path, **columns | {name: change_column(columns[name])})
+    with pytest.raises(DatasetError, match="is damaged"):
         open_beton(store / "train.beton")
 
 

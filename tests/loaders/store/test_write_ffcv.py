@@ -19,8 +19,9 @@ from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.sources import beton
 from rlpheads.loaders.sources.beton import JPG, RAW, open_beton
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
+from rlpheads.loaders.store.estimate import estimate
 from rlpheads.loaders.store.image_encoding import Encoding
-from rlpheads.loaders.store.write_ffcv import Job, estimate, write_beton
+from rlpheads.loaders.store.write_ffcv import Job, write_beton
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -197,6 +198,33 @@ def interrupt(count: int) -> None:
     """Break the writing off when something is written."""
     if count:
         raise KeyboardInterrupt
+
+
+@pytest.mark.wrong("file")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("job", b"[" * 200_000),
+        ("job", b"[1]"),
+        ("job", b"\xff"),
+        ("job", b'{"fingerprint": "other"}'),
+        ("unreadable", b"[" * 200_000 + b"\n"),
+        ("unreadable", b'{"0": "reason"}\n'),
+        ("unreadable", b'["0", null]\n'),
+        ("unreadable", b"\xff\n"),
+        ("rows", b"\0" * 4000),
+    ],
+)
+def test_damaged_notes_of_an_unfinished_file_are_one_error_with_the_remedy(photographs, tmp_path, name, content):
+    job = Job(photographs, tmp_path / "train.beton", "imagefolder", None, Encoding("raw"))
+    with pytest.raises(KeyboardInterrupt):
+        write_beton(job, interrupt)
+    path = tmp_path / f"train.beton.{name}"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=rf"train.beton.{name} is damaged \(.*rm .*partial") as caught:
+        write_beton(job)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == content
 
 
 def test_other_settings_do_not_go_on_with_an_unfinished_file(photographs, tmp_path):
