@@ -78,8 +78,13 @@ class ClassShards:
     def sum_own_rows(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sum tensors (N·B, D) of one dtype over the ranks, and return this rank's rows of each: (B, D). One message."""
         packed_NX = torch.cat([tensor.reshape(self.world_size, -1) for tensor in tensors], 1)
-        own_X = packed_NX.new_empty(packed_NX.shape[1])
-        dist.reduce_scatter_single(own_X, packed_NX.view(-1), group=self._group)
+        if packed_NX.device.type == "cpu":  # gloo's reduce-scatter is an all-reduce, which sends twice as much
+            parts_NX = torch.empty_like(packed_NX)
+            dist.all_to_all_single(parts_NX.view(-1), packed_NX.view(-1), group=self._group)
+            own_X = parts_NX.sum(0)
+        else:
+            own_X = packed_NX.new_empty(packed_NX.shape[1])
+            dist.reduce_scatter_single(own_X, packed_NX.view(-1), group=self._group)
         widths = [prod(tensor.shape[1:]) for tensor in tensors]
         num_rows = len(tensors[0]) // self.world_size
         parts = own_X.split([num_rows * width for width in widths])

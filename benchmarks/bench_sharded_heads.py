@@ -1,0 +1,193 @@
+"""What heads cost a rank, held whole and sharded by class: bytes sent a step, and memory, measured beside the formula.
+
+python benchmarks/bench_sharded_heads.py wire      # 4 ranks, K = 1,000 and 100,000, two taps of D = 128, 1,024 rows
+python benchmarks/bench_sharded_heads.py memory    # 4 ranks, 1.28 million labels, one tap of D = 192, 32 rows: 4 GB in all
+
+Bytes are those that the loopback device counts, headers of TCP included, less those of as many barriers without steps between
+them. As root the ranks have a loopback device of their own (`unshare --net`); else keep the machine's quiet. Memory is the
+resident memory of each rank's process: what it is at the peak of three steps above what it was before the heads were made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from measuring import Results
+from rich.console import Console
+from rich.table import Table
+
+from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
+from rlpheads.engine.distributed import launch
+from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.learner.parts import TrainedPart, build_part
+from rlpheads.engine.learner.schedule import Span
+from rlpheads.engine.learner.shard_choice import HeadWorkload
+from rlpheads.engine.learner.sharded_part import shard_part
+from rlpheads.memorization.heads.class_shards import ClassShards
+from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
+from rlpheads.memorization.heads.head_losses import HeadTerms
+from rlpheads.memorization.heads.rlp_heads import RLPHeads
+from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
+
+NUM_STEPS = 5
+KINDS = ("held", "peak")
+"""Of bytes at a rank: weights, gradients and optimizer states; what the process has at its peak."""
+OPTIM = OptimConfig("adamw", lr=1e-3, weight_decay=0.0)
+CASES: dict[str, list[dict[str, Any]]] = {
+    "wire": [
+        {"shard": shard, "num_labels": labels, "dims": [128, 128], "num_rows": 1024, "regularizer": kind}
+        for shard, kind in (("none", None), ("class", None), ("class", "unlikelihood"))
+        for labels in (1_000, 100_000)
+    ],
+    "memory": [{"shard": "class", "num_labels": 1_280_000, "dims": [192], "num_rows": 32, "regularizer": None}],
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Heads at one rank, and random features for them to read."""
+
+    launched: Launch
+    case: dict[str, Any]
+    part: TrainedPart
+
+    @classmethod
+    def build(cls, launched: Launch, case: dict[str, Any]) -> Bench:
+        """Make the heads of a case."""
+        shape = (case["dims"], case["num_labels"], 1)
+        span = Span(10, 10)
+        if case["shard"] == "none":
+            part = build_part(RLPHeads(*shape, seed=0), OPTIM, ScheduleConfig(), span, ddp=True)
+        else:
+            heads = ShardedRLPHeads(*shape, seed=0, shards=ClassShards.of_mesh(launched.mesh()))
+            part = shard_part(build_part(heads, OPTIM, ScheduleConfig(), span, ddp=False))
+        return cls(launched, case, part)
+
+    def step(self, number: int) -> float:
+        """Take one step on this rank's rows; return the loss."""
+        ranks, num_rows = self.launched.world_size, self.case["num_rows"]
+        generator = torch.Generator().manual_seed(self.launched.rank.rank)
+        taps = [torch.randn(num_rows // ranks, dim, generator=generator).requires_grad_() for dim in self.case["dims"]]
+        labels_MB = torch.randint(self.case["num_labels"], (1, num_rows // ranks), generator=generator)
+        kind = self.case["regularizer"]
+        terms = HeadTerms(kind, tuple(range(len(taps))) if kind else ())
+        valid_B = torch.ones(num_rows // ranks, dtype=torch.bool)
+        losses = self.part.wrapped(taps, labels_MB, terms)
+        weights = TermWeights(factor=1.0 if kind else 0.0)
+        combined = combine_losses(losses, valid_B, num_rows, ranks, weights)
+        combined.total.backward()
+        self.part.update(number, self.part.gradient_norm())
+        return float(combined.heads.detach())
+
+    def workload(self) -> HeadWorkload:
+        """The same in the terms of the formula."""
+        dims = tuple(self.case["dims"])
+        trained = dims if self.case["regularizer"] else ()
+        return HeadWorkload(dims, self.case["num_labels"], (1, 0), None, self.case["num_rows"], trained, False, 4, 2)
+
+
+def measure_wire(launched: Launch, case: dict[str, Any]) -> dict[str, Any]:
+    """Bytes that a rank sends in a step."""
+    bench = Bench.build(launched, case)
+    for number in range(2):
+        bench.step(number)
+
+    def sent(num_steps: int) -> int:
+        dist.barrier()
+        before = psutil.net_io_counters(pernic=True)["lo"].bytes_sent
+        dist.barrier()
+        for number in range(num_steps):
+            bench.step(number)
+        dist.barrier()
+        return psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before
+
+    measured = (sent(NUM_STEPS) - sent(0)) / NUM_STEPS / launched.world_size
+    work = bench.workload()
+    costs = work.whole(launched.world_size) if case["shard"] == "none" else work.sharded(launched.world_size)
+    return {"sent": measured, "formula": costs.traffic}
+
+
+def measure_memory(launched: Launch, case: dict[str, Any]) -> dict[str, Any]:
+    """Bytes of weights, gradients and states at this rank, and of the process at its peak."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = psutil.Process().memory_info().rss
+    bench = Bench.build(launched, case)
+    losses = [bench.step(number) for number in range(3)]
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    parameters = list(bench.part.module.parameters())
+    states = [state for each in bench.part.optimizer.state.values() for state in each.values() if state.dim()]
+    held = 4 * (2 * sum(each.numel() for each in parameters) + sum(state.numel() for state in states))
+    ranks: list[Any] = [None] * launched.world_size
+    dist.all_gather_object(ranks, {"held": held, "peak": int(found[1]) * 1024 - before, "losses": losses})
+    work = bench.workload()
+    return {"ranks": ranks, "formula": work.sharded(launched.world_size).memory, "whole": work.whole(1).memory}
+
+
+def run_rank(theme: str, number: int) -> None:
+    """Measure one case at this rank, and print it at the main one."""
+    torch.set_num_threads(1)
+    with launch.start("cpu") as launched:
+        found = (measure_wire if theme == "wire" else measure_memory)(launched, CASES[theme][number])
+        if launched.is_main:
+            print(json.dumps(found), flush=True)
+
+
+def run_ranks(theme: str, number: int, num_ranks: int) -> dict[str, Any]:
+    """Measure one case in processes of its own, on a loopback device of their own where that is allowed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    command += [__file__, theme, "--case", str(number)]
+    if os.geteuid() == 0:
+        command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *command]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=env)
+    if ended.returncode:
+        raise SystemExit(ended.stderr)
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("theme", choices=CASES)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    arguments = parser.parse_args()
+    if arguments.case is not None:
+        run_rank(arguments.theme, arguments.case)
+        return
+    results = Results(f"sharded_heads_{arguments.theme}", "cpu", arguments.out)
+    table = Table(
+        "shard", "K", "regulariser", "bytes", "measured", "formula", "measured / formula", title=arguments.theme
+    )
+    for number, case in enumerate(CASES[arguments.theme]):
+        line = results.measure(
+            lambda number=number: run_ranks(arguments.theme, number, arguments.ranks), ranks=arguments.ranks, **case
+        )
+        measured = [("sent a step", line["sent"])] if arguments.theme == "wire" else []
+        measured += [
+            (f"{what} at rank {n}", rank[what]) for n, rank in enumerate(line.get("ranks", [])) for what in KINDS
+        ]
+        for what, value in measured:
+            named = (case["shard"], f"{case['num_labels']:,}", str(case["regularizer"]), what)
+            table.add_row(*named, f"{value:,.0f}", f"{line['formula']:,}", f"{value / line['formula']:.4f}")
+    console = Console(record=True, width=110)
+    console.print(table)
+    results.write("table.txt", console.export_text())
+
+
+if __name__ == "__main__":
+    main()
