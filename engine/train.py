@@ -16,6 +16,7 @@ from rlpheads.engine.config.errors import ConfigError, RankError
 from rlpheads.engine.config.launcher_variables import is_first, without_local_rank
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed import host_memory, launcher_folder
+from rlpheads.engine.model import timm_loading
 from rlpheads.engine.terminal import standard_streams
 from rlpheads.engine.terminal.text import printable
 
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str]) -> int:
     try:
         config = read_settings(without_local_rank(argv), _note)
-        from rlpheads.engine.training import job  # torch and timm load here: --help and slips are answered at once
+        with timm_loading.without_wandb():
+            from rlpheads.engine.training import job  # torch and timm load here: --help and slips are answered at once
 
         return job.run(config)
     except ConfigError as error:

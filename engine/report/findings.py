@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlpheads.engine.report.evaluation_summary import Evaluation
-from rlpheads.engine.report.memory import TapMemory
-from rlpheads.memorization.figures.rla_figures import References, plot_rla_by_depth, plot_rla_by_epoch
-from rlpheads.memorization.measures.intervals import Interval, binomial_bounds
+
+if TYPE_CHECKING:  # scipy is behind both
+    from rlpheads.engine.report.memory import TapMemory
+    from rlpheads.memorization.measures.intervals import Interval
 
 HEAD_ALONE, FRESH_REFIT = "head-only baseline", "refit, fresh labels"
 """The line beside a trained head: the closed form for features that know nothing of the labels, or a measured one."""
@@ -105,6 +106,8 @@ def summarize_findings(
         num_labels: K.
         num_train: training images.
     """
+    from rlpheads.memorization.measures.intervals import binomial_bounds  # scipy loads after training
+
     num_draws = len(heldout.rla_TM[0]) if blocks else 1
     bounds = binomial_bounds(num_draws * heldout.num_samples, num_labels)
     draw_bounds = binomial_bounds(heldout.num_samples, num_labels)
@@ -154,6 +157,9 @@ def draw_figures(folder: Path, found: Findings, history: Sequence[Mapping[str, A
         history: the epoch lines of metrics.jsonl.
         num_heldout: held-out samples, for the band of chance.
     """
+    # matplotlib loads after training
+    from rlpheads.memorization.figures.rla_figures import References, plot_rla_by_depth, plot_rla_by_epoch
+
     blocks = [tap.block for tap in found.taps]
     references = References(round(1 / found.chance), num_heldout, [tap.baseline for tap in found.taps], found.line)
     now = {phase: [[getattr(tap, phase)] for tap in found.taps] for phase in ("running", "clean", "heldout")}

@@ -15,7 +15,7 @@ from rlpheads.engine.distributed.stop_flag import StopFlag
 from rlpheads.engine.learner.sharded_part import ShardedPart
 from rlpheads.engine.report.display import Display, calibration_text, percent
 from rlpheads.engine.report.evaluation_summary import summarize_ledger
-from rlpheads.engine.report.findings import FRESH_REFIT, Findings, TapFinding
+from rlpheads.engine.report.findings import FRESH_REFIT, Findings, TapFinding, draw_figures, summarize_findings
 from rlpheads.engine.runs.checkpoint import weights_sha256
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.terminal.text import shell_word
@@ -29,10 +29,6 @@ def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: 
 
     `closed`: the run ends with a last epoch, whose measurements are still here if this process made them.
     """
-    # scipy and matplotlib load after training
-    from rlpheads.engine.report.findings import draw_figures, summarize_findings
-    from rlpheads.engine.report.memory import measure_memory
-
     if closed and training.splits.heldout.ledger.num_seen:
         heldout = summarize_ledger(training.splits.heldout.ledger)
     else:
@@ -51,6 +47,8 @@ def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: 
     )
     if found.taps:
         if closed and training.splits.clean.ledger.num_seen:
+            from rlpheads.engine.report.memory import measure_memory  # scipy loads after training
+
             config, blocks = training.run.config.heads, training.learner.tapped.taps
             memory = measure_memory(training.splits.clean.ledger, blocks, config.draws, config.num_labels)
             found = replace(found, memory=memory)

@@ -22,7 +22,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import special
 
 from rlpheads.memorization.arguments import check_num_labels
 
@@ -64,6 +64,7 @@ def _log_above_mean(j: int) -> float:
     """Log q_j: of j+1 standard normals, j given ones exceed the mean of all."""
     if j == 0:
         return 0.0
+    from scipy import optimize  # a run begins without it: `capacity_warning`
 
     def exponent(c: float) -> float:
         return 0.5 * c * c + j * math.log(special.erfcx(c / math.sqrt(2)))

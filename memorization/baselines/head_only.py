@@ -121,7 +121,8 @@ def capacity_warning(num_labels: int, num_samples: int, num_features: int, balan
     num_labels = check_num_labels(num_labels)
     alpha = num_samples / num_features
     baseline = head_only_rla(num_labels, num_samples, num_features, balance)
-    limit = capacity(num_labels)
+    # The capacity is at most K: K − 1 over E J ≥ P(J > 0) = 1 − 1/K, as the largest of K scores is the label's own in 1/K.
+    limit = num_labels if alpha > num_labels else capacity(num_labels)
     if alpha > limit and baseline < NEAR_PERFECT_FIT:
         return None
     reason = (
