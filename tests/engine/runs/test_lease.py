@@ -17,7 +17,8 @@ from rlpheads.engine.runs.lease import LEASE, kept_lease, read_lease, wait_for_l
 
 def leave_lease(path, beat=0, host="elsewhere"):
     path.mkdir(exist_ok=True)
-    (path / LEASE).write_text(json.dumps({"host": host, "pid": 7, "word": "w", "beat": beat}))
+    (path / "lease.tmp").write_text(json.dumps({"host": host, "pid": 7, "word": "w", "beat": beat}))
+    (path / "lease.tmp").replace(path / LEASE)
 
 
 @contextmanager
