@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from rlpheads.engine.config.launcher_options import LauncherOptions
 from rlpheads.engine.distributed.launcher_folder import announce_stop, open_launcher_folder, read_code, was_hang
 from rlpheads.loaders.contract.stop_signals import STOP_SIGNALS, ignored_stop_signals
 
+_LOOK_EVERY_S = 10
+_SAY_EVERY_S = 30
 _BY_SIGNAL = 128
 """A process that a signal ended has this exit code and the signal's number, as shells have it."""
 _LEFT_S = 10
@@ -56,7 +59,7 @@ def launch_ranks(options: LauncherOptions, script: str, arguments: Sequence[str]
         ConfigError: the nodes cannot meet.
     """
     logging.disable(logging.CRITICAL)  # what goes wrong is said by the ranks, or below
-    with tempfile.TemporaryDirectory(prefix="rlpheads-train-") as folder, _signals_passed_on():
+    with tempfile.TemporaryDirectory(prefix="rlpheads-train-") as folder, _signals_passed_on(), _waits_named(options):
         open_launcher_folder(folder)
         try:
             elastic_launch(_launch_config(options, folder), sys.executable)("-u", script, *arguments)
@@ -69,6 +72,31 @@ def launch_ranks(options: LauncherOptions, script: str, arguments: Sequence[str]
             (first, *_) = str(error).splitlines() or [type(error).__name__]
             raise ConfigError(f"the nodes cannot meet at {options.endpoint} ({options.backend}): {first}") from error
         return read_code() or 0
+
+
+@contextmanager
+def _waits_named(options: LauncherOptions) -> Iterator[None]:
+    """Say now and then that this node waits for others: it has no ranks that could."""
+    over = threading.Event()
+    if not options.one_node:
+        threading.Thread(target=_name_waits, args=(options, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _name_waits(options: LauncherOptions, over: threading.Event) -> None:
+    waited_s = 0
+    while not over.wait(_LOOK_EVERY_S):
+        waited_s = 0 if psutil.Process().children() else waited_s + _LOOK_EVERY_S
+        if waited_s and waited_s % _SAY_EVERY_S == 0:
+            limit_s = options.settings.get("join_timeout", "600")
+            print(
+                f"waiting for {options.num_nodes} nodes at {options.endpoint} since {waited_s} s, at most {limit_s} s "
+                "(--rdzv-conf join_timeout=SECONDS): start this command on each",
+                file=sys.stderr,
+            )
 
 
 def _launch_config(options: LauncherOptions, folder: str) -> LaunchConfig:

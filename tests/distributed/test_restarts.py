@@ -81,3 +81,13 @@ def test_refused_settings_are_said_once(runner: Runner):
     assert refused.code == 2
     (line,) = refused.output.splitlines()
     assert "batch_size is 4096" in line
+
+
+def test_launcher_that_waits_for_other_nodes_says_so(runner: Runner):
+    words = runner.train_command("lonely", ranks=1)
+    process = runner.start_command([*words, "--nnodes", "2", "--rdzv-endpoint", "localhost:0"])
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("waiting for 2 nodes at localhost:0 since 30 s, at most 600 s")
+    finally:
+        runner.kill(process)
