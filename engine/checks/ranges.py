@@ -62,7 +62,7 @@ RANGES: dict[str, Range] = {
     "log_every": _FROM_1,
     "runtime.profile.first": _FROM_0,
     "runtime.profile.steps": _FROM_1,
-    "loss_scale.initial": _ABOVE_0,
+    "loss_scale.initial": Range(0, 2**64, open_low=True),
     "loss_scale.growth_every": _FROM_1,
     "data.val_fraction": _BETWEEN_0_AND_1,
     "data.max_skipped": _FROM_0,
