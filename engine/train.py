@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rlpheads.engine import exit_codes
-from rlpheads.engine.checks.ranges import range_errors
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, RankError
 from rlpheads.engine.config.launcher_variables import is_first, without_local_rank
+from rlpheads.engine.config.ranges import range_errors
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed import host_memory, launcher_folder
 from rlpheads.engine.model import timm_loading

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from rlpheads.engine.checks.ranges import range_errors
 from rlpheads.engine.checks.settings import log_errors, settings_errors
 from rlpheads.engine.checks.workers import worker_errors
 from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.ranges import range_errors
 from rlpheads.engine.config.schema import Config
 
 if TYPE_CHECKING:

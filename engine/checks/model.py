@@ -21,7 +21,7 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.parts import build_part
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.sharded_part import ELEMENTWISE
-from rlpheads.engine.model.hub import leave_hub_if_silent
+from rlpheads.engine.model.hub import leave_hub_if_silent, patience_with_servers
 from rlpheads.engine.model.initial_weights import WeightsError, fit_weights
 from rlpheads.engine.model.plan import ModelPlan, plan_model
 from rlpheads.loaders.contract.errors import DatasetError
@@ -30,6 +30,7 @@ from rlpheads.loaders.sources.synthetic import SyntheticSpec
 
 _TIMM_LOADS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _NOT_GIVEN = (*_TIMM_LOADS, "num_classes", "device", "dtype", "args", "kwargs")
+_GIVEN_TWICE = re.compile(r"multiple values for (?:keyword )?argument '([^']+)'")
 _UNEXPECTED = re.compile(r"unexpected keyword argument(?:\(s\):)? \[?'([^']+)'")
 
 
@@ -85,7 +86,10 @@ def make_plan(config: Config, num_classes: int) -> ModelPlan:
     try:
         return plan_model(config, num_classes)
     except ValueError as error:
-        raise _unknown_argument(config.model, error.__cause__) or ConfigError(f"model: {error}") from error
+        clearer = _unknown_argument(config.model, error.__cause__) or _argument_of_the_name(
+            config.model, error.__cause__
+        )
+        raise clearer or ConfigError(f"model: {error}") from error
     except Exception as error:  # timm computes with its arguments unchecked, and any exception may come of that
         given = f"got {show_value(config.model.name)} with model.args {show_value(config.model.args)}"
         raise ConfigError(f"model: {given}, which cannot be built: {type(error).__name__}: {error}") from error
@@ -102,6 +106,17 @@ def _unknown_argument(model: ModelConfig, error: BaseException | None) -> Config
     match = nearest(given, known)
     hint = f"nearest: {match}" if match else f"allowed: {', '.join(known)}"
     return ConfigError(f"model.args.{given}: no such argument of timm's {architecture.__name__}; {hint}")
+
+
+def _argument_of_the_name(model: ModelConfig, error: BaseException | None) -> ConfigError | None:
+    """Return an error if `error` tells that the model's name decides an argument that was given."""
+    found = _GIVEN_TWICE.search(str(error)) if isinstance(error, TypeError) else None
+    if found is None:
+        return None
+    return ConfigError(
+        f"model.args.{found[1]}: got {show_value(model.args.get(found[1]))}, which the name {model.name} decides; leave it "
+        "out: where a --config sets it for another model, take one of this model"
+    )
 
 
 def model_errors(config: Config, plan: ModelPlan, world_size: int) -> Iterator[ConfigError]:
@@ -160,7 +175,7 @@ def _pretrained_errors(model: ModelConfig) -> Iterator[ConfigError]:
         return
     silence = leave_hub_if_silent()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), patience_with_servers():
             timm.create_model(model.name, pretrained=True, **model.args)
     except Exception as error:  # the hub's client has many, and timm computes with what it fetched
         if silence is None:

@@ -1,6 +1,6 @@
 """Settings that contradict each other, and settings that a machine or a file system cannot keep.
 
-`rlpheads.engine.config.command_line` has already made sure of every field's type, `rlpheads.engine.checks.ranges` of every
+`rlpheads.engine.config.command_line` has already made sure of every field's type, `rlpheads.engine.config.ranges` of every
 number. Every check yields its errors, cheap checks first; torch is imported only where images are asked for.
 """
 

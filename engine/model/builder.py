@@ -12,6 +12,7 @@ import rlpheads.engine.model.wide_resnet  # noqa: F401 (registers its models wit
 from rlpheads.engine.config.learning import ModelConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
+from rlpheads.engine.model.hub import patience_with_servers
 from rlpheads.engine.model.tapped_model import TappedModel, gives_prefix_tokens, layout_of
 from rlpheads.engine.model.taps import Pool, select_places
 
@@ -61,7 +62,8 @@ def tap_dims(model: TappedModel, image_size: int) -> tuple[int, ...]:
 
 def _create(config: ModelConfig, num_classes: int, pretrained: bool) -> Any:
     try:
-        return timm.create_model(config.name, pretrained=pretrained, num_classes=num_classes, **config.args)
+        with patience_with_servers():
+            return timm.create_model(config.name, pretrained=pretrained, num_classes=num_classes, **config.args)
     except (TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"model.name={config.name} cannot be built with model.args={config.args}: {error}") from error
 

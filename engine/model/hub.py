@@ -1,6 +1,10 @@
-"""The Hugging Face hub, from which timm's pretrained weights come: whether it answers, asked once before any download."""
+"""Where timm's pretrained weights come from: the Hugging Face hub, asked once whether it answers, and plain URLs."""
 
 from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import huggingface_hub.constants
 from huggingface_hub import get_session
@@ -21,3 +25,17 @@ def leave_hub_if_silent() -> str | None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"{endpoint} does not answer ({reason})"
     return None
+
+
+@contextmanager
+def patience_with_servers(seconds: float = 30.0) -> Iterator[None]:
+    """End downloads in here whose server says nothing for so long: torch.hub, which timm reads plain URLs with, has no limit.
+
+    The limit is the process's default for sockets; those that have one of their own keep it.
+    """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from rlpheads.engine.config.errors import UserError
@@ -38,6 +39,7 @@ _FILE: dict[str, Kind] = {"bytes": "count", "sha256": "text"}
 _LEFTOVER = re.compile(r"\.(?P<name>step=\d+)\.(?P<kind>tmp|old|gone)")
 """Folders that a save or a removal makes for a moment."""
 BEGIN_AGAIN = "begin again with --run.overwrite or another --run.name"
+_MOST_SHOWN = 200
 SEAL = "sha256"
 """Key of the hash over all that a manifest says. Manifests of format 1, which had no key `format` either, lack it."""
 FORMAT = 2
@@ -163,6 +165,10 @@ def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
         spoiled = nonfinite_entries(checkpoint)
     except MetadataError as error:
         raise CheckpointError(f"{checkpoint} is damaged: {error}; {_remedy(checkpoint)}") from error
+    except CheckpointException as error:
+        if _is_systems(error):
+            raise
+        raise DamagedCheckpointError(checkpoint, _describe_unfit(checkpoint, error)) from error
     except OSError as error:
         raise CheckpointError(describe_storage_failure(error, checkpoint)) from error
     if spoiled:
@@ -174,8 +180,17 @@ def load(checkpoint: Path, state: dict[str, Any], launch: Launch) -> None:
     """Fill the tensors of `state` in place. Collective.
 
     Nothing in the folder can run code: see `rlpheads.engine.runs.checkpoint_metadata`.
+
+    Raises:
+        CheckpointError: the files lack a part of the state, or hold it in another form than their metadata says.
+        torch.distributed.checkpoint.api.CheckpointException: the system cannot read a file.
     """
-    fill_state(checkpoint, state, process_group=launch.control)
+    try:
+        fill_state(checkpoint, state, process_group=launch.control)
+    except CheckpointException as error:
+        if _is_systems(error):
+            raise
+        raise CheckpointError(f"{_describe_unfit(checkpoint, error)}; {_remedy(checkpoint)}") from error
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -208,6 +223,19 @@ def _remedy(checkpoint: Path) -> str:
     if before:
         return f"move that folder away to resume from {before[-1]}"
     return f"there is none before it: {BEGIN_AGAIN}"
+
+
+def _is_systems(error: CheckpointException) -> bool:
+    """Whether a rank met a complaint of the system, such as a failing disk, about which the files say nothing."""
+    return any(isinstance(failure, OSError) and failure.errno is not None for failure, _ in error.failures.values())
+
+
+def _describe_unfit(checkpoint: Path, error: CheckpointException) -> str:
+    """Say in one line what files do not hold; torch has a traceback for each rank."""
+    failure, _ = next(iter(error.failures.values()))
+    lines = str(failure).splitlines() or [type(failure).__name__]
+    words = next((line for line in lines if "GLOBAL" in line), lines[0])  # of torch.load's advice, what was asked for
+    return f"{checkpoint} is damaged: it does not hold the state that its manifest promises ({words[:_MOST_SHOWN]})"
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:

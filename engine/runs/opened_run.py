@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, UserError, nearest
+from rlpheads.engine.config.ranges import range_errors
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.tapped_model import TappedModel
@@ -105,13 +106,15 @@ def read_run(path: Path, epoch: int | None = None, step: int | None = None, root
 
     Raises:
         RunError: there is no such run, checkpoint, epoch or step.
-        ConfigError: the run's settings cannot be read.
+        ConfigError: the run's settings cannot be read, or a number is out of its range.
         CheckpointError: the checkpoint's manifest is damaged.
     """
     if not (path / "config.yaml").is_file():
         raise RunError(_describe_missing_run(path))
     folder = RunFolder(path)
     config = parse_config(["--config", str(path / "config.yaml")])
+    for complaint in range_errors(config):
+        raise ConfigError(f"{path / 'config.yaml'}: {complaint}")
     if root is not None:
         config = replace(config, data=replace(config.data, root=str(root)))
     return SavedRun(folder, config, _choose_checkpoint(folder, epoch, step))

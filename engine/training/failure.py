@@ -20,7 +20,10 @@ from rlpheads.engine.training.outcome import DIVERGENCE, ReplicaDriftError, Trai
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
 from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 
-_SAYS_ENOUGH = (TrainingDivergedError, ReplicaDriftError, ImageReadError, LoaderError, DatasetError, RunLogError)
+_SAYS_ENOUGH = (
+    *(TrainingDivergedError, ReplicaDriftError, ImageReadError, LoaderError, DatasetError, RunLogError),
+    CheckpointError,
+)
 """Errors whose own message is what the user needs."""
 
 

@@ -230,6 +230,11 @@ NAMES = [
         ["--model.name", "vit_small_patch32_224.augreg_in21k_ft_in1k", "--model.args.drop_rates", "0.1"],
         "model.args.drop_rates: no such argument of timm's VisionTransformer; nearest: drop_rate",
     ),
+    (
+        ["--model.name", "wrn_16_4"],
+        "model.args.depth: got 6, which the name wrn_16_4 decides; leave it out: where a --config sets it for another model, "
+        "take one of this model",
+    ),
     (["--model.args.num_heads", "0"], "which cannot be built: ZeroDivisionError: integer modulo by zero"),
     (
         ["--data.image_size", "32"],

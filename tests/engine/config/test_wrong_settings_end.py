@@ -13,9 +13,9 @@ from wrong_settings import CONTRADICTIONS, DIGITS, NAMES, NUMBERS
 
 from rlpheads.engine import exit_codes, train
 from rlpheads.engine.checks.checks import check_config
-from rlpheads.engine.checks.ranges import RANGES
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.ranges import RANGES
 from rlpheads.engine.config.schema import Config
 
 

@@ -1,12 +1,14 @@
 """The Hugging Face hub that does not answer is asked once, and its cache is read without it."""
 
+import socket
 import time
 
 import huggingface_hub.constants
 import pytest
+import torch
 from checked_flags import complaint
 
-from rlpheads.engine.model.hub import leave_hub_if_silent
+from rlpheads.engine.model.hub import leave_hub_if_silent, patience_with_servers
 
 CLOSED = "http://127.0.0.1:9"
 """The discard port, on which nothing listens."""
@@ -31,3 +33,12 @@ def test_weights_of_a_silent_hub_are_one_error_within_seconds(tmp_path):
     assert time.perf_counter() - began < 20, "the hub's client tries again and again for 51 seconds"
     assert f"they are not in {tmp_path / 'hub'}, and {CLOSED} does not answer (" in said
     assert said.endswith("--model.checkpoint FILE")
+
+
+@pytest.mark.wrong("checkpoint")
+def test_weights_at_a_plain_url_are_not_waited_for_without_end(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent, patience_with_servers(0.2):
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/weights.pth"
+        with pytest.raises(TimeoutError, match="timed out"):
+            torch.hub.load_state_dict_from_url(url, str(tmp_path), progress=False)
+    assert socket.getdefaulttimeout() is None

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from strangers_files import Command, replace_metadata
 
 from rlpheads.engine.cli import main
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.runs.checkpoint import weights_sha256
+from rlpheads.engine.runs.checkpoint_metadata import read_metadata
 from rlpheads.engine.runs.opened_run import RunError, open_run
 
 
@@ -83,3 +86,41 @@ def test_finished_run_with_a_damaged_line_of_metrics_stays_done(detached_run, tm
     assert error.startswith(f"error: {copy / 'metrics.jsonl'} is damaged (line ")
     assert error.count("\n") == 1
     assert {name: (copy / name).read_bytes() for name in files} == files
+
+
+@pytest.mark.wrong("run folder")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.canaries.repeats", [2, 10**12]), ("epochs", 0), ("data.image_size", -8), ("heads.labels", 2**40)],
+)
+def test_settings_out_of_range_are_one_line_of_audit(detached_run, tmp_path, capsys, key, value):
+    copy = shutil.copytree(detached_run, tmp_path / "detached")
+    settings = yaml.safe_load((copy / "config.yaml").read_text())
+    *groups, name = key.split(".")
+    holder = settings
+    for group in groups:
+        holder = holder[group]
+    holder[name] = value
+    (copy / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["audit", str(copy)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"error: {copy / 'config.yaml'}: {key}: got ")
+    assert "\n" not in said
+
+
+@pytest.mark.wrong("checkpoint")
+@pytest.mark.parametrize("lost", ["heads.", "ledger.", ""])
+def test_metadata_without_a_part_of_the_state_is_one_line_of_a_resumed_run(detached_run, tmp_path, capfd, lost):
+    copy = shutil.copytree(detached_run, tmp_path / "detached")
+    saved, newest = sorted((copy / "checkpoints").glob("step=*"))
+    shutil.rmtree(newest)
+    found = read_metadata(saved)
+    kept = {name: entry for name, entry in found.state_dict_metadata.items() if not name.startswith(lost)}
+    assert len(kept) < len(found.state_dict_metadata), sorted(found.state_dict_metadata)
+    replace_metadata(saved, replace(found, state_dict_metadata=kept))
+    resume = ["train", "--config", str(copy / "config.yaml"), f"--run.dir={tmp_path}", "--run.name=detached"]
+    assert main(resume) == 1
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ")
+    assert f"{saved.name} is damaged: it does not hold the state that its manifest promises (" in said
+    assert "Traceback" not in said

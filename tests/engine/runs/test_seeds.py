@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from small_runs import small_config
 
-from rlpheads.engine.checks.ranges import range_errors
+from rlpheads.engine.config.ranges import range_errors
 from rlpheads.engine.config.schema import Config, SeedsConfig
 from rlpheads.engine.learner.learner import build_heads
 from rlpheads.engine.model.builder import build_model

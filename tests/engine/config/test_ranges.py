@@ -9,8 +9,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from rlpheads.engine.checks.ranges import RANGES, Range
 from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.ranges import RANGES, Range
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.train import read_settings
 
