@@ -44,7 +44,7 @@ def test_a_stop_in_the_middle_of_a_window_leaves_no_trace(few):
     """At every kind of step: inside a window, at its end, behind it, at an epoch's end."""
     whole, stopped = named(few, "whole"), named(few, "stopped")
     assert job.run(whole) == 0
-    for step in (1, 2, 3, 4, 5, 7):
+    for step in (1, 3, 5, 7):
         assert job.run(replace(stopped, max_steps=step)) == 0
         assert [row["step"] for row in lines(stopped) if row["kind"] == "step"][-1] == step, "nothing is left unsaid"
     assert job.run(stopped) == 0

@@ -106,7 +106,7 @@ def test_minutes_between_checkpoints(few):
 
 
 @pytest.mark.wrong("run folder")
-@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("background", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_checkpoint_that_cannot_be_written_is_told_and_three_in_a_row_end_the_run(few, capsys, background):
     """A file lies where the folder of a save must be made: it is nobody's to delete."""
     config = named(few, "failing", checkpoint=CheckpointConfig(every_steps=1, keep=99, background=background))
