@@ -1,5 +1,7 @@
 """Flags that cannot be read, each with its message, and the words that many such messages share."""
 
+from rlpheads.engine.config.files import SHIPPED
+
 WHOLE = "a whole number (10, not 10.0 or 1e1)"
 PLAIN = "a mapping of names to null, true, false, finite numbers, text, or lists and mappings of these"
 OPTIM_KEYS = (
@@ -68,7 +70,7 @@ FLAGS = [
     (
         ["--config", "x.json"],
         "--config: got 'x.json'; allowed: a file that ends in .yaml, .yml, .toml, or one that comes with rlpheads: "
-        "ImageNet_ViT_adam, cifar100_wrn, cifar10_wrn, digits_vit, imagenet_vit_b",
+        f"{', '.join(sorted(path.stem for path in SHIPPED.glob('*.*ml')))}",
     ),
     (["--config", "nowhere/x.yaml"], "nowhere/x.yaml: no such file (nor a folder nowhere)"),
 ]

@@ -95,12 +95,12 @@ def test_what_is_wrong_at_one_rank_alone_is_told_by_it(monkeypatch, tmp_path, ca
     """Of the others' errors the node's first rank speaks for all."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     argv = ["--config", "configs/digits_vit.yaml", "--device", "cpu", "--run.dir", str(tmp_path)]
-    for rank, told in (
-        ("2", ""),
-        ("3", f"error: LOCAL_RANK: got 3; allowed: a number below LOCAL_WORLD_SIZE, 3; {LAUNCHER}"),
+    for rank, flags, told in (
+        ("2", ["--epochs", "0"], ""),
+        ("3", [], f"error: LOCAL_RANK: got 3; allowed: a number below LOCAL_WORLD_SIZE, 3; {LAUNCHER}"),
     ):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        assert train.main([*argv, "--epochs", "0"]) == exit_codes.WRONG_SETTINGS
+        assert train.main([*argv, *flags]) == exit_codes.WRONG_SETTINGS
         assert capsys.readouterr().err.strip() == told
 
 
