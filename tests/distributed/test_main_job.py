@@ -98,7 +98,7 @@ def test_killed_runs_curves_are_those_of_an_undisturbed_run(killed, undisturbed)
 def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner):
     """Two ranks, workers, average, accumulation, regulariser and audit heads, augmented and mixed images."""
     flags = ["--data.workers", "1", "--model.ema_decay", "0.9", "--accumulate", "2", "--optim.clip_norm", "1"]
-    flags += ["--regularizer.kind", "uniform", "--regularizer.factor", "1", "--regularizer.target", "-0.1"]
+    flags += ["--regularizer.kind", "uniform", "--regularizer.factor", "1", "--regularizer.target", "-0.05"]
     flags += AUGMENTED
     whole = runner.run("whole_pair", *flags, ranks=2)
     assert whole.code == 0, whole.output
@@ -156,14 +156,15 @@ NO_DROPOUT = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_
 
 
 def test_measured_epochs_agree_between_one_rank_and_two(runner):
-    """Every figure to 1e-5, and every hit: the labels are the same ones."""
+    """Every figure to 1e-5, refits to a tenth of a point, and every hit: the labels are the same ones."""
     flags = ["--epochs", "1", "--model.args", json.dumps(NO_DROPOUT), "--optim.lr", "1e-4", "--heads.optim.lr", "1e-4"]
     single, pair = runner.run("one_epoch", *flags), runner.run("one_epoch_pair", *flags, ranks=2)
     (left,), (right,) = (without_times(finished.rows("epoch")) for finished in (single, pair))
     assert left.keys() == right.keys()
     assert left.pop("kind") == "epoch"
     for name, value in left.items():
-        assert right[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+        tolerance = 1e-3 if name.startswith("fresh_refit") else 1e-5  # a refit's ties fall by the last bits
+        assert right[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
     for finished, row in ((single, left), (pair, right)):
         assert row["eval_ece"] == pytest.approx(calibration_error_of_saved_weights(finished.folder), abs=1e-6)
         assert finished.status["ece"] == row["eval_ece"]
