@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from rlpheads.engine.config.run import CheckpointConfig
 from rlpheads.engine.distributed.launch import Launch
@@ -40,13 +41,13 @@ class CheckpointSaver:
         self._retention = Retention(settings.keep, settings.keep_epochs)
         self._state_copy = StateCopy()
         self._thread: threading.Thread | None = None
-        self._outcome: Exception | None = None
-        self._last_failure: Exception | None = None
+        self._outcome: BaseException | None = None
+        self._last_failure: BaseException | None = None
         self._is_told = True
         self._failures = 0
 
     @property
-    def last_failure(self) -> Exception | None:
+    def last_failure(self) -> BaseException | None:
         """Why the last save that has ended failed; None if it did not."""
         return self._last_failure
 
@@ -76,7 +77,7 @@ class CheckpointSaver:
         self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
         self._thread.start()
 
-    def new_failure(self) -> Exception | None:
+    def new_failure(self) -> BaseException | None:
         """Return why the last save that has ended failed, if this was not asked since. Never waits."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
@@ -98,7 +99,7 @@ class CheckpointSaver:
         if self._thread is None:
             self._state_copy = StateCopy()
 
-    def _end(self, outcome: Exception | None) -> None:
+    def _end(self, outcome: BaseException | None) -> None:
         self._failures = 0 if outcome is None else self._failures + 1
         self._last_failure, self._is_told = outcome, outcome is None
 
@@ -108,9 +109,9 @@ class CheckpointSaver:
         write_checkpoint(self._folder, step, state, facts, self._writers, self._retention)
 
 
-def _outcome_of(action: Callable[[], None]) -> Exception | None:
+def _outcome_of(action: Callable[[], None]) -> BaseException | None:
     try:
         action()
-    except Exception as error:  # whatever it is, it is told in the run's own thread
+    except (Exception, CheckpointException) as error:  # told in the run's own thread; torch's is no Exception
         return error
     return None

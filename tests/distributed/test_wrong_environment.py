@@ -74,7 +74,7 @@ def test_disk_that_fills_up_in_training_loses_nothing(shell):
     finished = shell(script)
     assert finished.code == 0, finished.output
     assert "code 1" in finished.output
-    assert "checkpoints/.step=000000044.tmp/__0_0.distcp: No space left on device; make room" in complaint(finished)
+    assert "No space left on device; make room" in complaint(finished)  # of whichever file met it first
     assert "the same command then goes on from the last checkpoint, which is whole" in complaint(finished)
     assert "step=000000022 at step 22" in finished.output
     assert "done: all 2 epochs trained" in finished.output
