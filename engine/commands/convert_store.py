@@ -14,6 +14,7 @@ from rich.table import Table
 
 from rlpheads.engine.commands.verify_tree import print_remarks
 from rlpheads.engine.config.streams import stream_seed
+from rlpheads.engine.runs.sources import scan_cache
 from rlpheads.engine.terminal.text import shell_word
 from rlpheads.loaders.adapters.libraries import check_ffcv
 from rlpheads.loaders.contract.errors import DatasetError
@@ -90,7 +91,8 @@ def _plan_jobs(options: ConvertOptions) -> list[Job]:
     if options.out.exists() and not options.out.is_dir():
         raise DatasetError(f"{options.out} is a file; a store is a folder: name another")
     seed = stream_seed(options.seed, "split")
-    splits = open_dataset(options.dataset, options.root, val_fraction=options.val_fraction, seed=seed)
+    cache = scan_cache(rescan=True)  # runs take the listing up
+    splits = open_dataset(options.dataset, options.root, val_fraction=options.val_fraction, seed=seed, cache=cache)
     key = split_key(options.dataset, options.val_fraction, seed)
     paths = [options.out / f"{source.manifest.split}.beton" for source in splits]
     if all(path.exists() for path in paths):

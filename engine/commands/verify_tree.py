@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rlpheads.engine.runs.folder import write_atomically
+from rlpheads.engine.runs.sources import scan_cache
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.sources.beton import is_store
@@ -62,7 +63,7 @@ def verify_tree(options: VerifyOptions, console: Console) -> bool:
             f"{options.root} is a store: its images were decoded when it was made, and what could not be "
             "read is noted in it; verify the tree that it was made of"
         )
-    manifests = scan_splits(options.root)
+    manifests = scan_splits(options.root, scan_cache(rescan=True))  # runs take the listing up
     print_remarks(manifests, console)
     found = [verify_split(manifest, options, console) for manifest in manifests]
     return not any(findings.complaints for findings in found)

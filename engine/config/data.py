@@ -170,6 +170,9 @@ class DataConfig:
     """Last, incomplete global batch of a training epoch: dropped, or padded with rows that count nowhere."""
     verified: str | None = None
     """Folder of the report that `rlpheads verify` wrote of an imagefolder; null: ROOT/.rlpheads, where there is one."""
+    rescan: bool = False
+    """Scan an imagefolder in any case. Else the listing of a tree of 10,000 files or more is kept in the user's cache and taken
+    again until a folder's times or a sample of its files change."""
     on_error: Literal["raise", "skip"] = "raise"
     """Image that cannot be read. raise: end the run and name it; skip: leave it out, named, counted and marked in the
     ledger; a run that goes on leaves out what is gone since it began, too."""

@@ -30,7 +30,15 @@ from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kin
 FREE_TO_CHANGE = frozenset(
     {"run", "eval", "ledger", "checkpoint", "max_steps", "early_stopping", "log_every", "log", "verbose", "device"}
     | {"stability", "distributed"}
-    | {"data.workers", "data.root", "data.download", "data.verified", "data.on_error", "data.max_skipped"}
+    | {
+        "data.workers",
+        "data.root",
+        "data.download",
+        "data.verified",
+        "data.rescan",
+        "data.on_error",
+        "data.max_skipped",
+    }
     | {"runtime.activation_checkpointing", "heads.shard"}
     | {f"runtime.profile.{setting.name}" for setting in fields(ProfileConfig)}
 )

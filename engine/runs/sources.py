@@ -13,6 +13,7 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Launch
+from rlpheads.kernels.cache_folder import cache_folder, unusable_reason
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.listing import listing_path, scanned_splits, write_listing
 from rlpheads.loaders.contract.manifest import Manifest
@@ -22,6 +23,7 @@ from rlpheads.loaders.sources.canary_source import CanarySource, CanarySpec, ins
 from rlpheads.loaders.sources.content_sample import sample_contents
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
 from rlpheads.loaders.sources.image_folder import ImageFolderSource
+from rlpheads.loaders.sources.scan_cache import ScanCache
 from rlpheads.loaders.sources.stored_rows import NoStoreError
 from rlpheads.loaders.sources.subset import take_subset
 from rlpheads.loaders.sources.synthetic import SyntheticSpec
@@ -74,6 +76,7 @@ def open_sources(config: Config, listing: Path | None = None) -> Sources:
             synthetic=SyntheticSpec(**asdict(data.synthetic), side=data.image_size),
             verified=data.verified,
             listing=listing,
+            cache=scan_cache(data.rescan) if data.dataset == "imagefolder" else None,
         )
         scanned: Sequence[Manifest] = ()
         if isinstance(train, ImageFolderSource):
@@ -99,6 +102,14 @@ def open_sources(config: Config, listing: Path | None = None) -> Sources:
             f"give --batch_size {num_samples - num_samples % 2} or less, or --data.partial pad"
         )
     return Sources(train, heldout, scanned)
+
+
+def scan_cache(rescan: bool = False) -> ScanCache | None:
+    """Return where listings of large trees are kept; None where the user has no cache folder that is safe from others."""
+    folder = cache_folder()
+    if folder is None or unusable_reason(folder / "scans", [".lock"]) is not None:
+        return None
+    return ScanCache(folder / "scans", rescan)
 
 
 def training_order(config: Config, source: ImageSource) -> Order:

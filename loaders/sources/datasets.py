@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from rlpheads.loaders.sources.cifar import open_cifar
 from rlpheads.loaders.sources.image_folder import ImageFolderSource, count_class_folders, open_image_folder
 from rlpheads.loaders.sources.splits import DEFAULT_VAL_FRACTION
 from rlpheads.loaders.sources.synthetic import SyntheticSpec, open_synthetic
+
+if TYPE_CHECKING:  # it samples the sources of this module
+    from rlpheads.loaders.sources.scan_cache import ScanCache
 
 WITH_ROOT = ("imagefolder", "cifar10", "cifar100")
 """Data sets that lie in a folder of the user's."""
@@ -80,6 +83,7 @@ def open_dataset(
     synthetic: SyntheticSpec | None = None,
     verified: str | Path | None = None,
     listing: Path | None = None,
+    cache: ScanCache | None = None,
 ) -> tuple[ImageSource, ImageSource]:
     """Open a dataset's training and held-out split.
 
@@ -92,6 +96,7 @@ def open_dataset(
         seed: Key of that split.
         download: Fetch CIFAR where it is missing.
         synthetic: How many synthetic images.
+        cache: Where listings of large trees are kept between starts; None: an imagefolder is scanned.
         listing: Folder of the listings of a run that goes on, whose samples are taken of an imagefolder.
         verified: Folder in which `rlpheads verify` wrote what it found of an imagefolder; None: in the root, if anywhere.
 
@@ -113,7 +118,9 @@ def open_dataset(
     folder = Path(root or "").expanduser()
     if name == "imagefolder":
         found = None if verified is None else Path(verified).expanduser()
-        train, val = open_image_folder(folder, val_fraction=val_fraction, seed=seed, verified=found, listing=listing)
+        train, val = open_image_folder(
+            folder, val_fraction=val_fraction, seed=seed, verified=found, listing=listing, cache=cache
+        )
         return ImageFolderSource(train), ImageFolderSource(val)
     return open_cifar(name, folder, download=download)
 

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +22,12 @@ from rlpheads.loaders.sources.passed_over import THUMBNAIL_FOLDERS, PassedOver
 from rlpheads.loaders.sources.regular_files import read_listed_file
 from rlpheads.loaders.sources.splits import check_val_fraction, stratified_split
 from rlpheads.loaders.sources.verification import with_verification
+
+if TYPE_CHECKING:  # it scans by this module
+    from rlpheads.loaders.sources.scan_cache import ScanCache
+
+FolderTimes = dict[bytes, tuple[int, int, int]]
+"""Of every folder that was scanned what `folder_times` returned before."""
 
 IMAGE_SUFFIXES = (
     *(".jfif", ".jpe", ".jpeg", ".jpg"),
@@ -87,6 +94,7 @@ def open_image_folder(
     seed: int,
     verified: Path | None = None,
     listing: Path | None = None,
+    cache: ScanCache | None = None,
 ) -> tuple[Manifest, Manifest]:
     """Scan ROOT/{train,val}/CLASS/..., or ROOT/CLASS/... or ROOT/train/CLASS/... of which `val_fraction` is held out.
 
@@ -96,6 +104,7 @@ def open_image_folder(
         seed: Key of that split.
         verified: Where `rlpheads verify` wrote what it found; None: in the root, if anywhere.
         listing: Folder of the listings that a run began with, whose samples are taken; None: what is there now.
+        cache: Where listings of large trees are kept; None: the tree is scanned.
 
     Returns:
         The splits "train" and "val".
@@ -111,7 +120,7 @@ def open_image_folder(
             raise DatasetError(
                 f"{root} has a val folder already: leave val_fraction out, or point root at {root / 'train'}"
             )
-        found = (as_listed(manifest, listing) for manifest in scan_splits(root))
+        found = (as_listed(manifest, listing) for manifest in scan_splits(root, cache))
         train, val = (with_verification(manifest, root, verified) for manifest in found)
         _check_same_classes(train, val)
         return train, val
@@ -121,20 +130,25 @@ def open_image_folder(
         _check_train_is_a_split(root, folders)
     if val_fraction is None:
         raise DatasetError(_missing_val_message(root, folders))
-    (whole,) = (as_listed(manifest, listing) for manifest in scan_splits(root))
+    (whole,) = (as_listed(manifest, listing) for manifest in scan_splits(root, cache))
     return stratified_split(with_verification(whole, root, verified), val_fraction, seed)
 
 
-def scan_splits(root: Path) -> list[Manifest]:
+def scan_splits(root: Path, cache: ScanCache | None = None) -> list[Manifest]:
     """Scan the folders that a tree consists of: train and val, or what both are taken from, as split "train".
+
+    What `cache` knows of is not scanned.
 
     Raises:
         DatasetError: For a tree of another form.
     """
     folders = _folder_names(root)
+    places = {"train": root / "train" if "train" in folders else root}
     if {"train", "val"} <= folders:
-        return [scan_image_folder(root / split, split) for split in ("train", "val")]
-    return [scan_image_folder(root / "train" if "train" in folders else root, "train")]
+        places["val"] = root / "val"
+    if cache is None:
+        return [scan_image_folder(folder, split) for split, folder in places.items()]
+    return [cache.listed(folder, split, scan_with_times) for split, folder in places.items()]
 
 
 def count_class_folders(root: Path) -> int:
@@ -157,13 +171,34 @@ def scan_image_folder(root: Path, split: str) -> Manifest:
         DatasetError: If the root is not a folder, has fewer than two class folders, or one without images; if something
             cannot be read; if a link is broken or leads back into itself.
     """
+    return scan_with_times(root, split)[0]
+
+
+def folder_times(folder: bytes) -> tuple[int, int, int]:
+    """Return when a folder's entries and its status last changed, in nanoseconds, and its inode.
+
+    Raises:
+        OSError: It is not there.
+    """
+    return _times(Path(os.fsdecode(folder)).stat())
+
+
+def _times(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def scan_with_times(root: Path, split: str) -> tuple[Manifest, FolderTimes]:
+    """Scan as `scan_image_folder`, and return what `folder_times` says of every folder as well."""
+    times: FolderTimes = {}
+    if root.is_dir():
+        times[os.fsencode(root.absolute())] = folder_times(os.fsencode(root))
     folders = _class_folders(root)
     names: list[bytes] = []
     sizes: list[int] = []
     counts = []
     passed_over = PassedOver()
     for folder in folders:
-        found = sorted(_images_below(folder.path, folder.name, (), passed_over))
+        found = sorted(_images_below(folder.path, folder.name, (), passed_over, times))
         counts.append(len(found))
         names.extend(name for name, _ in found)
         sizes.extend(size for _, size in found)
@@ -172,15 +207,17 @@ def scan_image_folder(root: Path, split: str) -> Manifest:
     targets = np.repeat(np.arange(len(classes)), counts)
     passed_over.thumbnails = sum(not THUMBNAIL_FOLDERS.isdisjoint(name.split(b"/")) for name in names)
     remarks = passed_over.remarks(root)
-    return Manifest.from_columns(names, targets, sizes, classes=classes, root=root, split=split, remarks=remarks)
+    manifest = Manifest.from_columns(names, targets, sizes, classes=classes, root=root, split=split, remarks=remarks)
+    return manifest, times
 
 
 def _images_below(
-    folder: bytes, name: bytes, ancestors: tuple[tuple[int, int], ...], passed_over: PassedOver
+    folder: bytes, name: bytes, ancestors: tuple[tuple[int, int], ...], passed_over: PassedOver, times: FolderTimes
 ) -> Iterator[tuple[bytes, int]]:
     """Yield (relative name, bytes of the file) of every image below a folder, in the file system's order."""
     try:
         status = Path(os.fsdecode(folder)).stat()
+        times[os.fsencode(Path(os.fsdecode(folder)).absolute())] = _times(status)
         identity = (status.st_dev, status.st_ino)
         if identity in ancestors:
             raise DatasetError(f"{os.fsdecode(folder)} is a link to a folder that it lies in")
@@ -190,7 +227,7 @@ def _images_below(
                 if entry.name.startswith(b"."):
                     passed_over.add_hidden(entry.is_dir(follow_symlinks=False))
                 elif entry.is_dir():
-                    yield from _images_below(entry.path, entry_name, (*ancestors, identity), passed_over)
+                    yield from _images_below(entry.path, entry_name, (*ancestors, identity), passed_over, times)
                 elif not os.fsdecode(entry.name).lower().endswith(IMAGE_SUFFIXES):
                     passed_over.add_suffix(os.fsdecode(entry.name))
                 elif stat.S_ISREG((file_status := entry.stat()).st_mode):

@@ -23,5 +23,5 @@ def read_listed_file(path: Path, size: int) -> bytes:
         data = file.read(size) if status.st_size == size else b""
     found = len(data) if status.st_size == size else status.st_size
     if found != size:
-        raise ValueError(f"it has {found} bytes, but {size} when the folder was scanned")
+        raise ValueError(f"it has {found} bytes, but {size} when the folder was scanned (--data.rescan scans it anew)")
     return data
