@@ -21,8 +21,8 @@ from time import perf_counter
 from typing import IO
 
 from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.contract.regular_files import read_listed_file
 from rlpheads.loaders.sources.decode import decode_rgb
-from rlpheads.loaders.sources.regular_files import read_listed_file
 
 Verdict = tuple[str, str] | None
 """(status, reason) of a damaged or unreadable file, as of `BadFile`; None for a whole one."""
