@@ -269,8 +269,11 @@ def has_no_special_path(config: Config) -> bool:
 @given(config=values_of(Config).filter(has_no_special_path))
 def test_dumped_config_parses_back_to_an_equal_one(tmp_path: Path, config: Config) -> None:
     file = write(tmp_path, "config.yaml", dump_config(config))
-    named = dataclasses.replace(config, run=dataclasses.replace(config.run, name=config.run.name or "config"))
-    assert parse_config(["--config", file]) == named
+    parsed = parse_config(["--config", file])
+    assert parsed.schedule.warmup_epochs <= config.schedule.warmup_epochs  # cut to the epochs of the run
+    schedule = dataclasses.replace(config.schedule, warmup_epochs=parsed.schedule.warmup_epochs)
+    run = dataclasses.replace(config.run, name=config.run.name or "config")
+    assert parsed == dataclasses.replace(config, run=run, schedule=schedule)
 
 
 def test_dump_is_plain_yaml_in_the_order_of_the_dataclasses() -> None:
