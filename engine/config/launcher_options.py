@@ -10,7 +10,7 @@ from rlpheads.engine.config.errors import ConfigError, refusal
 
 LAUNCHER_OPTIONS = (
     *("nproc-per-node", "nnodes", "rdzv-endpoint", "rdzv-backend", "rdzv-id", "rdzv-conf"),
-    *("master-addr", "master-port", "node-rank", "local-addr", "standalone"),
+    *("master-addr", "master-port", "node-rank", "local-addr", "standalone", "max-restarts"),
 )
 """Options of `rlpheads train` itself, by torchrun's names; torchrun takes them before engine/train.py."""
 

@@ -261,7 +261,7 @@ def check_order(config: Config, checkpoint: Path, manifest: Mapping[str, Any], s
             f"{ORDER_VERSION}: an epoch that is half trained would meet some samples twice and others never. Go on with "
             "the version of rlpheads that began the run, or start a new run with another --run.name"
         )
-    order, position = training_order(config, sources.train), Position(**manifest["position"])
+    order, position = training_order(config, sources.train), Position.from_manifest(manifest)
     try:
         step = position.epoch * order.num_steps + order.step_at(position.consumed)
     except ValueError as error:

@@ -99,7 +99,10 @@ NUMBERS = [
         ["--model.ema.every", "4"],
         "model.ema.every: got 4; allowed: 1 while model.ema_decay is null: there is no average",
     ),
-    (["--loss_scale.initial", "0"], "loss_scale.initial: got 0.0; allowed: a number above 0"),
+    (
+        ["--loss_scale.initial", "0"],
+        "loss_scale.initial: got 0.0; allowed: a number above 0 and at most 18446744073709551616",
+    ),
     (
         ["--early_stopping.metric", "eval_ema_loss"],
         "early_stopping.metric: got 'eval_ema_loss'; allowed: eval_top1 or eval_loss while model.ema_decay is null: there is "

@@ -47,6 +47,7 @@ def test_exit_code_and_words_are_the_ranks(tmp_path, program, code, said):
     assert launch(tmp_path, program) == (code, said)
 
 
+@pytest.mark.slow  # torch looks for the other node for more than a minute
 @pytest.mark.wrong("launcher")
 @pytest.mark.distributed
 def test_nodes_that_cannot_meet(tmp_path):

@@ -100,7 +100,7 @@ def test_a_run_that_ended_early_stays_ended(impatient, build):
     first = build(impatient)
     ended = fitted(first)
     saved = list_whole(first.run.folder.checkpoints)[-1]
-    position = Position(**read_manifest(saved)["position"])
+    position = Position.from_manifest(read_manifest(saved))
     assert position == Position(3)
     again = build(impatient)
     again.resume(ResumePoint(saved, position, 0.0))
