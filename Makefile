@@ -38,7 +38,7 @@ errors: $(INSTALLED_DEV)  ## Count the wrong configs, trees, files, checkpoints 
 fuzz: $(INSTALLED_DEV)  ## Mutate settings, trees, images and run folders some ten thousand times each (minutes)
 	$(BIN)/python -m pytest -q -m fuzz tests/fuzz $(ARGS)
 
-check: $(INSTALLED_DEV) lint  ## Lint and the fast tests (some minutes on two cores)
+check: $(INSTALLED_DEV) lint  ## Lint and the fast tests (a minute and a half on two quiet cores)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not fuzz and not slurm and not distributed and not long' $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## ruff and mypy
