@@ -14,7 +14,6 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.help import help_text
 from rlpheads.engine.config.launcher_options import read_launcher_options
 from rlpheads.engine.config.launcher_variables import check_one_process
-from rlpheads.engine.distributed import host_memory
 from rlpheads.engine.distributed.cores import num_threads
 from rlpheads.engine.terminal import standard_streams
 
@@ -74,7 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
             check_one_process()
         if options.one_process:
             _share_cores(1)
-            host_memory.keep_freed_memory()
             return train.main(settings)
         train.read_settings(settings, lambda _: None)  # the first rank says what there is to say
         from rlpheads.engine.distributed.launcher import launch_ranks, num_local_ranks  # import torch

@@ -33,12 +33,10 @@ class FreshRefit:
     Attributes:
         accuracy_T: mean over the draws.
         half_width_T: half of the 95 % interval of that mean, over the draws (Student's t).
-        num_draws: F.
     """
 
     accuracy_T: list[float]
     half_width_T: list[float]
-    num_draws: int
 
     def figures(self) -> dict[str, object]:
         """Return the figures under their names in an epoch's line of metrics.jsonl."""
@@ -79,7 +77,7 @@ def refit_fresh_labels(
         interval = draw_interval(accuracy_F)
         accuracies.append(float(accuracy_F.mean()))
         half_widths.append(float(interval.high - interval.low) / 2)
-    return FreshRefit(accuracies, half_widths, num_draws)
+    return FreshRefit(accuracies, half_widths)
 
 
 def _num_draws(num_samples: int, num_features: int, num_labels: int) -> int:

@@ -37,7 +37,7 @@ def watching(name, *args, **kwargs):
 builtins.__import__ = watching
 
 from rlpheads.engine import cli
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(cli.main())
 """
 """`rlpheads`, ended at its first step, of which it prints what is loaded and the page faults of 200 MB that were freed."""
 
