@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.learner import num_audit_draws
-from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.initial_weights import classifier_names
 from rlpheads.engine.runs.checkpoint import verify
 from rlpheads.engine.runs.checkpoint_metadata import read_tensors
-from rlpheads.engine.runs.opened_run import RunError, SavedRun, open_images, read_run
+from rlpheads.engine.runs.opened_run import RunError, SavedRun, build_saved_model, open_images, read_run
 from rlpheads.engine.runs.resume import read_run_manifest
 from rlpheads.engine.runs.sources import Sources
 from rlpheads.engine.training.label_choice import run_labels
@@ -133,8 +132,8 @@ def _load_backbone(run: SavedRun, part: str) -> Any:
     """Build the network with a checkpoint's weights; the number of classes is that of the weights."""
     tensors = read_tensors(run.saved.path, f"{part}.backbone.")
     with torch.device("meta"):
-        (name, *_) = classifier_names(build_model(run.config, num_classes=2).backbone)
-    model = build_model(run.config, len(tensors[f"{name}.weight"]))
+        (name, *_) = classifier_names(build_saved_model(run.folder, run.config, 2).backbone)
+    model = build_saved_model(run.folder, run.config, len(tensors[f"{name}.weight"]))
     model.release()
     backbone: nn.Module = model.backbone
     backbone.load_state_dict(tensors)

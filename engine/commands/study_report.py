@@ -187,8 +187,8 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
             max(each) >= NEAR_PERFECT_FIT for each in zip(*(measures[name] for name in refits), strict=True)
         ]
         for name in _EXCESSES:
-            measures[name] = [tap[name]["value"] for tap in taps]
-            found[f"{name}_intervals"] = [[tap[name]["low"], tap[name]["high"]] for tap in taps]
+            measures[name] = [float(tap[name]["value"]) for tap in taps]
+            found[f"{name}_intervals"] = [[float(tap[name][end]) for end in ("low", "high")] for tap in taps]
         _check_measures(measures)
         found["label_excess_luck"] = [tap["label_excess"]["luck"] for tap in taps]
         return found | {"taps": [tap["tap"] for tap in audit["taps"]], "options": audit["options"]}

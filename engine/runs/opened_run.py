@@ -66,7 +66,7 @@ class OpenedRun:
 
     def load_model(self) -> TappedModel:
         """Build the model on the CPU with the checkpoint's weights (the live ones, not their average), for evaluation."""
-        model = build_model(self.config, len(self.sources.train.manifest.classes))
+        model = build_saved_model(self.folder, self.config, len(self.sources.train.manifest.classes))
         self.load_weights("backbone", model)
         return model.eval().requires_grad_(False)
 
@@ -82,6 +82,18 @@ class OpenedRun:
                     f"{self.saved.path} does not hold the weights of {part} that its manifest promises; name another "
                     "checkpoint with --epoch"
                 ) from error
+
+
+def build_saved_model(folder: RunFolder, config: Config, num_classes: int) -> TappedModel:
+    """Build the model of a run's settings, with other weights than its own.
+
+    Raises:
+        RunError: the settings name no model that can be built.
+    """
+    try:
+        return build_model(config, num_classes)
+    except ValueError as error:
+        raise RunError(f"{folder.path / 'config.yaml'}: {error}") from error
 
 
 @dataclass(frozen=True)

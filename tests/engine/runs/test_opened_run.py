@@ -124,3 +124,15 @@ def test_metadata_without_a_part_of_the_state_is_one_line_of_a_resumed_run(detac
     assert said.startswith("error: ")
     assert f"{saved.name} is damaged: it does not hold the state that its manifest promises (" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.wrong("run folder")
+def test_a_model_that_cannot_be_built_is_one_line_in_audit_and_export(detached_run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(detached_run, copy)
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("vit_tiny_patch16_224", "vit_tiny_patch16_2222"))
+    for command in (["audit", str(copy)], ["export", str(copy), str(tmp_path / "out")]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "model.name=vit_tiny_patch16_2222 cannot be built" in line
