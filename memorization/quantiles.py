@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MARGIN_LEVELS = {"p05": 0.05, "median": 0.5, "p95": 0.95}
+"""Quantiles of the random labels' margins that are reported, by name. (The share above 0 is the accuracy, but for ties.)"""
+
 
 def quantiles(values_N: Tensor, levels: Sequence[float]) -> Tensor:
     """Return the quantiles of values (..., N): fp64 (Q, ...) on their device, linear between order statistics.

@@ -32,10 +32,11 @@ ARROWS = {
     "engine": {
         "train": "*",
         "cli": "*",
-        "commands": "train training report runs checks learner model distributed config exit_codes terminal",
+        "commands": "train training report tables runs checks learner model distributed config exit_codes terminal",
         "training": "runs gauges learner report model distributed checks config exit_codes terminal",
         "gauges": "model distributed config",
-        "report": "learner runs terminal",
+        "report": "learner runs tables terminal",
+        "tables": "runs config",
         "checks": "model learner config",
         "learner": "model distributed config",
         "runs": "distributed model config",

@@ -46,13 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Audit a run folder, write what was found into it and print it; return the exit code."""
     from rlpheads.engine.commands.audit_run import AUDIT_ERRORS, AuditOptions, audit_run, write_audit  # imports torch
     from rlpheads.engine.commands.audit_table import print_audit
-    from rlpheads.engine.runs.opened_run import open_run
+    from rlpheads.engine.runs.opened_run import open_checkpoint
     from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 
     names = ("taps", "probe", "hidden", "draws", "level", "device")
     options = AuditOptions(**{name: getattr(arguments, name) for name in names})
     try:
-        opened = open_run(arguments.folder, arguments.epoch, arguments.root)
+        opened = open_checkpoint(arguments.folder, arguments.epoch, arguments.root)
         audit = audit_run(opened, options)
     except AUDIT_ERRORS as error:
         return exit_codes.report_error(error)

@@ -20,7 +20,7 @@ from rlpheads.engine.commands.audit_run import audit_path
 from rlpheads.engine.commands.study_plan import PlannedRun, Study
 from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, write_atomically
-from rlpheads.engine.runs.opened_run import RunError, open_run
+from rlpheads.engine.runs.opened_run import RunError, open_checkpoint
 from rlpheads.memorization.baselines.head_only import NEAR_PERFECT_FIT
 from rlpheads.memorization.figures.study_figure import ArmPoint, plot_study
 from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
@@ -174,7 +174,7 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
     found = {"arm": run.arm, "seed": run.seed, "trained_at": trained.get("git"), "measures": measures}
     if study.audit is None:
         return found
-    path = audit_path(open_run(run.folder), study.audit.probe)
+    path = audit_path(open_checkpoint(run.folder), study.audit.probe)
     with _told_of(path):
         audit = parse_mapping(path.read_bytes())
         taps = [tap["found"] for tap in audit["taps"]]

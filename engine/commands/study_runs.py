@@ -19,7 +19,7 @@ from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.runs.checkpoint import CheckpointError
 from rlpheads.engine.runs.folder import RunFolder
-from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.engine.runs.opened_run import open_checkpoint
 from rlpheads.engine.runs.resume import check_settings
 from rlpheads.engine.training.label_choice import with_labels
 from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
@@ -44,7 +44,7 @@ def train_and_audit(study: Study, run: PlannedRun, num_ranks: int, console: Cons
             return False
     if study.audit is not None and not _is_audited(run, study.audit):
         console.print(f"auditing {run.folder}", soft_wrap=True)
-        opened = open_run(run.folder)
+        opened = open_checkpoint(run.folder)
         write_audit(opened, audit_run(opened, study.audit))
     return True
 
@@ -92,7 +92,7 @@ def log_path(run: PlannedRun) -> Path:
 
 def _is_audited(run: PlannedRun, options: AuditOptions) -> bool:
     """Whether the newest checkpoint has been audited with these options."""
-    path = audit_path(open_run(run.folder), options.probe)
+    path = audit_path(open_checkpoint(run.folder), options.probe)
     try:
         return path.exists() and parse_mapping(path.read_bytes()).get("options") == asdict(options)
     except DamagedJsonError:

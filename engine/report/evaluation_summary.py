@@ -9,10 +9,8 @@ from statistics import fmean
 from rlpheads.engine.learner.evaluation import ClassTotals
 from rlpheads.engine.learner.split import Split
 from rlpheads.loaders.sources.verification import nothing_readable
+from rlpheads.memorization.quantiles import MARGIN_LEVELS
 from rlpheads.memorization.records.ledger import Ledger
-
-MARGIN_LEVELS = {"p05": 0.05, "median": 0.5, "p95": 0.95}
-"""Quantiles of the random labels' margins that are reported, by name. (The share above 0 is the accuracy, but for ties.)"""
 
 
 @dataclass(frozen=True)

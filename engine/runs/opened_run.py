@@ -122,7 +122,7 @@ def read_run(path: Path, epoch: int | None = None, step: int | None = None, root
         CheckpointError: the checkpoint's manifest is damaged.
     """
     if not (path / "config.yaml").is_file():
-        raise RunError(_describe_missing_run(path))
+        raise RunError(describe_missing_run(path))
     folder = RunFolder(path)
     config = parse_config(["--config", str(path / "config.yaml")])
     for complaint in range_errors(config):
@@ -152,8 +152,8 @@ def open_images(run: SavedRun) -> Sources:
     return sources
 
 
-def open_run(path: Path, epoch: int | None = None, root: Path | None = None) -> OpenedRun:
-    """Open the run folder `path` at the end of `epoch`, or at its newest checkpoint.
+def open_checkpoint(path: Path, epoch: int | None = None, root: Path | None = None) -> OpenedRun:
+    """Open the run folder `path`, with its images, at the end of `epoch` or at its newest checkpoint.
 
     Args:
         path: the run folder.
@@ -211,7 +211,7 @@ def _at_step(folder: RunFolder, kept: list[SavedState], step: int) -> SavedState
     return chosen
 
 
-def _describe_missing_run(path: Path) -> str:
+def describe_missing_run(path: Path) -> str:
     """Say why a folder is no run folder, and which run may have been meant."""
     if not path.is_dir():
         siblings = [each.parent.name for each in path.parent.glob("*/config.yaml")]

@@ -25,6 +25,7 @@ MARK = ".rlpheads-run"
 
 RUN_FILES = (
     *("config.yaml", "environment.json", "status.json", "metrics.jsonl", "summary.csv", "canaries.parquet"),
+    "samples.parquet",
     *(
         "failed.rank*.json",
         "lease.json",

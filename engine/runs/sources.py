@@ -30,9 +30,12 @@ from rlpheads.loaders.sources.synthetic import SyntheticSpec
 from rlpheads.loaders.sources.verification import check_readable
 from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.records.canary_file import Canaries, write_canaries
+from rlpheads.memorization.records.sample_file import SplitSamples, write_samples
 
 CANARIES_FILE = "canaries.parquet"
 """Name of the file, in a run folder, that tells canaries and noisy labels from the other samples."""
+SAMPLES_FILE = "samples.parquet"
+"""Name of the file, in a run folder, that says which image each index is."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,28 @@ def write_canary_file(train: ImageSource, folder: Path) -> None:
     if isinstance(train, CanarySource):
         canaries = Canaries(fingerprint=train.manifest.fingerprint, **vars(train.truth))
         write_canaries(folder / CANARIES_FILE, canaries)
+
+
+def write_sample_file(sources: Sources, folder: Path) -> None:
+    """Write into a run folder which image each index is, for readers who have no images."""
+    splits = [_split_samples(source) for source in (sources.train, sources.heldout)]
+    write_samples(folder / SAMPLES_FILE, splits, sources.train.manifest.classes)
+
+
+def _split_samples(source: ImageSource) -> SplitSamples:
+    manifest, true_class_N, canary = source.manifest, source.manifest.targets.copy(), {}
+    if isinstance(source, CanarySource):
+        true_class_N[source.truth.index] = source.truth.true_class
+        canary = dict(zip(source.truth.index.tolist(), source.truth.kind.tolist(), strict=True))
+    return SplitSamples(
+        manifest.split,
+        manifest.fingerprint,
+        manifest.name_bytes,
+        manifest.name_offsets,
+        true_class_N,
+        manifest.targets,
+        canary,
+    )
 
 
 def check_same_images(sources: Sources, launched: Launch) -> None:

@@ -24,7 +24,7 @@ from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim, write_
 from rlpheads.engine.runs.lease import kept_lease
 from rlpheads.engine.runs.request_files import RequestFiles
 from rlpheads.engine.runs.resume import ResumePoint, check_settings, find_resume_point
-from rlpheads.engine.runs.sources import Sources, write_canary_file, write_listings
+from rlpheads.engine.runs.sources import Sources, write_canary_file, write_listings, write_sample_file
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
 from rlpheads.engine.training.label_choice import head_baselines, settle_labels
 from rlpheads.engine.training.outcome import DIVERGENCE
@@ -114,6 +114,7 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
         folder.write_json("environment.json", collect_environment())
         write_listings(sources, folder.listing)
         write_canary_file(sources.train, folder.path)
+        write_sample_file(sources, folder.path)
     for old in folder.path.glob("failed.rank*.json"):
         old.unlink()
     folder.write_status(

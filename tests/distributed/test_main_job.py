@@ -14,7 +14,7 @@ from PIL import Image
 from real_runs import same_result, without_times
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.engine.runs.opened_run import open_checkpoint
 from rlpheads.engine.training.loading import evaluation_loader
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.memorization.measures.label_measures import expected_calibration_error
@@ -179,7 +179,7 @@ def test_measured_epochs_agree_between_one_rank_and_two(runner):
 @torch.no_grad()
 def calibration_error_of_saved_weights(folder):
     """Of the newest checkpoint on the held-out images, each taken once by one process, by the pure function."""
-    run = open_run(folder)
+    run = open_checkpoint(folder)
     model, device = run.load_model(), torch.device("cpu")
     confidence_N, hit_N = torch.zeros(360), torch.zeros(360, dtype=torch.bool)
     normalize = Normalize(run.config.data.mean, run.config.data.std)

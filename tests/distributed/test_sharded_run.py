@@ -8,7 +8,7 @@ import torch
 from real_runs import same_result
 
 from rlpheads.engine.learner.learner import build_heads
-from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.engine.runs.opened_run import open_checkpoint
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -86,7 +86,7 @@ def test_a_run_goes_on_at_other_numbers_of_ranks_and_with_whole_heads(runner, wh
 
 def test_commands_read_a_sharded_checkpoint(sharded, whole):
     """Into heads that one process holds whole."""
-    opened = [open_run(finished.folder) for finished in (sharded, whole)]
+    opened = [open_checkpoint(finished.folder) for finished in (sharded, whole)]
     modules = [build_heads(run.config, (24, 24), "heads", 1) for run in opened]
     for run, module in zip(opened, modules, strict=True):
         run.load_weights("heads", module)

@@ -30,7 +30,7 @@ from rlpheads.engine.report.console import open_console
 from rlpheads.engine.runs.checkpoint import SEAL, CheckpointError, write_sealed_manifest
 from rlpheads.engine.runs.folder import RunFolderError, claim
 from rlpheads.engine.runs.log import RunLog
-from rlpheads.engine.runs.opened_run import RunError, open_run
+from rlpheads.engine.runs.opened_run import RunError, open_checkpoint
 from rlpheads.engine.runs.sources import Sources, open_sources
 from rlpheads.engine.training.start import settle_start
 from rlpheads.memorization.records.canary_file import CanaryError
@@ -88,7 +88,7 @@ def resume(folder: Path) -> None:
 
 
 def audit(folder: Path) -> None:
-    open_run(folder).load_model()
+    open_checkpoint(folder).load_model()
 
 
 def canaries(folder: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from rlpheads.engine.cli import main
-from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.engine.runs.opened_run import open_checkpoint
 from rlpheads.loaders.contract.errors import LoaderError
 
 pytestmark = pytest.mark.long
@@ -86,7 +86,7 @@ def test_an_audit_as_json_is_the_file_and_the_same_again(detached_run, capsys):
     for _ in range(2):
         assert main(["audit", str(detached_run), "--taps", "0,1.attn", "--json"]) == 0
         printed.append(capsys.readouterr().out)
-    (path,) = (detached_run / "audit").glob(f"{open_run(detached_run).saved.path.name}_least_squares.json")
+    (path,) = (detached_run / "audit").glob(f"{open_checkpoint(detached_run).saved.path.name}_least_squares.json")
     assert printed[0] == printed[1] == path.read_text()
     assert [tap["tap"] for tap in json.loads(printed[0])["taps"]] == ["0", "1.attn"]
 

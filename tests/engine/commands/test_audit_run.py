@@ -12,7 +12,7 @@ from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.config.run import EvalConfig
 from rlpheads.engine.learner.learner import build_heads
 from rlpheads.engine.runs.checkpoint import read_manifest
-from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.engine.runs.opened_run import open_checkpoint
 from rlpheads.engine.training import job
 from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.heads.head_losses import HeadTerms
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def test_an_audit_leaves_unreadable_images_out(spoiled, tmp_path):
     """All is as if they were not there: features, the run's own labels and fresh ones all belong to the other images."""
     assert job.run(replace(spoiled, run=replace(spoiled.run, dir=str(tmp_path), name="spoiled"))) == 0
-    found = audit_run(open_run(tmp_path / "spoiled"), AuditOptions(device="cpu"))
+    found = audit_run(open_checkpoint(tmp_path / "spoiled"), AuditOptions(device="cpu"))
     assert (found.num_train, found.num_equal, found.num_skipped) == (23, 7, 2)
     assert all(0 <= tap.found.own_M[0] * 23 <= 23 and (tap.found.own_M[0] * 23) % 1 < 1e-6 for tap in found.taps)
 
@@ -35,7 +35,7 @@ def test_an_audit_has_the_steered_factor_of_its_checkpoint(tmp_path):
     config = small_config(tmp_path, "steered", epochs=2)
     steered = RegularizerConfig(kind="uniform", factor=0.5, target=0.0)
     assert job.run(replace(config, regularizer=steered, eval=EvalConfig(every=1000, clean_every=1))) == 0
-    opened = open_run(tmp_path / "steered")
+    opened = open_checkpoint(tmp_path / "steered")
     rows = opened.folder.metrics("epoch")
     audit = audit_run(opened, AuditOptions(draws=4, device="cpu"))
     assert rows[0]["regularizer_factor"] == 0.5
@@ -45,7 +45,7 @@ def test_an_audit_has_the_steered_factor_of_its_checkpoint(tmp_path):
 
 def test_features_and_own_labels_reproduce_the_runs_own_ledger(detached_run):
     """The run's saved heads, on what the audit reads and on the labels that it takes for the run's own."""
-    run = open_run(detached_run)
+    run = open_checkpoint(detached_run)
     model = run.load_model()
     with FeatureStore(run.config, FeatureReader(model, parse_places(None, model), norm=False), CPU) as store:
         tables = store.read(run.sources.train)
@@ -59,7 +59,7 @@ def test_features_and_own_labels_reproduce_the_runs_own_ledger(detached_run):
 
 def test_detached_features_hold_nothing_about_the_labels(detached_run):
     """λ = 0: the backbone never saw them, so that own labels are just further fresh labels."""
-    audit = audit_run(open_run(detached_run), AuditOptions(taps="inside", level=0.999))
+    audit = audit_run(open_checkpoint(detached_run), AuditOptions(taps="inside", level=0.999))
     for tap in audit.taps:
         assert abs(tap.found.label_excess.value) < tap.found.label_excess.luck
         assert tap.control.all_rows == head_only_rla(5, 179, 24)
@@ -73,7 +73,7 @@ def test_detached_features_hold_nothing_about_the_labels(detached_run):
 
 def test_taps_epochs_and_runs_have_fresh_labels_of_their_own(detached_run):
     """One set of labels for all would show one chance event at all of them."""
-    run = open_run(detached_run)
+    run = open_checkpoint(detached_run)
     every = torch.ones(179, dtype=torch.bool)
     other_run = replace(run, config=replace(run.config, run=replace(run.config.run, name="another arm")))
     other_epoch = replace(run, saved=replace(run.saved, step=run.saved.step + 1))
@@ -87,7 +87,7 @@ def test_taps_epochs_and_runs_have_fresh_labels_of_their_own(detached_run):
 def test_a_network_that_memorises_is_found_out(tmp_path):
     config = small_config(tmp_path, "joint", epochs=50, joint=1.0, draws=1)
     assert job.run(config) == 0
-    audit = audit_run(open_run(tmp_path / "joint"), AuditOptions(level=0.99))
+    audit = audit_run(open_checkpoint(tmp_path / "joint"), AuditOptions(level=0.99))
     last = audit.taps[-1].found
     assert last.label_excess.is_positive
     assert last.label_excess.value > 0.2

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small_runs import small_config
 
 from rlpheads.engine.cli import main
-from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.engine.runs.opened_run import open_checkpoint
 from rlpheads.engine.training import job
 
 
@@ -29,14 +29,14 @@ def logits(model: torch.nn.Module, side: int) -> torch.Tensor:
 
 
 def test_timm_builds_and_loads_the_network_from_the_folder_alone(detached_run, exported):
-    run = open_run(detached_run)
+    run = open_checkpoint(detached_run)
     ours = run.load_model().backbone
     theirs = timm.create_model(f"local-dir:{exported}", pretrained=True)
     assert torch.equal(logits(ours, run.config.data.image_size), logits(theirs, run.config.data.image_size))
 
 
 def test_the_file_fits_a_network_of_the_same_settings_by_checkpoint_path(detached_run, exported):
-    config = open_run(detached_run).config
+    config = open_checkpoint(detached_run).config
     model = timm.create_model(
         config.model.name, num_classes=10, checkpoint_path=str(exported / "model.safetensors"), **config.model.args
     )
@@ -44,7 +44,7 @@ def test_the_file_fits_a_network_of_the_same_settings_by_checkpoint_path(detache
 
 
 def test_the_description_says_how_images_are_prepared_and_what_the_classes_are(detached_run, exported):
-    data = open_run(detached_run).config.data
+    data = open_checkpoint(detached_run).config.data
     described = json.loads((exported / "config.json").read_text())
     prepared = described["pretrained_cfg"]
     assert prepared["input_size"] == [3, data.image_size, data.image_size]
@@ -54,7 +54,7 @@ def test_the_description_says_how_images_are_prepared_and_what_the_classes_are(d
 
 
 def test_heads_come_with_the_labels_that_they_predict(detached_run, exported):
-    run, tensors = open_run(detached_run), load_file(exported / "heads.safetensors")
+    run, tensors = open_checkpoint(detached_run), load_file(exported / "heads.safetensors")
     labels = tensors["labels.train"]
     assert labels.shape[1] == run.sources.train.manifest.num_samples
     assert labels.max() < run.config.heads.num_labels
@@ -75,7 +75,7 @@ def test_an_older_checkpoint_is_exported_without_the_images(detached_run, tmp_pa
     (copy / "config.yaml").write_text(moved)
     assert main(["export", str(copy), str(tmp_path / "old.safetensors"), "--epoch", "5"]) == 0
     assert "class names are left out" in capsys.readouterr().out
-    expected = open_run(detached_run, epoch=5).load_model().backbone.state_dict()
+    expected = open_checkpoint(detached_run, epoch=5).load_model().backbone.state_dict()
     assert torch.equal(load_file(tmp_path / "old.safetensors")["head.weight"], expected["head.weight"])
 
 

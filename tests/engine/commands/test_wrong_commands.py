@@ -77,7 +77,7 @@ def test_wrong_options_of_an_audit_in_a_study(tmp_path, audit, message):
 @pytest.mark.parametrize(
     ("argv", "broken"),
     [
-        (["audit", "empty"], "rlpheads.engine.runs.opened_run.open_run"),
+        (["audit", "empty"], "rlpheads.engine.runs.opened_run.open_checkpoint"),
         (["study", "study.yaml", "--out", "out"], "rlpheads.engine.commands.study_plan.plan_runs"),
     ],
 )

@@ -11,7 +11,7 @@ from small_runs import small_config
 from rlpheads.engine.commands.audit_features import FeatureReader, FeatureStore
 from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.engine.runs.opened_run import open_checkpoint
 from rlpheads.engine.training import job
 from rlpheads.engine.training.steering import target_errors
 from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
@@ -28,7 +28,7 @@ def trained(config: Config) -> tuple[Path, dict]:
 @pytest.mark.long
 def test_it_is_what_a_least_squares_probe_reaches_on_the_checkpoints_features(tmp_path):
     folder, row = trained(small_config(tmp_path, "refit", epochs=2))
-    run = open_run(folder)
+    run = open_checkpoint(folder)
     model = run.load_model()
     with FeatureStore(run.config, FeatureReader(model, model.places, norm=True), torch.device("cpu")) as store:
         tables = store.read(run.sources.train)

@@ -13,12 +13,12 @@ from rlpheads.engine.cli import main
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.runs.checkpoint import weights_sha256
 from rlpheads.engine.runs.checkpoint_metadata import read_metadata
-from rlpheads.engine.runs.opened_run import RunError, open_run
+from rlpheads.engine.runs.opened_run import RunError, open_checkpoint
 
 
 @pytest.mark.long
 def test_a_run_opens_at_its_newest_and_at_a_kept_epoch(detached_run):
-    newest, earlier = open_run(detached_run), open_run(detached_run, epoch=5)
+    newest, earlier = open_checkpoint(detached_run), open_checkpoint(detached_run, epoch=5)
     assert (newest.saved.epoch, earlier.saved.epoch) == (6, 5)
     assert newest.saved.step > earlier.saved.step
     weights = [run.load_model().state_dict()["backbone.pos_embed"] for run in (newest, earlier)]
@@ -27,7 +27,7 @@ def test_a_run_opens_at_its_newest_and_at_a_kept_epoch(detached_run):
 
 def test_the_model_has_the_weights_of_the_checkpoint(detached_run):
     status = json.loads((detached_run / "status.json").read_text())
-    assert weights_sha256(open_run(detached_run).load_model()) == status["weights_sha256"]["backbone"]
+    assert weights_sha256(open_checkpoint(detached_run).load_model()) == status["weights_sha256"]["backbone"]
 
 
 def test_other_images_are_refused(detached_run, tmp_path):
@@ -36,7 +36,7 @@ def test_other_images_are_refused(detached_run, tmp_path):
     config = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(config.replace("val_fraction: 0.9", "val_fraction: 0.8"))
     with pytest.raises(RunError, match="the train images are not those of the checkpoint"):
-        open_run(copy)
+        open_checkpoint(copy)
 
 
 @pytest.mark.wrong("paths")
@@ -48,7 +48,7 @@ def test_images_that_are_gone_are_asked_for_by_root(detached_run, tmp_path, root
     moved = config.replace("dataset: digits", "dataset: imagefolder").replace("  root: null", f"  root: {root}")
     (copy / "config.yaml").write_text(moved)
     with pytest.raises(ConfigError, match=f"{root} .*; if the images were moved, name their folder: --root FOLDER"):
-        open_run(copy)
+        open_checkpoint(copy)
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.learner import build_heads
 from rlpheads.engine.model.plan import plan_model
-from rlpheads.engine.runs.opened_run import open_run
+from rlpheads.engine.runs.opened_run import open_checkpoint
 from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training.job import run
 from rlpheads.engine.training.label_choice import SettledLabels, run_labels, settle_labels
@@ -85,7 +85,7 @@ def test_labels_for_each_class_from_training_to_audit(tiny):
     """Five labels for each of ten digits: chance stays 1/5, a head has fifty rows, and probes are fitted class by class."""
     config = replace(with_labels(tiny, 5, balance="per_class", audit_draws=1), epochs=1)
     assert run(config) == 0
-    opened = open_run(Path(config.run.dir) / config.run.name)
+    opened = open_checkpoint(Path(config.run.dir) / config.run.name)
     manifest = opened.sources.train.manifest
     labels_MN = run_labels(config, manifest, 3)
     assert torch.equal(labels_MN[0] // 5, torch.from_numpy(manifest.targets).int())
