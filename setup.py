@@ -63,7 +63,11 @@ def packages_of(room: str) -> list[str]:
 setup(
     packages=["rlpheads", "rlpheads.configs", *(package for room in ROOMS for package in packages_of(room))],
     package_dir={f"rlpheads.{folder}": folder for folder in (*ROOMS, "configs")},
-    package_data={"": ["*.cpp", "*.h"], "rlpheads.configs": ["*.yaml", "*.toml"]},  # C++ is built at first use
+    package_data={
+        "": ["*.cpp", "*.h"],
+        "rlpheads": ["py.typed"],
+        "rlpheads.configs": ["*.yaml", "*.toml"],
+    },  # C++ is built at first use
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["rlpheads=rlpheads.engine.cli:main"]},

@@ -11,15 +11,56 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlpheads.engine.model.tapped_model import TappedModel as TappedModel
     from rlpheads.kernels.random_label_loss import random_label_loss as random_label_loss
+    from rlpheads.loaders.adapters.indexed_dataset import IndexedDataset as IndexedDataset
+    from rlpheads.loaders.adapters.indexed_dataset import collate_indexed as collate_indexed
+    from rlpheads.loaders.factory import make_loader as make_loader
+    from rlpheads.loaders.sources.datasets import open_dataset as open_dataset
+    from rlpheads.memorization.heads.combined_loss import TermWeights as TermWeights
+    from rlpheads.memorization.heads.combined_loss import combine_losses as combine_losses
+    from rlpheads.memorization.heads.head_losses import HeadTerms as HeadTerms
     from rlpheads.memorization.heads.labels import label_table as label_table
+    from rlpheads.memorization.heads.rlp_heads import RLPHeads as RLPHeads
+    from rlpheads.memorization.records.ledger import Ledger as Ledger
+    from rlpheads.memorization.records.ledger_file import LedgerMetadata as LedgerMetadata
 
-__all__ = ["__version__", "label_table", "random_label_loss"]
+    __version__: str
 
 _MODULES = {
+    "HeadTerms": "rlpheads.memorization.heads.head_losses",
+    "IndexedDataset": "rlpheads.loaders.adapters.indexed_dataset",
+    "Ledger": "rlpheads.memorization.records.ledger",
+    "LedgerMetadata": "rlpheads.memorization.records.ledger_file",
+    "RLPHeads": "rlpheads.memorization.heads.rlp_heads",
+    "TappedModel": "rlpheads.engine.model.tapped_model",
+    "TermWeights": "rlpheads.memorization.heads.combined_loss",
+    "collate_indexed": "rlpheads.loaders.adapters.indexed_dataset",
+    "combine_losses": "rlpheads.memorization.heads.combined_loss",
     "label_table": "rlpheads.memorization.heads.labels",
+    "make_loader": "rlpheads.loaders.factory",
+    "open_dataset": "rlpheads.loaders.sources.datasets",
     "random_label_loss": "rlpheads.kernels.random_label_loss",
 }
+"""Each door, and the module that it opens when it is first asked for."""
+
+__all__ = [
+    "HeadTerms",
+    "IndexedDataset",
+    "Ledger",
+    "LedgerMetadata",
+    "RLPHeads",
+    "TappedModel",
+    "TermWeights",
+    "__version__",
+    "collate_indexed",
+    "combine_losses",
+    "label_table",
+    "make_loader",
+    "open_dataset",
+    "random_label_loss",
+]
+
 _ROOT = Path(__file__).resolve().parent.parent
 if (
     _ROOT / "setup.py"

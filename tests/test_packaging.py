@@ -93,4 +93,5 @@ def test_wheel_holds_every_source_of_the_rooms_and_the_console_script(wheel):
     assert {name for name in names if Path(name).suffix in CODE} == {f"rlpheads/{name}" for name in sources} | {
         "rlpheads/__init__.py"
     }
+    assert "rlpheads/py.typed" in names  # type checkers read the annotations of a package that says so
     assert "rlpheads = rlpheads.engine.cli:main" in points

@@ -13,7 +13,8 @@ from rlpheads.engine.config.learning import ModelConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.model.hub import patience_with_servers
-from rlpheads.engine.model.tapped_model import TappedModel, gives_prefix_tokens, layout_of
+from rlpheads.engine.model.pooling import gives_prefix_tokens
+from rlpheads.engine.model.tapped_model import TappedModel, layout_of
 from rlpheads.engine.model.taps import Pool, select_places
 
 
@@ -50,14 +51,9 @@ def tap_dims(model: TappedModel, image_size: int) -> tuple[int, ...]:
     """
     images = torch.empty(2, 3, image_size, image_size, device="meta")
     try:
-        with torch.no_grad():
-            _, taps = model.eval()(images)
+        return model.eval().dims(images)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"the model does not take images of {image_size} x {image_size} pixels: {error}") from error
-    for name, tap in zip(model.taps, taps, strict=True):
-        if len(tap) != len(images):
-            raise ValueError(f"tap {name}: {len(tap)} rows for {len(images)} images; name a module outside the windows")
-    return tuple(tap.shape[-1] for tap in taps)
 
 
 def _create(config: ModelConfig, num_classes: int, pretrained: bool) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
+import torch
 from timm.models import beit, cait, convit, eva, vision_transformer, vision_transformer_relpos
 from torch import Tensor, nn
 
+from rlpheads.engine.model.pooling import gives_prefix_tokens, gives_tokens, is_timm_model, pool_tokens, pooling_of
 from rlpheads.engine.model.taps import Layout, Place, Pool, Tap, select_places
 
 PRE_NORM_BLOCKS = (
@@ -23,57 +24,76 @@ _TIE = 2**-10  # between blocks that end with the same module
 
 
 class TappedModel(nn.Module):
-    """A timm backbone that also returns its features at chosen places.
+    """A network that also returns its features at chosen places: one forward pass gives (logits, taps).
 
     This module, not the backbone, is what DDP and torch.compile wrap: calling `forward_intermediates` on an inner
     module would go past their hooks.
 
     Args:
-        backbone: timm model with `forward_intermediates` and `forward_head`.
-        places: in order of depth, from `select_places`.
-        pool: how tokens become a feature vector: `token` (the class token) or `mean` (of the patch tokens).
+        backbone: any network. Of timm's, places may also be blocks by number, and places inside them.
+        taps: names of places (`rlpheads.engine.model.taps`), "all" or "inside" for a network of timm, or places from
+            `select_places`; none at all: no taps. They are sorted by depth, which is the order in which modules are defined.
+        pool: how tokens become a feature vector: `token` (the class token) or `mean` (of the patch tokens). None: the class
+            token where the network has one, else the mean.
+        channels_last: whether maps of features are (B, H, W, D). None: as is known of timm's and torchvision's networks.
 
     Blocks are read by `forward_intermediates`, other places by hooks, which stay on the backbone until `release`. A module
     that runs several times in a pass is read at its last call.
+
+    Raises:
+        ValueError: there is no such place (the message has the nearest), or an unknown `pool`.
     """
 
-    backbone: Any  # a timm model; timm has no type for what they all offer
+    backbone: Any  # a timm model has more methods than nn.Module, and there is no type for them
 
-    def __init__(self, backbone: nn.Module, places: Sequence[Place], pool: Pool):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        taps: Tap | Sequence[Tap | Place],
+        pool: Pool | None = None,
+        *,
+        channels_last: bool | None = None,
+    ):
         super().__init__()
         self.backbone = backbone
-        self.places = tuple(places)
-        self.pool = pool
-        self._hooked = frozenset(place for place in places if place.is_inside or place.module is not None)
-        self._blocks = [place.block for place in places if place not in self._hooked]
-        self._layout: dict[str, Any] = {"output_fmt": "NLC" if _gives_tokens(backbone) else "NCHW"}
+        self.places = _find_places(backbone, taps)
+        self.pooling = pooling_of(backbone, pool, channels_last)
+        self._hooked = frozenset(place for place in self.places if place.is_inside or place.module is not None)
+        self._blocks = [place.block for place in self.places if place not in self._hooked]
+        self._layout: dict[str, Any] = {"output_fmt": "NLC" if gives_tokens(backbone) else "NCHW"}
         if gives_prefix_tokens(backbone):  # some models without them fail when they are asked for them
             self._layout["return_prefix_tokens"] = True
         self._store = _Store()
-        self._handles = [_register_hook(backbone, place, self._store) for place in places if place in self._hooked]
+        self._handles = [_register_hook(backbone, place, self._store) for place in self.places if place in self._hooked]
 
     @property
     def taps(self) -> tuple[Tap, ...]:
         """The names of the places."""
         return tuple(place.name for place in self.places)
 
+    @property
+    def pool(self) -> Pool:
+        """How tokens become a feature vector."""
+        return self.pooling.pool
+
     def select(self, spec: Tap | Sequence[Tap]) -> tuple[Place, ...]:
         """Return the places that a spec names, tapped or not; see `select_places`."""
         return select_places(spec, layout_of(self.backbone))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Classify (B, 3, H, W) float images.
+    def forward(self, *inputs: Any, **named_inputs: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Classify (B, 3, H, W) float images, or whatever the network takes.
 
         Returns:
-            logits (B, classes) and, for each tap in order, features (B, D).
+            logits (B, classes), from an output with several values its `logits`; and, for each tap in order, features
+            (B, D).
 
         Raises:
             ValueError: a tapped module was not called, or its output cannot be pooled into features.
         """
         if not self.places:
-            return self.backbone(images), ()
+            return _logits_of(self.backbone(*inputs, **named_inputs)), ()
         self._store.caught = {}
-        logits, blocks = self._run(images)
+        logits, blocks = self._run(inputs, named_inputs)
         caught, self._store.caught = self._store.caught, None
         vectors = dict(zip(self._blocks, map(self._pool_block, blocks), strict=True))
         return logits, tuple(
@@ -81,15 +101,38 @@ class TappedModel(nn.Module):
             for place in self.places
         )
 
+    def dims(self, *inputs: Any, **named_inputs: Any) -> tuple[int, ...]:
+        """Return the width D of every tap, from a forward pass of a few samples that changes nothing.
+
+        Raises:
+            ValueError: a tap is not one vector a sample, or cannot be read.
+        """
+        num_rows = next(len(each) for each in (*inputs, *named_inputs.values()) if isinstance(each, Tensor))
+        modes = {module: module.training for module in self.modules()}
+        try:
+            with torch.no_grad():
+                _, taps = self.eval()(*inputs, **named_inputs)
+        finally:
+            for module, was_training in modes.items():
+                module.training = was_training
+        for name, tap in zip(self.taps, taps, strict=True):
+            if len(tap) != num_rows:
+                raise ValueError(
+                    f"tap {name}: {len(tap)} rows for {num_rows} images; name a module outside the windows"
+                )
+        return tuple(tap.shape[-1] for tap in taps)
+
     def release(self) -> None:
         """Remove the hooks from the backbone, which can be used without this module."""
         for handle in self._handles:
             handle.remove()
 
-    def _run(self, images: Tensor) -> tuple[Tensor, list[Any]]:
+    def _run(self, inputs: tuple[Any, ...], named_inputs: dict[str, Any]) -> tuple[Tensor, list[Any]]:
         if not self._blocks:
-            return self.backbone(images), []
-        final, blocks = self.backbone.forward_intermediates(images, indices=self._blocks, norm=False, **self._layout)
+            return _logits_of(self.backbone(*inputs, **named_inputs)), []
+        final, blocks = self.backbone.forward_intermediates(
+            *inputs, **named_inputs, indices=self._blocks, norm=False, **self._layout
+        )
         return self.backbone.forward_head(final), blocks
 
     def _pool_block(self, block: Tensor | tuple[Tensor, Tensor]) -> Tensor:
@@ -103,41 +146,22 @@ class TappedModel(nn.Module):
             raise ValueError(
                 f"tap {place}: the network does not call this module by itself; name one above or below it"
             )
-        output = caught[place]
-        if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"tap {place}: this module gives {shape}, which is no vectors, tokens or map of features")
-        if output.ndim == 2:
-            return output
-        if output.ndim == 4:
-            channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
-            return output.mean(dim=(1, 2) if channels_last else (2, 3))
-        num_prefix = self.backbone.num_prefix_tokens if gives_prefix_tokens(self.backbone) else 0
-        return pool_tokens(output[:, num_prefix:], output[:, :num_prefix], self.pool)
+        return self.pooling.features(caught[place], place)
 
 
-def pool_tokens(tokens: Tensor, prefix_BPD: Tensor | None, pool: Pool) -> Tensor:
-    """Pool the output of a block into one feature vector for each image: (B, D).
+def _find_places(backbone: nn.Module, taps: Tap | Sequence[Tap | Place]) -> tuple[Place, ...]:
+    if isinstance(taps, (int, str)):
+        return select_places(taps, layout_of(backbone))
+    names = [tap for tap in taps if not isinstance(tap, Place)]
+    if not names:
+        return tuple(tap for tap in taps if isinstance(tap, Place))
+    return select_places([tap.name if isinstance(tap, Place) else tap for tap in taps], layout_of(backbone))
 
-    Args:
-        tokens: tokens (B, L, D) without the prefix tokens, or a feature map (B, D, H, W).
-        prefix_BPD: the prefix tokens, the class token first; None or P = 0 where the network has none.
-        pool: "token" takes the class token, "mean" the mean of `tokens` over L, or over H and W.
 
-    Raises:
-        ValueError: an unknown `pool`, "token" without a prefix token, or `tokens` of another rank.
-    """
-    if pool == "token":
-        if prefix_BPD is None or prefix_BPD.shape[1] == 0:
-            raise ValueError("pool 'token' needs a class token, and this network has no prefix tokens: use 'mean'")
-        return prefix_BPD[:, 0]
-    if pool != "mean":
-        raise ValueError(f"unknown pool {pool!r}: use one of {', '.join(get_args(Pool))}")
-    if tokens.ndim == 3:
-        return tokens.mean(dim=1)
-    if tokens.ndim == 4:
-        return tokens.mean(dim=(2, 3))
-    raise ValueError(f"a tap is (B, L, D) tokens or a (B, D, H, W) map, got a tensor of shape {tuple(tokens.shape)}")
+def _logits_of(output: Any) -> Tensor:
+    """Return the logits of what a network gave: transformers' outputs, and torchvision's with auxiliary ones, name them."""
+    logits: Tensor = getattr(output, "logits", output)
+    return logits
 
 
 class _Store:
@@ -159,7 +183,10 @@ class _Catch:
 
 
 def layout_of(backbone: Any) -> Layout:
-    """Return where a timm model can be tapped; places are ordered as its modules are defined."""
+    """Return where a network can be tapped; places are ordered as its modules are defined.
+
+    Blocks, and places inside them, are known of timm's networks alone.
+    """
     module_ranks = {name: float(rank) for rank, name in enumerate(_modules_by_end(backbone))}
     blocks = _transformer_blocks(backbone)
     open_blocks = [i for i, block in enumerate(blocks) if isinstance(block, PRE_NORM_BLOCKS)]
@@ -179,15 +206,6 @@ def layout_of(backbone: Any) -> Layout:
     )
 
 
-def gives_prefix_tokens(backbone: Any) -> bool:
-    """Whether a timm model returns a class token (or more) apart from the patch tokens."""
-    return _gives_tokens(backbone) and getattr(backbone, "num_prefix_tokens", 0) > 0
-
-
-def _gives_tokens(backbone: Any) -> bool:
-    return "return_prefix_tokens" in inspect.signature(backbone.forward_intermediates).parameters
-
-
 def _register_hook(backbone: Any, place: Place, store: _Store) -> Any:
     if place.module is not None:
         return backbone.get_submodule(place.module).register_forward_hook(_Catch(store, place))
@@ -202,14 +220,14 @@ def _modules_by_end(module: nn.Module, name: str = "") -> Iterator[str]:
 
 
 def _transformer_blocks(backbone: Any) -> Sequence[nn.Module]:
-    blocks = getattr(backbone, "blocks", None)
+    blocks = getattr(backbone, "blocks", None) if is_timm_model(backbone) else None
     return blocks if blocks is not None and len(blocks) == len(backbone.feature_info) else ()
 
 
 def _block_ranks(backbone: Any, module_ranks: dict[str, float]) -> list[float]:
     """Return the rank of each block: its module's, and never before the block that it follows."""
     ranks: list[float] = []
-    for info in backbone.feature_info:
+    for info in backbone.feature_info if is_timm_model(backbone) else ():
         before = ranks[-1] if ranks else -1.0
         ranks.append(max(module_ranks.get(info["module"], 0.0), before + _TIE))
     return ranks

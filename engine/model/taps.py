@@ -20,6 +20,9 @@ Pool = Literal["token", "mean"]
 Tap = int | str
 """The name of a place: a block's number, or text."""
 
+_NO_BLOCKS = (
+    "this network is none of timm's, so its blocks have no numbers; name modules, as named_modules() lists them"
+)
 _INSIDE = re.compile(r"(-?\d+)(?:\.(attn|mlp))?")
 
 
@@ -107,6 +110,8 @@ def _places_of_word(spec: Tap, layout: Layout) -> list[Place]:
     if spec not in parts_by_word:
         close = _nearest(str(spec), map(str, parts_by_word))
         raise ValueError(f"unknown taps {spec!r}: use all, none, inside or a list of places{close}")
+    if spec != "none" and not layout.num_blocks:
+        raise ValueError(f"taps {spec!r}: {_NO_BLOCKS}")
     return [Place(block, part) for block in range(layout.num_blocks) for part in parts_by_word[spec]]
 
 
@@ -115,12 +120,16 @@ def _read_place(name: Tap, layout: Layout) -> Place:
         return Place(_block(name, layout.num_blocks))
     if not isinstance(name, str):
         raise ValueError(f"a tap is a whole number or text, got {name!r}")
+    if not layout.num_blocks and name in layout.module_ranks:
+        return Place(module=name)  # also of a sequence, whose modules are called "0", "1", …
     if match := _INSIDE.fullmatch(name):
         return Place(_block(int(match[1]), layout.num_blocks), match[2])
     if name in layout.module_ranks:
         return Place(module=name)
     inside = [f"{block}.{part}" for block in layout.attention_ranks for part in ("attn", "mlp")]
     close = _nearest(name, [*inside, *layout.module_ranks])
+    if not layout.num_blocks:
+        raise ValueError(f"there is no place {name!r}; allowed: names of modules, as named_modules() lists them{close}")
     raise ValueError(
         f"there is no place {name!r}; allowed: a block's number, such as 0 or -1, places inside blocks, such as 3.attn or "
         f"3.mlp, and names of modules{close}"
@@ -129,6 +138,8 @@ def _read_place(name: Tap, layout: Layout) -> Place:
 
 def _block(number: int, num_blocks: int) -> int:
     """Return the block that a possibly negative number names."""
+    if not num_blocks:
+        raise ValueError(f"tap {number}: {_NO_BLOCKS}")
     if not -num_blocks <= number < num_blocks:
         nearest = num_blocks - 1 if number > 0 else -num_blocks
         raise ValueError(

@@ -35,6 +35,9 @@ class TermWeights:
         return self.factor / num_labels
 
 
+_UNWEIGHTED = TermWeights()
+
+
 class CombinedLoss(NamedTuple):
     """Reduced losses of one micro-batch."""
 
@@ -54,19 +57,23 @@ class CombinedLoss(NamedTuple):
 
 def combine_losses(
     losses: HeadLosses | GatheredLosses,
-    valid_B: Tensor,
-    num_global_rows: int,
-    world_size: int,
-    weights: TermWeights,
+    valid_B: Tensor | None = None,
+    num_global_rows: int | None = None,
+    world_size: int = 1,
+    weights: TermWeights = _UNWEIGHTED,
 ) -> CombinedLoss:
     """Weighted sum of the terms: each a mean over the global batch's rows, a mean over draws and a sum over taps.
+
+    `combine_losses(losses).total` is what one process adds to its class loss to measure; where ranks have batches of one
+    size, it is right for each of them, too, as DDP averages it.
 
     Args:
         losses: per-row losses of this rank's micro-batch, or of all ranks', where classes are sharded. Gradients of sharded
             heads are not averaged, so that what trains them is scaled by 1 / num_global_rows alone.
         valid_B: bool, False for padding rows, which contribute exactly 0 whatever their losses hold; gathered losses bring
-            their own.
-        num_global_rows: rows of the whole global batch (all ranks, all micro-batches) that are no padding.
+            their own. None: there is no padding.
+        num_global_rows: rows of the whole global batch (all ranks, all micro-batches) that are no padding. None: those of
+            these losses.
         world_size: ranks whose gradients are averaged: the local sum is scaled by world_size / num_global_rows, so that
             the average over ranks is the mean over the global batch.
         weights: λ and μ.
@@ -74,7 +81,8 @@ def combine_losses(
     Raises:
         ValueError: a size below 1, or a weight above 0 for a term that was not computed.
     """
-    num_global_rows = check_count("num_global_rows", num_global_rows)
+    num_rows = (losses.losses if isinstance(losses, GatheredLosses) else losses).cross_entropy_TMB.shape[-1]
+    num_global_rows = check_count("num_global_rows", num_rows if num_global_rows is None else num_global_rows)
     world_size = check_count("world_size", world_size)
     num_averaged = world_size
     if isinstance(losses, GatheredLosses):
@@ -92,7 +100,8 @@ def combine_losses(
             if weight:
                 raise ValueError(f"the {name} term has weight {weight}, but the heads did not compute it")
             continue
-        value = torch.where(valid_B, rows, 0.0).sum() * (num_averaged / num_global_rows / rows.shape[1])
+        counted = rows if valid_B is None else torch.where(valid_B, rows, 0.0)
+        value = counted.sum() * (num_averaged / num_global_rows / rows.shape[1])
         scalars[name] = value.detach()
         if name == "head_cross_entropy":
             heads = heads + value

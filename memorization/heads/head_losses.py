@@ -38,6 +38,10 @@ class HeadTerms:
             raise ValueError(f"regularized taps must ascend without repeats, got {self.regularized!r}")
 
 
+MEASURING = HeadTerms()
+"""Nothing beside the heads' own cross-entropy: no gradient reaches the features."""
+
+
 class HeadLosses(NamedTuple):
     """Per-row results for T taps, M draws and B rows; R is the number of regularised taps.
 

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_losses
 from rlpheads.memorization.heads.class_blocks import class_block_loss
-from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms, mix_pair_losses, stack_losses
+from rlpheads.memorization.heads.head_losses import (
+    MEASURING,
+    HeadLosses,
+    HeadTerms,
+    mix_pair_losses,
+    stack_losses,
+)
 from rlpheads.memorization.heads.head_modules import HeadModules
 from rlpheads.memorization.heads.hidden_layer import HiddenLayer
 from rlpheads.memorization.heads.linear_head import RandomLabelHead
@@ -26,16 +32,16 @@ class RLPHeads(HeadModules):
 
     def forward(
         self,
-        taps: Sequence[Tensor],
+        taps: Sequence[Tensor] | Tensor,
         labels_MB: Tensor,
-        terms: HeadTerms,
+        terms: HeadTerms = MEASURING,
         pair: tuple[Tensor, Tensor] | None = None,
     ) -> HeadLosses:
-        """Losses of every head on one batch.
+        """Losses of every head on one batch; `heads(features, labels)` measures, and trains the heads alone.
 
         Args:
-            taps: features (B, D_t), one tensor for each tap, of any float dtype.
-            labels_MB: integer random labels, a row for each draw.
+            taps: features (B, D_t), one tensor for each tap, of any float dtype; a tensor by itself is those of the one tap.
+            labels_MB: integer random labels, a row for each draw; (B,) are those of the one draw.
             terms: what to compute beside the heads' cross-entropy.
             pair: of mixed rows: second labels (M, B), and the weight (B,) in [0, 1] of the first; see `random_label_loss`.
 
@@ -47,6 +53,10 @@ class RLPHeads(HeadModules):
         Raises:
             ValueError: the taps, the labels or `terms.regularized` do not fit the heads.
         """
+        if isinstance(taps, Tensor):
+            taps = [taps]
+        if labels_MB.ndim == 1:
+            labels_MB = labels_MB[None]
         self.check_inputs(taps, labels_MB, terms)
         others = tuple(t for t in range(len(taps)) if t not in terms.regularized)
         losses: dict[int, list[RandomLabelLoss]] = {}

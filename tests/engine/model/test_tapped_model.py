@@ -12,7 +12,8 @@ from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.learning import ModelConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model, tap_dims
-from rlpheads.engine.model.tapped_model import TappedModel, layout_of, pool_tokens
+from rlpheads.engine.model.pooling import pool_tokens
+from rlpheads.engine.model.tapped_model import TappedModel, layout_of
 from rlpheads.engine.model.taps import select_places
 
 INSIDE_OUT = {"img_size": 32, "patch_size": 16, "depth": 2}
