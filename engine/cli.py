@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "train, with random-label prediction heads",
     "env": "print versions, devices and the source commit",
     "export": "write a run's weights as safetensors, for timm and the Hub",
+    "samples": "list the images that a measure ranks first",
     "canaries": "say which measure finds the planted samples",
     "audit": "refit probes to the features of a checkpoint",
     "convert": "make the store that the ffcv loader reads",

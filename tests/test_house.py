@@ -75,7 +75,7 @@ ARROWS = {
         "baselines": "heads arguments quantiles atomic_file json_reading",
         "measures": "records arguments quantiles atomic_file",
         "heads": "arguments quantiles atomic_file",
-        "records": "arguments quantiles atomic_file json_reading",
+        "records": "heads arguments quantiles atomic_file json_reading",
         "arguments": "",
         "quantiles": "",
         "atomic_file": "",

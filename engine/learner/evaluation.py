@@ -77,8 +77,7 @@ def evaluate(
         if features is not None:
             features.add(batch, rows.taps)
         among_five += _among_five(rows.logits_BC, batch)
-        confidence_B = rows.logits_BC.float().softmax(-1).amax(-1)
-        calibration.add(confidence_B, rows.class_hit_B, batch.index >= 0)
+        calibration.add(rows.confidence_B, rows.class_hit_B, batch.index >= 0)
         advance(delivered.num_global_rows)
         if interrupted():
             raise EvaluationInterruptedError

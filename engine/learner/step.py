@@ -40,6 +40,8 @@ class RowLosses(NamedTuple):
     class_loss_B: Tensor
     trained_loss_B: Tensor
     class_hit_B: Tensor
+    predicted_B: Tensor
+    confidence_B: Tensor
     logits_BC: Tensor
     heads: HeadLosses | GatheredLosses | None
     audit: HeadLosses | GatheredLosses | None
@@ -100,7 +102,9 @@ def forward_rows(network: Network, batch: Batch, table_MN: Tensor, routes: Route
     own, audited = labels.of_draws(slice(routes.num_draws)), labels.of_draws(slice(routes.num_draws, None))
     heads = _head_losses(network.heads, taps, own, routes.terms, batch)
     audit = _head_losses(network.audit, taps, audited, HeadTerms(), batch)
-    return RowLosses(class_loss_B, trained_loss_B, logits.argmax(-1) == batch.targets, logits, heads, audit, taps)
+    predicted_B, confidence_B = logits.argmax(-1), logits.detach().float().softmax(-1).amax(-1)
+    class_hit_B = predicted_B == batch.targets
+    return RowLosses(class_loss_B, trained_loss_B, class_hit_B, predicted_B, confidence_B, logits, heads, audit, taps)
 
 
 def _head_losses(
@@ -141,8 +145,17 @@ def record_rows(ledger: Ledger, batch: Batch, rows: RowLosses) -> None:
         torch.cat([getattr(losses, name).detach() for losses in heads], dim=1) if heads else None
         for name in ("hit_TMB", "bits_TMB", "margin_TMB")
     )
-    class_loss_B = rows.class_loss_B.detach()
-    ledger.record(batch.index, batch.targets, class_loss_B, rows.class_hit_B, hit_TMB, bits_TMB, margin_TMB)
+    ledger.record(
+        batch.index,
+        batch.targets,
+        rows.class_loss_B.detach(),
+        rows.class_hit_B,
+        hit_TMB,
+        bits_TMB,
+        margin_TMB,
+        predicted_B=rows.predicted_B,
+        confidence_B=rows.confidence_B,
+    )
     if batch.skipped:
         ledger.skip(batch.skipped_index.to(batch.index.device, non_blocking=True))
 

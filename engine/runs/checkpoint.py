@@ -12,8 +12,9 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from rlpheads.engine.config.errors import UserError
 from rlpheads.engine.distributed.launch import Launch
-from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state
+from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state, missing_names
 from rlpheads.engine.runs.finite_content import nonfinite_entries
 from rlpheads.engine.runs.folder import write_atomically
 from rlpheads.engine.runs.storage_errors import describe_storage_failure
@@ -176,8 +177,15 @@ def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
         raise DamagedCheckpointError(checkpoint, f"{checkpoint} is not finite: {spoiled[0]}{more}")
 
 
-def load(checkpoint: Path, state: dict[str, Any], launch: Launch) -> None:
+def load(
+    checkpoint: Path,
+    state: dict[str, Any],
+    launch: Launch,
+    may_lack: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> None:
     """Fill the tensors of `state` in place. Collective.
+
+    What `may_lack` names of a part and the files do not hold, as those of an older version, is taken out of `state`.
 
     Nothing in the folder can run code: see `rlpheads.engine.runs.checkpoint_metadata`.
 
@@ -185,6 +193,9 @@ def load(checkpoint: Path, state: dict[str, Any], launch: Launch) -> None:
         CheckpointError: the files lack a part of the state, or hold it in another form than their metadata says.
         torch.distributed.checkpoint.api.CheckpointException: the system cannot read a file.
     """
+    for part, names in may_lack.items():
+        missing = missing_names(checkpoint, part, names)
+        state[part] = {name: value for name, value in state[part].items() if name not in missing}
     try:
         fill_state(checkpoint, state, process_group=launch.control)
     except CheckpointException as error:

@@ -11,6 +11,7 @@ import io
 import pathlib
 import pickle
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def read_tensors(checkpoint: Path, prefix: str) -> dict[str, torch.Tensor]:
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is: one process reads all
         fill_state(checkpoint, state, no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def missing_names(checkpoint: Path, part: str, names: Iterable[str]) -> list[str]:
+    """Return which of the names a checkpoint lacks in a part of its state; none where nobody can tell: loading it will."""
+    try:
+        there = read_metadata(checkpoint).state_dict_metadata
+    except MetadataError:
+        return []
+    return [name for name in names if f"{part}.{name}" not in there]
 
 
 class _WeightsOnlyPlanner(dcp.DefaultLoadPlanner):

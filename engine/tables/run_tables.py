@@ -15,9 +15,13 @@ from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.opened_run import RunError, describe_missing_run
 from rlpheads.engine.tables.figure_rows import epoch_rows, figure_table, ledger_rows
 from rlpheads.engine.tables.sample_table import list_ledgers, sample_table
-from rlpheads.memorization.records.ledger_file import read_ledger, read_ledger_metadata
+from rlpheads.memorization.records.canary_file import CanaryError
+from rlpheads.memorization.records.ledger_file import LedgerError, read_ledger, read_ledger_metadata
+from rlpheads.memorization.records.sample_file import SampleFileError
 
 Phase = Literal["running", "clean", "heldout"]
+TABLE_ERRORS = (LedgerError, SampleFileError, CanaryError)
+"""What keeps the files of a run folder from being read, beside a UserError, each with the one message that its user needs."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class RunTables:
         Columns:
             `index`, `split`, `file`, `class` (number), `class_name`, `given_class`, `given_name` (other than the class where
             label noise or a canary replaced it), `canary` (its kind; null for most);
-            `last_class_loss` (nats), `hit`: of the last ledger;
+            `predicted`, `predicted_name`, `confidence` (the predicted class and its probability), `last_class_loss` (nats),
+            `hit`: of the last ledger;
             `class_loss`, `class_confidence` (probability of the given class): means over the ledgers' epochs;
             from two ledgers on `class_variability`, `forgetting_events`, and `first_learned` (three hits in a row),
             `learned_for_good`, `first_hit`: epochs, null for never;

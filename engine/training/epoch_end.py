@@ -22,6 +22,7 @@ from rlpheads.engine.report.evaluation_summary import Evaluation, summarize_eval
 from rlpheads.engine.report.label_figures import HeadSizes, label_figures
 from rlpheads.engine.runs.weights_files import write_weights
 from rlpheads.engine.training.early_stopping import is_best_epoch, stop_reason
+from rlpheads.engine.training.label_choice import label_source
 from rlpheads.engine.training.outcome import REMEDIES, TrainingDivergedError
 from rlpheads.engine.training.saving import save_checkpoint
 from rlpheads.engine.training.steering import regularizer_figures, steer_factor
@@ -191,18 +192,20 @@ def _figures(training: Training, name: str, phase: str, found: Evaluation) -> di
 
 
 def _write_ledger(training: Training, phase: str, ledger: Ledger) -> None:
+    config = training.run.config
     source = training.run.sources.heldout if phase == "heldout" else training.run.sources.train
     metadata = LedgerMetadata(
         fingerprint=source.manifest.fingerprint,
-        seed=training.run.config.seed,
-        num_labels=training.run.config.heads.num_labels,
+        seed=config.seed,
+        num_labels=config.heads.num_labels,
         taps=training.learner.tapped.taps,
         num_draws=ledger.num_draws,
-        num_audit_draws=num_audit_draws(training.run.config),
+        num_audit_draws=num_audit_draws(config),
         epoch=training.position.epoch,
         phase=phase,
         split=source.manifest.split,
         step=training.num_updates,
+        labels=label_source(config, source.manifest),
     )
     training.run.log.write_ledger(ledger, metadata)
 

@@ -17,8 +17,8 @@ from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs.sources import Sources
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.memorization.baselines.head_only import auto_labels, capacity_warning, head_only_rla
-from rlpheads.memorization.heads.class_blocks import class_block_labels
-from rlpheads.memorization.heads.labels import label_table
+from rlpheads.memorization.records.ledger_file import LabelSource
+from rlpheads.memorization.records.ledger_labels import labels_from
 
 
 class SettledLabels(NamedTuple):
@@ -68,6 +68,14 @@ def head_baselines(config: Config, manifest: Manifest, dims: Sequence[int]) -> l
     return [head_only_rla(heads.num_labels, num_samples, dim, heads.label_balance) for dim in dims]
 
 
+def label_source(config: Config, manifest: Manifest) -> LabelSource:
+    """Return what the random labels of a split are computed from."""
+    balance = config.heads.balance
+    if balance == "balanced" and manifest.split != "train":
+        balance = "iid"  # held-out labels are always i.i.d.
+    return LabelSource(stream_seed(config.seed_of("labels"), "labels"), balance)
+
+
 def run_labels(config: Config, manifest: Manifest, num_draws: int, device: torch.device | str | None = None) -> Tensor:
     """Return the random labels of a split in a run: int32 (M, N), in [0, K), or in [0, C·K) with labels for each class.
 
@@ -77,18 +85,8 @@ def run_labels(config: Config, manifest: Manifest, num_draws: int, device: torch
         num_draws: M; the draws of the audit heads come behind those of the heads.
         device: where the table is computed and lives.
     """
-    table_MN = label_table(
-        manifest.num_samples,
-        config.heads.num_labels,
-        num_draws=num_draws,
-        seed=stream_seed(config.seed_of("labels"), "labels"),
-        split=manifest.split,
-        balance=config.heads.label_balance if manifest.split == "train" else "iid",  # held-out labels are always i.i.d.
-        device=device,
-    )
-    if config.heads.balance != "per_class":
-        return table_MN
-    return class_block_labels(table_MN, torch.from_numpy(manifest.targets), config.heads.num_labels)
+    source, num_labels = label_source(config, manifest), config.heads.num_labels
+    return labels_from(source, manifest.split, torch.from_numpy(manifest.targets), num_labels, num_draws, device=device)
 
 
 def _labels_in_folder(folder: Path) -> int | None:

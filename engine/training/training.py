@@ -256,7 +256,8 @@ class Training:
         if point.window is not None:
             shape = point.window.ranks, len(point.window.steps), len(point.window.names)
             state["window"] = {"shares": torch.zeros(shape)}
-        checkpoint.load(point.checkpoint, state, self.run.launch)
+        checkpoint.load(point.checkpoint, state, self.run.launch, may_lack={"ledger": ledger.LATER_COLUMNS})
+        ledger.forget([name for name in ledger.LATER_COLUMNS if name not in state["ledger"]])
         self.learner.load_optimizers(state)
         if point.window is not None:
             window = PartialWindow(point.window.names, point.window.steps, state["window"]["shares"])

@@ -105,7 +105,7 @@ def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
     tap, of the heads' own draws and, apart ("audit label …"), of the audit heads'; `DYNAMIC_MEASURES` need two epochs.
     """
     seen_N = history.seen_N
-    hit_EN, loss_EN = (values_EN[:, seen_N] for values_EN in _fill_missed_epochs(history))
+    hit_EN, loss_EN = (values_EN[:, seen_N] for values_EN in fill_missed_epochs(history))
     if not bool(seen_N.any()):
         raise LedgerError("no epoch reached any sample: there is nothing to measure")
     class_map = dataset_map(loss_EN, hit_EN)
@@ -137,7 +137,7 @@ def _group_means(table: LedgerTable, values_TMN: np.ndarray) -> np.ndarray:
     return np.stack([values_TMN[:, draws].mean(1, dtype=np.float64) for draws in groups])
 
 
-def _fill_missed_epochs(history: SampleHistory) -> tuple[Tensor, Tensor]:
+def fill_missed_epochs(history: SampleHistory) -> tuple[Tensor, Tensor]:
     """Hits and losses in which an epoch that did not reach a sample repeats the last one that did: (E, N) both.
 
     Epochs before the first that reached it are misses, with the loss of that first one.

@@ -6,6 +6,7 @@ zero in memory: summing the tensors of several ranks merges them. The file that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +17,18 @@ from rlpheads.memorization.arguments import check_count
 from rlpheads.memorization.quantiles import quantiles
 from rlpheads.memorization.records.ledger_file import SEEN, SKIPPED, LedgerMetadata, write_ledger
 
+_UNKNOWN = {"predicted": -1, "confidence": math.nan}
+
 
 class Ledger:
     """Rows of N samples for T taps and M draws, on one device.
 
     A spare row behind the last takes the padding rows, so that every batch is written whole, whatever its index holds.
-    Memory: 17 + 9·T·M bytes a sample.
+    Memory: 25 + 9·T·M bytes a sample.
     """
+
+    LATER_COLUMNS = tuple(_UNKNOWN)
+    """Rows that checkpoints of older versions lack; see `forget`."""
 
     def __init__(
         self, num_samples: int, num_taps: int, num_draws: int, device: torch.device | str | None = None
@@ -41,6 +47,8 @@ class Ledger:
             "target": rows(torch.int64),
             "class_loss": rows(torch.float32),
             "class_hit": rows(torch.uint8),
+            "predicted": rows(torch.int32),
+            "confidence": rows(torch.float32),
             "hit": rows(torch.uint8, *per_head),
             "bits": rows(torch.float32, *per_head),
             "margin": rows(torch.float32, *per_head),
@@ -56,6 +64,9 @@ class Ledger:
         hit_TMB: Tensor | None = None,
         bits_TMB: Tensor | None = None,
         margin_TMB: Tensor | None = None,
+        *,
+        predicted_B: Tensor | None = None,
+        confidence_B: Tensor | None = None,
     ) -> None:
         """Write one micro-batch; safe inside a step: no host synchronisation, nothing depends on a value.
 
@@ -67,6 +78,8 @@ class Ledger:
             hit_TMB: bool; with `bits_TMB` and `margin_TMB` as `HeadLosses` holds them. None where there are no heads.
             bits_TMB: bits about the random label.
             margin_TMB: margin of the random label.
+            predicted_B: the class that was predicted; None where nobody knows: -1.
+            confidence_B: its probability; None: NaN.
 
         A sample that comes again overwrites its row, and its count goes up.
         """
@@ -76,6 +89,9 @@ class Ledger:
         self._write(slot_B, "target", targets_B)
         self._write(slot_B, "class_loss", class_loss_B)
         self._write(slot_B, "class_hit", class_hit_B)
+        for name, values_B in (("predicted", predicted_B), ("confidence", confidence_B)):
+            unknown_B = torch.full_like(class_loss_B, _UNKNOWN[name])
+            self._write(slot_B, name, unknown_B if values_B is None else values_B)
         for name, values_TMB in (("hit", hit_TMB), ("bits", bits_TMB), ("margin", margin_TMB)):
             if values_TMB is not None:
                 self._write(slot_B, name, values_TMB.permute(2, 0, 1))
@@ -106,6 +122,13 @@ class Ledger:
         The sum is exact because a sample is recorded by one rank, and is zero on the others.
         """
         return {name: values[: self.num_samples] for name, values in self._rows.items()}
+
+    @torch.no_grad()
+    def forget(self, names: Sequence[str]) -> None:
+        """Mark predictions or confidences, by the names of their rows, as not known where a sample was recorded."""
+        values = self.tensors()
+        for name in names:
+            values[name].masked_fill_(values["status"] == SEEN, _UNKNOWN[name])
 
     @property
     def num_seen(self) -> int:

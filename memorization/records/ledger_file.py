@@ -28,13 +28,30 @@ class LedgerError(ValueError):
     """A ledger file that cannot be read, or does not fit what is asked of it."""
 
 
+BALANCES = ("iid", "balanced", "per_class")
+"""How random labels are distributed."""
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Where random labels come from: `rlpheads.memorization.records.ledger_labels.ledger_labels` computes them again.
+
+    Attributes:
+        seed: what `label_table` was given.
+        balance: "iid", "balanced", or "per_class" (K labels for each class).
+    """
+
+    seed: int
+    balance: str
+
+
 @dataclass(frozen=True)
 class LedgerMetadata:
     """Metadata of a ledger file: which run, epoch and phase it is of, and what its lists mean.
 
     Attributes:
         fingerprint: of the dataset's manifest.
-        seed: seed of the run, hence of the random labels.
+        seed: seed of the run.
         num_labels: K.
         taps: names of the taps (block numbers, or text), in the order of the lists.
         num_draws: M, audit draws included.
@@ -56,6 +73,7 @@ class LedgerMetadata:
     split: str
     step: int
     num_audit_draws: int = 0
+    labels: LabelSource | None = None
 
     @property
     def draws(self) -> dict[str, slice]:
@@ -76,6 +94,10 @@ class LedgerTable:
     target: NDArray[np.int64]
     class_loss: NDArray[np.float32]
     class_hit: NDArray[np.bool_]
+    predicted: NDArray[np.int32]
+    """Class that was predicted; -1 where that is not known, as in files of versions 1 and 2."""
+    confidence: NDArray[np.float32]
+    """Its probability, the greatest of the softmax; NaN where that is not known."""
     hit: NDArray[np.bool_]
     """(T, M, N), as are bits and margin: strided views, the shape that `measures.label_measures` takes."""
     bits: NDArray[np.float32]
@@ -90,8 +112,8 @@ class LedgerTable:
 def write_ledger(path: str | Path, tensors: Mapping[str, Tensor], metadata: LedgerMetadata) -> None:
     """Write the rows of a ledger to one Parquet file, whole or not at all.
 
-    Columns: index, status, count, target, class_loss, class_hit, and tap-major lists of T·M: hit, bits, margin. In
-    rows that were not seen the target is -1, the floats are NaN and the hits False.
+    Columns: index, status, count, target, class_loss, class_hit, predicted, confidence, and tap-major lists of T·M: hit, bits,
+    margin. In rows that were not seen target and predicted class are -1, the floats are NaN and the hits False.
 
     Args:
         path: the file; missing folders are made, an older file is replaced.
@@ -132,10 +154,12 @@ def read_ledger(path: str | Path, *, heads: bool = True) -> LedgerTable:
     """
     path = Path(path)
     with _opened(path) as file:
-        metadata = _read_metadata(path, file.schema_arrow)
-        if not file.schema_arrow.equals(_schema(metadata)):
+        metadata, version = _read_metadata(path, file.schema_arrow)
+        if not file.schema_arrow.equals(_schema(metadata, version)):
             raise LedgerError(f"{path} has other columns than a ledger: {', '.join(file.schema_arrow.names)}")
-        columns = _read_columns(path, file, metadata, [*_DTYPES] if heads else _CLASS_COLUMNS)
+        columns = _read_columns(path, file, metadata, _columns_of(version, heads=heads))
+    for name in _columns_of(_VERSION, heads=False):
+        columns.setdefault(name, np.full(len(columns["index"]), _BLANKS.get(name, 0), _DTYPES[name]))
     if not heads:
         metadata = replace(metadata, taps=())
         nothing = (0, metadata.num_draws, len(columns["index"]))
@@ -146,7 +170,7 @@ def read_ledger(path: str | Path, *, heads: bool = True) -> LedgerTable:
 def read_ledger_metadata(path: str | Path) -> LedgerMetadata:
     """Read what a ledger file is of; none of its rows. Raises what `read_ledger` raises."""
     with _opened(Path(path)) as file:
-        return _read_metadata(Path(path), file.schema_arrow)
+        return _read_metadata(Path(path), file.schema_arrow)[0]
 
 
 @contextmanager
@@ -163,7 +187,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         ) from error
 
 
-_VERSION = 2
+_VERSION = 3
 _METADATA_KEY = b"rlpheads.ledger"
 _LIST_ELEMENTS_PER_GROUP = 2**21  # a row group costs about 20 MB of memory while it is written or read
 _LISTS = ("hit", "bits", "margin")
@@ -174,23 +198,35 @@ _DTYPES = {
     "target": np.int64,
     "class_loss": np.float32,
     "class_hit": np.bool_,
+    "predicted": np.int32,
+    "confidence": np.float32,
     "hit": np.bool_,
     "bits": np.float32,
     "margin": np.float32,
 }
-_CLASS_COLUMNS = [name for name in _DTYPES if name not in _LISTS]
+_SINCE = {"predicted": 3, "confidence": 3}
+"""Versions from which on a column is there."""
+_BLANKS = {"target": -1, "predicted": -1} | dict.fromkeys(("class_loss", "confidence", "bits", "margin"), np.nan)
+"""What rows hold that were not seen, and columns that are not there."""
 _WRITER_OPTIONS = {
     "compression": "zstd",
     "write_page_checksum": True,
-    "use_dictionary": ["status", "count", "target"],
-    "use_byte_stream_split": ["class_loss", "bits.list.element", "margin.list.element"],
+    "use_dictionary": ["status", "count", "target", "predicted"],
+    "use_byte_stream_split": ["class_loss", "confidence", "bits.list.element", "margin.list.element"],
 }
 
 
-def _schema(metadata: LedgerMetadata) -> pa.Schema:
-    types = {name: pa.from_numpy_dtype(dtype) for name, dtype in _DTYPES.items()}
+def _columns_of(version: int, *, heads: bool = True) -> list[str]:
+    """Names of the columns of a version, with or without those of the heads."""
+    return [name for name in _DTYPES if _SINCE.get(name, 1) <= version and (heads or name not in _LISTS)]
+
+
+def _schema(metadata: LedgerMetadata, version: int = _VERSION) -> pa.Schema:
+    types = {name: pa.from_numpy_dtype(_DTYPES[name]) for name in _columns_of(version)}
     fields = [pa.field(name, pa.list_(kind) if name in _LISTS else kind) for name, kind in types.items()]
-    text = json.dumps({"version": _VERSION, **asdict(metadata)})
+    text = json.dumps(
+        {"version": version, **asdict(metadata), "labels": asdict(metadata.labels) if metadata.labels else {}}
+    )
     return pa.schema(fields, metadata={_METADATA_KEY: text.encode()})  # equals() compares the fields alone
 
 
@@ -200,7 +236,7 @@ def _host_rows(tensors: Mapping[str, Tensor], first: int, last: int) -> dict[str
         name: values[first:last].cpu().numpy().astype(_DTYPES[name]) for name, values in tensors.items()
     }
     unseen = rows["status"] != SEEN
-    for name, blank in (("target", -1), ("class_loss", np.nan), ("bits", np.nan), ("margin", np.nan)):
+    for name, blank in _BLANKS.items():
         rows[name][unseen] = blank
     return {"index": np.arange(first, first + len(unseen)), **rows}
 
@@ -228,11 +264,13 @@ _METADATA: dict[str, Kind] = {
     "split": "text",
     "step": "count",
 }
-_LATER_METADATA: dict[int, dict[str, Kind]] = {1: {}, 2: {"num_audit_draws": "count"}}
+_AUDIT_DRAWS: dict[str, Kind] = {"num_audit_draws": "count"}
+_LATER_METADATA: dict[int, dict[str, Kind]] = {1: {}, 2: _AUDIT_DRAWS, 3: _AUDIT_DRAWS | {"labels": "mapping"}}
 """What a version has besides."""
 
 
-def _read_metadata(path: Path, schema: pa.Schema) -> LedgerMetadata:
+def _read_metadata(path: Path, schema: pa.Schema) -> tuple[LedgerMetadata, int]:
+    """Return what the file is of, and its version."""
     text = (schema.metadata or {}).get(_METADATA_KEY)
     if text is None:
         raise LedgerError(f"{path} is a Parquet file, but not a ledger: it has no {_METADATA_KEY.decode()!r} metadata")
@@ -243,13 +281,23 @@ def _read_metadata(path: Path, schema: pa.Schema) -> LedgerMetadata:
             raise LedgerError(f"{path} is a ledger of version {version}, and this code reads versions up to {_VERSION}")
         kinds = _METADATA | _LATER_METADATA[version]
         check_kinds(values, kinds)
+        labels = _read_label_source(values.get("labels"))
     except DamagedJsonError as error:
         raise LedgerError(f"{path} is damaged: of its metadata, {error}") from error
     known = {name: values[name] for name in kinds}
-    metadata = LedgerMetadata(**known | {"taps": tuple(known["taps"])})
+    metadata = LedgerMetadata(**known | {"taps": tuple(known["taps"]), "labels": labels})
     if not all(type(tap) in (int, str) for tap in metadata.taps) or metadata.num_audit_draws > metadata.num_draws:
         raise LedgerError(f"{path} is damaged: its metadata have other taps than numbers and names, or too few draws")
-    return metadata
+    return metadata, version
+
+
+def _read_label_source(found: Mapping[str, Any] | None) -> LabelSource | None:
+    if not found:
+        return None
+    check_kinds(found, {"seed": "count", "balance": "text"})
+    if found["balance"] not in BALANCES:
+        raise DamagedJsonError(f"the labels' balance is {found['balance']!r}, and can be {', '.join(BALANCES)}")
+    return LabelSource(found["seed"], found["balance"])
 
 
 def _read_columns(
@@ -279,7 +327,9 @@ def _read_columns(
 def _check_claims(path: Path, found: pq.FileMetaData, elements_per_row: int) -> None:
     """Compare the lengths of the columns with what the metadata claim, before memory is taken for them."""
     groups = [found.row_group(number) for number in range(found.num_row_groups)]
-    per_row = dict.fromkeys(_DTYPES, 1) | dict.fromkeys(_LISTS, max(1, elements_per_row))  # an empty list counts, as 1
+    per_row = {  # an empty list counts, as 1
+        name: max(1, elements_per_row) if name in _LISTS else 1 for name in found.schema.to_arrow_schema().names
+    }
     for group in groups:
         lengths = {
             column.path_in_schema.split(".")[0]: column.num_values

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.memorization.records.ledger import Ledger
-from rlpheads.memorization.records.ledger_file import LedgerMetadata
+from rlpheads.memorization.records.ledger_file import LabelSource, LedgerMetadata
 
 NUM_SAMPLES, TAPS, NUM_DRAWS = 11, (1, 4, 5), 2
 METADATA = LedgerMetadata(
@@ -17,6 +17,7 @@ METADATA = LedgerMetadata(
     phase="running",
     split="train",
     step=91,
+    labels=LabelSource(seed=5, balance="iid"),
 )
 
 
@@ -36,6 +37,8 @@ def batch_of(index: list[int], seed: int = 0) -> dict[str, Tensor]:
         "hit_TMB": draw(len(TAPS), NUM_DRAWS) > 0,
         "bits_TMB": draw(len(TAPS), NUM_DRAWS),
         "margin_TMB": -draw(len(TAPS), NUM_DRAWS),
+        "predicted_B": (index_B + 1) % 4,
+        "confidence_B": draw().sigmoid(),
     }
 
 

@@ -62,3 +62,24 @@ def test_generators_end_in_the_same_state_and_only_torchs_is_drawn_from(tiny, bu
     assert sealed_generators() == expected
     for ours, theirs in zip(again.learner.tapped.parameters(), undisturbed.learner.tapped.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_of_before_predictions_were_recorded_goes_on(tiny, build, monkeypatch):
+    """Their rows are not known then; all others are as they were saved."""
+    training = build(tiny)
+    train(training, 1)
+    rows = {name: tensor.clone() for name, tensor in training.splits.trained.ledger.tensors().items()}
+    older = {name: tensor for name, tensor in rows.items() if name not in ("predicted", "confidence")}
+    with monkeypatch.context() as version:
+        version.setattr(type(training), "_merged_ledger", lambda _: older)
+        training.save()
+        training.saver.wait()
+    (saved,) = training.run.folder.checkpoints.iterdir()
+    again = build(tiny)
+    again.resume(ResumePoint(saved, training.position, 0.0))
+    found = again.splits.trained.ledger.tensors()
+    assert all(torch.equal(found[name], older[name]) for name in older)
+    seen = rows["status"] == 1
+    assert seen.sum() == tiny.batch_size
+    assert (found["predicted"][seen] == -1).all()
+    assert found["confidence"][seen].isnan().all()

@@ -145,3 +145,12 @@ def test_a_batch_without_its_heads_is_refused():
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(ValueError, match="must be an integer of at least"):
         Ledger(*sizes)
+
+
+def test_rows_of_a_checkpoint_that_lacks_predictions_are_not_known():
+    ledger = new_ledger()
+    ledger.record(**batch_of([1, 5]))
+    ledger.forget(["predicted", "confidence"])
+    rows = ledger.tensors()
+    assert rows["predicted"].tolist() == [-1 if sample in (1, 5) else 0 for sample in range(NUM_SAMPLES)]
+    assert rows["confidence"].isnan().nonzero().flatten().tolist() == [1, 5]

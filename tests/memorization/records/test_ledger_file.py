@@ -8,11 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ledger_batches import METADATA, NUM_SAMPLES, TAPS, batch_of, new_ledger
+from ledger_batches import METADATA, NUM_DRAWS, NUM_SAMPLES, TAPS, batch_of, new_ledger
 
 from rlpheads.memorization.atomic_file import atomic_file
+from rlpheads.memorization.heads.labels import label_table
 from rlpheads.memorization.records.ledger import Ledger
-from rlpheads.memorization.records.ledger_file import SKIPPED, LedgerError, read_ledger
+from rlpheads.memorization.records.ledger_file import (
+    SKIPPED,
+    LabelSource,
+    LedgerError,
+    read_ledger,
+    read_ledger_metadata,
+)
+from rlpheads.memorization.records.ledger_labels import ledger_labels
 
 
 def test_a_run_without_heads_has_a_ledger_of_the_classes(tmp_path):
@@ -40,6 +48,8 @@ def test_a_file_reads_back_as_it_was_written(tmp_path):
     assert table.target[index].tolist() == batch["targets_B"].tolist()
     assert np.array_equal(table.class_loss[index], batch["class_loss_B"])
     assert np.array_equal(table.class_hit[index], batch["class_hit_B"])
+    assert np.array_equal(table.predicted[index], batch["predicted_B"])
+    assert np.array_equal(table.confidence[index], batch["confidence_B"])
     for name in ("hit", "bits", "margin"):
         assert np.array_equal(getattr(table, name)[..., index], batch[f"{name}_TMB"]), name
     assert [file.name for file in path.parent.iterdir()] == ["running.parquet"]
@@ -71,6 +81,8 @@ def test_other_programs_see_the_documented_columns(tmp_path):
         "target": "int64",
         "class_loss": "float",
         "class_hit": "bool",
+        "predicted": "int32",
+        "confidence": "float",
         "hit": "list<element: bool>",
         "bits": "list<element: float>",
         "margin": "list<element: float>",
@@ -139,7 +151,7 @@ def test_a_flipped_bit_in_the_data_is_noticed(tmp_path):
     ledger.record(**batch_of(list(range(NUM_SAMPLES))))
     ledger.write_parquet(path, METADATA)
     whole = path.read_bytes()
-    column = pq.read_metadata(path).row_group(0).column(7)  # bits
+    column = pq.read_metadata(path).row_group(0).column(9)  # bits
     last_byte = column.data_page_offset + column.total_compressed_size - 1
     path.write_bytes(whole[:last_byte] + bytes([whole[last_byte] ^ 1]) + whole[last_byte + 1 :])
     with pytest.raises(LedgerError, match="no readable Parquet file"):
@@ -151,7 +163,7 @@ def test_a_ledger_of_a_later_version_is_refused(tmp_path):
     new_ledger().write_parquet(path, METADATA)
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({b"rlpheads.ledger": json.dumps({"version": 99})}), path)
-    with pytest.raises(LedgerError, match="version 99, and this code reads versions up to 2"):
+    with pytest.raises(LedgerError, match="version 99, and this code reads versions up to 3"):
         read_ledger(path)
 
 
@@ -167,15 +179,50 @@ def test_own_and_audit_draws_are_separate_slices(tmp_path):
         new_ledger().write_parquet(tmp_path / "other.parquet", replace(METADATA, num_audit_draws=3))
 
 
-def test_a_file_of_version_1_is_read_as_having_no_audit_draws(tmp_path):
+@pytest.mark.parametrize(("version", "lacks"), [(1, ["num_audit_draws", "labels"]), (2, ["labels"])])
+def test_files_of_older_versions_are_read(tmp_path, version, lacks):
+    """They know nothing of audit draws (1), predicted classes and where the labels come from (1 and 2)."""
     path = tmp_path / "ledger.parquet"
-    new_ledger().write_parquet(path, METADATA)
-    table = pq.read_table(path)
-    told = json.loads(table.schema.metadata[b"rlpheads.ledger"])
-    del told["num_audit_draws"]
-    old = json.dumps(told | {"version": 1}).encode()
+    ledger = new_ledger()
+    ledger.record(**batch_of([0, 3]))
+    ledger.write_parquet(path, METADATA)
+    whole = read_ledger(path)
+    table = pq.read_table(path).drop_columns(["predicted", "confidence"])
+    told = json.loads(table.schema.metadata[b"rlpheads.ledger"]) | {"version": version}
+    old = json.dumps({key: value for key, value in told.items() if key not in lacks}).encode()
     pq.write_table(table.replace_schema_metadata({b"rlpheads.ledger": old}), path)
-    assert read_ledger(path).metadata == METADATA
+    read = read_ledger(path)
+    assert read.metadata == replace(METADATA, labels=None)
+    assert np.array_equal(read.bits, whole.bits, equal_nan=True)
+    assert (read.predicted == -1).all()
+    assert np.isnan(read.confidence).all()
+    with pytest.raises(LedgerError, match="does not say where its random labels come from"):
+        ledger_labels(read)
+
+
+def test_class_columns_are_read_without_the_heads(tmp_path):
+    ledger = new_ledger()
+    ledger.record(**batch_of([0, 3]))
+    ledger.write_parquet(tmp_path / "ledger.parquet", METADATA)
+    table = read_ledger(tmp_path / "ledger.parquet", heads=False)
+    assert np.array_equal(table.class_loss, read_ledger(tmp_path / "ledger.parquet").class_loss, equal_nan=True)
+    assert table.metadata == replace(METADATA, taps=()) != read_ledger_metadata(tmp_path / "ledger.parquet")
+    assert table.hit.shape == (0, 2, NUM_SAMPLES)
+    assert read_ledger_metadata(tmp_path / "ledger.parquet") == METADATA
+
+
+@pytest.mark.parametrize("balance", ["iid", "balanced", "per_class"])
+def test_labels_of_a_ledger_are_those_of_its_seed(tmp_path, balance):
+    ledger = new_ledger()
+    ledger.record(**batch_of(list(range(NUM_SAMPLES - 1))))
+    ledger.write_parquet(tmp_path / "ledger.parquet", replace(METADATA, labels=LabelSource(77, balance)))
+    table = read_ledger(tmp_path / "ledger.parquet")
+    drawn = "balanced" if balance == "balanced" else "iid"
+    expected = label_table(NUM_SAMPLES, 10, num_draws=NUM_DRAWS, seed=77, split="train", balance=drawn)
+    if balance == "per_class":
+        expected += 10 * torch.arange(NUM_SAMPLES, dtype=torch.int32) % 40
+        expected[:, -1] = -1  # not seen: nobody knows its class
+    assert torch.equal(ledger_labels(table), expected)
 
 
 def rewrite(path, changes=(), drop=(), columns=()):
@@ -201,6 +248,8 @@ CRAFTED = {
     "epoch that is null": ({"epoch": None}, (), "epoch is None, which is no count"),
     "no fingerprint": ({}, ("fingerprint",), "it lacks fingerprint"),
     "no version": ({}, ("version",), "it lacks version"),
+    "a balance that is none": ({"labels": {"seed": 1, "balance": "fair"}}, (), "'fair', and can be iid, balanced"),
+    "labels as text": ({"labels": "seed 1"}, (), "labels is 'seed 1', which is no mapping"),
     "version of text": ({"version": "2"}, (), "version is '2', which is no count"),
 }
 
