@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlpheads.engine.runs.sources import CANARIES_FILE
-from rlpheads.memorization.measures.canaries import REPEATED, CanaryAUC, Correlation, auc_by_kind, correlate_with_copies
+from rlpheads.memorization.measures.canaries import REPEATED, CanaryAUC, auc_by_kind, correlate_with_copies
+from rlpheads.memorization.measures.rank_correlation import Correlation
 from rlpheads.memorization.measures.sample_history import (
     DYNAMIC_MEASURES,
     FIRST_HIT,

@@ -26,6 +26,9 @@ class SubsetConfig:
     """Fraction of every class that is kept, in (0, 1], rounded up."""
     per_class: int | None = None
     """Number of images of each class; null: as many as fraction says."""
+    imbalance: float = 1.0
+    """Long tail: how many times the last class's images the first class keeps; between them the share falls exponentially
+    from class to class, and every class keeps one image at least. 1: no tail."""
 
 
 @dataclass(frozen=True)

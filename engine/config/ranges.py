@@ -78,6 +78,7 @@ RANGES: dict[str, Range] = {
     "data.synthetic.classes": Range(2),
     "data.subset.fraction": _SHARE,
     "data.subset.per_class": _FROM_1,
+    "data.subset.imbalance": Range(1),
     "data.augment.rand_ops": Range(1, 100),
     "data.augment.rand_magnitude": Range(0, 30),
     "data.augment.rand_magnitude_std": _FROM_0,

@@ -33,10 +33,14 @@ class FreshRefit:
     Attributes:
         accuracy_T: mean over the draws.
         half_width_T: half of the 95 % interval of that mean, over the draws (Student's t).
+        hit_rate_TN: share of the draws that hit each training image, fp64 on the CPU; NaN for one that was not read.
+        num_draws: fresh draws at each tap.
     """
 
     accuracy_T: list[float]
     half_width_T: list[float]
+    hit_rate_TN: Tensor
+    num_draws: int
 
     def figures(self) -> dict[str, object]:
         """Return the figures under their names in an epoch's line of metrics.jsonl."""
@@ -71,13 +75,16 @@ def refit_fresh_labels(
     tables = features.tables()
     num_draws = _num_draws(len(tables[0]), max(table.shape[1] for table in tables), config.heads.num_labels)
     accuracies, half_widths = [], []
-    for tap, table in zip(taps, tables, strict=True):
-        labels_FN = _fresh_labels(config, manifest, features.read_N, num_draws, (step, str(tap)))
-        accuracy_F = probe(table, labels_FN, config.heads.num_labels).accuracy_M
-        interval = draw_interval(accuracy_F)
-        accuracies.append(float(accuracy_F.mean()))
+    read_N = features.read_N.cpu()
+    hit_rate_TN = torch.full((len(tables), len(read_N)), torch.nan, dtype=torch.float64)
+    for tap, table, hit_rate_N in zip(taps, tables, hit_rate_TN, strict=True):
+        labels_FN = _fresh_labels(config, manifest, read_N, num_draws, (step, str(tap)))
+        fit = probe(table, labels_FN, config.heads.num_labels)
+        interval = draw_interval(fit.accuracy_M)
+        accuracies.append(float(fit.accuracy_M.mean()))
         half_widths.append(float(interval.high - interval.low) / 2)
-    return FreshRefit(accuracies, half_widths)
+        hit_rate_N[read_N] = fit.hit_rate_N
+    return FreshRefit(accuracies, half_widths, hit_rate_TN, num_draws)
 
 
 def _num_draws(num_samples: int, num_features: int, num_labels: int) -> int:
@@ -93,7 +100,7 @@ def _fresh_labels(
     config: Config, manifest: Manifest, read_N: Tensor, num_draws: int, stream: tuple[int, str]
 ) -> Tensor:
     """Return labels of the samples that were read, int (F, n)."""
-    read_N, num_labels = read_N.cpu(), config.heads.num_labels
+    num_labels = config.heads.num_labels
     seed = stream_seed(config.seed_of("labels"), "refit on fresh labels", *stream)
     labels_FN = label_table(
         int(read_N.sum()),

@@ -21,6 +21,7 @@ from rlpheads.engine.terminal.text import printable, wrap_words
 
 if TYPE_CHECKING:
     from rlpheads.engine.report.findings import Findings
+    from rlpheads.engine.report.run_memory import RunMemory
 
 MISSING = "–"
 _NORMS = (("network", "backbone_grad_norm"), ("heads", "heads_grad_norm"), ("audit", "audit_grad_norm"))
@@ -157,6 +158,16 @@ class Display:
                 style="bold red",
             )
         )
+
+    def memory(self, memory: RunMemory) -> None:
+        """Print what a run remembers of its training images."""
+        from rlpheads.engine.report.run_memory import MOST_CLASSES, class_table, membership_table, size_lines
+
+        self._console.print(membership_table(memory))
+        if len(memory.classes) <= MOST_CLASSES:
+            self._console.print(class_table(memory))
+        for line in size_lines(memory):
+            self.say(line)
 
 
 def epoch_tables(row: Mapping[str, Any], taps: Sequence[int | str], width: int) -> Iterator[Table]:

@@ -32,6 +32,7 @@ RUN_FILES = (
         "hang.rank*.txt",
         "hang.rank*.json",
         "ledger/epoch=*/*.parquet",
+        "memory.json",
         "figures/rla_by_*.png",
         "figures/rla_by_*.svg",
         "audit/step=*.json",

@@ -86,7 +86,11 @@ def open_sources(config: Config, listing: Path | None = None) -> Sources:
             scanned = scanned_splits(train.manifest, heldout.manifest, one_scan=data.val_fraction is not None)
         check_loader(data.loader, heldout)
         train = take_subset(
-            train, data.subset.fraction, data.subset.per_class, stream_seed(config.seed_of("subset"), "subset")
+            train,
+            data.subset.fraction,
+            data.subset.per_class,
+            stream_seed(config.seed_of("subset"), "subset"),
+            imbalance=data.subset.imbalance,
         )
         train = with_noise_and_canaries(train, data, stream_seed(config.seed_of("canaries"), "canaries"))
         for source in (train, heldout):

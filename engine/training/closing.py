@@ -54,7 +54,27 @@ def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: 
             found = replace(found, memory=memory)
         draw_figures(training.run.folder.figures, found, history, heldout.num_samples)
     display.findings(found)
+    if closed and training.splits.clean.ledger.num_seen and training.splits.heldout.ledger.num_seen:
+        _record_memory(training, display)
     return Outcome("done", reason, found)
+
+
+def _record_memory(training: Training, display: Display) -> None:
+    """Write and print what the run remembers of its training images beyond what it says of held-out ones."""
+    from rlpheads.engine.report.run_memory import MEMORY_FILE, measure_run_memory  # scipy loads after training
+
+    run, splits = training.run, training.splits
+    memory = measure_run_memory(
+        splits.clean.ledger,
+        splits.heldout.ledger,
+        run.folder,
+        run.sources.train.manifest.classes,
+        training.learner.tapped.taps,
+        run.config.heads.draws,
+        training.refit,
+    )
+    run.folder.write_json(MEMORY_FILE, memory.content())
+    display.memory(memory)
 
 
 def close_run(training: Training, outcome: Outcome, display: Display, warnings: tuple[str, ...]) -> None:

@@ -95,12 +95,14 @@ def _clean_pass(training: Training, display: Display, stop_flag: StopFlag) -> di
     features = CleanFeatures(manifest.num_samples, dims, norm=config.heads.norm, device=launch.device)
     found = evaluate_split(training, "clean", training.splits.clean, display, stop_flag, features)
     launch.progress.enter("refit on fresh labels")
-    refit = None
+    refit_figures = None
     if launch.is_main:
         refit = refit_fresh_labels(features, config, manifest, training.learner.tapped.taps, training.num_updates)
-    refit = launch.share(refit)
-    assert refit is not None
-    return _figures(training, "clean", "clean", found) | refit.figures()
+        training.keep_refit(refit)
+        refit_figures = refit.figures()
+    refit_figures = launch.share(refit_figures)
+    assert refit_figures is not None
+    return _figures(training, "clean", "clean", found) | refit_figures
 
 
 def evaluate_split(

@@ -12,6 +12,7 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.gauges.gauges import Gauges
 from rlpheads.engine.gauges.meters import PartialWindow
+from rlpheads.engine.learner.fresh_refit import FreshRefit
 from rlpheads.engine.learner.learner import Learner
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.learner.step import TrainStep
@@ -96,6 +97,7 @@ class Training:
         self._saved_position: Position | None = None
         self._reviewed = 0
         self._term_weights = TermWeights(run.config.regularizer.factor, run.config.heads.joint)
+        self._refit: FreshRefit | None = None
 
     @property
     def position(self) -> Position:
@@ -116,6 +118,11 @@ class Training:
     def term_weights(self) -> TermWeights:
         """λ of the regulariser, which may be steered, and μ of the joint term."""
         return self._term_weights
+
+    @property
+    def refit(self) -> FreshRefit | None:
+        """Heads refitted to fresh labels in the last clean pass of this process, at the main rank; None without one."""
+        return self._refit
 
     @property
     def order(self) -> Order:
@@ -204,6 +211,10 @@ class Training:
     def move_to(self, position: Position) -> None:
         """Go to another position, with everything else as it is."""
         self._position = position
+
+    def keep_refit(self, refit: FreshRefit) -> None:
+        """Keep what a clean pass found on fresh labels, for the run's last figures."""
+        self._refit = refit
 
     def set_factor(self, factor: float) -> None:
         """Set the regulariser's λ."""

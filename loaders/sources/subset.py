@@ -1,4 +1,4 @@
-"""Subsets of a split: a fraction of every class, or the same number of each."""
+"""Subsets of a split: a fraction of every class, the same number of each, or fewer from class to class."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ class SubsetSource:
             return self.source.decode(int(self.rows[index]), data)
 
 
-def take_subset(source: ImageSource, fraction: float, per_class: int | None, seed: int) -> ImageSource:
+def take_subset(
+    source: ImageSource, fraction: float, per_class: int | None, seed: int, *, imbalance: float = 1.0
+) -> ImageSource:
     """Return part of a source; the very source if that is all of it.
 
     In each class the samples with the least hashes of (seed, name) stay, so the choice depends neither on the order of the
@@ -69,11 +71,15 @@ def take_subset(source: ImageSource, fraction: float, per_class: int | None, see
         fraction: How much of each class is kept, in (0, 1]; rounded up, so that no class is lost.
         per_class: Samples of each class that are kept, alike for all; None: by `fraction` alone.
         seed: Key of the choice.
+        imbalance: How many times the share of the last class the first one keeps of what the others say, at least 1: class c
+            of C keeps imbalance^(−c/(C − 1)) of it, rounded up.
+
+    Source: the long-tailed CIFAR of Cui et al., Class-Balanced Loss (CVPR 2019).
 
     Raises:
         DatasetError: If a class has fewer samples than `per_class`, or both ways are asked for at once.
     """
-    if per_class is None and fraction == 1:
+    if per_class is None and fraction == 1 and imbalance == 1:
         return source
     if per_class is not None and fraction != 1:
         raise DatasetError(
@@ -89,5 +95,13 @@ def take_subset(source: ImageSource, fraction: float, per_class: int | None, see
     # The rounding keeps 0.07 × 100 = 7.000000000000001 at 7.
     shares_C = np.maximum(np.ceil(np.round(fraction * counts_C, 6)).astype(np.int64), np.minimum(counts_C, 1))
     quotas_C = shares_C if per_class is None else np.full_like(shares_C, per_class)
-    keep_N = lowest_hashes_per_class(manifest, quotas_C, seed)
+    keep_N = lowest_hashes_per_class(manifest, _long_tailed(quotas_C, imbalance), seed)
     return SubsetSource(manifest.select(keep_N, manifest.split), source, np.flatnonzero(keep_N))
+
+
+def _long_tailed(quotas_C: Int64Array, imbalance: float) -> Int64Array:
+    """Thin the quotas out from class to class, the last one by `imbalance`; no class that has images is lost."""
+    if imbalance == 1 or len(quotas_C) == 1:
+        return quotas_C
+    depth_C = np.arange(len(quotas_C)) / (len(quotas_C) - 1)
+    return np.ceil(np.round(quotas_C * imbalance**-depth_C, 6)).astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +16,17 @@ _CHANGE_TOLERANCE = 1e-12
 _PASSES_AT_ONCE = 20
 
 
-def score_accuracy(
+class ProbeHits(NamedTuple):
+    """Share of the rows that each draw's probe hits, (M,), and of the draws that hit each row, (N,): fp64 on the CPU."""
+
+    accuracy_M: Tensor
+    hit_rate_N: Tensor
+
+
+def score_hits(
     features: Features, labels_MN: Tensor, num_labels: int, scores: Callable[[Tensor, int], Tensor]
-) -> Tensor:
-    """Share of the rows whose own label has the highest score, for each draw: fp64 (M,) on the CPU.
+) -> ProbeHits:
+    """Count the rows whose own label has the highest score.
 
     Args:
         features: features (N, D).
@@ -28,13 +36,20 @@ def score_accuracy(
     """
     num_draws, num_samples = labels_MN.shape
     hits_M = torch.zeros(num_draws, dtype=torch.int64)
+    hits_of_rows = []
     num_rows = max(1, _SCORES_AT_ONCE // num_labels)
     with torch.no_grad():
         for block_BD, labels_MB in iterate_rows(features, labels_MN):
             for part_BD, labels_MP in zip(block_BD.split(num_rows), labels_MB.split(num_rows, dim=1), strict=True):
-                hits = [(scores(part_BD, draw).argmax(1) == labels_MP[draw]).sum() for draw in range(num_draws)]
-                hits_M += torch.stack(hits).cpu()
-    return hits_M.double() / num_samples
+                hits_P = torch.zeros(len(part_BD), dtype=torch.int64, device=part_BD.device)
+                counts = []
+                for draw in range(num_draws):
+                    hit_P = scores(part_BD, draw).argmax(1) == labels_MP[draw]
+                    hits_P += hit_P
+                    counts.append(hit_P.sum())
+                hits_M += torch.stack(counts).cpu()
+                hits_of_rows.append(hits_P.cpu())
+    return ProbeHits(hits_M.double() / num_samples, torch.cat(hits_of_rows).double() / num_draws)
 
 
 def minimise_lbfgs(

@@ -21,7 +21,7 @@ from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.memorization.arguments import check_count, check_num_labels
 from rlpheads.memorization.audit.feature_blocks import Features, GaussianFeatures, RowSubset
 from rlpheads.memorization.audit.feature_moments import Moments, collect_moments
-from rlpheads.memorization.audit.probe_fitting import minimise_lbfgs, score_accuracy
+from rlpheads.memorization.audit.probe_fitting import minimise_lbfgs, score_hits
 from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.heads.hashing import key_from_name
 
@@ -34,10 +34,12 @@ class ProbeFit(NamedTuple):
     Attributes:
         accuracy_M: random-label accuracy of each draw on the rows that were fitted, fp64 (M,) on the CPU.
         rank: directions that the features span, the constant not counted.
+        hit_rate_N: share of the draws that hit each row, fp64 (N,) on the CPU.
     """
 
     accuracy_M: Tensor
     rank: int
+    hit_rate_N: Tensor
 
 
 class Probe(Protocol):
@@ -78,7 +80,8 @@ class LeastSquaresProbe:
         def scores(block_BD: Tensor, draw: int) -> Tensor:
             return (block_BD - moments.mean_D) @ weight_MKD[draw].T + moments.label_shares_MK[draw]
 
-        return ProbeFit(score_accuracy(features, labels_MN, num_labels, scores), moments.rank)
+        found = score_hits(features, labels_MN, num_labels, scores)
+        return ProbeFit(found.accuracy_M, moments.rank, found.hit_rate_N)
 
     def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
         """Closed form for i.i.d. labels; see `Probe`."""
@@ -123,10 +126,10 @@ class LogisticProbe:
             return block_BD @ weight_KD.T + bias_K
 
         for _ in minimise_lbfgs([weight_MKR, bias_MK], features, labels_MN, loss, self.max_passes):
-            accuracy_M = score_accuracy(features, labels_MN, num_labels, scores)
-            if bool((accuracy_M == 1).all()):
+            found = score_hits(features, labels_MN, num_labels, scores)
+            if bool((found.accuracy_M == 1).all()):
                 break
-        return ProbeFit(accuracy_M, moments.rank)
+        return ProbeFit(found.accuracy_M, moments.rank, found.hit_rate_N)
 
     def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
         """Simulate; see `Probe`."""
@@ -175,10 +178,10 @@ class TwoLayerProbe:
             return hidden(block_BD, draw) @ outer_MKH[draw].T + outer_bias_MK[draw]
 
         for _ in minimise_lbfgs(parameters, features, labels_MN, loss, self.max_passes):
-            accuracy_M = score_accuracy(features, labels_MN, num_labels, scores)
-            if bool((accuracy_M == 1).all()):
+            found = score_hits(features, labels_MN, num_labels, scores)
+            if bool((found.accuracy_M == 1).all()):
                 break
-        return ProbeFit(accuracy_M, moments.rank)
+        return ProbeFit(found.accuracy_M, moments.rank, found.hit_rate_N)
 
     def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
         """Simulate; see `Probe`."""
@@ -219,12 +222,15 @@ class ClassBlockProbe:
     def __call__(self, features: Features, labels_MN: Tensor, num_labels: int) -> ProbeFit:
         """Fit the classes one after another; the accuracy is over all rows, the rank the least of a class."""
         num_labels = check_num_labels(num_labels)
-        hits_M, ranks = torch.zeros(len(labels_MN), dtype=torch.float64), []
+        num_draws, num_samples = labels_MN.shape
+        hits_M, ranks = torch.zeros(num_draws, dtype=torch.float64), []
+        hit_rate_N = torch.zeros(num_samples, dtype=torch.float64)
         for rows_R in _rows_by_class(labels_MN, num_labels):
             fit = self.probe(RowSubset(features, rows_R), labels_MN[:, rows_R] % num_labels, num_labels)
             hits_M += fit.accuracy_M * len(rows_R)
+            hit_rate_N[rows_R] = fit.hit_rate_N
             ranks.append(fit.rank)
-        return ProbeFit(hits_M / labels_MN.shape[-1], min(ranks))
+        return ProbeFit(hits_M / num_samples, min(ranks), hit_rate_N)
 
     def control(self, labels_MN: Tensor, num_features: int, num_labels: int) -> float:
         """Average the kind's control over the rows of the classes."""

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from rlpheads.memorization.arguments import check_open_fraction
 from rlpheads.memorization.measures.intervals import as_float64, effective_wilson_interval
+from rlpheads.memorization.measures.rank_correlation import Correlation, spearman
 from rlpheads.memorization.records.canary_file import Canaries, CanaryError
 
 REPEATED = "repeated"
@@ -34,13 +34,6 @@ class CanaryAUC(NamedTuple):
     auc: float
     low: float
     high: float
-
-
-class Correlation(NamedTuple):
-    """Spearman's `rho` with its two-sided `p_value`; NaN where one side is constant."""
-
-    rho: float
-    p_value: float
 
 
 def canary_auc(
@@ -137,7 +130,7 @@ def correlate_with_copies(measures: Mapping[str, Tensor], canaries: Canaries) ->
         known_I = np.bincount(image[known], minlength=len(copies_I))
         totals_I = np.bincount(image[known], weights=values[known], minlength=len(copies_I))
         seen_I = known_I > 0
-        found[name] = _spearman(copies_I[seen_I], totals_I[seen_I] / known_I[seen_I])
+        found[name] = spearman(torch.from_numpy(copies_I[seen_I]), torch.from_numpy(totals_I[seen_I] / known_I[seen_I]))
     return found
 
 
@@ -151,13 +144,6 @@ def _finite(name: str, values: Tensor) -> NDArray[np.float64]:
 def _fraction_below(values: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
     """Fraction of the sorted `others` that lie below each value, ties counting half."""
     return (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / (2 * len(others))
-
-
-def _spearman(copies_I: NDArray[np.int64], values_I: NDArray[np.float64]) -> Correlation:
-    if len(np.unique(copies_I)) < 2 or len(np.unique(values_I)) < 2:
-        return Correlation(math.nan, math.nan)
-    found = stats.spearmanr(copies_I, values_I)
-    return Correlation(float(found.statistic), float(found.pvalue))
 
 
 def _check_indices(canaries: Canaries, num_samples: int) -> None:

@@ -1,4 +1,4 @@
-"""Training dynamics of each sample: first-learned epoch, forgetting events, dataset cartography, noisy-label AUC.
+"""Training dynamics of each sample: first-learned epoch, forgetting events, dataset maps, loss traces, noise AUC.
 
 The first dimension is the epochs (E, in order), the last the samples (N). Epochs are positions in what is given, so a ledger
 that was written every fifth epoch counts in fives. fp64 on the CPU whatever the device of the input.
@@ -12,8 +12,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from rlpheads.memorization.arguments import check_count, check_hits
+from rlpheads.memorization.arguments import check_count, check_finite, check_hits
 from rlpheads.memorization.measures.intervals import as_float64
+from rlpheads.memorization.quantiles import quantiles
 
 
 class DatasetMap(NamedTuple):
@@ -90,6 +91,25 @@ def dataset_map(class_loss_EN: Tensor, class_hit_EN: Tensor) -> DatasetMap:
     return DatasetMap(probability_EN.mean(0), probability_EN.std(0, correction=0), hit_EN.double().mean(0))
 
 
+def cumulative_loss(class_loss_EN: Tensor) -> Tensor:
+    """Cumulative sample loss (CSL): the sum of each sample's class loss over the epochs, in nats; fp64 (N,).
+
+    Source: Ravikumar et al., Towards Memorization Estimation: Fast, Formal and Free (ICML 2025).
+    """
+    return _checked_losses(class_loss_EN).sum(0)
+
+
+def loss_trace_iqr(class_loss_EN: Tensor) -> Tensor:
+    """LT-IQR: the inter-quartile range of each sample's class loss over the epochs, in nats; fp64 (N,).
+
+    A sample that is learned late, against what the others teach, has a loss that falls far.
+
+    Source: Pollock et al., Free Record-Level Privacy Risk Evaluation Through Artifact-Based Methods (2024).
+    """
+    low_N, high_N = quantiles(_checked_losses(class_loss_EN).T, (0.25, 0.75))
+    return high_N - low_N
+
+
 def noisy_label_auc(score_N: Tensor, noisy_N: Tensor) -> Tensor:
     """Probability that a mislabelled sample scores above a clean one, ties counting half (area under the ROC curve); 0-d fp64.
 
@@ -110,6 +130,14 @@ def noisy_label_auc(score_N: Tensor, noisy_N: Tensor) -> Tensor:
         raise ValueError("score_N holds NaN, which has no rank")
     rank = torch.from_numpy(stats.rankdata(score.numpy()))
     return (rank[noisy].sum() - num_noisy * (num_noisy + 1) / 2) / (num_noisy * num_clean)
+
+
+def _checked_losses(class_loss_EN: Tensor) -> Tensor:
+    losses = as_float64(class_loss_EN)
+    if losses.dim() != 2 or 0 in losses.shape:
+        raise ValueError(f"losses must have shape (E, N), neither 0; given {tuple(losses.shape)}")
+    check_finite("class_loss_EN", losses)
+    return losses
 
 
 def _checked_history(hit_EN: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from rlpheads.memorization.measures.sample_dynamics import (
     first_learned_epoch,
     forgetting_events,
     learned_for_good_epoch,
+    loss_trace_iqr,
 )
 from rlpheads.memorization.measures.sample_scores import sample_scores
 from rlpheads.memorization.records.ledger_file import LedgerError, LedgerMetadata, LedgerTable
@@ -29,6 +30,7 @@ DYNAMIC_MEASURES = (
     FIRST_HIT,
     "forgetting events",
     "class variability",
+    "class loss IQR",
 )
 """Measures that compare epochs: one epoch cannot give them."""
 
@@ -100,6 +102,8 @@ def gather_history(tables: Iterable[LedgerTable]) -> SampleHistory:
 def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
     """Return every measure that the history allows, by name: fp64 (N,), NaN for samples never reached.
 
+    `class loss` is the mean over the epochs: the cumulative sample loss (CSL) over their number, which ranks alike.
+
     An epoch that did not reach a sample (a dropped partial batch) counts as a repetition of the one before; before the
     first one that did, the sample was not learned. Measures of the random labels are averages over the epochs, one for each
     tap, of the heads' own draws and, apart ("audit label …"), of the audit heads'; `DYNAMIC_MEASURES` need two epochs.
@@ -117,6 +121,7 @@ def sample_measures(history: SampleHistory) -> dict[str, Tensor]:
         "class loss": loss_EN.double().mean(0),
         "class confidence": class_map.confidence_N,
         "class variability": class_map.variability_N,
+        "class loss IQR": loss_trace_iqr(loss_EN),
     }
     if len(history.epochs) < 2:
         measures = {name: values_S for name, values_S in measures.items() if name not in DYNAMIC_MEASURES}

@@ -36,6 +36,9 @@ def test_run_leaves_everything_that_it_promises(undisturbed):
     folder = undisturbed.folder
     assert undisturbed.status["status"] == "done"
     assert undisturbed.status["heldout_check"] == "passed"
+    memory = json.loads((undisturbed.folder / "memory.json").read_text())
+    assert 0 <= memory["membership"]["loss"]["auc"]["value"] <= 1
+    assert len(memory["classes"]) == 10
     assert yaml.safe_load((folder / "config.yaml").read_text())["heads"]["labels"] == 10
     assert json.loads((folder / "environment.json").read_text())
     assert (folder / "summary.csv").read_text().startswith("epoch,train_loss,eval_loss,eval_top1,eval_top5,lr")

@@ -11,7 +11,7 @@ OPTIM_KEYS = (
 DATASETS = "digits, patches, synthetic, imagefolder, cifar10 or cifar100"
 AUGMENT_POLICIES = "none, rand, trivial, auto_imagenet, auto_cifar10 or three"
 FILLS = "noise, color or mean"
-SUBSET_KEYS = "data.subset.fraction, data.subset.per_class"
+SUBSET_KEYS = "data.subset.fraction, data.subset.per_class, data.subset.imbalance"
 PLACES = "all, none, inside or a list of whole numbers and texts such as [0, 3.attn]"
 MODEL_FLAGS = (
     "--model.name, --model.args, --model.pretrained, --model.checkpoint, --model.frozen, --model.sync_batchnorm, "

@@ -16,7 +16,8 @@ from rlpheads.engine.commands.canaries_report import CanaryReport, collect_repor
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.report.console import TextConsole
 from rlpheads.engine.training.job import run
-from rlpheads.memorization.measures.canaries import CanaryAUC, Correlation
+from rlpheads.memorization.measures.canaries import CanaryAUC
+from rlpheads.memorization.measures.rank_correlation import Correlation
 from rlpheads.memorization.records.canary_file import read_canaries
 from rlpheads.memorization.records.ledger_file import read_ledger
 
@@ -66,7 +67,7 @@ def test_every_kind_is_scored_by_every_measure(finished: Path, capsys: pytest.Ca
     assert report["epochs"] == [0, 1, 2]
     assert report["remarks"] == []
     named = ["first-learned epoch (3 in a row)", "learned for good", "first hit", "forgetting events"]
-    named += ["class loss", "class confidence", "class variability"]
+    named += ["class loss", "class confidence", "class variability", "class loss IQR"]
     heads = [f"label {name}, block {tap}" for tap in (0, 1) for name in ("score", "bits", "margin")]
     assert list(report["auc"]) == named + heads == list(report["spearman"])
     for kinds in report["auc"].values():
@@ -87,7 +88,7 @@ def test_the_table_names_kinds_and_measures(finished: Path, capsys: pytest.Captu
     assert lines[0] == "canaries against ordinary samples: 3 running ledger(s), the last of epoch 2"
     for kind, count in KINDS.items():
         assert f"{kind} ({count})" in lines[1]
-    assert sum(line.startswith(("class ", "label ", "first", "learned ", "forgetting ")) for line in lines) == 13
+    assert sum(line.startswith(("class ", "label ", "first", "learned ", "forgetting ")) for line in lines) == 14
     assert "read it off first-learned epoch (3 in a row). First hit takes the lucky guesses" in " ".join(lines)
 
 
@@ -135,7 +136,9 @@ def test_no_figure_is_cut_off_on_a_narrow_terminal(width: int) -> None:
     auc = {"mean class loss": dict.fromkeys(kinds, found)}
     out = io.StringIO()
     console = TextConsole(file=out, width=width)
-    print_report(CanaryReport("running", (0, 1), kinds, auc, {"mean class loss": Correlation(0.5, 0.25)}, ()), console)
+    print_report(
+        CanaryReport("running", (0, 1), kinds, auc, {"mean class loss": Correlation(0.5, 0.1, 0.8, 0.25)}, ()), console
+    )
     assert "…" not in out.getvalue()
     assert max(map(len, out.getvalue().splitlines())) <= width
     for figure in ("0.500", "[0.40,", "0.60]"):

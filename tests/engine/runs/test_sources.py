@@ -26,6 +26,9 @@ def test_settings_reach_the_data(tiny: Config):
     small = open_sources(with_data(tiny, subset=SubsetConfig(per_class=10)))
     assert small.train.manifest.num_samples == 100
     assert small.heldout.manifest.num_samples == 360
+    tail = open_sources(with_data(tiny, subset=SubsetConfig(per_class=100, imbalance=10))).train.manifest
+    assert (tail.targets == 0).sum() == 100
+    assert (tail.targets == 9).sum() == 10
     computed = open_sources(
         with_data(tiny, dataset="synthetic", image_size=9, synthetic=SyntheticConfig(train=64, val=8, classes=4))
     )

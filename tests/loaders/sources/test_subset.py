@@ -41,6 +41,17 @@ def test_each_class_has_the_same_number():
     assert np.bincount(part.manifest.targets).tolist() == [25] * 10
 
 
+@pytest.mark.parametrize(("per_class", "imbalance", "last"), [(None, 100.0, 2), (100, 100.0, 1), (3, 1000.0, 1)])
+def test_a_long_tail_falls_exponentially_and_loses_no_class(per_class, imbalance, last):
+    kept = np.bincount(take_subset(TRAIN, 1.0, per_class, 0, imbalance=imbalance).manifest.targets)
+    whole = COUNTS if per_class is None else np.full(10, per_class)
+    assert (kept[0], kept[-1]) == (whole[0], last)
+    exact = whole * imbalance ** (-np.arange(10) / 9)
+    assert ((kept >= exact - 1e-6) & (kept < exact + 1)).all()
+    tail = set(take_subset(TRAIN, 1.0, per_class, 0, imbalance=imbalance).manifest.names())
+    assert tail < set(take_subset(TRAIN, 1.0, None, 0).manifest.names())
+
+
 def test_less_lies_within_more_and_another_seed_takes_others():
     small, large, other = (
         set(take_subset(TRAIN, fraction, None, seed).manifest.names())

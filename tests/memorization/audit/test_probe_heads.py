@@ -53,6 +53,20 @@ def test_streamed_blocks_give_the_fit_of_the_whole(probe):
     assert streamed.accuracy_M.tolist() == pytest.approx(whole.accuracy_M.tolist(), abs=0.011)
 
 
+@pytest.mark.parametrize("probe", [LeastSquaresProbe(), ClassBlockProbe(LeastSquaresProbe())], ids=["plain", "blocks"])
+def test_hits_are_told_for_each_row(probe):
+    """Rows far out determine their own prediction: they are hit in almost every draw, whatever block they come in."""
+    labels = table(400, 50)
+    features = gaussian(400, 8)
+    features[:4] = 1e4 * torch.eye(8)[:4]
+    if isinstance(probe, ClassBlockProbe):
+        labels = class_block_labels(labels, torch.arange(400) % 2, K)
+    fit = probe(list(features.split(37)), labels, K)
+    assert float(fit.hit_rate_N.mean()) == pytest.approx(float(fit.accuracy_M.mean()))
+    assert (fit.hit_rate_N[:4] > 0.9).all()
+    assert fit.hit_rate_N[4:].max() < 0.8
+
+
 def test_least_squares_is_the_same_for_one_draw_as_for_many():
     features, labels = gaussian(500, 20), table(500, 3)
     together = LeastSquaresProbe()(features, labels, K).accuracy_M
