@@ -19,7 +19,7 @@ from rlpheads.memorization.measures.class_memory import (
     memory_by_class,
     size_correlation,
 )
-from rlpheads.memorization.measures.estimates import Estimate
+from rlpheads.memorization.measures.estimates import Estimated
 from rlpheads.memorization.measures.membership import MembershipInference, membership_inference
 from rlpheads.memorization.measures.rank_correlation import Correlation
 from rlpheads.memorization.measures.sample_dynamics import loss_trace_iqr
@@ -212,12 +212,12 @@ def size_lines(memory: RunMemory) -> Iterator[str]:
         )
 
 
-def _interval(found: Estimate) -> str:
+def _interval(found: Estimated) -> str:
     return "–" if found.value != found.value else f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _spelled_out(value: Any) -> Any:
     """Return an estimate, or a sequence of some, as mappings; `asdict` keeps named tuples."""
-    if isinstance(value, Estimate):
+    if isinstance(value, Estimated):
         return value._asdict()
     return [_spelled_out(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlpheads.engine.config.schema import Config
-from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.gauges.gauges import Gauges
 from rlpheads.engine.gauges.meters import PartialWindow
 from rlpheads.engine.learner.fresh_refit import FreshRefit
@@ -19,27 +17,14 @@ from rlpheads.engine.learner.step import TrainStep
 from rlpheads.engine.runs import checkpoint
 from rlpheads.engine.runs.checkpoint_saver import CheckpointSaver
 from rlpheads.engine.runs.finite_content import nonfinite_at_ranks
-from rlpheads.engine.runs.folder import RunFolder
-from rlpheads.engine.runs.log import RunLog
 from rlpheads.engine.runs.resume import Position, ResumePoint, identity
-from rlpheads.engine.runs.sources import Sources
+from rlpheads.engine.runs.run_setup import RunSetup
 from rlpheads.engine.training.label_choice import head_baselines
 from rlpheads.engine.training.outcome import REMEDIES, TrainingDivergedError
 from rlpheads.engine.training.preparation import BatchPreparation
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.order import Order
 from rlpheads.memorization.heads.combined_loss import TermWeights
-
-
-@dataclass(frozen=True)
-class RunSetup:
-    """What a run is given: settings, ranks, folder, log, images."""
-
-    config: Config
-    launch: Launch
-    folder: RunFolder
-    log: RunLog
-    sources: Sources
 
 
 @dataclass(frozen=True)

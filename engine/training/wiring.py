@@ -12,11 +12,12 @@ from rlpheads.engine.model.flops import head_flops, utilisation
 from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLog
+from rlpheads.engine.runs.run_setup import RunSetup
 from rlpheads.engine.runs.sources import Sources
 from rlpheads.engine.training.label_choice import run_labels
 from rlpheads.engine.training.loading import evaluation_loader, training_loader
 from rlpheads.engine.training.preparation import build_preparation
-from rlpheads.engine.training.training import RunSetup, Splits, Training
+from rlpheads.engine.training.training import Splits, Training
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.memorization.records.ledger import Ledger
 

@@ -17,7 +17,7 @@ from rlpheads.memorization.arguments import check_count, check_fractions, check_
 from rlpheads.memorization.measures.canaries import canary_auc
 from rlpheads.memorization.measures.estimates import (
     UNKNOWN,
-    Estimate,
+    Estimated,
     mean_difference,
     mean_estimate,
     share_difference,
@@ -62,11 +62,11 @@ class ClassMemory:
 
     num_train: int
     num_heldout: int
-    loss: Estimate
-    loss_excess: Estimate
-    membership_auc: Estimate
-    rla_T: tuple[Estimate, ...] = ()
-    excess_T: tuple[Estimate, ...] = ()
+    loss: Estimated
+    loss_excess: Estimated
+    membership_auc: Estimated
+    rla_T: tuple[Estimated, ...] = ()
+    excess_T: tuple[Estimated, ...] = ()
 
 
 def memory_by_class(
@@ -123,9 +123,9 @@ def _of_class(
     alone = 1 - (1 - level) / num_classes
     auc = UNKNOWN
     if len(inside) and len(outside):
-        auc = Estimate(*canary_auc(outside, inside, level=alone))
-    rla_T: tuple[Estimate, ...] = ()
-    excess_T: tuple[Estimate, ...] = ()
+        auc = Estimated(*canary_auc(outside, inside, level=alone))
+    rla_T: tuple[Estimated, ...] = ()
+    excess_T: tuple[Estimated, ...] = ()
     if hits is not None:
         rla_T, excess_T = _label_memory(hits, of_train, 1 - (1 - level) / (num_classes * max(1, len(hits.hit_TMN))))
     return ClassMemory(
@@ -141,7 +141,7 @@ def _of_class(
 
 def _label_memory(
     hits: RandomLabelHits, chosen_N: Tensor, level: float
-) -> tuple[tuple[Estimate, ...], tuple[Estimate, ...]]:
+) -> tuple[tuple[Estimated, ...], tuple[Estimated, ...]]:
     """Return random-label accuracy and its excess over the refit at each tap, of the chosen images."""
     num_chosen, num_draws = int(chosen_N.sum()), hits.hit_TMN.shape[1]
     if not num_chosen:

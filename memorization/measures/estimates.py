@@ -15,7 +15,7 @@ from rlpheads.memorization.arguments import check_count, check_finite, check_fra
 from rlpheads.memorization.measures.intervals import as_float64, effective_wilson_interval
 
 
-class Estimate(NamedTuple):
+class Estimated(NamedTuple):
     """A number with the ends of its interval; NaN where there is nothing to estimate it from."""
 
     value: float
@@ -27,17 +27,17 @@ class Estimate(NamedTuple):
         return value < self.low or value > self.high
 
 
-UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+UNKNOWN = Estimated(math.nan, math.nan, math.nan)
 
 
-def mean_estimate(values_N: Tensor, level: float = 0.95) -> Estimate:
+def mean_estimate(values_N: Tensor, level: float = 0.95) -> Estimated:
     """Mean of independent values (N,) with Student's t interval; without one for fewer than two. Approximate where skewed."""
     check_open_fraction("level", level)
     mean, error, freedom = _moments("values_N", values_N)
     return _around(mean, error, freedom, level)
 
 
-def mean_difference(first_P: Tensor, second_Q: Tensor, level: float = 0.95) -> Estimate:
+def mean_difference(first_P: Tensor, second_Q: Tensor, level: float = 0.95) -> Estimated:
     """Mean of one group minus that of another, with Welch's t interval; without one where a group has fewer than two.
 
     Source: B. L. Welch, Biometrika 34 (1947) 28-35. Approximate where the values are skewed.
@@ -53,19 +53,19 @@ def mean_difference(first_P: Tensor, second_Q: Tensor, level: float = 0.95) -> E
     return _around(mean_p - mean_q, error, freedom, level)
 
 
-def share_estimate(share: float, num_trials: int, level: float = 0.95) -> Estimate:
+def share_estimate(share: float, num_trials: int, level: float = 0.95) -> Estimated:
     """Share in [0, 1] of n trials with Wilson's interval; unknown for no trial."""
     check_open_fraction("level", level)
     if check_count("num_trials", num_trials, 0) == 0:
         return UNKNOWN
     check_fractions("share", as_float64(share))
     interval = effective_wilson_interval(share * num_trials, num_trials, level)
-    return Estimate(float(share), float(interval.low), float(interval.high))
+    return Estimated(float(share), float(interval.low), float(interval.high))
 
 
 def share_difference(
     first: float, first_trials: int, second: float, second_trials: int, level: float = 0.95
-) -> Estimate:
+) -> Estimated:
     """Share of one group minus that of another, with Newcombe's interval from the two Wilson intervals; unknown for no trial.
 
     Source: R. G. Newcombe, Statistics in Medicine 17 (1998) 873-890, method 10.
@@ -76,7 +76,7 @@ def share_difference(
     value = one.value - other.value
     low = value - math.hypot(one.value - one.low, other.high - other.value)
     high = value + math.hypot(one.high - one.value, other.value - other.low)
-    return Estimate(value, low, high)
+    return Estimated(value, low, high)
 
 
 def _moments(name: str, values: Tensor) -> tuple[float, float, int]:
@@ -91,8 +91,8 @@ def _moments(name: str, values: Tensor) -> tuple[float, float, int]:
     return mean, error, max(0, count - 1)
 
 
-def _around(mean: float, error: float, freedom: float, level: float) -> Estimate:
+def _around(mean: float, error: float, freedom: float, level: float) -> Estimated:
     if not freedom:
-        return Estimate(mean, math.nan, math.nan)
+        return Estimated(mean, math.nan, math.nan)
     half = float(stats.t.isf((1 - level) / 2, freedom)) * error
-    return Estimate(mean, mean - half, mean + half)
+    return Estimated(mean, mean - half, mean + half)

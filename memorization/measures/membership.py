@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlpheads.memorization.arguments import check_open_fraction
 from rlpheads.memorization.measures.canaries import canary_auc
-from rlpheads.memorization.measures.estimates import Estimate
+from rlpheads.memorization.measures.estimates import Estimated
 from rlpheads.memorization.measures.intervals import as_float64
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
@@ -28,8 +28,8 @@ class MembershipInference(NamedTuple):
     above the threshold that a false-positive rate allows, by that rate, each with its interval.
     """
 
-    auc: Estimate
-    tpr_at: dict[float, Estimate]
+    auc: Estimated
+    tpr_at: dict[float, Estimated]
 
 
 def membership_inference(
@@ -47,11 +47,11 @@ def membership_inference(
 
     Source: Carlini et al., Membership Inference Attacks From First Principles (IEEE S&P 2022), for the rates.
     """
-    auc = Estimate(*canary_auc(member_P, nonmember_Q, level=level))
+    auc = Estimated(*canary_auc(member_P, nonmember_Q, level=level))
     return MembershipInference(auc, {rate: true_positive_rate(member_P, nonmember_Q, rate, level) for rate in rates})
 
 
-def true_positive_rate(member_P: Tensor, nonmember_Q: Tensor, rate: float, level: float = 0.95) -> Estimate:
+def true_positive_rate(member_P: Tensor, nonmember_Q: Tensor, rate: float, level: float = 0.95) -> Estimated:
     """Share of the members above the least threshold that at most `rate` of the non-members lie above, with its interval.
 
     The interval needs no assumption on the scores and covers with at least `level`: the threshold's ends are from the order of
@@ -83,7 +83,7 @@ def true_positive_rate(member_P: Tensor, nonmember_Q: Tensor, rate: float, level
     value = above(beyond(math.floor(rate * len(others) + 1e-9))) / len(members)
     low = _least_share(above(beyond(fewest - 1)), len(members), tail) if fewest else 0.0
     high = 1 - _least_share(len(members) - above(beyond(most)), len(members), tail)
-    return Estimate(value, min(low, value), max(high, value))
+    return Estimated(value, min(low, value), max(high, value))
 
 
 def _least_share(hits: int, trials: int, tail: float) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlpheads.memorization.arguments import check_hits, check_open_fraction
 from rlpheads.memorization.measures.canaries import canary_auc
-from rlpheads.memorization.measures.estimates import Estimate
+from rlpheads.memorization.measures.estimates import Estimated
 from rlpheads.memorization.measures.intervals import as_float64
 from rlpheads.memorization.measures.rank_correlation import Correlation, spearman
 
@@ -48,11 +48,11 @@ class ScoreAgreement(NamedTuple):
     """
 
     correlation: Correlation
-    auc: Estimate
+    auc: Estimated
 
 
 def subset_memorization(hit_RN: Tensor, inside_RN: Tensor) -> SubsetMemorization:
-    """Estimate the memorisation of every sample from R networks.
+    """Estimated the memorisation of every sample from R networks.
 
     Args:
         hit_RN: whether a network predicts the sample's class, 0 or 1, (R, N).
@@ -113,13 +113,13 @@ def score_agreement(score_N: Tensor, truth_N: Tensor, level: float = 0.95) -> Sc
     known_N = ~(score.isnan() | truth.isnan())
     score, truth = score[known_N], truth[known_N]
     memorized = truth >= MEMORIZED
-    auc = Estimate(math.nan, math.nan, math.nan)
+    auc = Estimated(math.nan, math.nan, math.nan)
     if bool(memorized.any()) and not bool(memorized.all()):
-        auc = Estimate(*canary_auc(score[memorized], score[~memorized], level=level))
+        auc = Estimated(*canary_auc(score[memorized], score[~memorized], level=level))
     return ScoreAgreement(spearman(score, truth, level), auc)
 
 
-def share_falling(first_N: Tensor, last_N: Tensor, level: float = 0.95) -> Estimate:
+def share_falling(first_N: Tensor, last_N: Tensor, level: float = 0.95) -> Estimated:
     """Share of the samples whose value fell from one network to another, among those where it changed; Clopper and Pearson's.
 
     Above .5: it falls for most. Unknown where nothing changed.
@@ -128,6 +128,6 @@ def share_falling(first_N: Tensor, last_N: Tensor, level: float = 0.95) -> Estim
     change_N = as_float64(last_N) - as_float64(first_N)
     falling, changed = int((change_N < 0).sum()), int(((change_N < 0) | (change_N > 0)).sum())
     if not changed:
-        return Estimate(math.nan, math.nan, math.nan)
+        return Estimated(math.nan, math.nan, math.nan)
     interval = stats.binomtest(falling, changed).proportion_ci(level, method="exact")
-    return Estimate(falling / changed, float(interval.low), float(interval.high))
+    return Estimated(falling / changed, float(interval.low), float(interval.high))
