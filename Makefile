@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow test-gpu test-ptx test-slurm faults errors fuzz check lint house format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu test-ptx test-slurm test-integrations faults errors fuzz check lint house format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -29,6 +29,10 @@ test-ptx: $(INSTALLED_DEV)  ## Execute every GPU kernel on the CPU, as compiled 
 test-slurm: $(INSTALLED_DEV)  ## Install Slurm (as root, on Debian), run the batch script on two nodes of one machine
 	$(BIN)/python -m pytest -m slurm -s tests/launch $(ARGS)
 
+test-integrations: $(INSTALLED_DEV)  ## Install Lightning, transformers and cleanlab; run the callbacks and examples that need them
+	$(PIP) --editable '.[lightning,transformers,cleanlab]'
+	$(BIN)/python -m pytest -m integrations tests/engine/integrations tests/examples $(ARGS)
+
 faults: $(INSTALLED_DEV)  ## Inject every fault of benchmarks/faults.yaml and write docs/faults.md (an hour; ARGS="--only NAME")
 	$(BIN)/python benchmarks/fault_table.py $(ARGS)
 
@@ -39,7 +43,7 @@ fuzz: $(INSTALLED_DEV)  ## Mutate settings, trees, images and run folders some t
 	$(BIN)/python -m pytest -q -m fuzz tests/fuzz $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests (a minute and a half on two quiet cores)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not fuzz and not slurm and not distributed and not long' $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not fuzz and not slurm and not integrations and not distributed and not long' $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -33,6 +33,10 @@ EXTRAS = {
     "patches": PHOTOGRAPHS,
     "dali": DALI,
     "wandb": WANDB,
+    "lightning": ["lightning>=2.5,<3"],
+    "transformers": ["transformers>=5,<6", "accelerate>=1.1,<2"],
+    "cleanlab": ["cleanlab>=2.7,<3"],
+    "docs": ["sphinx>=8,<10", "myst-parser>=4", "furo>=2025.9"],
     "ffcv": [
         "ffcv>=1.0.2,<1.1",  # source only: setup_ffcv.sh installs what its build needs
         "numba>=0.60",

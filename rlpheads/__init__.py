@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlpheads.engine.integrations.measurement import HeadSettings as HeadSettings
+    from rlpheads.engine.integrations.measurement import Measurement as Measurement
     from rlpheads.engine.model.tapped_model import TappedModel as TappedModel
+    from rlpheads.engine.tables.run_tables import open_run as open_run
     from rlpheads.kernels.random_label_loss import random_label_loss as random_label_loss
     from rlpheads.loaders.adapters.indexed_dataset import IndexedDataset as IndexedDataset
     from rlpheads.loaders.adapters.indexed_dataset import collate_indexed as collate_indexed
@@ -28,10 +31,12 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
+    "HeadSettings": "rlpheads.engine.integrations.measurement",
     "HeadTerms": "rlpheads.memorization.heads.head_losses",
     "IndexedDataset": "rlpheads.loaders.adapters.indexed_dataset",
     "Ledger": "rlpheads.memorization.records.ledger",
     "LedgerMetadata": "rlpheads.memorization.records.ledger_file",
+    "Measurement": "rlpheads.engine.integrations.measurement",
     "RLPHeads": "rlpheads.memorization.heads.rlp_heads",
     "TappedModel": "rlpheads.engine.model.tapped_model",
     "TermWeights": "rlpheads.memorization.heads.combined_loss",
@@ -40,15 +45,18 @@ _MODULES = {
     "label_table": "rlpheads.memorization.heads.labels",
     "make_loader": "rlpheads.loaders.factory",
     "open_dataset": "rlpheads.loaders.sources.datasets",
+    "open_run": "rlpheads.engine.tables.run_tables",
     "random_label_loss": "rlpheads.kernels.random_label_loss",
 }
 """Each door, and the module that it opens when it is first asked for."""
 
 __all__ = [
+    "HeadSettings",
     "HeadTerms",
     "IndexedDataset",
     "Ledger",
     "LedgerMetadata",
+    "Measurement",
     "RLPHeads",
     "TappedModel",
     "TermWeights",
@@ -58,6 +66,7 @@ __all__ = [
     "label_table",
     "make_loader",
     "open_dataset",
+    "open_run",
     "random_label_loss",
 ]
 

@@ -34,6 +34,7 @@ ARROWS = {
         "cli": "*",
         "commands": "train training report tables runs checks learner model distributed config exit_codes terminal",
         "training": "runs gauges learner report model distributed checks config exit_codes terminal",
+        "integrations": "model config",
         "gauges": "model distributed config",
         "report": "learner runs tables terminal",
         "tables": "runs config",
@@ -115,7 +116,9 @@ POLYMORPHIC = {
 """Public names that stand in several files by right, each with its reason."""
 
 SOURCES = [ROOT / file.name for file in house.source_files()]
-OUTSIDE = [path for folder in ("benchmarks", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+OUTSIDE = [
+    path for folder in ("benchmarks", "examples", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))
+]
 TRACKED = [*SOURCES, *OUTSIDE]
 
 
@@ -314,7 +317,7 @@ def test_pinned_versions_are_the_ones_that_were_asked_for():
 
 def test_files_that_the_documentation_names_are_there():
     named = re.compile(
-        r"(?<![\w/.])((?:engine|loaders|kernels|memorization|tests|scripts|benchmarks)/[a-z0-9_/]+\.(?:py|cpp|h))\b"
+        r"(?<![\w/.])((?:engine|loaders|kernels|memorization|tests|scripts|benchmarks|examples)/[a-z0-9_/]+\.(?:py|cpp|h))\b"
     )
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
     missing = {

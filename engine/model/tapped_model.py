@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from timm.models import beit, cait, convit, eva, vision_transformer, vision_tran
 from torch import Tensor, nn
 
 from rlpheads.engine.model.pooling import gives_prefix_tokens, gives_tokens, is_timm_model, pool_tokens, pooling_of
+from rlpheads.engine.model.tap_hooks import TapHooks
 from rlpheads.engine.model.taps import Layout, Place, Pool, Tap, select_places
 
 PRE_NORM_BLOCKS = (
@@ -56,15 +56,14 @@ class TappedModel(nn.Module):
     ):
         super().__init__()
         self.backbone = backbone
-        self.places = _find_places(backbone, taps)
+        self.places = find_places(backbone, taps)
         self.pooling = pooling_of(backbone, pool, channels_last)
-        self._hooked = frozenset(place for place in self.places if place.is_inside or place.module is not None)
-        self._blocks = [place.block for place in self.places if place not in self._hooked]
+        hooked = [place for place in self.places if place.is_inside or place.module is not None]
+        self._hooks = TapHooks(backbone, hooked, self.pooling)
+        self._blocks = [place.block for place in self.places if place not in hooked]
         self._layout: dict[str, Any] = {"output_fmt": "NLC" if gives_tokens(backbone) else "NCHW"}
         if gives_prefix_tokens(backbone):  # some models without them fail when they are asked for them
             self._layout["return_prefix_tokens"] = True
-        self._store = _Store()
-        self._handles = [_register_hook(backbone, place, self._store) for place in self.places if place in self._hooked]
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -91,15 +90,12 @@ class TappedModel(nn.Module):
             ValueError: a tapped module was not called, or its output cannot be pooled into features.
         """
         if not self.places:
-            return _logits_of(self.backbone(*inputs, **named_inputs)), ()
-        self._store.caught = {}
+            return logits_of(self.backbone(*inputs, **named_inputs)), ()
+        self._hooks.start()
         logits, blocks = self._run(inputs, named_inputs)
-        caught, self._store.caught = self._store.caught, None
+        features = self._hooks.features()
         vectors = dict(zip(self._blocks, map(self._pool_block, blocks), strict=True))
-        return logits, tuple(
-            self._hooked_features(place, caught) if place in self._hooked else vectors[place.block]
-            for place in self.places
-        )
+        return logits, tuple(features[place] if place in features else vectors[place.block] for place in self.places)
 
     def dims(self, *inputs: Any, **named_inputs: Any) -> tuple[int, ...]:
         """Return the width D of every tap, from a forward pass of a few samples that changes nothing.
@@ -124,12 +120,11 @@ class TappedModel(nn.Module):
 
     def release(self) -> None:
         """Remove the hooks from the backbone, which can be used without this module."""
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.release()
 
     def _run(self, inputs: tuple[Any, ...], named_inputs: dict[str, Any]) -> tuple[Tensor, list[Any]]:
         if not self._blocks:
-            return _logits_of(self.backbone(*inputs, **named_inputs)), []
+            return logits_of(self.backbone(*inputs, **named_inputs)), []
         final, blocks = self.backbone.forward_intermediates(
             *inputs, **named_inputs, indices=self._blocks, norm=False, **self._layout
         )
@@ -140,16 +135,13 @@ class TappedModel(nn.Module):
             return pool_tokens(block[0], block[1], self.pool)
         return pool_tokens(block, None, self.pool)
 
-    def _hooked_features(self, place: Place, caught: dict[Place, Any]) -> Tensor:
-        """Pool what the hook at a place caught: (B, D)."""
-        if place not in caught:
-            raise ValueError(
-                f"tap {place}: the network does not call this module by itself; name one above or below it"
-            )
-        return self.pooling.features(caught[place], place)
 
+def find_places(backbone: nn.Module, taps: Tap | Sequence[Tap | Place]) -> tuple[Place, ...]:
+    """Return the places of a network that are named, sorted by depth; places as `select_places` gave them stay as they are.
 
-def _find_places(backbone: nn.Module, taps: Tap | Sequence[Tap | Place]) -> tuple[Place, ...]:
+    Raises:
+        ValueError: as `select_places`.
+    """
     if isinstance(taps, (int, str)):
         return select_places(taps, layout_of(backbone))
     names = [tap for tap in taps if not isinstance(tap, Place)]
@@ -158,28 +150,10 @@ def _find_places(backbone: nn.Module, taps: Tap | Sequence[Tap | Place]) -> tupl
     return select_places([tap.name if isinstance(tap, Place) else tap for tap in taps], layout_of(backbone))
 
 
-def _logits_of(output: Any) -> Tensor:
+def logits_of(output: Any) -> Tensor:
     """Return the logits of what a network gave: transformers' outputs, and torchvision's with auxiliary ones, name them."""
     logits: Tensor = getattr(output, "logits", output)
     return logits
-
-
-class _Store:
-    """Outputs caught by hooks; None outside of a forward pass, as when a block is recomputed in the backward pass."""
-
-    caught: dict[Place, Any] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Catch:
-    """A forward hook. An object and not a closure, so that a copy of the model (the EMA) gets hooks of its own."""
-
-    store: _Store
-    place: Place
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], *output: Any) -> None:  # noqa: ARG002
-        if self.store.caught is not None:
-            self.store.caught[self.place] = output[0] if output else inputs[0]
 
 
 def layout_of(backbone: Any) -> Layout:
@@ -204,12 +178,6 @@ def layout_of(backbone: Any) -> Layout:
         attention_ranks={i: module_ranks[f"blocks.{i}.norm2"] - 0.5 for i in open_blocks},
         closed=closed,
     )
-
-
-def _register_hook(backbone: Any, place: Place, store: _Store) -> Any:
-    if place.module is not None:
-        return backbone.get_submodule(place.module).register_forward_hook(_Catch(store, place))
-    return backbone.blocks[place.block].norm2.register_forward_pre_hook(_Catch(store, place))
 
 
 def _modules_by_end(module: nn.Module, name: str = "") -> Iterator[str]:
