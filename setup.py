@@ -24,6 +24,7 @@ DEPENDENCIES = [
     "matplotlib>=3.9,<4",
     "psutil>=6",
     "tensorboard>=2.18,<3",
+    "xxhash>=3.5,<5",
 ]
 WANDB = ["wandb>=0.19,<1"]
 PHOTOGRAPHS = ["scikit-image>=0.24,<1"]  # eight of the ten of data.dataset patches

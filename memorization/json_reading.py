@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["text", "number", "count", "mapping", "list"]
+Kind = Literal["text", "number", "finite number", "count", "mapping", "list"]
 """What a value must be; a count is a whole number of at least 0, and like every number fits into 64 bits."""
 
 _LARGEST = 2**63 - 1
@@ -53,6 +54,28 @@ def check_kinds(found: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
             raise DamagedJsonError(f"{key} is {repr(found[key])[:_MOST_SHOWN]}, which is no {kind}")
 
 
+def check_items(name: str, found: Any, kind: Kind) -> list[Any]:
+    """Return a list that holds values of one kind.
+
+    Raises:
+        DamagedJsonError: it is no list, or a value is of another kind.
+    """
+    check_kinds({name: found}, {name: "list"})
+    for value in found:
+        if not _IS_OF_KIND[kind](value):
+            raise DamagedJsonError(f"{name} holds {repr(value)[:_MOST_SHOWN]}, which is no {kind}")
+    return list(found)
+
+
+def nesting(found: Any) -> int:
+    """Return how many lists and mappings lie in each other: 0 for a text or number."""
+    depth, level = 0, [found]
+    while level := [value for value in level if isinstance(value, (list, dict))]:
+        depth += 1
+        level = [each for value in level for each in (value.values() if isinstance(value, dict) else value)]
+    return depth
+
+
 def read_rows(path: Path, kinds: Mapping[str, Kind]) -> Iterator[dict[str, Any]]:
     """Yield the mappings of a file of one a line: what `kinds` names, and figures (numbers, nulls, lists of both).
 
@@ -88,6 +111,7 @@ def _is_figure(value: Any) -> bool:
 _IS_OF_KIND: dict[Kind, Callable[[Any], bool]] = {
     "text": lambda value: type(value) is str,
     "number": _is_number,
+    "finite number": lambda value: _is_number(value) and math.isfinite(value),
     "count": lambda value: type(value) is int and 0 <= value <= _LARGEST,
     "mapping": lambda value: type(value) is dict,
     "list": lambda value: type(value) is list,

@@ -19,7 +19,7 @@ from rlpheads.engine.model.initial_weights import classifier_names
 from rlpheads.engine.runs.checkpoint import verify
 from rlpheads.engine.runs.checkpoint_metadata import read_tensors
 from rlpheads.engine.runs.opened_run import RunError, SavedRun, build_saved_model, open_images, read_run
-from rlpheads.engine.runs.resume import read_run_manifest
+from rlpheads.engine.runs.run_manifest import read_run_manifest
 from rlpheads.engine.runs.sources import Sources
 from rlpheads.engine.training.label_choice import run_labels
 
@@ -89,7 +89,7 @@ def export_run(folder: Path, out: Path, options: ExportOptions) -> Exported:
     files = (weights, weights.with_name(_CONFIG), *([weights.with_name(_HEADS)] if options.heads else []))
     _check_free(out, files, options.overwrite)
     run = read_run(folder, options.epoch, options.step, options.root)
-    verify(run.saved.path, read_run_manifest(run.saved.path))
+    verify(run.saved.path, read_run_manifest(run.saved.path).files)
     if options.ema and run.config.model.ema_decay is None:
         raise RunError(f"{folder} has no moving average of its weights (model.ema_decay is null); leave --ema out")
     images = _images(run, options)

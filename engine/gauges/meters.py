@@ -54,8 +54,12 @@ class Meters:
         self._pending: _Read | None = None
 
     def add(self, step: int, shares: Mapping[str, Tensor]) -> None:
-        """Add the figures of step number `step` (0-d tensors on the device); the names must be the same at every step."""
-        self._names = self._names or tuple(shares)
+        """Add the figures of step number `step` (0-d tensors on the device).
+
+        A window that was resumed with other figures than the step's, by whoever wrote that checkpoint, begins anew.
+        """
+        if self._names != tuple(shares):
+            self._names, self._steps, self._shares = tuple(shares), (), []
         self._shares.append(torch.stack([shares[name].detach().float() for name in self._names]))
         self._steps = (*self._steps, step)
 

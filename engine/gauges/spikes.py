@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,12 +75,10 @@ class SpikeDetector:
             self._moments[name] = moments.after(value, self._span)
         return found
 
-    def state(self) -> dict[str, list[float]]:
-        """Return the moments by figure, as JSON holds them."""
-        return {name: [each.count, each.mean, each.variance] for name, each in self._moments.items()}
+    def state(self) -> dict[str, tuple[int, float, float]]:
+        """Return count, mean and variance by figure."""
+        return {name: (each.count, each.mean, each.variance) for name, each in self._moments.items()}
 
-    def load(self, state: Mapping[str, Sequence[float]]) -> None:
+    def load(self, state: Mapping[str, tuple[int, float, float]]) -> None:
         """Take up what `state` returned."""
-        self._moments = {
-            name: RunningMoments(int(count), mean, variance) for name, (count, mean, variance) in state.items()
-        }
+        self._moments = {name: RunningMoments(*moments) for name, moments in state.items()}

@@ -1,7 +1,7 @@
 """Checkpoints: distributed files written to a temporary folder, hashed, and moved into place as a whole.
 
 A checkpoint is `checkpoints/step=000001234/` with torch.distributed.checkpoint's files and `manifest.json`, written
-last: the SHA-256 and size of every file, the run's progress, and a SHA-256 of all that. One flipped bit would load
+last: the hash and size of every file, the run's progress, and a SHA-256 of all that. One flipped bit would load
 silently otherwise, and a folder without a manifest is no checkpoint.
 """
 
@@ -27,6 +27,7 @@ from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state, missing_names
 from rlpheads.engine.runs.finite_content import nonfinite_entries
 from rlpheads.engine.runs.folder import write_atomically
+from rlpheads.engine.runs.hashed_files import check_facts, file_problem
 from rlpheads.engine.runs.storage_errors import describe_storage_failure
 from rlpheads.memorization.atomic_file import flush_to_disk
 from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kinds, parse_mapping
@@ -34,7 +35,6 @@ from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kin
 MANIFEST = "manifest.json"
 KEYS: dict[str, Kind] = {"step": "count", "files": "mapping"}
 """What every manifest holds, whatever else the run says of itself."""
-_FILE: dict[str, Kind] = {"bytes": "count", "sha256": "text"}
 
 
 _LEFTOVER = re.compile(r"\.(?P<name>step=\d+)\.(?P<kind>tmp|old|gone)")
@@ -43,7 +43,8 @@ BEGIN_AGAIN = "begin again with --run.overwrite or another --run.name"
 _MOST_SHOWN = 200
 SEAL = "sha256"
 """Key of the hash over all that a manifest says. Manifests of format 1, which had no key `format` either, lack it."""
-FORMAT = 2
+FORMAT = 3
+"""Of manifests that are written: since 3 files are hashed by XXH3, before by SHA-256."""
 
 
 class CheckpointError(UserError):
@@ -137,9 +138,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         manifest = parse_mapping(path.read_bytes(), KEYS)
         if ("format" in manifest or SEAL in manifest) and _seal(manifest) != manifest.get(SEAL):
             raise DamagedJsonError("it does not have the hash that is recorded in it")
-        check_kinds(manifest["files"], dict.fromkeys(manifest["files"], "mapping"))
-        for facts in manifest["files"].values():
-            check_kinds(facts, _FILE)
+        for name, facts in manifest["files"].items():
+            check_facts(name, facts)
         check_kinds({"format": FORMAT} | manifest, {"format": "count"})
     except (DamagedJsonError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise DamagedCheckpointError(checkpoint, f"{path} is damaged ({error})") from error
@@ -150,8 +150,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
-    """Compare every file of a checkpoint with its manifest, and look whether all weights and optimizer states are finite.
+def verify(checkpoint: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare a checkpoint's files with what its manifest says of them, and look whether weights and states are finite.
 
     Raises:
         DamagedCheckpointError: a file is missing, or has another size or hash (all of them are named), or something is not
@@ -159,7 +159,7 @@ def verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
         CheckpointError: a file cannot be read, or the metadata asks for what is no part of a checkpoint, though they are
             as they were written: by a stranger.
     """
-    problems = [problem for name, facts in manifest["files"].items() if (problem := _problem(checkpoint / name, facts))]
+    problems = [problem for name, facts in files.items() if (problem := file_problem(checkpoint / name, facts))]
     if problems:
         raise DamagedCheckpointError(checkpoint, f"{checkpoint} is damaged: {'; '.join(problems)}")
     try:
@@ -262,18 +262,3 @@ def _exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
-
-
-def _size_and_hash(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _problem(path: Path, facts: Mapping[str, Any]) -> str | None:
-    if not path.is_file():
-        return f"{path.name} is missing"
-    if path.stat().st_size != facts["bytes"]:
-        return f"{path.name} has {path.stat().st_size} bytes, not {facts['bytes']}"
-    if _size_and_hash(path)["sha256"] != facts["sha256"]:
-        return f"{path.name} does not have the hash that was recorded when it was written"
-    return None

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
 from rlpheads.engine.config.run import CheckpointConfig
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
-from rlpheads.engine.runs.state_copy import StateCopy
+from rlpheads.engine.runs.finite_content import NonfiniteStateError, check_state_finite
 
 _CLOSING_SECONDS = 60.0
 """How long a run that fails waits for a checkpoint that is being written."""
@@ -53,12 +55,14 @@ class CheckpointSaver:
 
     @property
     def has_failed_for_good(self) -> bool:
-        """Whether so many saves in a row failed that the run is to end."""
+        """Whether the last state was not finite, or so many saves in a row failed, that the run is to end."""
+        if isinstance(self._last_failure, NonfiniteStateError):
+            return True
         allowed = 0 if self._settings.on_failure == "stop" else self._settings.max_failures - 1
         return self._failures > allowed
 
     def save(self, step: int, state: dict[str, Any], facts: Mapping[str, Any]) -> None:
-        """Save a copy of the state as it is now, once the save before has ended. Collective.
+        """Save a copy of the state as it is now, once the save before has ended; one that is not finite fails. Collective.
 
         Args:
             step: optimizer steps taken.
@@ -106,6 +110,7 @@ class CheckpointSaver:
     def _write(self, step: int, state: dict[str, Any], facts: Mapping[str, Any]) -> None:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # a thread begins with the first one
+        check_state_finite(state, step, self._writers.group)
         write_checkpoint(self._folder, step, state, facts, self._writers, self._retention)
 
 
@@ -115,3 +120,49 @@ def _outcome_of(action: Callable[[], None]) -> BaseException | None:
     except (Exception, CheckpointException) as error:  # told in the run's own thread; torch's is no Exception
         return error
     return None
+
+
+class StateCopy:
+    """Copies of the states of a run, one at a time: the next overwrites the one before.
+
+    As large as the state; page-locked where it comes from a GPU, so that the copies run beside each other. torch's own stager
+    (`torch.distributed.checkpoint.staging`) copies storages, which DTensors have none of.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[Any, ...], Tensor] = {}
+
+    @torch.no_grad()
+    def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Copy tensors, sharded or not, nested in mappings and lists; return when all of them are there."""
+        copied = {name: self._copy(value, (name,)) for name, value in state.items()}
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
+        return copied
+
+    def _copy(self, value: Any, path: tuple[Any, ...]) -> Any:
+        if isinstance(value, DTensor):
+            return self._copy_shard(value, path)
+        if isinstance(value, Tensor):
+            return self._copy_tensor(value, path)
+        if isinstance(value, Mapping):
+            return {key: self._copy(each, (*path, key)) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._copy(each, (*path, position)) for position, each in enumerate(value))
+        return value
+
+    def _copy_tensor(self, tensor: Tensor, path: tuple[Any, ...]) -> Tensor:
+        memory = self._memory.get(path)
+        if memory is None or (memory.shape, memory.dtype) != (tensor.shape, tensor.dtype):
+            memory = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._memory[path] = memory
+        return memory.copy_(tensor, non_blocking=True)
+
+    def _copy_shard(self, shard: DTensor, path: tuple[Any, ...]) -> DTensor:
+        local = shard.to_local()
+        shape, stride = shard.shape, shard.stride()
+        copied = DTensor.from_local(
+            local, shard.device_mesh, shard.placements, run_check=False, shape=shape, stride=stride
+        )
+        copied._local_tensor = self._copy_tensor(local, path)  # from_local would move it to the mesh's device again
+        return copied

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state, read_metadata
 
 _MEASURED = ("ledger", "window")
 _GROUP_BYTES = 2**28
+_MOST_NAMED = 3
 
 
 @torch.no_grad()
@@ -38,11 +38,33 @@ def nonfinite_tensors(state: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def nonfinite_at_ranks(state: Mapping[str, Any], launch: Launch) -> dict[int, list[str]]:
-    """Return what `nonfinite_tensors` finds at every rank that finds any. Collective."""
-    found: list[list[str]] = [[] for _ in range(launch.world_size)]
-    dist.all_gather_object(found, nonfinite_tensors(state), group=launch.control)
-    return {rank: names for rank, names in enumerate(found) if names}
+class NonfiniteStateError(RuntimeError):
+    """A state is not finite, and is not to be used or saved.
+
+    Attributes:
+        step: optimizer steps that led to it.
+        where: the names of what is not finite, and at which rank if others are finite.
+    """
+
+    def __init__(self, step: int, where: str):
+        super().__init__(f"not finite after step {step}{where}")
+        self.step = step
+
+
+def check_state_finite(state: Mapping[str, Any], step: int, group: dist.ProcessGroup) -> None:
+    """Look at the state of every rank, but for rows and figures of single steps. Collective over a gloo group.
+
+    Raises:
+        NonfiniteStateError: something of it is not finite, at whichever rank: all ranks raise the same.
+    """
+    found: list[list[str]] = [[] for _ in range(dist.get_world_size(group))]
+    looked_at = {name: value for name, value in state.items() if name not in _MEASURED}
+    dist.all_gather_object(found, nonfinite_tensors(looked_at), group=group)
+    if any(found):
+        rank, names = next((rank, names) for rank, names in enumerate(found) if names)
+        where = "" if all(found) else f" at rank {rank}"
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        raise NonfiniteStateError(step, f"{where}: {', '.join(names[:_MOST_NAMED])}{more}")
 
 
 def nonfinite_entries(checkpoint: Path) -> list[str]:

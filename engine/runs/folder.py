@@ -6,6 +6,8 @@ import csv
 import errno
 import fcntl
 import io
+import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +15,6 @@ from typing import Any, Literal
 
 from rlpheads.engine.config.errors import UserError
 from rlpheads.engine.config.run import RunConfig
-from rlpheads.engine.runs.json_writing import json_text
 from rlpheads.engine.runs.lease import read_lease, wait_for_lease
 from rlpheads.engine.runs.ownership import (
     LOCK,
@@ -292,3 +293,19 @@ def _spread_lists(row: Mapping[str, Any]) -> dict[str, Any]:
             items = [(f"{name}_{position}", item) for position, item in enumerate(value)]
         flat.update(items)
     return flat
+
+
+def finite_or_none(value: Any) -> Any:
+    """Return `value` with None for every float, in mappings and lists too, that is not finite: JSON has none of those."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_none(item) for item in value]
+    return value
+
+
+def json_text(content: Mapping[str, Any], indent: int | None = None) -> str:
+    """Return JSON text with an end of line; a number that is not finite is null, and what JSON cannot hold is its text."""
+    return json.dumps(finite_or_none(content), indent=indent, default=str, allow_nan=False) + "\n"

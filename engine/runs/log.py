@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlpheads.engine.config.run import LogConfig
-from rlpheads.engine.runs.folder import RunFolder, write_atomically
-from rlpheads.engine.runs.json_writing import finite_or_none
+from rlpheads.engine.runs.folder import RunFolder, finite_or_none, write_atomically
 from rlpheads.engine.runs.record_digests import METRICS, FileDigest, RecordDigests
 from rlpheads.memorization.records.ledger import Ledger
 from rlpheads.memorization.records.ledger_file import LedgerMetadata

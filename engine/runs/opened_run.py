@@ -18,7 +18,8 @@ from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.runs.checkpoint import CheckpointError, list_whole, verify
 from rlpheads.engine.runs.checkpoint_metadata import fill_state
 from rlpheads.engine.runs.folder import RunFolder
-from rlpheads.engine.runs.resume import Position, check_images, read_run_manifest
+from rlpheads.engine.runs.resume import check_images
+from rlpheads.engine.runs.run_manifest import Position, read_run_manifest
 from rlpheads.engine.runs.sources import Sources, open_sources
 
 
@@ -168,7 +169,7 @@ def open_checkpoint(path: Path, epoch: int | None = None, root: Path | None = No
     run = read_run(path, epoch, root=root)
     sources = open_images(run)
     try:
-        verify(run.saved.path, read_run_manifest(run.saved.path))
+        verify(run.saved.path, read_run_manifest(run.saved.path).files)
     except CheckpointError as error:
         raise RunError(str(error)) from error
     return OpenedRun(run.folder, run.config, sources, run.saved)
@@ -177,10 +178,7 @@ def open_checkpoint(path: Path, epoch: int | None = None, root: Path | None = No
 def list_checkpoints(folder: RunFolder) -> list[SavedState]:
     """Return the whole checkpoints of a run, the oldest first."""
     manifests = [(path, read_run_manifest(path)) for path in list_whole(folder.checkpoints)]
-    return [
-        SavedState(path, manifest["step"], Position.from_manifest(manifest), manifest["regularizer_factor"])
-        for path, manifest in manifests
-    ]
+    return [SavedState(path, manifest.step, manifest.position, manifest.factor) for path, manifest in manifests]
 
 
 def _choose_checkpoint(folder: RunFolder, epoch: int | None, step: int | None) -> SavedState:

@@ -70,11 +70,6 @@ def digest_of(path: Path, num_bytes: int | None = None) -> FileDigest:
     return FileDigest(count, digest.hexdigest())
 
 
-def read_digests(manifest: Mapping[str, Any]) -> dict[str, FileDigest]:
-    """Return the digests that a checkpoint's manifest holds; none in one of an older version."""
-    return {name: FileDigest(**found) for name, found in manifest.get("record", {}).items()}
-
-
 def record_problems(folder: Path, digests: Mapping[str, FileDigest]) -> Iterator[tuple[str, str]]:
     """Yield the name of each file that is not what a checkpoint knew, and what is wrong with it.
 

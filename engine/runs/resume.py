@@ -16,16 +16,15 @@ from rlpheads.engine.runs.checkpoint import (
     CheckpointError,
     DamagedCheckpointError,
     list_checkpoint_folders,
-    read_manifest,
     set_aside,
     sweep,
     verify,
 )
-from rlpheads.engine.runs.record_digests import FileDigest, read_digests, record_problems
+from rlpheads.engine.runs.record_digests import FileDigest, record_problems
+from rlpheads.engine.runs.run_manifest import Position, RunManifest, WindowShape, read_run_manifest
 from rlpheads.engine.runs.sources import Sources, training_order
 from rlpheads.loaders.contract.order import ORDER_VERSION
 from rlpheads.loaders.sources.content_sample import replaced_files
-from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kinds
 
 FREE_TO_CHANGE = frozenset(
     {"run", "eval", "ledger", "checkpoint", "max_steps", "early_stopping", "log_every", "log", "verbose", "device"}
@@ -52,64 +51,7 @@ _RAISING = (
     "The epochs of a run can be raised where schedule.name is constant, step or multistep, and without "
     "regularizer.target or with eval.clean_every 1: otherwise those that are trained would have been others"
 )
-_NEEDED: dict[str, Kind] = {
-    "fingerprint": "text",
-    "heldout_fingerprint": "text",
-    "config": "mapping",
-    "position": "mapping",
-    "regularizer_factor": "number",
-}
-"""What a manifest says of the run that goes on from it."""
 _MOST_NAMED = 3
-_POSITION: dict[str, Kind] = {"epoch": "count", "consumed": "count"}
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a training is. Nothing else is needed to go on.
-
-    Attributes:
-        epoch: whole epochs.
-        consumed: samples of the unfinished one, of batches that are left out too.
-        left_out: numbers of the steps, from 1, whose global batches no step is taken on: a run rolled back because of them.
-        skipped_in_a_row: numbers of the steps just before this position whose updates were not finite and not taken.
-    """
-
-    epoch: int = 0
-    consumed: int = 0
-    left_out: tuple[int, ...] = ()
-    skipped_in_a_row: tuple[int, ...] = ()
-
-    @classmethod
-    def from_manifest(cls, manifest: Mapping[str, Any]) -> Position:
-        """Return the position that a checkpoint was written at."""
-        saved = manifest["position"]
-        lists = {name: tuple(saved.get(name, ())) for name in ("left_out", "skipped_in_a_row")}
-        return cls(saved["epoch"], saved["consumed"], **lists)
-
-    def after(self, num_samples: int) -> Position:
-        """Return the position so many samples of the same epoch later."""
-        return replace(self, consumed=self.consumed + num_samples)
-
-    @property
-    def next_epoch(self) -> Position:
-        """The beginning of the next epoch."""
-        return replace(self, epoch=self.epoch + 1, consumed=0)
-
-
-@dataclass(frozen=True)
-class WindowShape:
-    """A window of `log_every` steps that a checkpoint stands in the middle of.
-
-    Attributes:
-        names: of the figures.
-        steps: numbers, from 1, of the window's steps that were taken.
-        ranks: by how many ranks.
-    """
-
-    names: tuple[str, ...]
-    steps: tuple[int, ...]
-    ranks: int
 
 
 @dataclass(frozen=True)
@@ -132,7 +74,7 @@ class ResumePoint:
     window: WindowShape | None = None
     record: Mapping[str, FileDigest] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    spikes: Mapping[str, list[float]] = field(default_factory=dict)
+    spikes: Mapping[str, tuple[int, float, float]] = field(default_factory=dict)
 
 
 def identity(config: Config, sources: Sources) -> dict[str, Any]:
@@ -190,19 +132,19 @@ def _resume_point(config: Config, checkpoint: Path, sources: Sources) -> ResumeP
     """Return where to go on from a checkpoint, which is found whole and of this very run."""
     manifest = read_run_manifest(checkpoint)
     check_images(sources, manifest)
-    check_settings(checkpoint.parent.parent, asdict(config), manifest["config"])
+    check_settings(checkpoint.parent.parent, asdict(config), manifest.config)
     check_order(config, checkpoint, manifest, sources)
-    verify(checkpoint, manifest)
-    window, begun_with = manifest.get("window"), _epochs(manifest["config"])
+    verify(checkpoint, manifest.files)
+    begun_with = _epochs(manifest.config)
     raised = f"the epochs are raised from {begun_with} to {config.epochs}"
     return ResumePoint(
         checkpoint,
-        Position.from_manifest(manifest),
-        manifest["regularizer_factor"],
-        None if window is None else WindowShape(tuple(window["names"]), tuple(window["steps"]), window["ranks"]),
-        read_digests(manifest),
+        manifest.position,
+        manifest.factor,
+        manifest.window,
+        manifest.record,
         (raised,) if config.epochs > begun_with else (),
-        spikes=manifest.get("spikes", {}),
+        manifest.spikes,
     )
 
 
@@ -230,45 +172,27 @@ def _set_aside(error: DamagedCheckpointError, whole: Path) -> str:
     return f"{error.problem}; it was set aside as {aside.name}, and the run goes on from {whole.name}"
 
 
-def read_run_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself and of the run that wrote it.
-
-    Raises:
-        DamagedCheckpointError: the manifest is damaged, or not that of a training run.
-        CheckpointError: it cannot be read.
-    """
-    manifest = read_manifest(checkpoint)
-    try:
-        check_kinds(manifest, _NEEDED)
-        check_kinds(manifest["position"], _POSITION)
-        _check_what_may_lack(manifest)
-    except DamagedJsonError as error:
-        problem = f"{checkpoint / MANIFEST} is damaged, or no training run wrote it ({error})"
-        raise DamagedCheckpointError(checkpoint, problem) from error
-    return manifest | {"position": {key: manifest["position"][key] for key in _POSITION}}
-
-
-def check_order(config: Config, checkpoint: Path, manifest: Mapping[str, Any], sources: Sources) -> None:
+def check_order(config: Config, checkpoint: Path, manifest: RunManifest, sources: Sources) -> None:
     """Compare a checkpoint's steps with its position in the order of the samples.
 
     Raises:
         CheckpointError: the order is that of another version.
         DamagedCheckpointError: steps and position, or the folder's name, contradict each other.
     """
-    if (version := manifest.get("order_version", 1)) != ORDER_VERSION:  # checkpoints that do not say are of the first
+    if (version := manifest.order_version) != ORDER_VERSION:
         raise CheckpointError(
             f"{checkpoint} was written with version {version} of the samples' order, and here it is version "
             f"{ORDER_VERSION}: an epoch that is half trained would meet some samples twice and others never. Go on with "
             "the version of rlpheads that began the run, or start a new run with another --run.name"
         )
-    order, position = training_order(config, sources.train), Position.from_manifest(manifest)
+    order, position = training_order(config, sources.train), manifest.position
     try:
         step = position.epoch * order.num_steps + order.step_at(position.consumed)
     except ValueError as error:
         raise DamagedCheckpointError(checkpoint, f"{checkpoint / MANIFEST} is damaged: {error}") from error
-    if not step == manifest["step"] == _step_in_name(checkpoint):
+    if not step == manifest.step == _step_in_name(checkpoint):
         problem = (
-            f"{checkpoint / MANIFEST} is damaged: it is of step {manifest['step']}, but epoch {position.epoch} and "
+            f"{checkpoint / MANIFEST} is damaged: it is of step {manifest.step}, but epoch {position.epoch} and "
             f"{position.consumed} samples of it are step {step}"
         )
         raise DamagedCheckpointError(checkpoint, problem)
@@ -279,14 +203,15 @@ def _step_in_name(checkpoint: Path) -> int | None:
     return int(digits) if digits.isdecimal() else None
 
 
-def check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:
+def check_images(sources: Sources, manifest: RunManifest) -> None:
     """Compare the images with those that a checkpoint was made from: an index must mean the same image.
 
     Raises:
         CheckpointError: they differ, in names and sizes (both fingerprints are shown) or in what files hold.
     """
-    for key, source in (("fingerprint", sources.train), ("heldout_fingerprint", sources.heldout)):
-        here, there = source.manifest.fingerprint, manifest[key]
+    recorded = ((manifest.fingerprint, sources.train), (manifest.heldout_fingerprint, sources.heldout))
+    for there, source in recorded:
+        here = source.manifest.fingerprint
         if here != there:
             raise CheckpointError(
                 f"the {source.manifest.split} images are not those of the checkpoint: their fingerprint is {here}, "
@@ -294,10 +219,10 @@ def check_images(sources: Sources, manifest: Mapping[str, Any]) -> None:
                 f"run with another --run.name{_hint_of_skipping(sources)}"
             )
     for name, source in (("train", sources.train), ("heldout", sources.heldout)):
-        recorded = manifest.get("contents", {}).get(name, {})  # runs begun before there were such hashes have none
-        if replaced := replaced_files(source, recorded):
+        hashes = manifest.contents.get(name, {})  # runs begun before there were such hashes have none
+        if replaced := replaced_files(source, hashes):
             raise CheckpointError(
-                f"the {source.manifest.split} images are not those of the checkpoint: of {len(recorded)} files that were "
+                f"the {source.manifest.split} images are not those of the checkpoint: of {len(hashes)} files that were "
                 f"compared, {len(replaced)} have other contents, {_named(replaced)}. Its random labels belong to its own "
                 "images: restore them, or start a new run with another --run.name"
             )
@@ -310,23 +235,6 @@ def _hint_of_skipping(sources: Sources) -> str:
 def _named(files: list[str]) -> str:
     first = ", ".join(files[:_MOST_NAMED])
     return f"among them {first}" if len(files) > _MOST_NAMED else first
-
-
-def _check_what_may_lack(manifest: Mapping[str, Any]) -> None:
-    """Raise DamagedJsonError where what an older version did not write is of another kind."""
-    if (window := manifest.get("window")) is not None:
-        check_kinds({"window": window}, {"window": "mapping"})
-        check_kinds(window, {"names": "list", "steps": "list", "ranks": "count"})
-    nested = {key: manifest.get(key, {}) for key in ("record", "contents")}
-    check_kinds(nested, dict.fromkeys(nested, "mapping"))
-    for found in nested.values():
-        check_kinds(found, dict.fromkeys(found, "mapping"))
-    for digest in nested["record"].values():
-        check_kinds(digest, {"bytes": "count", "sha256": "text"})
-    for hashes in nested["contents"].values():
-        check_kinds(hashes, dict.fromkeys(hashes, "text"))
-        if not all(index.isdecimal() for index in hashes):
-            raise DamagedJsonError("contents are not by index")
 
 
 def check_settings(run: Path, config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 
 _WRITING = {
     errno.ENOSPC: "make room (--checkpoint.keep 1 keeps fewer checkpoints), or move the run to another --run.dir",
@@ -87,31 +85,19 @@ def _lies_in(complaint: OSError, folder: Path) -> bool:
     return path is not None and path.absolute().is_relative_to(folder.absolute())
 
 
-class NamingWriter(FileSystemWriter):
-    """Writes a checkpoint's files, flushed to the disk, and says why where one cannot be written.
+@contextmanager
+def named_complaints(path: Path) -> Iterator[None]:
+    """Let what the system complains of on the way of a file to the disk name that file.
 
     torch's serialisation turns a full disk into "unexpected pos", and what lies behind that is lost between the ranks.
     """
-
-    def __init__(self, folder: Path, files: NamingFileSystem):
-        super().__init__(folder, sync_files=True)
-        self.fs = files
-
-
-class NamingFileSystem(FileSystem):
-    """Files whose complaints name them."""
-
-    @contextmanager
-    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
-        """Open a file; what is raised on its way to the disk says which it is."""
-        try:
-            with super().create_stream(path, mode) as stream:
-                yield stream
-        except Exception as error:
-            complaint = storage_failure(error, Path(path).parent)
-            if complaint is None:
-                raise
-            raise OSError(complaint.errno, complaint.strerror, str(path)) from error
+    try:
+        yield
+    except Exception as error:
+        complaint = storage_failure(error, path.parent)
+        if complaint is None:
+            raise
+        raise OSError(complaint.errno, complaint.strerror, str(path)) from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

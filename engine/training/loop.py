@@ -74,6 +74,7 @@ def _train_epochs(
         if training.position.consumed == 0 and (reason := reason_to_stop_early(training)) is not None:
             return conclude(training, display, stop_flag, reason)
         if _train_epoch(training, display, saves, tracer) == "max_steps":
+            training.check_finite()
             save_checkpoint(training, display)
             publish_last_windows(training, display)  # taken back where the run goes on: the checkpoint has its sums
             reason = f"max_steps={config.max_steps} reached"

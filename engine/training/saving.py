@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from rlpheads.engine.distributed.stop_flag import StopFlag
 from rlpheads.engine.report.display import Display
+from rlpheads.engine.runs.finite_content import NonfiniteStateError
 from rlpheads.engine.runs.request_files import SAVE_REQUEST, STOP_REQUEST, RequestFiles
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
 from rlpheads.engine.training.stability import compare_replicas, review_open_window
@@ -63,11 +64,14 @@ class SaveSchedule:
         """Wait for the save that is under way. Collective.
 
         Raises:
+            TrainingDivergedError: what was to be saved is not finite.
             Exception: it failed, and nothing follows that could be saved better.
         """
         saver = self._training.saver
         self._training.run.launch.progress.enter("checkpoint")
         saver.wait()
+        if isinstance(saver.last_failure, NonfiniteStateError):
+            raise self._training.divergence(saver.last_failure) from saver.last_failure
         if saver.last_failure is not None:
             raise saver.last_failure
 
@@ -87,7 +91,7 @@ class SaveSchedule:
         if (failure := saver.new_failure()) is None:
             return
         if saver.has_failed_for_good:
-            self._stop_flag.request_stop("checkpoints that could not be saved")
+            self._stop_flag.request_stop("a checkpoint that could not be saved")
         else:
             folder = self._training.run.folder.path
             complaint = storage_failure(failure, folder)

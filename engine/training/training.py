@@ -16,8 +16,9 @@ from rlpheads.engine.learner.split import Split
 from rlpheads.engine.learner.step import TrainStep
 from rlpheads.engine.runs import checkpoint
 from rlpheads.engine.runs.checkpoint_saver import CheckpointSaver
-from rlpheads.engine.runs.finite_content import nonfinite_at_ranks
-from rlpheads.engine.runs.resume import Position, ResumePoint, identity
+from rlpheads.engine.runs.finite_content import NonfiniteStateError, check_state_finite
+from rlpheads.engine.runs.resume import ResumePoint, identity
+from rlpheads.engine.runs.run_manifest import Position
 from rlpheads.engine.runs.run_setup import RunSetup
 from rlpheads.engine.training.label_choice import head_baselines
 from rlpheads.engine.training.outcome import REMEDIES, TrainingDivergedError
@@ -206,9 +207,11 @@ class Training:
         self._term_weights = replace(self._term_weights, factor=factor)
 
     def save(self) -> None:
-        """Save this moment; where `checkpoint.background` is set, training may go on meanwhile. Collective."""
+        """Save this moment; where `checkpoint.background` is set, training may go on meanwhile. Collective.
+
+        Whether it is finite is found out on the copy: `saver.last_failure` is a NonfiniteStateError if it is not.
+        """
         run = self.run
-        self.check_finite()
         state = self.learner.state() | {"ledger": self._merged_ledger()}
         facts: dict[str, Any] = {"position": asdict(self._position), "regularizer_factor": self._term_weights.factor}
         facts |= {"world_size": run.launch.world_size, "spikes": self.gauges.spikes.state()}
@@ -222,19 +225,20 @@ class Training:
         self._saved_position = self._position
 
     def check_finite(self) -> None:
-        """Look at every weight and at what the optimizers keep, before they are evaluated or saved. Collective.
+        """Look at every weight and at what the optimizers keep, before they are evaluated. Collective.
 
         Raises:
             TrainingDivergedError: one is not finite.
         """
-        if found := nonfinite_at_ranks(self.learner.state(), self.run.launch):
-            rank, names = next(iter(found.items()))
-            where = "" if len(found) == self.run.launch.world_size else f" at rank {rank}"
-            raise TrainingDivergedError(
-                f"not finite after step {self.num_updates}{where}: {_list_some(names)}; nothing of it was saved. "
-                f"{self.last_checkpoint_words}; {REMEDIES} in a run with another --run.name",
-                self.num_updates,
-            )
+        try:
+            check_state_finite(self.learner.state(), self.num_updates, self.run.launch.control)
+        except NonfiniteStateError as error:
+            raise self.divergence(error) from error
+
+    def divergence(self, found: NonfiniteStateError) -> TrainingDivergedError:
+        """Return what ends the run where a state is not finite, with what the user can do."""
+        words = f"{found}; nothing of it was saved. {self.last_checkpoint_words}; {REMEDIES} in a run with another --run.name"
+        return TrainingDivergedError(words, found.step)
 
     @property
     def last_checkpoint_words(self) -> str:
@@ -277,7 +281,3 @@ class Training:
         for tensor in merged.values():
             torch.distributed.all_reduce(tensor)
         return merged
-
-
-def _list_some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

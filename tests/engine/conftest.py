@@ -18,7 +18,8 @@ from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.model.plan import plan_model
 from rlpheads.engine.runs.folder import RunFolder
-from rlpheads.engine.runs.resume import Position, ResumePoint
+from rlpheads.engine.runs.resume import ResumePoint
+from rlpheads.engine.runs.run_manifest import Position
 from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training import job
 from rlpheads.engine.training.training import Training

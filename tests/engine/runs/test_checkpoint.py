@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from strangers_files import make_manifest_agree
 
 from rlpheads.engine.runs import checkpoint
 from rlpheads.engine.runs.checkpoint import CheckpointError, DamagedCheckpointError
@@ -23,7 +24,7 @@ def save(folder: Path, step: int, launched, value: float = 1.0, keep: int = 2) -
 
 def verified(path: Path) -> dict:
     manifest = checkpoint.read_manifest(path)
-    checkpoint.verify(path, manifest)
+    checkpoint.verify(path, manifest["files"])
     return manifest
 
 
@@ -119,6 +120,26 @@ def test_damage_is_named(tmp_path, launched, damage, message):
         verified(saved)
 
 
+def test_files_that_an_older_version_hashed_by_sha256_are_compared(tmp_path, launched):
+    saved = save(tmp_path, 1, launched)
+    make_manifest_agree(saved)
+    assert {"sha256", "bytes"} == verified(saved)["files"][".metadata"].keys()
+    (shard,) = saved.glob("*.distcp")
+    flip(shard)
+    with pytest.raises(CheckpointError, match="does not have the hash"):
+        verified(saved)
+
+
+@pytest.mark.wrong("checkpoint")
+@pytest.mark.parametrize("facts", [7, {}, {"bytes": 3}, {"bytes": "3", "sha256": ""}, {"bytes": 3, "xxh3_128": 1}])
+def test_facts_of_a_file_that_say_no_size_or_hash_are_damage(tmp_path, launched, facts):
+    saved = save(tmp_path, 1, launched)
+    manifest = checkpoint.read_manifest(saved)
+    checkpoint.write_sealed_manifest(saved, {"step": 1, "files": manifest["files"] | {".metadata": facts}})
+    with pytest.raises(DamagedCheckpointError, match=r"manifest\.json is damaged \(.*; there is none before it"):
+        checkpoint.read_manifest(saved)
+
+
 @pytest.mark.wrong("checkpoint")
 def test_content_that_is_not_finite_is_damage_whatever_the_hashes_say(tmp_path, launched):
     verified(save(tmp_path, 1, launched))
@@ -162,8 +183,8 @@ def test_manifest_that_says_something_else_is_damaged(tmp_path, launched):
 
 def test_manifest_of_a_later_format_is_no_damage(tmp_path, launched):
     saved = save(tmp_path, 1, launched)
-    checkpoint.write_sealed_manifest(saved, checkpoint.read_manifest(saved) | {"format": 3})
-    with pytest.raises(CheckpointError, match="is of format 3: a later version") as caught:
+    checkpoint.write_sealed_manifest(saved, checkpoint.read_manifest(saved) | {"format": checkpoint.FORMAT + 1})
+    with pytest.raises(CheckpointError, match=rf"is of format {checkpoint.FORMAT + 1}: a later version") as caught:
         checkpoint.read_manifest(saved)
     assert not isinstance(caught.value, checkpoint.DamagedCheckpointError)
 

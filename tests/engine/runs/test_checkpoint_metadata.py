@@ -27,7 +27,7 @@ def test_metadata_that_calls_a_function_is_refused_by_name(saved, tmp_path, laun
         r"step=000000001 is damaged: \.metadata asks for posix\.system, which is no part of a checkpoint; there is none"
     )
     with pytest.raises(CheckpointError, match=wanted):
-        checkpoint.verify(saved, checkpoint.read_manifest(saved))
+        checkpoint.verify(saved, checkpoint.read_manifest(saved)["files"])
     with pytest.raises(CheckpointError, match=r"asks for posix\.system"):  # where nobody verified
         checkpoint.load(saved, {"weight": torch.zeros(4, 3)}, launched)
     assert not (tmp_path / "touched").exists()
@@ -58,7 +58,7 @@ def test_shard_that_calls_a_function_is_not_run(saved, tmp_path, launched, decla
     places = {index: replace(place, offset=0, length=length) for index, place in found.storage_data.items()}
     replace_metadata(saved, declared(replace(found, storage_data=places)))
     with pytest.raises(CheckpointError, match=r"\(Trying to load unsupported GLOBAL posix.system") as caught:
-        checkpoint.verify(saved, checkpoint.read_manifest(saved))
+        checkpoint.verify(saved, checkpoint.read_manifest(saved)["files"])
     assert "\n" not in str(caught.value)
     state = {"weight": torch.zeros(4, 3), "half": [torch.zeros(2, dtype=torch.bfloat16), torch.tensor(False)]}
     with pytest.raises(CheckpointError, match="unsupported GLOBAL posix.system"):
@@ -94,5 +94,5 @@ def test_damaged_metadata_is_one_line(saved, content):
     (saved / ".metadata").write_bytes(content)
     make_manifest_agree(saved)
     with pytest.raises(CheckpointError, match=r"\.metadata cannot be read \(") as caught:
-        checkpoint.verify(saved, checkpoint.read_manifest(saved))
+        checkpoint.verify(saved, checkpoint.read_manifest(saved)["files"])
     assert "\n" not in str(caught.value)

@@ -4,7 +4,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from rlpheads.engine.runs.state_copy import StateCopy
+from rlpheads.engine.runs.checkpoint_saver import StateCopy
 
 
 def state(value: float, mesh) -> dict:

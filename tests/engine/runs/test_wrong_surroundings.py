@@ -254,7 +254,7 @@ def test_folder_in_the_place_of_a_checkpoints_file(checkpoint, tmp_path, name):
     shutil.copytree(checkpoint[1], tmp_path / "step=000000000")
     a_folder_instead(tmp_path / "step=000000000" / name)
     with pytest.raises(CheckpointError, match=rf"{name} is missing"):
-        verify(tmp_path / "step=000000000", read_manifest(tmp_path / "step=000000000"))
+        verify(tmp_path / "step=000000000", read_manifest(tmp_path / "step=000000000")["files"])
 
 
 @pytest.mark.wrong("checkpoint")

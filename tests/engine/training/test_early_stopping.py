@@ -9,8 +9,9 @@ from rich.console import Console
 from rlpheads.engine.config.learning import EarlyStoppingConfig
 from rlpheads.engine.config.run import CheckpointConfig, EvalConfig, LedgerConfig
 from rlpheads.engine.report.display import Display
-from rlpheads.engine.runs.checkpoint import list_whole, read_manifest
-from rlpheads.engine.runs.resume import Position, ResumePoint
+from rlpheads.engine.runs.checkpoint import list_whole
+from rlpheads.engine.runs.resume import ResumePoint
+from rlpheads.engine.runs.run_manifest import Position, read_run_manifest
 from rlpheads.engine.training.early_stopping import stop_reason
 from rlpheads.engine.training.loop import fit
 from rlpheads.engine.training.outcome import Outcome
@@ -100,7 +101,7 @@ def test_a_run_that_ended_early_stays_ended(impatient, build):
     first = build(impatient)
     ended = fitted(first)
     saved = list_whole(first.run.folder.checkpoints)[-1]
-    position = Position.from_manifest(read_manifest(saved))
+    position = read_run_manifest(saved).position
     assert position == Position(3)
     again = build(impatient)
     again.resume(ResumePoint(saved, position, 0.0))

@@ -8,7 +8,8 @@ from recorded_files import recorded, write_tree
 
 from rlpheads.engine.config.run import CheckpointConfig
 from rlpheads.engine.runs.checkpoint import list_whole
-from rlpheads.engine.runs.resume import Position, find_resume_point
+from rlpheads.engine.runs.resume import find_resume_point
+from rlpheads.engine.runs.run_manifest import Position
 from rlpheads.engine.training.training import Training
 
 

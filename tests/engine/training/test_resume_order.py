@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlpheads.engine.runs.resume import Position, ResumePoint
+from rlpheads.engine.runs.resume import ResumePoint
+from rlpheads.engine.runs.run_manifest import Position
 
 
 def sealed_generators() -> tuple:
