@@ -23,8 +23,10 @@ from typing import NamedTuple
 
 from rlpheads.kernels.cache_folder import folder_for_code, warn_not_kept
 
-CPP_SOURCE = Path(__file__).parent / "cpu" / "tile_pass.cpp"
-CPP_HEADERS = tuple(CPP_SOURCE.with_name(name) for name in ("tile_chunk.h", "tile_products.h"))
+CPP_SOURCES = tuple(Path(__file__).parent / "cpu" / name for name in ("tile_pass.cpp", "tile_update.cpp"))
+CPP_HEADERS = tuple(
+    Path(__file__).parent / "cpu" / name for name in ("tile_chunk.h", "tile_products.h", "tile_scratch.h")
+)
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 BUILD_TIMEOUT_SECONDS = 120
@@ -60,7 +62,7 @@ class Recipe(NamedTuple):
 
 @cache
 def load_library() -> ctypes.CDLL | None:
-    """The library of `tile_pass.cpp`, built if need be; None, after one warning, where that cannot be done."""
+    """The library of `CPP_SOURCES`, built if need be; None, after one warning, where that cannot be done."""
     try:
         recipe = make_recipe()
         with folder_for_code([recipe.library_name, recipe.record_name]) as folder:
@@ -123,9 +125,9 @@ def make_recipe() -> Recipe:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     # A home folder may be shared by machines with different processors.
     features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    sources = [path.read_text() for path in (CPP_SOURCE, *CPP_HEADERS)]
+    sources = [path.read_text() for path in (*CPP_SOURCES, *CPP_HEADERS)]
     text = "\n".join([*compiler, *FLAGS, version, platform.machine(), features, *sources])
-    return Recipe([*compiler, *FLAGS, str(CPP_SOURCE)], hashlib.sha256(text.encode()).hexdigest())
+    return Recipe([*compiler, *FLAGS, *map(str, CPP_SOURCES)], hashlib.sha256(text.encode()).hexdigest())
 
 
 def compiler_command() -> list[str]:

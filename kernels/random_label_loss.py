@@ -17,8 +17,10 @@ from torch import Tensor
 from rlpheads.kernels import arguments
 from rlpheads.kernels.gpu import triton_loss
 from rlpheads.kernels.gpu.triton_labels import gather_by_triton
+from rlpheads.kernels.head_gradient import Consumer, HandingOver
 from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels
 from rlpheads.kernels.rows import reference
+from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange, Needs, Partials, accumulation_dtype
 from rlpheads.kernels.rows.row_softmax import RowLabels, RowSoftmax, by_head, merge_partials, row_labels
 from rlpheads.kernels.rows.terms import TERMS
@@ -143,6 +145,7 @@ def random_label_losses(
     joint: bool = False,
     impl: str = "auto",
     memory_budget: int | None = None,
+    consumer: Consumer | None = None,
 ) -> list[RandomLabelLoss]:
     """`random_label_loss` of several heads in one call, which pays the fixed cost of a call once.
 
@@ -157,6 +160,8 @@ def random_label_losses(
         joint: as for one head.
         impl: as for one head.
         memory_budget: as for one head; each head may keep so much.
+        consumer: takes the gradient of each head's weight and bias in the backward pass, before it is made
+            (`rlpheads.kernels.head_gradient`); None: `.grad` takes it, as it does with `reference`, whose heads are small.
 
     Returns:
         One `RandomLabelLoss` for each head, equal to what `random_label_loss` returns for it alone.
@@ -187,7 +192,8 @@ def random_label_losses(
         loss = _loss_by_reference(heads, rows, regularizer, joint)
     else:
         budget = DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget
-        loss = _loss_by_stages(heads, rows, heads.needs(regularizer, joint, budget), joint, chosen)
+        kernel = KERNELS[chosen] if consumer is None else HandingOver(KERNELS[chosen], consumer)
+        loss = _loss_by_stages(heads, rows, heads.needs(regularizer, joint, budget), joint, kernel)
     return _split_by_head(loss, len(weights))
 
 
@@ -280,13 +286,13 @@ def resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
     return impl
 
 
-def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, impl: str) -> RandomLabelLoss:
+def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, kernel: Kernel) -> RandomLabelLoss:
     """Run one pass over the classes of each head for every value, then attach each loss's gradient route."""
     num_heads, num_labels = len(heads.weights), heads.num_labels
     labels_of_heads, passes, local_heads = by_head(labels.index_LB, num_heads), [], []
     for features_BD, weight_KD, bias_K, labels_LB in zip(*heads, labels_of_heads, strict=True):
         head, fixed_BD = ClassRange(weight_KD, bias_K, 0, num_labels), features_BD.detach()
-        passes.append(KERNELS[impl].local_partials(fixed_BD, head.detach(), labels_LB, needs))
+        passes.append(kernel.local_partials(fixed_BD, head.detach(), labels_LB, needs))
         local_heads.append(LocalHead(fixed_BD, head, passes[-1][2]))
     partials = Partials(*(concatenate(parts) for parts in zip(*(partials for partials, _, _ in passes), strict=True)))
     rows = merge_partials([partials], labels, num_labels)
@@ -307,7 +313,7 @@ def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool,
     loss = losses_without_gradient(rows)
     if needs.class_gradients:
         coefficients = TERMS["cross_entropy"].coefficients(rows)
-        attached_R = attach_class_gradients(loss.cross_entropy_B, local_heads, rows, coefficients, KERNELS[impl])
+        attached_R = attach_class_gradients(loss.cross_entropy_B, local_heads, rows, coefficients, kernel)
         loss = loss._replace(cross_entropy_B=attached_R)
     return loss._replace(
         regularizer_B=None if needs.regularizer is None else with_feature_gradient(needs.regularizer),

@@ -9,7 +9,7 @@ summed over the ranges before it is attached, and `attach_class_gradients`, whos
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,30 +17,10 @@ from torch import Tensor
 from rlpheads.kernels.cpu import tiled_cpu
 from rlpheads.kernels.gpu import triton_loss
 from rlpheads.kernels.rows import reference_stages
-from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
+from rlpheads.kernels.rows.kernel import Kernel
+from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Partials, Products
 from rlpheads.kernels.rows.row_softmax import RowSoftmax, by_head
 from rlpheads.kernels.rows.terms import Coefficients
-
-
-class Kernel(Protocol):
-    """The stages that an implementation computes itself; `rlpheads.kernels.cpu.tiled_cpu` documents the arguments."""
-
-    def local_partials(
-        self, features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
-    ) -> tuple[Partials, Products, Exponentials]:
-        """First stage: reduce a class range to `Partials`, and keep what its own gradients need."""
-
-    def local_class_gradients(
-        self,
-        features_BD: Tensor,
-        head: ClassRange,
-        labels_LB: Tensor,
-        exponentials: Exponentials,
-        gradient: LogitGradient,
-        wanted: tuple[bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Last stage: gradients of the range's weight and bias, each None unless wanted."""
-
 
 KERNELS: dict[str, Kernel] = {"reference": reference_stages, "tiled_cpu": tiled_cpu, "triton": triton_loss}
 """The implementations of the local stages by their name."""

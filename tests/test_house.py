@@ -58,7 +58,8 @@ ARROWS = {
     "kernels": {
         "tools": "gpu cpu rows random_label_loss",
         "tools/ptx": "tools gpu random_label_loss",
-        "random_label_loss": "arguments transforms stages rows gpu label_source",
+        "random_label_loss": "arguments transforms head_gradient stages rows gpu label_source",
+        "head_gradient": "cpu rows",
         "stages": "cpu gpu rows",
         "cpu": "rows native",
         "gpu": "rows cache_folder",

@@ -119,7 +119,7 @@ def _model(start: _Start) -> Iterator[ConfigError]:
 def _optimizers(start: _Start) -> Iterator[ConfigError]:
     from rlpheads.engine.checks.model import optimizer_errors
 
-    return optimizer_errors(start.config)
+    return optimizer_errors(start.config, start.world_size)
 
 
 _GROUPS = (

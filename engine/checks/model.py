@@ -18,9 +18,10 @@ from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal, show_value
 from rlpheads.engine.config.learning import HeadsConfig, ModelConfig, OptimConfig
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.learner.optimizer import ELEMENTWISE
 from rlpheads.engine.learner.parts import build_part
 from rlpheads.engine.learner.schedule import Span
-from rlpheads.engine.learner.sharded_part import ELEMENTWISE
+from rlpheads.engine.learner.shard_choice import obstacles_to_fusing
 from rlpheads.engine.model.hub import leave_hub_if_silent, patience_with_servers
 from rlpheads.engine.model.initial_weights import WeightsError, fit_weights
 from rlpheads.engine.model.plan import ModelPlan, plan_model
@@ -130,7 +131,7 @@ def model_errors(config: Config, plan: ModelPlan, world_size: int) -> Iterator[C
     yield from _regularized_tap_errors(config, plan)
 
 
-def optimizer_errors(config: Config) -> Iterator[ConfigError]:
+def optimizer_errors(config: Config, world_size: int) -> Iterator[ConfigError]:
     """Yield what keeps the optimizers of network and heads from being built."""
     for key, optim in (("optim", config.optim), ("heads.optim", config.heads.optim)):
         if wrong := list(_apex_errors(key, optim.name)):
@@ -138,6 +139,7 @@ def optimizer_errors(config: Config) -> Iterator[ConfigError]:
         else:
             yield from _optimizer_errors(key, optim, config)
     yield from _shard_errors(config.heads)
+    yield from _update_errors(config, world_size)
 
 
 def _batch_norm_errors(config: Config, plan: ModelPlan, world_size: int) -> Iterator[ConfigError]:
@@ -238,6 +240,15 @@ def _optimizer_errors(key: str, optim: OptimConfig, config: Config) -> Iterator[
                 build_part(nn.Linear(2, 2), optim, config.schedule, Span(config.epochs, 2), ddp=False)
         except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
             yield ConfigError(f"{key}.name: {optim.name} cannot be built here: {error}")
+
+
+def _update_errors(config: Config, world_size: int) -> Iterator[ConfigError]:
+    """Yield what keeps heads from being updated as their gradients are made, where that is asked for."""
+    if config.heads.update == "fused":
+        is_averaged = world_size > 1 and config.heads.shard != "class"
+        for obstacle in obstacles_to_fusing(config, is_averaged=is_averaged):
+            allowed = f"{obstacle.allowed} with heads.update fused: {obstacle.reason}"
+            yield refusal(obstacle.key, obstacle.given, allowed)
 
 
 def _shard_errors(heads: HeadsConfig) -> Iterator[ConfigError]:

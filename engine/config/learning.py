@@ -127,6 +127,10 @@ class HeadsConfig:
     """Sharding of the heads over the ranks. none: every rank holds all heads, and their gradients are averaged; class:
     every rank holds a range of each head's labels, and the features travel; auto: class where it sends fewer bytes or
     the heads would not fit otherwise. What is learned stays the same."""
+    update: Literal["separate", "fused", "auto"] = "auto"
+    """Update of the heads. separate: the optimizer steps when the gradients of all heads are there; fused: each head is
+    stepped as its gradient is made, which is nowhere kept (on a CPU with adamw, adam, sgd or momentum) or only for one head
+    at a time; auto: fused where nothing is kept. What is learned stays the same."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
     """Optimizer of the heads."""
 

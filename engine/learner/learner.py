@@ -15,10 +15,10 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.learner.ema import Average, build_average
-from rlpheads.engine.learner.parts import FrozenPart, TrainedPart, build_part, with_loss_scale
+from rlpheads.engine.learner.parts import FrozenPart, TrainedPart, build_part, with_loss_scale, with_pending_update
 from rlpheads.engine.learner.runtime import adapt_module
 from rlpheads.engine.learner.schedule import Span
-from rlpheads.engine.learner.shard_choice import ShardChoice, choose_sharding, head_workload
+from rlpheads.engine.learner.shard_choice import ShardChoice, choose_sharding, fuses_update, head_workload
 from rlpheads.engine.learner.sharded_part import shard_part
 from rlpheads.engine.learner.update_guard import RunningStatistics, Verdict
 from rlpheads.engine.model.batch_norm import synchronise_batch_norm
@@ -185,13 +185,17 @@ def build_learner(
         if not plan.dims or not num_draws:
             return None
         num_blocks = config.heads.num_blocks(plan.num_classes)
-        if sharding is not None and sharding.is_sharded:
+        is_sharded = sharding is not None and sharding.is_sharded
+        fused = fuses_update(config, launch.device, is_averaged=ddp and not is_sharded)
+        if is_sharded:
             shards = ClassShards.of_mesh(launch.mesh())
             sharded = build_sharded_heads(config, plan.dims, name, num_draws, num_blocks, shards, launch.device)
-            return shard_part(trained(sharded, config.heads.optim, wrap=False))
-        module = build_heads(config, plan.dims, name, num_draws, num_blocks).to(launch.device)
-        adapt_module(module, config.runtime)
-        return trained(module, config.heads.optim)
+            built: TrainedPart = shard_part(trained(sharded, config.heads.optim, wrap=False))
+        else:
+            module = build_heads(config, plan.dims, name, num_draws, num_blocks).to(launch.device)
+            adapt_module(module, replace(config.runtime, compile=config.runtime.compile and not fused))
+            built = trained(module, config.heads.optim)
+        return with_pending_update(built) if fused else built
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))
     return Learner(backbone, heads, audit, ema, plan.dims, origin, sharding)

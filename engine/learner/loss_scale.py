@@ -44,6 +44,10 @@ class LossScale:
         self._scaler.unscale_(optimizer)
         return list(self._scaler._found_inf_per_device(optimizer).values())
 
+    def overflowed(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Whether one of the gradients that were unscaled was not finite, bool () on the device."""
+        return torch.stack(list(self._scaler._found_inf_per_device(optimizer).values())).sum() > 0
+
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Step, unless one of the gradients that were unscaled was not finite; move the factor."""
         self._scaler.step(optimizer)

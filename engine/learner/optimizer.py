@@ -16,6 +16,13 @@ FUSED = frozenset({"adam", "adamw", "sgd", "momentum"})
 """timm names whose torch optimizer has a fused step: one pass over memory and no temporary the size of a parameter. Only
 these leave a step with fp16's overflows out by themselves; for others the host reads whether there were any."""
 
+ELEMENTWISE = frozenset(
+    {"adam", "adamw", "nadam", "nadamw", "adamax", "radam", "adabelief", "lion"}
+    | {"sgd", "momentum", "rmsprop", "rmsproptf", "adadelta", "adagrad"}
+)
+"""timm names of optimizers that change every number of a weight by its own gradient and state alone, so that a range of the
+classes learns what it would in the whole head. Others look at a whole matrix or its norm (muon, lamb, lars, adafactor, …)."""
+
 
 def build_optimizer(module: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
     """Build the optimizer of a module's parameters, with timm's groups: no weight decay for biases and norms."""
@@ -49,6 +56,14 @@ def prepare_to_skip(optimizer: torch.optim.Optimizer) -> None:
 def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer's own step can be left out by a number on the device; see `FUSED`."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def take_step(optimizer: torch.optim.Optimizer, left_out: Tensor | None) -> None:
+    """Take an optimizer step, as `step_unless` does; None: in any case."""
+    if left_out is None:
+        optimizer.step()
+    else:
+        step_unless(left_out, optimizer)
 
 
 def step_unless(left_out: Tensor, optimizer: torch.optim.Optimizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
 from rlpheads.engine.config.learning import LossScaleConfig, OptimConfig, ScheduleConfig
 from rlpheads.engine.learner.loss_scale import LossScale
@@ -20,9 +22,11 @@ from rlpheads.engine.learner.optimizer import (
     can_skip_on_device,
     prepare_to_skip,
     scaled_lr,
-    step_unless,
+    take_step,
 )
+from rlpheads.engine.learner.pending_update import PendingUpdate
 from rlpheads.engine.learner.schedule import Span, build_scheduler
+from rlpheads.memorization.heads.head_modules import HeadModules
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class TrainedPart:
 
     Backbone and heads are two such parts. Nothing couples them: a shared global norm, for one, would let the heads'
     gradients scale the backbone's.
+
+    `pending`: what the backward pass leaves of gradients that the update makes; None: they are all in `.grad`.
 
     `waits`: an optimizer without a fused step lets the host wait for whether its update is to be left out, rather than
     take it in any case.
@@ -42,6 +48,7 @@ class TrainedPart:
     scheduler: Scheduler
     optim: OptimConfig
     loss_scale: LossScale | None = None
+    pending: PendingUpdate | None = None
     waits: bool = False
 
     def train(self, mode: bool) -> None:
@@ -64,10 +71,12 @@ class TrainedPart:
 
     def gradient_norm(self) -> Tensor:
         """Take the loss scale out of the gradients and return their global norm, before clipping: float32 ()."""
-        if self.loss_scale is not None:
-            self.loss_scale.unscale(self.optimizer)
-        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        pending = self._survey_pending()
+        overflows = [] if self.loss_scale is None else self.loss_scale.unscale(self.optimizer)
+        norm = total_norm(self.module.parameters(), pending)
+        for overflow in overflows:
+            overflow.copy_(torch.maximum(overflow, (~norm.isfinite()).float()))
+        return norm
 
     def update(self, num_updates: int, norm: Tensor, left_out: Tensor | None = None) -> None:
         """Clip, take optimizer step number `num_updates` (from 0) at its scheduled rate, and drop the gradients.
@@ -81,13 +90,14 @@ class TrainedPart:
         """
         self.scheduler.step_update(num_updates)
         self._clip(norm)
+        factor, skipped = self._pending_factor(norm), self._skipped(left_out)
         if self.loss_scale is not None:
             self.loss_scale.step(self.optimizer)
-        elif left_out is None or not (self.waits or can_skip_on_device(self.optimizer)):
-            self.optimizer.step()
         else:
-            step_unless(left_out, self.optimizer)
+            take_step(self.optimizer, skipped)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.pending is not None:
+            self.pending.apply(self.optimizer, factor, skipped)
 
     def optimizer_state(self) -> dict[str, Any]:
         """Return the optimizer's state, by reference, under the names of the parameters."""
@@ -96,6 +106,24 @@ class TrainedPart:
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
         """Take up what `optimizer_state` returned."""
         set_optimizer_state_dict(self.module, self.optimizer, state)
+
+    def _survey_pending(self) -> list[Tensor]:
+        """Return the squared norms of the gradients that are still to be made, without loss scale."""
+        squared = [] if self.pending is None else self.pending.survey()
+        return squared if self.loss_scale is None else [each / self.loss_scale.factor.square() for each in squared]
+
+    def _pending_factor(self, norm: Tensor) -> Tensor:
+        """Return by what gradients are multiplied that are still to be made: clipping's factor over the loss scale."""
+        factor = torch.ones_like(norm)
+        if self.optim.clip_norm is not None:
+            factor = (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grads_with_norm_
+        return factor if self.loss_scale is None else factor / self.loss_scale.factor
+
+    def _skipped(self, left_out: Tensor | None) -> Tensor | None:
+        """Return whether the optimizer leaves its step out, bool (), None where it takes it in any case."""
+        if self.loss_scale is not None:
+            return self.loss_scale.overflowed(self.optimizer)
+        return left_out if self.waits or can_skip_on_device(self.optimizer) else None
 
     def _clip(self, norm: Tensor) -> None:
         if self.optim.clip_norm is not None:
@@ -151,6 +179,21 @@ def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, 
     optimizer = build_optimizer(module, optim, lr)
     prepare_to_skip(optimizer)
     return TrainedPart(module, wrapped, optimizer, build_scheduler(optimizer, lr, schedule, span), optim)
+
+
+def total_norm(parameters: Iterable[nn.Parameter], pending: Sequence[Tensor] = ()) -> Tensor:
+    """Return the global norm of the parameters' gradients and of those that are pending, given as squared norms: float32 ()."""
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if not pending:
+        return norm
+    return torch.stack([norm.double().square(), *pending]).sum().sqrt().float()
+
+
+def with_pending_update(part: TrainedPart) -> TrainedPart:
+    """Let the heads of a part be stepped where their gradients are made."""
+    assert isinstance(part.module, HeadModules)
+    part.module.consumer = pending = PendingUpdate()
+    return replace(part, pending=pending)
 
 
 def with_loss_scale(part: TrainedPart, config: LossScaleConfig, device: torch.device) -> TrainedPart:

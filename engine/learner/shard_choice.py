@@ -1,9 +1,9 @@
-"""Whether the heads' classes are sharded over the ranks: bytes held and bytes sent, by arithmetic, both ways.
+"""Whether the heads' classes are sharded over the ranks, and how they are updated: bytes held and sent, by arithmetic.
 
 With P parameters in the heads, N ranks, a global batch of G rows, T taps of width D and M draws, a rank
 
-* holding whole heads keeps (2 + S)·4·P bytes: weights, gradients and the S states of its optimizer, in fp32; it sends
-  2·(N−1)/N·4·P bytes a step, a ring's all-reduce of the gradients;
+* holding whole heads keeps (2 + S)·4·P bytes: weights, gradients and the S states of its optimizer, in fp32 (a fused update
+  keeps no gradients); it sends 2·(N−1)/N·4·P bytes a step, a ring's all-reduce of the gradients;
 * holding a range of the classes keeps an N-th of that (of ceil(K/N) classes), and sends (N−1)/N of G rows of features, labels
   and pair weights, (N−1) times its partials, (7 or 8)·4·G·T·M bytes, and where a regulariser or the joint term trains the
   backbone (N−1)/N of G rows of gradients in fp32. None of it grows with K.
@@ -11,6 +11,7 @@ With P parameters in the heads, N ranks, a global batch of G rows, T taps of wid
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,8 +20,7 @@ from torch import nn
 
 from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.learner.optimizer import build_optimizer
-from rlpheads.engine.learner.sharded_part import ELEMENTWISE
+from rlpheads.engine.learner.optimizer import ELEMENTWISE, FUSED, build_optimizer
 from rlpheads.memorization.heads.class_shards import ClassShards
 
 SHARE_FOR_HEADS = 0.5
@@ -61,6 +61,7 @@ class HeadWorkload:
         mixed: whether rows have two labels.
         feature_bytes: bytes of a number of the features as they travel.
         num_states: numbers that the optimizer keeps for each parameter.
+        fused: whether gradients that are not averaged over ranks are used up where they are made, and not kept.
     """
 
     dims: tuple[int, ...]
@@ -72,6 +73,7 @@ class HeadWorkload:
     mixed: bool
     feature_bytes: int
     num_states: int
+    fused: bool = False
 
     @property
     def num_heads(self) -> int:
@@ -88,7 +90,8 @@ class HeadWorkload:
     def whole(self, world_size: int) -> HeadCosts:
         """Costs of heads that every rank holds whole."""
         parameters = self.num_parameters(self.num_classes)
-        return HeadCosts(self._memory(parameters), 2 * (world_size - 1) * 4 * parameters // world_size)
+        memory = self._memory(parameters, has_gradients=world_size > 1 or not self.fused)
+        return HeadCosts(memory, 2 * (world_size - 1) * 4 * parameters // world_size)
 
     def sharded(self, world_size: int) -> HeadCosts:
         """Costs of heads whose classes are sharded: of the first rank, which holds the most."""
@@ -97,7 +100,7 @@ class HeadWorkload:
         partials = (world_size - 1) * self.num_rows * self.num_heads * 4 * (8 if self.mixed else 7)
         layers = 2 * 4 * self.num_parameters(0) * (world_size - 1) // world_size
         traffic = rows_of_others * (self._bytes_forward + self._bytes_backward) + partials + layers
-        return HeadCosts(self._memory(self.num_parameters(held)), traffic)
+        return HeadCosts(self._memory(self.num_parameters(held), has_gradients=not self.fused), traffic)
 
     @property
     def _bytes_forward(self) -> int:
@@ -115,8 +118,8 @@ class HeadWorkload:
             return 4 * sum(self.trained_dims)
         return 4 * self.hidden * (self.num_heads + len(self.trained_dims) * self.draws[0])
 
-    def _memory(self, parameters: int) -> int:
-        return (2 + self.num_states) * 4 * parameters
+    def _memory(self, parameters: int, *, has_gradients: bool) -> int:
+        return (1 + has_gradients + self.num_states) * 4 * parameters
 
 
 def choose_sharding(config: Config, work: HeadWorkload, world_size: int, device: torch.device) -> ShardChoice:
@@ -146,6 +149,46 @@ def _reason_against(config: Config, work: HeadWorkload, world_size: int) -> str 
     return None
 
 
+class Obstacle(NamedTuple):
+    """A setting with which heads cannot be updated as their gradients are made."""
+
+    key: str
+    given: object
+    allowed: str
+    reason: str
+
+
+def obstacles_to_fusing(config: Config, *, is_averaged: bool) -> Iterator[Obstacle]:
+    """Yield what keeps the heads from being updated as their gradients are made.
+
+    Args:
+        config: settings of the run.
+        is_averaged: whether gradients are averaged over several ranks, as those of whole heads are.
+    """
+    optim = config.heads.optim
+    if is_averaged:
+        yield Obstacle(
+            "heads.shard", config.heads.shard, "class", "the ranks average the gradients of whole heads first"
+        )
+    if config.accumulate > 1:
+        yield Obstacle("accumulate", config.accumulate, "1", "micro-batches sum their gradients first")
+    if optim.name not in ELEMENTWISE:
+        reason = "others look at a head's whole gradient (muon's authors keep heads on adamw)"
+        yield Obstacle("heads.optim.name", optim.name, f"one of {', '.join(sorted(ELEMENTWISE))}", reason)
+    for name in ("clip_value", "clip_agc"):
+        if (given := getattr(optim, name)) is not None:
+            reason = "it looks at gradients that are kept nowhere; clip_norm can be used"
+            yield Obstacle(f"heads.optim.{name}", given, "null", reason)
+
+
+def fuses_update(config: Config, device: torch.device, *, is_averaged: bool) -> bool:
+    """Decide as `heads.update` says; auto: fused where no gradient is kept at all, in tiles on a CPU."""
+    if config.heads.update != "auto":
+        return config.heads.update == "fused"
+    is_in_tiles = device.type == "cpu" and config.heads.optim.name in FUSED
+    return is_in_tiles and not any(obstacles_to_fusing(config, is_averaged=is_averaged))
+
+
 def head_workload(
     config: Config, dims: tuple[int, ...], num_image_classes: int, num_audit_draws: int, device: torch.device
 ) -> HeadWorkload:
@@ -166,6 +209,7 @@ def head_workload(
         mixed=mix.mixup > 0 or mix.cutmix > 0 or mix.cutmix_minmax is not None,
         feature_bytes=4 if device.type == "cpu" or config.precision == "fp32" else 2,
         num_states=num_optimizer_states(heads.optim),
+        fused=fuses_update(config, device, is_averaged=False),
     )
 
 

@@ -8,17 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
 
-from rlpheads.engine.learner.parts import TrainedPart
+from rlpheads.engine.learner.parts import TrainedPart, total_norm
 from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
-
-ELEMENTWISE = frozenset(
-    {"adam", "adamw", "nadam", "nadamw", "adamax", "radam", "adabelief", "lion"}
-    | {"sgd", "momentum", "rmsprop", "rmsproptf", "adadelta", "adagrad"}
-)
-"""timm names of optimizers that change every number of a weight by its own gradient and state alone, so that a range of the
-classes learns what it would in the whole head. Others look at a whole matrix or its norm (muon, lamb, lars, adafactor, …)."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +35,14 @@ class ShardedPart(TrainedPart):
         """See `TrainedPart.gradient_norm`: the norm over the classes of all ranks, whose overflows come in the same message."""
         heads = self.heads
         heads.sum_replicated_gradients()
+        pending = self._survey_pending()
         overflows = [] if self.loss_scale is None else self.loss_scale.unscale(self.optimizer)
-        own = [parameter.grad for parameter in heads.heads.parameters() if parameter.grad is not None]
-        summed = torch.stack([*overflows, get_total_norm(own).square()])
+        summed = torch.stack([*overflows, total_norm(heads.heads.parameters(), pending).square()])
         heads.shards.sum_over_ranks(summed)
         for overflow, total in zip(overflows, summed, strict=False):
-            overflow.copy_(total.clamp(max=1))
-        replicated = [parameter.grad for parameter in heads.replicated_parameters() if parameter.grad is not None]
-        squared = summed[-1] + get_total_norm(replicated).square() if replicated else summed[-1]
+            overflow.copy_(torch.maximum(total, (~summed[-1].isfinite()).float()).clamp(max=1))
+        replicated = heads.replicated_parameters()
+        squared = summed[-1] + total_norm(replicated).square() if replicated else summed[-1]
         return squared.sqrt()
 
     def optimizer_state(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ FREE_TO_CHANGE = frozenset(
         "data.on_error",
         "data.max_skipped",
     }
-    | {"runtime.activation_checkpointing", "heads.shard"}
+    | {"runtime.activation_checkpointing", "heads.shard", "heads.update"}
     | {f"runtime.profile.{setting.name}" for setting in fields(ProfileConfig)}
 )
 """Settings (or groups of them) that a resumed run may change, since they do not change what is learned.

@@ -52,12 +52,12 @@ class NativePass:
         products_TN = self._thread_products(sums)
         lacks_memory = self._library.rlpheads_reduce_tile(
             ctypes.byref(self._tile(tile, weight_KD, bias_K, out_KB)),
-            ctypes.byref(_RowState(*map(_address, state))),
-            ctypes.byref(_ClassSums(*map(_address, (*sums, products_TN)))),
+            ctypes.byref(_RowState(*map(address, state))),
+            ctypes.byref(_ClassSums(*map(address, (*sums, products_TN)))),
             ctypes.c_float(MAX_ABOVE_SHIFT),
             len(products_TN),
         )
-        _check_memory(lacks_memory)
+        check_memory(lacks_memory)
 
     def exponentiate(
         self, tile: Tile, weight_KD: Tensor, bias_K: Tensor | None, out_KB: Tensor, shift_B: Tensor
@@ -65,16 +65,16 @@ class NativePass:
         """See `TilePass`."""
         lacks_memory = self._library.rlpheads_exponentiate_tile(
             ctypes.byref(self._tile(tile, weight_KD, bias_K, out_KB)),
-            ctypes.c_void_p(_address(shift_B)),
+            ctypes.c_void_p(address(shift_B)),
             torch.get_num_threads(),
         )
-        _check_memory(lacks_memory)
+        check_memory(lacks_memory)
 
     def write_gradient(self, exp_KB: Tensor, scaled_BD: Tensor, out_KD: Tensor) -> None:
         """See `TilePass`."""
-        rows_PBN = _pack_panels(scaled_BD, self._panel)
+        rows_PBN = pack_panels(scaled_BD, self._panel)
         self._library.rlpheads_weight_gradient(
-            *(ctypes.c_void_p(_address(tensor)) for tensor in (exp_KB, rows_PBN, out_KD)),
+            *(ctypes.c_void_p(address(tensor)) for tensor in (exp_KB, rows_PBN, out_KD)),
             *map(ctypes.c_int64, (*exp_KB.shape, scaled_BD.shape[1])),
             torch.get_num_threads(),
         )
@@ -90,11 +90,11 @@ class NativePass:
     @cached_property
     def _feature_panels(self) -> Tensor:
         """The features' transpose in panels; a weight's gradient does without."""
-        return _pack_panels(self._features_BD.T, self._panel)
+        return pack_panels(self._features_BD.T, self._panel)
 
     def _tile(self, tile: Tile, weight_KD: Tensor, bias_K: Tensor | None, out_KB: Tensor) -> "_Tile":
         arrays = (weight_KD, bias_K, self._feature_panels, self._labels_LB, out_KB)
-        return _Tile(*map(_address, arrays), tile.start, *weight_KD.shape, *reversed(self._labels_LB.shape))
+        return _Tile(*map(address, arrays), tile.start, *weight_KD.shape, *reversed(self._labels_LB.shape))
 
 
 class _Tile(ctypes.Structure):
@@ -116,16 +116,18 @@ class _ClassSums(ctypes.Structure):
     )
 
 
-def _check_memory(lacks_memory: int) -> None:
+def check_memory(lacks_memory: int) -> None:
+    """Raise MemoryError where the C++ says that there was none."""
     if lacks_memory:
         raise MemoryError("there is none for the buffers of the loss on the CPU")
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None) -> int | None:
+    """Return where a tensor's numbers begin, for C++; None where there are none."""
     return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
-def _pack_panels(matrix_MN: Tensor, width: int) -> Tensor:
+def pack_panels(matrix_MN: Tensor, width: int) -> Tensor:
     """Cut a matrix into panels of so many columns, the last filled up with zeros: (panels, M, width), contiguous."""
     missing = -matrix_MN.shape[1] % width
     padded_MN = F.pad(matrix_MN, (0, missing)) if missing else matrix_MN

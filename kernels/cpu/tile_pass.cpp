@@ -9,6 +9,7 @@
 
 #include "tile_chunk.h"
 #include "tile_products.h"
+#include "tile_scratch.h"
 
 #include <atomic>
 #include <new>
@@ -42,24 +43,7 @@ constexpr int64_t CHUNK = 96;             // classes, whole blocks; of 768 featu
 constexpr int64_t SMALL_CHUNK = 48;       // for few classes, which are then shared out more evenly
 constexpr int64_t FEW_CLASSES = 3072;
 constexpr int64_t FIRST_CLASSES = 192;    // whose maximum is the first shift
-constexpr int64_t SMALL = 1 << 15;        // elements below which a second thread costs more than it does
 constexpr float NO_CLASS_SHIFT = -1e30f;  // as in rlpheads.kernels.rows.partials
-
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-struct alignas(64) CacheLine {
-    float values[CACHE_LINE];
-};
-
-// Zeros that begin at a cache line, so that no vector of them straddles two.
-class Floats {
-public:
-    explicit Floats(int64_t size) : lines_(ceil_divide(size, CACHE_LINE)) {}
-    float* data() { return reinterpret_cast<float*>(lines_.data()); }
-
-private:
-    std::vector<CacheLine> lines_;
-};
 
 int64_t chunk_size(int64_t width) { return width < FEW_CLASSES ? SMALL_CHUNK : CHUNK; }
 
@@ -67,7 +51,7 @@ int64_t num_chunks(const Tile& tile) { return ceil_divide(tile.width, chunk_size
 
 int64_t num_products(const Tile& tile) { return ceil_divide(tile.num_features, PANEL) * PANEL * tile.num_rows; }
 
-int allowed_threads(const Tile& tile, int threads) { return tile.num_rows * tile.width > SMALL ? threads : 1; }
+int allowed_threads(const Tile& tile, int threads) { return threads_for(tile.num_rows * tile.width, threads); }
 
 Chunk chunk_of(const Tile& tile, int64_t number) {
     const int64_t size = chunk_size(tile.width), begin = number * size;
@@ -307,7 +291,7 @@ void rlpheads_weight_gradient(const float* exponentials, const float* rows, floa
                               int64_t num_rows, int64_t num_features, int threads) {
     const bool streams = can_stream(gradient, width, num_features);
     const int64_t chunk = chunk_size(width);
-#pragma omp parallel num_threads(num_rows * width > SMALL ? threads : 1)
+#pragma omp parallel num_threads(threads_for(num_rows * width, threads))
     {
 #pragma omp for schedule(static)
         for (int64_t begin = 0; begin < width; begin += chunk) {

@@ -12,6 +12,7 @@ rounded once, at the end. Both operators are opaque to FakeTensorMode and to tor
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,7 +88,17 @@ def _tile_classes(features_BD: Tensor, weight_KD: Tensor) -> int:
     return min(TILE_CLASSES, max(fitting // 64 * 64, 64))
 
 
-class _TiledHead:
+class GradientTile(NamedTuple):
+    """A tile of classes and dL/dz on it: a row's exponentials times its scale, and at the labels what is added there."""
+
+    tile: Tile
+    exp_KB: Tensor
+    scale_B: Tensor
+    label_N: Tensor
+    """dL/dz at the tile's labels, in their order."""
+
+
+class TiledHead:
     """Linear head of a class range on a batch, evaluated tile by tile in the accumulation dtype."""
 
     def __init__(
@@ -120,10 +131,6 @@ class _TiledHead:
             slot_N = order[first:last]
             yield Tile(start, stop, slot_N, slot_N % self.num_rows, sorted_labels[first:last] - start)
 
-    def tile_number(self, tile: Tile) -> int:
-        """Index of the tile."""
-        return tile.start // self.tile_classes
-
     def bias(self, tile: Tile) -> Tensor | None:
         """Bias of the tile's classes."""
         return None if self._bias_K is None else self._bias_K[tile.start : tile.stop]
@@ -143,6 +150,25 @@ class _TiledHead:
             return tile.view(kept_flat, tile.start * self.num_rows, self.num_rows)
         return tile.view(self._scratch, 0, self.num_rows)
 
+    def gradient_tiles(self, exponentials: Exponentials, gradient: LogitGradient) -> Iterator[GradientTile]:
+        """Yield the tiles with what their gradients are made of; exponentials that were not kept are computed again."""
+        exp_flat, tile_shift_CB, _ = exponentials
+        for tile in self.tiles(self._merged_edges(tile_shift_CB)):
+            exp_KB, number = self.buffer(tile, exp_flat), tile.start // self.tile_classes
+            if tile.stop > self.num_kept:
+                self.tile_pass.exponentiate(tile, self.weight(tile), self.bias(tile), exp_KB, tile_shift_CB[number])
+            yield GradientTile(tile, exp_KB, gradient.scale_CB[number], gradient.label_LB.flatten()[tile.slot_N])
+
+    def _merged_edges(self, tile_shift_CB: Tensor) -> list[int]:
+        """Edges of the tiles for backward: neighbouring kept tiles with equal shifts are merged, for one product over them."""
+        if self.widens:
+            return self.edges
+        moved = [True, *(tile_shift_CB[1:] != tile_shift_CB[:-1]).any(1).tolist()]
+        starts = [
+            start for start, is_moved in zip(self.edges, moved, strict=False) if is_moved or start >= self.num_kept
+        ]
+        return sorted({*starts, *([self.num_kept] if self.num_kept else []), self.num_classes})
+
 
 @torch.library.custom_op("rlpheads::tiled_cpu_partials", mutates_args=(), device_types="cpu")
 @torch.autocast("cpu", enabled=False)
@@ -157,7 +183,7 @@ def _partials_op(
     moments: bool,
     weight_sum: bool,
 ) -> list[Tensor]:
-    head = _TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept)
+    head = TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept)
     state = RowState.start(labels_LB, head.dtype, moments=moments)
     num_rows, num_features = features_BD.shape
     zeros = head.features_BD.new_zeros
@@ -170,7 +196,7 @@ def _partials_op(
     tile_shift_CB = zeros(len(head.edges) - 1, num_rows)
     for tile in head.tiles(head.edges):
         head.tile_pass.reduce(tile, head.weight(tile), head.bias(tile), head.buffer(tile, exp_flat), state, sums)
-        tile_shift_CB[head.tile_number(tile)] = state.shift_B
+        tile_shift_CB[tile.start // head.tile_classes] = state.shift_B
     moment_B = state.moment_B if moments else zeros(num_rows)
     sum_logits_B = zeros(num_rows)
     if weight_sum:
@@ -204,15 +230,6 @@ def _(
     return [features_BD.new_empty(shape, dtype=dtype) for shape in shapes]
 
 
-def _merged_edges(head: _TiledHead, tile_shift_CB: Tensor) -> list[int]:
-    """Edges of the tiles for backward: neighbouring kept tiles with equal shifts are merged, for one product over them."""
-    if head.widens:
-        return head.edges
-    moved = [True, *(tile_shift_CB[1:] != tile_shift_CB[:-1]).any(1).tolist()]
-    starts = [start for start, is_moved in zip(head.edges, moved, strict=False) if is_moved or start >= head.num_kept]
-    return sorted({*starts, *([head.num_kept] if head.num_kept else []), head.num_classes})
-
-
 @torch.library.custom_op("rlpheads::tiled_cpu_class_gradients", mutates_args=(), device_types="cpu")
 @torch.autocast("cpu", enabled=False)
 def _class_gradients_op(
@@ -229,15 +246,11 @@ def _class_gradients_op(
     for_bias: bool,
 ) -> tuple[Tensor, Tensor]:
     num_rows, num_classes = len(features_BD), len(weight_KD)
-    head = _TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept=exp_flat.numel() // max(num_rows, 1))
+    head = TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept=exp_flat.numel() // max(num_rows, 1))
     weight_gradient_KD = WORKSPACE.empty((num_classes * for_weight, features_BD.shape[1]), weight_KD.dtype)
     bias_gradient_K = scale_CB.new_empty(num_classes * for_bias)
-    for tile in head.tiles(_merged_edges(head, tile_shift_CB)):
-        exp_KB = head.buffer(tile, exp_flat)
-        if tile.stop > head.num_kept:
-            shift_B = tile_shift_CB[head.tile_number(tile)]
-            head.tile_pass.exponentiate(tile, head.weight(tile), head.bias(tile), exp_KB, shift_B)
-        scale_B, label_N = scale_CB[head.tile_number(tile)], label_LB.flatten()[tile.slot_N]
+    exponentials, gradient = Exponentials(exp_flat, tile_shift_CB), LogitGradient(scale_CB, label_LB)
+    for tile, exp_KB, scale_B, label_N in head.gradient_tiles(exponentials, gradient):
         if for_weight:
             out_KD = weight_gradient_KD[tile.start : tile.stop]
             sum_KD = out_KD if out_KD.dtype == head.dtype else head.widened_buffer(tile)

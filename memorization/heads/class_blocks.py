@@ -105,7 +105,7 @@ def _logits(features_BD: Tensor, weight_BKD: Tensor, bias_BK: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ClassBlockStages:
-    """The local stages of the loss (`rlpheads.kernels.stages.Kernel`) where a row's softmax goes over its label's block alone.
+    """The local stages (`rlpheads.kernels.rows.kernel.Kernel`) where a row's softmax goes over its label's block alone.
 
     A range of the A = C·K rows may cut through blocks, or hold no row. Labels are in [0, A), one for each row; memory: as for
     `class_block_loss`.
@@ -119,7 +119,7 @@ class ClassBlockStages:
     def local_partials(
         self, features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
     ) -> tuple[Partials, Products, Exponentials]:
-        """First stage; see `rlpheads.kernels.stages.Kernel`."""
+        """First stage; see `rlpheads.kernels.rows.kernel.Kernel`."""
         columns_BC, places = self._columns(head, labels_LB)
         weight_BCD = with_no_class(head.weight_KD, 0.0)[columns_BC]
         assert head.bias_K is not None
@@ -144,7 +144,7 @@ class ClassBlockStages:
         gradient: LogitGradient,
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Last stage; see `rlpheads.kernels.stages.Kernel`."""
+        """Last stage; see `rlpheads.kernels.rows.kernel.Kernel`."""
         columns_BC, places = self._columns(head, labels_LB)
         gradient_BC = logit_gradient(exponentials.flat, gradient, places)
         weight_gradient_KD = bias_gradient_K = None

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlpheads.kernels.head_gradient import Consumer
 from rlpheads.memorization.arguments import check_count, check_num_labels, check_seed
 from rlpheads.memorization.heads.hashing import key_from_name
 from rlpheads.memorization.heads.head_losses import HeadTerms
@@ -33,6 +34,10 @@ class HeadModules(nn.Module):
             heads are held whole.
         device: where the parameters live; "meta" builds shapes only.
         dtype: of the parameters; by default torch's default dtype.
+
+    Attributes:
+        consumer: takes the gradients of the heads of many labels in the backward pass, before they are made
+            (`rlpheads.kernels.head_gradient`); None, as it is at first: `.grad` does.
 
     Raises:
         ValueError: no taps, fewer than 1 draw or 2 labels, a width below 1, a size or seed that is no integer, or a dropout
@@ -68,6 +73,7 @@ class HeadModules(nn.Module):
         self.num_blocks = num_blocks
         self.norm = norm
         self.dropout = dropout
+        self.consumer: Consumer | None = None
         where: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def for_each_head(make: Callable[[int, int, int], nn.Module]) -> nn.ModuleList:

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlpheads.kernels.head_gradient import HandingOver
 from rlpheads.kernels.random_label_loss import resolve_impl
+from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange
-from rlpheads.kernels.stages import KERNELS, Kernel
+from rlpheads.kernels.stages import KERNELS
 from rlpheads.memorization.heads.class_blocks import ClassBlockStages
 from rlpheads.memorization.heads.class_shards import ClassShards
 from rlpheads.memorization.heads.head_losses import (
@@ -203,10 +205,12 @@ class ShardedRLPHeads(HeadModules):
 
     def _kernel(self, head: ShardedHead, impl: str) -> Kernel:
         """Return the local stages: those of this device and size, and the reference's where there is no class."""
-        if self.num_blocks > 1:
-            return ClassBlockStages(self.num_labels)
         num_held = head.classes.weight_KD.shape[0]
-        return KERNELS["reference" if num_held == 0 else resolve_impl(impl, head.features_GD, num_held)]
+        name = "reference" if num_held == 0 else resolve_impl(impl, head.features_GD, num_held)
+        kernel = KERNELS[name] if self.num_blocks == 1 else ClassBlockStages(self.num_labels)
+        if self.consumer is None or name == "reference" or self.num_blocks > 1:
+            return kernel
+        return HandingOver(kernel, self.consumer)
 
 
 class _HeadInput(NamedTuple):

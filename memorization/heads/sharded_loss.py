@@ -19,10 +19,11 @@ from torch.autograd.function import once_differentiable
 from rlpheads.kernels import arguments
 from rlpheads.kernels.label_source import concatenate
 from rlpheads.kernels.random_label_loss import DEFAULT_MEMORY_BUDGET, RandomLabelLoss, losses_without_gradient
+from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange, Needs, Partials, Products, accumulation_dtype
 from rlpheads.kernels.rows.row_softmax import RowLabels, RowSoftmax, by_head, merge_stacked_partials, row_labels
 from rlpheads.kernels.rows.terms import TERMS
-from rlpheads.kernels.stages import Kernel, LocalHead, attach_class_gradients, local_feature_gradient
+from rlpheads.kernels.stages import LocalHead, attach_class_gradients, local_feature_gradient
 from rlpheads.memorization.heads.class_shards import ClassShards
 
 

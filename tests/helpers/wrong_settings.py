@@ -271,4 +271,17 @@ NAMES = [
         "heads.optim.clip_agc: got 0.1; allowed: null with heads.shard class, which holds no whole matrix; clip_norm and "
         "clip_value can be used",
     ),
+    (
+        ["--heads.update", "fused", "--accumulate", "2"],
+        "accumulate: got 2; allowed: 1 with heads.update fused: micro-batches sum their gradients first",
+    ),
+    (
+        ["--heads.update", "fused", "--heads.optim.name", "muon"],
+        "sgd with heads.update fused: others look at a head's whole gradient (muon's authors keep heads on adamw)",
+    ),
+    (
+        ["--heads.update", "fused", "--heads.optim.clip_value", "0.1"],
+        "heads.optim.clip_value: got 0.1; allowed: null with heads.update fused: it looks at gradients that are kept nowhere; "
+        "clip_norm can be used",
+    ),
 ]

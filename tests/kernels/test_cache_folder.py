@@ -124,7 +124,7 @@ def test_the_loss_is_compiled_all_the_same(spoil, tmp_path, monkeypatch) -> None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = tmp_path / "tile_pass.cpp"
     source.write_text('extern "C" int rlpheads_panel() { return 64; }\n')
-    monkeypatch.setattr(native, "CPP_SOURCE", source)
+    monkeypatch.setattr(native, "CPP_SOURCES", (source,))
     monkeypatch.setattr(native, "CPP_HEADERS", ())
     (tmp_path / "rlpheads").mkdir()
     spoil(monkeypatch)

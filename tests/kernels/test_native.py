@@ -23,7 +23,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """Source of a library of one function, in place of ours: what is tested is the cache."""
     source = tmp_path_factory.mktemp("source") / "tile_pass.cpp"
     source.write_text('extern "C" int rlpheads_panel() { return 64; }\n')
-    monkeypatch.setattr(native, "CPP_SOURCE", source)
+    monkeypatch.setattr(native, "CPP_SOURCES", (source,))
     monkeypatch.setattr(native, "CPP_HEADERS", ())
     return source
 
@@ -152,8 +152,8 @@ def test_other_sources_flags_or_compiler_make_another_library(changed, quick, tm
         monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-g"))
     else:
         source = tmp_path / "tile_pass.cpp"
-        source.write_text(native.CPP_SOURCE.read_text() + "\n")
-        monkeypatch.setattr(native, "CPP_SOURCE", source)
+        source.write_text(native.CPP_SOURCES[0].read_text() + "\n")
+        monkeypatch.setattr(native, "CPP_SOURCES", (source,))
     after = native.make_recipe()
     assert after.fingerprint != before.fingerprint
     assert after.library_name != before.library_name
@@ -175,7 +175,7 @@ def test_what_killed_builds_left_is_deleted_and_running_builds_are_not(quick, ca
 
 
 def load_in_a_process(source: Path) -> int:
-    native.CPP_SOURCE, native.CPP_HEADERS = source, ()
+    native.CPP_SOURCES, native.CPP_HEADERS = (source,), ()
     return load_without_warning().rlpheads_panel()
 
 

@@ -66,6 +66,14 @@ def test_a_label_for_every_image():
     )
 
 
+def test_a_fused_update_keeps_no_gradients_but_those_that_ranks_average(imagenet):
+    work = workload(imagenet)
+    num_parameters = 12 * 100_000 * 769
+    assert work.fused
+    assert [work.whole(1).memory, work.whole(8).memory] == [12 * num_parameters, 16 * num_parameters]
+    assert work.sharded(8).memory == 12 * num_parameters // 8
+
+
 def test_audit_heads_hidden_layers_pairs_and_trained_features_cost_more(imagenet):
     work = workload(imagenet)
     plain = work.sharded(8).traffic
@@ -73,7 +81,7 @@ def test_audit_heads_hidden_layers_pairs_and_trained_features_cost_more(imagenet
     assert replace(work, trained_dims=(768, 768)).sharded(8).traffic - plain == rows * 4 * 2 * 768
     assert replace(work, draws=(1, 1)).sharded(8).traffic - plain == rows * (12 * 768 * 4 + 5) + 7 * 1024 * 12 * 7 * 4
     assert replace(work, mixed=True).sharded(8).traffic - plain == rows * 8 + 7 * 1024 * 12 * 4
-    hidden = replace(work, hidden=64)
+    hidden = replace(work, hidden=64, fused=False)
     layers = 12 * 64 * 769
     assert hidden.num_parameters(10) == 12 * 10 * 65 + layers
     assert hidden.sharded(8).memory == 16 * (12 * 12_500 * 65 + layers)
@@ -83,7 +91,7 @@ def test_auto_takes_what_sends_less_and_says_both(imagenet):
     chosen = choose_sharding(imagenet, workload(imagenet), 8, CPU)
     assert chosen.is_sharded
     assert chosen.line == (
-        "heads.shard auto: class (1.85 GB a rank, 35.4 MB sent a step), which sends less than none "
+        "heads.shard auto: class (1.38 GB a rank, 35.4 MB sent a step), which sends less than none "
         "(14.8 GB a rank, 6.46 GB sent a step)"
     )
     few = replace(imagenet, heads=replace(imagenet.heads, labels=100))

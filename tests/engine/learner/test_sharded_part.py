@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from rlpheads.engine.config.learning import OptimConfig, RegularizerConfig
-from rlpheads.engine.learner.optimizer import build_optimizer
-from rlpheads.engine.learner.sharded_part import ELEMENTWISE, ShardedPart
+from rlpheads.engine.learner.optimizer import ELEMENTWISE, build_optimizer
+from rlpheads.engine.learner.sharded_part import ShardedPart
 from rlpheads.engine.runs import checkpoint
 from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
 from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads

@@ -14,7 +14,7 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.gauges.meters import Meters
 from rlpheads.engine.learner.ema import build_average
 from rlpheads.engine.learner.learner import Learner, build_heads
-from rlpheads.engine.learner.parts import build_part, with_loss_scale
+from rlpheads.engine.learner.parts import build_part, with_loss_scale, with_pending_update
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.step import TrainStep, build_routes
 from rlpheads.engine.model.builder import build_model
@@ -183,13 +183,20 @@ def make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("kind", "precision"), [(None, "fp32"), ("unlikelihood", "fp32"), ("entropy", "fp32"), ("uniform", "fp16")]
+    ("kind", "precision", "update"),
+    [
+        (None, "fp32", "separate"),
+        ("unlikelihood", "fp32", "separate"),
+        ("entropy", "fp32", "separate"),
+        ("uniform", "fp16", "separate"),
+        ("entropy", "fp16", "fused"),
+    ],
 )
-def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | None, precision: str):
+def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | None, precision: str, update: str):
     """Augmentations, mixup, taps, heads, clipping, accumulation, EMA and ledger run on fake tensors, without values."""
     config = replace(
         tiny,
-        accumulate=2,
+        accumulate=2 if update == "separate" else 1,
         precision=precision,
         optim=replace(tiny.optim, clip_norm=1.0),
         model=replace(
@@ -201,7 +208,12 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
             augment=AugmentConfig(policy="rand", cutout=2, erase=0.5, color_jitter=(0.3, 0.3, 0.3, 0.0)),
             mix=MixConfig(mixup=0.8, cutmix=1.0),
         ),
-        heads=replace(tiny.heads, joint=0.5, optim=replace(tiny.heads.optim, clip_norm=1.0)),
+        heads=replace(
+            tiny.heads,
+            joint=0.5,
+            labels=5 if update == "separate" else 1200,
+            optim=replace(tiny.heads.optim, clip_norm=1.0),
+        ),
         regularizer=RegularizerConfig(kind=kind or "uniform", factor=1.0 if kind else 0.0),
     )
     model = build_model(config, 10)
@@ -215,6 +227,8 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
         parts = [build_part(module, optim, config.schedule, span, ddp=False) for module, optim in optims]
         if precision == "fp16":
             parts = [with_loss_scale(part, config.loss_scale, torch.device("cpu")) for part in parts]
+        if update == "fused":
+            parts[1:] = [with_pending_update(part) for part in parts[1:]]
         learner = Learner(*parts, ema, dims=(24, 24))
         step = TrainStep(
             learner=learner,

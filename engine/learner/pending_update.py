@@ -1,0 +1,100 @@
+"""Gradients of heads that are taken by the optimizer's step where they are made (`heads.update: fused`).
+
+The backward pass leaves a `HeadGradient` of every large head; nothing of it is as large as the head's gradient. From these the
+norm is found, so that clipping, the loss scale and whether the step is left out are settled before a weight changes. Then each
+head is stepped in turn. AdamW, Adam and SGD do so in tiles where the loss runs in our C++, and the gradient of a weight exists
+nowhere; else it is made for one head at a time, and the optimizer's own step takes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlpheads.engine.learner.optimizer import take_step
+from rlpheads.kernels.cpu.tile_update import AdamRule, SgdRule, UpdateRule
+from rlpheads.kernels.head_gradient import HeadGradient
+
+
+class PendingUpdate:
+    """What the backward pass of a step left for the optimizer; empty between steps."""
+
+    def __init__(self) -> None:
+        self._gradients: list[HeadGradient] = []
+
+    def __call__(self, gradient: HeadGradient) -> None:
+        """Take a head's gradient, in the backward pass.
+
+        Raises:
+            RuntimeError: there is one of this head already.
+        """
+        if any(other.weight is gradient.weight for other in self._gradients):
+            raise RuntimeError(
+                "a second backward pass reached a head before its update; heads.update fused takes one a step: use "
+                "heads.update separate"
+            )
+        self._gradients.append(gradient)
+
+    def survey(self) -> list[Tensor]:
+        """Give the biases their gradients; return the squared norm of each weight's, ()."""
+        squared = []
+        for gradient in self._gradients:
+            bias_K, squared_norm = gradient.survey()
+            if gradient.head.bias_K is not None:
+                gradient.head.bias_K.grad = bias_K
+            squared.append(squared_norm)
+        return squared
+
+    def apply(self, optimizer: torch.optim.Optimizer, factor: Tensor, left_out: Tensor | None) -> None:
+        """Step every weight by its gradient times a factor (), and forget the gradients.
+
+        Args:
+            optimizer: the weights' own, with no gradient of anything else pending.
+            factor: of clipping and loss scale.
+            left_out: whether weights and states stay as they are, bool (); None: they do not.
+        """
+        gradients, self._gradients = self._gradients, []
+        gradients.reverse()
+        while gradients:  # each is dropped, with what it keeps, before the next head's turn
+            gradient = gradients.pop().scaled(factor)
+            group = next(group for group in optimizer.param_groups if _holds(group, gradient.weight))
+            rule = update_rule(optimizer, group)
+            if rule is None or not gradient.in_tiles:
+                gradient.weight.grad, _ = gradient.make()
+                take_step(optimizer, left_out)
+                gradient.weight.grad = None
+                continue
+            never = torch.zeros((), dtype=torch.bool)
+            states = optimizer_states(optimizer, gradient.weight)
+            gradient.update(rule, states, never if left_out is None else left_out)
+
+
+def update_rule(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> UpdateRule | None:
+    """Return how the optimizer steps the parameters of a group, if that can be done in tiles."""
+    if group.get("maximize") or group.get("amsgrad") or group.get("dampening"):
+        return None
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+        decoupled = bool(group["decoupled_weight_decay"])
+        beta1, beta2 = group["betas"]
+        return AdamRule(float(group["lr"]), group["weight_decay"], beta1, beta2, group["eps"], decoupled)
+    if type(optimizer) is torch.optim.SGD:
+        return SgdRule(float(group["lr"]), group["weight_decay"], group["momentum"], group["nesterov"])
+    return None
+
+
+def optimizer_states(optimizer: torch.optim.Optimizer, parameter: Tensor) -> list[Tensor]:
+    """Return the tensors that torch's optimizer keeps of a parameter, begun as it begins them."""
+    state = optimizer.state[parameter]
+    if isinstance(optimizer, torch.optim.SGD):  # `prepare_to_skip` began them
+        return [state["momentum_buffer"]] if "momentum_buffer" in state else []
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = torch.zeros_like(parameter)
+    return [state["exp_avg"], state["exp_avg_sq"], state["step"]]
+
+
+def _holds(group: dict[str, Any], parameter: Tensor) -> bool:
+    return any(each is parameter for each in group["params"])

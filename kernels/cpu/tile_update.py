@@ -1,0 +1,274 @@
+"""The gradient of a head's weight used up tile by tile in C++ (`tile_update.cpp`), for float32: it never lies in memory.
+
+Before a step the gradient is surveyed: its norm, for clipping and for what is reported, and the gradient of the bias. Where B
+rows are fewer than twice the D features the norm comes from products of pairs of rows, B²·K operations in place of B·D·K:
+with G = dL/dz it is the sum of (G·Gᵀ)∘(X·Xᵀ). Then the optimizer's step is taken where the gradient is made.
+"""
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlpheads.kernels import native
+from rlpheads.kernels.cpu.tile_native import address, check_memory, pack_panels
+from rlpheads.kernels.cpu.tiled_cpu import GradientTile, TiledHead
+from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, accumulation_dtype
+
+
+class AdamRule(NamedTuple):
+    """Adam's numbers in torch's terms; its states are the averages of gradient and square, and the count of steps."""
+
+    lr: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    decoupled: bool
+    """Whether weights decay by themselves (AdamW), not through their gradient."""
+
+
+class SgdRule(NamedTuple):
+    """SGD's numbers in torch's terms; its state is the momentum's buffer, which begins at 0, or none."""
+
+    lr: float
+    weight_decay: float
+    momentum: float
+    nesterov: bool
+
+
+UpdateRule = AdamRule | SgdRule
+
+
+def serves(features_BD: Tensor, weight_KD: Tensor) -> bool:
+    """Whether the C++ is there, and serves heads like this."""
+    return (
+        weight_KD.device.type == "cpu"
+        and weight_KD.dtype == accumulation_dtype(features_BD, weight_KD) == torch.float32
+        and weight_KD.is_contiguous()
+        and native.load_library() is not None
+    )
+
+
+def survey(
+    features_BD: Tensor, head: ClassRange, labels_LB: Tensor, exponentials: Exponentials, gradient: LogitGradient
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the bias (K,), and the squared norm of the weight's, float64 ()."""
+    found: tuple[Tensor, Tensor] = _survey_op(
+        features_BD, head.weight_KD, head.bias_K, labels_LB, head.start, *exponentials[:2], *gradient
+    )
+    return found
+
+
+def update(
+    features_BD: Tensor,
+    head: ClassRange,
+    labels_LB: Tensor,
+    exponentials: Exponentials,
+    gradient: LogitGradient,
+    rule: UpdateRule,
+    states: list[Tensor],
+    left_out: Tensor,
+) -> None:
+    """Take an optimizer's step with the weight, in place.
+
+    Args:
+        features_BD: as for `rlpheads.kernels.cpu.tiled_cpu.local_class_gradients`, like all before `rule`.
+        head: likewise.
+        labels_LB: likewise.
+        exponentials: likewise.
+        gradient: likewise; of what is to be minimised, clipped and without loss scale.
+        rule: how the step is taken.
+        states: the optimizer's tensors of this weight: of Adam exp_avg, exp_avg_sq and step, of SGD the momentum's or none.
+        left_out: whether nothing is to change, bool ().
+    """
+    _update_op(
+        features_BD,
+        head.weight_KD,
+        head.bias_K,
+        labels_LB,
+        head.start,
+        *exponentials[:2],
+        *gradient,
+        states,
+        left_out,
+        isinstance(rule, AdamRule),
+        [float(number) for number in rule],
+    )
+
+
+@torch.library.custom_op("rlpheads::tiled_cpu_survey", mutates_args=(), device_types="cpu")
+@torch.autocast("cpu", enabled=False)
+def _survey_op(
+    features_BD: Tensor,
+    weight_KD: Tensor,
+    bias_K: Tensor | None,
+    labels_LB: Tensor,
+    start: int,
+    exp_flat: Tensor,
+    tile_shift_CB: Tensor,
+    scale_CB: Tensor,
+    label_LB: Tensor,
+) -> tuple[Tensor, Tensor]:
+    head = _tiled_head(features_BD, weight_KD, bias_K, labels_LB - start, exp_flat)
+    num_rows, num_features = features_BD.shape
+    library, threads = _library(), torch.get_num_threads()
+    panel = library.rlpheads_panel()
+    panels_PBN = pack_panels(head.features_BD, panel)
+    in_pairs = num_rows < 2 * num_features
+    shape = (threads * in_pairs, -(-num_rows // panel), num_rows, panel)
+    products_TPBN = torch.zeros(shape, dtype=torch.float64)
+    squared_T = torch.zeros(threads * (not in_pairs), dtype=torch.float64)
+    bias_gradient_K = head.features_BD.new_empty(len(weight_KD))
+    tiles = head.gradient_tiles(Exponentials(exp_flat, tile_shift_CB), LogitGradient(scale_CB, label_LB))
+    for each in tiles:
+        bias_K_of_tile = bias_gradient_K[each.tile.start : each.tile.stop]
+        lacks_memory = library.rlpheads_survey_tile(
+            ctypes.byref(_tile_gradient(each, panels_PBN, num_features)),
+            ctypes.byref(_Survey(*map(address, (bias_K_of_tile, products_TPBN, squared_T)))),
+            threads,
+        )
+        check_memory(lacks_memory)
+    squared = _sum_over_pairs(products_TPBN.sum(0), head.features_BD) if in_pairs else squared_T.sum()
+    return bias_gradient_K, squared
+
+
+@_survey_op.register_fake
+def _(
+    features_BD: Tensor,
+    weight_KD: Tensor,
+    bias_K: Tensor | None,
+    labels_LB: Tensor,
+    start: int,
+    exp_flat: Tensor,
+    tile_shift_CB: Tensor,
+    scale_CB: Tensor,
+    label_LB: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return weight_KD.new_empty(len(weight_KD)), weight_KD.new_empty((), dtype=torch.float64)
+
+
+@torch.library.custom_op("rlpheads::tiled_cpu_update", mutates_args=("weight_KD", "states"), device_types="cpu")
+@torch.autocast("cpu", enabled=False)
+def _update_op(
+    features_BD: Tensor,
+    weight_KD: Tensor,
+    bias_K: Tensor | None,
+    labels_LB: Tensor,
+    start: int,
+    exp_flat: Tensor,
+    tile_shift_CB: Tensor,
+    scale_CB: Tensor,
+    label_LB: Tensor,
+    states: list[Tensor],
+    left_out: Tensor,
+    is_adam: bool,
+    numbers: list[float],
+) -> None:
+    if left_out:
+        return
+    of_weight = [*states, None, None][:2]
+    if is_adam:
+        states[2] += 1
+        constants = _adam_constants(numbers, float(states[2]))
+    else:
+        constants = _sgd_constants(numbers)
+    head = _tiled_head(features_BD, weight_KD, bias_K, labels_LB - start, exp_flat)
+    library, num_features = _library(), features_BD.shape[1]
+    panels_PBN = pack_panels(head.features_BD, library.rlpheads_panel())
+    tiles = head.gradient_tiles(Exponentials(exp_flat, tile_shift_CB), LogitGradient(scale_CB, label_LB))
+    for each in tiles:
+        rows = slice(each.tile.start, each.tile.stop)
+        addresses = [None if state is None else address(state[rows]) for state in (weight_KD, *of_weight)]
+        lacks_memory = library.rlpheads_update_tile(
+            ctypes.byref(_tile_gradient(each, panels_PBN, num_features)),
+            ctypes.byref(_Step(*addresses, *constants)),
+            torch.get_num_threads(),
+        )
+        check_memory(lacks_memory)
+
+
+@_update_op.register_fake
+def _(
+    features_BD: Tensor,
+    weight_KD: Tensor,
+    bias_K: Tensor | None,
+    labels_LB: Tensor,
+    start: int,
+    exp_flat: Tensor,
+    tile_shift_CB: Tensor,
+    scale_CB: Tensor,
+    label_LB: Tensor,
+    states: list[Tensor],
+    left_out: Tensor,
+    is_adam: bool,
+    numbers: list[float],
+) -> None:
+    return
+
+
+def _adam_constants(numbers: list[float], num_steps: float) -> tuple[float, ...]:
+    """Return the numbers of one step from those of an `AdamRule`, in the order of `_Step`: in float64, as torch's are."""
+    lr, weight_decay, beta1, beta2, eps, decoupled = numbers
+    root = (1 - beta2**num_steps) ** 0.5
+    rate = lr / (1 - beta1**num_steps)
+    keep, l2 = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
+    return keep, l2, beta1, beta2, rate, 1 / root, eps, 0
+
+
+def _sgd_constants(numbers: list[float]) -> tuple[float, ...]:
+    lr, weight_decay, momentum, nesterov = numbers
+    return 1.0, weight_decay, momentum, 0.0, lr, 0.0, 0.0, int(nesterov)
+
+
+def _sum_over_pairs(products_PBN: Tensor, features_BD: Tensor) -> Tensor:
+    """Sum (G·Gᵀ)∘(X·Xᵀ), the first in panels of columns and right where the column is not before the row."""
+    num_rows = len(features_BD)
+    products_BB = products_PBN.transpose(0, 1).flatten(1)[:, :num_rows].triu()
+    wide_BD = features_BD.double()
+    twice = 2 * (products_BB * (wide_BD @ wide_BD.T)).sum()
+    return twice - (products_BB.diagonal() * wide_BD.square().sum(1)).sum()
+
+
+def _tiled_head(
+    features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor | None, labels_LB: Tensor, exp_flat: Tensor
+) -> TiledHead:
+    num_kept = exp_flat.numel() // max(len(features_BD), 1)
+    return TiledHead(features_BD, weight_KD, bias_K, labels_LB, num_kept=num_kept)
+
+
+def _tile_gradient(each: GradientTile, panels_PBN: Tensor, num_features: int) -> "_TileGradient":
+    arrays = (each.exp_KB, each.scale_B, each.tile.column_N, each.tile.row_N, each.label_N, panels_PBN)
+    return _TileGradient(*map(address, arrays), *each.exp_KB.shape, len(each.label_N), num_features)
+
+
+def _library() -> ctypes.CDLL:
+    library = native.load_library()
+    assert library is not None
+    return library
+
+
+class _TileGradient(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("exponentials", "scale", "label_class", "label_row", "label_gradient", "features")
+        ),
+        *((name, ctypes.c_int64) for name in ("width", "num_rows", "num_labels", "num_features")),
+    )
+
+
+class _Survey(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("bias_gradient", "products", "squared"))
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "first", "second")),
+        *(
+            (name, ctypes.c_float)
+            for name in ("keep", "l2", "first_decay", "second_decay", "rate", "inverse_root", "eps")
+        ),
+        ("nesterov", ctypes.c_int64),
+    )

@@ -1,0 +1,103 @@
+"""A head's gradients before they are made: what its backward pass hands over where something else than `.grad` is to take them.
+
+Gradients of a head of 100,000 classes are as large as the head. `HandingOver` is a kernel whose last stage makes none: in
+the backward pass it gives a consumer a `HeadGradient`, which holds the kept exponentials and each row's dL/dz, and from which
+the gradients can be made later, one head at a time, or never: `survey` and `update` use them up where they are made.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlpheads.kernels.cpu import tile_update
+from rlpheads.kernels.cpu.tile_update import UpdateRule
+from rlpheads.kernels.rows.kernel import Kernel
+from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
+
+
+class HeadGradient(NamedTuple):
+    """What the gradients of a head's weight and bias are made from; none of it is as large as they are."""
+
+    kernel: Kernel
+    features_BD: Tensor
+    head: ClassRange
+    labels_LB: Tensor
+    exponentials: Exponentials
+    gradient: LogitGradient
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that it belongs to."""
+        return self.head.weight_KD
+
+    @property
+    def in_tiles(self) -> bool:
+        """Whether it can be used up without being made, tile by tile."""
+        return bool(len(self.weight)) and tile_update.serves(self.features_BD, self.weight)
+
+    def scaled(self, factor: Tensor) -> "HeadGradient":
+        """Return the same times a factor ()."""
+        factor = factor.to(self.gradient.scale_CB.dtype)
+        return self._replace(gradient=LogitGradient(*(each * factor for each in self.gradient)))
+
+    @torch.no_grad()
+    def make(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of weight and bias, None where there is no bias."""
+        wanted = (True, self.head.bias_K is not None)
+        return self.kernel.local_class_gradients(*self[1:], wanted)
+
+    @torch.no_grad()
+    def survey(self) -> tuple[Tensor | None, Tensor]:
+        """Return the gradient of the bias, and the squared norm of the weight's, ().
+
+        Where it cannot be done in tiles the weight's gradient is made for it, and dropped.
+        """
+        if self.in_tiles:
+            surveyed_K, squared = tile_update.survey(*self[1:])
+            return None if self.head.bias_K is None else surveyed_K, squared
+        weight_KD, bias_K = self.make()
+        assert weight_KD is not None
+        return bias_K, torch.linalg.vector_norm(
+            weight_KD, dtype=torch.promote_types(weight_KD.dtype, torch.float32)
+        ) ** 2
+
+    @torch.no_grad()
+    def update(self, rule: UpdateRule, states: list[Tensor], left_out: Tensor) -> None:
+        """Take an optimizer's step with the weight, in tiles; see `rlpheads.kernels.cpu.tile_update.update`."""
+        tile_update.update(*self[1:], rule, states, left_out)
+
+
+Consumer = Callable[[HeadGradient], None]
+"""Takes each head's gradient in the backward pass, in place of `.grad`."""
+
+
+@dataclass(frozen=True)
+class HandingOver:
+    """`rlpheads.kernels.rows.kernel.Kernel` whose gradients go to a consumer before they are made."""
+
+    kernel: Kernel
+    consumer: Consumer
+
+    def local_partials(
+        self, features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
+    ) -> tuple[Partials, Products, Exponentials]:
+        """First stage: the kernel's."""
+        return self.kernel.local_partials(features_BD, head, labels_LB, needs)
+
+    def local_class_gradients(
+        self,
+        features_BD: Tensor,
+        head: ClassRange,
+        labels_LB: Tensor,
+        exponentials: Exponentials,
+        gradient: LogitGradient,
+        wanted: tuple[bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Last stage: hand over what the gradients are made from, and return none. Nothing where the weight's is not wanted."""
+        if not wanted[0]:
+            return self.kernel.local_class_gradients(features_BD, head, labels_LB, exponentials, gradient, wanted)
+        self.consumer(HeadGradient(self.kernel, features_BD, head, labels_LB, exponentials, gradient))
+        return None, None
