@@ -2,10 +2,13 @@
 
 python benchmarks/bench_sharded_heads.py wire      # 4 ranks, K = 1,000 and 100,000, two taps of D = 128, 1,024 rows
 python benchmarks/bench_sharded_heads.py memory    # 4 ranks, 1.28 million labels, one tap of D = 192, 32 rows: 4 GB in all
+python benchmarks/bench_sharded_heads.py parameter --ranks 2    # bytes a parameter, K = 10,000 at twelve taps of D = 768: 4 GB
+python benchmarks/bench_sharded_heads.py step --ranks 2         # times of steps of the same heads, interleaved: 9 GB
 
-Bytes are those that the loopback device counts, headers of TCP included, less those of as many barriers without steps between
-them. As root the ranks have a loopback device of their own (`unshare --net`); else keep the machine's quiet. Memory is the
-resident memory of each rank's process: what it is at the peak of three steps above what it was before the heads were made.
+ddp: whole heads under DDP; none: whole heads whose gradients travel as they are made; class: sharded. Bytes are those that the
+loopback device counts, headers of TCP included, less those of as many barriers without steps between them. As root the ranks
+have a loopback device of their own (`unshare --net`); else keep the machine's quiet. Memory is the resident memory of each
+rank's process: what it is at the peak of three steps above what it was before the heads were made.
 """
 
 from __future__ import annotations
@@ -16,21 +19,25 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
 import torch
 import torch.distributed as dist
-from measuring import Results
+from measuring import Results, ratio
 from rich.console import Console
 from rich.table import Table
 
 from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch
-from rlpheads.engine.learner.parts import TrainedPart, build_part
+from rlpheads.engine.learner.averaged_part import average_part
+from rlpheads.engine.learner.parts import TrainedPart, build_part, with_pending_update
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.shard_choice import HeadWorkload
 from rlpheads.engine.learner.sharded_part import shard_part
@@ -44,12 +51,17 @@ NUM_STEPS = 5
 KINDS = ("held", "peak")
 """Of bytes at a rank: weights, gradients and optimizer states; what the process has at its peak."""
 OPTIM = OptimConfig("adamw", lr=1e-3, weight_decay=0.0)
+SHARDS = ("ddp", "none", "class")
+TWELVE: dict[str, Any] = {"num_labels": 10_000, "dims": [768] * 12, "num_rows": 64, "regularizer": None}
+NUM_ROUNDS = 9
 CASES: dict[str, list[dict[str, Any]]] = {
     "wire": [
         {"shard": shard, "num_labels": labels, "dims": [128, 128], "num_rows": 1024, "regularizer": kind}
         for shard, kind in (("none", None), ("class", None), ("class", "unlikelihood"))
         for labels in (1_000, 100_000)
     ],
+    "parameter": [{"shard": shard, **TWELVE} for shard in SHARDS],
+    "step": [TWELVE],
     "memory": [{"shard": "class", "num_labels": 1_280_000, "dims": [192], "num_rows": 32, "regularizer": None}],
 }
 
@@ -67,11 +79,14 @@ class Bench:
         """Make the heads of a case."""
         shape = (case["dims"], case["num_labels"], 1)
         span = Span(10, 10)
-        if case["shard"] == "none":
+        if case["shard"] == "ddp":
             part = build_part(RLPHeads(*shape, seed=0), OPTIM, ScheduleConfig(), span, ddp=True)
+        elif case["shard"] == "none":
+            part = build_part(RLPHeads(*shape, seed=0), OPTIM, ScheduleConfig(), span, ddp=False)
+            part = average_part(part, launched.world_size)
         else:
             heads = ShardedRLPHeads(*shape, seed=0, shards=ClassShards.of_mesh(launched.mesh()))
-            part = shard_part(build_part(heads, OPTIM, ScheduleConfig(), span, ddp=False))
+            part = with_pending_update(shard_part(build_part(heads, OPTIM, ScheduleConfig(), span, ddp=False)))
         return cls(launched, case, part)
 
     def step(self, number: int) -> float:
@@ -86,7 +101,7 @@ class Bench:
         losses = self.part.wrapped(taps, labels_MB, terms)
         weights = TermWeights(factor=1.0 if kind else 0.0)
         combined = combine_losses(losses, valid_B, num_rows, ranks, weights)
-        combined.total.backward()
+        (self.part.scaled(combined.heads) + combined.backbone).backward()
         self.part.update(number, self.part.gradient_norm())
         return float(combined.heads.detach())
 
@@ -94,7 +109,8 @@ class Bench:
         """The same in the terms of the formula."""
         dims = tuple(self.case["dims"])
         trained = dims if self.case["regularizer"] else ()
-        return HeadWorkload(dims, self.case["num_labels"], (1, 0), None, self.case["num_rows"], trained, False, 4, 2)
+        shape = (dims, self.case["num_labels"], (1, 0), None, self.case["num_rows"])
+        return HeadWorkload(*shape, trained, False, 4, 2, fused=self.case["shard"] == "class")
 
 
 def measure_wire(launched: Launch, case: dict[str, Any]) -> dict[str, Any]:
@@ -114,8 +130,24 @@ def measure_wire(launched: Launch, case: dict[str, Any]) -> dict[str, Any]:
 
     measured = (sent(NUM_STEPS) - sent(0)) / NUM_STEPS / launched.world_size
     work = bench.workload()
-    costs = work.whole(launched.world_size) if case["shard"] == "none" else work.sharded(launched.world_size)
+    costs = work.sharded(launched.world_size) if case["shard"] == "class" else work.whole(launched.world_size)
     return {"sent": measured, "formula": costs.traffic}
+
+
+def measure_steps(launched: Launch, case: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of steps, all ways in turn in each round; the slowest rank's."""
+    benches = {shard: Bench.build(launched, {"shard": shard, **case}) for shard in SHARDS}
+    seconds: dict[str, list[float]] = {shard: [] for shard in SHARDS}
+    for number in range(NUM_ROUNDS + 2):
+        first = number % len(SHARDS)
+        for shard in SHARDS[first:] + SHARDS[:first]:
+            dist.barrier()
+            start = time.perf_counter()
+            benches[shard].step(number)
+            dist.barrier()
+            seconds[shard].append(time.perf_counter() - start)
+    counted = {shard: each[2:] for shard, each in seconds.items()}
+    return {"seconds": counted, "ratios": {shard: ratio(counted[shard], counted["ddp"]) for shard in SHARDS}}
 
 
 def measure_memory(launched: Launch, case: dict[str, Any]) -> dict[str, Any]:
@@ -129,18 +161,21 @@ def measure_memory(launched: Launch, case: dict[str, Any]) -> dict[str, Any]:
     assert found is not None
     parameters = list(bench.part.module.parameters())
     states = [state for each in bench.part.optimizer.state.values() for state in each.values() if state.dim()]
-    held = 4 * (2 * sum(each.numel() for each in parameters) + sum(state.numel() for state in states))
+    num_parameters = sum(each.numel() for each in parameters)
+    held = 4 * (num_parameters * (1 + (case["shard"] != "class")) + sum(state.numel() for state in states))
     ranks: list[Any] = [None] * launched.world_size
     dist.all_gather_object(ranks, {"held": held, "peak": int(found[1]) * 1024 - before, "losses": losses})
     work = bench.workload()
-    return {"ranks": ranks, "formula": work.sharded(launched.world_size).memory, "whole": work.whole(1).memory}
+    costs = work.sharded(launched.world_size) if case["shard"] == "class" else work.whole(launched.world_size)
+    return {"ranks": ranks, "formula": costs.memory, "parameters": work.num_parameters(work.num_classes)}
 
 
 def run_rank(theme: str, number: int) -> None:
     """Measure one case at this rank, and print it at the main one."""
     torch.set_num_threads(1)
     with launch.start("cpu") as launched:
-        found = (measure_wire if theme == "wire" else measure_memory)(launched, CASES[theme][number])
+        measure = {"wire": measure_wire, "step": measure_steps}.get(theme, measure_memory)
+        found = measure(launched, CASES[theme][number])
         if launched.is_main:
             print(json.dumps(found), flush=True)
 
@@ -159,6 +194,21 @@ def run_ranks(theme: str, number: int, num_ranks: int) -> dict[str, Any]:
     return found
 
 
+def rows_of(case: dict[str, Any], line: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of a case in the table."""
+    named = (f"{case['num_labels']:,}", str(case["regularizer"]))
+    for shard, seconds in line.get("seconds", {}).items():
+        yield shard, *named, "seconds a step", f"{median(seconds):.3f}", "", f"{line['ratios'][shard]:.3f} of ddp's"
+    measured = [("sent a step", line["sent"])] if "sent" in line else []
+    for number, rank in enumerate(line.get("ranks", [])):
+        measured += [(f"{what} at rank {number}", rank[what]) for what in KINDS]
+    for what, value in measured:
+        formula = line["formula"]
+        yield case["shard"], *named, what, f"{value:,.0f}", f"{formula:,}", f"{value / formula:.4f}"
+        if "parameters" in line:
+            yield case["shard"], *named, "", f"{value / line['parameters']:.2f} a parameter", "", ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("theme", choices=CASES)
@@ -170,20 +220,13 @@ def main() -> None:
         run_rank(arguments.theme, arguments.case)
         return
     results = Results(f"sharded_heads_{arguments.theme}", "cpu", arguments.out)
-    table = Table(
-        "shard", "K", "regulariser", "bytes", "measured", "formula", "measured / formula", title=arguments.theme
-    )
+    table = Table("shard", "K", "regulariser", "what", "measured", "formula", "ratio", title=arguments.theme)
     for number, case in enumerate(CASES[arguments.theme]):
         line = results.measure(
             lambda number=number: run_ranks(arguments.theme, number, arguments.ranks), ranks=arguments.ranks, **case
         )
-        measured = [("sent a step", line["sent"])] if arguments.theme == "wire" else []
-        measured += [
-            (f"{what} at rank {n}", rank[what]) for n, rank in enumerate(line.get("ranks", [])) for what in KINDS
-        ]
-        for what, value in measured:
-            named = (case["shard"], f"{case['num_labels']:,}", str(case["regularizer"]), what)
-            table.add_row(*named, f"{value:,.0f}", f"{line['formula']:,}", f"{value / line['formula']:.4f}")
+        for row in rows_of(case, line):
+            table.add_row(*row)
     console = Console(record=True, width=110)
     console.print(table)
     results.write("table.txt", console.export_text())

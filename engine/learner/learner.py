@@ -14,6 +14,7 @@ from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.learner.averaged_part import average_part
 from rlpheads.engine.learner.ema import Average, build_average
 from rlpheads.engine.learner.parts import FrozenPart, TrainedPart, build_part, with_loss_scale, with_pending_update
 from rlpheads.engine.learner.runtime import adapt_module
@@ -193,8 +194,11 @@ def build_learner(
             built: TrainedPart = shard_part(trained(sharded, config.heads.optim, wrap=False))
         else:
             module = build_heads(config, plan.dims, name, num_draws, num_blocks).to(launch.device)
-            adapt_module(module, replace(config.runtime, compile=config.runtime.compile and not fused))
-            built = trained(module, config.heads.optim)
+            is_compiled = config.runtime.compile and not fused
+            adapt_module(module, replace(config.runtime, compile=is_compiled))
+            built = trained(module, config.heads.optim, wrap=ddp and is_compiled)
+            if ddp and not is_compiled:
+                return average_part(built, launch.world_size)
         return with_pending_update(built) if fused else built
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))

@@ -58,22 +58,20 @@ def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
-def take_step(optimizer: torch.optim.Optimizer, left_out: Tensor | None) -> None:
-    """Take an optimizer step, as `step_unless` does; None: in any case."""
-    if left_out is None:
-        optimizer.step()
-    else:
-        step_unless(left_out, optimizer)
+def take_step(optimizer: torch.optim.Optimizer, left_out: Tensor | None = None, divisor: Tensor | None = None) -> None:
+    """Take an optimizer step, or leave it out; without a fused step the host waits to know.
 
-
-def step_unless(left_out: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Take an optimizer step unless `left_out`, a bool () on the device, is true; without a fused step the host waits."""
+    Args:
+        optimizer: takes the step.
+        left_out: whether nothing changes, bool () on the device; None: the step is taken.
+        divisor: what gradients are divided by in the step's own pass, float32 (); for fused steps alone.
+    """
     if not can_skip_on_device(optimizer):
-        if not left_out:
+        if left_out is None or not left_out:
             optimizer.step()
         return
     fused: Any = optimizer
-    fused.grad_scale, fused.found_inf = None, left_out.float()
+    fused.grad_scale, fused.found_inf = divisor, None if left_out is None else left_out.float()
     optimizer.step()
     del fused.grad_scale, fused.found_inf
 

@@ -89,12 +89,11 @@ class TrainedPart:
             left_out: whether weights and optimizer stay as they are, bool () on the device; None: they do not.
         """
         self.scheduler.step_update(num_updates)
-        self._clip(norm)
-        factor, skipped = self._pending_factor(norm), self._skipped(left_out)
+        divisor, factor, skipped = self._clip(norm), self._pending_factor(norm), self._skipped(left_out)
         if self.loss_scale is not None:
             self.loss_scale.step(self.optimizer)
         else:
-            take_step(self.optimizer, skipped)
+            take_step(self.optimizer, skipped, divisor)
         self.optimizer.zero_grad(set_to_none=True)
         if self.pending is not None:
             self.pending.apply(self.optimizer, factor, skipped)
@@ -125,13 +124,17 @@ class TrainedPart:
             return self.loss_scale.overflowed(self.optimizer)
         return left_out if self.waits or can_skip_on_device(self.optimizer) else None
 
-    def _clip(self, norm: Tensor) -> None:
+    def _clip(self, norm: Tensor) -> Tensor | None:
+        """Clip the gradients. Where a fused step clips by norm in its own pass, return what it is to divide them by."""
         if self.optim.clip_norm is not None:
+            if self.loss_scale is None and can_skip_on_device(self.optimizer):
+                return ((norm + 1e-6) / self.optim.clip_norm).clamp(min=1.0)
             torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.optim.clip_norm, norm)
         if self.optim.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self.module.parameters(), self.optim.clip_value)
         if self.optim.clip_agc is not None:
             adaptive_clip_grad(self.module.parameters(), self.optim.clip_agc)
+        return None
 
     @property
     def lr(self) -> float:

@@ -21,6 +21,7 @@ from torch import nn
 from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.optimizer import ELEMENTWISE, FUSED, build_optimizer
+from rlpheads.kernels.random_label_loss import MAX_REFERENCE_LABELS
 from rlpheads.memorization.heads.class_shards import ClassShards
 
 SHARE_FOR_HEADS = 0.5
@@ -90,8 +91,8 @@ class HeadWorkload:
     def whole(self, world_size: int) -> HeadCosts:
         """Costs of heads that every rank holds whole."""
         parameters = self.num_parameters(self.num_classes)
-        memory = self._memory(parameters, has_gradients=world_size > 1 or not self.fused)
-        return HeadCosts(memory, 2 * (world_size - 1) * 4 * parameters // world_size)
+        keeps_gradients = world_size > 1 or self._keeps_gradients(self.num_classes)
+        return HeadCosts(self._memory(parameters, keeps_gradients), 2 * (world_size - 1) * 4 * parameters // world_size)
 
     def sharded(self, world_size: int) -> HeadCosts:
         """Costs of heads whose classes are sharded: of the first rank, which holds the most."""
@@ -100,7 +101,7 @@ class HeadWorkload:
         partials = (world_size - 1) * self.num_rows * self.num_heads * 4 * (8 if self.mixed else 7)
         layers = 2 * 4 * self.num_parameters(0) * (world_size - 1) // world_size
         traffic = rows_of_others * (self._bytes_forward + self._bytes_backward) + partials + layers
-        return HeadCosts(self._memory(self.num_parameters(held), has_gradients=not self.fused), traffic)
+        return HeadCosts(self._memory(self.num_parameters(held), self._keeps_gradients(held)), traffic)
 
     @property
     def _bytes_forward(self) -> int:
@@ -118,8 +119,12 @@ class HeadWorkload:
             return 4 * sum(self.trained_dims)
         return 4 * self.hidden * (self.num_heads + len(self.trained_dims) * self.draws[0])
 
-    def _memory(self, parameters: int, *, has_gradients: bool) -> int:
-        return (1 + has_gradients + self.num_states) * 4 * parameters
+    def _keeps_gradients(self, num_held: int) -> bool:
+        """Whether gradients that are this rank's alone lie in memory: those of few labels do in any case."""
+        return not self.fused or num_held <= MAX_REFERENCE_LABELS
+
+    def _memory(self, parameters: int, keeps_gradients: bool) -> int:
+        return (1 + keeps_gradients + self.num_states) * 4 * parameters
 
 
 def choose_sharding(config: Config, work: HeadWorkload, world_size: int, device: torch.device) -> ShardChoice:

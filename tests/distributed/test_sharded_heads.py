@@ -36,6 +36,12 @@ def test_native_loss_over_real_ranks(num_ranks):
         assert sum(value for name, value in of_rank.items() if name.endswith("hits that differ")) == 0
 
 
+@pytest.mark.parametrize("num_labels", [3001, 7])
+def test_gradients_that_travel_as_they_are_made_are_those_of_ddp(num_labels):
+    """Of heads of many labels and of few, with hidden layers, two micro-batches and clipping."""
+    assert max(told_by_ranks(2, "average", str(num_labels)).values()) <= 1e-5
+
+
 @pytest.mark.parametrize(
     "chain",
     [[(1, "class"), (3, "class"), (16, "class"), (5, "class")], [(2, "none"), (3, "class"), (2, "none"), (1, "class")]],

@@ -2,6 +2,7 @@
 
 python -m torch.distributed.run --standalone --nproc-per-node N tests/helpers/sharded_ranks.py compare
 … sharded_ranks.py checkpoint FOLDER NUMBER class|none
+… sharded_ranks.py average LABELS
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.learner.averaged_part import average_part
 from rlpheads.engine.learner.parts import TrainedPart, build_part
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.sharded_part import shard_part
@@ -80,8 +82,8 @@ def save_and_load(launched: Launch, folder: Path, number: int, shard: str) -> di
     if shard == "class":
         heads = problem.own_part(ClassShards.of_mesh(launched.mesh()))
     optim = OptimConfig(lr=0.01, weight_decay=0.1, clip_norm=0.1)
-    part = build_part(heads, optim, ScheduleConfig(), Span(10, 10), launched.world_size > 1 and shard == "none")
-    part = shard_part(part) if shard == "class" else part
+    part = build_part(heads, optim, ScheduleConfig(), Span(10, 10), ddp=False)
+    part = shard_part(part) if shard == "class" else average_part(part, launched.world_size)
     told: dict[str, Any] = {}
     if (last := checkpoint.list_whole(folder)) != []:
         for parameter in heads.parameters():
@@ -97,6 +99,31 @@ def save_and_load(launched: Launch, folder: Path, number: int, shard: str) -> di
     writers = Writers(launched.control, launched.is_main)
     write_checkpoint(folder, number, state_of(part), {}, writers, Retention(10))
     return told
+
+
+def train_both_ways(launched: Launch, num_labels: int) -> dict[str, float]:
+    """Train whole heads under DDP and with gradients that travel as they are made; return how far apart they end."""
+    problem = HeadProblem(
+        num_labels, NUM_ROWS // launched.world_size, dtype=torch.float32, seed=0, options={"hidden": 5}, num_draws=1
+    )
+    optim = OptimConfig(lr=0.01, weight_decay=0.1, clip_norm=0.1)
+    parts = [
+        build_part(problem.whole_heads(), optim, ScheduleConfig(), Span(10, 10), ddp=True),
+        average_part(
+            build_part(problem.whole_heads(), optim, ScheduleConfig(), Span(10, 10), ddp=False), launched.world_size
+        ),
+    ]
+    norms = []
+    for part in parts:
+        for step in range(3):
+            with part.without_sync():
+                loss_of(part, problem, launched, backward=True)
+            loss_of(part, problem, launched, backward=True)
+            norms.append(part.gradient_norm())
+            part.update(step, norms[-1])
+    found = {f"norm {step}": relative_error(norms[3 + step], norms[step]) for step in range(3)}
+    theirs, ours = (part.module.named_parameters() for part in parts)
+    return found | {name: relative_error(one, other) for (name, other), (_, one) in zip(theirs, ours, strict=True)}
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -117,7 +144,7 @@ def loss_of(part: TrainedPart, problem: HeadProblem, launched: Launch, *, backwa
     losses = part.wrapped(taps, labels_MB, HeadTerms(), None, **of_all)
     total = combine_losses(losses, valid_B, int(batch.valid_G.sum()), launched.world_size, TermWeights())
     if backward:
-        total.heads.backward()
+        part.scaled(total.heads).backward()
     mean = total.heads.detach() / launched.world_size
     dist.all_reduce(mean)
     return float(mean)
@@ -151,6 +178,8 @@ def main() -> None:
         if command == "compare":
             told: Any = [None] * launched.world_size
             dist.all_gather_object(told, compare(launched))
+        elif command == "average":
+            told = train_both_ways(launched, int(arguments[0]))
         else:
             told = save_and_load(launched, Path(arguments[0]), int(arguments[1]), arguments[2])
         if launched.is_main:
