@@ -29,6 +29,7 @@ COMMANDS = {
     "samples": "list the images that a measure ranks first",
     "canaries": "say which measure finds the planted samples",
     "audit": "refit probes to the features of a checkpoint",
+    "truth": "retrain a run on many subsets, and judge its scores by that",
     "convert": "make the store that the ffcv loader reads",
     "verify": "find the images that cannot be read, for all loaders",
     "study": "train, audit and compare the runs of a study",

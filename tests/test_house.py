@@ -32,7 +32,10 @@ ARROWS = {
     "engine": {
         "train": "*",
         "cli": "*",
-        "commands": "train training report tables runs checks learner model distributed config exit_codes terminal",
+        "commands": "train audits retraining training report tables runs checks learner model distributed config exit_codes "
+        "terminal",
+        "audits": "training report runs checks learner model distributed config exit_codes terminal",
+        "retraining": "training report runs learner model distributed config exit_codes terminal",
         "training": "runs gauges learner report model distributed checks config exit_codes terminal",
         "integrations": "model config",
         "gauges": "model distributed config",

@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Audit a run folder, write what was found into it and print it; return the exit code."""
-    from rlpheads.engine.commands.audit_run import AUDIT_ERRORS, AuditOptions, audit_run, write_audit  # imports torch
-    from rlpheads.engine.commands.audit_table import print_audit
+    from rlpheads.engine.audits.audit_run import AUDIT_ERRORS, AuditOptions, audit_run, write_audit  # imports torch
+    from rlpheads.engine.audits.audit_table import print_audit
     from rlpheads.engine.runs.opened_run import open_checkpoint
     from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 

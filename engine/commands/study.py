@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     1: a run failed (the others are trained and reported); 75: it was stopped by a signal.
     """
-    from rlpheads.engine.commands.audit_run import AUDIT_ERRORS  # imports torch
+    from rlpheads.engine.audits.audit_run import AUDIT_ERRORS  # imports torch
     from rlpheads.engine.commands.study_folder import claim_study_folder
     from rlpheads.engine.commands.study_plan import plan_runs, read_study
     from rlpheads.engine.commands.study_report import collect_study, print_study, write_study

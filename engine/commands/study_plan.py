@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from rlpheads.engine.audits.audit_run import AuditOptions
 from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.checks.settings import folder_name_error
-from rlpheads.engine.commands.audit_run import AuditOptions
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal
 from rlpheads.engine.config.files import dump_yaml, find_config_file, read_config_file

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlpheads.engine.commands.audit_run import audit_path
+from rlpheads.engine.audits.audit_run import audit_path
 from rlpheads.engine.commands.study_plan import PlannedRun, Study
 from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, write_atomically

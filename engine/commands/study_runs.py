@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlpheads.engine.commands.audit_run import AuditOptions, audit_path, audit_run, write_audit
+from rlpheads.engine.audits.audit_run import AuditOptions, audit_path, audit_run, write_audit
 from rlpheads.engine.commands.study_plan import PlannedRun, Study
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError

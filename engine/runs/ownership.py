@@ -33,6 +33,8 @@ RUN_FILES = (
         "hang.rank*.json",
         "ledger/epoch=*/*.parquet",
         "memory.json",
+        "truth.json",
+        "truth/networks=*.npz",
         "figures/rla_by_*.png",
         "figures/rla_by_*.svg",
         "audit/step=*.json",

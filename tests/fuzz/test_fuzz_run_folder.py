@@ -16,8 +16,8 @@ from mutations import ODD_VALUES, mutate_bytes, mutate_value, run_cases
 from small_runs import small_config
 from strangers_files import make_manifest_agree
 
+from rlpheads.engine.audits.audit_run import AuditOptions
 from rlpheads.engine.cli import main
-from rlpheads.engine.commands.audit_run import AuditOptions
 from rlpheads.engine.commands.canaries_report import collect_report, print_report
 from rlpheads.engine.commands.study_plan import PlannedRun, Study
 from rlpheads.engine.commands.study_report import collect_study, print_study

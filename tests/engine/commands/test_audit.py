@@ -38,7 +38,7 @@ def test_loader_that_cannot_work_is_one_line(detached_run, capsys, monkeypatch):
     def fails(*_arguments):
         raise LoaderError("/dev/shm is full")
 
-    monkeypatch.setattr("rlpheads.engine.commands.audit_run.audit_run", fails)
+    monkeypatch.setattr("rlpheads.engine.audits.audit_run.audit_run", fails)
     assert main(["audit", str(detached_run)]) == 1
     assert capsys.readouterr().err == "error: /dev/shm is full\n"
 

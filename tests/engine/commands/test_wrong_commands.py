@@ -7,8 +7,8 @@ import torch
 from small_studies import STUDY, study_file
 
 from rlpheads.engine import exit_codes
+from rlpheads.engine.audits.audit_run import AuditOptions
 from rlpheads.engine.cli import main
-from rlpheads.engine.commands.audit_run import AuditOptions
 from rlpheads.engine.commands.study_plan import read_study
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.runs.opened_run import RunError

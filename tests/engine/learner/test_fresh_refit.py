@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_runs import small_config
 
-from rlpheads.engine.commands.audit_features import FeatureReader, FeatureStore
+from rlpheads.engine.audits.audit_features import FeatureReader, FeatureStore
 from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.runs.opened_run import open_checkpoint

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlpheads.engine.audits.audit_run import AuditOptions, audit_run
 from rlpheads.engine.checks.checks import check_config
-from rlpheads.engine.commands.audit_run import AuditOptions, audit_run
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.files import read_config_file

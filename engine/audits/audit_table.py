@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlpheads.engine.commands.audit_run import RunAudit
+from rlpheads.engine.audits.audit_run import RunAudit
 from rlpheads.engine.report.display import percent
 from rlpheads.memorization.audit.excesses import Excess
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rlpheads.engine.audits.audit_features import FeatureReader, FeatureStore, FeatureTable, parse_places
 from rlpheads.engine.checks.device import why_no_cuda
-from rlpheads.engine.commands.audit_features import FeatureReader, FeatureStore, FeatureTable, parse_places
 from rlpheads.engine.config.errors import UserError, nearest
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import choose_device
@@ -37,7 +37,7 @@ class AuditOptions:
     """How a run is audited.
 
     Attributes:
-        taps: places, as `rlpheads.engine.commands.audit_features.parse_places` reads them; None: the run's own taps.
+        taps: places, as `rlpheads.engine.audits.audit_features.parse_places` reads them; None: the run's own taps.
         probe: kind of probe.
         hidden: hidden units of the two-layer probe; None: its default.
         draws: fresh draws of the labels; None: for least squares as many as a half-width of half a point needs, within a

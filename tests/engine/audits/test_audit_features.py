@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from rlpheads.engine.commands.audit_features import FeatureReader, FeatureStore, parse_places
+from rlpheads.engine.audits.audit_features import FeatureReader, FeatureStore, parse_places
 from rlpheads.engine.config.learning import ModelConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model

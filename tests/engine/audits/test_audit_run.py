@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_runs import small_config
 
-from rlpheads.engine.commands.audit_features import FeatureReader, FeatureStore, parse_places
-from rlpheads.engine.commands.audit_run import AuditOptions, audit_labels, audit_run
+from rlpheads.engine.audits.audit_features import FeatureReader, FeatureStore, parse_places
+from rlpheads.engine.audits.audit_run import AuditOptions, audit_labels, audit_run
 from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.config.run import EvalConfig
 from rlpheads.engine.learner.learner import build_heads
