@@ -100,7 +100,7 @@ class TruthRecord:
                     for name in ("inside", "hit")
                 )
                 loss = content["loss"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise RetrainingError(
                 f"{path} is damaged ({error}); delete it, and its networks are trained again"
             ) from error
