@@ -1,12 +1,14 @@
 """Argument checks of the loss: a clear ValueError each, and no host synchronisation on a GPU."""
 
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.label_source import Labels, Pair
+from rlpheads.kernels.label_source import Labels, Pair, check_values_on_host
 from rlpheads.kernels.rows.partials import accumulation_dtype
 from rlpheads.kernels.rows.row_softmax import RowLabels
 from rlpheads.kernels.rows.terms import REGULARIZERS
@@ -14,6 +16,44 @@ from rlpheads.kernels.rows.terms import REGULARIZERS
 LABEL_DTYPES = (torch.int32, torch.int64)
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOAT_NAMES = "float16, bfloat16, float32 or float64"
+
+
+class PassedChecks:
+    """Remembers the shapes, dtypes and devices for which a call's checks have passed, so that steps that repeat skip them."""
+
+    def __init__(self, limit: int = 1024) -> None:
+        self._passed: set[Any] = set()
+        self._limit = limit
+
+    def check(self, tensors: Sequence[Any], rest: object, check: Callable[[], None]) -> None:
+        """Call `check` unless it has passed before for the like; torch.compile checks while it traces.
+
+        `tensors` may hold Nones, and of anything else it is not remembered that it passed; `rest` is what else is checked.
+        """
+        if torch.compiler.is_compiling():
+            return check()
+        try:
+            signature = rest, tuple([each if each is None else _checked_attributes(each) for each in tensors])
+            if signature in self._passed:
+                return None
+        except (
+            AttributeError,
+            RuntimeError,
+            TypeError,
+        ):  # no tensor; nested, so without a shape; symbolic, so without a hash
+            return check()
+        check()
+        if len(self._passed) >= self._limit:
+            self._passed.clear()
+        self._passed.add(signature)
+        return None
+
+
+_checked_attributes = attrgetter("shape", "dtype", "device", "layout", "is_nested")
+
+
+PASSED = PassedChecks()
+"""Of the process: what is checked does not depend on who calls."""
 
 
 def check_heads(features: list[Tensor], weights: list[Tensor], biases: list[Tensor | None]) -> None:
@@ -188,13 +228,7 @@ def check_label_values(labels: RowLabels, num_labels: int) -> RowLabels:
 @torch.library.custom_op("rlpheads::check_label_values", mutates_args=(), device_types="cpu")
 def _check_values_op(labels_LB: Tensor, weight_LB: Tensor, num_labels: int) -> Tensor:
     """Check in an operator, since Python cannot branch on values under FakeTensorMode or torch.compile."""
-    if labels_LB.numel() == 0:
-        return labels_LB.clone()
-    smallest, largest = (int(value) for value in labels_LB.aminmax())
-    if smallest < 0 or largest >= num_labels:
-        raise ValueError(f"labels must be in [0, {num_labels}); got labels from {smallest} to {largest}")
-    if not bool(((weight_LB >= 0) & (weight_LB <= 1)).all()):
-        raise ValueError("the weights of a pair must be in [0, 1]")
+    check_values_on_host(labels_LB, weight_LB, num_labels)
     return labels_LB.clone()
 
 

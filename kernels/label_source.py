@@ -27,6 +27,17 @@ def gather_labels(heads: Sequence[Labels], gather_tables: TableGather | None = N
     return concatenate([_gather_by_pytorch(labels) for labels in heads])
 
 
+def check_values_on_host(labels_LB: Tensor, weight_LB: Tensor | None, num_labels: int) -> None:
+    """Check on the host that labels lie in [0, K) and weights in [0, 1]."""
+    if labels_LB.numel() == 0:
+        return
+    smallest, largest = (int(value) for value in labels_LB.aminmax())
+    if smallest < 0 or largest >= num_labels:
+        raise ValueError(f"labels must be in [0, {num_labels}); got labels from {smallest} to {largest}")
+    if weight_LB is not None and not bool(((weight_LB >= 0) & (weight_LB <= 1)).all()):
+        raise ValueError("the weights of a pair must be in [0, 1]")
+
+
 def concatenate(parts: Sequence[Tensor]) -> Tensor:
     """Put the rows of all heads one head after another; they are the last dimension."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)

@@ -23,9 +23,14 @@ from typing import NamedTuple
 
 from rlpheads.kernels.cache_folder import folder_for_code, warn_not_kept
 
-CPP_SOURCES = tuple(Path(__file__).parent / "cpu" / name for name in ("tile_pass.cpp", "tile_update.cpp"))
+ROOM = Path(__file__).parent
+CPP_SOURCES = tuple(ROOM / name for name in ("cpu/tile_pass.cpp", "cpu/tile_update.cpp", "batched/batched_pass.cpp"))
 CPP_HEADERS = tuple(
-    Path(__file__).parent / "cpu" / name for name in ("tile_chunk.h", "tile_products.h", "tile_scratch.h")
+    ROOM / name
+    for name in (
+        *("cpu/tile_chunk.h", "cpu/tile_products.h", "cpu/tile_scratch.h"),
+        *("batched/batched_products.h", "batched/row_terms.h"),
+    )
 )
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")

@@ -8,6 +8,7 @@ route that belongs to it, and what is measured along the way.
 
 import math
 from collections.abc import Sequence
+from itertools import starmap
 from typing import NamedTuple
 
 import torch
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlpheads.kernels import arguments
-from rlpheads.kernels.gpu import triton_loss
+from rlpheads.kernels.batched.batched_loss import BatchedLabels, BatchedTerms, batched_losses
+from rlpheads.kernels.batched.written_rows import WrittenHeads
 from rlpheads.kernels.gpu.triton_labels import gather_by_triton
 from rlpheads.kernels.head_gradient import Consumer, HandingOver
+from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
 from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels
 from rlpheads.kernels.rows import reference
 from rlpheads.kernels.rows.kernel import Kernel
@@ -31,19 +34,10 @@ from rlpheads.kernels.stages import (
     attach_feature_gradient,
     local_feature_gradient,
 )
-from rlpheads.kernels.transforms import check_no_transform, tensors_of_labels
-
-IMPLS = ("auto", *KERNELS)
-"""What `impl` may be."""
+from rlpheads.kernels.transforms import check_no_transform, may_transform, tensors_of_labels
 
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
 """Bytes of exponentials that are kept for backward unless the caller says otherwise."""
-
-MAX_REFERENCE_LOGITS = 2**15
-"""Entries of B x K up to which `auto` writes all logits out on a CPU: below, a call costs more than its arithmetic."""
-
-MAX_REFERENCE_LABELS = 192
-"""Labels K up to which it does so at any number of rows: the logits are small beside the features then."""
 
 
 class RandomLabelLoss(NamedTuple):
@@ -102,13 +96,14 @@ def random_label_loss(
         regularizer: minimised in the features: `unlikelihood` −log(1 − p_y); `uniform` −(1/K) Σ_j log p_j; `reversal` log
             p_y, unbounded below; `entropy` Σ_j p_j log p_j + log K = KL(p ‖ uniform); or None.
         joint: whether to return `joint_B`.
-        impl: `reference` is plain PyTorch and holds B×K logits; `tiled_cpu` streams the classes in tiles, on the CPU;
-            `triton` does so on a CUDA GPU, with matrix products in the features' dtype (float16, bfloat16, float32).
-            `auto` takes the one that fits the device, and `reference` where neither does (`triton_loss.unsupported_reason`)
-            or where labels or logits on a CPU are few (`MAX_REFERENCE_LABELS`, `MAX_REFERENCE_LOGITS`).
+        impl: `reference` is plain PyTorch and holds B×K logits; `batched` holds them too, and takes all heads of a call in
+            one; `tiled_cpu` streams the classes in tiles, on the CPU; `triton` does so on a CUDA GPU, with matrix products in
+            the features' dtype (float16, bfloat16, float32). `auto` takes `tiled_cpu` on a CPU, but `batched` where labels or
+            logits are few; on a GPU `triton`, but `batched` up to 512 labels and
+            where `triton` does not run (`triton_loss.unsupported_reason`).
         memory_budget: bytes of exponentials that may be kept for backward, by default 256 MiB. What does not fit (all are
             B·K numbers, of 2 bytes for 16-bit features on a GPU, else of 4) is recomputed, for at most one matrix product
-            more. `reference` ignores it.
+            more. `reference` and `batched` ignore it.
 
     Returns:
         A `RandomLabelLoss`. Backward may run repeatedly under `retain_graph`. Differentiating twice, forward-mode AD and the
@@ -161,7 +156,8 @@ def random_label_losses(
         impl: as for one head.
         memory_budget: as for one head; each head may keep so much.
         consumer: takes the gradient of each head's weight and bias in the backward pass, before it is made
-            (`rlpheads.kernels.head_gradient`); None: `.grad` takes it, as it does with `reference`, whose heads are small.
+            (`rlpheads.kernels.head_gradient`); None: `.grad` takes it, as it does with `reference` and
+            `batched`, whose heads are small.
 
     Returns:
         One `RandomLabelLoss` for each head, equal to what `random_label_loss` returns for it alone.
@@ -177,17 +173,32 @@ def random_label_losses(
     )
     label_list = list(labels)
     pair_list: list[Pair | None] = [None] * len(weights) if pairs is None else list(pairs)
-    arguments.check_lists({**heads._asdict(), "labels": label_list, "pairs": pair_list})
-    arguments.check_heads(*heads)
-    arguments.check_labels(heads.features, label_list, pair_list)
+
+    def check() -> None:
+        arguments.check_lists({**heads._asdict(), "labels": label_list, "pairs": pair_list})
+        arguments.check_heads(*heads)
+        arguments.check_labels(heads.features, label_list, pair_list)
+
+    lengths = len(heads.features), len(heads.weights), len(heads.biases), len(label_list), len(pair_list)
+    arguments.PASSED.check([*heads.features, *heads.weights, *heads.biases, *label_list, *pair_list], lengths, check)
     arguments.check_regularizer(regularizer)
     arguments.check_memory_budget(memory_budget)
     chosen = resolve_impl(impl, heads.features[0], heads.num_labels)
-    if impl != "reference":  # also for "auto" where it takes the reference: whether it does depends on B and K
+    if impl == "auto" and consumer is not None:
+        kernel_name = resolve_kernel(impl, heads.features[0], heads.num_labels)
+        chosen = (
+            "batched" if kernel_name == "reference" else kernel_name
+        )  # of larger heads the consumer takes the gradient
+    if impl != "reference" and may_transform():
         check_no_transform(_tensors(heads, label_list, pair_list))
-    rows = _gather_row_labels(label_list, pair_list, accumulation_dtype(heads.features[0], heads.weights[0]), chosen)
-    rows = arguments.check_label_values(rows, heads.num_labels)
+    row_labels_given = _gather_labels_of_rows(label_list, pair_list, chosen)
+    dtype = accumulation_dtype(heads.features[0], heads.weights[0])
     heads = _cast_to_autocast_dtype(heads)
+    if chosen == "batched":
+        terms = BatchedTerms(regularizer, joint)
+        loss = RandomLabelLoss(*batched_losses(WrittenHeads(*heads), row_labels_given, terms))
+        return _split_by_head(loss, len(weights))
+    rows = arguments.check_label_values(row_labels(*row_labels_given, dtype), heads.num_labels)
     if chosen == "reference":
         loss = _loss_by_reference(heads, rows, regularizer, joint)
     else:
@@ -206,7 +217,7 @@ class _Heads(NamedTuple):
 
     @property
     def num_labels(self) -> int:
-        return len(self.weights[0])
+        return self.weights[0].shape[0]
 
     def needs(self, regularizer: str | None, joint: bool, memory_budget: int) -> Needs:
         """Values and gradients that any of the heads needs."""
@@ -232,13 +243,13 @@ def _tensors(heads: _Heads, labels: list[Labels], pairs: list[Pair | None]) -> l
     return [*heads.features, *heads.weights, *biases, *of_labels, *(weight_B for _, weight_B in given)]
 
 
-def _gather_row_labels(labels: list[Labels], pairs: list[Pair | None], dtype: torch.dtype, impl: str) -> RowLabels:
+def _gather_labels_of_rows(labels: list[Labels], pairs: list[Pair | None], impl: str) -> BatchedLabels:
     """Return the labels of all heads' rows, one head after another."""
     given = [pair for pair in pairs if pair is not None]
     sources = [*labels, *(second for second, _ in given)]
     index_R = gather_labels(sources, gather_by_triton if impl == "triton" else None)
-    index_LR = index_R.unflatten(0, (2 if given else 1, -1))
-    return row_labels(index_LR, concatenate([weight_B for _, weight_B in given]) if given else None, dtype)
+    first_weight_R = concatenate([weight_B for _, weight_B in given]) if given else None
+    return BatchedLabels(index_R.unflatten(0, (2 if given else 1, -1)), first_weight_R)
 
 
 def _cast_to_autocast_dtype(heads: _Heads) -> _Heads:
@@ -254,36 +265,9 @@ def _split_by_head(loss: RandomLabelLoss, num_heads: int) -> list[RandomLabelLos
     """Cut the rows of all heads into those of each."""
     if num_heads == 1:
         return [loss]
-    cut = {name: by_head(rows, num_heads) for name, rows in loss._asdict().items() if rows is not None}
-    return [loss._replace(**{name: rows[number] for name, rows in cut.items()}) for number in range(num_heads)]
-
-
-def resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
-    """Return the implementation that `impl` means on this device and size: one of `KERNELS`.
-
-    Args:
-        impl: as for `random_label_loss`.
-        features_BD: the features (B, D).
-        num_labels: K; of a class range, the number of its classes.
-
-    Raises:
-        ValueError: there is none of that name, or it does not run there.
-    """
-    arguments.check_known_name("impl", impl, IMPLS)
-    on_cpu = features_BD.device.type == "cpu"
-    if impl == "auto" and on_cpu:
-        is_small = num_labels <= MAX_REFERENCE_LABELS or len(features_BD) * num_labels <= MAX_REFERENCE_LOGITS
-        return "reference" if is_small else "tiled_cpu"
-    reason = triton_loss.unsupported_reason(features_BD) if impl in ("auto", "triton") else None
-    if impl == "auto":
-        return "reference" if reason else "triton"
-    if impl == "triton" and reason:
-        raise ValueError(f"impl 'triton' {reason}: use 'auto' or 'reference'")
-    if impl == "tiled_cpu" and not on_cpu:
-        raise ValueError(
-            f"impl 'tiled_cpu' runs on the CPU; the features are on {features_BD.device}: use 'auto' or 'reference'"
-        )
-    return impl
+    nothing = (None,) * num_heads
+    members = [nothing if rows is None else by_head(rows, num_heads) for rows in loss]
+    return list(starmap(RandomLabelLoss, zip(*members, strict=True)))
 
 
 def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, kernel: Kernel) -> RandomLabelLoss:
@@ -328,7 +312,7 @@ def losses_without_gradient(rows: RowSoftmax) -> RandomLabelLoss:
         regularizer_B=None,
         joint_B=None,
         hit_B=rows.hit,
-        bits_B=(math.log(rows.num_labels) + rows.log_p[0]) / math.log(2),
+        bits_B=rows.bits,
         margin_B=rows.margin,
         lse_B=rows.lse,
     )

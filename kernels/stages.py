@@ -7,14 +7,14 @@ summed over the ranges before it is attached, and `attach_class_gradients`, whos
 `attach_*` functions route the gradients: a loss reaches either the head or the features, never both.
 """
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlpheads.kernels.cpu import tiled_cpu
+from rlpheads.kernels.first_derivative import refuse_second_derivative
 from rlpheads.kernels.gpu import triton_loss
 from rlpheads.kernels.rows import reference_stages
 from rlpheads.kernels.rows.kernel import Kernel
@@ -108,38 +108,6 @@ def attach_class_gradients(
     return _ClassRoute.apply(value_B, ranges, kernel, *parameters, *saved)
 
 
-class _FirstDerivativeOnly(torch.autograd.Function):
-    """Identity whose derivative raises: it wraps gradients that cannot be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ARG004
-        raise RuntimeError(
-            "random_label_loss was differentiated twice (create_graph=True); its tiled and fused implementations have first "
-            "derivatives only: pass impl='reference', which holds all B×K logits"
-        )
-
-
-def _refuse_second_derivative(
-    backward: Callable[..., tuple[Tensor | None, ...]],
-) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Decorate a backward: it records no graph, and differentiating its result raises a RuntimeError."""
-
-    @wraps(backward)
-    def refusing(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.no_grad():
-            gradients = backward(ctx, upstream_B)
-        if not torch.is_grad_enabled():
-            return gradients
-        with_graph = [None if gradient is None else gradient.requires_grad_() for gradient in gradients]
-        return tuple(None if gradient is None else _FirstDerivativeOnly.apply(gradient) for gradient in with_graph)
-
-    return refusing
-
-
 class _FeatureRoute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value_B: Tensor, read_by_head: Sequence[int], *tensors: Tensor) -> Tensor:
@@ -150,7 +118,7 @@ class _FeatureRoute(torch.autograd.Function):
         return value_B.clone()
 
     @staticmethod
-    @_refuse_second_derivative
+    @refuse_second_derivative
     def backward(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:
         num_heads = len(ctx.read_by_head)
         sums: list[Tensor | None] = [None] * len(ctx.dtypes)
@@ -173,7 +141,7 @@ class _ClassRoute(torch.autograd.Function):
         return value_B.clone()
 
     @staticmethod
-    @_refuse_second_derivative
+    @refuse_second_derivative
     def backward(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:
         num_heads = len(ctx.ranges)
         tensors = ctx.saved_tensors

@@ -15,16 +15,19 @@ TRANSFORMS = {"Grad": "grad, vjp or jacrev", "Vmap": "vmap", "Jvp": "jvp or jacf
 """Functions of torch.func by the name of their level on functorch's stack."""
 
 
+def may_transform() -> bool:
+    """Whether a function transform or forward-mode AD is at work at all; torch.compile has none at hand."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
 def check_no_transform(tensors: Iterable[Tensor]) -> None:
     """Check that neither a function transform nor forward-mode AD asks for derivatives or batches of these tensors.
-
-    torch.compile has no such transform at hand, and is not asked.
 
     Raises:
         RuntimeError: one does; the message names it.
     """
-    if torch.compiler.is_compiling():
-        return
     if asked := _requested_transform(list(tensors)):
         raise RuntimeError(
             f"random_label_loss was called under {asked}, for which its tiled and fused implementations have no rules: pass "

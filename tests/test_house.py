@@ -61,9 +61,11 @@ ARROWS = {
     "kernels": {
         "tools": "gpu cpu rows random_label_loss",
         "tools/ptx": "tools gpu random_label_loss",
-        "random_label_loss": "arguments transforms head_gradient stages rows gpu label_source",
+        "random_label_loss": "arguments transforms implementations batched head_gradient stages rows gpu label_source",
+        "implementations": "arguments gpu",
         "head_gradient": "cpu rows",
-        "stages": "cpu gpu rows",
+        "stages": "cpu gpu rows first_derivative",
+        "batched": "rows native label_source first_derivative",
         "cpu": "rows native",
         "gpu": "rows cache_folder",
         "arguments": "rows label_source",
@@ -72,6 +74,7 @@ ARROWS = {
         "native": "cache_folder",
         "cache_folder": "",
         "label_source": "",
+        "first_derivative": "",
     },
     "memorization": {
         "validation": "measures baselines heads audit arguments quantiles atomic_file",
@@ -92,7 +95,7 @@ ARROWS = {
 STEP_FOLDERS = (
     *("engine/learner", "engine/model", "engine/distributed", "engine/gauges", "engine/training"),
     *("memorization/heads", "memorization/records"),
-    *("kernels", "kernels/rows", "kernels/cpu", "kernels/gpu"),
+    *("kernels", "kernels/rows", "kernels/cpu", "kernels/gpu", "kernels/batched"),
     *("loaders/augment", "loaders/contract"),
 )
 HOST_READS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique"}

@@ -4,6 +4,7 @@ Everything is kept relative to a shift s that is the largest logit of a class ot
 labels' own terms apart from the others' sum: no digit of 1 − p_y is lost however far a label's logit lies above the rest.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -69,6 +70,11 @@ class RowSoftmax(NamedTuple):
         return F.logsigmoid(self.log_odds)
 
     @property
+    def bits(self) -> Tensor:
+        """log2 K + log2 p_y of the first label, (B,)."""
+        return (math.log(self.num_labels) + self.log_p[0]) / math.log(2)
+
+    @property
     def lse(self) -> Tensor:
         """Log Σ e^{z_j} over all classes, (B,)."""
         return self.shift_B + self.log_sum_B
@@ -103,7 +109,7 @@ def by_head(rows: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     """Cut the last dimension, the rows of all heads one head after another, into those of each head."""
     if num_heads == 1:
         return (rows,)
-    return rows.unflatten(-1, (num_heads, rows.shape[-1] // num_heads)).unbind(-2)
+    return rows.view(*rows.shape[:-1], num_heads, rows.shape[-1] // num_heads).unbind(-2)
 
 
 def merge_partials(parts: Sequence[Partials], labels: RowLabels, num_labels: int) -> RowSoftmax:

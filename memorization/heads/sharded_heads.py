@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlpheads.kernels.head_gradient import HandingOver
-from rlpheads.kernels.random_label_loss import resolve_impl
+from rlpheads.kernels.implementations import resolve_kernel
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange
 from rlpheads.kernels.stages import KERNELS
@@ -206,7 +206,7 @@ class ShardedRLPHeads(HeadModules):
     def _kernel(self, head: ShardedHead, impl: str) -> Kernel:
         """Return the local stages: those of this device and size, and the reference's where there is no class."""
         num_held = head.classes.weight_KD.shape[0]
-        name = "reference" if num_held == 0 else resolve_impl(impl, head.features_GD, num_held)
+        name = "reference" if num_held == 0 else resolve_kernel(impl, head.features_GD, num_held)
         kernel = KERNELS[name] if self.num_blocks == 1 else ClassBlockStages(self.num_labels)
         if self.consumer is None or name == "reference" or self.num_blocks > 1:
             return kernel

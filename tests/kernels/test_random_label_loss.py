@@ -227,21 +227,14 @@ def test_double_backward_is_refused() -> None:
             gradient.sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "num_labels", "is_differentiable_twice"),
-    [(512, 192, True), (32, 1024, True), (512, 193, False), (33, 1024, False)],
-)
-def test_auto_writes_few_logits_out_on_a_cpu(num_rows: int, num_labels: int, is_differentiable_twice: bool) -> None:
-    problem = make_problem(1, num_rows, num_labels)
-    features_BD, weight_KD, _ = leaves(problem)
-    loss = random_label_loss(features_BD, weight_KD, problem.labels_B, regularizer="uniform")
+@pytest.mark.parametrize("num_labels", [10, 3000])
+def test_auto_is_differentiated_once_at_any_size(num_labels: int) -> None:
+    problem = make_problem(1, 32, num_labels)
+    features_BD, _, _ = leaves(problem)
+    loss = random_label_loss(features_BD, problem.weight_KD, problem.labels_B, regularizer="uniform")
     (gradient_BD,) = torch.autograd.grad(loss.regularizer_B.sum(), features_BD, create_graph=True)
-    if is_differentiable_twice:
+    with pytest.raises(RuntimeError, match="differentiated twice"):
         gradient_BD.sum().backward()
-        assert features_BD.grad is not None
-    else:
-        with pytest.raises(RuntimeError, match="differentiated twice"):
-            gradient_BD.sum().backward()
 
 
 # ----------------------------------------------------------------------------------------------------- inputs of all kinds

@@ -7,6 +7,7 @@ import torch
 from kernel_problems import KINDS, Problem, assert_same, evaluate, make_problem
 from torch import Tensor
 
+from rlpheads.kernels.implementations import IMPLS
 from rlpheads.kernels.rows.partials import ClassRange, LogitGradient, Needs
 from rlpheads.kernels.rows.row_softmax import merge_partials
 from rlpheads.kernels.rows.terms import TERMS
@@ -72,6 +73,10 @@ def test_ranges_add_up_to_the_whole_head(edges, kind, seed, tiled, small_tiles):
     actual = evaluate_ranges(problem, kind, edges, impls)
     expected = evaluate(problem, kind, "reference")
     assert_same(actual, {name: expected[name] for name in actual}, 1e-12)
+
+
+def test_every_implementation_but_the_batched_one_has_stages() -> None:
+    assert {"auto", "batched", *KERNELS} == set(IMPLS)
 
 
 def test_ties_between_ranges_go_to_the_lowest_label():

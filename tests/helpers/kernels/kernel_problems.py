@@ -9,7 +9,7 @@ from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.kernels.rows.row_softmax import RowLabels, row_labels
 
 KINDS = ("unlikelihood", "uniform", "reversal", "entropy")
-IMPLS = ("reference", "tiled_cpu")
+IMPLS = ("reference", "batched", "tiled_cpu")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,256 @@
+"""Heads of few labels in one call: `impl="batched"` writes out the logits of all of them, and of each row its dL/dz.
+
+Three products in all: logits, and the two gradients. On a CPU and in float32 each is one call of C++ (`batched_native`),
+elsewhere one batched product of the library (`written_rows`). Memory: B·K numbers a head for each gradient route.
+"""
+
+from collections.abc import Sequence
+from itertools import compress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlpheads.kernels.batched.batched_native import MAX_LABELS_OF_LOOPS, NativeBatch, native_batch
+from rlpheads.kernels.batched.written_rows import (
+    WrittenHeads,
+    WrittenRows,
+    batched_class_gradients,
+    batched_feature_gradients,
+    batched_logits,
+    written_rows,
+)
+from rlpheads.kernels.first_derivative import refuse_second_derivative
+from rlpheads.kernels.label_source import check_values_on_host
+from rlpheads.kernels.rows.partials import accumulation_dtype
+from rlpheads.kernels.rows.row_softmax import row_labels
+
+
+class BatchedTerms(NamedTuple):
+    """What is computed beside the cross-entropy and the measures."""
+
+    regularizer: str | None
+    joint: bool
+
+
+BatchedLosses = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor]
+"""The members of `RandomLabelLoss`, in their order."""
+
+
+class BatchedLabels(NamedTuple):
+    """Labels of all heads' rows, one head after another."""
+
+    index_LR: Tensor
+    """int64, one or two labels for each row."""
+    first_weight_R: Tensor | None
+    """Weight of the first of two; None where rows have one."""
+
+
+def batched_losses(heads: WrittenHeads, labels: BatchedLabels, terms: BatchedTerms) -> BatchedLosses:
+    """The members of `RandomLabelLoss` of all heads' rows, (R,), with their gradient routes attached.
+
+    Raises:
+        ValueError: labels outside [0, K), or weights outside [0, 1] (on the CPU).
+    """
+    with_gradient = torch.is_grad_enabled()
+    parameters = [*heads.weights, *heads.biases]
+    for_classes = with_gradient and any(each is not None and each.requires_grad for each in parameters)
+    for_features = with_gradient and any(features_BD.requires_grad for features_BD in heads.features)
+    # The joint term has the gradient of the cross-entropy.
+    wanted = for_classes or (terms.joint and for_features), for_features and terms.regularizer is not None
+    with torch.no_grad():
+        rows = _forward(heads, labels, terms.regularizer, wanted)
+    cross_entropy_R, regularizer_R, joint_R = rows.cross_entropy_R, None, None
+    if terms.joint:
+        joint_R = _attach_features(cross_entropy_R, rows.class_gradient_RK if for_features else None, heads)
+    if terms.regularizer is not None:
+        regularizer_R = _attach_features(rows.regularizer_R, rows.feature_gradient_RK, heads)
+    if for_classes:
+        cross_entropy_R = _ClassRoute.apply(cross_entropy_R, rows.class_gradient_RK, heads.features, *parameters)
+    return cross_entropy_R, regularizer_R, joint_R, rows.hit_R, rows.bits_R, rows.margin_R, rows.lse_R
+
+
+def _attach_features(value_R: Tensor, gradient_RK: Tensor | None, heads: WrittenHeads) -> Tensor:
+    """`value_R` as a function of the features alone, whose logits have this gradient; None where none is wanted."""
+    if gradient_RK is None:
+        return value_R.clone()
+    places = _distinct_places(heads.features)
+    distinct = [
+        features_BD for number, features_BD in enumerate(heads.features) if places[number] not in places[:number]
+    ]
+    return _FeatureRoute.apply(value_R, gradient_RK, places, *distinct, *heads.weights)
+
+
+def _distinct_places(features: Sequence[Tensor]) -> tuple[int, ...]:
+    """Of each head the number of its features among the distinct ones, in the order of their first head."""
+    numbers: dict[int, int] = {}
+    return tuple(numbers.setdefault(id(features_BD), len(numbers)) for features_BD in features)
+
+
+class _ClassRoute(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, value_R: Tensor, gradient_RK: Tensor, features: list[Tensor], *parameters: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(gradient_RK, *features)
+        ctx.dtypes = [None if parameter is None else parameter.dtype for parameter in parameters]
+        return value_R.clone()
+
+    @staticmethod
+    @refuse_second_derivative
+    def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
+        gradient_RK, *features = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        found = iter(_class_gradients_op(features, gradient_RK, upstream_R, wanted))
+        gradients = [next(found) if is_wanted else None for is_wanted in wanted]
+        return (None, None, None, *map(_in_dtype, gradients, ctx.dtypes))
+
+
+def _in_dtype(gradient: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    return gradient if gradient is None or gradient.dtype == dtype else gradient.to(dtype)
+
+
+class _FeatureRoute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value_R: Tensor, gradient_RK: Tensor, places: tuple[int, ...], *tensors: Tensor) -> Tensor:
+        num_distinct = len(tensors) - len(places)
+        ctx.save_for_backward(gradient_RK, *tensors[num_distinct:])
+        ctx.places, ctx.dtypes = places, [features_BD.dtype for features_BD in tensors[:num_distinct]]
+        return value_R.clone()
+
+    @staticmethod
+    @refuse_second_derivative
+    def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
+        gradient_RK, *weights = ctx.saved_tensors
+        sums = _feature_gradients_op(weights, gradient_RK * upstream_R[:, None], ctx.places)
+        return (None, None, None, *map(_in_dtype, sums, ctx.dtypes), *[None] * len(weights))
+
+
+def _forward(heads: WrittenHeads, labels: BatchedLabels, kind: str | None, wanted: tuple[bool, bool]) -> WrittenRows:
+    found = WrittenRows._make(_forward_op(*heads, *labels, kind, *wanted))
+    return found._replace(
+        class_gradient_RK=found.class_gradient_RK if wanted[0] else None,
+        feature_gradient_RK=found.feature_gradient_RK if wanted[1] else None,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the operators
+# Plain registrations: torch.library.custom_op costs twice as much a call, which is felt at few labels.
+
+_LIBRARY = torch.library.Library("rlpheads", "FRAGMENT")
+_HEADS = "Tensor[] features, Tensor[] weights, Tensor?[] biases, "
+_KEY = "CompositeExplicitAutograd"
+
+
+def _register(name: str, schema: str, function: Any, shape: Any) -> Any:
+    """Define an operator, opaque to FakeTensorMode and to torch.compile, and return it."""
+    _LIBRARY.define(f"{name}({schema}")
+    _LIBRARY.impl(name, function, _KEY)
+    torch.library.register_fake(f"rlpheads::{name}", shape, lib=_LIBRARY)
+    return getattr(torch.ops.rlpheads, name).default
+
+
+def _compute_rows(
+    features: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    index_LR: Tensor,
+    first_weight_R: Tensor | None,
+    kind: str | None,
+    for_classes: bool,
+    for_features: bool,
+) -> list[Tensor]:
+    heads, dtype = WrittenHeads(features, weights, biases), accumulation_dtype(features[0], weights[0])
+    native, wanted = native_batch(dtype, index_LR.device), (for_classes, for_features)
+    with torch.autocast(index_LR.device.type, enabled=False):
+        logits_RK = None if native and weights[0].shape[0] <= MAX_LABELS_OF_LOOPS else batched_logits(heads, dtype)
+        if native is None and index_LR.device.type == "cpu":
+            check_values_on_host(index_LR, first_weight_R, weights[0].shape[0])
+        if native is not None:
+            rows = native.forward(heads, (index_LR, first_weight_R), kind, wanted, logits_RK)
+        else:
+            assert logits_RK is not None
+            rows = written_rows(logits_RK, row_labels(index_LR, first_weight_R, dtype), kind, wanted)
+    nothing = rows.lse_R.new_empty(0)
+    return [nothing if each is None else each for each in rows]
+
+
+def _shape_of_rows(
+    features: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    index_LR: Tensor,
+    first_weight_R: Tensor | None,
+    kind: str | None,
+    for_classes: bool,
+    for_features: bool,
+) -> list[Tensor]:
+    dtype, num_rows = accumulation_dtype(features[0], weights[0]), index_LR.shape[1]
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return features[0].new_empty(shape, dtype=dtype)
+
+    matrices = [empty(num_rows, len(weights[0])) if wanted else empty(0) for wanted in (for_classes, for_features)]
+    return [*(empty(num_rows) for _ in range(5)), empty(num_rows, dtype=torch.bool), *matrices]
+
+
+def _compute_class_gradients(
+    features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, wanted: list[bool]
+) -> list[Tensor]:
+    """Those gradients of the weights, then of the biases, that are wanted, in the dtype of that of the logits."""
+    native = _native_loops(gradient_RK)
+    if native is not None:
+        return native.class_gradients(features, gradient_RK, upstream_R, wanted)
+    with torch.autocast(gradient_RK.device.type, enabled=False):
+        of_weights, of_biases = batched_class_gradients(features, gradient_RK, upstream_R)
+    return list(compress([*of_weights, *of_biases], wanted))
+
+
+def _native_loops(gradient_RK: Tensor) -> NativeBatch | None:
+    """The calls that multiply by loops in C++, where these are faster."""
+    return native_batch(gradient_RK.dtype, gradient_RK.device) if gradient_RK.shape[1] <= MAX_LABELS_OF_LOOPS else None
+
+
+def _shape_of_class_gradients(
+    features: list[Tensor],
+    gradient_RK: Tensor,
+    upstream_R: Tensor,
+    wanted: list[bool],
+) -> list[Tensor]:
+    num_labels = gradient_RK.shape[1]
+    shapes = [*((num_labels, features_BD.shape[1]) for features_BD in features), *[(num_labels,)] * len(features)]
+    return [gradient_RK.new_empty(shape) for shape in compress(shapes, wanted)]
+
+
+def _compute_feature_gradients(weights: list[Tensor], gradient_RK: Tensor, places: list[int]) -> list[Tensor]:
+    """Σ of G·W over the heads that read the same features, in the dtype of the gradient."""
+    native = _native_loops(gradient_RK)
+    if native is not None:
+        return native.feature_gradients(weights, gradient_RK, places)
+    with torch.autocast(gradient_RK.device.type, enabled=False):
+        return batched_feature_gradients(weights, gradient_RK, places)
+
+
+def _shape_of_feature_gradients(weights: list[Tensor], gradient_RK: Tensor, places: list[int]) -> list[Tensor]:
+    num_rows = len(gradient_RK) // len(places)
+    return [gradient_RK.new_empty(num_rows, weights[places.index(n)].shape[1]) for n in range(max(places) + 1)]
+
+
+_forward_op = _register(
+    "batched_forward",
+    f"{_HEADS}Tensor labels, Tensor? first_weight, str? kind, bool for_classes, bool for_features) -> Tensor[]",
+    _compute_rows,
+    _shape_of_rows,
+)
+_class_gradients_op = _register(
+    "batched_class_gradients",
+    "Tensor[] features, Tensor gradient, Tensor upstream, bool[] wanted) -> Tensor[]",
+    _compute_class_gradients,
+    _shape_of_class_gradients,
+)
+_feature_gradients_op = _register(
+    "batched_feature_gradients",
+    "Tensor[] weights, Tensor gradient, int[] places) -> Tensor[]",
+    _compute_feature_gradients,
+    _shape_of_feature_gradients,
+)

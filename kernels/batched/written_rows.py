@@ -1,0 +1,137 @@
+"""Heads of few labels in plain PyTorch: the logits of all heads written out by one batched product, each row's dL/dz beside.
+
+Features of different widths are padded with zeros to the widest. What is written out is what
+`rlpheads.kernels.rows.reference_stages` computes for one head; here no graph is recorded, and a product more is saved.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlpheads.kernels.rows.partials import LogitGradient
+from rlpheads.kernels.rows.reference_stages import LabelPlaces, RowSums, logit_gradient, sum_rows
+from rlpheads.kernels.rows.row_softmax import RowLabels, RowSoftmax, merge_partials
+from rlpheads.kernels.rows.terms import TERMS, Coefficients
+
+
+class WrittenHeads(NamedTuple):
+    """Features (B, D), weight (K, D) and bias (K,) or None of each head; B and K are the same for all."""
+
+    features: list[Tensor]
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+
+
+class WrittenRows(NamedTuple):
+    """Values of all heads' rows R, one head after another, and their gradients in the logits under an upstream of 1."""
+
+    cross_entropy_R: Tensor
+    regularizer_R: Tensor
+    """Any numbers where there is none."""
+    bits_R: Tensor
+    margin_R: Tensor
+    lse_R: Tensor
+    hit_R: Tensor
+    class_gradient_RK: Tensor | None
+    """Of the cross-entropy; None where it is not wanted."""
+    feature_gradient_RK: Tensor | None
+    """Of the regulariser; None where it is not wanted."""
+
+
+def batched_logits(heads: WrittenHeads, dtype: torch.dtype) -> Tensor:
+    """Logits of all heads' rows, (R, K)."""
+    logits_HBK = _multiply_each(_in_dtype(heads.features, dtype), [each.mT for each in _in_dtype(heads.weights, dtype)])
+    if any(bias_K is not None for bias_K in heads.biases):
+        zeros_K = logits_HBK.new_zeros(logits_HBK.shape[-1])
+        biases = [zeros_K if bias_K is None else bias_K.to(dtype) for bias_K in heads.biases]
+        logits_HBK += torch.stack(biases)[:, None]
+    return logits_HBK.flatten(0, 1)
+
+
+def batched_class_gradients(
+    features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of every head's weight and bias from that of the logits and the upstream of every row."""
+    scaled_HBK = (gradient_RK * upstream_R[:, None]).unflatten(0, (len(features), -1))
+    weights_HKD = _multiply_each([each_BK.mT for each_BK in scaled_HBK], _in_dtype(features, gradient_RK.dtype))
+    of_weights = [each_KD[:, : x_BD.shape[1]] for each_KD, x_BD in zip(weights_HKD, features, strict=True)]
+    return of_weights, list(scaled_HBK.sum(1))
+
+
+def batched_feature_gradients(weights: list[Tensor], gradient_RK: Tensor, places: Sequence[int]) -> list[Tensor]:
+    """Gradients of the distinct features from that of the logits; head h reads those at `places[h]`."""
+    gradient_HBK = gradient_RK.unflatten(0, (len(weights), -1))
+    features_HBD = _multiply_each(list(gradient_HBK), _in_dtype(weights, gradient_RK.dtype))
+    if max(places) == 0:
+        return [features_HBD.sum(0)]
+    sums: list[Tensor] = []
+    for place, each_BD, weight_KD in zip(places, features_HBD, weights, strict=True):
+        each_BD = each_BD[:, : weight_KD.shape[1]]
+        if place == len(sums):
+            sums.append(each_BD)
+        else:
+            sums[place] = sums[place] + each_BD
+    return sums
+
+
+def _multiply_each(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
+    """The product of each two matrices, stacked: one batched product on a GPU, products that need no copies on a CPU."""
+    width = max(right.shape[1] for right in rights)
+    if lefts[0].device.type != "cpu":
+        return torch.bmm(_stacked(lefts), _stacked(rights))
+    products = lefts[0].new_empty(len(lefts), len(lefts[0]), width)
+    for product, left, right in zip(products, lefts, rights, strict=True):
+        torch.mm(left, right, out=product if right.shape[1] == width else product[:, : right.shape[1]])
+    return products
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """The matrices of all heads, padded with zeros to the largest; one that all have in common is not copied."""
+    if all(matrix is matrices[0] for matrix in matrices):
+        return matrices[0].expand(len(matrices), -1, -1)
+    height, width = (max(matrix.shape[axis] for matrix in matrices) for axis in (0, 1))
+    padded = [F.pad(each, (0, width - each.shape[1], 0, height - each.shape[0])) for each in matrices]
+    return torch.stack(padded)
+
+
+def _in_dtype(matrices: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The matrices in a dtype; those that are one tensor stay one."""
+    cast: dict[int, Tensor] = {}
+    return [cast.setdefault(id(matrix), matrix if matrix.dtype == dtype else matrix.to(dtype)) for matrix in matrices]
+
+
+def written_rows(logits_RK: Tensor, labels: RowLabels, kind: str | None, wanted: tuple[bool, bool]) -> WrittenRows:
+    """Every value of the rows, and the gradients that are wanted: of the cross-entropy, of the regulariser `kind`."""
+    # A first column that is no class, as `reference_stages` has it.
+    places = LabelPlaces(labels.index_LB + 1, torch.ones_like(labels.index_LB, dtype=torch.bool))
+    sums = sum_rows(F.pad(logits_RK, (1, 0), value=-torch.inf), places)
+    rows = merge_partials([sums.partials], labels, logits_RK.shape[1])
+    cross_entropy_R = TERMS["cross_entropy"].value_B(rows)
+    return WrittenRows(
+        cross_entropy_R=cross_entropy_R,
+        regularizer_R=torch.zeros_like(cross_entropy_R) if kind is None else TERMS[kind].value_B(rows),
+        bits_R=rows.bits,
+        margin_R=rows.margin,
+        lse_R=rows.lse,
+        hit_R=rows.hit,
+        class_gradient_RK=_gradient("cross_entropy", sums, rows, places) if wanted[0] else None,
+        feature_gradient_RK=_gradient(kind, sums, rows, places) if wanted[1] and kind is not None else None,
+    )
+
+
+def _gradient(kind: str, sums: RowSums, rows: RowSoftmax, places: LabelPlaces) -> Tensor:
+    """dL/dz of all classes, (R, K)."""
+    factors: Coefficients = TERMS[kind].coefficients(rows)
+    # The shift of the merged rows is that of the sums, unless a row has no class but its labels: then all sums are 0.
+    has_others_R = sums.partials.sum_others_B > 0
+    scale_R = torch.where(has_others_R, factors.exp_B, 0)
+    exp_RC = sums.exp_BC
+    gradient_RC = logit_gradient(exp_RC, LogitGradient(scale_R[None], factors.label_LB), places)
+    if factors.moment_B is not None:
+        gradient_RC = gradient_RC + sums.moment_BC * torch.where(has_others_R, factors.moment_B, 0)[:, None]
+    if factors.uniform:
+        gradient_RC = gradient_RC + factors.uniform
+    return gradient_RC[:, 1:].contiguous()

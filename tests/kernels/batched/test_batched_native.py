@@ -1,0 +1,150 @@
+"""Heads of few labels in C++: as accurate as plain PyTorch, the same bits on any number of threads, its values checked."""
+
+import pytest
+import torch
+from kernel_problems import KINDS, Problem, assert_same, evaluate, make_problem, margin_problem, relative_error
+from torch import Tensor
+
+from rlpheads.kernels import native
+from rlpheads.kernels.batched.batched_native import MAX_LABELS_OF_LOOPS
+from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
+from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+SHAPES = [(6, 23, 5), (7, 10, 192), (37, 2, 16), (13, MAX_LABELS_OF_LOOPS, 33), (129, 300, 17), (1, 1003, 48)]
+"""Rows, labels, features: ragged in every block of the loops, and on both sides of the library's products."""
+
+
+def assert_as_accurate_as_plain(problem: Problem, kind: str) -> None:
+    """In float32 the error is at most twice the plain implementation's, and 1e-6; measures and hits among it."""
+    narrow = problem.to(torch.float32)
+    truth = evaluate(narrow.to(torch.float64), kind, "reference")
+    plain, found = evaluate(narrow, kind, "reference"), evaluate(narrow, kind, "batched")
+    is_clear_B = truth["margin_B"].abs() > 1e-4
+    assert torch.equal(found["hit_B"][is_clear_B], truth["hit_B"][is_clear_B])
+    for name in truth:
+        if name.endswith("gradient"):
+            bound = 2 * relative_error(plain[name], truth[name]) + 1e-6
+            assert relative_error(found[name], truth[name]) <= bound, name
+        elif name != "hit_B":
+            scale = 1 + truth[name].abs().max()
+            plain_error, error = ((each[name].double() - truth[name]).abs().max() / scale for each in (plain, found))
+            assert error <= 2 * plain_error + 1e-6, name
+
+
+@kinds
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("spread", [0.01, 1.0, 30.0])
+def test_every_shape_and_spread(kind: str, shape: tuple[int, int, int], spread: float) -> None:
+    num_rows, num_labels, num_features = shape
+    for seed in (2, 3):  # neither bias nor pair, and both
+        problem = make_problem(seed, num_rows, num_labels, num_features=num_features, spread=spread)
+        assert_as_accurate_as_plain(problem, kind)
+
+
+@kinds
+@pytest.mark.parametrize("margin", [0, 8, 16, 40, 80])
+@pytest.mark.parametrize("num_labels", [40, 500])
+def test_every_margin(kind: str, margin: int, num_labels: int) -> None:
+    assert_as_accurate_as_plain(margin_problem(margin, num_labels=num_labels), kind)
+
+
+@kinds
+def test_a_second_label_that_repeats_the_first_changes_nothing(kind: str) -> None:
+    problem = make_problem(1, 9, 12).to(torch.float32)
+    weight_B = torch.linspace(0, 1, 9)
+    repeated = Problem(
+        problem.features_BD, problem.weight_KD, problem.labels_B, problem.bias_K, (problem.labels_B, weight_B)
+    )
+    assert_same(evaluate(repeated, kind, "batched"), evaluate(problem, kind, "batched"), 1e-6)
+
+
+@pytest.mark.parametrize("num_labels", [10, 100])
+def test_the_bits_do_not_depend_on_the_threads(num_labels: int) -> None:
+    problem = make_problem(3, 70, num_labels, num_features=96).to(torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append(evaluate(problem, "entropy", "batched"))
+    finally:
+        torch.set_num_threads(threads)
+    names = [name for name in found[0] if num_labels <= MAX_LABELS_OF_LOOPS]  # beyond, the library multiplies
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in names)
+
+
+def test_a_row_of_nan_leaves_the_others_alone() -> None:
+    problem = make_problem(1, 4, 30).to(torch.float32)
+    broken_BD = problem.features_BD.clone()
+    broken_BD[1] = torch.nan
+    clean = evaluate(problem, "unlikelihood", "batched")
+    broken = evaluate(
+        Problem(broken_BD, problem.weight_KD, problem.labels_B, problem.bias_K), "unlikelihood", "batched"
+    )
+    keep = [0, 2, 3]
+    for name in ("cross_entropy_B", "regularizer_B", "bits_B", "margin_B", "lse_B", "regularizer_gradient"):
+        torch.testing.assert_close(broken[name][keep], clean[name][keep])
+    for name in ("cross_entropy_B", "regularizer_B", "bits_B", "lse_B", "regularizer_gradient"):
+        assert broken[name][1].isnan().all(), name
+    assert not broken["hit_B"][1]
+
+
+def gradients_of_heads(problems: list[Problem], shared: Tensor | None) -> list[Tensor]:
+    weights = [problem.weight_KD.detach().requires_grad_() for problem in problems]
+    features = [problem.features_BD.detach().requires_grad_() for problem in problems] if shared is None else [shared]
+    losses = random_label_losses(
+        features if shared is None else shared,
+        weights,
+        [problem.labels_B for problem in problems],
+        regularizer="uniform",
+        joint=True,
+        impl="batched",
+    )
+    total = sum(
+        (n + 1) * (loss.cross_entropy_B + loss.regularizer_B + 2 * loss.joint_B).sum() for n, loss in enumerate(losses)
+    )
+    return list(torch.autograd.grad(total, [*weights, *features]))
+
+
+@pytest.mark.parametrize("num_labels", [11, 100])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_heads_in_cpp_equal_those_in_pytorch(num_labels: int, is_shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = [7] * 3 if is_shared else [5, 40, 19]
+    problems = [make_problem(2, 10, num_labels, num_features=width).to(torch.float32) for width in widths]
+    shared = problems[0].features_BD.requires_grad_() if is_shared else None
+    found = gradients_of_heads(problems, shared)
+    monkeypatch.setattr(native, "load_library", lambda: None)
+    for one, other in zip(found, gradients_of_heads(problems, shared), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_call_of_known_shapes_still_looks_at_its_labels_and_a_call_of_others_at_its_shapes() -> None:
+    features_BD, weight_KD = torch.zeros(3, 4), torch.zeros(5, 4)
+    good_B = torch.tensor([0, 1, 4])
+    for _ in range(2):
+        random_label_loss(features_BD, weight_KD, good_B)
+        with pytest.raises(ValueError, match=r"labels must be in \[0, 5\); got labels from 1 to 5"):
+            random_label_loss(features_BD, weight_KD, good_B + 1)
+        with pytest.raises(ValueError, match=r"weights of a pair must be in \[0, 1\]"):
+            random_label_loss(features_BD, weight_KD, good_B, pair=(good_B, torch.full((3,), 1.5)))
+        with pytest.raises(ValueError, match=r"labels must be \(3,\)"):
+            random_label_loss(features_BD, weight_KD, good_B[:2])
+        with pytest.raises(ValueError, match="weight must be of a floating-point dtype"):
+            random_label_loss(features_BD, weight_KD.long(), good_B)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_labels", "impl", "kernel"),
+    [
+        (10**6, 10, "batched", "reference"),
+        (64, 1000, "batched", "tiled_cpu"),
+        (2048, 2048, "tiled_cpu", "tiled_cpu"),
+        (3, 10_000, "batched", "reference"),
+        (64, 10_000, "tiled_cpu", "tiled_cpu"),
+    ],
+)
+def test_what_auto_takes(num_rows: int, num_labels: int, impl: str, kernel: str) -> None:
+    features_BD = torch.zeros(1, 1).expand(num_rows, 1)
+    assert resolve_impl("auto", features_BD, num_labels) == impl
+    assert resolve_kernel("auto", features_BD, num_labels) == kernel
