@@ -1,7 +1,8 @@
 """`python -m rlpheads.kernels.tools.ptx`: what the kernels of a loss execute on three chips, beside the model of `traffic`.
 
 Forward and backward of one loss, of the tiles of logits the first alone, scaled by the grid. "Read once" takes each tensor of
-a launch from memory once; "asked for" is what threads ask for, caches or not.
+a launch from memory once; "asked for" is what threads ask for, caches or not; "shared" is what threads, copies and matrix
+products read and write of shared memory.
 """
 
 import argparse
@@ -19,19 +20,8 @@ from rlpheads.kernels.tools.ptx.block import KernelLaunch
 from rlpheads.kernels.tools.ptx.counts import KINDS
 from rlpheads.kernels.tools.ptx.launch import executed
 
-COLUMNS = (
-    "kernel",
-    "chip",
-    "blocks",
-    "a logit",
-    *KINDS,
-    "integer",
-    "read once",
-    "asked for",
-    "written",
-    "16 B",
-    "conflicts",
-)
+COLUMNS = ("kernel", "chip", "blocks", "a logit", *KINDS, "integer")
+COLUMNS += ("read once", "asked for", "written", "shared", "16 B", "conflicts")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PASS = ("row_shifts", "class_tiles", "merge_tiles", "align_tiles")
 """Kernels of the pass over the logits, which `traffic` models."""
@@ -62,17 +52,18 @@ def rows_of(chip: int, launches: list[KernelLaunch], num_logits: int) -> list[li
         found[launch.program.name.removesuffix("_kernel")].append(launch)
     rows = []
     for name, group in found.items():
+        scales = [launch.counts.grid / launch.counts.blocks for launch in group]
         each: Counter[str] = Counter()
-        for launch in group:
-            scale = launch.counts.grid / launch.counts.blocks
+        for launch, scale in zip(group, scales, strict=True):
             each.update({kind: number * scale / num_logits for kind, number in launch.counts.instructions.items()})
         stores = sum((launch.counts.stores for launch in group), Counter())
         passes = sum(launch.counts.shared_passes for launch in group)
         conflicts = sum(launch.counts.bank_conflicts for launch in group)
+        shared = sum(launch.counts.shared_bytes * scale for launch, scale in zip(group, scales, strict=True))
         rows.append(
             [name, f"sm_{chip}", str(sum(launch.counts.grid for launch in group)), f"{each.total():.2f}"]
             + [f"{each[kind]:.2f}" for kind in (*KINDS, "integer")]
-            + [f"{number / 1e6:.2f}" for number in moved(group)]
+            + [f"{number / 1e6:.2f}" for number in (*moved(group), shared)]
             + [f"{stores[16] / max(stores.total(), 1):.0%}", f"{conflicts / max(passes, 1):.0%}"]
         )
     return rows

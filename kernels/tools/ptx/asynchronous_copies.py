@@ -8,7 +8,8 @@ from rlpheads.kernels.tools.ptx.block import Action, Block
 from rlpheads.kernels.tools.ptx.checked_memory import Flight, KernelError
 from rlpheads.kernels.tools.ptx.formats import Array
 from rlpheads.kernels.tools.ptx.global_memory import GlobalMemory
-from rlpheads.kernels.tools.ptx.program import Address, Instruction, Literal
+from rlpheads.kernels.tools.ptx.program import Literal
+from rlpheads.kernels.tools.ptx.step import Step
 
 
 @dataclass
@@ -54,32 +55,31 @@ def barrier_at(block: Block, where: int) -> Barrier:
     """The mbarrier at an address of shared memory."""
     if where not in block.barriers:
         raise KernelError(f"no mbarrier at {where}")
-    return block.barriers[where]
+    barrier: Barrier = block.barriers[where]
+    return barrier
 
 
-def barrier_object(block: Block, instruction: Instruction, active: Array) -> None:
+def barrier_object(step: Step) -> None:
     """mbarrier.init, .arrive.expect_tx and .inval by one thread; `.try_wait` is the scheduler's."""
-    action = instruction.modifiers[0]
-    where = block.one(instruction.address(1 if action == "arrive" else 0), "u32", active)
-    thread = np.array([block.single(active)])
+    block, action = step.block, step.modifiers[0]
+    where = step.one(1 if action == "arrive" else 0)
     cells = where + np.arange(8)[None]
     if action == "init":
         if where in block.barriers:
             raise KernelError(f"initialises the mbarrier at {where} twice")
-        block.shared.write(cells, thread, np.zeros((1, 8), np.uint8))
-        count = block.one(instruction.operands[1], "u32", active)
-        block.barriers[where] = Barrier(count, count)
+        block.shared.write(cells, step.thread(), np.zeros((1, 8), np.uint8))
+        block.barriers[where] = Barrier(step.one(1), step.one(1))
         return
     barrier = barrier_at(block, where)
-    block.shared.read(cells, thread)
+    block.shared.read(cells, step.thread())
     if action == "arrive":
-        barrier.arrive(1, block.one(instruction.operands[2], "u32", active) if len(instruction.operands) > 2 else 0)
+        barrier.arrive(1, step.one(2) if len(step.operands) > 2 else 0)
     elif action == "inval":
         if barrier.actions:
             raise KernelError("invalidates an mbarrier on which an operation will complete")
         del block.barriers[where]
     else:
-        raise NotImplementedError(instruction.text)
+        raise NotImplementedError(step.instruction.text)
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,16 @@ def swizzled(cells: Array, swizzle: int) -> Array:
     return cells ^ (cells >> 7 & (1 << swizzle) - 1) << 4
 
 
-def copy(block: Block, instruction: Instruction, active: Array) -> None:
+def copy(step: Step) -> None:
     """cp.async: bulk tensors, and 4 to 16 bytes a thread in groups (9.7.9.25)."""
-    modifiers = instruction.modifiers
-    if "bulk" in modifiers:
-        _copy_tensor(block, instruction, active)
-    elif "commit_group" in modifiers:
-        block.copies.append([])
-    elif "wait_group" in modifiers:
-        kept = block.one(instruction.operands[0], "u32", active)
-        wait_for_groups(block.copies, kept)
+    if "bulk" in step.modifiers:
+        _copy_tensor(step)
+    elif "commit_group" in step.modifiers:
+        step.block.copies.append([])
+    elif "wait_group" in step.modifiers:
+        wait_for_groups(step.block.copies, step.one(0))
     else:
-        _copy_bytes(block, instruction, active)
+        _copy_bytes(step)
 
 
 def wait_for_groups(groups: list[list[Action]], kept: int) -> None:
@@ -132,18 +130,15 @@ def wait_for_groups(groups: list[list[Action]], kept: int) -> None:
             action()
 
 
-def _copy_bytes(block: Block, instruction: Instruction, active: Array) -> None:
+def _copy_bytes(step: Step) -> None:
     """cp.async.ca and .cg: what lies beyond the size of the source becomes zeros (9.7.9.25.3.1)."""
-    operands = instruction.operands
-    size, threads = block.one(operands[2], "u32", active), block.threads[active]
-    starts = block.addresses(instruction.address(0), "u32", active)
-    source = block.addresses(instruction.address(1), "u64", active)
-    given = operands[3] if len(operands) > 3 else Literal(size)
-    filled = block.column(given, "u32", active)[active]
-    if (starts % size).any() or (filled > size).any():
-        raise KernelError("cp.async to no multiple of its size, or of more than its size")
-    cells = starts[:, None] + np.arange(size)
-    flight = block.shared.begin(instruction.text, cells, threads, writes=True, proxy=False)
+    block, threads, size = step.block, step.threads, step.one(2)
+    cells, source = step.shared_cells(0, size), step.addresses(1, "u64")
+    filled = step.column(step.operands[3] if len(step.operands) > 3 else Literal(size), "u32")[step.active]
+    if (filled > size).any():
+        raise KernelError("cp.async of more than its size")
+    flight = block.shared.begin(step.instruction.text, cells, threads, writes=True, proxy=False)
+    block.launch.counts.shared(cells, threads)
 
     def values() -> Array:
         inside = np.arange(size) < filled[:, None]
@@ -158,19 +153,19 @@ def _copy_bytes(block: Block, instruction: Instruction, active: Array) -> None:
     block.copies[-1].append(land)
 
 
-def _copy_tensor(block: Block, instruction: Instruction, active: Array) -> None:
+def _copy_tensor(step: Step) -> None:
     """cp.async.bulk.tensor.2d: one thread moves a box, which completes on an mbarrier (9.7.9.25.5.2)."""
-    thread = block.single(active)
-    start = block.one(instruction.address(0), "u32", active)
-    source: Address = instruction.address(1)
-    column, row = (block.one(part, "s32", active) for part in source.coordinates)
-    tensor_map: TensorMap = block.launch.tensor_maps[block.one(source.base, "u64", active)]
-    barrier = barrier_at(block, block.one(instruction.address(2), "u32", active))
+    block, thread, start = step.block, step.thread(), step.one(0)
+    source = step.address(1)
+    column, row = (step.one(part, "s32") for part in source.coordinates)
+    tensor_map: TensorMap = block.launch.tensor_maps[step.one(source.base, "u64")]
+    barrier = barrier_at(block, step.one(2))
     if start % 128:
         raise KernelError("a tensor copy to no multiple of 128 bytes")
     num_bytes = tensor_map.box[0] * tensor_map.box[1] * tensor_map.itemsize
+    block.launch.counts.shared_bytes += num_bytes
     cells = swizzled(start + np.arange(num_bytes), tensor_map.swizzle)
-    flight = block.shared.begin(instruction.text, cells[None], np.array([thread]), writes=True, proxy=True)
+    flight = block.shared.begin(step.instruction.text, cells[None], thread, writes=True, proxy=True)
 
     def land() -> None:
         block.shared.fill(cells, tensor_map.box_at(block.launch.memory, row, column))
@@ -183,10 +178,10 @@ def _copy_tensor(block: Block, instruction: Instruction, active: Array) -> None:
         land()
 
 
-def fence(block: Block, instruction: Instruction, active: Array) -> None:
+def fence(step: Step) -> None:
     """fence.proxy.async (9.7.13.4)."""
-    if instruction.modifiers[:2] == ("proxy", "async"):
-        block.shared.fence(active)
+    if step.modifiers[:2] == ("proxy", "async"):
+        step.block.shared.fence(step.active)
 
 
 INSTRUCTIONS = {"cp": copy, "mbarrier": barrier_object, "fence": fence}

@@ -36,8 +36,7 @@ class CheckedMemory:
 
     def __init__(self, name: str, cells: int, kind: type, num_threads: int) -> None:
         self.data: Array = np.zeros(cells, kind)
-        self._name, self._num_threads = name, num_threads
-        self._epoch = 1
+        self._name, self._num_threads, self._epoch = name, num_threads, 1
         self._is_set, self._unfenced = np.zeros((2, cells), bool)
         self._writer, self._reader = np.full((2, cells), -1, np.int32)
         self._written_at, self._read_at = np.zeros((2, cells), np.int32)
@@ -45,23 +44,19 @@ class CheckedMemory:
 
     def read(self, cells_TN: Array, threads_T: Array) -> Array:
         """Let each thread read its row of cells."""
-        self._check(cells_TN, threads_T, writes=False)
-        self._note_readers(cells_TN, threads_T)
-        return self.data[cells_TN]
-
-    def _note_readers(self, cells_TN: Array, threads_T: Array) -> None:
+        self._check(cells_TN, threads_T, False)
         if not self.is_set(cells_TN):
             raise KernelError(f"reads {self._name} that was never written")
         threads_T1 = threads_T[:, None]
-        before = (self._read_at[cells_TN] == self._epoch) & (self._reader[cells_TN] != threads_T1)
+        others = (self._read_at[cells_TN] == self._epoch) & (self._reader[cells_TN] != threads_T1)
         self._reader[cells_TN] = threads_T1
-        before |= self._reader[cells_TN] != threads_T1
-        self._reader[cells_TN[before]] = SEVERAL
+        self._reader[cells_TN[others | (self._reader[cells_TN] != threads_T1)]] = SEVERAL
         self._read_at[cells_TN] = self._epoch
+        return self.data[cells_TN]
 
     def write(self, cells_TN: Array, threads_T: Array, values_TN: Array) -> None:
         """Let each thread write its row of cells; two may write the same values to one cell."""
-        self._check(cells_TN, threads_T, writes=True, values_TN=values_TN)
+        self._check(cells_TN, threads_T, True, values_TN=values_TN)
         self._land(cells_TN, threads_T, values_TN)
         if (self.data[cells_TN] != values_TN).any():
             raise KernelError(f"two threads write different values to one place of {self._name}")
@@ -76,7 +71,7 @@ class CheckedMemory:
         self, text: str, cells_PN: Array, parties_P: Array, *, writes: bool, span: int = 1, proxy: bool, pipe: str = ""
     ) -> Flight:
         """Begin an asynchronous operation of parties of `span` threads; `proxy`: it goes by the asynchronous proxy."""
-        self._check(cells_PN, parties_P, writes=writes, span=span, pipe=pipe)
+        self._check(cells_PN, parties_P, writes, span, pipe)
         if proxy and self._unfenced[cells_PN].any():
             raise KernelError(f"the asynchronous proxy meets {self._name} written without a fence.proxy.async")
         if not writes and not self.is_set(cells_PN):
@@ -116,11 +111,10 @@ class CheckedMemory:
         self,
         cells_PN: Array,
         parties_P: Array,
-        *,
         writes: bool,
         span: int = 1,
-        values_TN: Array | None = None,
         pipe: str = "",
+        values_TN: Array | None = None,
     ) -> None:
         low, high = cells_PN.min(), cells_PN.max()
         if low < 0 or high >= len(self.data):

@@ -32,6 +32,7 @@ class Counts:
     stores: Counter[int] = field(default_factory=Counter)
     """Stores to global memory by a thread, by their bytes."""
     shared_bytes: int = 0
+    """Read and written by threads, by copies and as operands of matrix products."""
     shared_passes: int = 0
     """Accesses of shared memory by a warp, each of as many passes as its busiest bank needs (32 banks of 4 bytes)."""
     least_passes: int = 0
@@ -42,22 +43,20 @@ class Counts:
         return self.shared_passes - self.least_passes
 
     def issue(self, instruction: Instruction, num_warps: int) -> None:
-        """Count an instruction of some warps."""
-        kind = _KIND_OF.get(instruction.name) or _arithmetic(instruction)
+        """Count an instruction of some warps; arithmetic by the type of its operands."""
+        kind = _KIND_OF.get(instruction.name)
+        if kind is None:
+            kind = "float" if instruction.modifiers[-1].startswith(("f", "bf")) else "integer"
         self.instructions[kind] += 32 * num_warps
 
-    def shared(self, addresses: Array, threads: Array, itemsize: int) -> None:
-        """Count an access of itemsize bytes at each thread's address: 128 bytes a pass and warp at most."""
-        self.shared_bytes += len(addresses) * itemsize
-        parts = max(itemsize * 32 // 128, 1)
-        groups = threads // (32 // parts)
-        words = addresses[:, None] // 4 + np.arange(max(itemsize // 4, 1))
+    def shared(self, cells_TN: Array, threads_T: Array) -> None:
+        """Count an access of N bytes by each thread: 128 bytes a pass and warp at most."""
+        size = cells_TN.shape[1]
+        self.shared_bytes += cells_TN.size
+        groups = threads_T // (32 // max(size * 32 // 128, 1))
+        words = cells_TN[:, :1] // 4 + np.arange(max(size // 4, 1))
         key = np.unique((groups[:, None].astype(np.int64) << 32 | words).ravel())
         busy = np.bincount((key >> 32) * 32 + key % 32)
-        busiest = busy.reshape(-1, 32) if len(busy) % 32 == 0 else np.pad(busy, (0, -len(busy) % 32)).reshape(-1, 32)
-        self.shared_passes += int(busiest.max(1).sum())
+        busiest = np.pad(busy, (0, -len(busy) % 32)).reshape(-1, 32).max(1)
+        self.shared_passes += int(busiest.sum())
         self.least_passes += len(np.unique(groups))
-
-
-def _arithmetic(instruction: Instruction) -> str:
-    return "float" if instruction.kind.startswith(("f", "bf")) else "integer"

@@ -2,199 +2,141 @@
 
 import numpy as np
 
-from rlpheads.kernels.tools.ptx.block import Block
 from rlpheads.kernels.tools.ptx.checked_memory import KernelError
-from rlpheads.kernels.tools.ptx.formats import Array, numpy_type, unsigned
-from rlpheads.kernels.tools.ptx.program import Group, Instruction, Register
+from rlpheads.kernels.tools.ptx.formats import TYPES, Array
+from rlpheads.kernels.tools.ptx.program import Group, Register
+from rlpheads.kernels.tools.ptx.step import Step
 
 
-def move(block: Block, instruction: Instruction, active: Array) -> None:
+def move(step: Step) -> None:
     """mov: copy, or take apart and put together vectors of registers, lowest bits first (9.7.9 "mov").
 
     Triton's compiler places some before the wait of the asynchronous operation that sets their source, where the ISA leaves
     a read undefined; these are done when the operation is.
     """
-    target, source = instruction.operands
-    kind = instruction.kind
-    owed = [
-        block.owed[part.name] for part in instruction.parts(1) if isinstance(part, Register) and part.name in block.owed
-    ]
-    if owed:
-        block.put_off(instruction.parts(0), active, owed[-1], lambda: move(block, instruction, active))
-        return
-    if isinstance(source, Group):
-        _put_together(block, instruction, active)
-    elif isinstance(target, Group):
-        _take_apart(block, instruction, active)
+    owed = [step.block.owed.get(part.name) for part in step.parts(1) if isinstance(part, Register)]
+    for queue in reversed(owed):
+        if queue is not None:
+            step.put_off(0, queue, lambda: move(step))
+            return
+    if isinstance(step.operands[1], Group):
+        _put_together(step)
+    elif isinstance(step.operands[0], Group):
+        _take_apart(step)
     else:
-        block.write(target, block.read(source, kind, active), active)
+        step.write(0, step.read(1))
 
 
-def _put_together(block: Block, instruction: Instruction, active: Array) -> None:
+def _put_together(step: Step) -> None:
     """A vector into one register; compilers put unset parts where nobody will look."""
-    sources, target = instruction.parts(1), instruction.operands[0]
-    holes = tuple(block.is_unset(part, active) for part in sources)
-    kind = f"b{numpy_type(instruction.kind).itemsize * 8 // len(sources)}"
-    columns = [
-        np.zeros(1, numpy_type(kind)) if hole else block.read(part, kind, active)
-        for part, hole in zip(sources, holes, strict=True)
-    ]
+    sources, target, kind = step.parts(1), step.operands[0], TYPES[step.kind]
+    part = f"b{8 * kind.itemsize // len(sources)}"
+    holes = tuple(step.block.is_unset(source, step.active) for source in sources)
+    columns = [np.zeros(1, TYPES[part]) if hole else step.read(x, part) for x, hole in zip(sources, holes, strict=True)]
     joined = np.ascontiguousarray(np.stack(np.broadcast_arrays(*columns), -1))
-    block.write(target, joined.view(numpy_type(instruction.kind))[..., 0], active)
+    step.write(target, joined.view(kind)[..., 0])
     if any(holes) and isinstance(target, Register):
-        block.holes[target.name] = holes
+        step.block.holes[target.name] = holes
 
 
-def _take_apart(block: Block, instruction: Instruction, active: Array) -> None:
-    source, targets = instruction.operands[1], instruction.parts(0)
-    holes = block.holes.pop(source.name, None) if isinstance(source, Register) else None
-    parts = _columns(block.read(source, instruction.kind, active), len(targets), block.num_threads)
-    for target, values, hole in zip(targets, parts, holes or (False,) * len(targets), strict=True):
+def _take_apart(step: Step) -> None:
+    source, targets = step.operands[1], step.parts(0)
+    name = source.name if isinstance(source, Register) else ""
+    holes = step.block.holes.pop(name, (False,) * len(targets))
+    whole = np.ascontiguousarray(step.column(1))
+    parts = whole.view(f"u{whole.dtype.itemsize // len(targets)}").reshape(-1, len(targets)).T
+    for target, values, hole in zip(targets, parts, holes, strict=True):
         if not hole:
-            block.write(target, values, active)
-    if holes and isinstance(source, Register):
-        block.holes[source.name] = holes
+            step.write(target, values)
+    if any(holes):
+        step.block.holes[name] = holes
 
 
-def _columns(values: Array, number: int, num_threads: int) -> Array:
-    whole = np.ascontiguousarray(np.broadcast_to(values, (num_threads,)))
-    return whole.view(unsigned(whole.dtype.itemsize // number)).reshape(num_threads, number).T
-
-
-def load_values(block: Block, instruction: Instruction, active: Array) -> None:
+def load_values(step: Step) -> None:
     """ld: from parameters, shared or global memory (9.7.9 "ld")."""
-    if instruction.modifiers[0] == "param":
-        _load_parameter(block, instruction, active)
-    elif instruction.modifiers[0].startswith("shared"):
-        _load_shared(block, instruction, active)
+    kind, number, space = TYPES[step.kind], len(step.parts(0)), step.modifiers[0]
+    if space == "param":
+        source = step.address(1)
+        assert isinstance(source.base, Register)
+        if source.offset:
+            raise KernelError("an offset into a parameter")
+        step.write(0, np.array(step.block.launch.values[source.base.name] & 2**64 - 1, np.uint64).astype(kind))
+    elif space.startswith("shared"):
+        cells = step.shared_cells(1, kind.itemsize * number)
+        step.block.launch.counts.shared(cells, step.threads)
+        step.write_columns(0, step.block.shared.read(cells, step.threads).view(kind))
     else:
-        _load_global(block, instruction, active)
+        starts = step.addresses(1, "u64", kind.itemsize * number)[:, None]
+        values = step.block.launch.memory.load(starts + kind.itemsize * np.arange(number), kind.itemsize)
+        step.write_columns(0, values.view(kind))
 
 
-def _load_parameter(block: Block, instruction: Instruction, active: Array) -> None:
-    source = instruction.address(1)
-    assert isinstance(source.base, Register)
-    if source.offset:
-        raise KernelError("an offset into a parameter")
-    value = block.launch.values[source.base.name] & 2**64 - 1
-    block.write(instruction.operands[0], np.array(value, np.uint64).astype(numpy_type(instruction.kind)), active)
-
-
-def _spread(block: Block, values: Array, active: Array) -> Array:
-    """Values of the active threads at their places."""
-    whole = np.zeros((block.num_threads, *values.shape[1:]), values.dtype)
-    whole[active] = values
-    return whole
-
-
-def shared_cells(block: Block, instruction: Instruction, place: int, size: int, active: Array) -> Array:
-    """Bytes that each active thread touches (T, size), counted; they begin at a multiple of the size."""
-    addresses = block.addresses(instruction.address(place), "u32", active)
-    _align(addresses, size, "shared")
-    block.launch.counts.shared(addresses, block.threads[active], size)
-    return addresses[:, None] + np.arange(size)
-
-
-def _load_shared(block: Block, instruction: Instruction, active: Array) -> None:
-    kind = numpy_type(instruction.kind)
-    targets = instruction.parts(0)
-    cells = shared_cells(block, instruction, 1, kind.itemsize * len(targets), active)
-    values = _spread(block, block.shared.read(cells, block.threads[active]).view(kind), active)
-    for number, target in enumerate(targets):
-        block.write(target, np.ascontiguousarray(values[:, number]), active)
-
-
-def _load_global(block: Block, instruction: Instruction, active: Array) -> None:
-    kind = numpy_type(instruction.kind)
-    addresses = block.addresses(instruction.address(1), "u64", active)
-    targets = instruction.parts(0)
-    _align(addresses, kind.itemsize * len(targets), "global")
-    for number, target in enumerate(targets):
-        values = block.launch.memory.load(addresses + number * kind.itemsize, kind.itemsize)
-        block.write(target, _spread(block, values.view(kind), active), active)
-
-
-def _align(addresses: Array, size: int, space: str) -> None:
-    if (addresses % size).any():
-        raise KernelError(f"{space} address {int(addresses[addresses % size != 0][0])} is no multiple of {size}")
-
-
-def store_values(block: Block, instruction: Instruction, active: Array) -> None:
+def store_values(step: Step) -> None:
     """st: to shared or global memory (9.7.9 "st")."""
-    kind = numpy_type(instruction.kind)
-    sources = [block.column(part, instruction.kind, active) for part in instruction.parts(1)]
-    values = np.ascontiguousarray(np.stack([source[active] for source in sources], 1))
-    size = kind.itemsize * len(sources)
-    if instruction.modifiers[0].startswith("shared"):
-        cells = shared_cells(block, instruction, 0, size, active)
-        block.shared.write(cells, block.threads[active], values.view(np.uint8))
+    values = step.columns(1)
+    size, number = values.dtype.itemsize, values.shape[1]
+    if step.modifiers[0].startswith("shared"):
+        cells = step.shared_cells(0, size * number)
+        step.block.launch.counts.shared(cells, step.threads)
+        step.block.shared.write(cells, step.threads, values.view(np.uint8))
         return
-    addresses = block.addresses(instruction.address(0), "u64", active)
-    _align(addresses, size, "global")
-    block.launch.counts.stores[size] += len(addresses)
-    for number in range(len(sources)):
-        block.launch.memory.store(
-            addresses + number * kind.itemsize, np.ascontiguousarray(values[:, number]).view(unsigned(kind.itemsize))
-        )
+    starts = step.addresses(0, "u64", size * number)[:, None]
+    step.block.launch.counts.stores[size * number] += len(starts)
+    step.block.launch.memory.store(starts + size * np.arange(number), values.view(f"u{size}"))
 
 
-def shuffle(block: Block, instruction: Instruction, active: Array) -> None:
+def shuffle(step: Step) -> None:
     """shfl.sync: a value of another lane: lane xor b, or lane b (9.7.9 "shfl.sync")."""
-    lane, warp = block.threads % 32, block.threads - block.threads % 32
-    by = block.read(instruction.operands[2], "u32", active).astype(np.int64)
-    source = warp + (lane ^ by if "bfly" in instruction.modifiers else by % 32)
-    if not active[source[active]].all():
+    threads = step.block.threads
+    by = step.read(2, "u32").astype(np.int64)
+    source = threads ^ by if "bfly" in step.modifiers else threads - threads % 32 + by % 32
+    if not step.active[source[step.active]].all():
         raise KernelError("shfl reads a lane that does not take part")
-    values = block.column(instruction.operands[1], "b32", active)
-    block.write(instruction.parts(0)[0], values[source], active)
+    step.write(step.parts(0)[0], step.column(1, "b32")[source])
 
 
-def reduce_warp(block: Block, instruction: Instruction, active: Array) -> None:
+def reduce_warp(step: Step) -> None:
     """redux.sync.max and .min of float32 over a warp (9.7.13 "redux.sync")."""
-    function = np.fmax if "max" in instruction.modifiers else np.fmin
-    values = block.read(instruction.operands[1], instruction.kind, active).reshape(-1, 32)
-    block.write(instruction.operands[0], np.repeat(function.reduce(values, 1), 32), active)
+    function = np.fmax if "max" in step.modifiers else np.fmin
+    step.write(0, np.repeat(function.reduce(step.column(1).reshape(-1, 32), 1), 32))
 
 
-def elect(block: Block, instruction: Instruction, active: Array) -> None:
+def elect(step: Step) -> None:
     """elect.sync d|p: the lowest active lane of each warp (9.7.13 "elect.sync")."""
-    leader = np.repeat(active.reshape(-1, 32).argmax(1), 32)
-    lane, chosen = instruction.parts(0)
-    block.write(lane, leader.astype(np.uint32), active)
-    block.write(chosen, block.threads % 32 == leader, active)
+    leader = np.repeat(step.active.reshape(-1, 32).argmax(1), 32)
+    lane, chosen = step.parts(0)
+    step.write(lane, leader.astype(np.uint32))
+    step.write(chosen, step.block.threads % 32 == leader)
 
 
-def _matrix_cells(block: Block, instruction: Instruction, place: int, number: int, active: Array) -> Array:
+def _matrix_cells(step: Step, place: int, number: int) -> Array:
     """Matrix `number` of 8 × 8 of 16 bits: lanes 8n to 8n+7 give its rows; lane l has places 2(l mod 4), +1 of row l/4.
 
     With .trans rows and places change their parts.
     """
-    lane = block.threads % 32
-    rows = np.zeros(block.num_threads, np.int64)
-    rows[active] = block.addresses(instruction.address(place), "u32", active)
-    if (rows % 16).any():
-        raise KernelError("a row of a matrix begins at no multiple of 16 bytes")
+    lane = step.block.threads % 32
+    rows = np.zeros(step.block.num_threads, np.int64)
+    rows[step.active] = step.shared_cells(place, 16)[:, 0]
     pair, other = lane[:, None] % 4 * 2 + np.arange(2), np.repeat(lane[:, None] // 4, 2, 1)
-    row, column = (pair, other) if "trans" in instruction.modifiers else (other, pair)
-    starts = rows[(block.threads - lane)[:, None] + 8 * number + row] + 2 * column
-    block.launch.counts.shared(starts[active][:, 0] // 4 * 4, block.threads[active], 4)
-    return (starts[active][:, :, None] + np.arange(2)).reshape(-1, 4)
+    row, column = (pair, other) if "trans" in step.modifiers else (other, pair)
+    starts = rows[(step.block.threads - lane)[:, None] + 8 * number + row] + 2 * column
+    cells = (starts[step.active][:, :, None] + np.arange(2)).reshape(-1, 4)
+    step.block.launch.counts.shared(cells[:, :1] // 4 * 4 + np.arange(4), step.threads)
+    return cells
 
 
-def load_matrix(block: Block, instruction: Instruction, active: Array) -> None:
+def load_matrix(step: Step) -> None:
     """ldmatrix.m8n8: one to four matrices from shared memory (9.7.15.5.15)."""
-    for number, target in enumerate(instruction.parts(0)):
-        cells = _matrix_cells(block, instruction, 1, number, active)
-        values = block.shared.read(cells, block.threads[active]).view(np.uint32)[:, 0]
-        block.write(target, _spread(block, values, active), active)
+    cells = [_matrix_cells(step, 1, number) for number in range(len(step.parts(0)))]
+    values = [step.block.shared.read(matrix, step.threads).view(np.uint32) for matrix in cells]
+    step.write_columns(0, np.concatenate(values, 1))
 
 
-def store_matrix(block: Block, instruction: Instruction, active: Array) -> None:
+def store_matrix(step: Step) -> None:
     """stmatrix.m8n8: the reverse (9.7.15.5.16)."""
-    for number, source in enumerate(instruction.parts(1)):
-        cells = _matrix_cells(block, instruction, 0, number, active)
-        values = block.column(source, "b32", active)[active]
-        block.shared.write(cells, block.threads[active], np.ascontiguousarray(values)[:, None].view(np.uint8))
+    for number, column in enumerate(step.columns(1, "b32").T):
+        values = np.ascontiguousarray(column)[:, None].view(np.uint8)
+        step.block.shared.write(_matrix_cells(step, 0, number), step.threads, values)
 
 
 INSTRUCTIONS = {

@@ -7,25 +7,16 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 NAN = np.array(0x7FFFFFFF, np.uint32).view(np.float32)
-_KINDS: dict[str, type] = {"f16": np.float16, "f32": np.float32, "f64": np.float64, "pred": np.bool_, "bf16": np.uint16}
-_KINDS |= {f"{letter}{8 * size}": np.dtype(f"u{size}").type for letter in "bu" for size in (1, 2, 4, 8)}
-_KINDS |= {f"s{8 * size}": np.dtype(f"i{size}").type for size in (1, 2, 4, 8)}
-_KINDS |= {"f32x2": np.uint64, "bf16x2": np.uint32, "f16x2": np.uint32, "tf32": np.uint32}
-
-
-def numpy_type(kind: str) -> np.dtype[Any]:
-    """The numpy type that holds a PTX type; bits alone for bf16, tf32 and packed pairs."""
-    return np.dtype(_KINDS[kind])
-
-
-def unsigned(itemsize: int) -> np.dtype[Any]:
-    """The unsigned integer of as many bytes."""
-    return np.dtype(f"u{itemsize}")
+_CODES = {"f16": "f2", "f32": "f4", "f64": "f8", "pred": "?", "bf16": "u2", "tf32": "u4"}
+_CODES |= {"f16x2": "u4", "bf16x2": "u4", "f32x2": "u8"}
+_CODES |= {f"{a}{8 * size}": f"{b}{size}" for a, b in ("bu", "uu", "si") for size in (1, 2, 4, 8)}
+TYPES = {name: np.dtype(code) for name, code in _CODES.items()}
+"""The numpy type that holds a PTX type; bits alone for bf16, tf32 and packed pairs."""
 
 
 def as_bits(values: Array) -> Array:
-    """The same bits as integers, where they are floats."""
-    return values.view(unsigned(values.dtype.itemsize)) if values.dtype.kind == "f" else values
+    """The same bits as unsigned integers, where they are floats."""
+    return values.view(f"u{values.dtype.itemsize}") if values.dtype.kind == "f" else values
 
 
 def from_bf16(bits: Array) -> Array:
@@ -47,15 +38,11 @@ def to_f16(values: Array, toward_zero: bool) -> Array:
     return np.where(beyond, np.nextafter(nearest, np.float16(0)), nearest)
 
 
-def to_tf32(bits: Array, toward_zero: bool) -> Array:
+def to_tf32(values: Array, toward_zero: bool) -> Array:
     """cvt.rna: float32 rounded to the nearest 10-bit significand, ties away from zero, or cut."""
+    bits = values.view(np.uint32)
     rounded = (bits + np.uint32(0 if toward_zero else 0x1000)) & np.uint32(0xFFFFE000)
     return np.where((bits & np.uint32(0x7F800000)) == 0x7F800000, bits, rounded)
-
-
-def canonical(values: Array) -> Array:
-    """What arithmetic returns: every NaN of float32 has the bits 0x7fffffff (9.7.3)."""
-    return np.where(np.isnan(values), NAN, values)
 
 
 def flush(values: Array) -> Array:
@@ -71,17 +58,10 @@ def elements(raw: Array, kind: str) -> Array:
     """
     if kind == "tf32":
         return (raw.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
-    numbers = from_bf16(raw.view(np.uint16)) if kind == "bf16" else raw.view(np.float16)
-    return numbers.astype(np.float64)
-
-
-def halves(packed: Array) -> tuple[Array, Array]:
-    """The two float32 of an f32x2."""
-    pair = packed.view(np.float32).reshape(-1, 2)
-    return pair[:, 0], pair[:, 1]
+    return (from_bf16(raw.view(np.uint16)) if kind == "bf16" else raw.view(np.float16)).astype(np.float64)
 
 
 def packed(low: Array, high: Array) -> Array:
     """Two arrays of one type as one of twice its bits."""
     pair = np.stack(np.broadcast_arrays(as_bits(low), as_bits(high)), -1)
-    return np.ascontiguousarray(pair).view(unsigned(2 * pair.dtype.itemsize))[..., 0]
+    return np.ascontiguousarray(pair).view(f"u{2 * pair.dtype.itemsize}")[..., 0]

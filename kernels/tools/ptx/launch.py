@@ -2,9 +2,10 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
@@ -23,19 +24,25 @@ from rlpheads.kernels.tools.ptx.program import Program, parse
 from rlpheads.kernels.tools.ptx.scheduler import Scheduler, check_supported
 
 FIRST_HANDLE = 0x7E57_0000_0000
+ASYNCHRONOUS = ("cp", "mbarrier", "wgmma", "tcgen05")
 
 
 @dataclass(frozen=True)
 class Compiled:
     """A kernel for a chip, as one set of arguments specialises it."""
 
-    program: Program
+    ptx: str
     shared_bytes: int
     types: dict[str, Any]
     """As Triton writes them: *bf16, i32, constexpr, …"""
     constants: dict[str, Any]
     boxes: list[dict[str, Any]]
     """Of tensor maps: block_size, elem_size and swizzle."""
+
+    @cached_property
+    def program(self) -> Program:
+        """Read when it is first run."""
+        return parse(self.ptx)
 
 
 @dataclass
@@ -48,8 +55,6 @@ class Executor:
     """Shuffles the order of the blocks."""
     limits: dict[str, int] = field(default_factory=dict)
     """How many blocks of a kernel to run; all by default."""
-    change: Callable[[str], str] = lambda text: text
-    """A change to the PTX."""
     launches: list[KernelLaunch] = field(default_factory=list)
     """What was executed."""
     compiled: dict[Any, Compiled] = field(default_factory=dict)
@@ -57,13 +62,13 @@ class Executor:
 
     def run(self, kernel: JITFunction, *arguments: Any, grid: tuple[int, ...], **options: Any) -> None:
         """Take the place of JITFunction.run."""
-        compiled, values = self._compile(kernel, arguments, options)
+        compiled, values = self.compile(kernel, arguments, options)
         width, height, depth = (*grid, 1, 1)[:3]
         launch = lay_out(compiled, values, (width, height, depth), self.late)
         self.launches.append(launch)
         run_blocks(launch, self.seed, self.limits.get(compiled.program.name))
 
-    def _compile(
+    def compile(
         self, kernel: JITFunction, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[Compiled, list[Any]]:
         """Specialise by the arguments as Triton does at a launch: those divisible by 16, those that are 1."""
@@ -79,21 +84,25 @@ class Executor:
             parsed, signature, constants, attributes = kernel._pack_args(
                 backend, options, bound, specialization, chosen
             )
-            self.compiled[key] = compile_source(
-                ASTSource(kernel, signature, constants, attributes), target, parsed.__dict__, self.change
-            )
+            source = ASTSource(kernel, signature, constants, attributes)
+            self.compiled[key] = _compile_source(source, target, parsed.__dict__)
         return self.compiled[key], list(bound.values())
 
 
-def compile_source(
-    source: ASTSource, target: GPUTarget, options: dict[str, Any], change: Callable[[str], str]
-) -> Compiled:
-    """Compile for a chip and parse."""
-    binary = triton.compile(source, target=target, options=options)
+def _compile_source(source: ASTSource, target: GPUTarget, options: dict[str, Any]) -> Compiled:
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.add_stages_inspection_hook = _without_assembler
+        binary = triton.compile(source, target=target, options=options)
     constants = {source.fn.arg_names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
-    program = parse(change(binary.asm["ptx"]))
     boxes = binary.metadata.tensordesc_meta or []
-    return Compiled(program, binary.metadata.shared, source.signature, constants, boxes)
+    return Compiled(binary.asm["ptx"], binary.metadata.shared, source.signature, constants, boxes)
+
+
+def _without_assembler(*backend_and_stages: Any) -> tuple[str, str]:
+    """Triton's hook on its stages: ptxas would take a quarter of the time; returns a key of its own for the cache."""
+    if backend_and_stages:
+        backend_and_stages[1]["cubin"] = lambda *_: b""
+    return "as far as PTX", ""
 
 
 def lay_out(compiled: Compiled, arguments: list[Any], grid: tuple[int, int, int], late: bool) -> KernelLaunch:
@@ -126,20 +135,17 @@ def lay_out(compiled: Compiled, arguments: list[Any], grid: tuple[int, int, int]
 
 
 def _tensor_map(descriptor: TensorDescriptor, box: dict[str, Any]) -> TensorMap:
-    base = descriptor.base
-    rows, columns = descriptor.shape
-    return TensorMap(
-        base.data_ptr(),
-        (rows, columns),
-        descriptor.strides[0],
-        box["elem_size"],
-        tuple(box["block_size"]),
-        box["swizzle"],
-    )
+    base, (rows, columns), stride = descriptor.base, descriptor.shape, descriptor.strides[0]
+    shape = tuple(box["block_size"])
+    return TensorMap(base.data_ptr(), (rows, columns), stride, box["elem_size"], shape, box["swizzle"])
+
+
+TOGETHER = 32
+"""Blocks that run at the same time, where nothing in the code is asynchronous: numpy's time is by the instruction."""
 
 
 def run_blocks(launch: KernelLaunch, seed: int | None = None, limit: int | None = None) -> None:
-    """Run the blocks one after another.
+    """Run the blocks, one after another or some together.
 
     Raises:
         KernelError: a block does what it must not.
@@ -148,12 +154,15 @@ def run_blocks(launch: KernelLaunch, seed: int | None = None, limit: int | None 
     blocks = [(x, y, z) for z in range(depth) for y in range(height) for x in range(width)]
     if seed is not None:
         random.Random(seed).shuffle(blocks)
-    launch.counts.grid = len(blocks)
+    launch.counts.grid, blocks = len(blocks), blocks[:limit]
     check_supported(launch.program)
+    is_asynchronous = any(instruction.name in ASYNCHRONOUS for instruction in launch.program.code)
+    number = 1 if is_asynchronous else TOGETHER
     with np.errstate(all="ignore"):
-        for index in blocks[:limit]:
-            launch.counts.blocks += 1
-            Scheduler(Block(launch, index)).run()
+        for first in range(0, len(blocks), number):
+            some = blocks[first : first + number]
+            launch.counts.blocks += len(some)
+            Scheduler(Block(launch, *some)).run()
 
 
 @contextmanager

@@ -46,22 +46,6 @@ class Instruction:
     unless: bool = False
     """Execute where the guard is false."""
 
-    @property
-    def kind(self) -> str:
-        """The last modifier, where most instructions have the type of their operands."""
-        return self.modifiers[-1]
-
-    def address(self, place: int) -> Address:
-        """An operand that must be an address."""
-        operand = self.operands[place]
-        assert isinstance(operand, Address), self.text
-        return operand
-
-    def parts(self, place: int) -> tuple[Operand, ...]:
-        """The registers of a vector; one alone is a vector of one."""
-        operand = self.operands[place]
-        return operand.parts if isinstance(operand, Group) else (operand,)
-
 
 @dataclass(frozen=True)
 class Program:
@@ -76,10 +60,6 @@ class Program:
     """Targets of `brx.idx`."""
     widths: dict[str, int]
     """Bits of each register by its name without the number; 1 of predicates."""
-
-    def width(self, name: str) -> int:
-        """Bits of a register."""
-        return self.widths[name] if name in self.widths else self.widths[name.rstrip("0123456789")]
 
 
 _ENTRY = re.compile(r"\.entry\s+(\w+)\s*\((.*?)\)\s*\.reqntid\s+(\d+)[^{]*\{", re.S)
@@ -104,8 +84,10 @@ def parse(text: str) -> Program:
         raise ValueError("no .entry with .reqntid in this PTX")
     parameters = {name: int(bits) // 8 * int(times or 1) for bits, name, times in _PARAMETER.findall(entry[2])}
     program = Program(entry[1], parameters, int(entry[3]), [], {}, {}, {})
-    for statement in _statements(_scoped(text[entry.end() :])):
-        _read(statement, program)
+    body = _scoped(text[entry.end() :])
+    end = re.search(r"^\}", body, re.M)
+    for statement in body[: end.start() if end else None].split(";"):
+        _read(" ".join(statement.split()), program)
     return program
 
 
@@ -122,12 +104,6 @@ def _scoped(body: str) -> str:
         return inner
 
     return _SCOPE.sub(rename, body)
-
-
-def _statements(body: str) -> list[str]:
-    """Statements up to the brace that closes the kernel; a label before one stays with it."""
-    end = re.search(r"^\}", body, re.M)
-    return [" ".join(part.split()) for part in body[: end.start() if end else None].split(";")]
 
 
 def _read(statement: str, program: Program) -> None:
@@ -147,9 +123,8 @@ def instruction(statement: str) -> Instruction:
     """One statement without its semicolon."""
     guard = _GUARD.match(statement)
     opcode, _, rest = statement[guard.end() if guard else 0 :].partition(" ")
-    name, *modifiers = re.sub(r"::", "#", opcode).split(".")
-    modifiers = [modifier.replace("#", "::") for modifier in modifiers]
-    operands = tuple(_operand(part) for part in _split(rest))
+    name, *modifiers = re.split(r"\.", opcode)
+    operands = tuple(map(_operand, _split(rest)))
     return Instruction(name, tuple(modifiers), operands, statement, guard and guard[2], bool(guard and guard[1]))
 
 
@@ -166,16 +141,13 @@ def _split(text: str) -> list[str]:
 
 
 def _operand(text: str) -> Operand:
-    if text[0] == "{":
-        return Group(tuple(map(_operand, _split(text[1:-1]))))
+    if text[0] == "{" or "|" in text:
+        return Group(tuple(map(_operand, _split(text[1:-1]) if text[0] == "{" else text.split("|"))))
     if text[0] == "[":
         where, *rest = _split(text[1:-1])
         base, _, offset = where.partition("+")
-        coordinates = _operand(rest[0]) if rest else Group(())
-        assert isinstance(coordinates, Group)
-        return Address(_operand(base.strip()), int(offset or "0", 0), coordinates.parts)
-    if "|" in text:
-        return Group(tuple(map(_operand, text.split("|"))))
+        coordinates = _split(rest[0][1:-1]) if rest else ()
+        return Address(_operand(base.strip()), int(offset or "0", 0), tuple(map(_operand, coordinates)))
     if text.startswith("0f"):
         return Literal(int(text[2:], 16))
     return Literal(int(text, 0)) if re.match(r"-?\d", text) else Register(text)

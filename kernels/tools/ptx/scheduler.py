@@ -6,20 +6,14 @@ wait, the asynchronous operations that a waiting thread needs complete; when the
 
 import numpy as np
 
-from rlpheads.kernels.tools.ptx import (
-    arithmetic,
-    asynchronous_copies,
-    bits_and_predicates,
-    data_movement,
-    tensor_cores,
-    tensor_memory,
-)
+from rlpheads.kernels.tools.ptx import arithmetic, asynchronous_copies, data_movement, tensor_cores, tensor_memory
 from rlpheads.kernels.tools.ptx.block import Block
 from rlpheads.kernels.tools.ptx.checked_memory import KernelError
 from rlpheads.kernels.tools.ptx.formats import Array
 from rlpheads.kernels.tools.ptx.program import Instruction, Program, Register
+from rlpheads.kernels.tools.ptx.step import Step
 
-FAMILIES = (arithmetic, bits_and_predicates, data_movement, asynchronous_copies, tensor_cores, tensor_memory)
+FAMILIES = (arithmetic, data_movement, asynchronous_copies, tensor_cores, tensor_memory)
 INSTRUCTIONS = {name: execute for family in FAMILIES for name, execute in family.INSTRUCTIONS.items()}
 CONTROL = ("bra", "brx", "ret", "bar")
 MODIFIERS = frozenset(
@@ -51,10 +45,9 @@ class Scheduler:
 
     def __init__(self, block: Block) -> None:
         self._block, self._code = block, block.program.code
-        num = block.num_threads
-        self._place = np.zeros(num, np.int64)
-        self._lives = np.ones(num, bool)
-        self._at_barrier, self._is_parked = np.zeros((2, num), bool)
+        self._place = np.zeros(block.num_threads, np.int64)
+        self._lives = np.ones(block.num_threads, bool)
+        self._at_barrier, self._is_parked = np.zeros((2, block.num_threads), bool)
         self._awaited: list[tuple[int, int]] = []
 
     def run(self) -> None:
@@ -63,7 +56,11 @@ class Scheduler:
         Raises:
             KernelError: it does what it must not; the message ends with the instruction.
         """
+        turns = 0
         while self._lives.any():
+            turns += 1
+            if turns > self._block.launch.most_turns:
+                raise KernelError(f"deadlock: no end after {turns} branches and waits")
             ready = self._lives & ~self._at_barrier & ~self._is_parked
             if ready.any():
                 self._advance(ready)
@@ -81,7 +78,7 @@ class Scheduler:
             instruction = self._code[place]
             self._block.launch.counts.issue(instruction, num_warps)
             try:
-                stays = self._step(instruction, place, group)
+                stays = self._execute(instruction, place, group)
             except KernelError as error:
                 raise KernelError(f"{error}, at {place}: {instruction.text[:160]}") from None
             if not stays:
@@ -91,57 +88,52 @@ class Scheduler:
         if place >= len(self._code):
             raise KernelError("threads run past the end of the code")
 
-    def _step(self, instruction: Instruction, place: int, group: Array) -> bool:
+    def _execute(self, instruction: Instruction, place: int, group: Array) -> bool:
         """Execute one instruction; False where the threads of the group no longer go on together to the next."""
-        block, active = self._block, group
+        step = Step(self._block, instruction, group)
         if instruction.guard is not None:
-            holds = block.read(Register(instruction.guard), "pred", group)
-            active = group & (~holds if instruction.unless else holds)
-            if not active.any():
+            holds = step.column(Register(instruction.guard), "pred")
+            step.active = group & (~holds if instruction.unless else holds)
+            if not step.active.any():
                 return True
         if instruction.name in CONTROL or instruction.modifiers[:1] == ("try_wait",):
             self._place[group] = place + 1
-            return self._control(instruction, place, active)
-        INSTRUCTIONS[instruction.name](block, instruction, active)
+            return self._control(step, place)
+        INSTRUCTIONS[instruction.name](step)
         return True
 
-    def _control(self, instruction: Instruction, place: int, active: Array) -> bool:
+    def _control(self, step: Step, place: int) -> bool:
         """Control flow (PTX ISA, 9.7.12) and waiting: `bar.sync` (9.7.13), `mbarrier.try_wait` (9.7.13.15)."""
-        if instruction.name == "ret":
-            self._lives &= ~active
-        elif instruction.name == "bar":
-            self._at_barrier |= active
-        elif instruction.name == "bra":
-            target = instruction.operands[0]
+        program, target = self._block.program, step.operands[0] if step.operands else None
+        if step.name == "ret":
+            self._lives &= ~step.active
+        elif step.name == "bar":
+            self._at_barrier |= step.active
+        elif step.name == "mbarrier":
+            return self._wait(step, place)
+        elif step.name == "bra":
             assert isinstance(target, Register)
-            self._place[active] = self._block.program.labels[target.name]
-        elif instruction.name == "brx":
-            self._branch_by_index(instruction, active)
+            self._place[step.active] = program.labels[target.name]
         else:
-            return self._wait(instruction, place, active)
+            table = step.operands[1]
+            assert isinstance(table, Register)
+            targets = np.array([program.labels[name] for name in program.tables[table.name]])
+            chosen = step.column(0, "u32")[step.active]
+            if (chosen >= len(targets)).any():
+                raise KernelError("brx.idx beyond its table")
+            self._place[step.active] = targets[chosen]
         return False
 
-    def _branch_by_index(self, instruction: Instruction, active: Array) -> None:
-        index, table = instruction.operands
-        assert isinstance(table, Register)
-        targets = [self._block.program.labels[name] for name in self._block.program.tables[table.name]]
-        chosen = self._block.read(index, "u32", active)[active]
-        if (chosen >= len(targets)).any():
-            raise KernelError("brx.idx beyond its table")
-        self._place[active] = np.array(targets)[chosen]
-
-    def _wait(self, instruction: Instruction, place: int, active: Array) -> bool:
-        where = self._block.one(instruction.operands[1], "u32", active)
-        parity = self._block.one(instruction.operands[2], "u32", active)
+    def _wait(self, step: Step, place: int) -> bool:
+        where, parity = step.one(1), step.one(2)
         barrier = asynchronous_copies.barrier_at(self._block, where)
-        threads = self._block.threads[active]
-        self._block.shared.read(np.broadcast_to(where + np.arange(8), (len(threads), 8)), threads)
+        self._block.shared.read(np.broadcast_to(where + np.arange(8), (len(step.threads), 8)), step.threads)
         if barrier.passed(parity):
-            barrier.teach(active)
-            self._block.write(instruction.operands[0], np.array(True), active)
+            barrier.teach(step.active)
+            step.write(0, np.array(True))
             return True
-        self._place[active] = place
-        self._is_parked |= active
+        self._place[step.active] = place
+        self._is_parked |= step.active
         self._awaited.append((where, parity))
         return False
 

@@ -7,40 +7,28 @@ than "at least single precision" and leaves order and rounding of the sum open, 
 import numpy as np
 
 from rlpheads.kernels.tools.ptx.asynchronous_copies import swizzled, wait_for_groups
-from rlpheads.kernels.tools.ptx.block import Block
-from rlpheads.kernels.tools.ptx.checked_memory import KernelError
+from rlpheads.kernels.tools.ptx.checked_memory import Flight, KernelError
 from rlpheads.kernels.tools.ptx.formats import Array, elements
-from rlpheads.kernels.tools.ptx.program import Group, Instruction, Operand
+from rlpheads.kernels.tools.ptx.program import Group, Register
+from rlpheads.kernels.tools.ptx.step import Step
 
 WARPGROUP = 128
 
 
-def _fragments(block: Block, parts: tuple[Operand, ...], kind: str, active: Array) -> Array:
-    """Registers of a matrix operand as numbers (registers, threads, 1 or 2)."""
-    raw = [block.column(part, "b32", active) for part in parts]
-    return elements(np.ascontiguousarray(np.stack(raw))[..., None].view(np.uint8), kind)
+def _fragments(step: Step, place: int, kind: str, right: bool) -> Array:
+    """A (warps, 16, K) or B (warps, 8, K) from registers of 1 or 2 numbers: lane l has row l/4 and place l mod 4 (9.7.15.5.8).
 
-
-def _left(fragments: Array) -> Array:
-    """A of a warp (warps, 16, K): register r has rows lane/4 + 8·(r mod 2), columns from K/2·(r/2) on (9.7.15.5.8)."""
-    _, num_threads, width = fragments.shape
+    A's register r has rows from 8·(r mod 2) and columns from K/2·(r/2) on, B's columns from K/2·r on.
+    """
+    raw = np.stack([step.column(part, "b32") for part in step.parts(place)])
+    numbers = elements(np.ascontiguousarray(raw)[..., None].view(np.uint8), kind)
+    count, num_threads, width = numbers.shape
     lane, warp = np.arange(num_threads) % 32, np.arange(num_threads) // 32
-    matrix = np.zeros((num_threads // 32, 16, 8 * width))
-    for register, values in enumerate(fragments):
+    matrix = np.zeros((num_threads // 32, 8 if right else 16, 4 * width * (count if right else count // 2)))
+    for register, values in enumerate(numbers):
+        below, half = (0, register) if right else (8 * (register % 2), register // 2)
         for place in range(width):
-            column = lane % 4 * width + place + 4 * width * (register // 2)
-            matrix[warp, lane // 4 + 8 * (register % 2), column] = values[:, place]
-    return matrix
-
-
-def _right(fragments: Array) -> Array:
-    """B of a warp (warps, K, 8): a register has column lane/4."""
-    _, num_threads, width = fragments.shape
-    lane, warp = np.arange(num_threads) % 32, np.arange(num_threads) // 32
-    matrix = np.zeros((num_threads // 32, 8 * width, 8))
-    for register, values in enumerate(fragments):
-        for place in range(width):
-            matrix[warp, lane % 4 * width + place + 4 * width * register, lane // 4] = values[:, place]
+            matrix[warp, lane // 4 + below, lane % 4 * width + place + 4 * width * half] = values[:, place]
     return matrix
 
 
@@ -49,20 +37,24 @@ def _accumulator_place(register: int, lane: Array) -> tuple[Array, Array]:
     return lane // 4 + 8 * (register // 2 % 2), 8 * (register // 4) + lane % 4 * 2 + register % 2
 
 
-def multiply_fragments(block: Block, instruction: Instruction, active: Array) -> None:
+def _require_whole(step: Step, size: int) -> Array:
+    """Which warps or warpgroups execute the instruction; each must as a whole."""
+    groups = step.active.reshape(-1, size)
+    if (groups.any(1) & ~groups.all(1)).any():
+        raise KernelError(f"{step.name} by a part of {size} threads")
+    return np.flatnonzero(groups.any(1))
+
+
+def multiply_fragments(step: Step) -> None:
     """mma.sync.m16n8k16 of bf16 or fp16, m16n8k8 of tf32 (9.7.15.5)."""
-    warps = active.reshape(-1, 32)
-    if (warps.any(1) & ~warps.all(1)).any():
-        raise KernelError("mma.sync by a part of a warp")
-    kind = instruction.modifiers[-2]
-    lane, warp = block.threads % 32, block.threads // 32
-    product = _left(_fragments(block, instruction.parts(1), kind, active))
-    product = product @ _right(_fragments(block, instruction.parts(2), kind, active))
-    targets, totals = instruction.parts(0), instruction.parts(3)
-    for register, (target, total) in enumerate(zip(targets, totals, strict=True)):
-        row, column = _accumulator_place(register, lane)
-        value = product[warp, row, column] + block.read(total, "f32", active)
-        block.write(target, value.astype(np.float32), active)
+    _require_whole(step, 32)
+    kind = step.modifiers[-2]
+    lane, warp = step.block.threads % 32, step.block.threads // 32
+    product = _fragments(step, 1, kind, False) @ _fragments(step, 2, kind, True).transpose(0, 2, 1)
+    totals = [step.read(total, "f32") for total in step.parts(3)]
+    for register, (target, total) in enumerate(zip(step.parts(0), totals, strict=True)):
+        value = product[warp, *_accumulator_place(register, lane)] + total
+        step.write(target, value.astype(np.float32))
 
 
 def matrix_cells(descriptor: int, swizzle: int, rows: int, across: bool) -> Array:
@@ -84,90 +76,85 @@ def matrix_cells(descriptor: int, swizzle: int, rows: int, across: bool) -> Arra
     return swizzled(cells.reshape(rows, 32), swizzle)
 
 
-def warpgroup(block: Block, instruction: Instruction, active: Array) -> None:
+def warpgroup(step: Step) -> None:
     """wgmma: asynchronous products of 128 threads, in groups (9.7.15.7)."""
-    action = instruction.modifiers[0]
+    action, block = step.modifiers[0], step.block
     if action == "fence":
-        block.unfenced_registers.clear()
+        block.unfenced.clear()
     elif action == "commit_group":
         block.products.append([])
     elif action == "wait_group":
-        wait_for_groups(block.products, block.one(instruction.operands[0], "u32", active))
+        wait_for_groups(block.products, step.one(0))
     else:
-        _begin_product(block, instruction, active)
+        _begin_product(step)
 
 
-def _begin_product(block: Block, instruction: Instruction, active: Array) -> None:
-    groups = active.reshape(-1, WARPGROUP)
-    if (groups.any(1) & ~groups.all(1)).any():
-        raise KernelError("wgmma by a part of a warpgroup")
-    targets, left = instruction.parts(0), instruction.operands[1]
-    fenced = [*targets, *(left.parts if isinstance(left, Group) else ())]
-    if any(part.name in block.unfenced_registers for part in fenced):  # type: ignore[union-attr]
+def _begin_product(step: Step) -> None:
+    numbers = _require_whole(step, WARPGROUP)
+    left = step.parts(1) if isinstance(step.operands[1], Group) else ()
+    if any(isinstance(part, Register) and part.name in step.block.unfenced for part in (*step.parts(0), *left)):
         raise KernelError("registers of a wgmma were written since the last wgmma.fence")
-    if [block.one(scale, "s32", active) for scale in instruction.operands[4:6]] != [1, 1]:
-        raise NotImplementedError(instruction.text)
-    totals = block.read(instruction.operands[3], "pred", active)
-    adds = bool(np.broadcast_to(totals, (block.num_threads,))[active].all())
-    jobs = [_GroupProduct(block, instruction, active, int(number), adds) for number in np.flatnonzero(groups.any(1))]
-    for job in jobs:
-        if block.launch.late:
-            block.put_off(targets, job.active, block.products[-1], job.finish)
+    if [step.one(scale, "s32") for scale in step.operands[4:6]] != [1, 1]:
+        raise NotImplementedError(step.instruction.text)
+    for number in numbers:
+        mine = step.active & (step.block.threads // WARPGROUP == number)
+        product = _GroupProduct(Step(step.block, step.instruction, mine), int(number))
+        if step.block.launch.late:
+            product.step.put_off(0, step.block.products[-1], product.finish)
         else:
-            job.compute()
-            block.products[-1].append(job.finish)
+            product.compute()
+            step.block.products[-1].append(product.finish)
 
 
 class _GroupProduct:
     """One warpgroup's product, from its beginning to the wait that completes it."""
 
-    def __init__(self, block: Block, instruction: Instruction, active: Array, number: int, adds: bool) -> None:
-        self._block, self._instruction, self._adds = block, instruction, adds
-        self.active = active & (block.threads // WARPGROUP == number)
-        self._kind = instruction.modifiers[-1]
-        self._flights = []
-        self._cells = {}
-        columns = int(instruction.modifiers[3].partition("n")[2].partition("k")[0])
-        self._from_registers = isinstance(instruction.operands[1], Group)
+    def __init__(self, step: Step, number: int) -> None:
+        self.step = step
+        self._kind, self._is_done = step.kind, False
+        self._adds = bool(step.column(3, "pred")[step.active].all())
+        self._flights: list[Flight] = []
+        self._cells: dict[int, Array] = {}
+        columns = int(step.modifiers[3].partition("n")[2].partition("k")[0])
+        across = [step.one(flag, "s32") == 1 for flag in step.operands[6:]] or [False, False]
         for place, rows in ((1, 64), (2, columns)):
-            if place == 1 and self._from_registers:
+            if isinstance(step.operands[place], Group):
                 continue
-            descriptor = block.one(instruction.operands[place], "u64", self.active)
-            swizzle = (0, 3, 2, 1)[descriptor >> 62]
-            across = [block.one(flag, "s32", active) == 1 for flag in instruction.operands[6:]] or [False, False]
-            cells = matrix_cells(descriptor, swizzle, rows, across[place - 1])
+            descriptor = step.one(place, "u64")
+            cells = matrix_cells(descriptor, (0, 3, 2, 1)[descriptor >> 62], rows, across[place - 1])
             self._cells[place] = cells
-            group, text = np.array([number]), instruction.text[:60]
+            step.block.launch.counts.shared_bytes += cells.size
+            text, party = step.instruction.text[:60], np.array([number])
             self._flights.append(
-                block.shared.begin(text, cells.reshape(1, -1), group, writes=False, span=WARPGROUP, proxy=True)
+                step.block.shared.begin(text, cells.reshape(1, -1), party, writes=False, span=WARPGROUP, proxy=True)
             )
-        self._done = False
 
     def compute(self) -> None:
         """Read the operands, multiply, write the registers."""
-        block, instruction, active = self._block, self._instruction, self.active
-        if self._from_registers:
-            left = _left(_fragments(block, instruction.parts(1), self._kind, active))
-            left = left[np.flatnonzero(active.reshape(-1, 32).any(1))].reshape(64, -1)
-        else:
+        step, block = self.step, self.step.block
+        if 1 in self._cells:
             left = elements(block.shared.data[self._cells[1]], self._kind)
+        else:
+            warps = _fragments(step, 1, self._kind, False)
+            left = warps[np.flatnonzero(step.active.reshape(-1, 32).any(1))].reshape(64, -1)
         product = left @ elements(block.shared.data[self._cells[2]], self._kind).T
         lane, warp = block.threads % 32, block.threads % WARPGROUP // 32
-        for register, target in enumerate(instruction.parts(0)):
+        for register, target in enumerate(step.parts(0)):
+            assert isinstance(target, Register)
             row, column = _accumulator_place(register, lane)
             value = product[16 * warp + row, column]
             if self._adds:
-                value = value + block.registers[target.name].view(np.float32)  # type: ignore[union-attr]
-            block.write(target, value.astype(np.float32), active)
-            block.unfenced_registers.discard(target.name)  # type: ignore[union-attr]
-        self._done = True
+                value = value + block.registers[target.name].view(np.float32)
+            step.write(target, value.astype(np.float32))
+            block.unfenced.discard(target.name)
+        self._is_done = True
 
     def finish(self) -> None:
         """What wgmma.wait_group does."""
-        if not self._done:
+        if not self._is_done:
             self.compute()
         for flight in self._flights:
-            flight.knows |= self.active
+            flight.knows |= self.step.active
 
 
 INSTRUCTIONS = {"mma": multiply_fragments, "wgmma": warpgroup}

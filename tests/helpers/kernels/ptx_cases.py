@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from kernel_problems import evaluate, relative_error
-from ptx_formulas import CheckedExecutor
+from ptx_twin import TwinExecutor
 from triton_behaviour import climbing_logits, use_default_slabs, use_small_slabs
 from triton_cases import GRADIENTS, VALUES, Case, cast, errors, plain
 
@@ -70,7 +70,8 @@ def cases(shape: tuple[int, int, int] = SHAPES[0]) -> list[LossCase]:
 
 
 @contextmanager
-def _surroundings(loss: LossCase) -> Iterator[None]:
+def surroundings(loss: LossCase) -> Iterator[None]:
+    """Precision of float32 and size of slabs for a loss."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(loss.precision)
     use_small_slabs() if loss.slabs else use_default_slabs()
@@ -82,9 +83,11 @@ def _surroundings(loss: LossCase) -> Iterator[None]:
 
 
 def errors_in_bounds(loss: LossCase, chip: int, **settings: Any) -> tuple[dict[str, float], Executor]:
-    """Error of every value and gradient over its bound, 2 × that of the plain loss + 1e-6, as compiled for a chip."""
-    kind = Executor if "limits" in settings else CheckedExecutor
-    with _surroundings(loss), executed(chip, kind, **settings) as executor:
+    """Error of every value and gradient over its bound, 2 × that of the plain loss + 1e-6, as compiled for a chip.
+
+    Each launch must also write what Triton's interpreter writes.
+    """
+    with surroundings(loss), executed(chip, TwinExecutor, **settings) as executor:
         if loss.climbing:
             return climbing_errors(loss), executor
         found = tf32_errors(loss.case) if loss.precision == "high" else errors(loss.case)

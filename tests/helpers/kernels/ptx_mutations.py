@@ -1,7 +1,7 @@
 """Faults put into compiled kernels, to see whether executing them shows it: `python tests/helpers/kernels/ptx_mutations.py`.
 
-A mutation changes one instruction of one kernel on one chip. It is detected if executing the loss raises a `KernelError`, or
-if a value or gradient leaves the bound of the tests, in the late or in the early mode.
+A mutation changes one instruction of one kernel on one chip. It is detected if one of the kernel's launches raises a
+`KernelError`, or does not write what Triton's interpreter writes, in the late or in the early mode.
 """
 
 import argparse
@@ -10,14 +10,21 @@ import random
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from ptx_cases import LIFTED, SHAPES, LossCase, cases, errors_in_bounds
+from ptx_twin import Storages, by_name, complaint, expected
+from ptx_works import works
 
 from rlpheads.kernels.tools.ptx.checked_memory import KernelError
+from rlpheads.kernels.tools.ptx.launch import Compiled, Executor, executed, lay_out, run_blocks
 
 SEED, NUMBER = 16, 100
 NEGATED = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
@@ -34,15 +41,14 @@ class Mutation:
     line: int
     before: str
     after: str
-    loss: LossCase
-    text: str
+    group: int
+    """Place among `works` of the first that launch the kernel."""
+    text: str = field(repr=False)
     """The kernel without the change."""
 
-    def apply(self, text: str) -> str:
-        """Change this kernel, and no other."""
-        if text != self.text:
-            return text
-        lines = text.split("\n")
+    def changed(self) -> str:
+        """The kernel with the change."""
+        lines = self.text.split("\n")
         lines[self.line] = self.after
         return "\n".join(lines)
 
@@ -90,75 +96,137 @@ def sites(text: str) -> Iterator[tuple[str, int, str, str]]:
                 yield kind, number, raw.strip(), after
 
 
-class _Nothing(dict):  # type: ignore[type-arg]
-    """Runs no block of any kernel."""
+@dataclass
+class Lister(Executor):
+    """Compiles what is launched, and runs nothing."""
 
-    def get(self, *_: object) -> int:  # type: ignore[override]
-        return 0
-
-
-def all_mutations() -> list[Mutation]:
-    """Of every different kernel that the losses of `ptx_cases` launch on three chips, in a fixed order."""
-    found: dict[tuple[int, str], LossCase] = {}
-    for chip in (80, 90, 100):
-        for loss in [*LIFTED, *cases(SHAPES[0])]:
-            errors_in_bounds(
-                loss, chip, limits=_Nothing(), change=lambda text, c=chip, x=loss: _keep(found, (c, text), x)
-            )
-    mutations = []
-    for (chip, text), loss in found.items():
-        name = re.search(r"\.entry (\w+)", text)[1]  # type: ignore[index]
-        mutations += [Mutation(kind, chip, name, line, old, new, loss, text) for kind, line, old, new in sites(text)]
-    return mutations
+    def run(self, kernel: Any, *arguments: Any, grid: object, **options: Any) -> None:
+        del grid
+        self.compile(kernel, arguments, options)
 
 
-def _keep(found: dict[tuple[int, str], LossCase], key: tuple[int, str], loss: LossCase) -> str:
-    found.setdefault(key, loss)
-    return key[1]
+@dataclass
+class Scene:
+    """A launch: its arguments, what they held before, and what they must hold after it."""
 
+    compiled: Compiled
+    values: list[Any]
+    grid: tuple[int, int, int]
+    storages: Storages
+    before: list[torch.Tensor]
+    wanted: list[np.ndarray]
 
-def outcome(mutation: Mutation) -> str:
-    """How it shows, or "survives"."""
-
-    for late in (True, False):
+    def outcome(self, text: str, *, late: bool, most_turns: int = 100_000) -> str | None:
+        """Run another text in place of the kernel; what is wrong with it."""
+        for flat, before in zip(self.storages.flat, self.before, strict=True):
+            flat.copy_(before)
         try:
-            found, _ = errors_in_bounds(mutation.loss, mutation.chip, late=late, seed=0, change=mutation.apply)
+            compiled = replace(self.compiled, ptx=text)
+            launch = replace(lay_out(compiled, self.values, self.grid, late), most_turns=most_turns)
+            run_blocks(launch, seed=0)
         except KernelError as error:
             return str(error)
         except Exception as error:  # the executor refuses what no compiler writes
             return f"{type(error).__name__}: {error}"
-        worst = max(found, key=lambda name: found[name] if found[name] == found[name] else float("inf"))
-        if not found[worst] <= 1:
-            return f"{worst} is {found[worst]:.1f} times its bound"
+        return complaint(self.storages, self.wanted)
+
+
+class EnoughError(Exception):
+    """A loss is given up, as what it was run for has been seen."""
+
+
+@dataclass
+class Recorder(Executor):
+    """Lets the interpreter do what is launched, and keeps the first launches of one kernel."""
+
+    wanted: str = ""
+    """Its text."""
+    most: int = 2
+    scenes: list[Scene] = field(default_factory=list)
+
+    def run(self, kernel: Any, *arguments: Any, grid: tuple[int, ...], **options: Any) -> None:
+        compiled, values = self.compile(kernel, arguments, options)
+        named = by_name(kernel, arguments, options)
+        storages = Storages(named)
+        before = [flat.clone() for flat in storages.flat]
+        wanted = expected(kernel, named, grid)
+        for flat, exact in zip(storages.flat, wanted, strict=True):
+            flat.copy_(torch.from_numpy(exact))
+        if compiled.ptx == self.wanted:
+            width, height, depth = (*grid, 1, 1)[:3]
+            self.scenes.append(Scene(compiled, values, (width, height, depth), storages, before, wanted))
+        if len(self.scenes) == self.most:
+            raise EnoughError
+
+
+@lru_cache(4)
+def scenes_of(chip: int, group: int, place: int, text: str) -> list[Scene]:
+    """Launches of a kernel in one work: the first two where the work goes by slabs, else the first."""
+    work = works(chip)[group][place]
+    with executed(chip, Recorder, wanted=text, most=1 + ("slabs=True" in work.name)) as recorder, suppress(EnoughError):
+        work.launch()
+    return recorder.scenes
+
+
+def all_mutations() -> list[Mutation]:
+    """Of every different kernel that `works` launches on three chips, in a fixed order."""
+    mutations = []
+    for chip in (80, 90, 100):
+        found: dict[str, int] = {}
+        for number, group in enumerate(works(chip)):
+            for work in group:
+                with executed(chip, Lister) as lister:
+                    work.launch()
+                for compiled in lister.compiled.values():
+                    found.setdefault(compiled.ptx, number)
+        for text, number in found.items():
+            name = re.search(r"\.entry (\w+)", text)[1]  # type: ignore[index]
+            mutations += [
+                Mutation(kind, chip, name, line, old, new, number, text) for kind, line, old, new in sites(text)
+            ]
+    return mutations
+
+
+def outcome(mutation: Mutation) -> str:
+    """How it shows, or "survives"."""
+    for place in range(len(works(mutation.chip)[mutation.group])):
+        for scene in scenes_of(mutation.chip, mutation.group, place, mutation.text):
+            for late in (True, False):
+                if wrong := scene.outcome(mutation.changed(), late=late, most_turns=5_000):
+                    return wrong
     return "survives"
 
 
 def main() -> None:
-    """Draw, run, print, and write one line of JSON each."""
+    """Draw, run, print, and append one line of JSON each; those that the file already holds are passed over."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--number", type=int, default=NUMBER)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--from", dest="first", type=int, default=0, help="the first of the drawn that is run")
+    parser.add_argument("--to", dest="last", type=int, default=None, help="the first that is not run any more")
+    parser.add_argument("--json", type=Path, default=Path("ptx_mutations.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     everything = all_mutations()
-    drawn = random.Random(options.seed).sample(everything, options.number)
-    print(
-        len(everything), "sites", {kind: sum(m.kind == kind for m in everything) for kind, *_ in OPERATORS}, flush=True
-    )
-    survivors = 0
-    for number, mutation in enumerate(drawn):
-        start = time.perf_counter()
-        result = outcome(mutation)
-        survivors += result == "survives"
+    print(len(everything), "sites", Counter(mutation.kind for mutation in everything), flush=True)
+    drawn = list(enumerate(random.Random(options.seed).sample(everything, options.number)))[
+        options.first : options.last
+    ]
+    done = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
+    left = {number for number, _ in drawn} - {record["number"] for record in done}
+    for number, mutation in sorted(drawn, key=lambda pair: (pair[1].chip, pair[1].group, pair[1].text)):
+        if number not in left:
+            continue
+        start = time.process_time()
+        record = vars(mutation) | {"number": number, "text": "", "result": outcome(mutation)}
+        record["seconds"] = round(time.process_time() - start, 1)
+        done.append(record)
+        with options.json.open("a") as file:
+            file.write(json.dumps(record) + "\n")
         where = f"{mutation.kind} sm_{mutation.chip} {mutation.kernel}:{mutation.line}"
-        taken = f"{time.perf_counter() - start:.0f} s"
-        print(number, where, "|", mutation.before[:100], "|", result[:140], taken, flush=True)
-        if options.json:
-            with options.json.open("a") as file:
-                json.dump({**vars(mutation), "loss": str(mutation.loss), "text": "", "result": result}, file)
-                file.write("\n")
-    print(f"{len(drawn) - survivors} of {len(drawn)} detected")
+        print(number, where, "|", mutation.before[:90], "|", record["result"][:120], record["seconds"], flush=True)
+    survivors = [record["number"] for record in done if record["result"] == "survives"]
+    print(f"{len(done) - len(survivors)} of {len(done)} detected; survivors {survivors}")
 
 
 if __name__ == "__main__":

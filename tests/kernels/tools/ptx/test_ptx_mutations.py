@@ -41,6 +41,6 @@ def test_where_faults_can_be_put() -> None:
 
 @pytest.mark.slow
 def test_faults_show() -> None:
-    drawn = random.Random(SEED + 1).sample([m for m in all_mutations() if m.kind != "rounding"], 12)
+    drawn = random.Random(SEED + 1).sample(all_mutations(), 12)
     survivors = [mutation for mutation in drawn if outcome(mutation) == "survives"]
-    assert len(survivors) <= 2, survivors
+    assert len(survivors) <= 1, survivors

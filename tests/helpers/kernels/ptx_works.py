@@ -1,0 +1,98 @@
+"""What is asked of the compiled kernels where each launch is judged by itself: losses whose rows differ in all that matters."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from kernel_problems import Problem, evaluate
+from ptx_cases import LossCase, cases, surroundings
+from triton_cases import cast
+from triton_labels import sources
+
+from rlpheads.kernels.gpu import triton_launch
+from rlpheads.kernels.gpu.slab_plan import PassOutputs
+from rlpheads.kernels.gpu.triton_labels import gather_by_triton
+from rlpheads.kernels.gpu.triton_tiles import chip_tiles
+from rlpheads.kernels.label_source import gather_labels
+
+WORK_SHAPES = ((126, 272, 140), (140, 272, 300))
+"""Rows, features and labels: two tiles, the second ragged; then six, with more labels than the shift is guessed from.
+
+Loops over features take at least five turns, so that buffers of several stages are used again.
+"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One way to launch kernels, of a loss or of one launcher alone."""
+
+    name: str
+    launch: Callable[[], object]
+
+
+def varied(problem: Problem, seed: int) -> Problem:
+    """Rows flat, ordinary and steep; of half of them the label's logit leads or trails all others."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = len(problem.labels_B)
+    scale_B1 = 10 ** (torch.rand(rows, 1, generator=generator, dtype=torch.float64) * 3 - 2)
+    push_B1 = torch.tensor([5.0, 0.0, -5.0, 0.0], dtype=torch.float64)[torch.arange(rows) % 4, None]
+    own_BD = problem.weight_KD[problem.labels_B]
+    return Problem(
+        (problem.features_BD + push_B1 * own_BD) * scale_B1,
+        problem.weight_KD,
+        problem.labels_B,
+        problem.bias_K,
+        problem.pair,
+    )
+
+
+def loss_work(loss: LossCase) -> Work:
+    """Forward and backward of a loss."""
+    case = loss.case
+
+    def launch() -> None:
+        problem = varied(cast(case.problem(), torch.float64, torch.float64), case.seed)
+        with surroundings(loss):
+            evaluate(
+                cast(problem, case.dtype, case.weight_dtype), case.kind, "triton", memory_budget=case.memory_budget
+            )
+
+    return Work(str(loss), launch)
+
+
+def merge_work(chip: int) -> Work:
+    """Merge tiles with moments and sums of logits, which no loss asks for together."""
+    rows, _, labels = WORK_SHAPES[1]
+    tiles = chip_tiles(chip, torch.bfloat16, 1024, rich=False, bias=False)[0]
+
+    def launch() -> None:
+        generator = torch.Generator().manual_seed(0)
+        operands = triton_launch.Operands(
+            torch.zeros(rows, 8, dtype=torch.bfloat16),
+            torch.zeros(labels, 8, dtype=torch.bfloat16),
+            None,
+            torch.randint(labels, (1, rows), generator=generator),
+            0,
+        )
+        label_stats_FB = torch.randn(3, rows, generator=generator) * 50
+        outputs = PassOutputs(products=True, moments=True, sum_logits=True)
+        statistics = triton_launch.allocate_statistics(operands, tiles, outputs, label_stats_FB)
+        shift_B, state_SB, slab_shift_B = (
+            torch.randn(rows, generator=generator),
+            torch.zeros(6, rows),
+            torch.zeros(rows),
+        )
+        for is_first in (True, False):
+            statistics.max_CB.copy_(torch.randn(statistics.max_CB.shape, generator=generator) * 50)
+            for values_CB in statistics[1:4]:
+                values_CB.copy_(torch.rand(values_CB.shape, generator=generator))
+            triton_launch.merge_tiles(operands, shift_B, statistics, (state_SB, slab_shift_B), tiles, is_first)
+
+    return Work("merge_tiles, moments and logits", launch)
+
+
+def works(chip: int) -> list[list[Work]]:
+    """Groups of works that launch the same kernels; together every kernel that `aot` lists."""
+    groups = [[loss_work(loss) for loss in group] for group in zip(*map(cases, WORK_SHAPES), strict=True)]
+    labels = Work("gather_labels", lambda: gather_labels(sources("cpu") * 2, gather_by_triton))
+    return [*groups, [merge_work(chip)], [labels]]
