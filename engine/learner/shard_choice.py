@@ -21,7 +21,7 @@ from torch import nn
 from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.optimizer import ELEMENTWISE, FUSED, build_optimizer
-from rlpheads.kernels.random_label_loss import MAX_REFERENCE_LABELS
+from rlpheads.kernels.implementations import MAX_SMALL_LABELS
 from rlpheads.memorization.heads.class_shards import ClassShards
 
 SHARE_FOR_HEADS = 0.5
@@ -121,7 +121,7 @@ class HeadWorkload:
 
     def _keeps_gradients(self, num_held: int) -> bool:
         """Whether gradients that are this rank's alone lie in memory: those of few labels do in any case."""
-        return not self.fused or num_held <= MAX_REFERENCE_LABELS
+        return not self.fused or num_held <= MAX_SMALL_LABELS
 
     def _memory(self, parameters: int, keeps_gradients: bool) -> int:
         return (1 + keeps_gradients + self.num_states) * 4 * parameters
