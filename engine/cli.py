@@ -25,6 +25,7 @@ from rlpheads.engine.terminal.text import printable
 COMMANDS = {
     "train": "train, with random-label prediction heads",
     "env": "print versions, devices and the source commit",
+    "evaluate": "measure saved weights on images: loss, accuracy, calibration",
     "export": "write a run's weights as safetensors, for timm and the Hub",
     "samples": "list the images that a measure ranks first",
     "canaries": "say which measure finds the planted samples",

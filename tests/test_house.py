@@ -32,10 +32,11 @@ ARROWS = {
     "engine": {
         "train": "*",
         "cli": "*",
-        "commands": "train audits retraining training report tables runs checks learner model distributed config exit_codes "
+        "commands": "train audits retraining training offline report tables runs checks learner model distributed config exit_codes "
         "terminal",
         "audits": "training report runs checks learner model distributed config exit_codes terminal",
         "retraining": "training report runs learner model distributed config exit_codes terminal",
+        "offline": "training report runs checks learner model distributed config terminal",
         "training": "runs gauges learner report model distributed checks config exit_codes terminal",
         "integrations": "model config",
         "gauges": "model distributed config",

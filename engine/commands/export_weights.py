@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.learner import num_audit_draws
-from rlpheads.engine.model.initial_weights import classifier_names
-from rlpheads.engine.runs.checkpoint import verify
+from rlpheads.engine.offline.saved_network import load_saved_network
 from rlpheads.engine.runs.checkpoint_metadata import read_tensors
-from rlpheads.engine.runs.opened_run import RunError, SavedRun, build_saved_model, open_images, read_run
-from rlpheads.engine.runs.run_manifest import read_run_manifest
+from rlpheads.engine.runs.opened_run import RunError, SavedRun, open_images, read_run
 from rlpheads.engine.runs.sources import Sources
 from rlpheads.engine.training.label_choice import run_labels
 
@@ -89,11 +86,12 @@ def export_run(folder: Path, out: Path, options: ExportOptions) -> Exported:
     files = (weights, weights.with_name(_CONFIG), *([weights.with_name(_HEADS)] if options.heads else []))
     _check_free(out, files, options.overwrite)
     run = read_run(folder, options.epoch, options.step, options.root)
-    verify(run.saved.path, read_run_manifest(run.saved.path).files)
     if options.ema and run.config.model.ema_decay is None:
         raise RunError(f"{folder} has no moving average of its weights (model.ema_decay is null); leave --ema out")
     images = _images(run, options)
-    backbone = _load_backbone(run, "ema" if options.ema else "backbone")
+    model = load_saved_network(run, "ema" if options.ema else "backbone")
+    model.release()
+    backbone: Any = model.backbone
     weights.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=weights.parent) as temporary:
         names = None if images is None else list(images.train.manifest.classes)
@@ -126,18 +124,6 @@ def _images(run: SavedRun, options: ExportOptions) -> Sources | None:
         if options.heads or options.root is not None:
             raise
         return None
-
-
-def _load_backbone(run: SavedRun, part: str) -> Any:
-    """Build the network with a checkpoint's weights; the number of classes is that of the weights."""
-    tensors = read_tensors(run.saved.path, f"{part}.backbone.")
-    with torch.device("meta"):
-        (name, *_) = classifier_names(build_saved_model(run.folder, run.config, 2).backbone)
-    model = build_saved_model(run.folder, run.config, len(tensors[f"{name}.weight"]))
-    model.release()
-    backbone: nn.Module = model.backbone
-    backbone.load_state_dict(tensors)
-    return backbone
 
 
 def _describe(config: Config, class_names: list[str] | None) -> dict[str, Any]:

@@ -99,6 +99,9 @@ class DistributedConfig:
 class LogConfig:
     """Loggers that get the lines of metrics.jsonl, too. Changes no result."""
 
+    summary: Literal["narrow", "wide"] = "narrow"
+    """Columns of summary.csv. narrow: timm's, accuracy and excess of the random labels by tap, times; wide: every figure of
+    an epoch's line."""
     tensorboard: bool = True
     """Write TensorBoard's files into the run folder's tensorboard/, for `tensorboard --logdir`."""
     wandb: Literal["off", "offline", "online"] = "off"

@@ -42,6 +42,27 @@ class DeviceWait:
         return self._seconds
 
 
+@dataclass
+class Stopwatch:
+    """Takes the time of whole epochs, evaluations and checkpoints included.
+
+    Attributes:
+        now: seconds on the host.
+    """
+
+    now: Callable[[], float] = time.perf_counter
+    _since: float | None = None
+
+    def __post_init__(self) -> None:
+        self._since = self.now()
+
+    def lap(self, num_devices: int) -> dict[str, float]:
+        """Return the seconds since the last lap (before the first: since this process began), and those of all devices."""
+        assert self._since is not None
+        seconds, self._since = self.now() - self._since, self.now()
+        return {"seconds": seconds, "device_seconds": seconds * num_devices}
+
+
 FORWARD_SHARE = 1 / 3
 """Share of a training step's arithmetic that is its forward pass: the backward pass takes two of the same products."""
 

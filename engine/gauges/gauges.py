@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlpheads.engine.config.learning import StabilityConfig
 from rlpheads.engine.distributed.launch import Launch
-from rlpheads.engine.gauges.clock import Clock, DeviceWait, EvaluationClock
+from rlpheads.engine.gauges.clock import Clock, DeviceWait, EvaluationClock, Stopwatch
 from rlpheads.engine.gauges.meters import Meters
 from rlpheads.engine.gauges.replicas import ReplicaComparison
 from rlpheads.engine.gauges.spikes import SpikeDetector
@@ -24,6 +24,7 @@ class Gauges:
         clock: training time, images and waiting for data.
         evaluation_clock: evaluated images and their time.
         utilisation: arithmetic of an image, and the device's peak.
+        stopwatch: time of whole epochs.
     """
 
     meters: Meters
@@ -32,6 +33,7 @@ class Gauges:
     clock: Clock
     evaluation_clock: EvaluationClock
     utilisation: Utilisation
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def rates(self) -> dict[str, float]:

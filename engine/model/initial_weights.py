@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from rlpheads.engine.config.errors import UserError, nearest
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
+LAST_WEIGHTS, LAST_AVERAGED_WEIGHTS = "last.safetensors", "last_ema.safetensors"
+"""Files in the folder `weights` of a run that ended: its weights, and their moving average where it keeps one."""
 _SHOWN = 3
 
 
@@ -61,13 +63,20 @@ def fit_weights(backbone: nn.Module, file: str) -> tuple[dict[str, Tensor], tupl
     return state, fresh
 
 
-def _read(file: str) -> dict[str, Tensor]:
-    path = Path(file)
+def weights_file(place: str) -> Path:
+    """Return the file that a place means: a run folder means the weights that the run ended with, averaged ones first."""
+    for name in (LAST_AVERAGED_WEIGHTS, LAST_WEIGHTS):
+        if (Path(place) / "config.yaml").is_file() and (path := Path(place) / "weights" / name).is_file():
+            return path
+    return Path(place)
+
+
+def _read(place: str) -> dict[str, Tensor]:
+    path = weights_file(place)
+    file = str(path)
     allowed = f"allowed: a file of tensors that ends in {', '.join(SUFFIXES)}"
     if path.is_dir():
-        of_run = (path / "config.yaml").is_file()
-        remedy = f"; its weights: rlpheads export {shlex.quote(file)} NAME.safetensors" if of_run else ""
-        raise WeightsError(f"{file} is a {'run ' if of_run else ''}folder; {allowed}{remedy}")
+        raise WeightsError(f"{file} is {_folder_in_words(path)}")
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         match = nearest(path.name, siblings)
@@ -85,6 +94,17 @@ def _read(file: str) -> dict[str, Tensor]:
     if all(name.startswith("backbone.") for name in state):
         state = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
     return state
+
+
+def _folder_in_words(path: Path) -> str:
+    """Say what a folder is that holds no weights to begin with, and how to get some."""
+    if (path / "manifest.json").is_file():
+        run, step = shlex.quote(str(path.parent.parent)), path.name.removeprefix("step=").lstrip("0") or "0"
+        return f"a run's checkpoint; its weights: rlpheads export {run} NAME.safetensors --step {step}"
+    if (path / "config.yaml").is_file():
+        export = f"rlpheads export {shlex.quote(str(path))} NAME.safetensors"
+        return f"the folder of a run that has not ended; the weights of its newest checkpoint: {export}"
+    return f"a folder, and no run's; allowed: a run folder, or a file of tensors that ends in {', '.join(SUFFIXES)}"
 
 
 def _convert_state(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
 import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from rlpheads.engine.runs.ownership import (
 )
 from rlpheads.engine.runs.record_digests import METRICS
 from rlpheads.engine.runs.storage_errors import describe_storage_failure
+from rlpheads.engine.runs.summary import summary_text
 from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.json_reading import DamagedJsonError, Kind, parse_mapping, read_rows
 
@@ -174,16 +174,11 @@ class RunFolder:
         write_atomically(path, kept)
         return rows
 
-    def write_summary(self) -> None:
-        """Derive summary.csv from the epoch lines of metrics.jsonl: timm's columns first, accuracies in [0, 1]."""
-        rows = [_spread_lists(row) for row in self.metrics("epoch")]
-        first = ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr"]
-        columns = first + sorted({name for row in rows for name in row} - {*first, "kind"})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.path / "summary.csv", text.getvalue())
+    def write_summary(self, *, wide: bool = False) -> None:
+        """Derive summary.csv from the epoch lines of metrics.jsonl: see `rlpheads.engine.runs.summary`."""
+        path = self.path / "summary.csv"
+        header = path.read_text().partition("\n")[0] if path.is_file() else ""
+        write_atomically(path, summary_text(self.metrics("epoch"), header, wide=wide))
 
 
 def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
@@ -282,17 +277,6 @@ def _is_occupied(path: Path) -> bool:
             "choose another --run.name"
         )
     return True
-
-
-def _spread_lists(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Spread lists over numbered columns: {"rla_clean": [a, b]} becomes rla_clean_0, rla_clean_1."""
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        items: Iterable[tuple[str, Any]] = [(name, value)]
-        if isinstance(value, list):
-            items = [(f"{name}_{position}", item) for position, item in enumerate(value)]
-        flat.update(items)
-    return flat
 
 
 def finite_or_none(value: Any) -> Any:

@@ -40,6 +40,7 @@ RUN_FILES = (
         "audit/step=*.json",
     ),
     "listing/*.npz",
+    *("weights/last.safetensors", "weights/last_ema.safetensors"),
     *("weights/best.safetensors", "weights/epoch=*.safetensors", SAVE_REQUEST, STOP_REQUEST),
     *("tensorboard/events.out.tfevents.*", "profile/steps=*.json"),
     *(

@@ -16,6 +16,7 @@ from rlpheads.engine.learner.fresh_refit import keeps_features, refit_fresh_labe
 from rlpheads.engine.learner.learner import num_audit_draws, num_parameters
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.model.builder import Network
+from rlpheads.engine.model.initial_weights import LAST_AVERAGED_WEIGHTS, LAST_WEIGHTS
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.report.evaluation_summary import Evaluation, summarize_evaluation, summarize_ledger
@@ -56,16 +57,16 @@ def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> N
     # Not before: a stop during an evaluation saves the ledger of this rank's rows alone.
     merge(splits.trained.ledger, run.launch.world_size)
     row |= _figures(training, "train", "running", summarize_ledger(splits.trained.ledger))
-    row |= training.gauges.rates
+    row |= training.gauges.rates | training.gauges.stopwatch.lap(run.launch.world_size)
     if run.launch.is_main:
         if last or is_due(config.ledger.every, epoch, config.epochs):
             for phase, ledger in ledgers.items():
                 _write_ledger(training, phase, ledger)
         run.log.append(row)
-        run.folder.write_summary()
+        run.folder.write_summary(wide=config.log.summary == "wide")
     display.epoch(row, training.learner.tapped.taps)
     if run.launch.is_main:
-        _keep_weights(training, row)
+        _keep_weights(training, row, last=last)
     training.begin_next_epoch()
     if last or is_due(config.checkpoint.every, epoch, config.epochs):
         save_checkpoint(training, display)
@@ -212,15 +213,20 @@ def _write_ledger(training: Training, phase: str, ledger: Ledger) -> None:
     training.run.log.write_ledger(ledger, metadata)
 
 
-def _keep_weights(training: Training, row: Mapping[str, Any]) -> None:
+def _keep_weights(training: Training, row: Mapping[str, Any], *, last: bool) -> None:
     """Write the weights of the epoch that ends, where they are to be kept; at the main rank alone.
 
     Args:
         training: at the end of an epoch, whose line is in metrics.jsonl.
         row: that line.
+        last: no epoch follows.
     """
     config, folder = training.run.config, training.run.folder
     facts = {"epoch": row["epoch"], "step": row["step"], "model": config.model.name}
+    if last:
+        write_weights(folder.weights / LAST_WEIGHTS, training.learner.tapped.backbone, facts)
+    if last and training.learner.ema is not None:
+        write_weights(folder.weights / LAST_AVERAGED_WEIGHTS, _averaged_network(training), facts)
     every = config.checkpoint.weights_every
     if every is not None and is_due(every, row["epoch"], config.epochs):
         write_weights(folder.weights / f"epoch={row['epoch']:04d}.safetensors", training.learner.tapped.backbone, facts)
@@ -232,8 +238,12 @@ def _keep_weights(training: Training, row: Mapping[str, Any]) -> None:
 
 def _measured_network(training: Training, metric: str) -> nn.Module:
     """Return the network that a figure is of: the averaged one, or the live one."""
-    ema = training.learner.ema
-    if ema is None or not metric.startswith("eval_ema_"):
+    if training.learner.ema is None or not metric.startswith("eval_ema_"):
         return training.learner.tapped.backbone
-    assert isinstance(ema.module, TappedModel)
-    return ema.module.backbone
+    return _averaged_network(training)
+
+
+def _averaged_network(training: Training) -> nn.Module:
+    assert training.learner.ema is not None
+    assert isinstance(training.learner.ema.module, TappedModel)
+    return training.learner.ema.module.backbone

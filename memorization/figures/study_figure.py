@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from rlpheads.memorization.figures.figure_file import save_figure
+from rlpheads.memorization.figures.style import COLOURS, MUTED, new_figure
 
 Point = tuple[float, float, float]
 """A mean with the ends of its interval."""
 
-_COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 _EXCESSES = {"label_excess": "label excess", "membership_excess": "membership excess"}
 
 
@@ -27,24 +26,24 @@ class ArmPoint:
     measures: Mapping[str, Point]
 
 
-def plot_study(path: str | Path, arms: Sequence[ArmPoint], reference: str) -> tuple[Path, Path]:
+def plot_study(path: str | Path, arms: Sequence[ArmPoint], reference: str) -> tuple[Path, ...]:
     """Draw the own heads' accuracy against the audit heads', and both excesses by arm where they were measured.
 
     On the diagonal the own heads are as accurate as heads that the regulariser never saw: an arm below the reference there
     removed memory. An arm under the diagonal hid it from its own heads.
 
     Returns:
-        Paths of the PNG and of the SVG.
+        Paths of the files, one of each format.
     """
     excesses = [name for name in _EXCESSES if all(name in arm.measures for arm in arms)]
-    figure = Figure(figsize=(5.2 * (1 + bool(excesses)), 4.4), layout="constrained")
+    figure = new_figure((5.2 * (1 + bool(excesses)), 4.4))
     left, *right = figure.subplots(1, 1 + bool(excesses), squeeze=False)[0]
     for position, arm in enumerate(arms):
         x, y = arm.measures["audit_rla"], arm.measures["own_rla"]
-        _draw_point(left, (x, y), arm, _COLOURS[position % len(_COLOURS)], is_reference=arm.name == reference)
+        _draw_point(left, (x, y), arm, COLOURS[position % len(COLOURS)], is_reference=arm.name == reference)
     ends = [end for arm in arms for name in ("own_rla", "audit_rla") for end in arm.measures[name]]
     left.plot(
-        [100 * min(ends), 100 * max(ends)], [100 * min(ends), 100 * max(ends)], color="#767676", linestyle=":", zorder=1
+        [100 * min(ends), 100 * max(ends)], [100 * min(ends), 100 * max(ends)], color=MUTED, linestyle=":", zorder=1
     )
     left.set_xlabel("audit heads, clean random-label accuracy, %")
     left.set_ylabel("own heads, clean random-label accuracy, %")
@@ -69,8 +68,8 @@ def _draw_excesses(axes: Axes, arms: Sequence[ArmPoint], excesses: Sequence[str]
             x = position + 0.2 * (offset - (len(excesses) - 1) / 2)
             label = _EXCESSES[name] if position == 0 else None
             error = [[mean - low], [high - mean]]
-            axes.errorbar([x], [mean], yerr=error, fmt="os"[offset], color=_COLOURS[1 + offset], capsize=2, label=label)
-    axes.axhline(0, color="#767676", linewidth=0.8)
+            axes.errorbar([x], [mean], yerr=error, fmt="os"[offset], color=COLOURS[1 + offset], capsize=2, label=label)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.set_xticks(range(len(arms)), [arm.name for arm in arms], rotation=30, ha="right", fontsize=8)
     axes.set_ylabel("excess of refitted probes, points")
     axes.legend(fontsize=8, frameon=False)

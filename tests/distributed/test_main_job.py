@@ -28,7 +28,9 @@ AUGMENTED += ["--data.augment.erase", "0.3", "--data.mix.mixup", "0.8", "--data.
 def curves(finished):
     """TensorBoard's scalars, by name: (step, value) in the order in which it shows them; but for times."""
     events = EventAccumulator(str(finished.folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    names = [name for name in events.Tags()["scalars"] if not name.endswith(("/images_per_second", "/data_wait"))]
+    names = [
+        name for name in events.Tags()["scalars"] if not name.endswith(("/images_per_second", "/data_wait", "seconds"))
+    ]
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 

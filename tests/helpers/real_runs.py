@@ -135,7 +135,8 @@ def rank_processes(launcher: "subprocess.Popen[str]") -> dict[int, psutil.Proces
 
 
 def without_times(rows):
-    return [{key: value for key, value in row.items() if key not in ("images_per_second", "data_wait")} for row in rows]
+    times = ("images_per_second", "data_wait", "seconds", "device_seconds")
+    return [{key: value for key, value in row.items() if key not in times} for row in rows]
 
 
 def table_bytes(table):

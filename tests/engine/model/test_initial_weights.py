@@ -105,6 +105,10 @@ def test_files_that_are_none_are_named_before_anything_is_built(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "number.pth")
     torch.save({"args": Path("x"), "state_dict": {}}, tmp_path / "pickle.pth")
+    saved = tmp_path / "begun" / "checkpoints" / "step=000000040"
+    saved.mkdir(parents=True)
+    for file in (tmp_path / "begun" / "config.yaml", saved / "manifest.json"):
+        file.touch()
     messages = {
         "wieghts.pth": f"no such file; nearest: {tmp_path / 'weights.pth'}",
         "weights.pth": "cannot be read: ",
@@ -113,7 +117,9 @@ def test_files_that_are_none_are_named_before_anything_is_built(tmp_path):
         "list.pth": "holds no mapping of names to tensors",
         "number.pth": "holds no mapping of names to tensors",
         "pickle.pth": "cannot be read: weights_only=True blocked loading",
-        ".": "is a folder; allowed: a file of tensors",
+        ".": "is a folder, and no run's; allowed: a run folder, or a file of tensors",
+        "begun": f"is the folder of a run that has not ended; the weights of its newest checkpoint: rlpheads export {tmp_path}",
+        "begun/checkpoints/step=000000040": "NAME.safetensors --step 40",
     }
     for name, message in messages.items():
         said = complaint("--model.checkpoint", str(tmp_path / name))

@@ -314,26 +314,47 @@ def test_rewinding_drops_later_lines_and_a_torn_one(tmp_path):
     assert [row["epoch"] for row in folder.metrics("epoch")] == [0]
 
 
-def test_summary_begins_with_timms_columns_and_spreads_lists(tmp_path):
-    folder = RunFolder(tmp_path)
+def epoch_line(epoch=0, **figures):
+    figures = {"train_loss": 1.5, "eval_loss": 1.0, "eval_top1": 0.5, "eval_top5": 0.75, "lr": 0.1, **figures}
+    return {"kind": "epoch", "step": 2, "epoch": epoch, **figures}
+
+
+def summary(tmp_path, **options):
+    RunFolder(tmp_path).write_summary(**options)
+    return (tmp_path / "summary.csv").read_text().splitlines()
+
+
+TIMM = "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr"
+
+
+def test_summary_has_timms_columns_accuracy_and_excess_by_tap_and_times(tmp_path):
+    """A dozen taps are in the order of depth; the times are sums over the epochs, of all devices too."""
+    folder, times = RunFolder(tmp_path), {"seconds": 1800.0, "device_seconds": 7200.0}
+    taps = {"rla_clean": [0.25, 0.5], "fresh_refit_clean": [0.125, 0.5], "bits_clean": [3.0, 4.0]}
     folder.append_metrics({"kind": "step", "step": 1, "epoch": 0, "class_loss": 2.0})
-    folder.append_metrics(
-        {
-            "kind": "epoch",
-            "step": 2,
-            "epoch": 0,
-            "train_loss": 1.5,
-            "eval_loss": 1.0,
-            "eval_top1": 0.5,
-            "eval_top5": 0.75,
-            "lr": 0.1,
-            "rla_clean": [0.25, 0.5],
-        }
-    )
-    folder.write_summary()
-    header, row = (tmp_path / "summary.csv").read_text().splitlines()
-    assert header == "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr,rla_clean_0,rla_clean_1,step"
-    assert row == "0,1.5,1.0,0.5,0.75,0.1,0.25,0.5,2"
+    folder.append_metrics(epoch_line(**taps, **times))
+    folder.append_metrics(epoch_line(1, audit_rla_clean=[0.5, 0.75], **taps, **times))
+    header, first, second = summary(tmp_path)
+    by_tap = "rla_clean_0,rla_clean_1,audit_rla_clean_0,audit_rla_clean_1,fresh_refit_clean_0,fresh_refit_clean_1"
+    assert header == f"{TIMM},{by_tap},excess_clean_0,excess_clean_1,wall_hours,device_hours"
+    assert first == "0,1.5,1.0,0.5,0.75,0.1,0.25,0.5,,,0.125,0.5,0.125,0.0,0.5,2.0"
+    assert second.endswith("0.5,0.75,0.125,0.5,0.375,0.25,1.0,4.0")
+
+
+def test_a_summary_can_have_every_figure(tmp_path):
+    RunFolder(tmp_path).append_metrics(epoch_line(rla_clean=[0.25, 0.5], bits_clean=[3.0, 4.0]))
+    header, row = summary(tmp_path, wide=True)
+    assert header == f"{TIMM},bits_clean_0,bits_clean_1,rla_clean_0,rla_clean_1,step"
+    assert row == "0,1.5,1.0,0.5,0.75,0.1,3.0,4.0,0.25,0.5,2"
+
+
+def test_a_run_begun_with_a_wide_summary_goes_on_in_it(tmp_path):
+    RunFolder(tmp_path).append_metrics(epoch_line(rla_clean=[0.25]))
+    (tmp_path / "summary.csv").write_text(f"{TIMM},rla_clean_0,step\n0,1.5,1.0,0.5,0.75,0.1,0.25,2\n")
+    RunFolder(tmp_path).append_metrics(epoch_line(1, rla_clean=[0.5]))
+    header, _, second = summary(tmp_path)
+    assert header == f"{TIMM},rla_clean_0,step"
+    assert second == "1,1.5,1.0,0.5,0.75,0.1,0.5,2"
 
 
 def test_status_is_replaced_as_a_whole(tmp_path):

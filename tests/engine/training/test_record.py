@@ -36,7 +36,9 @@ def lines(config: Config) -> list[dict]:
 
 def curves(config: Config) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder_of(config) / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    names = [name for name in events.Tags()["scalars"] if not name.endswith(("/images_per_second", "/data_wait"))]
+    names = [
+        name for name in events.Tags()["scalars"] if not name.endswith(("/images_per_second", "/data_wait", "seconds"))
+    ]
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 

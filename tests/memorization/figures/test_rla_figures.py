@@ -38,7 +38,7 @@ def num_pixels(png: Path, colour: str) -> int:
 
 
 def test_depth_figure_names_everything_it_shows(tmp_path):
-    png, svg = plot_rla_by_depth(tmp_path / "figures" / "depth", TAPS, depth_accuracy(), REFERENCES, "A title")
+    png, svg, _ = plot_rla_by_depth(tmp_path / "figures" / "depth", TAPS, depth_accuracy(), REFERENCES, "A title")
     assert all(num_pixels(png, colour) > 500 for colour in (CLEAN, RUNNING, HELDOUT))
     assert svg_text(svg) >= {
         "A title",
@@ -60,7 +60,7 @@ def test_depth_figure_names_everything_it_shows(tmp_path):
 
 @pytest.mark.long
 def test_epoch_figure_has_a_panel_for_each_phase(tmp_path):
-    png, svg = plot_rla_by_epoch(tmp_path / "epochs.png", [1, 2, 3], TAPS, epoch_accuracy(3), REFERENCES)
+    png, svg, _ = plot_rla_by_epoch(tmp_path / "epochs.png", [1, 2, 3], TAPS, epoch_accuracy(3), REFERENCES)
     assert (png.name, svg.name) == ("epochs.png", "epochs.svg")
     assert num_pixels(png, DEEPEST) > 3000
     labels = {"training set, clean pass", "training set, running", "held-out set", "epoch", "block"}
@@ -69,7 +69,7 @@ def test_epoch_figure_has_a_panel_for_each_phase(tmp_path):
 
 def test_only_what_is_given_is_drawn(tmp_path):
     clean = {"clean": depth_accuracy()["clean"]}
-    png, svg = plot_rla_by_depth(tmp_path / "depth", TAPS, clean, References(num_labels=2))
+    png, svg, _ = plot_rla_by_depth(tmp_path / "depth", TAPS, clean, References(num_labels=2))
     assert num_pixels(png, CLEAN) > 500
     assert num_pixels(png, RUNNING) == num_pixels(png, HELDOUT) == 0
     text = svg_text(svg)
@@ -87,16 +87,16 @@ def test_equal_figures_are_equal_files(tmp_path):
 
 @pytest.mark.long
 def test_dots_in_a_file_name_are_kept(tmp_path):
-    png, svg = plot_rla_by_depth(tmp_path / "factor=0.5", TAPS, depth_accuracy(), REFERENCES)
+    png, svg, _ = plot_rla_by_depth(tmp_path / "factor=0.5", TAPS, depth_accuracy(), REFERENCES)
     assert (png.name, svg.name) == ("factor=0.5.png", "factor=0.5.svg")
 
 
 @pytest.mark.long
 def test_one_epoch_one_draw_and_one_tap(tmp_path):
     references = References(num_labels=10, baseline=[0.3])
-    png, _ = plot_rla_by_epoch(tmp_path / "epochs", [0], [3], {"clean": [[[0.4]]]}, references)
+    png, *_ = plot_rla_by_epoch(tmp_path / "epochs", [0], [3], {"clean": [[[0.4]]]}, references)
     assert num_pixels(png, DEEPEST) > 0
-    png, _ = plot_rla_by_depth(tmp_path / "depth", [3], {"clean": [[0.4]]}, references)
+    png, *_ = plot_rla_by_depth(tmp_path / "depth", [3], {"clean": [[0.4]]}, references)
     assert num_pixels(png, CLEAN) > 0
 
 
@@ -104,18 +104,18 @@ def test_one_epoch_one_draw_and_one_tap(tmp_path):
 def test_lines_pass_over_epochs_that_were_not_measured(tmp_path):
     """Measured at the first epoch and the last, the line is whole between them."""
     epochs, clean_ETM = [1, 2, 3, 4], np.full((4, 1, 1), 0.4)
-    whole, _ = plot_rla_by_epoch(tmp_path / "whole", [1, 4], [3], {"clean": clean_ETM[[0, 3]]}, REFERENCES)
+    whole, *_ = plot_rla_by_epoch(tmp_path / "whole", [1, 4], [3], {"clean": clean_ETM[[0, 3]]}, REFERENCES)
     clean_ETM[1:3] = np.nan
-    gaps, _ = plot_rla_by_epoch(tmp_path / "gaps", epochs, [3], {"clean": clean_ETM}, REFERENCES)
+    gaps, *_ = plot_rla_by_epoch(tmp_path / "gaps", epochs, [3], {"clean": clean_ETM}, REFERENCES)
     assert num_pixels(gaps, DEEPEST) == num_pixels(whole, DEEPEST)
 
 
 @pytest.mark.long
 def test_a_baseline_of_each_tap_bends_with_depth(tmp_path):
     clean = {"clean": [[0.4], [0.5], [0.6]]}
-    flat, _ = plot_rla_by_depth(tmp_path / "flat", TAPS, clean, References(num_labels=10, baseline=[0.3, 0.3, 0.3]))
-    same, _ = plot_rla_by_depth(tmp_path / "same", TAPS, clean, References(num_labels=10, baseline=0.3))
-    bent, _ = plot_rla_by_depth(tmp_path / "bent", TAPS, clean, References(num_labels=10, baseline=[0.2, 0.3, 0.4]))
+    flat, *_ = plot_rla_by_depth(tmp_path / "flat", TAPS, clean, References(num_labels=10, baseline=[0.3, 0.3, 0.3]))
+    same, *_ = plot_rla_by_depth(tmp_path / "same", TAPS, clean, References(num_labels=10, baseline=0.3))
+    bent, *_ = plot_rla_by_depth(tmp_path / "bent", TAPS, clean, References(num_labels=10, baseline=[0.2, 0.3, 0.4]))
     assert flat.read_bytes() == same.read_bytes()
     assert flat.read_bytes() != bent.read_bytes()
 
@@ -123,7 +123,7 @@ def test_a_baseline_of_each_tap_bends_with_depth(tmp_path):
 @pytest.mark.parametrize(
     ("accuracy", "message"),
     [
-        ({}, "clean, running, heldout; got nothing"),
+        ({}, "clean, audit, running, heldout; got nothing"),
         ({"train": np.zeros((3, 1))}, "got train"),
         ({"clean": np.zeros((2, 1))}, r"accuracy\['clean'\] has shape \(2, 1\)"),
         ({"clean": np.zeros(3)}, r"shape \(3,\)"),

@@ -1,0 +1,32 @@
+"""The network of a saved run with the weights of its checkpoint, whatever the images are now."""
+
+from __future__ import annotations
+
+import torch
+
+from rlpheads.engine.model.initial_weights import classifier_names
+from rlpheads.engine.model.tapped_model import TappedModel
+from rlpheads.engine.runs.checkpoint import verify
+from rlpheads.engine.runs.checkpoint_metadata import read_tensors
+from rlpheads.engine.runs.opened_run import SavedRun, build_saved_model
+from rlpheads.engine.runs.run_manifest import read_run_manifest
+
+
+def load_saved_network(run: SavedRun, part: str) -> TappedModel:
+    """Build the network on the CPU with a checkpoint's weights; the number of classes is that of the weights.
+
+    Args:
+        run: a run and one of its checkpoints.
+        part: "backbone", the live weights, or "ema", their moving average.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        RunError: the settings name no model that can be built.
+    """
+    verify(run.saved.path, read_run_manifest(run.saved.path).files)
+    tensors = read_tensors(run.saved.path, f"{part}.backbone.")
+    with torch.device("meta"):
+        (name, *_) = classifier_names(build_saved_model(run.folder, run.config, 2).backbone)
+    model = build_saved_model(run.folder, run.config, len(tensors[f"{name}.weight"]))
+    model.backbone.load_state_dict(tensors)
+    return model
