@@ -32,8 +32,8 @@ ARROWS = {
     "engine": {
         "train": "*",
         "cli": "*",
-        "commands": "train audits retraining training offline report tables runs checks learner model distributed config exit_codes "
-        "terminal",
+        "commands": "train audits retraining training offline report tables runs checks learner model distributed config "
+        "exit_codes terminal",
         "audits": "training report runs checks learner model distributed config exit_codes terminal",
         "retraining": "training report runs learner model distributed config exit_codes terminal",
         "offline": "training report runs checks learner model distributed config terminal",

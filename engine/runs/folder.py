@@ -28,7 +28,6 @@ from rlpheads.engine.runs.ownership import (
 )
 from rlpheads.engine.runs.record_digests import METRICS
 from rlpheads.engine.runs.storage_errors import describe_storage_failure
-from rlpheads.engine.runs.summary import summary_text
 from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.json_reading import DamagedJsonError, Kind, parse_mapping, read_rows
 
@@ -173,12 +172,6 @@ class RunFolder:
             kept = "".join(json_text(row) for row in rows)
         write_atomically(path, kept)
         return rows
-
-    def write_summary(self, *, wide: bool = False) -> None:
-        """Derive summary.csv from the epoch lines of metrics.jsonl: see `rlpheads.engine.runs.summary`."""
-        path = self.path / "summary.csv"
-        header = path.read_text().partition("\n")[0] if path.is_file() else ""
-        write_atomically(path, summary_text(self.metrics("epoch"), header, wide=wide))
 
 
 def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from rlpheads.engine.distributed.stop_flag import StopFlag
 from rlpheads.engine.learner.clean_features import CleanFeatures
 from rlpheads.engine.learner.evaluation import evaluate, merge
@@ -16,16 +14,14 @@ from rlpheads.engine.learner.fresh_refit import keeps_features, refit_fresh_labe
 from rlpheads.engine.learner.learner import num_audit_draws, num_parameters
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.model.builder import Network
-from rlpheads.engine.model.initial_weights import LAST_AVERAGED_WEIGHTS, LAST_WEIGHTS
-from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.report.evaluation_summary import Evaluation, summarize_evaluation, summarize_ledger
 from rlpheads.engine.report.label_figures import HeadSizes, label_figures
-from rlpheads.engine.runs.weights_files import write_weights
-from rlpheads.engine.training.early_stopping import is_best_epoch, stop_reason
+from rlpheads.engine.report.summary import write_summary
+from rlpheads.engine.training.early_stopping import stop_reason
 from rlpheads.engine.training.label_choice import label_source
 from rlpheads.engine.training.outcome import REMEDIES, TrainingDivergedError
-from rlpheads.engine.training.saving import save_checkpoint
+from rlpheads.engine.training.saving import keep_weights, save_checkpoint
 from rlpheads.engine.training.steering import regularizer_figures, steer_factor
 from rlpheads.engine.training.training import Training, is_due
 from rlpheads.memorization.records.ledger import Ledger
@@ -63,10 +59,10 @@ def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> N
             for phase, ledger in ledgers.items():
                 _write_ledger(training, phase, ledger)
         run.log.append(row)
-        run.folder.write_summary(wide=config.log.summary == "wide")
+        write_summary(run.folder, wide=config.log.summary == "wide")
     display.epoch(row, training.learner.tapped.taps)
     if run.launch.is_main:
-        _keep_weights(training, row, last=last)
+        keep_weights(training, row, last=last)
     training.begin_next_epoch()
     if last or is_due(config.checkpoint.every, epoch, config.epochs):
         save_checkpoint(training, display)
@@ -211,39 +207,3 @@ def _write_ledger(training: Training, phase: str, ledger: Ledger) -> None:
         labels=label_source(config, source.manifest),
     )
     training.run.log.write_ledger(ledger, metadata)
-
-
-def _keep_weights(training: Training, row: Mapping[str, Any], *, last: bool) -> None:
-    """Write the weights of the epoch that ends, where they are to be kept; at the main rank alone.
-
-    Args:
-        training: at the end of an epoch, whose line is in metrics.jsonl.
-        row: that line.
-        last: no epoch follows.
-    """
-    config, folder = training.run.config, training.run.folder
-    facts = {"epoch": row["epoch"], "step": row["step"], "model": config.model.name}
-    if last:
-        write_weights(folder.weights / LAST_WEIGHTS, training.learner.tapped.backbone, facts)
-    if last and training.learner.ema is not None:
-        write_weights(folder.weights / LAST_AVERAGED_WEIGHTS, _averaged_network(training), facts)
-    every = config.checkpoint.weights_every
-    if every is not None and is_due(every, row["epoch"], config.epochs):
-        write_weights(folder.weights / f"epoch={row['epoch']:04d}.safetensors", training.learner.tapped.backbone, facts)
-    metric = config.early_stopping.metric
-    if config.checkpoint.best and is_best_epoch(metric, folder.metrics("epoch")):
-        network = _measured_network(training, metric)
-        write_weights(folder.weights / "best.safetensors", network, {**facts, "metric": metric, "value": row[metric]})
-
-
-def _measured_network(training: Training, metric: str) -> nn.Module:
-    """Return the network that a figure is of: the averaged one, or the live one."""
-    if training.learner.ema is None or not metric.startswith("eval_ema_"):
-        return training.learner.tapped.backbone
-    return _averaged_network(training)
-
-
-def _averaged_network(training: Training) -> nn.Module:
-    assert training.learner.ema is not None
-    assert isinstance(training.learner.ema.module, TappedModel)
-    return training.learner.ema.module.backbone

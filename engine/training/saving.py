@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
 
 from rlpheads.engine.distributed.stop_flag import StopFlag
+from rlpheads.engine.model.initial_weights import LAST_AVERAGED_WEIGHTS, LAST_WEIGHTS
+from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.finite_content import NonfiniteStateError
 from rlpheads.engine.runs.request_files import SAVE_REQUEST, STOP_REQUEST, RequestFiles
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
+from rlpheads.engine.runs.weights_files import write_weights
+from rlpheads.engine.training.early_stopping import is_best_epoch
 from rlpheads.engine.training.stability import compare_replicas, review_open_window
 from rlpheads.engine.training.training import Training, is_due
 from rlpheads.engine.training.windows import publish_closed_window
@@ -115,3 +122,39 @@ class SaveSchedule:
             return False
         epoch = training.position.epoch  # at its end one follows that closes the epoch
         return training.epoch_has_steps_left or not is_due(self._settings.every, epoch, training.run.config.epochs)
+
+
+def keep_weights(training: Training, row: Mapping[str, Any], *, last: bool) -> None:
+    """Write the weights of the epoch that ends, where they are to be kept; at the main rank alone.
+
+    Args:
+        training: at the end of an epoch, whose line is in metrics.jsonl.
+        row: that line.
+        last: no epoch follows.
+    """
+    config, folder = training.run.config, training.run.folder
+    facts = {"epoch": row["epoch"], "step": row["step"], "model": config.model.name}
+    if last:
+        write_weights(folder.weights / LAST_WEIGHTS, training.learner.tapped.backbone, facts)
+    if last and training.learner.ema is not None:
+        write_weights(folder.weights / LAST_AVERAGED_WEIGHTS, _averaged_network(training), facts)
+    every = config.checkpoint.weights_every
+    if every is not None and is_due(every, row["epoch"], config.epochs):
+        write_weights(folder.weights / f"epoch={row['epoch']:04d}.safetensors", training.learner.tapped.backbone, facts)
+    metric = config.early_stopping.metric
+    if config.checkpoint.best and is_best_epoch(metric, folder.metrics("epoch")):
+        network = _measured_network(training, metric)
+        write_weights(folder.weights / "best.safetensors", network, {**facts, "metric": metric, "value": row[metric]})
+
+
+def _measured_network(training: Training, metric: str) -> nn.Module:
+    """Return the network that a figure is of: the averaged one, or the live one."""
+    if training.learner.ema is None or not metric.startswith("eval_ema_"):
+        return training.learner.tapped.backbone
+    return _averaged_network(training)
+
+
+def _averaged_network(training: Training) -> nn.Module:
+    assert training.learner.ema is not None
+    assert isinstance(training.learner.ema.module, TappedModel)
+    return training.learner.ema.module.backbone

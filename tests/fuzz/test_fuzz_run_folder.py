@@ -27,6 +27,7 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.run import EvalConfig, LedgerConfig, LogConfig, RunConfig
 from rlpheads.engine.model.plan import ModelPlan, plan_model
 from rlpheads.engine.report.console import open_console
+from rlpheads.engine.report.summary import write_summary
 from rlpheads.engine.runs.checkpoint import SEAL, CheckpointError, write_sealed_manifest
 from rlpheads.engine.runs.folder import RunFolderError, claim
 from rlpheads.engine.runs.log import RunLog
@@ -84,7 +85,7 @@ def resume(folder: Path) -> None:
         if start.point is not None:
             log = RunLog(claimed, LogConfig(tensorboard=False), (0, 1))
             log.open(start.point.position.epoch * 6, start.point.position.epoch, {}, start.point.record)
-            claimed.write_summary()
+            write_summary(claimed)
 
 
 def audit(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlpheads.engine.config.run import RunConfig
+from rlpheads.engine.report.summary import write_summary
 from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim, write_atomically
 from rlpheads.engine.runs.ownership import MARK
 
@@ -320,7 +321,7 @@ def epoch_line(epoch=0, **figures):
 
 
 def summary(tmp_path, **options):
-    RunFolder(tmp_path).write_summary(**options)
+    write_summary(RunFolder(tmp_path), **options)
     return (tmp_path / "summary.csv").read_text().splitlines()
 
 

@@ -7,10 +7,20 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rlpheads.engine.runs.folder import RunFolder, write_atomically
+
+SUMMARY_FILE = "summary.csv"
 TIMM_COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
 _NARROW = (*TIMM_COLUMNS, "train_top1", "eval_ece", "eval_ema_top1", "clean_top1", "regularizer_factor")
 _BY_TAP = ("rla_clean", "audit_rla_clean", "fresh_refit_clean", "excess_clean", "rla_heldout")
 _TIMES = ("images_per_second", "wall_hours", "device_hours")
+
+
+def write_summary(folder: RunFolder, *, wide: bool = False) -> None:
+    """Derive summary.csv of a run folder from the epoch lines of its metrics.jsonl."""
+    path = folder.path / SUMMARY_FILE
+    header = path.read_text().partition("\n")[0] if path.is_file() else ""
+    write_atomically(path, summary_text(folder.metrics("epoch"), header, wide=wide))
 
 
 def summary_text(rows: Sequence[Mapping[str, Any]], existing_header: str = "", *, wide: bool = False) -> str:
