@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow test-gpu test-ptx test-slurm test-integrations faults errors fuzz check lint house format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu test-ptx test-slurm test-integrations faults kills errors fuzz check lint house format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -35,6 +35,10 @@ test-integrations: $(INSTALLED_DEV)  ## Install Lightning, transformers and clea
 
 faults: $(INSTALLED_DEV)  ## Inject every fault of benchmarks/faults.yaml and write docs/faults.md (an hour; ARGS="--only NAME")
 	$(BIN)/python benchmarks/fault_table.py $(ARGS)
+
+kills: $(INSTALLED_DEV)  ## Kill and stop runs at 200 random moments and in every phase (hours; ARGS="--count 20" for the random ones)
+	$(BIN)/python benchmarks/random_kills.py $(ARGS)
+	$(BIN)/python benchmarks/phase_kills.py
 
 errors: $(INSTALLED_DEV)  ## Count the wrong configs, trees, files, checkpoints and environments that are answered as promised
 	$(BIN)/python -m pytest -q -m 'wrong and not gpu and not fuzz' tests $(ARGS)

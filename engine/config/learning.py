@@ -237,9 +237,11 @@ class StabilityConfig:
     max_rollbacks: int = 3
     """Roll-backs to one checkpoint, and restarts by a launcher that end at one step, before the run stops for good."""
     spike_window: int = 100
-    """Steps over which the mean and deviation of loss and gradient norms are (exponentially) averaged, for z-scores."""
+    """Steps over which the mean and deviation of loss, gradient norms and image_rms are (exponentially) averaged, for
+    z-scores."""
     spike_z: float = 10.0
-    """z-score of the class loss or a gradient norm from which on a step is named as a spike."""
+    """z-score of the class loss, a gradient norm or image_rms (root mean square of the prepared images) from which on a
+    step is named as a spike."""
     drift_every: int = 100
     """Steps between comparisons of a hash of the weights over the ranks, which ends the run where one differs; each
     reads every weight once. 0: none."""

@@ -92,7 +92,8 @@ class DistributedConfig:
     times the slowest phase of its kind so far (step, batch, checkpoint, ...), at least 45; 45 without a sign of life."""
 
     start_timeout: float = 1800
-    """Seconds for what is done for the first time, which may compile: the meeting of the ranks, and each kind of phase."""
+    """Seconds for what is done for the first time, which may compile: the meeting of the ranks, and each kind of phase while
+    a rank works at it. Without a sign of work of any rank (cores used, bytes moved, new lines of code) timeout holds."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from rlpheads.engine.config import launcher_variables
 from rlpheads.engine.config.errors import ConfigError, RankError
 from rlpheads.engine.config.run import DistributedConfig
 from rlpheads.engine.distributed.meeting import MeetingError, open_meeting
+from rlpheads.engine.distributed.meeting_places import MeetingPlaces, may_differ, noted_place
 from rlpheads.engine.distributed.parent_death import stop_with_parent
 from rlpheads.engine.distributed.progress import Progress
 
@@ -92,12 +94,10 @@ def choose_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int) -> to
     return torch.device("cpu")
 
 
-def _join(backend: str, device: torch.device, rank: Rank, timeout_s: float) -> dist.Store:
+def _join(backend: str, device: torch.device, rank: Rank, timeout_s: float, folder: Path | None) -> dist.Store:
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
-    timeout = timedelta(seconds=timeout_s)
     try:
-        served, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-        store = open_meeting(served, rank.rank, rank.world_size, timeout_s)
+        store = _meet(rank, timeout_s, folder)
         dist.init_process_group(
             backend,
             store=store,
@@ -116,9 +116,25 @@ def _join(backend: str, device: torch.device, rank: Rank, timeout_s: float) -> d
         ) from error
 
 
+def _meet(rank: Rank, timeout_s: float, folder: Path | None) -> dist.Store:
+    """Return this attempt's part of the store in which the ranks find each other.
+
+    Raises:
+        MeetingError: not all came in time.
+        DistError: there is no store.
+    """
+    if folder is not None and not rank.is_main and may_differ():
+        return open_meeting(MeetingPlaces(folder, timeout_s).stores, rank.rank, rank.world_size, timeout_s)
+    served, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    with noted_place(folder) if folder is not None and may_differ() else nullcontext():
+        return open_meeting(lambda: [served], rank.rank, rank.world_size, timeout_s)
+
+
 @contextmanager
 def start(
-    choice: Literal["auto", "cpu", "cuda"], timeout_s: float = DistributedConfig.start_timeout
+    choice: Literal["auto", "cpu", "cuda"],
+    timeout_s: float = DistributedConfig.start_timeout,
+    folder: Path | None = None,
 ) -> Iterator[Launch]:
     """Join the process group (NCCL for CUDA, gloo for the CPU) and leave it at the end.
 
@@ -137,7 +153,7 @@ def start(
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
-        store = _join(backend, device, rank, timeout_s)
+        store = _join(backend, device, rank, timeout_s, folder)
     else:
         store = dist.HashStore()
         dist.init_process_group(backend, store=store, rank=0, world_size=1)

@@ -16,7 +16,7 @@ class Patience:
 
     Attributes:
         timeout_s: seconds for any phase but its first time; None: 5 times the slowest so far of its name, at least 45 s.
-        first_s: seconds for a phase's first time, which may compile, start workers or read much.
+        first_s: seconds for a phase's first time, which may compile, start workers or read much, while some rank works.
     """
 
     timeout_s: float | None = None
@@ -70,6 +70,11 @@ class Progress:
         """Wait for the end where a hang was found: an error that this rank gets of it says less than the verdict."""
         while self.is_judged:
             time.sleep(1)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the phase has not been before, so that nobody knows how long it takes."""
+        return self.phase not in self._slowest
 
     @property
     def seconds(self) -> float:

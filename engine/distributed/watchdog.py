@@ -1,9 +1,10 @@
 """A thread of each rank that finds ranks that hang, says which and where, and ends them; torch would wait for half an hour.
 
 Each rank's thread writes a pulse into the store every second. Rank 0's reads all of them, the others' rank 0's. A rank whose
-process is stopped, or frozen in foreign code, has no pulse; one whose phase takes too long says so itself. Who finds a hang
-first judges it: all ranks are asked where they are, those furthest behind are named, and all end. A store that is gone is a
-launcher that is gone: then this rank is asked to save and stop, as by SIGTERM.
+process is stopped, or frozen in foreign code, has no pulse; one whose phase takes too long says so itself. Of a phase that has
+not been before nobody knows how long it takes: there it is a hang that no rank shows a sign of work. Who finds a hang first
+judges it: all ranks are asked where they are, those furthest behind are named, and all end. A store that is gone is a launcher
+that is gone: then this rank is asked to save and stop, as by SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch.distributed as dist
 
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.distributed.progress import Patience, Progress
+from rlpheads.engine.distributed.signs_of_work import SignsOfWork
 from rlpheads.engine.distributed.stacks import main_thread_place, process_state, write_flight_record, write_stacks
 
 _PULSE_S = 1.0
@@ -38,6 +40,8 @@ _ANSWER_S = 4.0
 _STORE_TIMEOUT = timedelta(seconds=4)
 _SAVING_S = 300.0
 """Seconds that a rank without a launcher has to save and stop."""
+_ALMOST = 0.9
+"""Part of the patience with a silent rank after which it prints its stacks: a print of a rank that runs on may crash it."""
 _MOST_NAMED = 8
 _JUDGED = "judged"
 
@@ -49,6 +53,8 @@ class Pulse:
     Attributes:
         beat: number of this sign.
         overdue: whether its phase takes longer than it may.
+        first: whether its phase has not been before.
+        stalled: whether it shows no sign of work.
         ended: whether it is the last one.
         place: where its main thread is; known once it was asked.
         waits: whether it waits inside torch there, as those do that wait for others.
@@ -63,11 +69,13 @@ class Pulse:
     count: int = 0
     seconds: float = 0.0
     overdue: bool = False
+    first: bool = False
+    stalled: bool = False
     ended: bool = False
     place: str = ""
     waits: bool = False
 
-    def next(self, progress: Progress, patience: Patience) -> Pulse:
+    def next(self, progress: Progress, patience: Patience, *, stalled: bool) -> Pulse:
         """Return the next sign of life of a rank that is so far."""
         return replace(
             self,
@@ -77,6 +85,8 @@ class Pulse:
             count=progress.count,
             seconds=progress.seconds,
             overdue=progress.is_overdue(patience),
+            first=progress.is_first,
+            stalled=stalled,
         )
 
     def describe(self) -> str:
@@ -87,7 +97,7 @@ class Pulse:
 
 @contextmanager
 def watchdog(launched: Launch, patience: Patience, folder: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Watch this rank and others while the context is open.
+    """Watch this rank and others while the context is open, in the main thread.
 
     Args:
         launched: this rank, and its progress.
@@ -114,6 +124,7 @@ class _Watch(threading.Thread):
         self._watched = others if launched.is_main else [0]
         self._seen = {rank: (Pulse(rank), time.monotonic()) for rank in self._watched}
         self._store_seen = self._looked = time.monotonic()
+        self._signs = SignsOfWork(launched.progress)
         self._over = threading.Event()
         self._publish("pulse", self._pulse)
 
@@ -121,14 +132,16 @@ class _Watch(threading.Thread):
         """End the thread; the ranks that watch this one are told."""
         self._over.set()
         self.join()
+        self._signs.close()
         faulthandler.cancel_dump_traceback_later()
 
     def run(self) -> None:
         while not self._over.is_set():
             self._forgive_own_pause()
             # Should Python itself be held, a thread of C prints the stacks.
-            faulthandler.dump_traceback_later(max(1.0, self._patience.silence_s - 5), file=sys.__stderr__ or 2)
-            self._pulse = self._pulse.next(self._launched.progress, self._patience)
+            faulthandler.dump_traceback_later(_ALMOST * self._patience.silence_s, file=sys.__stderr__ or 2)
+            stalled = self._signs.has_stalled(self._patience.silence_s)
+            self._pulse = self._pulse.next(self._launched.progress, self._patience, stalled=stalled)
             try:
                 self._exchange()
                 self._store_seen = time.monotonic()
@@ -154,7 +167,7 @@ class _Watch(threading.Thread):
             time.sleep(2 * _ANSWER_S)  # the judge speaks first
             os._exit(_HUNG)
         silent = self._find_silent()
-        if (silent or self._pulse.overdue) and self._store.add(_JUDGED, 1) == 1:
+        if (silent or self._pulse.overdue or self._nobody_works()) and self._store.add(_JUDGED, 1) == 1:
             self._answer()
             time.sleep(_ANSWER_S)
             self._report(self._verdict())
@@ -169,6 +182,12 @@ class _Watch(threading.Thread):
                 self._seen[rank] = found, now
         limit = self._patience.silence_s
         return [rank for rank, (pulse, since) in self._seen.items() if not pulse.ended and now - since > limit]
+
+    def _nobody_works(self) -> bool:
+        """Whether no rank shows a sign of work, in a phase that has not been before; the main rank alone can tell."""
+        pulses = [self._pulse, *(pulse for pulse, _ in self._seen.values() if not pulse.ended)]
+        stalled = all(pulse.stalled for pulse in pulses) and any(pulse.first for pulse in pulses)
+        return self._launched.is_main and stalled
 
     def _answer(self) -> None:
         """Say where this rank is, and write its stacks."""

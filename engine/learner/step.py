@@ -6,6 +6,7 @@ the heads only, and the regulariser on the heads' output trains the backbone onl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
@@ -29,6 +30,8 @@ from rlpheads.memorization.records.ledger import Ledger
 
 _Scalars: TypeAlias = dict[str, Tensor]
 """0-d tensors on the device, by name."""
+_LARGEST = 1e30
+"""Shown where a root mean square overflows: it is finite, as the images are, and a mean over ranks still is."""
 
 
 class RowLosses(NamedTuple):
@@ -191,7 +194,7 @@ class TrainStep:
         learner.update(num_updates, verdicts, statistics)
         for name, verdict in verdicts.items():
             shares |= {f"{name}_grad_norm": verdict.norm, f"{name}_nonfinite": verdict.nonfinite.float()}
-        return shares | learner.loss_scales
+        return shares | {"image_rms": _root_mean_square(batch.images)} | learner.loss_scales
 
     def _forward_backward(self, batch: Batch, seed: int, term_weights: TermWeights) -> tuple[_Scalars, _Scalars]:
         """Return this rank's share of the figures, and of the loss that trains each part, of a micro-batch."""
@@ -219,6 +222,12 @@ class TrainStep:
         self.learner.scaled(trains).backward()
         record_rows(self.ledger, batch, rows)
         return shares, {name: loss.detach() for name, loss in trains.items()}
+
+
+def _root_mean_square(images: Tensor) -> Tensor:
+    """Return the root mean square of a batch, float32 (): networks that normalise their inputs hide what is wrong with it."""
+    norm = torch.linalg.vector_norm(images, dtype=torch.float32)
+    return torch.nan_to_num(norm / images.numel() ** 0.5, nan=math.nan, posinf=_LARGEST)
 
 
 def _sum_by_name(each: Sequence[_Scalars]) -> _Scalars:

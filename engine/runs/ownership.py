@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpheads.engine.config.launcher_variables import restart_count, slurm_job, torchrun_job
+from rlpheads.engine.distributed.meeting_places import NOTE
 from rlpheads.engine.runs.request_files import SAVE_REQUEST, STOP_REQUEST
 from rlpheads.memorization.atomic_file import atomic_file
 from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
@@ -31,6 +32,7 @@ RUN_FILES = (
         "lease.json",
         "hang.rank*.txt",
         "hang.rank*.json",
+        NOTE,
         "ledger/epoch=*/*.parquet",
         "memory.json",
         "truth.json",

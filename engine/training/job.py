@@ -37,7 +37,7 @@ def run(config: Config) -> int:
         start = settle_start(config, plan, sources, folder) if rank.is_main else None
         timeout = config.distributed.start_timeout
         try:
-            with torch_switches(config.runtime), launch.start(config.device, timeout) as launched:
+            with torch_switches(config.runtime), launch.start(config.device, timeout, folder.path) as launched:
                 start = launched.share(start)
                 assert start is not None  # the main rank has one
                 with watchdog(launched, _patience(start.config), folder.path, partial(write_hang, folder, launched)):

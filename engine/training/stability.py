@@ -16,6 +16,8 @@ from rlpheads.engine.training.outcome import REMEDIES, ReplicaDriftError, RollBa
 from rlpheads.engine.training.training import Training
 
 _NORM, _FLAG = "_grad_norm", "_nonfinite"
+_SCORED = ("class_loss", "image_rms")
+"""Figures that may have spikes, beside the gradient norms."""
 
 
 def review_steps(training: Training, display: Display, window: StepFigures) -> dict[str, float | None]:
@@ -26,7 +28,7 @@ def review_steps(training: Training, display: Display, window: StepFigures) -> d
         RollBackError: more steps in a row than may be skipped were not finite.
     """
     spoiled = nonfinite_steps(window)
-    scored = {name: values for name, values in window.figures.items() if name == "class_loss" or name.endswith(_NORM)}
+    scored = {name: values for name, values in window.figures.items() if name in _SCORED or name.endswith(_NORM)}
     for at, step in enumerate(window.steps):
         if step <= training.reviewed:
             continue

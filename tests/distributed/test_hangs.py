@@ -1,39 +1,16 @@
 """Ranks that stand still, and launchers that die: found in time, named, and ended; nothing runs on, nothing waits."""
 
+import json
+import re
 import time
+from pathlib import Path
 
 import psutil
 import pytest
-from real_runs import Runner, rank_processes
+from real_runs import ROOT, Runner, rank_processes
 
 pytestmark = [pytest.mark.distributed, pytest.mark.long, pytest.mark.timeout(150)]
 PATIENCE = ["--epochs", "200", "--distributed.timeout", "8"]
-STUCK = """
-import sys, threading, time
-
-def stick():
-    from rlpheads.engine.training.training import Training
-    train_on = Training.train_on
-    def stuck(self, batch):
-        if self.num_updates == 6:
-            while True:
-                time.sleep(1)
-        return train_on(self, batch)
-    Training.train_on = stuck
-
-import os
-if os.environ.get("RANK") == os.environ.get("STUCK_RANK"):
-    import builtins
-    imported = builtins.__import__
-    def watching(name, *args, **kwargs):
-        module = imported(name, *args, **kwargs)
-        if name == "rlpheads.engine.training" and "rlpheads.engine.training.job" in sys.modules:
-            builtins.__import__ = imported
-            stick()
-        return module
-    builtins.__import__ = watching
-"""
-"""A sitecustomize.py that has one rank wait for ever in its sixth step."""
 
 
 def started(runner: Runner, name, *flags, ranks=2, launcher="rlpheads train"):
@@ -63,16 +40,67 @@ def test_stopped_rank_is_named_and_ends_the_run(runner: Runner, victim, record_p
     assert not rank.is_running()
 
 
-def test_rank_that_hangs_alone_is_named_among_those_that_wait(runner: Runner, tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text(STUCK)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("STUCK_RANK", "1")
-    finished = runner.finish(runner.start_command(runner.train_command("stuck", *PATIENCE, ranks=2)), "stuck")
+def stuck(runner: Runner, monkeypatch, name, *flags, ranks=2, **where):
+    """Run to the end of a run one of whose ranks, 1 where there are two, does not leave a phase."""
+    monkeypatch.setenv("STUCK", json.dumps({"rank": ranks - 1, "time": 1, "how": "wait"} | where))
+    program = str(ROOT / "tests" / "helpers" / "stuck_ranks.py")
+    words = [program if Path(word).name == "train.py" else word for word in runner.command(name, *flags, ranks=ranks)]
+    return runner.finish(runner.start_command(words), name)
+
+
+def test_rank_that_hangs_alone_is_named_among_those_that_wait(runner: Runner, monkeypatch):
+    finished = stuck(runner, monkeypatch, "stuck", *PATIENCE, phase="training step", time=6)
     assert finished.code == 1, finished.output
     assert "hang: no progress of rank 1 (" in finished.status["reason"]
-    assert "training step, step 6" in finished.status["reason"]
+    assert "training step, step 5" in finished.status["reason"]
     assert "rank 0" not in finished.status["reason"]
-    assert "stuck" in (finished.folder / "hang.rank0001.txt").read_text()
+    assert "in wait" in (finished.folder / "hang.rank0001.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("phase", "how", "ranks"),
+    [
+        ("training step", "circle", 2),
+        pytest.param("building", "wait", 2, marks=pytest.mark.slow),
+        pytest.param("waiting for images", "long circle", 1, marks=pytest.mark.slow),
+        pytest.param("held-out evaluation, first batch", "wait", 1, marks=pytest.mark.slow),
+        pytest.param("clean evaluation, first batch", "circle", 2, marks=pytest.mark.slow),
+        pytest.param("refit on fresh labels", "wait", 2, marks=pytest.mark.slow),
+        pytest.param("checkpoint", "long circle", 2, marks=pytest.mark.slow),
+        pytest.param("last figures", "circle", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_rank_that_never_leaves_a_phase_is_found_the_first_time(runner: Runner, monkeypatch, phase, how, ranks):
+    """Nobody knows how long it may take: that no rank works, or one in a circle alone, is what tells."""
+    name = f"first_{phase.replace(' ', '_')}"
+    finished = stuck(runner, monkeypatch, name, "--distributed.timeout", "8", ranks=ranks, phase=phase, how=how)
+    assert finished.code == 1, finished.output
+    assert f"hang: no progress of rank {ranks - 1} (" in finished.status["reason"]
+    assert f": {phase}, step " in finished.status["reason"]
+    assert "stuck_ranks.py" in finished.status["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", ["wait", "long circle"])
+def test_defaults_find_it_within_a_minute_the_first_time(runner: Runner, monkeypatch, how, record_property):
+    name = f"defaults_first_{how.replace(' ', '_')}"
+    finished = stuck(runner, monkeypatch, name, phase="training step", how=how)
+    seconds = int(re.search(r"since (\d+) s", finished.status["reason"])[1])
+    record_property("seconds_to_detect", seconds)
+    assert "hang: no progress of rank 1 (" in finished.status["reason"]
+    assert seconds < 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_long_compilation_is_no_hang(runner: Runner, monkeypatch):
+    """The first step takes many times the patience that a rank has which does nothing."""
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    flags = ["--runtime.compile", "true", "--distributed.timeout", "10", "--max_steps", "2"]
+    process = runner.start_command(runner.command("compiles", *flags, "--model.args.depth", "6", ranks=1))
+    finished = runner.finish(process, "compiles")
+    assert finished.code == 0, finished.output
 
 
 def test_stopped_loader_worker_is_named(runner: Runner):

@@ -42,23 +42,31 @@ def test_killed_ranks_start_again_and_end_alike(runner: Runner, restarting, undi
     same_result(finished, undisturbed_pair)
 
 
-def test_launcher_of_another_node_is_replaced(runner: Runner, undisturbed_pair, monkeypatch):
-    """The launcher that is not the meeting place is killed; one that is started anew joins, whatever rank it gets."""
-    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+@pytest.mark.parametrize("address", ["127.0.0.9", "127.0.0.1"], ids=["as rank 1", "as rank 0"])
+def test_launcher_of_another_node_is_replaced(runner: Runner, undisturbed_pair, address):
+    """The launcher that is not the meeting place is killed; one that is started anew joins, also where it takes the lead.
+
+    torch numbers the nodes in the order of their addresses.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         endpoint = f"localhost:{free.getsockname()[1]}"
-    words = runner.command("two_launchers", ranks=2)
+    name = f"two_launchers_{address}"
+    words = runner.command(name, ranks=2)
     place = words.index("--standalone")
     nodes = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
-    nodes += ["--rdzv-endpoint", endpoint, "--rdzv-id", "pair", "--rdzv-conf"]
-    command = [*words[:place], *nodes, "is_host={}", *words[place + 3 :]]
-    first, second = (runner.start_command([word.format(int(host)) for word in command]) for host in (True, False))
-    runner.wait_for_step("two_launchers", 6, first)
+    nodes += ["--rdzv-endpoint", endpoint, "--rdzv-id", "pair"]
+
+    def launcher(address, *, host):
+        place_of_node = ["--local-addr", address, "--rdzv-conf", f"is_host={int(host)}"]
+        return runner.start_command([*words[:place], *nodes, *place_of_node, *words[place + 3 :]])
+
+    first, second = launcher("127.0.0.5", host=True), launcher("127.0.0.9", host=False)
+    runner.wait_for_step(name, 6, first)
     second.kill()
     second.communicate()
-    third = runner.start_command([word.format(0) for word in command])
-    finished = runner.finish(first, "two_launchers")
+    third = launcher(address, host=False)
+    finished = runner.finish(first, name)
     third.communicate(timeout=60)
     assert finished.code == third.returncode == 0, finished.output
     same_result(finished, undisturbed_pair)

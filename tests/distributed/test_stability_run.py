@@ -65,3 +65,12 @@ def test_a_rank_whose_weights_drift_is_named_and_ends_the_run(runner):
     )
     assert drifting.status["status"] == "failed"
     assert not list((drifting.folder / "checkpoints").glob("step=*"))
+
+
+@pytest.mark.slow
+def test_images_that_are_a_million_times_too_large_at_one_rank_are_a_spike(runner):
+    huge = faulty_run(runner, "huge", "--epochs", "6", ranks=2, wanted=[Fault(28, "images", rank=1, size=1e6)])
+    assert huge.code == 0, huge.output
+    (event,) = huge.rows("event")
+    assert (event["event"], event["step"]) == ("spike", 28)
+    assert event["image_rms_z"] > 1000

@@ -23,7 +23,7 @@ VARIABLE = "FAULTS"
 class Fault:
     """What happens at step number `step` (from 1), at one rank or at all: each time that the step is taken.
 
-    `kind`: gradient (of a weight of `part`, times `size`) or weights (of one tensor, shifted by `size`).
+    `kind`: gradient (of a weight of `part`, times `size`), weights (of one tensor, shifted by `size`) or images (times `size`).
     """
 
     step: int
@@ -40,6 +40,8 @@ def environment_of(faults: Iterable[Fault]) -> dict[str, str]:
 
 def _meet(fault: Fault, training: Training) -> list[Any]:
     """Let the next step meet a fault; return the hooks to be removed after it."""
+    if fault.kind == "images":
+        return [training.preparation.augment.register_forward_hook(lambda _module, _given, made: made * fault.size)]
     module = dict(training.learner.parts)[fault.part].module
     parameter = next(each for each in module.parameters() if each.requires_grad)
     if fault.kind == "gradient":

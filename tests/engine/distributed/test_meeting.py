@@ -18,7 +18,8 @@ def meet(store, world_size, order):
     """Ranks come in `order`, each with a connection of its own; return what they share, by rank."""
 
     def come(rank):
-        part = open_meeting(store.clone(), rank, world_size, 20)
+        mine = store.clone()
+        part = open_meeting(lambda: [mine], rank, world_size, 20)
         part.set(f"here/{rank}", str(rank))
         return sorted(part.get(f"here/{other}").decode() for other in range(world_size))
 
@@ -39,11 +40,11 @@ def test_each_attempt_has_a_place_of_its_own_whoever_comes_first(store):
 def test_rank_that_comes_before_the_first_one_does_not_take_the_attempt_before(store):
     meet(store, 2, (0, 1))
     with ThreadPoolExecutor(1) as pool:
-        early = pool.submit(open_meeting, store.clone(), 1, 2, 20)
+        early = pool.submit(open_meeting, [store.clone()].copy, 1, 2, 20)
         while early.running() and not store.check([f"{store.get('rlpheads/attempt').decode()}/came/1"]):
             pass
         before = store.get("rlpheads/attempt").decode()
-        late = open_meeting(store, 0, 2, 20)
+        late = open_meeting(lambda: [store], 0, 2, 20)
         late.set("address", "new")
         assert early.result().get("address") == b"new"
     assert store.get("rlpheads/attempt").decode() != before
@@ -52,10 +53,10 @@ def test_rank_that_comes_before_the_first_one_does_not_take_the_attempt_before(s
 
 def test_ranks_that_do_not_come_are_named(store):
     with pytest.raises(MeetingError, match=r"rank\(s\) 1, 2 of 3 did not come"):
-        open_meeting(store, 0, 3, 0.2)
+        open_meeting(lambda: [store], 0, 3, 0.2)
     with pytest.raises(MeetingError, match="rank 0 has not begun"):
-        open_meeting(store, 1, 3, 0.2)
+        open_meeting(lambda: [store], 1, 3, 0.2)
 
 
 def test_single_rank_waits_for_nobody(store):
-    open_meeting(store, 0, 1, 0.2).set("key", "value")
+    open_meeting(lambda: [store], 0, 1, 0.2).set("key", "value")
