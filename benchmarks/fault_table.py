@@ -2,8 +2,8 @@
 
 python benchmarks/fault_table.py [--only WORD] [--missing] [--timeout SECONDS] [--page]
 
-Rows that are not run keep what was seen of them last, with its commit. The tests of a file that follow each other in the list are
-run by one pytest. Behind the rows the page shows what random_kills.py and phase_kills.py saw, from benchmarks/results/kills/.
+Rows that are not run keep what was seen of them last, with its commit. The tests of a file that follow each other in the list
+are run by one pytest. Behind the rows the page shows what random_kills.py and phase_kills.py saw: benchmarks/results/kills/.
 """
 
 from __future__ import annotations
@@ -90,9 +90,11 @@ def run_rows(tests: list[str], timeout_s: float) -> dict[str, dict[str, Any]]:
 
 def read_report(path: Path) -> dict[str, dict[str, Any]]:
     """Return outcome, duration and figures of each test in a junit report."""
-    seen = {}
+    seen: dict[str, dict[str, Any]] = {}
     for case in ElementTree.parse(path).iter("testcase"):
-        figures = {item.get("name"): item.get("value") for item in case.iter("property") if item.get("name") in FIGURES}
+        figures: dict[str, Any] = {
+            str(item.get("name")): item.get("value") for item in case.iter("property") if item.get("name") in FIGURES
+        }
         seen[f"{case.get('file')}::{case.get('name')}"] = figures | {
             "outcome": _outcome(case),
             "seconds": round(float(case.get("time", 0))),

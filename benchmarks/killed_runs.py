@@ -174,7 +174,11 @@ def _forking() -> ForkServerContext:
 
 
 def import_once() -> None:
-    """Start the process that ranks are forked off, and wait until it has imported everything."""
+    """Start the process that ranks are forked off, and wait until it has imported everything.
+
+    Under nohup SIGHUP is ignored, by all that is started, too: runs respect that, and would not meet it.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     first = _forking().Process(target=time.sleep, args=(0,))
     first.start()
     first.join()

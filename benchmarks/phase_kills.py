@@ -111,7 +111,8 @@ def run_case(folder: Path, phase: Phase, signal_name: str, num_ranks: int) -> di
         wait(way.start(case.arguments(whole), case.log(whole)))
     name = f"{phase.name}-{signal_name}-{num_ranks}".replace(" ", "-")
     clear(case, name)
-    met, codes = 0, []
+    met = 0
+    codes: list[int | str | None] = []
     while len(codes) < MOST_STARTS:
         meet = (
             partial(send_itself, phase, signal_name, num_ranks - 1, phase.after_s * (met + 1))
@@ -163,7 +164,7 @@ def send_itself(phase: Phase, signal_name: str, victim: int, after_s: float, ran
         (Path(place["--run.dir"]) / f"{place['--run.name']}{MET}").touch()
         os.kill(os.getpid(), getattr(signal, signal_name))
 
-    Progress.enter = entered  # type: ignore[method-assign]
+    Progress.enter = entered  # type: ignore[method-assign, assignment]
 
 
 def table(cases: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from rlpheads.engine.report.findings import FRESH_REFIT, Findings, TapFinding, d
 from rlpheads.engine.runs.checkpoint import weights_sha256
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.terminal.text import shell_word
-from rlpheads.engine.training.epoch_end import evaluate_split
+from rlpheads.engine.training.epoch_end import clean_pass, evaluate_split
 from rlpheads.engine.training.outcome import Outcome
 from rlpheads.engine.training.training import Training
 
@@ -27,8 +27,11 @@ from rlpheads.engine.training.training import Training
 def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: str, *, closed: bool = True) -> Outcome:
     """Check the run against chance, draw its figures and print what it found. Collective.
 
-    `closed`: the run ends with a last epoch, whose measurements are still here if this process made them.
+    `closed`: the run ends with a last epoch, whose measurements are still here if this process made them, and are made again
+    where it did not.
     """
+    if closed and training.learner.tapped.taps and not training.splits.clean.ledger.num_seen:
+        clean_pass(training, display, stop_flag)  # another process made the last one, and ended before its last figures
     if closed and training.splits.heldout.ledger.num_seen:
         heldout = summarize_ledger(training.splits.heldout.ledger)
     else:

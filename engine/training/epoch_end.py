@@ -45,7 +45,7 @@ def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> N
         ledgers["heldout"] = splits.heldout.ledger
         last = last or reason_to_stop_early(training, row) is not None
     if last or is_due(config.eval.clean_every, epoch, config.epochs):
-        row |= _clean_pass(training, display, stop_flag)
+        row |= clean_pass(training, display, stop_flag)
         if (move := steer_factor(training, row)) is not None:
             display.say(move)
         ledgers["clean"] = splits.clean.ledger
@@ -82,7 +82,7 @@ def reason_to_stop_early(training: Training, *rows: Mapping[str, Any]) -> str | 
     return training.run.launch.share(reason)
 
 
-def _clean_pass(training: Training, display: Display, stop_flag: StopFlag) -> dict[str, Any]:
+def clean_pass(training: Training, display: Display, stop_flag: StopFlag) -> dict[str, Any]:
     """Measure live weights on the clean training images, and refit heads to fresh labels on the features that were read."""
     config, dims, launch = training.run.config, training.learner.dims, training.run.launch
     manifest = training.run.sources.train.manifest

@@ -1,15 +1,19 @@
 """A run's last lines: what was learned, where the figures are, what to run next."""
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_runs import small_config
 
 from rlpheads.engine.config.learning import HeadsConfig
 from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.report.findings import FRESH_REFIT, Findings, TapFinding
+from rlpheads.engine.report.run_memory import MEMORY_FILE
+from rlpheads.engine.training import job
 from rlpheads.engine.training.closing import closing_lines
 from rlpheads.engine.training.outcome import Outcome
 
@@ -95,3 +99,19 @@ def test_stopped_run_says_how_it_goes_on(tmp_path):
     stopped = lines(None, tmp_path, config, status="requeue")
     assert stopped[1] == "next: the same command again, which goes on from this very sample"
     assert "wandb sync" in stopped[2]
+
+
+@pytest.mark.long
+def test_start_behind_the_last_checkpoint_finds_what_the_one_before_found(tmp_path):
+    """As of a run that was killed while its last figures were drawn: what closed it is measured again."""
+    config = small_config(tmp_path, "closed", epochs=1)
+
+    def found():
+        assert job.run(config) == 0
+        folder = tmp_path / "closed"
+        return json.loads((folder / "status.json").read_text())["memory"], (folder / MEMORY_FILE).read_bytes()
+
+    first = found()
+    assert first[0]
+    (tmp_path / "closed" / MEMORY_FILE).unlink()
+    assert found() == first
