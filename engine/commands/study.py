@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("file", metavar="STUDY", type=Path, help="YAML or TOML file, such as those in studies/")
     add("--out", type=Path, help="folder of the runs and the results; default: runs/STUDY")
     add("--nproc-per-node", type=int, default=1, help="processes of each run; default: 1")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs that are trained at a time, on an equal share of the cores; default: 1",
+    )
     add("--json", action="store_true", help="print what is written, in place of the table")
 
 
@@ -34,17 +40,20 @@ def run(arguments: argparse.Namespace) -> int:
     from rlpheads.engine.commands.study_folder import claim_study_folder
     from rlpheads.engine.commands.study_plan import plan_runs, read_study
     from rlpheads.engine.commands.study_report import collect_study, print_study, write_study
-    from rlpheads.engine.commands.study_runs import StudyStoppedError, log_path, train_and_audit
+    from rlpheads.engine.commands.study_runs import StudyStoppedError, finish_runs
     from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 
+    if arguments.jobs < 1:
+        return exit_codes.report_error(f"--jobs: got {arguments.jobs}; allowed: a number at least 1")
     console, num_ranks = open_console(stderr=arguments.json), arguments.nproc_per_node
     try:
         study = read_study(arguments.file)
         folder = arguments.out or Path("runs") / study.name
         claim_study_folder(folder)
         runs = plan_runs(study, folder, num_ranks)
-        failed = [each for each in runs if not train_and_audit(study, each, num_ranks, console)]
-        found = collect_study(study, [each for each in runs if each not in failed])
+        failed = finish_runs(study, runs, num_ranks, arguments.jobs, console)
+        lost = [each.run for each in failed]
+        found = collect_study(study, [each for each in runs if each not in lost])
     except AUDIT_ERRORS as error:
         return exit_codes.report_error(error)
     except (ImageReadError, LoaderError) as error:
@@ -59,5 +68,5 @@ def run(arguments: argparse.Namespace) -> int:
         print_study(found, console)
         console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
     for each in failed:
-        print(printable(f"failed: {each.folder}; its output is in {log_path(each)}"), file=sys.stderr)
+        print(printable(f"failed: {each.run.folder}; {each.reason}"), file=sys.stderr)
     return exit_codes.FAILED if failed else exit_codes.DONE

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from rlpheads.engine.audits.audit_run import audit_path
 from rlpheads.engine.commands.study_plan import PlannedRun, Study
+from rlpheads.engine.commands.study_tables import csv_text, latex_text
 from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, write_atomically
 from rlpheads.engine.runs.opened_run import RunError, open_checkpoint
@@ -25,6 +26,7 @@ from rlpheads.memorization.baselines.head_only import NEAR_PERFECT_FIT
 from rlpheads.memorization.figures.study_figure import ArmPoint, plot_study
 from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 from rlpheads.memorization.measures.intervals import draw_interval
+from rlpheads.memorization.measures.multiplicity import holm_adjusted, paired_p_value
 
 MEASURES = {
     "top1": "held-out top-1",
@@ -56,6 +58,8 @@ _METRICS = {
 }
 """Names of the measures of training in an epoch's line of metrics.jsonl."""
 
+SIGNIFICANT = 0.05
+"""p-value, for all differences of a study together, below which one is set in bold."""
 _MEASURES_IN_BITS = {"own_bits_per_sample"}
 _EXCESSES = ("label_excess", "membership_excess")
 
@@ -70,7 +74,7 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         `runs`: each run's measures, a list over its taps for those that have one;
         `arms`: for each arm and measure the mean over seeds of the averages over taps (`mean`, `values`), its t interval
         (`low`, `high`; null for a single seed) and, but for the reference, the same of the differences between runs of the
-        same seed (`difference`).
+        same seed (`difference`), with its p-value and the one that holds for all differences of the study together.
     """
     environment = collect_environment()
     by_run = {run.folder.name: _run_measures(study, run) for run in runs}
@@ -83,6 +87,7 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         for arm in study.arms
         if values[arm]
     }
+    adjust_differences(arms)
     return {
         "study": study.name,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -122,11 +127,11 @@ def print_study(found: Mapping[str, Any], console: Console) -> None:
     seeds = {run["seed"] for run in found["runs"].values()}
     table = Table(
         title=f"{found['study']}: mean over taps and {len(seeds)} seeds of {found['vary']} ± half of the 95 % interval "
-        f"across seeds; bold: the difference from {found['reference']}, paired by seed, leaves out 0",
+        f"across seeds; bold: differs from {found['reference']} at 5 %, paired by seed, all comparisons together (Holm)",
         title_justify="left",
         padding=(0, 1),
     )
-    measures = {name: title for name, title in MEASURES.items() if any(name in arm for arm in found["arms"].values())}
+    measures = _shown_measures(found)
     table.add_column("arm")
     for title in measures.values():
         table.add_column(title, justify="right")
@@ -146,16 +151,23 @@ def print_study(found: Mapping[str, Any], console: Console) -> None:
 
 
 def write_study(folder: Path, found: Mapping[str, Any]) -> list[Path]:
-    """Write `study.json` and, where own and audit heads were measured, `study.png` and `study.svg`; return the paths."""
-    path = folder / "study.json"
-    write_atomically(path, json.dumps(found, indent=2) + "\n")
+    """Write `study.json`, `study.csv`, `study.tex` and, where own and audit heads were measured, a figure; return the paths."""
+    titles = _shown_measures(found)
+    cells = {
+        arm: {name: _latex_mark(name, summary.get(name)) for name in titles} for arm, summary in found["arms"].items()
+    }
+    paths = [folder / f"study.{suffix}" for suffix in ("json", "csv", "tex")]
+    for path, text in zip(
+        paths, (json.dumps(found, indent=2) + "\n", csv_text(found), latex_text(found, titles, cells)), strict=True
+    ):
+        write_atomically(path, text)
     points = [
         ArmPoint(arm, {name: _mean_and_interval(summary[name]) for name in MEASURES if name in summary})
         for arm, summary in found["arms"].items()
     ]
     if not points or not all({"own_rla", "audit_rla"} <= point.measures.keys() for point in points):
-        return [path]
-    return [path, *plot_study(folder / "study", points, found["reference"])]
+        return paths
+    return [*paths, *plot_study(folder / "study", points, found["reference"])]
 
 
 def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
@@ -235,6 +247,30 @@ def summarize_arm(
     return summary
 
 
+def adjust_differences(arms: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give every difference its p-value, and the one that holds for all differences together (null for a single seed)."""
+    differences = [each["difference"] for summary in arms.values() for each in summary.values() if "difference" in each]
+    p_values = [
+        paired_p_value(torch.tensor(each["values"], dtype=torch.float64)) if each["low"] is not None else math.nan
+        for each in differences
+    ]
+    for each, p_value, adjusted in zip(differences, p_values, holm_adjusted(p_values), strict=True):
+        each |= {
+            "p_value": None if math.isnan(p_value) else p_value,
+            "p_adjusted": None if math.isnan(adjusted) else adjusted,
+        }
+
+
+def _shown_measures(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the titles of the measures that some arm has, by name."""
+    return {name: title for name, title in MEASURES.items() if any(name in arm for arm in found["arms"].values())}
+
+
+def _latex_mark(name: str, summary: Mapping[str, Any] | None) -> str:
+    text = _cell(name, summary)
+    return f"*{text.plain}" if text.style else text.plain
+
+
 def _summarize_seeds(values: Sequence[float]) -> dict[str, Any]:
     summary: dict[str, Any] = {"mean": fmean(values), "values": list(values), "low": None, "high": None}
     if len(values) > 1 and all(map(math.isfinite, values)):  # a seed that diverged leaves no interval
@@ -252,9 +288,8 @@ def _cell(name: str, summary: Mapping[str, Any] | None) -> Text:
     half = (summary["high"] - summary["low"]) / 2 if summary["low"] is not None else math.nan
     text = shown(summary["mean"]) + ("" if math.isnan(half) else f" ± {shown(half)}")
     difference = summary.get("difference")
-    differs = (
-        difference is not None and difference["low"] is not None and not difference["low"] <= 0 <= difference["high"]
-    )
+    p_adjusted = None if difference is None else difference.get("p_adjusted")
+    differs = p_adjusted is not None and p_adjusted < SIGNIFICANT
     return Text(text, style="bold" if differs else "")
 
 

@@ -23,7 +23,8 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished_study(study_folder: Path) -> Path:
-    assert main(["study", str(study_folder / "tiny.yaml"), "--out", str(study_folder / "out")]) == 0
+    words = ["study", str(study_folder / "tiny.yaml"), "--out", str(study_folder / "out"), "--jobs", "2"]
+    assert main(words) == 0
     return study_folder / "out"
 
 
@@ -41,7 +42,9 @@ class TestRun:
         assert found["excesses"]["label_excess"]["of"] == 2
         assert found["excesses"]["label_excess"]["by_chance"] == pytest.approx(0.1)
         assert found["saturated"]["of"] == 4  # two taps in each run
-        assert {path.name for path in finished_study.glob("study.*")} == {"study.json", "study.png", "study.svg"}
+        assert {path.name for path in finished_study.glob("study.*")} == {
+            *("study.json", "study.csv", "study.tex", "study.png", "study.svg")
+        }
 
     def test_what_is_finished_study_is_not_trained_again(self, finished_study, study_folder, capsys):
         """Not even where heads.labels is auto, and its number is in the runs' own settings alone."""
@@ -64,6 +67,30 @@ class TestRun:
 def last_epoch(folder: Path) -> dict:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["kind"] == "epoch"][-1]
+
+
+@pytest.mark.distributed
+def test_a_run_that_fails_leaves_the_others_alone(tmp_path, capsys):
+    """Of three runs one cannot write its folder: the others are trained and reported, progress counts all."""
+    path = study_file(
+        tmp_path, "config: base.yaml\naudit: null\nsettings: {max_steps: null}\narms: {a: {}, b: {}, c: {}}\n"
+    )
+    (tmp_path / "out" / "b.seed0").mkdir(parents=True)
+    (tmp_path / "out" / ".rlpheads-study").write_text("{}")
+    (tmp_path / "out" / "b.seed0" / "thesis.tex").write_text("not a run's")
+    assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert "3 of 3 runs finished, 1 failed" in said.out
+    assert "1 of 3 runs finished, ETA" in said.out
+    assert "failed:" in said.err
+    assert "b.seed0.log" in said.err
+    assert list(json.loads((tmp_path / "out" / "study.json").read_text())["runs"]) == ["a.seed0", "c.seed0"]
+
+
+@pytest.mark.wrong("words")
+def test_jobs_are_counted_from_one(tmp_path, capsys):
+    assert main(["study", str(tmp_path / "any.yaml"), "--jobs", "0"]) == 2
+    assert "--jobs: got 0; allowed: a number at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.distributed

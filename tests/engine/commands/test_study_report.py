@@ -1,11 +1,12 @@
 """What the runs of a study found, summarised by arm: intervals and differences across seeds."""
 
+import csv
 import io
 
 import pytest
 from rich.console import Console
 
-from rlpheads.engine.commands.study_report import print_study, summarize_arm
+from rlpheads.engine.commands.study_report import adjust_differences, print_study, summarize_arm, write_study
 
 
 def test_intervals_and_differences_are_across_seeds():
@@ -37,3 +38,39 @@ def test_excesses_are_counted_beside_what_chance_gives_and_saturated_probes_are_
     assert "label excess: beyond its interval at some tap in 5 of 12 runs; by chance alone at most 0.6" in text
     assert "3 of 24 probes fit nearly every label (95% or more) and can show no excess" in text
     assert "probes fit" not in printed({"excesses": {}, "saturated": {"probes": 0, "of": 24}})
+
+
+def arms_of(free: dict, held: dict) -> dict:
+    """Two arms with one measure each, as `collect_study` has them."""
+    arms = {
+        "free": summarize_arm(free, free, is_reference=True),
+        "held_2 %": summarize_arm(held, free, is_reference=False),
+    }
+    adjust_differences(arms)
+    return arms
+
+
+def test_differences_hold_for_all_comparisons_together(tmp_path):
+    """A difference of p = .04 alone is none among two; both p-values are in every file."""
+    free = {seed: {"own_rla": 0.2, "top1": 0.9} for seed in range(3)}
+    held = {0: {"own_rla": 0.1, "top1": 0.8}, 1: {"own_rla": 0.08, "top1": 0.86}, 2: {"own_rla": 0.09, "top1": 0.84}}
+    arms = arms_of(free, held)
+    alone, together = (arms["held_2 %"][name]["difference"] for name in ("top1", "own_rla"))
+    assert together["p_value"] < 0.01
+    assert together["p_adjusted"] == pytest.approx(2 * together["p_value"])
+    assert alone["p_adjusted"] == pytest.approx(alone["p_value"]) != together["p_value"]
+    found = {"study": "s", "vary": "all", "reference": "free", "runs": {}, "arms": arms, "excesses": {}}
+    paths = write_study(tmp_path, found | {"saturated": {"probes": 0, "of": 0}})
+    assert [path.name for path in paths] == ["study.json", "study.csv", "study.tex"]
+    rows = list(csv.DictReader((tmp_path / "study.csv").open()))
+    assert [(row["arm"], row["measure"]) for row in rows][2:] == [("held_2 %", "own_rla"), ("held_2 %", "top1")]
+    assert float(rows[2]["p_adjusted"]) == together["p_adjusted"]
+    text = (tmp_path / "study.tex").read_text()
+    assert r"held\_2 \%" in text
+    assert r"\textbf{9.00 $\pm$" in text
+    assert text.count(r" \\") == 3
+
+
+def test_one_seed_has_no_p_value():
+    arms = arms_of({0: {"top1": 0.9}}, {0: {"top1": 0.8}})
+    assert arms["held_2 %"]["top1"]["difference"]["p_adjusted"] is None
