@@ -179,10 +179,25 @@ def _meaning(found: Findings, heads: HeadsConfig) -> str | None:
     reference = "heads refitted to fresh labels reach" if found.line == FRESH_REFIT else "a head alone reaches"
     if excess > sigmas * luck:
         points = f"{100 * excess:.2f} ± {100 * sigmas * luck:.2f} points"
-        return f"at tap {tap.block} heads know {points} more of their labels than {reference}: memory beyond the head"
+        found_more = (
+            f"at tap {tap.block} heads know {points} more of their labels than {reference}: memory beyond the head"
+        )
+        return found_more + (_by_depth(found) if heads.joint > 0 else "")
     return (
         f"no tap beyond what {reference}: what heads know here is their own capacity; rlpheads audit compares by refits"
     )
+
+
+def _by_depth(found: Findings) -> str:
+    """Say how the own heads' accuracies change with depth, and what audit heads find where the network learns labels too."""
+    first, last = found.taps[0], found.taps[-1]
+    if first is last or first.clean is None or last.clean is None:
+        return ""
+    text = f"; from {percent(first.clean)} at tap {first.block} to {percent(last.clean)} at tap {last.block}"
+    audited = [tap.audit for tap in found.taps if tap.audit is not None]
+    if audited:
+        text += f", and audit heads, on labels that the network never learned, at most {percent(max(audited))}"
+    return text
 
 
 def _honest_accuracy(tap: TapFinding, joint: bool) -> float | None:

@@ -20,6 +20,7 @@ from rlpheads.memorization.validation import (
     closed_form_answers,
     coverage,
     excess_coverage,
+    membership_answers,
     simulated_answers,
     trained_answers,
 )
@@ -29,6 +30,7 @@ CHECKS: tuple[Check, ...] = (
     *closed_form_answers.CHECKS,
     *simulated_answers.CHECKS,
     *trained_answers.CHECKS,
+    *membership_answers.CHECKS,
     coverage.interval_coverage,
     excess_coverage.excess_coverage,
 )

@@ -6,7 +6,13 @@ import math
 import pytest
 from rich.console import Console
 
-from rlpheads.memorization.validation import closed_form_answers, simulated_answers, trained_answers, validate
+from rlpheads.memorization.validation import (
+    closed_form_answers,
+    membership_answers,
+    simulated_answers,
+    trained_answers,
+    validate,
+)
 from rlpheads.memorization.validation.known_answer import KnownAnswer
 
 QUICK = (
@@ -16,6 +22,7 @@ QUICK = (
     trained_answers.regularizer_gradients,
     trained_answers.regularizer_effect,
     trained_answers.detachment,
+    membership_answers.nearest_neighbour_memorisation,
 )
 
 
