@@ -54,11 +54,11 @@ OURS = "and hashed, as a run does"
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 2}
 
 
-def build(folder: Path, launched: launch.Launch, model: dict[str, int]) -> Training:
+def build(folder: Path, launched: launch.Launch, model: dict[str, int], batch_size: int = 4) -> Training:
     """Build a training of the digits, which keeps one checkpoint."""
     config = Config(
         epochs=10**6,
-        batch_size=4,
+        batch_size=batch_size,
         device="cpu",
         log=LogConfig(tensorboard=False),
         run=RunConfig(dir=str(folder), name="benchmark"),
