@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import huggingface_hub.constants
 import timm
@@ -18,7 +19,7 @@ from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal, show_value
 from rlpheads.engine.config.learning import HeadsConfig, ModelConfig, OptimConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.learner.optimizer import ELEMENTWISE
+from rlpheads.engine.learner.optimizer import ELEMENTWISE, OWN_KEYS, argument_defaults
 from rlpheads.engine.learner.parts import build_part
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.shard_choice import obstacles_to_fusing
@@ -234,6 +235,8 @@ def _optimizer_errors(key: str, optim: OptimConfig, config: Config) -> Iterator[
         yield refusal(f"{key}.name", optim.name, f"an optimizer of timm{hint}; timm.optim.list_optimizers() names them")
     elif timm.optim.get_optimizer_info(optim.name).second_order:
         yield refusal(f"{key}.name", optim.name, "an optimizer that needs first-order gradients only, such as adamw")
+    elif wrong := list(_argument_errors(key, optim)):
+        yield from wrong
     else:
         try:
             with torch.random.fork_rng(devices=[]):
@@ -249,6 +252,38 @@ def _update_errors(config: Config, world_size: int) -> Iterator[ConfigError]:
         for obstacle in obstacles_to_fusing(config, is_averaged=is_averaged):
             allowed = f"{obstacle.allowed} with heads.update fused: {obstacle.reason}"
             yield refusal(obstacle.key, obstacle.given, allowed)
+
+
+def _argument_errors(key: str, optim: OptimConfig) -> Iterator[ConfigError]:
+    """Yield an error for each of an optimizer's arguments that it does not take, or not of this kind."""
+    known = argument_defaults(optim.name)
+    for name, value in optim.args.items():
+        if name in OWN_KEYS:
+            yield ConfigError(f"{key}.args: got {name}, which has a key of its own: {key}.{name}")
+        elif name not in known:
+            match = nearest(name, known)
+            hint = f" (nearest: {match})" if match else ""
+            allowed = f"an argument of {optim.name}{hint}: {', '.join(known) or 'it takes none here'}"
+            yield refusal(f"{key}.args", name, allowed)
+        elif not _is_like(value, known[name]):
+            yield refusal(
+                f"{key}.args.{name}", value, f"something like {show_value(known[name])}, which it is otherwise"
+            )
+    betas = optim.args.get("betas")
+    if isinstance(betas, list) and optim.momentum not in (OptimConfig.momentum, betas[0]):
+        yield refusal(f"{key}.momentum", optim.momentum, f"what {key}.args.betas begins with, or only one of the two")
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a setting can stand for an argument whose default is this; of None nothing is known."""
+    if default is None:
+        return True
+    if isinstance(default, (bool, str)):
+        return type(value) is type(default)
+    if isinstance(default, (tuple, list)):
+        pairs = zip(value, default, strict=True) if isinstance(value, list) and len(value) == len(default) else None
+        return pairs is not None and all(_is_like(*pair) for pair in pairs)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _shard_errors(heads: HeadsConfig) -> Iterator[ConfigError]:

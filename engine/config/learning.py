@@ -66,6 +66,8 @@ class OptimConfig:
 
     name: str = "adamw"
     """Name of a timm optimizer."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of that optimizer which have no key of their own, such as {eps: 1e-6, betas: [0.9, 0.95]}."""
     lr: float = 1e-3
     """Peak learning rate, for a batch of base_batch_size where that is given."""
     base_batch_size: int | None = None
@@ -76,7 +78,7 @@ class OptimConfig:
     """Decoupled weight decay; not applied to biases, norms and what the model excludes (position embeddings, class
     token)."""
     momentum: float = 0.9
-    """Momentum, or Adam's first beta."""
+    """Momentum, or Adam's first beta, unless args has betas."""
     layer_decay: float | None = None
     """Layer-wise learning rate decay, in (0, 1]: the rate of each layer is this factor times that of the next one, and
     the classifier's is lr; null: all alike. For the network alone: heads have no layers."""

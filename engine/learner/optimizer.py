@@ -24,6 +24,12 @@ ELEMENTWISE = frozenset(
 classes learns what it would in the whole head. Others look at a whole matrix or its norm (muon, lamb, lars, adafactor, …)."""
 
 
+OWN_KEYS = ("lr", "weight_decay", "momentum")
+"""Arguments of optimizers that have keys of their own."""
+_ENGINES = ("fused", "foreach", "capturable", "differentiable", "maximize")
+"""Arguments that say how a step is computed, which the engine chooses, or turn it around."""
+
+
 def build_optimizer(module: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
     """Build the optimizer of a module's parameters, with timm's groups: no weight decay for biases and norms."""
     return create_optimizer_v2(
@@ -35,8 +41,19 @@ def build_optimizer(module: nn.Module, optim: OptimConfig, lr: float) -> torch.o
         momentum=optim.momentum,
         layer_decay=optim.layer_decay,
         **({"fused": True} if optim.name in FUSED else {}),
-        **_betas(optim),
+        **_betas(optim)
+        | {name: tuple(value) if isinstance(value, list) else value for name, value in optim.args.items()},
     )
+
+
+def argument_defaults(name: str) -> dict[str, Any]:
+    """Return the arguments of a timm optimizer that `optim.args` may give, and what they are otherwise."""
+    info = get_optimizer_info(name)
+    if isinstance(info.opt_class, str):  # imported only when it is built (apex)
+        return {}
+    defaults = {each.name: each.default for each in inspect.signature(info.opt_class).parameters.values()}
+    withheld = {"params", *OWN_KEYS, *_ENGINES}
+    return {each: value for each, value in (defaults | (info.defaults or {})).items() if each not in withheld}
 
 
 def prepare_to_skip(optimizer: torch.optim.Optimizer) -> None:
@@ -107,4 +124,6 @@ def _betas(optim: OptimConfig) -> dict[str, tuple[float, ...]]:
     if isinstance(info.opt_class, str):  # imported only when it is built (apex)
         return {"betas": (optim.momentum, 0.999)}
     default = inspect.signature(info.opt_class).parameters["betas"].default
-    return {"betas": (optim.momentum, *default[1:])}
+    return (
+        {} if default is None else {"betas": (optim.momentum, *default[1:])}
+    )  # Adafactor has none unless they are given

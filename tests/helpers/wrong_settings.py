@@ -259,6 +259,21 @@ NAMES = [
         "allowed: an optimizer of timm (nearest: sgd); timm.optim.list_optimizers() names them",
     ),
     (
+        ["--optim.args.epsilon", "1e-6"],
+        "optim.args: got 'epsilon'; allowed: an argument of adamw (nearest: eps): betas, eps, amsgrad",
+    ),
+    (["--heads.optim.args.lr", "0.1"], "heads.optim.args: got lr, which has a key of its own: heads.optim.lr"),
+    (["--optim.args.eps", "true"], "optim.args.eps: got true; allowed: something like 1e-08, which it is otherwise"),
+    (
+        ["--optim.args.betas", "[0.8]"],
+        "optim.args.betas: got [0.8]; allowed: something like (0.9, 0.999), which it is otherwise",
+    ),
+    (["--optim.args.eps", "-1"], "optim.name: adamw cannot be built here: Invalid epsilon value: -1"),
+    (
+        ["--optim.momentum", "0.8", "--optim.args.betas", "[0.7, 0.9]"],
+        "optim.momentum: got 0.8; allowed: what optim.args.betas begins with, or only one of the two",
+    ),
+    (
         ["--optim.name", "adahessian"],
         "optim.name: got 'adahessian'; allowed: an optimizer that needs first-order gradients only, such as adamw",
     ),

@@ -109,6 +109,17 @@ def test_every_number_out_of_range_is_found_and_what_needs_them_is_left_out() ->
     assert errors["settings"] is errors["model"] is None
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["imagenet_resnet50", "imagenet_vit_s", "imagenet_vit_b"])
+def test_shipped_imagenet_settings_can_be_run_on_eight_ranks(name: str, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            (tmp_path / split / label / "0.jpg").touch()
+    config = parse_config(["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(tmp_path), "--device", "cpu"])
+    assert not [error for group in find_errors(config, 8).values() for error in group or ()]
+
+
 def test_a_wrong_model_and_wrong_optimizers_are_found_together() -> None:
     errors = found("--model.name", "vit_tiny_patch16_2244", "--optim.name", "adamv", "--heads.optim.name", "sgdd")
     (model,) = errors["model"] or []

@@ -51,7 +51,7 @@ def keys_in(text: str) -> list[str]:
     [
         ("data.mix", "data.mix.mixup", "data.mix.off_epoch", 7),
         ("model", "model.name", "model.ema.foreach", 15),
-        ("heads.optim", "heads.optim.name", "heads.optim.clip_agc", 10),
+        ("heads.optim", "heads.optim.name", "heads.optim.clip_agc", 11),
         ("optim.lr", "optim.lr", "optim.lr", 1),
         ("--epochs", "epochs", "epochs", 1),
         ("general", "seed", "verbose", 9),

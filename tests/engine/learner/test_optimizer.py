@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from timm.optim import get_optimizer_info, list_optimizers
 from torch import nn
 
 from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
+from rlpheads.engine.learner.optimizer import argument_defaults
 from rlpheads.engine.learner.parts import TrainedPart, build_part
 from rlpheads.engine.learner.schedule import Span
 
@@ -54,6 +56,36 @@ def test_clipping_bounds_the_step():
         [(new.detach() - old).flatten() for new, old in zip(trained.module.parameters(), before, strict=True)]
     )
     assert float(moved.norm()) == pytest.approx(0.25, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "found"),
+    [
+        ("adamw", {"betas": [0.7, 0.95], "eps": 1e-6}, {"betas": (0.7, 0.95), "eps": 1e-6}),
+        ("sgd", {"nesterov": False}, {"nesterov": False}),
+        ("sgd", {}, {"nesterov": True}),
+        ("lamb", {"trust_clip": True}, {"trust_clip": True}),
+    ],
+)
+def test_arguments_are_the_optimizers_own(name, args, found):
+    (group,) = part(OptimConfig(name=name, args=args, weight_decay=0.0)).optimizer.param_groups
+    assert {key: group[key] for key in found} == found
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+def test_every_optimizer_takes_the_arguments_that_it_is_said_to_take():
+    """Given what they are otherwise, nothing changes; what has a key of its own, or is the engine's, is not among them."""
+    for name in list_optimizers():
+        if get_optimizer_info(name).second_order or isinstance(get_optimizer_info(name).opt_class, str):
+            continue
+        defaults = argument_defaults(name)
+        assert not defaults.keys() & {"params", "lr", "weight_decay", "momentum", "fused", "foreach", "maximize"}
+        defaults.pop("betas", None)  # the first would be the momentum's
+        given = {each: list(value) if isinstance(value, tuple) else value for each, value in defaults.items()}
+        plain, told = (part(OptimConfig(name=name, args=args)).optimizer for args in ({}, given))
+        assert [{**each, "params": 0} for each in told.param_groups] == [
+            {**each, "params": 0} for each in plain.param_groups
+        ], name
 
 
 @pytest.mark.parametrize(("name", "betas"), [("adamw", (0.8, 0.999)), ("lion", (0.8, 0.99))])
