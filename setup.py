@@ -24,6 +24,7 @@ DEPENDENCIES = [
     "matplotlib>=3.9,<4",
     "psutil>=6",
     "tensorboard>=2.18,<3",
+    "jinja2>=3.1,<4",
     "xxhash>=3.5,<5",
 ]
 WANDB = ["wandb>=0.19,<1"]
@@ -69,7 +70,7 @@ setup(
     packages=["rlpheads", "rlpheads.configs", *(package for room in ROOMS for package in packages_of(room))],
     package_dir={f"rlpheads.{folder}": folder for folder in (*ROOMS, "configs")},
     package_data={
-        "": ["*.cpp", "*.h"],
+        "": ["*.cpp", "*.h", "templates/*"],
         "rlpheads": ["py.typed"],
         "rlpheads.configs": ["*.yaml", "*.toml"],
     },  # C++ is built at first use

@@ -27,6 +27,8 @@ COMMANDS = {
     "env": "print versions, devices and the source commit",
     "evaluate": "measure saved weights on images: loss, accuracy, calibration",
     "export": "write a run's weights as safetensors, for timm and the Hub",
+    "report": "write one HTML page on runs",
+    "figures": "draw a run's figures again, for a paper",
     "samples": "list the images that a measure ranks first",
     "canaries": "say which measure finds the planted samples",
     "audit": "refit probes to the features of a checkpoint",

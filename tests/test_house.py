@@ -32,15 +32,16 @@ ARROWS = {
     "engine": {
         "train": "*",
         "cli": "*",
-        "commands": "train audits retraining training offline report tables runs checks learner model distributed config "
+        "commands": "page train audits retraining training offline report tables runs checks learner model distributed config "
         "exit_codes terminal",
         "audits": "training report runs checks learner model distributed config exit_codes terminal",
         "retraining": "training report runs learner model distributed config exit_codes terminal",
         "offline": "training report runs checks learner model distributed config terminal",
-        "training": "runs gauges learner report model distributed checks config exit_codes terminal",
+        "training": "runs gauges learner report tables model distributed checks config exit_codes terminal",
         "integrations": "model config",
         "gauges": "model distributed config",
-        "report": "learner runs tables terminal",
+        "page": "report tables runs config terminal",
+        "report": "learner runs terminal config",
         "tables": "runs config",
         "checks": "model learner config",
         "learner": "model distributed config",

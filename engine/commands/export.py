@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, and say what was written and how to load it; return the exit code."""
-    from rlpheads.engine.commands.export_weights import ExportOptions, export_run  # imports torch
     from rlpheads.engine.config.errors import UserError
+    from rlpheads.engine.offline.export_weights import ExportOptions, export_run  # imports torch
 
     names = ("epoch", "step", "ema", "heads", "root", "overwrite")
     options = ExportOptions(**{name: getattr(arguments, name) for name in names})

@@ -9,8 +9,10 @@ from typing import Literal, get_args
 
 import pyarrow as pa
 
+from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import nearest
 from rlpheads.engine.config.paths import expand_path
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.opened_run import RunError, describe_missing_run
 from rlpheads.engine.tables.figure_rows import epoch_rows, figure_table, ledger_rows
@@ -96,6 +98,18 @@ class RunTables:
         for phase in get_args(Phase):
             for path in list_ledgers(self.path, phase)[-1:]:
                 yield tuple(map(str, read_ledger_metadata(path).taps))
+
+
+def run_config(folder: Path) -> Config:
+    """Return the settings of a run.
+
+    Raises:
+        RunError: the folder has none.
+        ConfigError: they cannot be read.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"{folder} has no config.yaml, the settings of the run")
+    return parse_config(["--config", str(folder / "config.yaml")])
 
 
 def open_run(path: str | Path) -> RunTables:

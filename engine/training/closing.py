@@ -55,7 +55,12 @@ def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: 
             config, blocks = training.run.config.heads, training.learner.tapped.taps
             memory = measure_memory(training.splits.clean.ledger, blocks, config.draws, config.num_labels)
             found = replace(found, memory=memory)
-        draw_figures(training.run.folder.figures, found, history, heldout.num_samples)
+        if closed:
+            from rlpheads.engine.tables.run_figures import draw_run_figures  # matplotlib loads after training
+
+            draw_run_figures(training.run.folder.path, training.run.config)
+        else:  # there is no ledger of the epoch that was cut short
+            draw_figures(training.run.folder.figures, found, history, heldout.num_samples)
     display.findings(found)
     if closed and training.splits.clean.ledger.num_seen and training.splits.heldout.ledger.num_seen:
         _record_memory(training, display)

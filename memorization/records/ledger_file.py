@@ -173,6 +173,30 @@ def read_ledger_metadata(path: str | Path) -> LedgerMetadata:
         return _read_metadata(Path(path), file.schema_arrow)[0]
 
 
+def read_hit_counts(path: str | Path) -> tuple[LedgerMetadata, int, NDArray[np.int64]]:
+    """Count the hits of every tap and draw over the samples seen, row group by row group: a bit a sample, tap and draw is read.
+
+    Returns:
+        What the file is of, the number of samples seen, and the hits, int64 (T, M).
+
+    Raises:
+        FileNotFoundError, LedgerError: see `read_ledger`.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        metadata, _ = _read_metadata(path, file.schema_arrow)
+        shape = (len(metadata.taps), metadata.num_draws)
+        _check_claims(path, file.metadata, math.prod(shape))
+        num_seen, hits_TM = 0, np.zeros(shape, dtype=np.int64)
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, ["status", "hit"])
+            seen = _column_values(path, "status", table, 1) == SEEN
+            hits = _column_values(path, "hit", table, math.prod(shape)).reshape(-1, *shape)
+            num_seen += int(seen.sum())
+            hits_TM += np.count_nonzero(hits[seen], axis=0)
+    return metadata, num_seen, hits_TM
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     """Open a ledger file; whatever Arrow finds wrong with it is a LedgerError."""
