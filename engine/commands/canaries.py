@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the report of a run folder; return the exit code."""
-    from rlpheads.engine.commands.canaries_report import collect_report, print_report  # imports torch
+    from rlpheads.engine.report.canaries_report import collect_report, print_report  # imports torch
     from rlpheads.memorization.records.canary_file import CanaryError
     from rlpheads.memorization.records.ledger_file import LedgerError
 

@@ -18,7 +18,6 @@ from strangers_files import make_manifest_agree
 
 from rlpheads.engine.audits.audit_run import AuditOptions
 from rlpheads.engine.cli import main
-from rlpheads.engine.commands.canaries_report import collect_report, print_report
 from rlpheads.engine.commands.study_plan import PlannedRun, Study
 from rlpheads.engine.commands.study_report import collect_study, print_study
 from rlpheads.engine.config.command_line import dump_config, parse_config
@@ -26,6 +25,7 @@ from rlpheads.engine.config.data import CanaryConfig
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.run import EvalConfig, LedgerConfig, LogConfig, RunConfig
 from rlpheads.engine.model.plan import ModelPlan, plan_model
+from rlpheads.engine.report.canaries_report import collect_report, print_report
 from rlpheads.engine.report.console import open_console
 from rlpheads.engine.report.summary import write_summary
 from rlpheads.engine.runs.checkpoint import SEAL, CheckpointError, write_sealed_manifest

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from rlpheads.engine.cli import main
-from rlpheads.engine.commands.canaries_report import CanaryReport, collect_report, print_report
 from rlpheads.engine.config.command_line import parse_config
+from rlpheads.engine.report.canaries_report import CanaryReport, collect_report, print_report
 from rlpheads.engine.report.console import TextConsole
 from rlpheads.engine.training.job import run
 from rlpheads.memorization.measures.canaries import CanaryAUC
