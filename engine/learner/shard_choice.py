@@ -12,12 +12,14 @@ With P parameters in the heads, N ranks, a global batch of G rows, T taps of wid
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import psutil
 import torch
 from torch import nn
 
+from rlpheads.engine.config.launcher_variables import local_world_size
 from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.optimizer import ELEMENTWISE, FUSED, build_optimizer
@@ -37,7 +39,7 @@ class HeadCosts(NamedTuple):
     """Bytes that the rank sends in a training step."""
 
     def __str__(self) -> str:
-        return f"{_in_units(self.memory)} a rank, {_in_units(self.traffic)} sent a step"
+        return f"{in_units(self.memory)} a rank, {in_units(self.traffic)} sent a step"
 
 
 class ShardChoice(NamedTuple):
@@ -218,6 +220,48 @@ def head_workload(
     )
 
 
+class HeadDemand(NamedTuple):
+    """What the heads of a run take of a rank's memory, held as `heads.shard` has them, at any number of labels."""
+
+    config: Config
+    work: HeadWorkload
+    world_size: int
+    device: torch.device
+
+    def costs(self, num_labels: int) -> HeadCosts:
+        """Costs of heads of so many labels."""
+        work = self._with_labels(num_labels)
+        is_sharded = choose_sharding(self.config, work, self.world_size, self.device).is_sharded
+        return work.sharded(self.world_size) if is_sharded else work.whole(self.world_size)
+
+    def most_labels(self, memory: float) -> int:
+        """Return the most labels, up to those of the run, whose heads take so many bytes at most; below 2: none do."""
+        low, high = 1, self.config.heads.num_labels + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.costs(middle).memory <= memory else (low, middle)
+        return low
+
+    def ranks_that_hold(self, num_labels: int, memory: float) -> tuple[int, HeadCosts] | None:
+        """Return the fewest ranks, a power of two and more than there are, that hold sharded heads; None: not 4,096."""
+        work = self._with_labels(num_labels)
+        for ranks in (2**power for power in range(13)):
+            if ranks >= self.world_size and work.sharded(ranks).memory <= memory:
+                return ranks, work.sharded(ranks)
+        return None
+
+    def _with_labels(self, num_labels: int) -> HeadWorkload:
+        num_blocks = self.work.num_classes // self.config.heads.num_labels
+        return replace(self.work, num_classes=num_labels * num_blocks)
+
+
+def memory_of_rank(device: torch.device) -> float:
+    """Return the bytes of a rank's memory: its GPU's, or its part of the host's."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().total / local_world_size()
+    return _memory_of(device)
+
+
 def num_optimizer_states(optim: OptimConfig) -> int:
     """Return how many numbers an optimizer keeps for each parameter: those of a tiny layer after one step."""
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -235,8 +279,9 @@ def _memory_of(device: torch.device) -> float:
     return float(torch.cuda.get_device_properties(device).total_memory)
 
 
-def _in_units(num_bytes: int) -> str:
+def in_units(num_bytes: float) -> str:
+    """Return bytes in the largest unit of which there is one: 1.85 GB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.3g} {unit}"
-    return f"{num_bytes} B"
+    return f"{num_bytes:.0f} B"

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlpheads.engine.config.errors import refusal
 from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
+from rlpheads.engine.learner.shard_choice import SHARE_FOR_HEADS, HeadDemand, in_units
 from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs.sources import Sources
 from rlpheads.loaders.contract.manifest import Manifest
@@ -53,6 +55,34 @@ def settle_labels(config: Config, plan: ModelPlan, sources: Sources, folder: Pat
     if begun not in (None, choice.num_labels):
         return settle_labels(with_labels(config, begun), plan, sources, folder)
     return SettledLabels(with_labels(config, choice.num_labels), _label_warnings(choice.warning))
+
+
+def fit_into_memory(settled: SettledLabels, demand: HeadDemand, memory: float, *, is_open: bool) -> SettledLabels:
+    """Keep the heads within a rank's memory: by fewer labels where their number was open.
+
+    Args:
+        settled: what `settle_labels` returned.
+        demand: what heads take.
+        memory: bytes of a rank's memory.
+        is_open: whether heads.labels was auto and is not what a run was begun with. Heads then get half of the memory.
+
+    Raises:
+        ConfigError: the heads take more than there is; it says what would fit.
+    """
+    given = demand.config.heads.num_labels
+    share = SHARE_FOR_HEADS if is_open else 1.0
+    taken = demand.costs(given).memory
+    if taken <= memory * share:
+        return settled
+    most = demand.most_labels(memory * share)
+    said = f"heads of {given:,} labels take {in_units(taken)} a rank, which has {in_units(memory)}"
+    if is_open and most >= 2:
+        line = f"heads.labels auto: {most:,}, not the {given:,} that the images allow: {said}"
+        return SettledLabels(with_labels(settled.config, most), (*settled.warnings, line))
+    ways = [f"at most {most:,} labels"] if most >= 2 else []
+    if (held := demand.ranks_that_hold(given, memory)) is not None:
+        ways.append(f"heads.shard class over {held[0]} ranks ({held[1]})")
+    raise refusal("heads.labels", given, f"{' or '.join(ways) or 'a smaller model'}: {said}")
 
 
 def head_baselines(config: Config, manifest: Manifest, dims: Sequence[int]) -> list[float]:

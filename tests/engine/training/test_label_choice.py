@@ -14,11 +14,12 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.learner import build_heads
+from rlpheads.engine.learner.shard_choice import HeadDemand, head_workload
 from rlpheads.engine.model.plan import plan_model
 from rlpheads.engine.runs.opened_run import open_checkpoint
 from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training.job import run
-from rlpheads.engine.training.label_choice import SettledLabels, run_labels, settle_labels
+from rlpheads.engine.training.label_choice import SettledLabels, fit_into_memory, run_labels, settle_labels
 from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.records.ledger_file import read_ledger
 
@@ -107,3 +108,40 @@ def test_a_head_for_each_class_is_warned_about_sooner(tiny, tmp_path):
     """144 images a digit and 24 features: six samples a feature are fitted by a head with 50 labels (capacity 13.6)."""
     assert settled(with_labels(tiny, 50), tmp_path).warnings == ()
     assert "fits every one of 50" in settled(with_labels(tiny, 50, balance="per_class"), tmp_path).warnings[0]
+
+
+def demand_of(config: Config, world_size: int = 1) -> HeadDemand:
+    """What heads take at two taps of 768 features."""
+    cpu = torch.device("cpu")
+    return HeadDemand(config, head_workload(config, (768, 768), 10, 0, cpu), world_size, cpu)
+
+
+@pytest.mark.parametrize("balance", ["iid", "per_class"])
+def test_labels_that_were_open_leave_half_of_the_memory(tiny, balance):
+    config = with_labels(tiny, 100_000, balance=balance, update="separate", draws=1)
+    settled = fit_into_memory(SettledLabels(config, ("before",)), demand_of(config), 1e9, is_open=True)
+    blocks = 10 if balance == "per_class" else 1
+    assert settled.config.heads.num_labels == int(5e8 / (16 * 2 * 769 * blocks))
+    assert settled.warnings[0] == "before"
+    assert settled.warnings[1].startswith(
+        f"heads.labels auto: {settled.config.heads.num_labels:,}, not the 100,000 that the"
+    )
+    assert settled.warnings[1].endswith("a rank, which has 1 GB")
+
+
+def test_labels_that_fit_are_kept(tiny):
+    config = with_labels(tiny, 10_000, draws=1)
+    settled = SettledLabels(config, ())
+    assert fit_into_memory(settled, demand_of(config), 1e9, is_open=True) is settled
+
+
+def test_labels_beyond_the_memory_are_refused_with_what_would_fit(tiny):
+    config = with_labels(tiny, 100_000, update="separate", draws=1)
+    with pytest.raises(ConfigError) as refused:
+        fit_into_memory(SettledLabels(config, ()), demand_of(config), 1e9, is_open=False)
+    assert str(refused.value) == (
+        "heads.labels: got 100000; allowed: at most 40,637 labels or heads.shard class over 4 ranks (615 MB a rank, 153 kB "
+        "sent a step): heads of 100,000 labels take 2.46 GB a rank, which has 1 GB"
+    )
+    shared = demand_of(replace(config, heads=replace(config.heads, shard="class")), world_size=4)
+    assert fit_into_memory(SettledLabels(config, ()), shared, 1e9, is_open=False).config is config
