@@ -44,7 +44,7 @@ def assert_alike(found, expected, tolerance):
     for name, table in expected.ledgers.items():
         for column in table.column_names:
             ours, theirs = (each[column].to_pylist() for each in (found.ledgers[name], table))
-            if column in ("bits", "margin", "class_loss"):
+            if column in ("bits", "margin", "class_loss", "confidence"):
                 gap = torch.tensor(ours, dtype=torch.float64) - torch.tensor(theirs, dtype=torch.float64)
                 assert gap.nan_to_num().abs().max() <= tolerance, (name, column)
             else:
