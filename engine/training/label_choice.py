@@ -14,7 +14,15 @@ from rlpheads.engine.config.errors import refusal
 from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
-from rlpheads.engine.learner.shard_choice import SHARE_FOR_HEADS, HeadDemand, in_units
+from rlpheads.engine.distributed.launch import Rank, choose_device
+from rlpheads.engine.learner.learner import num_audit_draws
+from rlpheads.engine.learner.shard_choice import (
+    SHARE_FOR_HEADS,
+    HeadDemand,
+    head_workload,
+    in_units,
+    memory_of_rank,
+)
 from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs.sources import Sources
 from rlpheads.loaders.contract.manifest import Manifest
@@ -28,6 +36,23 @@ class SettledLabels(NamedTuple):
 
     config: Config
     warnings: tuple[str, ...]
+
+
+def settle_labels_in_memory(config: Config, plan: ModelPlan, sources: Sources, folder: Path) -> SettledLabels:
+    """Settle the number of labels by images and features, and then by the memory of this rank. Arguments: see `settle_labels`.
+
+    Raises:
+        ConfigError: the heads take more memory than there is.
+    """
+    is_open = config.heads.labels == "auto" and _labels_in_folder(folder) is None
+    settled = settle_labels(config, plan, sources, folder)
+    if not plan.dims:
+        return settled
+    config, rank = settled.config, Rank.from_environment()
+    device = choose_device(config.device, rank.local_rank)
+    work = head_workload(config, plan.dims, plan.num_classes, num_audit_draws(config), device)
+    demand = HeadDemand(config, work, rank.world_size, device)
+    return fit_into_memory(settled, demand, memory_of_rank(device), is_open=is_open)
 
 
 def settle_labels(config: Config, plan: ModelPlan, sources: Sources, folder: Path) -> SettledLabels:

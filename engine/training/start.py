@@ -15,10 +15,8 @@ from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.paths import with_absolute_paths
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.distributed.launch import Rank, choose_device
-from rlpheads.engine.learner.learner import num_audit_draws
+from rlpheads.engine.distributed.launch import Rank
 from rlpheads.engine.learner.optimizer import host_sync_warnings
-from rlpheads.engine.learner.shard_choice import HeadDemand, head_workload, memory_of_rank
 from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.runs.checkpoint import CheckpointError
 from rlpheads.engine.runs.environment import collect_environment
@@ -28,7 +26,7 @@ from rlpheads.engine.runs.request_files import RequestFiles
 from rlpheads.engine.runs.resume import ResumePoint, check_settings, find_resume_point
 from rlpheads.engine.runs.sources import Sources, write_canary_file, write_listings, write_sample_file
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
-from rlpheads.engine.training.label_choice import SettledLabels, fit_into_memory, head_baselines, settle_labels
+from rlpheads.engine.training.label_choice import head_baselines, settle_labels_in_memory
 from rlpheads.engine.training.outcome import DIVERGENCE
 from rlpheads.engine.training.steering import target_errors
 
@@ -88,7 +86,7 @@ def settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: RunF
 
 def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: RunFolder) -> Start:
     config = with_absolute_paths(config)  # later commands may start in another folder
-    config, warnings = _settle_labels(config, plan, sources, folder)
+    config, warnings = settle_labels_in_memory(config, plan, sources, folder.path)
     baselines_T = head_baselines(config, sources.train.manifest, plan.dims)
     for error in target_errors(config.regularizer, baselines_T, 1 / config.heads.num_labels):
         raise error
@@ -123,19 +121,6 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
         "running", "started", pid=os.getpid(), host=socket.gethostname(), warnings=warnings, **divergence
     )
     return Start(config, point, warnings)
-
-
-def _settle_labels(config: Config, plan: ModelPlan, sources: Sources, folder: RunFolder) -> SettledLabels:
-    """Settle the number of labels by images and features, then by the memory of a rank."""
-    is_open = config.heads.labels == "auto" and not (folder.path / "config.yaml").exists()
-    settled = settle_labels(config, plan, sources, folder.path)
-    if not plan.dims:
-        return settled
-    config, rank = settled.config, Rank.from_environment()
-    device = choose_device(config.device, rank.local_rank)
-    work = head_workload(config, plan.dims, plan.num_classes, num_audit_draws(config), device)
-    demand = HeadDemand(config, work, rank.world_size, device)
-    return fit_into_memory(settled, demand, memory_of_rank(device), is_open=is_open)
 
 
 def _divergence_before(config: Config, folder: RunFolder) -> dict[str, Any]:
