@@ -1,7 +1,7 @@
 """What checkpoints cost a training: wall time with and without one every so many steps, and the stall of a single save.
 
-python benchmarks/bench_checkpoint.py           # 1 GB of state, a save every 50 steps, 6 rounds: 5.5 minutes on two cores
-python benchmarks/bench_checkpoint.py --quick   # 1 GB, a save every 12 steps, 2 rounds: 1.5 minutes
+python benchmarks/bench_checkpoint.py           # 1 GB of state, a save every 50 steps, 6 rounds: about 6 minutes on two cores
+python benchmarks/bench_checkpoint.py --quick   # 1 GB, a save every 12 steps, 2 rounds: about 2 minutes
 
 A ViT with AdamW is trained by the engine's own step on the digits, on small batches. Rounds alternate between blocks of steps
 with a save at their beginning and blocks without one; a block ends when its checkpoint is on the disk. Beside it: the stall

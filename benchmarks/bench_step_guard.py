@@ -1,7 +1,7 @@
 """What watching over a training costs: in every step norms and the look for what is not finite, now and then a hash.
 
-python benchmarks/bench_step_guard.py           # 86 million weights, batches of 4 and 32, 10 rounds: 5 minutes on two cores
-python benchmarks/bench_step_guard.py --quick   # batches of 4, 3 rounds: 1 minute
+python benchmarks/bench_step_guard.py           # 86 million weights, batches of 4 and 32, 10 rounds: about 6 minutes
+python benchmarks/bench_step_guard.py --quick   # batches of 4, 3 rounds: about a minute
 
 The engine's own step trains a ViT with AdamW on the digits. Rounds alternate between a few steps as they are and the same steps
 without the judgement of their update (norms, finiteness), in an order that rotates. Beside it the hash by which ranks are
