@@ -369,7 +369,7 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
     """Return in what a run is not the undisturbed one: every file of the record, and what is left of writes.
 
     Weights' hashes and figures of status.json, all ledgers bit by bit, metrics.jsonl line by line in its order, summary.csv,
-    and names and content of the checkpoints' files. Not the clock's columns: images_per_second, data_wait, mfu, mfu_heads.
+    and names and content of the checkpoints' files. Not the clock's columns (run_differences.CLOCK_FIGURES).
     """
     from run_differences import CLOCK_FIGURES, compare_folders
 

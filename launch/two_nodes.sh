@@ -7,6 +7,8 @@
 # killed start again from the last checkpoint, RESTARTS times.
 set -eu
 : "${FIRST:?the address of the first machine}"
+# torch's launchers would tell one that joins later nothing of the store that they keep.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun --nnodes "${NODES:-2}" --nproc-per-node "${RANKS_PER_NODE:-gpu}" --max-restarts "${RESTARTS:-3}" \
     --rdzv-backend c10d --rdzv-endpoint "$FIRST:${PORT:-29400}" --rdzv-id "${JOB:-rlpheads}" \
     --shutdown-timeout 300 \

@@ -16,7 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-CLOCK_FIGURES = ("images_per_second", "data_wait", "mfu", "mfu_heads", "seconds", "device_seconds")
+CLOCK_FIGURES = (
+    *("images_per_second", "data_wait", "mfu", "mfu_heads", "seconds", "device_seconds"),
+    *("wall_hours", "device_hours"),
+)
 STATUS_SENTENCES = ("reason", "warnings")
 ABSENT = "absent"
 

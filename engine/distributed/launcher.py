@@ -35,6 +35,9 @@ _BY_SIGNAL = 128
 """A process that a signal ended has this exit code and the signal's number, as shells have it."""
 _LEFT_S = 10
 """Seconds that ranks have after another one failed: they wait for it, and have nothing to save."""
+_NO_SHARED_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""torch 2.14's launchers otherwise keep one store through all restarts and tell its address in the first round alone: one that
+joins later, in the place of another, waits for it in vain (dynamic_rendezvous.py: `_bootstrap_store_info`)."""
 _PASSED_ON_ELSEWHERE = "none"
 """No name of a signal: torch's handlers would end the ranks after a time, and lose their exit codes."""
 
@@ -61,6 +64,8 @@ def launch_ranks(options: LauncherOptions, script: str, arguments: Sequence[str]
     logging.disable(logging.CRITICAL)  # what goes wrong is said by the ranks, or below
     with tempfile.TemporaryDirectory(prefix="rlpheads-train-") as folder, _signals_passed_on(), _waits_named(options):
         open_launcher_folder(folder)
+        if not options.one_node:
+            os.environ.update(_NO_SHARED_STORE)
         try:
             elastic_launch(_launch_config(options, folder), sys.executable)("-u", script, *arguments)
         except ChildFailedError as error:

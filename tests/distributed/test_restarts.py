@@ -42,30 +42,42 @@ def test_killed_ranks_start_again_and_end_alike(runner: Runner, restarting, undi
     same_result(finished, undisturbed_pair)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.9", "127.0.0.1"], ids=["as rank 1", "as rank 0"])
-def test_launcher_of_another_node_is_replaced(runner: Runner, undisturbed_pair, address):
+@pytest.mark.parametrize(
+    ("launcher", "address"),
+    [
+        ("rlpheads train", "127.0.0.9"),
+        ("rlpheads train", "127.0.0.1"),
+        ("torchrun", "127.0.0.9"),
+        ("torchrun", "127.0.0.1"),
+    ],
+    ids=["rlpheads, as rank 1", "rlpheads, as rank 0", "torchrun, as rank 1", "torchrun, as rank 0"],
+)
+def test_launcher_of_another_node_is_replaced(runner: Runner, undisturbed_pair, monkeypatch, launcher, address):
     """The launcher that is not the meeting place is killed; one that is started anew joins, also where it takes the lead.
 
-    torch numbers the nodes in the order of their addresses.
+    torch numbers the nodes in the order of their addresses. A torchrun that joins as another than rank 0 needs a setting.
     """
+    if (launcher, address) == ("torchrun", "127.0.0.9"):
+        monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         endpoint = f"localhost:{free.getsockname()[1]}"
-    name = f"two_launchers_{address}"
-    words = runner.command(name, ranks=2)
-    place = words.index("--standalone")
+    name = f"two_launchers_{launcher.split()[0]}_{address}"
+    make = runner.command if launcher == "torchrun" else runner.train_command
+    words = [word for word in make(name, ranks=2) if word != "--standalone"]
+    place = words.index("--nproc-per-node")
     nodes = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
     nodes += ["--rdzv-endpoint", endpoint, "--rdzv-id", "pair"]
 
-    def launcher(address, *, host):
+    def start(address, *, host):
         place_of_node = ["--local-addr", address, "--rdzv-conf", f"is_host={int(host)}"]
-        return runner.start_command([*words[:place], *nodes, *place_of_node, *words[place + 3 :]])
+        return runner.start_command([*words[:place], *nodes, *place_of_node, *words[place + 2 :]])
 
-    first, second = launcher("127.0.0.5", host=True), launcher("127.0.0.9", host=False)
+    first, second = start("127.0.0.5", host=True), start("127.0.0.9", host=False)
     runner.wait_for_step(name, 6, first)
     second.kill()
     second.communicate()
-    third = launcher(address, host=False)
+    third = start(address, host=False)
     finished = runner.finish(first, name)
     third.communicate(timeout=60)
     assert finished.code == third.returncode == 0, finished.output

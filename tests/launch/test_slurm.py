@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from real_runs import ROOT, TINY, Finished, same_result
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 PACKAGES = ("slurm-wlm", "munge")
 CONF = """
 ClusterName=rlpheads
@@ -89,8 +89,11 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self._start(node, "slurmd", "-D", "-N", node, "-f", str(self.conf))
 
-    def kill_node(self, node: str) -> None:
+    def lose_node(self, node: str, run: Path) -> None:
+        """Kill a node's daemon, and wait until Slurm has noticed while a run still goes on."""
         self.daemons.pop(node).kill()
+        self._wait_for(lambda: node in self.ask("sinfo", "-h", "-N", "-t", "down", "-o", "%N"), f"loss of {node}", 120)
+        assert json.loads((run / "status.json").read_text())["status"] == "running", output_of(run)
 
     def stop(self) -> None:
         with suppress(Exception):
@@ -110,8 +113,8 @@ class Cluster:
     def log(self) -> str:
         return "\n".join(f"{path.name}:\n{path.read_text()[-2500:]}" for path in sorted(self.folder.glob("*.log")))
 
-    def submit(self, run: Path, *flags: str, **env: str) -> str:
-        command = ["sbatch", "--parsable", "--nodes=2", f"--output={run}.slurm.out", "--chdir", str(ROOT)]
+    def submit(self, run: Path, *flags: str, nodes: str = "2", **env: str) -> str:
+        command = ["sbatch", "--parsable", f"--nodes={nodes}", f"--output={run}.slurm.out", "--chdir", str(ROOT)]
         command += ["launch/slurm.sbatch", *flags]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         more = {"RUN": str(run), "RANKS_PER_NODE": "1", "OMP_NUM_THREADS": "1", "PATH": path, **env}
@@ -149,7 +152,7 @@ def cluster(tmp_path_factory):
 
 def settings(folder: Path) -> list[str]:
     (folder / "tiny.yaml").write_text(TINY)
-    return ["--config", str(folder / "tiny.yaml"), "--epochs", "12"]
+    return ["--config", str(folder / "tiny.yaml"), "--epochs", "40", "--log.tensorboard", "false"]
 
 
 def wait_for_step(run: Path, step: int, cluster: Cluster, seconds: float = 180) -> None:
@@ -164,7 +167,7 @@ def wait_for_step(run: Path, step: int, cluster: Cluster, seconds: float = 180) 
         pytest.fail(f"{error}\n{output_of(run)}")
 
 
-def finish(run: Path, job: str, cluster: Cluster, seconds: float = 300) -> Finished:
+def finish(run: Path, job: str, cluster: Cluster, seconds: float = 600) -> Finished:
     ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "gone")
     cluster._wait_for(lambda: cluster.state(job) in ended, f"end of job {job} ({output_of(run)})", seconds)
     return Finished(0 if cluster.state(job) == "COMPLETED" else 1, output_of(run), run)
@@ -189,11 +192,32 @@ def test_signalled_requeued_and_bereft_of_a_node_it_ends_as_if_undisturbed(clust
     cluster._wait_for(lambda: wait_for_requeue in output_of(run), "requeue after the signal", 120)
     saved = json.loads((run / "status.json").read_text())
     wait_for_step(run, saved["step"] + 5, cluster, 300)
-    cluster.kill_node("n2")
-    cluster._wait_for(lambda: "n2" in cluster.ask("sinfo", "-h", "-N", "-t", "down", "-o", "%N"), "lost node", 120)
+    cluster.lose_node("n2", run)
     cluster.start_node("n2")
     finished = finish(run, job, cluster)
     assert finished.status["status"] == "done", finished.output
     assert finished.output.count("resumed from") == 2, "after the signal, and after the lost node"
     same_result(finished, whole)
     print(finished.output)
+
+
+def test_job_with_sharded_heads_goes_on_with_the_node_that_is_left(cluster, tmp_path):
+    """Four ranks, then two: each holds twice as many classes, of the same heads."""
+    flags = [*settings(tmp_path), "--heads.shard", "class"]
+    run = tmp_path / "sharded"
+    job = cluster.submit(run, *flags, nodes="1-2", RANKS_PER_NODE="2")
+    wait_for_step(run, 60, cluster, 300)
+    cluster.lose_node("n2", run)
+    finished = finish(run, job, cluster)
+    assert finished.status["status"] == "done", finished.output
+    assert finished.output.count("resumed from") == 1
+    ranks = [row["world_size"] for row in manifests(run)]
+    assert ranks[-1] == 2, ranks
+    for name, table in finished.ledgers.items():
+        assert set(table["count"].to_pylist()) == {1}, name
+    print(finished.output)
+
+
+def manifests(run: Path) -> list[dict]:
+    """Return the manifests of a run's checkpoints, oldest first."""
+    return [json.loads(path.read_text()) for path in sorted(run.glob("checkpoints/step=*/manifest.json"))]
