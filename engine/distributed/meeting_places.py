@@ -4,9 +4,9 @@ torchrun (2.14, dynamic_rendezvous.py: `_bootstrap_store_info`) tells its ranks 
 Where another node takes the number of rank 0, the ranks of the others would come to a store that is gone, or that nobody else
 looks into. So rank 0 notes in the run folder, which all nodes see, where it is.
 
-What no rank can mend: a torchrun that joins later, and not as rank 0, looks for that address among the keys of the new round, where
-the others, which know it, do not write it. It ends after a minute, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set everywhere.
-`rlpheads train` and the scripts in launch/ set it.
+What no rank can mend: a torchrun that joins later, and not as rank 0, looks for that address among the keys of the new
+round, where the others, which know it, do not write it. It ends after a minute, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is
+set everywhere. `rlpheads train` and the scripts in launch/ set it.
 """
 
 from __future__ import annotations
