@@ -10,6 +10,9 @@ SLAB_BYTES = 32 * 2**20
 
 SLAB_ROUNDING = 1024
 
+BUFFER_GROUP = 64
+"""Classes to a multiple of which buffers of exponentials and moments are padded; beyond the last class nothing is read."""
+
 
 class PassOutputs(NamedTuple):
     """Which sums a pass over the classes computes beside the softmax statistics."""
@@ -38,7 +41,12 @@ class SlabPlan(NamedTuple):
     @property
     def buffer_classes(self) -> int:
         """Classes of the buffer of kept exponentials, padded so that its rows start at multiples of 128 bytes."""
-        return -(-self.num_kept // 64) * 64
+        return pad_classes(self.num_kept)
+
+
+def pad_classes(num_classes: int) -> int:
+    """Classes of a buffer for so many, so that its rows start at multiples of 128 bytes."""
+    return -(-num_classes // BUFFER_GROUP) * BUFFER_GROUP
 
 
 def plan_slabs(

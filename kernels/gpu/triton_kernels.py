@@ -10,9 +10,12 @@ Triton's interpreter multiplies bf16 wrongly and truncates where it should round
 import triton
 import triton.language as tl
 
+from rlpheads.kernels.gpu import slab_plan
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 FLAT_RANGE = tl.constexpr(1.0)
+GROUP = tl.constexpr(slab_plan.BUFFER_GROUP)
 
 
 @triton.jit
@@ -164,25 +167,122 @@ def max_without_label(logits_MN, columns_N, label_M, holds_M, own_before_M, own_
 
 
 @triton.jit
-def store_tile(matrix, values_MN, first_row, first_class, stride, inside_MN, EMULATED: tl.constexpr):
-    """Round and write a tile; only the offset of its first element needs 64 bits."""
+def store_tile(
+    matrix, values_MN, first_row, first_class, stride, inside_MN, WHOLE: tl.constexpr, EMULATED: tl.constexpr
+):
+    """Round and write a tile, whole or what is inside; only the offset of its first element needs 64 bits."""
     rows_M1 = tl.arange(0, values_MN.shape[0])[:, None]
     columns_1N = tl.arange(0, values_MN.shape[1])[None, :]
     first = matrix + first_row.to(tl.int64) * stride + first_class
     values_MN = round_to_nearest(values_MN, matrix.dtype.element_ty, EMULATED)
-    tl.store(first + (rows_M1 * stride + columns_1N), values_MN, mask=inside_MN)
+    if WHOLE:
+        tl.store(first + (rows_M1 * stride + columns_1N), values_MN)
+    else:
+        tl.store(first + (rows_M1 * stride + columns_1N), values_MN, mask=inside_MN)
 
 
 @triton.jit
-def subtract_base(exp_MN, base, lift_M, rows_M, num_rows):
+def subtract_base(exp_MN, base, lift_M, rows_M, num_rows, PLAIN: tl.constexpr):
     """Subtract the row's base, halved by each lift, from its exponentials; two rows of ones follow the last row."""
     base_M = tl.load(base + rows_M, mask=rows_M < num_rows, other=0.0) * tl.exp2(-lift_M)
+    if PLAIN:
+        return exp_MN - base_M[:, None]
     ones_M = ((rows_M == num_rows) | (rows_M == num_rows + 1)).to(tl.float32)
     return tl.where((rows_M < num_rows)[:, None], exp_MN - base_M[:, None], ones_M[:, None])
 
 
 @triton.jit
-def class_tiles_kernel(  # noqa: C901 - its branches are resolved when it is compiled
+def finish_tile(  # noqa: C901 - its branches are resolved when it is compiled
+    logits_MN,
+    tile,
+    first_row,
+    first_class,
+    label_M,
+    second_M,
+    shift,
+    base,
+    exps,
+    moments,
+    tile_max,
+    tile_sum,
+    tile_moment,
+    tile_logits,
+    label_logit,
+    own_before,
+    own_after,
+    num_rows,
+    num_kept_rows,
+    num_classes,
+    stride_e,
+    stride_m,
+    PLAIN: tl.constexpr,
+    PAIR: tl.constexpr,
+    STATISTICS: tl.constexpr,
+    KEEP: tl.constexpr,
+    HAS_BASE: tl.constexpr,
+    MOMENT: tl.constexpr,
+    KEEP_MOMENT: tl.constexpr,
+    SUM_LOGITS: tl.constexpr,
+    LIMIT: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """The fused epilogue of a tile: exponentials and every statistic of its rows.
+
+    PLAIN: all rows and classes of the tile exist, and none is a label. Most tiles are so; nothing is compared or masked then.
+    """
+    rows_M = first_row + tl.arange(0, logits_MN.shape[0])
+    columns_N = first_class + tl.arange(0, logits_MN.shape[1])
+    in_rows_M = rows_M < num_rows
+    in_classes_1N = (columns_N < num_classes)[None, :]
+    shift_M = tl.load(shift + rows_M, mask=in_rows_M, other=0.0)
+    lift_M = tl.zeros_like(shift_M)
+    out_M = tile.to(tl.int64) * num_rows + rows_M
+    if SUM_LOGITS:
+        known_MN = logits_MN if PLAIN else tl.where(in_classes_1N, logits_MN, 0.0)
+        tl.store(tile_logits + out_M, tl.sum(known_MN, 1), mask=in_rows_M)
+    if not PLAIN:
+        end_class = tl.minimum(first_class + logits_MN.shape[1], num_classes)
+        logits_MN = tl.where(in_classes_1N, logits_MN, float("-inf"))
+        holds_M = in_rows_M & (label_M >= first_class) & (label_M < end_class)
+        if STATISTICS:
+            store_label_logits(logits_MN, columns_N, label_M, label_logit + rows_M, holds_M)
+        if PAIR:
+            if STATISTICS:
+                holds_second_M = in_rows_M & (second_M >= first_class) & (second_M < end_class)
+                store_label_logits(logits_MN, columns_N, second_M, label_logit + num_rows + rows_M, holds_second_M)
+            logits_MN = tl.where(columns_N[None, :] == second_M[:, None], float("-inf"), logits_MN)
+    if STATISTICS:
+        if PLAIN:
+            largest_M = tl.max(logits_MN, 1)
+        else:
+            largest_M = max_without_label(
+                logits_MN, columns_N, label_M, holds_M, own_before + rows_M, own_after + rows_M
+            )
+        tl.store(tile_max + out_M, largest_M, mask=in_rows_M)
+        lift_M = shift_lift(largest_M, shift_M, LIMIT)
+    if not PLAIN:
+        logits_MN = tl.where(columns_N[None, :] == label_M[:, None], float("-inf"), logits_MN)
+    exponent_MN = (logits_MN - shift_M[:, None]) * LOG2_E - lift_M[:, None]
+    exp_MN = tl.exp2(exponent_MN)
+    if STATISTICS:
+        tl.store(tile_sum + out_M, tl.sum(exp_MN, 1), mask=in_rows_M)
+    if MOMENT:
+        moment_MN = tl.where(exponent_MN > float("-inf"), exp_MN * exponent_MN * LN_2, 0.0)
+        tl.store(tile_moment + out_M, tl.sum(moment_MN, 1), mask=in_rows_M)
+    # Buffers are padded to whole groups of classes: a mask that is one for a group leaves stores of 16 bytes at every K.
+    in_groups_1N = (first_class + tl.arange(0, logits_MN.shape[1]) // GROUP * GROUP < num_classes)[None, :]
+    if KEEP_MOMENT:
+        inside_MN = in_rows_M[:, None] & in_groups_1N
+        store_tile(moments, moment_MN, first_row, first_class, stride_m, inside_MN, PLAIN, EMULATED)
+    if KEEP:
+        if HAS_BASE:
+            exp_MN = subtract_base(exp_MN, base, lift_M, rows_M, num_rows, PLAIN)
+        inside_MN = (rows_M < num_kept_rows)[:, None] & in_groups_1N
+        store_tile(exps, exp_MN, first_row, first_class, stride_e, inside_MN, PLAIN, EMULATED)
+
+
+@triton.jit
+def class_tiles_kernel(
     features,
     weight,
     bias,
@@ -223,7 +323,7 @@ def class_tiles_kernel(  # noqa: C901 - its branches are resolved when it is com
     PRECISION: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """One tile of logits, and as its fused epilogue, in registers, the exponentials and every statistic of its rows.
+    """One tile of logits, and from registers, as its fused epilogue, what `finish_tile` makes of them.
 
     Rows come before classes in the grid, so that the tile of the weight is read from memory once.
     """
@@ -231,47 +331,28 @@ def class_tiles_kernel(  # noqa: C901 - its branches are resolved when it is com
     tile = tl.program_id(0) // row_tiles
     first_row = tl.program_id(0) % row_tiles * ROWS
     first_class = tile * CLASSES
+    rows_M = first_row + tl.arange(0, ROWS)
+    label_M, second_M = load_labels(labels, rows_M, num_rows, start, PAIR)
+    is_inner = (first_row + ROWS <= num_rows) & (first_class + CLASSES <= num_classes)
+    holds_any = tl.max(((label_M >= first_class) & (label_M < first_class + CLASSES)).to(tl.int32), 0)
+    if PAIR:
+        holds_second_M = (second_M >= first_class) & (second_M < first_class + CLASSES)
+        holds_any = tl.maximum(holds_any, tl.max(holds_second_M.to(tl.int32), 0))
     logits_MN = logits_tile(
         *(features, weight, bias, first_row, first_class, num_rows, num_classes, num_features, stride_x, stride_w),
         *(ROWS, CLASSES, FEATURES, HAS_BIAS, TMA, PRECISION, EMULATED),
     )
-    rows_M = first_row + tl.arange(0, ROWS)
-    columns_N = first_class + tl.arange(0, CLASSES)
-    in_rows_M = rows_M < num_rows
-    in_classes_1N = (columns_N < num_classes)[None, :]
-    label_M, second_M = load_labels(labels, rows_M, num_rows, start, PAIR)
-    shift_M = tl.load(shift + rows_M, mask=in_rows_M, other=0.0)
-    lift_M = tl.zeros((ROWS,), tl.float32)
-    out_M = tile.to(tl.int64) * num_rows + rows_M
-    if SUM_LOGITS:
-        tl.store(tile_logits + out_M, tl.sum(tl.where(in_classes_1N, logits_MN, 0.0), 1), mask=in_rows_M)
-    end_class = tl.minimum(first_class + CLASSES, num_classes)
-    logits_MN = tl.where(in_classes_1N, logits_MN, float("-inf"))
-    holds_M = in_rows_M & (label_M >= first_class) & (label_M < end_class)
-    if STATISTICS:
-        store_label_logits(logits_MN, columns_N, label_M, label_logit + rows_M, holds_M)
-    if PAIR:
-        if STATISTICS:
-            holds_second_M = in_rows_M & (second_M >= first_class) & (second_M < end_class)
-            store_label_logits(logits_MN, columns_N, second_M, label_logit + num_rows + rows_M, holds_second_M)
-        logits_MN = tl.where(columns_N[None, :] == second_M[:, None], float("-inf"), logits_MN)
-    if STATISTICS:
-        largest_M = max_without_label(logits_MN, columns_N, label_M, holds_M, own_before + rows_M, own_after + rows_M)
-        tl.store(tile_max + out_M, largest_M, mask=in_rows_M)
-        lift_M = shift_lift(largest_M, shift_M, LIMIT)
-    logits_MN = tl.where(columns_N[None, :] == label_M[:, None], float("-inf"), logits_MN)
-    exponent_MN = (logits_MN - shift_M[:, None]) * LOG2_E - lift_M[:, None]
-    exp_MN = tl.exp2(exponent_MN)
-    if STATISTICS:
-        tl.store(tile_sum + out_M, tl.sum(exp_MN, 1), mask=in_rows_M)
-    if MOMENT:
-        moment_MN = tl.where(exponent_MN > float("-inf"), exp_MN * exponent_MN * LN_2, 0.0)
-        tl.store(tile_moment + out_M, tl.sum(moment_MN, 1), mask=in_rows_M)
-    if KEEP_MOMENT:
-        inside_MN = in_rows_M[:, None] & in_classes_1N
-        store_tile(moments, moment_MN, first_row, first_class, stride_m, inside_MN, EMULATED)
-    if KEEP:
-        if HAS_BASE:
-            exp_MN = subtract_base(exp_MN, base, lift_M, rows_M, num_rows)
-        inside_MN = (rows_M < num_kept_rows)[:, None] & in_classes_1N
-        store_tile(exps, exp_MN, first_row, first_class, stride_e, inside_MN, EMULATED)
+    if is_inner & (holds_any == 0):
+        finish_tile(
+            *(logits_MN, tile, first_row, first_class, label_M, second_M, shift, base, exps, moments),
+            *(tile_max, tile_sum, tile_moment, tile_logits, label_logit, own_before, own_after),
+            *(num_rows, num_kept_rows, num_classes, stride_e, stride_m),
+            *(True, PAIR, STATISTICS, KEEP, HAS_BASE, MOMENT, KEEP_MOMENT, SUM_LOGITS, LIMIT, EMULATED),
+        )
+    else:
+        finish_tile(
+            *(logits_MN, tile, first_row, first_class, label_M, second_M, shift, base, exps, moments),
+            *(tile_max, tile_sum, tile_moment, tile_logits, label_logit, own_before, own_after),
+            *(num_rows, num_kept_rows, num_classes, stride_e, stride_m),
+            *(False, PAIR, STATISTICS, KEEP, HAS_BASE, MOMENT, KEEP_MOMENT, SUM_LOGITS, LIMIT, EMULATED),
+        )

@@ -13,8 +13,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rlpheads.kernels.gpu import triton_kernels as kernels
 from rlpheads.kernels.gpu import triton_row_kernels as row_kernels
-from rlpheads.kernels.gpu.slab_plan import PassOutputs
-from rlpheads.kernels.gpu.triton_tiles import FIRST_CLASSES, INTERPRETED_TILES, OVERSHOOT, TileConfig, chip_tiles
+from rlpheads.kernels.gpu.slab_plan import PassOutputs, pad_classes
+from rlpheads.kernels.gpu.triton_tiles import (
+    FIRST_CLASSES,
+    INTERPRETED_TILES,
+    OVERSHOOT,
+    TileConfig,
+    chip_tiles,
+    without_descriptors,
+)
 from rlpheads.kernels.gpu.tuned_tiles import TuningCase, select_tiles
 
 EMULATED = bool(triton.knobs.runtime.interpret)
@@ -181,12 +188,13 @@ def class_tiles(
         unused.expand(num_labels + 2, -1),
     )
     use_tma = tiles.tma and _has_descriptor(features_BD) and _has_descriptor(weight_KD)
+    tiles = tiles if use_tma else without_descriptors(tiles)
     x: Any = TensorDescriptor.from_tensor(features_BD, [tiles.rows, tiles.features]) if use_tma else features_BD
     w: Any = TensorDescriptor.from_tensor(weight_KD, [tiles.classes, tiles.features]) if use_tma else weight_KD
     grid = (triton.cdiv(num_buffer_rows, tiles.rows) * triton.cdiv(num_classes, tiles.classes),)
     kernels.class_tiles_kernel[grid](
         *(x, w, bias_K, labels_LB, *reference),
-        *(unused if exp_RK is None else exp_RK, unused if moment_BK is None else moment_BK),
+        *(unused if exp_RK is None else _padded(exp_RK), unused if moment_BK is None else _padded(moment_BK)),
         *(
             max_CB,
             sum_CB,
@@ -306,6 +314,11 @@ def _has_descriptor(matrix: Tensor) -> bool:
     """Whether a tensor-memory descriptor can describe it: rows at multiples of 16 bytes, one after another."""
     is_aligned = matrix.stride(0) * matrix.element_size() % 16 == 0 and matrix.data_ptr() % 16 == 0
     return is_aligned and matrix.stride(0) >= matrix.shape[1] > 0
+
+
+def _padded(buffer: Tensor) -> Tensor:
+    """A slab's buffer with the classes to which it is padded."""
+    return buffer.as_strided((len(buffer), pad_classes(buffer.shape[1])), buffer.stride())
 
 
 def _row_stride(matrix: Tensor | None) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.gpu import triton_launch as launch
-from rlpheads.kernels.gpu.slab_plan import NUM_STATE, SLAB_ROUNDING, PassOutputs, SlabPlan, slab_ranges
+from rlpheads.kernels.gpu.slab_plan import NUM_STATE, SLAB_ROUNDING, PassOutputs, SlabPlan, pad_classes, slab_ranges
 from rlpheads.kernels.gpu.triton_launch import ExpReference, LabelTerms, Operands, SlabBuffers
 from rlpheads.kernels.gpu.triton_tiles import FIRST_CLASSES, TileConfig
 from rlpheads.kernels.rows.partials import Exponentials, LogitGradient
@@ -130,7 +130,7 @@ class _Scratch:
     ) -> None:
         self._num_kept = plan.num_kept
         num_rows, num_classes = len(features_BD), ranges[-1][1]
-        width = -(-ranges[0][1] // 64) * 64
+        width = pad_classes(ranges[0][1])
         spare = outputs.products and plan.num_kept < num_classes
         self._exp_RK = features_BD.new_empty(plan.buffer_rows, width) if spare else None
         with_moments = outputs.products and outputs.moments
@@ -168,7 +168,7 @@ def backward_pass(
             exp_RK = kept_RK[:, start:stop]
         else:
             if not len(scratch_RK):
-                scratch_RK = kept_RK.new_empty(len(kept_RK), -(-(stop - start) // 64) * 64)
+                scratch_RK = kept_RK.new_empty(len(kept_RK), pad_classes(stop - start))
             exp_RK = scratch_RK[:, : stop - start]
             slab = operands.narrow(start, stop).cast(features_BD)
             reference = ExpReference(shift_CB[number], base_CB[number])

@@ -34,6 +34,14 @@ class TileConfig:
         return f"{self.rows} × {self.classes} × {self.features}, {rest}{', TMA' if self.tma else ''}"
 
 
+def without_descriptors(tiles: TileConfig) -> TileConfig:
+    """The same for operands that no tensor-memory descriptor can describe.
+
+    Addresses and masks then take registers that a limit, or 128 rows, would not leave.
+    """
+    return replace(tiles, tma=False, rows=min(tiles.rows, 64), registers=None) if tiles.tma else tiles
+
+
 HALF_TILES = {
     80: (
         TileConfig(128, 128, 32, warps=8, stages=4),

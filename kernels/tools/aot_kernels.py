@@ -10,7 +10,7 @@ import torch
 from rlpheads.kernels.gpu import triton_kernels, triton_launch, triton_row_kernels
 from rlpheads.kernels.gpu.slab_plan import PassOutputs
 from rlpheads.kernels.gpu.triton_labels import SOURCES_PER_LAUNCH
-from rlpheads.kernels.gpu.triton_tiles import OVERSHOOT, TileConfig, chip_tiles
+from rlpheads.kernels.gpu.triton_tiles import OVERSHOOT, TileConfig, chip_tiles, without_descriptors
 
 TYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 OWN_TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
@@ -47,6 +47,9 @@ class Build:
     tensor_cores: str = ""
     """How the tensor-core instructions begin that it must use; empty where it multiplies no matrices."""
     tiles: TileConfig | None = None
+    """Of the pass over the logits, whose bytes are modelled."""
+    tiles_of_launch: TileConfig | None = None
+    """Of every launch of `class_tiles`."""
     itemsize: int = 2
     multiples: str = "D"
     """Which of the sizes B, K and D are multiples of 16."""
@@ -102,6 +105,7 @@ class Variant:
             triton_launch.compile_options(tiles),
             tensor_cores=OWN_TENSOR_CORES[chip],
             tiles=None if self.recompute else tiles,
+            tiles_of_launch=tiles,
             itemsize=self.dtype.itemsize,
             outputs=self.outputs,
         )
@@ -140,9 +144,12 @@ def specialize(build: Build, multiples: str) -> Build:
     """The same for sizes of which these are multiples of 16; others of D allow no tensor descriptor (TMA)."""
     if "D" in multiples or not build.flags.get("TMA"):
         return replace(build, multiples=multiples)
-    dtype = build.pointers["exps"]
+    assert build.tiles_of_launch is not None
+    tiles, dtype = without_descriptors(build.tiles_of_launch), build.pointers["exps"]
     pointers = {**build.pointers, "features": dtype, "weight": dtype}
-    return replace(build, multiples=multiples, flags={**build.flags, "TMA": False}, pointers=pointers)
+    flags = {**build.flags, "TMA": False, "ROWS": tiles.rows}
+    options = triton_launch.compile_options(tiles)
+    return replace(build, multiples=multiples, flags=flags, pointers=pointers, options=options)
 
 
 def candidate_builds(chip: int, *, quick: bool = False) -> list[Build]:

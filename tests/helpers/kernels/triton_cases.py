@@ -31,13 +31,26 @@ class Case:
     seed: int = 0
     """1, 3, 5: bias; 0, 3: pair."""
     memory_budget: int | None = None
+    labels_from: int = 0
+    """All labels are classes from this one on, so that tiles before it hold none."""
 
     def problem(self) -> Problem:
         """In float64."""
         if self.margin is not None:
             return margin_problem(self.margin, seed=self.seed, num_rows=self.rows, num_labels=self.labels)
         sizes = (self.rows, self.labels)
-        return make_problem(self.seed, *sizes, num_features=self.features, spread=self.spread)
+        drawn = make_problem(self.seed, *sizes, num_features=self.features, spread=self.spread)
+        return with_labels_from(drawn, self.labels_from)
+
+
+def with_labels_from(problem: Problem, first: int) -> Problem:
+    """The same problem with labels from this one on."""
+
+    def moved(labels_B: Tensor) -> Tensor:
+        return first + labels_B % (len(problem.weight_KD) - first)
+
+    pair = None if problem.pair is None else (moved(problem.pair[0]), problem.pair[1])
+    return replace(problem, labels_B=moved(problem.labels_B), pair=pair)
 
 
 def cast(problem: Problem, dtype: torch.dtype, weight_dtype: torch.dtype) -> Problem:

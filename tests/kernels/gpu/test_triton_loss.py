@@ -41,6 +41,15 @@ def test_error_against_float64(interpreter: Interpreter, case: Case) -> None:
     interpreter(assert_as_accurate_as_plain, case)
 
 
+@pytest.mark.long
+@kinds
+@pytest.mark.parametrize(("dtype", "seed"), [(BF16, 2), (FP16, 3), (FP32, 1)], ids=["plain", "pair, bias", "bias"])
+def test_tiles_without_labels(interpreter: Interpreter, kind: str, dtype: torch.dtype, seed: int) -> None:
+    """Two whole tiles that hold no label, and are finished without a mask or a comparison; then one that holds all."""
+    case = Case(128, 16, 530, kind, dtype, FP32, spread=1.0, seed=seed, labels_from=514)
+    interpreter(assert_as_accurate_as_plain, case)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_rows", [1, 7, 128, 257])
 def test_error_against_float64_on_the_whole_grid(interpreter: Interpreter, num_rows: int) -> None:

@@ -45,6 +45,26 @@ def test_a_loss_on_each_chip(chip: int, late: bool, case: Case) -> None:
     assert counts["class_tiles_kernel"].instructions["tensor"] > 0
 
 
+@pytest.mark.long
+@chips
+def test_tiles_without_labels_on_each_chip(chip: int) -> None:
+    case = Case(64, 72, 150, "unlikelihood", seed=2, labels_from=140)
+    found, _ = errors_in_bounds(LossCase(case), chip, late=True, seed=1)
+    assert max(found.values()) <= 1, found
+
+
+@pytest.mark.slow
+@chips
+@pytest.mark.parametrize("rows", [64, 128])
+@pytest.mark.parametrize("kind", ["uniform", "entropy"])
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_tiles_without_labels_of_every_kind(chip: int, rows: int, kind: str, dtype: torch.dtype) -> None:
+    """With pairs, biases and bases, all that a tile can write; the last rows of a buffer are a tile of their own."""
+    case = Case(rows, 72, 300, kind, dtype, dtype, spread=0.1, seed=3, labels_from=280)
+    found, _ = errors_in_bounds(LossCase(case), chip, late=False, seed=2)
+    assert max(found.values()) <= 1, found
+
+
 @pytest.mark.slow
 @chips
 @pytest.mark.parametrize("mode", ["late", "early", "unaligned"])
