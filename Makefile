@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow test-gpu test-ptx test-slurm test-integrations faults kills errors fuzz check lint house format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu test-ptx test-browser test-slurm test-integrations faults kills errors fuzz check lint house format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -25,6 +25,10 @@ test-gpu: $(INSTALLED_DEV)  ## Run the tests that need a CUDA device, on a machi
 
 test-ptx: $(INSTALLED_DEV)  ## Execute every GPU kernel on the CPU, as compiled for three chips (half an hour)
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/kernels/tools/ptx $(ARGS)
+
+test-browser: $(INSTALLED_DEV)  ## Open the report in a browser (Debian's chromium; axe-core comes by npm)
+	npm install --no-audit --no-fund --prefix build/browser axe-core@4
+	$(BIN)/python -m pytest -m browser tests/engine/page $(ARGS)
 
 test-slurm: $(INSTALLED_DEV)  ## Install Slurm (as root, on Debian), run the batch script on two nodes of one machine
 	$(BIN)/python -m pytest -m slurm -s tests/launch $(ARGS)
@@ -47,7 +51,7 @@ fuzz: $(INSTALLED_DEV)  ## Mutate settings, trees, images and run folders some t
 	$(BIN)/python -m pytest -q -m fuzz tests/fuzz $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests (a minute and a half on two quiet cores)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not fuzz and not slurm and not integrations and not distributed and not long' $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not fuzz and not slurm and not integrations and not browser and not distributed and not long' $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## ruff, mypy, and hadolint
 	$(BIN)/ruff check .
