@@ -18,7 +18,8 @@ SEEDS = {(False, False): 2, (True, False): 6, (False, True): 1, (True, True): 3}
 """By (pair, bias)."""
 SHAPES = ((126, 80, 253), (66, 52, 203))
 """Rows, features and labels of a loss with tiles of 128 rows; of the second no row starts at a multiple of 16 bytes."""
-FEW_ROWS = 7
+FEW_ROWS = 61
+"""With tiles of 64 rows."""
 
 
 @dataclass(frozen=True)

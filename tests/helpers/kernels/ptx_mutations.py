@@ -161,10 +161,13 @@ class Recorder(Executor):
 
 @lru_cache(4)
 def scenes_of(chip: int, group: int, place: int, text: str) -> list[Scene]:
-    """Launches of a kernel in one work: the first two where the work goes by slabs, else the first."""
+    """Launches of a kernel in one work, right without a change: the first two where it goes by slabs, else the first."""
     work = works(chip)[group][place]
     with executed(chip, Recorder, wanted=text, most=1 + ("slabs=True" in work.name)) as recorder, suppress(EnoughError):
         work.launch()
+    for scene in recorder.scenes:
+        wrong = scene.outcome(text, late=True)
+        assert wrong is None, f"sm_{chip} {work.name}: {wrong}"
     return recorder.scenes
 
 

@@ -129,7 +129,7 @@ def differs(found: Tensor, exact: Tensor) -> Tensor:
     if found.dtype in DIGITS:
         _, exponent = torch.frexp(truth)
         half = torch.exp2((exponent - DIGITS[found.dtype] - 1).double().clamp(min=SMALLEST[found.dtype]))
-        allowed = half * 1.001 + 2e-5 * size + ABSOLUTE * rms
+        allowed = half * 1.001 + 5e-5 * size + ABSOLUTE * rms
         truth = torch.where(size > torch.finfo(found.dtype).max, exact.to(found.dtype).double(), truth)
     same = (value == truth) | (value.isnan() & truth.isnan())
     return ~same & ~((value - truth).abs() <= allowed)

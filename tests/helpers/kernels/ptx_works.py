@@ -31,17 +31,22 @@ class Work:
 
 
 def varied(problem: Problem, seed: int) -> Problem:
-    """Rows flat, ordinary and steep; of half of them the label's logit leads or trails all others."""
+    """Rows flat, ordinary and steep; of three in four the label's logit leads all others, of one it trails.
+
+    Of every fifth the last class leads by so much that exponentials relative to the first classes would overflow.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = len(problem.labels_B)
     scale_B1 = 10 ** (torch.rand(rows, 1, generator=generator, dtype=torch.float64) * 3 - 2)
-    push_B1 = torch.tensor([5.0, 0.0, -5.0, 0.0], dtype=torch.float64)[torch.arange(rows) % 4, None]
-    own_BD = problem.weight_KD[problem.labels_B]
+    push_B1 = torch.tensor([5.0, 5.0, 5.0, -5.0], dtype=torch.float64)[torch.arange(rows) % 4, None]
+    own_BD, last_D = problem.weight_KD[problem.labels_B], problem.weight_KD[-1]
+    features_BD = (problem.features_BD + push_B1 * own_BD) * scale_B1
+    features_BD[::5] += 80 * last_D / last_D.square().sum()
     return Problem(
-        (problem.features_BD + push_B1 * own_BD) * scale_B1,
+        features_BD,
         problem.weight_KD,
         problem.labels_B,
-        problem.bias_K,
+        None if problem.bias_K is None else problem.bias_K / 20,  # else no row is flat
         problem.pair,
     )
 

@@ -3,6 +3,7 @@
 The bound is that of the interpreter's tests. `make test-ptx` runs all; by default a few of each chip.
 """
 
+import re
 import time
 
 import pytest
@@ -20,6 +21,7 @@ from triton_cases import Case
 from rlpheads.kernels.gpu import triton_launch
 from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS
 from rlpheads.kernels.tools.aot_kernels import builds
+from rlpheads.kernels.tools.ptx.__main__ import main
 from rlpheads.kernels.tools.ptx.launch import executed
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -146,3 +148,15 @@ def apart(rows: int, columns: int, stride: int, dtype: torch.dtype) -> torch.Ten
 def test_promises(chip: int, promise) -> None:
     with executed(chip, seed=2):
         promise()
+
+
+@pytest.mark.long
+def test_the_table_of_what_is_executed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every kernel of a loss has a row; the pass reads each operand at least once, and its row of the model stands below."""
+    main(["--chips", "90", "--sizes", "20", "72", "300"])
+    printed = capsys.readouterr().out
+    for kernel in ("row_shifts", "class_tiles", "merge_tiles"):
+        assert re.search(rf"{kernel} +│ sm_90", printed), printed
+    executed_share, modelled_share = (float(number) for number in re.findall(r"(\d\.\d{3}) (?:of the|by the)", printed))
+    assert 1 <= executed_share < 2
+    assert 1 <= modelled_share < 2
