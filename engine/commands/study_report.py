@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlpheads.engine.audits.audit_run import audit_path
+from rlpheads.engine.commands.study_matching import match_paths
 from rlpheads.engine.commands.study_plan import PlannedRun, Study
 from rlpheads.engine.commands.study_tables import csv_text, latex_text
 from rlpheads.engine.runs.environment import collect_environment
@@ -70,6 +71,7 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
     Returns:
         `excesses`: for label and membership excess the runs with a tap beyond its interval (`beyond`), all audited runs (`of`),
         and how many chance alone gives at most (`by_chance`), since a run's intervals hold at all its taps together;
+        `matched`: the regularisers where audit heads are equally accurate;
         `saturated`: probes that fit nearly every label (`of` all), which can show no excess;
         `runs`: each run's measures, a list over its taps for those that have one;
         `arms`: for each arm and measure the mean over seeds of the averages over taps (`mean`, `values`), its t interval
@@ -95,6 +97,7 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         "vary": study.vary or "all",
         "settings": study.settings,
         "arms": {arm: {"settings": study.arms[arm], **found} for arm, found in arms.items()},
+        "matched": match_paths(study.arms, values, study.reference, _summarize_seeds),
         "excesses": _count_excesses(study, by_run.values()),
         "saturated": _count_saturated(by_run.values()),
         "runs": by_run,
@@ -138,6 +141,8 @@ def print_study(found: Mapping[str, Any], console: Console) -> None:
     for arm, summary in found["arms"].items():
         table.add_row(arm, *[_cell(name, summary.get(name)) for name in measures])
     console.print(table)
+    if matched := found.get("matched"):
+        console.print(_matched_table(matched, measures))
     for name, counted in found["excesses"].items():
         console.print(
             f"{MEASURES[name]}: beyond its interval at some tap in {counted['beyond']} of {counted['of']} runs; by chance "
@@ -148,6 +153,21 @@ def print_study(found: Mapping[str, Any], console: Console) -> None:
             f"{saturated['probes']} of {saturated['of']} probes fit nearly every label ({NEAR_PERFECT_FIT:.0%} or more) and "
             "can show no excess: with more images, or labels, there is room"
         )
+
+
+def _matched_table(matched: Mapping[str, Any], measures: Mapping[str, str]) -> Table:
+    """Return the table of the regularisers at an equal accuracy of the audit heads."""
+    table = Table(
+        title=f"interpolated over λ to where audit heads reach {100 * matched['level']:.2f} % (mean over seeds, 95 % interval)",
+        title_justify="left",
+        padding=(0, 1),
+    )
+    shown = {name: title for name, title in measures.items() if any(name in path for path in matched["paths"].values())}
+    for title in ("regularizer.kind", *shown.values()):
+        table.add_column(title, justify="right")
+    for kind, summary in matched["paths"].items():
+        table.add_row(kind, *[_cell(name, summary.get(name)) for name in shown])
+    return table
 
 
 def write_study(folder: Path, found: Mapping[str, Any]) -> list[Path]:

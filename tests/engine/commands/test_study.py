@@ -43,7 +43,7 @@ class TestRun:
         assert found["excesses"]["label_excess"]["by_chance"] == pytest.approx(0.1)
         assert found["saturated"]["of"] == 4  # two taps in each run
         assert {path.name for path in finished_study.glob("study.*")} == {
-            *("study.json", "study.csv", "study.tex", "study.png", "study.svg")
+            *("study.json", "study.csv", "study.tex", "study.png", "study.svg", "study.pdf")
         }
 
     def test_what_is_finished_study_is_not_trained_again(self, finished_study, study_folder, capsys):

@@ -6,6 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
+from rlpheads.engine.commands.study_matching import match_paths
 from rlpheads.engine.commands.study_report import adjust_differences, print_study, summarize_arm, write_study
 
 
@@ -74,3 +75,25 @@ def test_differences_hold_for_all_comparisons_together(tmp_path):
 def test_one_seed_has_no_p_value():
     arms = arms_of({0: {"top1": 0.9}}, {0: {"top1": 0.8}})
     assert arms["held_2 %"]["top1"]["difference"]["p_adjusted"] is None
+
+
+def test_regularisers_are_compared_where_audit_heads_are_equally_accurate():
+    """`uniform` takes 10 points of the audit heads for 2 points of accuracy, `unlikelihood` for 8: at 25 %, 1 and 4."""
+    arms = {
+        "base": {},
+        "uniform_1": {"regularizer": {"kind": "uniform", "factor": 1}},
+        "unlikelihood_1": {"regularizer": {"kind": "unlikelihood", "factor": 1}},
+        "other": {"regularizer": {"kind": "uniform", "factor": 1}, "optim": {"lr": 1}},
+    }
+    points = {"base": (0.3, 0.9), "uniform_1": (0.2, 0.88), "unlikelihood_1": (0.2, 0.82), "other": (0.1, 0.1)}
+    values = {
+        arm: {seed: {"audit_rla": level, "top1": top1 + 0.01 * seed} for seed in range(3)}
+        for arm, (level, top1) in points.items()
+    }
+    found = match_paths(arms, values, "base", lambda each: {"values": each})
+    assert found["level"] == pytest.approx(0.25)
+    assert found["paths"]["uniform"]["top1"]["values"] == pytest.approx([0.89, 0.90, 0.91])
+    assert found["paths"]["unlikelihood"]["top1"]["values"] == pytest.approx([0.86, 0.87, 0.88])
+    assert match_paths(arms, values | {"base": {}}, "base", dict) == {}
+    apart = values | {"unlikelihood_1": {seed: {"audit_rla": 0.4, "top1": 0.9} for seed in range(3)}}
+    assert match_paths(arms, apart, "base", dict) == {}
