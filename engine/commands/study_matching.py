@@ -1,7 +1,7 @@
 """The regularisers of a study compared where they remove equally much: interpolated over λ to one accuracy of the audit heads.
 
-A regulariser that hides memory from its own heads looks stronger than it is; at equal accuracy of heads that it never saw, what it
-costs can be compared.
+A regulariser that hides memory from its own heads looks stronger than it is; at equal accuracy of heads that it never saw,
+what it costs can be compared.
 """
 
 from __future__ import annotations
@@ -40,11 +40,8 @@ def match_paths(
         for seed in values.get(reference, {})
         if all(seed in values[arm] for path in paths.values() for arm in path)
     ]
-    if (
-        not paths
-        or not seeds
-        or not all(LEVEL in values[arm][seed] for path in paths.values() for arm in path for seed in seeds)
-    ):
+    on_paths = [values[arm][seed] for path in paths.values() for arm in path for seed in seeds]
+    if not on_paths or not all(LEVEL in found for found in on_paths):
         return {}
     level = common_level([[values[arm][seed][LEVEL] for arm in path] for path in paths.values() for seed in seeds])
     if math.isnan(level):

@@ -162,17 +162,19 @@ def draw_figures(folder: Path, found: Findings, history: Sequence[Mapping[str, A
 
     blocks = [tap.block for tap in found.taps]
     references = References(round(1 / found.chance), num_heldout, [tap.baseline for tap in found.taps], found.line)
-    now = {phase: [[getattr(tap, phase)] for tap in found.taps] for phase in ("running", "clean", "heldout")}
+    now = {phase: [[getattr(tap, phase)] for tap in found.taps] for phase in _DRAWN}
     measured = {phase: values for phase, values in now.items() if values[0][0] is not None}
     plot_rla_by_depth(folder / "rla_by_depth", blocks, measured, references)
     if history:
         nothing = [float("nan")] * len(blocks)
         by_epoch = {
-            phase: [[[value] for value in row.get(f"rla_{phase}", nothing)] for row in history] for phase in measured
+            phase: [[[value] for value in row.get(_DRAWN[phase], nothing)] for row in history] for phase in measured
         }
         plot_rla_by_epoch(folder / "rla_by_epoch", [row["epoch"] for row in history], blocks, by_epoch, references)
 
 
+_DRAWN = {"running": "rla_running", "clean": "rla_clean", "audit": "audit_rla_clean", "heldout": "rla_heldout"}
+"""What figures show, and where it stands in the epoch lines of metrics.jsonl."""
 _ROWS = {
     "running": "rla_running",
     "clean": "rla_clean",

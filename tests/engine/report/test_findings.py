@@ -150,7 +150,7 @@ def test_figures_are_drawn_with_and_without_history(tmp_path):
     found = findings([[0.1, 0.11], [0.09, 0.1]])
     draw_figures(tmp_path / "full", found, HISTORY, num_heldout=1000)
     assert {path.name for path in (tmp_path / "full").iterdir()} == {
-        f"rla_by_{axis}.{suffix}" for axis in ("depth", "epoch") for suffix in ("png", "svg")
+        f"rla_by_{axis}.{suffix}" for axis in ("depth", "epoch") for suffix in ("png", "svg", "pdf")
     }
 
 
