@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rlpheads.engine.audits.audit_run import audit_path
-from rlpheads.engine.commands.study_matching import match_paths
 from rlpheads.engine.commands.study_plan import PlannedRun, Study
-from rlpheads.engine.commands.study_tables import csv_text, latex_text
+from rlpheads.engine.report.study_matching import match_paths
+from rlpheads.engine.report.study_tables import csv_text, latex_text
 from rlpheads.engine.runs.environment import collect_environment
 from rlpheads.engine.runs.folder import RunFolder, write_atomically
 from rlpheads.engine.runs.opened_run import RunError, open_checkpoint

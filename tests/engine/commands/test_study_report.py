@@ -6,8 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from rlpheads.engine.commands.study_matching import match_paths
 from rlpheads.engine.commands.study_report import adjust_differences, print_study, summarize_arm, write_study
+from rlpheads.engine.report.study_matching import match_paths
 
 
 def test_intervals_and_differences_are_across_seeds():
