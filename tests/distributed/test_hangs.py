@@ -98,7 +98,7 @@ def test_long_compilation_is_no_hang(runner: Runner, monkeypatch):
     """The first step takes many times the patience that a rank has which does nothing."""
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     flags = ["--runtime.compile", "true", "--distributed.timeout", "10", "--max_steps", "2"]
-    process = runner.start_command(runner.command("compiles", *flags, "--model.args.depth", "6", ranks=1))
+    process = runner.start_command(runner.command("compiles", *flags, ranks=1))
     finished = runner.finish(process, "compiles")
     assert finished.code == 0, finished.output
 

@@ -150,9 +150,9 @@ def cluster(tmp_path_factory):
         cluster.stop()
 
 
-def settings(folder: Path) -> list[str]:
+def settings(folder: Path, epochs: int = 40) -> list[str]:
     (folder / "tiny.yaml").write_text(TINY)
-    return ["--config", str(folder / "tiny.yaml"), "--epochs", "40", "--log.tensorboard", "false"]
+    return ["--config", str(folder / "tiny.yaml"), "--epochs", str(epochs), "--log.tensorboard", "false"]
 
 
 def wait_for_step(run: Path, step: int, cluster: Cluster, seconds: float = 180) -> None:
@@ -203,7 +203,7 @@ def test_signalled_requeued_and_bereft_of_a_node_it_ends_as_if_undisturbed(clust
 
 def test_job_with_sharded_heads_goes_on_with_the_node_that_is_left(cluster, tmp_path):
     """Four ranks, then two: each holds twice as many classes, of the same heads."""
-    flags = [*settings(tmp_path), "--heads.shard", "class"]
+    flags = [*settings(tmp_path, epochs=15), "--heads.shard", "class"]
     run = tmp_path / "sharded"
     job = cluster.submit(run, *flags, nodes="1-2", RANKS_PER_NODE="2")
     wait_for_step(run, 60, cluster, 300)
