@@ -13,8 +13,6 @@ from small_runs import small_config
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.learning import StabilityConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.runs.checkpoint import list_whole
-from rlpheads.engine.runs.finite_content import NonfiniteStateError
 from rlpheads.engine.training import job
 from rlpheads.memorization.records.ledger_file import SKIPPED, LedgerTable, read_ledger
 
@@ -133,19 +131,6 @@ def test_weights_that_are_not_finite_are_neither_evaluated_nor_saved(small, capf
     run = Run(small("poisoned", max_steps=6), Fault(6, "weights", size=torch.inf))
     assert (run.code, run.checkpoints) == (1, ["step=000000005"])
     assert "The last checkpoint, step=000000005, is whole and finite" in capfd.readouterr().err
-
-
-def test_what_is_saved_while_training_goes_on_is_looked_at_first(tiny, build):
-    """On the copy: the run ends at the next step that asks, whatever else failed saves may do."""
-    training = build(tiny)
-    with torch.no_grad():
-        training.learner.backbone.module.backbone.head.bias[0] = torch.nan
-    training.save()
-    training.saver.wait()
-    assert training.saver.has_failed_for_good
-    assert isinstance(failure := training.saver.last_failure, NonfiniteStateError)
-    assert str(failure) == "not finite after step 0: backbone.backbone.head.bias"
-    assert not list_whole(training.run.folder.checkpoints)
 
 
 @pytest.mark.long
