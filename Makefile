@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow test-gpu test-ptx test-browser test-slurm test-integrations faults kills errors fuzz check lint house format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu test-ptx test-browser test-slurm test-integrations docs commands faults kills errors fuzz check lint house format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -52,6 +52,13 @@ fuzz: $(INSTALLED_DEV)  ## Mutate settings, trees, images and run folders some t
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests (a minute and a half on two quiet cores)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not fuzz and not slurm and not integrations and not browser and not distributed and not long' $(ARGS)
+
+docs: $(INSTALLED_DEV)  ## Build the site with the reference into build/docs, and check its links
+	$(PIP) --editable '.[docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs $(JOBS) -c docs/site . build/docs
+
+commands: $(INSTALLED_DEV)  ## Run every command of README and docs, made cheap, and say which fail (ten minutes)
+	$(BIN)/python scripts/run_docs.py $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## ruff, mypy, and hadolint
 	$(BIN)/ruff check .

@@ -61,7 +61,7 @@ class _Start:
         """Number of classes of the images; see `count_classes`. Raises ConfigError."""
         from rlpheads.engine.checks.model import count_model_classes
 
-        return count_model_classes(self.config.data)
+        return count_model_classes(self.config.data, self.config.plugins)
 
     @cached_property
     def plan(self) -> ModelPlan:
@@ -81,6 +81,16 @@ class _Group(NamedTuple):
 
 def _ranges(start: _Start) -> Iterator[ConfigError]:
     return range_errors(start.config)
+
+
+def _plugins(start: _Start) -> Iterator[ConfigError]:
+    if start.config.plugins:
+        from rlpheads.engine.plugins.loading import load_plugins  # imports torch
+
+        try:
+            load_plugins(start.config.plugins)
+        except ConfigError as error:
+            yield error
 
 
 def _settings(start: _Start) -> Iterator[ConfigError]:
@@ -125,9 +135,10 @@ def _optimizers(start: _Start) -> Iterator[ConfigError]:
 _GROUPS = (
     _Group("ranges", _ranges),
     _Group("settings", _settings, needs=("ranges",)),
+    _Group("plugins", _plugins, needs=("ranges",)),
     _Group("workers", _workers, needs=("ranges",)),
     _Group("device", _device),
     _Group("log", _log),
-    _Group("model", _model, needs=("settings",)),
-    _Group("optimizers", _optimizers, needs=("settings",)),
+    _Group("model", _model, needs=("settings", "plugins")),
+    _Group("optimizers", _optimizers, needs=("settings", "plugins")),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from rlpheads.engine.config.data import DataConfig
+from rlpheads.engine.config.data import PLUGIN_DATASET, DataConfig
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal, show_value
 from rlpheads.engine.config.learning import HeadsConfig, ModelConfig, OptimConfig
 from rlpheads.engine.config.schema import Config
@@ -26,6 +26,7 @@ from rlpheads.engine.learner.shard_choice import obstacles_to_fusing
 from rlpheads.engine.model.hub import leave_hub_if_silent, patience_with_servers
 from rlpheads.engine.model.initial_weights import WeightsError, fit_weights
 from rlpheads.engine.model.plan import ModelPlan, plan_model
+from rlpheads.engine.plugins.loading import load_plugins
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources.datasets import count_classes
 from rlpheads.loaders.sources.synthetic import SyntheticSpec
@@ -53,13 +54,16 @@ def name_errors(model: ModelConfig) -> Iterator[ConfigError]:
         )
 
 
-def count_model_classes(data: DataConfig) -> int:
+def count_model_classes(data: DataConfig, plugins: Sequence[str]) -> int:
     """Return the number of classes of the images, which are not listed for it.
 
     Raises:
         ConfigError: the images are not there, or lie in another form.
     """
     try:
+        if data.dataset == PLUGIN_DATASET:
+            train, _ = load_plugins(plugins).open_images(data.root, 0)  # whatever the split, the classes are the same
+            return len(train.manifest.classes)
         synthetic = SyntheticSpec(**asdict(data.synthetic), side=data.image_size)
         return count_classes(data.dataset, data.root, synthetic)
     except DatasetError as error:

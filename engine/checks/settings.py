@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlpheads.engine.config.data import DataConfig
+from rlpheads.engine.config.data import PLUGIN_DATASET, DataConfig
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal, show_value
 from rlpheads.engine.config.learning import AverageConfig, ModelConfig
 from rlpheads.engine.config.run import LogConfig, RunConfig
@@ -126,6 +126,11 @@ def _root_errors(data: DataConfig, *, can_be_fetched: bool) -> Iterator[ConfigEr
     if data.dataset in WITHOUT_ROOT:
         if data.root is not None and not is_store(Path(data.root)):
             yield refusal("data.root", data.root, f"null for {data.dataset}, which {WITHOUT_ROOT[data.dataset]}")
+    elif data.dataset == PLUGIN_DATASET:  # its own code looks at its root
+        if data.val_fraction is not None:
+            yield refusal(
+                "data.val_fraction", data.val_fraction, "null: a plug-in's data set has held-out images of its own"
+            )
     elif data.root is None:
         fetched = "; with --data.download too it is fetched there" if can_be_fetched else ""
         allowed = f"the folder of the images, which {data.dataset} needs: --data.root FOLDER{fetched}"

@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="coverage of the intervals, which hold at all taps together; default: 0.95",
     )
     add("--root", type=Path, help="folder of the images, if they were moved since the run")
+    add(
+        "--plugins",
+        action="store_true",
+        help="import the plug-ins that the run names, which are code of whoever made it",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if there is one")
     add("--json", action="store_true", help="print what is written, in place of the table")
 
@@ -52,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = ("taps", "probe", "hidden", "draws", "level", "device")
     options = AuditOptions(**{name: getattr(arguments, name) for name in names})
     try:
-        opened = open_checkpoint(arguments.folder, arguments.epoch, arguments.root)
+        opened = open_checkpoint(arguments.folder, arguments.epoch, arguments.root, plugins=arguments.plugins)
         audit = audit_run(opened, options)
     except AUDIT_ERRORS as error:
         return exit_codes.report_error(error)

@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--heads", action="store_true", help="heads and their random labels as well, in heads.safetensors beside it")
     add("--root", type=Path, help="folder of the images, if they were moved since the run: for class names and labels")
+    add(
+        "--plugins",
+        action="store_true",
+        help="import the plug-ins that the run names, which are code of whoever made it",
+    )
     add("--overwrite", action="store_true", help="replace files of these names")
 
 
@@ -37,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rlpheads.engine.config.errors import UserError
     from rlpheads.engine.offline.export_weights import ExportOptions, export_run  # imports torch
 
-    names = ("epoch", "step", "ema", "heads", "root", "overwrite")
+    names = ("epoch", "step", "ema", "heads", "root", "plugins", "overwrite")
     options = ExportOptions(**{name: getattr(arguments, name) for name in names})
     try:
         exported = export_run(arguments.folder, arguments.out, options)

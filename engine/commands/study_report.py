@@ -206,7 +206,7 @@ def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
     found = {"arm": run.arm, "seed": run.seed, "trained_at": trained.get("git"), "measures": measures}
     if study.audit is None:
         return found
-    path = audit_path(open_checkpoint(run.folder), study.audit.probe)
+    path = audit_path(open_checkpoint(run.folder, plugins=True), study.audit.probe)
     with _told_of(path):
         audit = parse_mapping(path.read_bytes())
         taps = [tap["found"] for tap in audit["taps"]]

@@ -149,7 +149,7 @@ def _train_and_audit(study: Study, run: PlannedRun, trainings: _Trainings, conso
     with _ONE_AUDIT:
         console.print(f"auditing {run.folder}", soft_wrap=True)
         try:
-            opened = open_checkpoint(run.folder)
+            opened = open_checkpoint(run.folder, plugins=True)
             write_audit(opened, audit_run(opened, study.audit))
         except (*AUDIT_ERRORS, ImageReadError, LoaderError) as error:
             return f"it cannot be audited: {error}"
@@ -184,7 +184,7 @@ def log_path(run: PlannedRun) -> Path:
 
 def _is_audited(run: PlannedRun, options: AuditOptions) -> bool:
     """Whether the newest checkpoint has been audited with these options."""
-    path = audit_path(open_checkpoint(run.folder), options.probe)
+    path = audit_path(open_checkpoint(run.folder, plugins=True), options.probe)
     try:
         return path.exists() and parse_mapping(path.read_bytes()).get("options") == asdict(options)
     except DamagedJsonError:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+PLUGIN_DATASET = "plugin"
+"""The data set that a module of `plugins` opens."""
+
 
 @dataclass(frozen=True)
 class SyntheticConfig:
@@ -126,10 +129,11 @@ class CanaryConfig:
 class DataConfig:
     """Data set, loader and preprocessing of the images."""
 
-    dataset: Literal["digits", "patches", "synthetic", "imagefolder", "cifar10", "cifar100"] = "digits"
+    dataset: Literal["digits", "patches", "synthetic", "imagefolder", "cifar10", "cifar100", "plugin"] = "digits"
     """digits: scikit-learn's 1,797 handwritten digits; patches: tiles of 32 x 32 pixels, of ten photographs inside
     scikit-image and scikit-learn; synthetic: computed noise, for throughput; imagefolder: ROOT/{train,val}/CLASS/FILE or
-    ROOT/CLASS/FILE; cifar10, cifar100: the official Python files in ROOT."""
+    ROOT/CLASS/FILE; cifar10, cifar100: the official Python files in ROOT; plugin: what open_images of a module of plugins
+    opens."""
     root: str | None = None
     """Folder of the images (imagefolder, cifar10, cifar100), or of the store that `rlpheads convert` made of any data
     set."""

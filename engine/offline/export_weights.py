@@ -33,6 +33,7 @@ class ExportOptions:
         ema: the averaged weights in place of the live ones.
         heads: heads and random labels too, for which the images are listed.
         root: where the images are now, if they were moved.
+        plugins: import the plug-ins that the run names.
         overwrite: replace files that are there.
     """
 
@@ -41,6 +42,7 @@ class ExportOptions:
     ema: bool = False
     heads: bool = False
     root: Path | None = None
+    plugins: bool = False
     overwrite: bool = False
 
 
@@ -85,7 +87,7 @@ def export_run(folder: Path, out: Path, options: ExportOptions) -> Exported:
     weights = out if out.suffix == ".safetensors" else out / _WEIGHTS
     files = (weights, weights.with_name(_CONFIG), *([weights.with_name(_HEADS)] if options.heads else []))
     _check_free(out, files, options.overwrite)
-    run = read_run(folder, options.epoch, options.step, options.root)
+    run = read_run(folder, options.epoch, options.step, options.root, plugins=options.plugins)
     if options.ema and run.config.model.ema_decay is None:
         raise RunError(f"{folder} has no moving average of its weights (model.ema_decay is null); leave --ema out")
     images = _images(run, options)

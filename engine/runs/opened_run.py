@@ -11,10 +11,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError, UserError, nearest
+from rlpheads.engine.config.files import read_config_file
 from rlpheads.engine.config.ranges import range_errors
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.tapped_model import TappedModel
+from rlpheads.engine.plugins.loading import load_plugins
 from rlpheads.engine.runs.checkpoint import CheckpointError, list_whole, verify
 from rlpheads.engine.runs.checkpoint_metadata import fill_state
 from rlpheads.engine.runs.folder import RunFolder
@@ -94,7 +96,7 @@ def build_saved_model(folder: RunFolder, config: Config, num_classes: int) -> Ta
     try:
         return build_model(config, num_classes)
     except ValueError as error:
-        raise RunError(f"{folder.path / 'config.yaml'}: {error}") from error
+        raise RunError(f"{folder.path / 'config.yaml'}: {error}{_plugins_hint(folder, config)}") from error
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,13 @@ class SavedRun:
     saved: SavedState
 
 
-def read_run(path: Path, epoch: int | None = None, step: int | None = None, root: Path | None = None) -> SavedRun:
+def read_run(
+    path: Path, epoch: int | None = None, step: int | None = None, root: Path | None = None, *, plugins: bool = False
+) -> SavedRun:
     """Read the settings of the run folder `path`, and find its checkpoint at the end of `epoch`, at `step`, or the newest.
 
-    `root` is where the images are now, if they were moved.
+    `root` is where the images are now, if they were moved. The modules that the settings name in `plugins` are imported where
+    `plugins` says so: a run folder may be a stranger's.
 
     Raises:
         RunError: there is no such run, checkpoint, epoch or step.
@@ -128,6 +133,10 @@ def read_run(path: Path, epoch: int | None = None, step: int | None = None, root
     config = parse_config(["--config", str(path / "config.yaml")])
     for complaint in range_errors(config):
         raise ConfigError(f"{path / 'config.yaml'}: {complaint}")
+    if plugins:
+        load_plugins(config.plugins)
+    else:
+        config = replace(config, plugins=[])
     if root is not None:
         config = replace(config, data=replace(config.data, root=str(root)))
     return SavedRun(folder, config, _choose_checkpoint(folder, epoch, step))
@@ -143,6 +152,8 @@ def open_images(run: SavedRun) -> Sources:
     try:
         sources = open_sources(run.config)
     except ConfigError as error:
+        if hint := _plugins_hint(run.folder, run.config):
+            raise ConfigError(f"{error}{hint}") from error
         if run.config.data.root is None:
             raise
         raise ConfigError(f"{error}; if the images were moved, name their folder: --root FOLDER") from error
@@ -153,20 +164,31 @@ def open_images(run: SavedRun) -> Sources:
     return sources
 
 
-def open_checkpoint(path: Path, epoch: int | None = None, root: Path | None = None) -> OpenedRun:
+def _plugins_hint(folder: RunFolder, config: Config) -> str:
+    """Say which plug-ins a run names that were not imported."""
+    named = read_config_file(str(folder.path / "config.yaml")).get("plugins") or []
+    if not named or config.plugins:
+        return ""
+    return f"; this run names the plug-ins {', '.join(named)}, code of whoever made it: --plugins imports them"
+
+
+def open_checkpoint(
+    path: Path, epoch: int | None = None, root: Path | None = None, *, plugins: bool = False
+) -> OpenedRun:
     """Open the run folder `path`, with its images, at the end of `epoch` or at its newest checkpoint.
 
     Args:
         path: the run folder.
         epoch: number of a finished epoch, from 0, whose checkpoint is still kept.
         root: where the images are now, if they were moved.
+        plugins: import the modules that the run's settings name in `plugins`, which may be a stranger's code.
 
     Raises:
         RunError: there is no such run, checkpoint or epoch, or the images are others.
         ConfigError: the run's settings cannot be read, or the images cannot be opened.
         CheckpointError: the checkpoint is damaged.
     """
-    run = read_run(path, epoch, root=root)
+    run = read_run(path, epoch, root=root, plugins=plugins)
     sources = open_images(run)
     try:
         verify(run.saved.path, read_run_manifest(run.saved.path).files)

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-from rlpheads.engine.config.data import DataConfig
+from rlpheads.engine.config.data import PLUGIN_DATASET, DataConfig
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.plugins.loading import load_plugins
 from rlpheads.kernels.cache_folder import cache_folder, unusable_reason
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.listing import listing_path, scanned_splits, write_listing
@@ -70,17 +71,7 @@ def open_sources(config: Config, listing: Path | None = None) -> Sources:
     """
     data = config.data
     try:
-        train, heldout = open_dataset(
-            data.dataset,
-            data.root,
-            val_fraction=data.val_fraction,
-            seed=stream_seed(config.seed_of("split"), "split"),
-            download=data.download,
-            synthetic=SyntheticSpec(**asdict(data.synthetic), side=data.image_size),
-            verified=data.verified,
-            listing=listing,
-            cache=scan_cache(data.rescan) if data.dataset == "imagefolder" else None,
-        )
+        train, heldout = _open_splits(config, listing)
         scanned: Sequence[Manifest] = ()
         if isinstance(train, ImageFolderSource):
             scanned = scanned_splits(train.manifest, heldout.manifest, one_scan=data.val_fraction is not None)
@@ -109,6 +100,23 @@ def open_sources(config: Config, listing: Path | None = None) -> Sources:
             f"give --batch_size {num_samples - num_samples % 2} or less, or --data.partial pad"
         )
     return Sources(train, heldout, scanned)
+
+
+def _open_splits(config: Config, listing: Path | None) -> tuple[ImageSource, ImageSource]:
+    data, seed = config.data, stream_seed(config.seed_of("split"), "split")
+    if data.dataset == PLUGIN_DATASET:
+        return load_plugins(config.plugins).open_images(data.root, seed)
+    return open_dataset(
+        data.dataset,
+        data.root,
+        val_fraction=data.val_fraction,
+        seed=seed,
+        download=data.download,
+        synthetic=SyntheticSpec(**asdict(data.synthetic), side=data.image_size),
+        verified=data.verified,
+        listing=listing,
+        cache=scan_cache(data.rescan) if data.dataset == "imagefolder" else None,
+    )
 
 
 def scan_cache(rescan: bool = False) -> ScanCache | None:

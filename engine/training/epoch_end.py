@@ -28,8 +28,8 @@ from rlpheads.memorization.records.ledger import Ledger
 from rlpheads.memorization.records.ledger_file import LedgerMetadata
 
 
-def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> None:
-    """Measure, record and close the position's epoch."""
+def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> dict[str, Any]:
+    """Measure, record and close the position's epoch; return its line in metrics.jsonl."""
     run, splits, epoch = training.run, training.splits, training.position.epoch
     config = run.config
     training.check_finite()
@@ -66,6 +66,7 @@ def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> N
     training.begin_next_epoch()
     if last or is_due(config.checkpoint.every, epoch, config.epochs):
         save_checkpoint(training, display)
+    return row
 
 
 def reason_to_stop_early(training: Training, *rows: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ OPTIM_KEYS = (
     "optim.name, optim.lr, optim.base_batch_size, optim.batch_scaling, optim.weight_decay, optim.momentum, "
     "optim.layer_decay, optim.clip_norm, optim.clip_value, optim.clip_agc"
 )
-DATASETS = "digits, patches, synthetic, imagefolder, cifar10 or cifar100"
+DATASETS = "digits, patches, synthetic, imagefolder, cifar10, cifar100 or plugin"
 AUGMENT_POLICIES = "none, rand, trivial, auto_imagenet, auto_cifar10 or three"
 FILLS = "noise, color or mean"
 SUBSET_KEYS = "data.subset.fraction, data.subset.per_class, data.subset.imbalance"

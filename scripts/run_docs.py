@@ -1,0 +1,227 @@
+"""Run every command of README.md, CONTRIBUTING.md and docs/, each made cheap where it is not, and say which ones fail.
+
+python scripts/run_docs.py            # or: make commands
+python scripts/run_docs.py --list     # what would be run, and how
+python scripts/run_docs.py --only export
+
+Commands are the lines of fenced blocks without a language (or sh, bash), and spans of code in the text that are whole
+commands. They are run in a folder in which the names of the pages mean something: RUN, TREE, STORE. SUBSTITUTIONS and HOW say
+what is changed: settings that make a command short, a dry run, or why it is not run; any other is run as it stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+PATIENCE = 600.0
+"""Seconds that a command may take."""
+
+TINY_VIT = '--model.args "{img_size: 8, patch_size: 4, embed_dim: 24, depth: 2, num_heads: 2}"'
+TINY = (
+    "--data.dataset digits --data.root null --data.val_fraction 0.9 --data.workers 0 --data.image_size 8 --data.loader torch "
+    f"--device cpu --model.name vit_tiny_patch16_224 {TINY_VIT} --heads.labels 5 --max_steps 2 --batch_size 32 "
+    "--accumulate 1 --precision fp32 --run.dir FRESH"
+)
+RUN = (
+    "rlpheads train --config digits_vit --run.dir runs --run.name digits_vit --epochs 2 --batch_size 32 --device cpu "
+    f"{TINY_VIT} "
+    "--data.workers 0 --data.val_fraction 0.8 --ledger.every 1 --data.canaries.mislabelled 10 --data.canaries.repeated 5 "
+    "--data.canaries.near_duplicates 5"
+)
+SUBSTITUTIONS = {
+    r"\[[^]]*\]": "",
+    r"--nproc-per-node (\d+|gpu)": "--nproc-per-node 2",
+    r"--epoch \d+": "--epoch 1",
+    r"/data/imagenet\.beton|STORE": "FRESH/store.beton",
+    r"/data/imagenet": "TREE",
+    r"\b(OUT|out\.safetensors)": "FRESH/out.safetensors",
+}
+"""What pages write for the sake of an example, as regular expressions, and what stands here in its place."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How a command of the pages is run.
+
+    Attributes:
+        begins: regular expression that its beginning matches.
+        adds: words behind it, which make it cheap.
+        instead: words in its place; {0} and {1} are its first two.
+        skip: why it is not run.
+    """
+
+    begins: str
+    adds: str = ""
+    instead: str = ""
+    skip: str = ""
+
+
+HOW = (
+    How(r"make -*\w", instead="make --dry-run {1}"),
+    How(r"(source|export \w+=)", skip="sets this shell up"),
+    How(
+        r"(sudo|apt|pip|wandb|kubectl|sbatch|srun|git|pre-commit)\b",
+        skip="changes the machine, or needs one that is not here",
+    ),
+    How(r"tensorboard", skip="does not end by itself"),
+    How(r".*(--nnodes|--node-rank|--rdzv|two_nodes)", skip="several nodes: tests/launch runs them"),
+    How(r".*(-h|--help)( \w+)?$"),
+    How(r"rlpheads (train|audit( --taps)?|canaries|convert|verify|study|samples|export)$", skip="no whole command"),
+    How(r"(rlpheads train|.*torchrun|python -m torch\.distributed\.run)", adds=TINY),
+    How(r"rlpheads audit RUN --root FOLDER", skip="FOLDER stands for images that were moved"),
+    How(r"python -m (pytest|rlpheads\.memorization\.validation)", skip="minutes; make test and make test-slow run it"),
+    How(r"rlpheads study", skip="an hour; tests/engine/commands/test_study.py runs a small one"),
+    How(r"python -m rlpheads\.kernels\.tools", skip="needs a GPU, or half an hour; tests/kernels/tools runs them"),
+    How(r"python (benchmarks|scripts)/\S+", instead="python {1} --help"),
+)
+"""The first that matches counts."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of a page, and how it is run."""
+
+    page: str
+    line: int
+    text: str
+    how: How
+
+    @property
+    def shown(self) -> str:
+        """Where it stands."""
+        return f"{self.page}:{self.line}: {self.text}"
+
+    def words(self, fresh: Path) -> str:
+        """Return what is run in its place."""
+        text = self.text
+        for pattern, replacement in SUBSTITUTIONS.items():
+            text = re.sub(pattern, replacement, text)
+        if self.how.instead:
+            text = self.how.instead.format(*text.split()[:2])
+        return f"{text} {self.how.adds}".strip().replace("FRESH", str(fresh))
+
+
+def find_commands(root: Path) -> Iterator[Command]:
+    """Yield the commands of the pages, in order."""
+    for page in [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]:
+        for line, text in _code_of(page.read_text()):
+            if _is_command(text):
+                bare = re.sub(r"^(\w+=\S* )+", "", text)
+                how = next((how for how in HOW if re.match(how.begins, bare)), How(""))
+                yield Command(str(page.relative_to(root)), line, text, how)
+
+
+def _code_of(page: str) -> Iterator[tuple[int, str]]:
+    """Yield line number and text of each line of a fenced block, and of each span of code in the prose."""
+    inside, language, pending, start = False, "", "", 0
+    for number, line in enumerate(page.splitlines(), start=1):
+        if line.startswith("```"):
+            inside, language = not inside, line.strip("`").strip()
+        elif not inside:
+            yield from ((number, span) for span in re.findall(r"`([^`]+)`", line))
+        elif language in ("", "sh", "bash"):
+            start = start if pending else number
+            pending += line.strip()
+            if pending.endswith("\\"):  # it goes on in the next line
+                pending = pending[:-1]
+                continue
+            yield start, re.sub(r"\s+#.*", "", pending).strip()
+            pending = ""
+
+
+def _is_command(text: str) -> bool:
+    """Whether code is a command, not a name, a tree of folders, or one with a part left out."""
+    words = re.sub(r"^(\w+=\S* )+", "", text).split()
+    programs = (
+        "rlpheads make python torchrun pip source export tensorboard wandb sbatch srun kubectl sudo apt apt-get git"
+    )
+    return len(words) > 1 and words[0] in programs.split() and "…" not in text and "..." not in text
+
+
+def prepare(folder: Path) -> dict[str, str]:
+    """Make what the pages' names mean: runs/digits_vit, RUN, TREE; return the environment of the commands."""
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    for name in ("configs", "engine", "studies", "examples", "scripts", "benchmarks", "launch", "Makefile"):
+        (folder / name).symlink_to(ROOT / name)
+    subprocess.run(["bash", "-c", RUN], cwd=folder, env=environment, check=True, capture_output=True)
+    (folder / "RUN").symlink_to(folder / "runs" / "digits_vit")
+    write_tree(folder / "TREE")
+    return environment
+
+
+def write_tree(root: Path) -> None:
+    """Write a small image folder."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for label in "ab":
+            (root / split / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{number:02d}.png")
+
+
+def run(command: Command, folder: Path, environment: dict[str, str]) -> str:
+    """Run a command; return what is wrong, or nothing."""
+    words = command.words(Path(mkdtemp(dir=folder)))
+    try:
+        done = subprocess.run(
+            ["bash", "-c", words], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        return f"not done after {PATIENCE:.0f} seconds: {words}"
+    if done.returncode == 0:
+        return ""
+    last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+    return f"exit code {done.returncode}: {words}\n      {' '.join(last)}"
+
+
+def main() -> int:
+    """Run them all; return 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print what would be run")
+    parser.add_argument("--only", default="", help="commands that hold this text")
+    arguments = parser.parse_args()
+    commands = [command for command in find_commands(ROOT) if arguments.only in command.text]
+    if arguments.list:
+        for command in commands:
+            print(f"{command.shown}\n    {command.how.skip or command.words(Path('FRESH'))}")
+        return 0
+    folder = Path(mkdtemp(prefix="rlpheads-docs-"))
+    environment = prepare(folder)
+    failed, seen = 0, set()
+    for command in commands:
+        if command.how.skip or command.text in seen:
+            continue
+        seen.add(command.text)
+        begun = time.monotonic()
+        wrong = run(command, folder, environment)
+        failed += bool(wrong)
+        print(f"{'FAILED' if wrong else 'ok'} {time.monotonic() - begun:5.1f} s  {command.shown}", flush=True)
+        if wrong:
+            print(f"      {wrong}", flush=True)
+    skipped = sum(bool(command.how.skip) for command in commands)
+    print(f"{len(seen)} commands run, {failed} failed; {skipped} lines not run (--list says why)")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
