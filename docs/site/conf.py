@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 API = ROOT / "docs" / "api"
 ROOMS = ("engine", "loaders", "kernels", "memorization")
-LEFT_OUT = ("kernels/tools", "engine/train.py")  # tools of developers; a program
+LEFT_OUT = ("kernels/tools", "engine/train.py", "loaders/adapters/ffcv_")
+"""Tools of developers; a program; what loads FFCV's compiled library when it is imported."""
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)\)")
 sys.path.insert(0, str(ROOT))
 
 import rlpheads  # noqa: E402 - the tree's own
@@ -34,6 +38,7 @@ root_doc = "docs/site/index"
 html_theme = "furo"
 html_title = f"rlpheads {release}"
 html_show_sourcelink = False
+html_extra_path = ["top"]  # index.html at the top leads to ours
 
 myst_heading_anchors = 4  # so that a link to a heading that is not there is a warning
 myst_enable_extensions = ["colon_fence"]
@@ -86,6 +91,21 @@ def write_api() -> None:
 
 def _title(text: str, line: str) -> str:
     return f"{text}\n{line * len(text)}\n"
+
+
+def without_folders(app: object, docname: str, source: list[str]) -> None:  # noqa: ARG001 - Sphinx's signature
+    """Show links to folders of the tree as their names: the site has pages and files alone."""
+    page = ROOT / f"{docname}.md"
+    if page.is_file():
+        source[0] = LINK.sub(
+            lambda link: f"{link[1]} (`{link[2].lstrip('./')}`)" if (page.parent / link[2]).is_dir() else link[0],
+            source[0],
+        )
+
+
+def setup(app: Any) -> None:
+    """Sphinx calls this."""
+    app.connect("source-read", without_folders)
 
 
 for each in ("engine.model.wide_resnet",):  # registers models, once and before autodoc looks twice

@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ledgers whose scores are judged; default: running",
     )
     add("--root", type=Path, help="folder of the images, if they were moved since the run")
+    add(
+        "--plugins",
+        action="store_true",
+        help="import the plug-ins that the runs name, which are code of whoever made them",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if there is one")
     add("--json", action="store_true", help="print what is written, in place of the tables")
 
@@ -77,7 +82,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     console = open_console(stderr=arguments.json)
     device = choose_device(arguments.device, 0)
-    opened = [read_run(folder, root=arguments.root) for folder in arguments.folders]
+    opened = [read_run(folder, root=arguments.root, plugins=arguments.plugins) for folder in arguments.folders]
     found = []
     for saved in opened:
         retrained = RetrainedRun(saved, arguments.fraction, device)

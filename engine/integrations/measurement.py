@@ -30,7 +30,7 @@ from rlpheads.memorization.heads.head_losses import MEASURING, HeadLosses, HeadT
 from rlpheads.memorization.heads.labels import label_key, random_labels
 from rlpheads.memorization.heads.rlp_heads import RLPHeads
 from rlpheads.memorization.records.ledger import Ledger
-from rlpheads.memorization.records.ledger_file import LedgerMetadata
+from rlpheads.memorization.records.ledger_file import LabelSource, LedgerMetadata
 
 
 @dataclass(frozen=True)
@@ -254,9 +254,11 @@ class Measurement:
             name: torch.cat([getattr(each, name).detach() for each in losses], dim=1)
             for name in ("hit_TMB", "bits_TMB", "margin_TMB")
         }
-        class_loss_B = F.cross_entropy(logits_BC.float(), rows.targets_B, reduction="none")
-        class_hit_B = logits_BC.argmax(-1) == rows.targets_B
-        self.ledger.record(rows.index_B, rows.targets_B, class_loss_B, class_hit_B, **rows_of)
+        logits_BC = logits_BC.float()
+        class_loss_B = F.cross_entropy(logits_BC, rows.targets_B, reduction="none")
+        confidence_B, predicted_B = logits_BC.softmax(-1).max(-1)
+        rows_of |= {"predicted_B": predicted_B, "confidence_B": confidence_B}
+        self.ledger.record(rows.index_B, rows.targets_B, class_loss_B, predicted_B == rows.targets_B, **rows_of)
 
     def _build(self, dims: list[int]) -> None:
         settings = self.settings
@@ -300,6 +302,7 @@ class Measurement:
             split="train",
             step=step,
             num_audit_draws=draws.get("audit", 0),
+            labels=LabelSource(self.settings.seed, "iid"),
         )
 
 

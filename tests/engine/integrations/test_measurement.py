@@ -19,6 +19,7 @@ from rlpheads.memorization.heads.head_losses import HeadTerms
 from rlpheads.memorization.heads.labels import label_table
 from rlpheads.memorization.heads.rlp_heads import RLPHeads
 from rlpheads.memorization.records.ledger_file import read_ledger
+from rlpheads.memorization.records.ledger_labels import ledger_labels
 
 NUM_SAMPLES, NUM_LABELS = 24, 4
 
@@ -122,6 +123,10 @@ def test_the_ledger_holds_each_samples_labels_and_losses(tmp_path):
     assert table.metadata.draws == {"own": slice(0, 2), "audit": slice(2, 3)}
     assert table.seen.all()
     assert (table.count == 1).all()
+    labels_MN = label_table(NUM_SAMPLES, NUM_LABELS, num_draws=3, seed=5, split="train")
+    assert torch.equal(ledger_labels(table), labels_MN)
+    assert ((table.predicted == table.target) == table.class_hit).all()
+    assert ((table.confidence >= 1 / 3) & (table.confidence <= 1)).all()
     assert table.target.tolist() == samples().tensors[1].tolist()
     assert found["rla/3"] == pytest.approx(table.hit[1, :2].mean())
     assert found["audit_rla/1"] == pytest.approx(table.hit[0, 2:].mean())

@@ -155,14 +155,14 @@ def _commands_import_what_a_run_names_on_request_alone(folder, name, mark, capsy
         command = [sys.executable, "-m", "rlpheads.engine.cli", *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, env=environment)
 
-    refused = rlpheads("export", folder, folder / "out.safetensors")
+    refused = rlpheads("audit", folder, "--draws", "4")
     assert refused.returncode == 2
     assert f"this run names the plug-ins {name}, code of whoever made it: --plugins imports them" in refused.stderr
     assert not mark.exists()
-    exported = rlpheads("export", folder, folder / "out.safetensors", "--plugins")
-    assert exported.returncode == 0, exported.stderr
+    audited = rlpheads("audit", folder, "--draws", "4", "--plugins")
+    assert audited.returncode == 0, audited.stderr
     assert mark.exists()
-    assert (folder / "out.safetensors").exists()
+    assert list((folder / "audit").glob("*.json"))
 
 
 def test_the_setting_is_written_and_read_again(tmp_path):
