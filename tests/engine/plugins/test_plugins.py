@@ -124,7 +124,7 @@ def plugin(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_run_with_a_model_an_optimizer_a_data_set_and_callbacks_of_a_plugin(tiny, plugin, capsys):
+def test_a_run_with_a_model_an_optimizer_a_data_set_and_callbacks_of_a_plugin(tiny, plugin):
     name, mark = plugin(PLUGIN)
     config = replace(
         tiny,
@@ -143,25 +143,22 @@ def test_a_run_with_a_model_an_optimizer_a_data_set_and_callbacks_of_a_plugin(ti
         expected += [["epoch_started", epoch, first], *steps, ["epoch_finished", epoch, first + 3]]
     expected.append(["run_finished", "done", "all 2 epochs trained", "Perceptron", True])
     assert json.loads((folder / "diary.json").read_text()) == expected
-    _commands_import_what_a_run_names_on_request_alone(folder, name, mark, capsys)
+    _commands_import_what_a_run_names_on_request_alone(folder, name, mark)
 
 
-def _commands_import_what_a_run_names_on_request_alone(folder, name, mark, capsys):
-    """In processes of their own, where nothing has imported it yet."""
+def _commands_import_what_a_run_names_on_request_alone(folder, name, mark):
+    """In a process of its own, where nothing has imported it yet."""
     mark.unlink()
+    code = (
+        "import sys; from pathlib import Path; from rlpheads.engine.cli import main\n"
+        f"words = ['audit', {str(folder)!r}, '--draws', '4']\n"
+        f"found = [main(words), Path({str(mark)!r}).exists(), main([*words, '--plugins']), Path({str(mark)!r}).exists()]\n"
+        "print(found, file=sys.stderr)"
+    )
     environment = {"PYTHONPATH": str(mark.parent), "PATH": "", "OMP_NUM_THREADS": "1"}
-
-    def rlpheads(*words):
-        command = [sys.executable, "-m", "rlpheads.engine.cli", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-    refused = rlpheads("audit", folder, "--draws", "4")
-    assert refused.returncode == 2
-    assert f"this run names the plug-ins {name}, code of whoever made it: --plugins imports them" in refused.stderr
-    assert not mark.exists()
-    audited = rlpheads("audit", folder, "--draws", "4", "--plugins")
-    assert audited.returncode == 0, audited.stderr
-    assert mark.exists()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stderr.splitlines()[-1] == "[2, False, 0, True]", done.stderr
+    assert f"this run names the plug-ins {name}, code of whoever made it: --plugins imports them" in done.stderr
     assert list((folder / "audit").glob("*.json"))
 
 
