@@ -36,7 +36,7 @@ ARROWS = {
         "exit_codes terminal",
         "audits": "training report runs checks learner model distributed config exit_codes terminal",
         "retraining": "training report runs learner model distributed config exit_codes terminal",
-        "offline": "training report runs checks learner model distributed config terminal",
+        "offline": "training plugins report runs checks learner model distributed config terminal",
         "training": "runs plugins gauges learner report tables model distributed checks config exit_codes terminal",
         "integrations": "model config",
         "plugins": "config",

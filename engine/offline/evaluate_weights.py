@@ -28,6 +28,7 @@ from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.initial_weights import load_weights
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.offline.saved_network import load_saved_network
+from rlpheads.engine.plugins.loading import load_plugins
 from rlpheads.engine.runs.opened_run import RunError, open_images, read_run
 from rlpheads.engine.runs.sources import Sources, open_sources
 from rlpheads.engine.training.loading import evaluation_loader
@@ -131,7 +132,8 @@ def _of_run(folder: Path, options: EvaluationOptions) -> _Weights:
     run = read_run(folder, options.epoch, options.step)
     config = run.config
     if options.settings:
-        config = _checked(["--config", str(folder / "config.yaml"), *options.settings])
+        # Those of the command line alone are imported: what a run folder names is code of whoever made it.
+        config = _checked(["--config", str(folder / "config.yaml"), "--plugins", "[]", *options.settings])
         sources = open_sources(config)
     else:
         sources = open_images(run)
@@ -193,6 +195,7 @@ def _checked(words: Sequence[str]) -> Config:
     config = parse_config(words)
     for complaint in range_errors(config):
         raise ConfigError(str(complaint))
+    load_plugins(config.plugins)
     return replace(config, data=replace(config.data, partial="pad"))  # nothing is trained: few images are no fault
 
 

@@ -8,7 +8,7 @@ from rlpheads.engine.model.initial_weights import classifier_names
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.runs.checkpoint import verify
 from rlpheads.engine.runs.checkpoint_metadata import read_tensors
-from rlpheads.engine.runs.opened_run import SavedRun, build_saved_model
+from rlpheads.engine.runs.opened_run import RunError, SavedRun, build_saved_model
 from rlpheads.engine.runs.run_manifest import read_run_manifest
 
 
@@ -26,7 +26,11 @@ def load_saved_network(run: SavedRun, part: str) -> TappedModel:
     verify(run.saved.path, read_run_manifest(run.saved.path).files)
     tensors = read_tensors(run.saved.path, f"{part}.backbone.")
     with torch.device("meta"):
-        (name, *_) = classifier_names(build_saved_model(run.folder, run.config, 2).backbone)
+        name = next(classifier_names(build_saved_model(run.folder, run.config, 2).backbone), None)
+    if name is None:
+        raise RunError(
+            f"{run.config.model.name} has no get_classifier() that names its last layer, as timm's models have"
+        )
     model = build_saved_model(run.folder, run.config, len(tensors[f"{name}.weight"]))
     model.backbone.load_state_dict(tensors)
     return model

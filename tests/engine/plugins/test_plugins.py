@@ -151,13 +151,14 @@ def _commands_import_what_a_run_names_on_request_alone(folder, name, mark):
     mark.unlink()
     code = (
         "import sys; from pathlib import Path; from rlpheads.engine.cli import main\n"
-        f"words = ['audit', {str(folder)!r}, '--draws', '4']\n"
-        f"found = [main(words), Path({str(mark)!r}).exists(), main([*words, '--plugins']), Path({str(mark)!r}).exists()]\n"
+        f"words, mark = ['audit', {str(folder)!r}, '--draws', '4'], Path({str(mark)!r})\n"
+        f"evaluate = ['evaluate', {str(folder)!r}, '--verbose', 'true']\n"
+        "found = [main(words), main(evaluate), mark.exists(), main([*words, '--plugins']), mark.exists()]\n"
         "print(found, file=sys.stderr)"
     )
     environment = {"PYTHONPATH": str(mark.parent), "PATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stderr.splitlines()[-1] == "[2, False, 0, True]", done.stderr
+    assert done.stderr.splitlines()[-1] == "[2, 2, False, 0, True]", done.stderr
     assert f"this run names the plug-ins {name}, code of whoever made it: --plugins imports them" in done.stderr
     assert list((folder / "audit").glob("*.json"))
 
