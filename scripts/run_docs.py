@@ -68,7 +68,7 @@ class How:
 
 
 HOW = (
-    How(r"make -*\w", instead="make --dry-run {1}"),
+    How(r"make -*\w", instead=f"make --directory {ROOT} --dry-run {{1}}"),
     How(r"(source|export \w+=)", skip="sets this shell up"),
     How(
         r"(sudo|apt|pip|wandb|kubectl|sbatch|srun|git|pre-commit)\b",
