@@ -14,7 +14,6 @@ from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.sources import Sources
 from rlpheads.engine.training.closing import close_run
-from rlpheads.engine.training.events import announce
 from rlpheads.engine.training.loop import fit
 from rlpheads.engine.training.opening import opening_lines
 from rlpheads.engine.training.outcome import Outcome, RollBackError
@@ -68,6 +67,6 @@ def _train_from(
             training.run.log.open(training.num_updates, training.position.epoch, asdict(config), known)
             record_rollback(training, start)
         outcome = fit(training, display, stop_flag)
-        announce(training, "run_finished", outcome.status, outcome.reason)
+        training.announce("run_finished", outcome.status, outcome.reason)
         close_run(training, outcome, display, start.warnings)
     return outcome

@@ -25,7 +25,6 @@ from rlpheads.engine.learner.evaluation import EvaluationInterruptedError
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.training.closing import conclude
 from rlpheads.engine.training.epoch_end import finish_epoch, reason_to_stop_early
-from rlpheads.engine.training.events import announce
 from rlpheads.engine.training.outcome import Outcome, RollBackError, TrainingStoppedError
 from rlpheads.engine.training.saving import SaveSchedule, save_checkpoint
 from rlpheads.engine.training.stability import watch_replicas
@@ -47,7 +46,7 @@ def fit(training: Training, display: Display, stop_flag: StopFlag | None = None)
     profile, folder = training.run.config.runtime.profile, training.run.folder.path / "profile"
     tracer = StepTracer(profile, training.run.launch, folder, display.say)
     try:
-        announce(training, "run_started")
+        training.announce("run_started")
         outcome = _train_epochs(training, display, stop_flag, saves, tracer)
         saves.finish()
         return outcome
@@ -82,7 +81,7 @@ def _train_epochs(
             reason = f"max_steps={config.max_steps} reached"
             return conclude(training, display, stop_flag, reason, closed=False)
         figures = finish_epoch(training, display, stop_flag)
-        announce(training, "epoch_finished", figures, epoch=figures["epoch"])
+        training.announce("epoch_finished", figures, epoch=figures["epoch"])
     return conclude(training, display, stop_flag, f"all {config.epochs} epochs trained")
 
 
@@ -97,7 +96,7 @@ def _train_epoch(
     clock, progress = training.gauges.clock, training.run.launch.progress
     training.splits.trained.loader.set_epoch(training.position.epoch, training.position.consumed)
     training.learner.train()
-    announce(training, "epoch_started")
+    training.announce("epoch_started")
     traced_step = tracer.step if tracer.is_on else nullcontext
     stopped = False
     clock.start()
@@ -109,7 +108,7 @@ def _train_epoch(
                 delivered = next(batches)
             progress.enter("training step", training.num_updates)
             training.train_on(delivered)
-            announce(training, "step_taken")
+            training.announce("step_taken")
             clock.step(delivered.num_global_rows)
             publish_closed_window(training, display)
             watch_replicas(training)

@@ -14,6 +14,7 @@ from rlpheads.engine.learner.fresh_refit import FreshRefit
 from rlpheads.engine.learner.learner import Learner
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.learner.step import TrainStep
+from rlpheads.engine.plugins.events import announce
 from rlpheads.engine.runs import checkpoint
 from rlpheads.engine.runs.checkpoint_saver import CheckpointSaver
 from rlpheads.engine.runs.finite_content import NonfiniteStateError, check_state_finite
@@ -223,6 +224,19 @@ class Training:
             facts |= identity(run.config, run.sources)  # reads some files, at this rank alone
         self.saver.save(self.num_updates, state, facts)
         self._saved_position = self._position
+
+    def announce(self, event: str, *facts: Any, epoch: int | None = None) -> None:
+        """Tell the callbacks of plug-ins of an event, with `facts`; `epoch`: the one that it is of, if not the position's."""
+        announce(
+            self.run.config,
+            event,
+            *facts,
+            folder=self.run.folder.path,
+            is_main=self.run.launch.is_main,
+            epoch=self._position.epoch if epoch is None else epoch,
+            step=self.num_updates,
+            model=self.learner.tapped,
+        )
 
     def check_finite(self) -> None:
         """Look at every weight and at what the optimizers keep, before they are evaluated. Collective.
