@@ -79,7 +79,7 @@ class Config:
     """Steps between lines of metrics.jsonl and updates of the progress display. Changes no result."""
     plugins: list[str] = field(default_factory=list)
     """Modules to import at the start, such as my_package.my_module: they register models and optimizers with timm, and have
-    callbacks or a data set (docs/plugins.md). Commands on a run folder import those that it names with --plugins only."""
+    callbacks or a data set (docs/plugins.md). Commands on a run folder import them only where they are told to."""
     verbose: bool = False
     """Print a line when a checkpoint is written."""
     run: RunConfig = field(default_factory=RunConfig)

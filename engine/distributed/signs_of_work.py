@@ -8,6 +8,7 @@ circle uses a core, but comes to no new line.
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,8 @@ _PULSE = signal.SIGURG
 _EFFORT_S = 1.0
 """Seconds of a core that are a sign of work: more than threads take that look now and then whether there is something to do."""
 _EFFORT_BYTES = 1 << 20
+_ROUNDING_S = 2 / os.sysconf("SC_CLK_TCK")
+"""CPU seconds of processes are counted in ticks: the difference of two counts may be so much where nothing was done."""
 _QUIET_S = 5.0
 """Seconds for which a phase is not looked at; steps are shorter."""
 
@@ -86,7 +89,8 @@ class SignsOfWork:
         now = _measure(self._main)
         if self._main_gets_on():
             self._effort_s += now.main_s - self._seen.main_s
-        self._effort_s += max(0.0, now.other_s - self._seen.other_s)  # less where a child has ended
+        spent_s = now.other_s - self._seen.other_s  # less than nothing where a child has ended
+        self._effort_s += spent_s if spent_s > _ROUNDING_S else 0.0
         self._seen = now
         if self._effort_s >= _EFFORT_S or abs(now.moved - self._counted.moved) >= _EFFORT_BYTES:
             self._worked, self._effort_s, self._counted = time.monotonic(), 0.0, now

@@ -194,7 +194,7 @@ class TrainStep:
         learner.update(num_updates, verdicts, statistics)
         for name, verdict in verdicts.items():
             shares |= {f"{name}_grad_norm": verdict.norm, f"{name}_nonfinite": verdict.nonfinite.float()}
-        return shares | {"image_rms": _root_mean_square(batch.images)} | learner.loss_scales
+        return shares | {"image_rms": _root_mean_square(batch)} | learner.loss_scales
 
     def _forward_backward(self, batch: Batch, seed: int, term_weights: TermWeights) -> tuple[_Scalars, _Scalars]:
         """Return this rank's share of the figures, and of the loss that trains each part, of a micro-batch."""
@@ -224,10 +224,16 @@ class TrainStep:
         return shares, {name: loss.detach() for name, loss in trains.items()}
 
 
-def _root_mean_square(images: Tensor) -> Tensor:
-    """Return the root mean square of a batch, float32 (): networks that normalise their inputs hide what is wrong with it."""
-    norm = torch.linalg.vector_norm(images, dtype=torch.float32)
-    return torch.nan_to_num(norm / images.numel() ** 0.5, nan=math.nan, posinf=_LARGEST)
+def _root_mean_square(batch: Batch) -> Tensor:
+    """Return the root mean square of a batch's images, float32 (), padding rows left out; 0 where there are no others.
+
+    Networks that normalise their inputs hide what is wrong with these.
+    """
+    norm_B = torch.linalg.vector_norm(batch.images.flatten(1), dim=1, dtype=torch.float32)
+    valid_B = batch.index >= 0
+    num_values = valid_B.sum().clamp(min=1) * batch.images[0].numel()
+    norm = torch.linalg.vector_norm(torch.where(valid_B, norm_B, 0.0))
+    return torch.nan_to_num(norm / num_values.sqrt(), nan=math.nan, posinf=_LARGEST)
 
 
 def _sum_by_name(each: Sequence[_Scalars]) -> _Scalars:

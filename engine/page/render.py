@@ -60,8 +60,8 @@ def render_page(runs: Sequence[RunFacts]) -> str:
     # escapes all that is not Markup: file and class names may hold anything
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.globals |= {
-        "style": Markup((_TEMPLATES / "style.css").read_text()),
-        "script": Markup((_TEMPLATES / "script.js").read_text()),
+        "style": Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        "script": Markup((_TEMPLATES / "script.js").read_text(encoding="utf-8")),
     }
     environment.filters["svg"] = Markup  # made by our own figures, their text escaped by matplotlib
     title = ", ".join(run.name for run in runs)

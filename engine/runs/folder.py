@@ -251,7 +251,7 @@ def _lock(path: Path, *, takeover: bool) -> io.TextIOWrapper:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all, also after a power failure."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _is_occupied(path: Path) -> bool:

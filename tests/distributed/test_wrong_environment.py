@@ -147,7 +147,14 @@ def test_temporary_folder_whose_path_is_too_long_for_sockets(shell, tmp_path):
 
 @pytest.mark.wrong("environment")
 def test_heads_that_do_not_fit_into_memory(shell):
-    finished = shell('ulimit -v 40000000; eval "$RUN"', "--heads.labels", "2000000000", mounts=False)
+    finished = shell('eval "$RUN"', "--heads.labels", "2000000000", mounts=False)
+    assert finished.code == 2
+    assert "heads.labels: got 2000000000; allowed: at most " in complaint(finished)
+
+
+@pytest.mark.wrong("environment")
+def test_heads_that_do_not_fit_into_a_limit_on_memory(shell):
+    finished = shell('ulimit -v 9000000; eval "$RUN"', "--heads.labels", "20000000", mounts=False)
     assert finished.code == 1
     assert "out of memory: " in complaint(finished)
     assert "give fewer --heads.labels, --heads.draws or --heads.taps, a smaller --batch_size" in complaint(finished)

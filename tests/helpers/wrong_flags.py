@@ -5,7 +5,7 @@ from rlpheads.engine.config.files import SHIPPED
 WHOLE = "a whole number (10, not 10.0 or 1e1)"
 PLAIN = "a mapping of names to null, true, false, finite numbers, text, or lists and mappings of these"
 OPTIM_KEYS = (
-    "optim.name, optim.lr, optim.base_batch_size, optim.batch_scaling, optim.weight_decay, optim.momentum, "
+    "optim.name, optim.args, optim.lr, optim.base_batch_size, optim.batch_scaling, optim.weight_decay, optim.momentum, "
     "optim.layer_decay, optim.clip_norm, optim.clip_value, optim.clip_agc"
 )
 DATASETS = "digits, patches, synthetic, imagefolder, cifar10, cifar100 or plugin"

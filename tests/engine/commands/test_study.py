@@ -69,6 +69,7 @@ def last_epoch(folder: Path) -> dict:
     return [row for row in rows if row["kind"] == "epoch"][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_run_that_fails_leaves_the_others_alone(tmp_path, capsys):
     """Of three runs one cannot write its folder: the others are trained and reported, progress counts all."""

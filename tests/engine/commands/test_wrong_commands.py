@@ -84,7 +84,7 @@ def test_wrong_options_of_an_audit_in_a_study(tmp_path, audit, message):
 def test_a_bug_of_ours_is_not_told_as_a_mistake_of_the_user(working_folder, argv, broken, monkeypatch):
     """A ValueError that no check of ours raised, such as NumPy's or PyTorch's."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError("operands could not be broadcast together")
 
     study_file(working_folder, STUDY)

@@ -54,7 +54,7 @@ def keys_in(text: str) -> list[str]:
         ("heads.optim", "heads.optim.name", "heads.optim.clip_agc", 11),
         ("optim.lr", "optim.lr", "optim.lr", 1),
         ("--epochs", "epochs", "epochs", 1),
-        ("general", "seed", "verbose", 9),
+        ("general", "seed", "verbose", 10),
     ],
 )
 def test_one_section_or_one_key_alone(section: str, first: str, last: str, count: int) -> None:

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import hashlib, json, os, pathlib, subprocess, sys, tempfile, threading, time

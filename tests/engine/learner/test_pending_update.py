@@ -97,7 +97,8 @@ def test_twenty_steps_are_those_of_the_optimizer(optim, clip_norm):
         assert states[0].keys() == states[1].keys()
         for key, value in states[1].items():
             assert states[0][key].dtype == value.dtype
-            assert norm(states[0][key] - value) <= 2e-5 * norm(value), (name, key)
+            power = 2 if key == "exp_avg_sq" else 1  # of squares the relative error is twice that of the gradients
+            assert norm(states[0][key] - value) <= power * 2e-5 * norm(value), (name, key)
 
 
 def norm(tensor):

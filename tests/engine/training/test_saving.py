@@ -144,6 +144,7 @@ def test_weights_of_the_best_epoch_and_of_every_epoch_are_kept(few):
         "best.safetensors",
         "epoch=0001.safetensors",
         "epoch=0002.safetensors",
+        "last.safetensors",
     }
     with safe_open(weights / "best.safetensors", "pt") as file:
         facts = file.metadata()

@@ -55,7 +55,7 @@ def test_depth_figure_names_everything_it_shows(tmp_path):
         "5",
         "50%",
     }
-    assert sorted(file.name for file in png.parent.iterdir()) == ["depth.png", "depth.svg"]
+    assert sorted(file.name for file in png.parent.iterdir()) == ["depth.pdf", "depth.png", "depth.svg"]
 
 
 @pytest.mark.long

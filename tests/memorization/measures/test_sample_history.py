@@ -26,6 +26,8 @@ def ledger(epoch, hits, losses, seen=None):
         target=np.zeros(num_samples, dtype=np.int64),
         class_loss=floats,
         class_hit=hits & seen,
+        predicted=np.full(num_samples, -1, dtype=np.int32),
+        confidence=np.full(num_samples, np.nan, dtype=np.float32),
         hit=np.broadcast_to(hits & seen, (2, 2, num_samples)),
         bits=np.stack([np.stack([floats, floats + 2]), np.stack([-floats, -floats])]),
         margin=np.broadcast_to(-floats, (2, 2, num_samples)),
