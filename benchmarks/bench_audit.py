@@ -18,9 +18,9 @@ from measuring import Results, in_fresh_process, peak_extra_bytes
 from rich.console import Console
 from rich.table import Table
 
-from rlpheads.memorization.audit.feature_blocks import GaussianFeatures
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
 from rlpheads.memorization.heads.labels import label_table
+from rlpheads.memorization.probes.feature_blocks import GaussianFeatures
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 
 NUM_DRAWS = 5
 FULL = {"rows": (160_000, 1_281_167), "dim": 768, "num_labels": 1000}

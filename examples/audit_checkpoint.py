@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from rlpheads import TappedModel, label_table
 from rlpheads.memorization.audit.audit_labels import draw_audit_labels
 from rlpheads.memorization.audit.feature_audit import audit_features
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 
 TAPS, NUM_LABELS, NUM_MEMBERS = ("1", "3"), 10, 898
 

@@ -80,8 +80,9 @@ ARROWS = {
         "first_derivative": "",
     },
     "memorization": {
-        "validation": "measures baselines heads audit arguments quantiles atomic_file",
-        "audit": "heads measures baselines arguments quantiles atomic_file",
+        "validation": "probes measures baselines heads audit arguments quantiles atomic_file",
+        "audit": "probes heads measures baselines arguments quantiles atomic_file",
+        "probes": "heads measures baselines arguments quantiles atomic_file",
         "figures": "measures arguments quantiles atomic_file",
         "baselines": "heads arguments quantiles atomic_file json_reading",
         "measures": "records arguments quantiles atomic_file",

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from rlpheads.engine.runs.opened_run import RunError
 from rlpheads.engine.training.loading import evaluation_loader
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.loaders.sources.datasets import ImageSource
-from rlpheads.memorization.audit.feature_blocks import BLOCK_ROWS
+from rlpheads.memorization.probes.feature_blocks import BLOCK_ROWS
 
 IN_MEMORY_BYTES = 2**30
 """Features of more bytes than this lie in a temporary file and are mapped into memory."""
@@ -57,8 +58,15 @@ def parse_places(spec: str | None, model: TappedModel) -> tuple[Place, ...]:
         raise RunError(f"--taps: {error}") from error
 
 
+class Reading(NamedTuple):
+    """What a model makes of a batch: the class that it answers, int64 (B,), and features, float32 (B, D), at each place."""
+
+    answer_B: Tensor
+    features: list[Tensor]
+
+
 class FeatureReader:
-    """Runs a model on normalised images and returns its features (B, D) at some places, as float32.
+    """Runs a model on normalised images and returns its answers, and its features at some places.
 
     Args:
         model: tapped model in evaluation mode; its own taps are not used.
@@ -72,14 +80,14 @@ class FeatureReader:
         self._norm = norm
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        """Return the features of (B, 3, H, W) images at each place, in order."""
+    def __call__(self, images: Tensor) -> Reading:
+        """Return answers and features of (B, 3, H, W) images, the places in order."""
         tapped = TappedModel(self._model.backbone, self.places, self._model.pool)
         try:
-            _, taps = tapped(images)
+            logits_BC, taps = tapped(images)
         finally:
             tapped.release()
-        return [self._normalize(features_BD) for features_BD in taps]
+        return Reading(logits_BC.argmax(1), [self._normalize(features_BD) for features_BD in taps])
 
     def _normalize(self, features_BD: Tensor) -> Tensor:
         features_BD = features_BD.float()
@@ -104,6 +112,21 @@ class FeatureTable:
         """Yield the blocks (B, D) of the images that could be read."""
         for block_BD, is_read_B in zip(self.table_ND.split(BLOCK_ROWS), self.is_read_N.split(BLOCK_ROWS), strict=True):
             yield (block_BD if is_read_B.all() else block_BD[is_read_B]).to(self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitFeatures:
+    """What a model makes of a split.
+
+    Attributes:
+        answer_N: int64 (N,), the class that it answers for each image; −1 where one could not be read.
+        is_read_N: bool (N,), which could be.
+        tables: its features, a table for each place.
+    """
+
+    answer_N: Tensor
+    is_read_N: Tensor
+    tables: list[FeatureTable]
 
 
 class FeatureStore:
@@ -132,8 +155,8 @@ class FeatureStore:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def read(self, source: ImageSource) -> list[FeatureTable]:
-        """Pass a split through the model once; return a table for each place.
+    def read(self, source: ImageSource) -> SplitFeatures:
+        """Pass a split through the model once.
 
         Under `data.on_error` "skip", images that cannot be read are left out of the tables.
 
@@ -144,17 +167,19 @@ class FeatureStore:
         config, num_samples = self._config, source.manifest.num_samples
         normalize = Normalize(config.data.mean, config.data.std).to(self._device)
         tables: list[Tensor] = []
-        is_read_N = torch.zeros(num_samples, dtype=torch.bool)
+        answer_N = torch.full((num_samples,), -1)
         for batch in evaluation_loader(config, source, self._device):
             with torch.no_grad(), autocast(self._device, config.precision):
-                features = [features_BD.cpu() for features_BD in self._reader(normalize(batch.images))]
+                reading = self._reader(normalize(batch.images))
+            features = [features_BD.cpu() for features_BD in reading.features]
             tables = tables or self._allocate(num_samples, [features_BD.shape[1] for features_BD in features])
             index_B = batch.index.cpu()
             seen_B = index_B >= 0
-            is_read_N[index_B[seen_B]] = True
+            answer_N[index_B[seen_B]] = reading.answer_B.cpu()[seen_B]
             for table_ND, features_BD in zip(tables, features, strict=True):
                 table_ND[index_B[seen_B]] = features_BD[seen_B]
-        return [FeatureTable(table_ND, is_read_N, self._device) for table_ND in tables]
+        is_read_N = answer_N >= 0
+        return SplitFeatures(answer_N, is_read_N, [FeatureTable(each, is_read_N, self._device) for each in tables])
 
     def _allocate(self, num_samples: int, dims: Sequence[int]) -> list[Tensor]:
         num_bytes = 4 * num_samples * sum(dims)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
@@ -12,21 +10,31 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlpheads.engine.audits.audit_features import FeatureReader, FeatureStore, FeatureTable, parse_places
+from rlpheads.engine.audits.audit_features import FeatureReader, FeatureStore, SplitFeatures, parse_places
 from rlpheads.engine.checks.device import why_no_cuda
 from rlpheads.engine.config.errors import UserError, nearest
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.distributed.launch import choose_device
-from rlpheads.engine.runs.folder import write_atomically
+from rlpheads.engine.runs.folder import json_text, write_atomically
 from rlpheads.engine.runs.opened_run import OpenedRun, RunError
 from rlpheads.engine.training.label_choice import run_labels
 from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.sources.canary_source import CanarySource
 from rlpheads.memorization.audit.audit_labels import MIN_FRESH_DRAWS, AuditLabels, draw_audit_labels
 from rlpheads.memorization.audit.feature_audit import FeatureAudit, HeadControl, audit_features, head_control
-from rlpheads.memorization.audit.feature_moments import FeatureError
 from rlpheads.memorization.audit.fresh_draws import DEFAULT_DRAWS, least_squares_draws
-from rlpheads.memorization.audit.probe_heads import PROBES, ClassBlockProbe, LeastSquaresProbe, Probe, TwoLayerProbe
 from rlpheads.memorization.baselines.head_only import NEAR_PERFECT_FIT
+from rlpheads.memorization.probes.class_probe import (
+    AnswerAudit,
+    ClassAnswers,
+    ClassProbeAudit,
+    ImageClasses,
+    audit_answers,
+    audit_class_probe,
+    fit_class_probe,
+)
+from rlpheads.memorization.probes.feature_moments import FeatureError
+from rlpheads.memorization.probes.probe_heads import PROBES, ClassBlockProbe, LeastSquaresProbe, Probe, TwoLayerProbe
 
 AUDIT_ERRORS = (UserError, DatasetError, FeatureError)
 """What keeps a run from being audited, each with the one message that its user needs."""
@@ -72,12 +80,14 @@ class TapAudit:
         num_features: D.
         control: what the probe reaches by itself.
         found: what it reached on these features.
+        classes: what a least-squares probe of the classes reached on them.
     """
 
     tap: str
     num_features: int
     control: HeadControl
     found: FeatureAudit
+    classes: ClassProbeAudit
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ class RunAudit:
         num_train: N, training samples behind own and fresh accuracy.
         num_equal: E, samples on either side of the membership excess.
         num_skipped: images of both splits that could not be read and were left out.
+        network: how often the network's own answers are right on the same images.
         regularizer_factor: λ at the checkpoint.
         joint: μ of the run.
         fingerprint: of the training images.
@@ -114,6 +125,7 @@ class RunAudit:
     num_train: int
     num_equal: int
     num_skipped: int
+    network: AnswerAudit
     regularizer_factor: float
     joint: float
     fingerprint: str
@@ -133,7 +145,7 @@ class RunAudit:
 
     def to_json(self) -> str:
         """Return everything as JSON text."""
-        return json.dumps(asdict(self) | {"chance": self.chance}, indent=2) + "\n"
+        return json_text(asdict(self) | {"chance": self.chance}, indent=2)
 
 
 def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
@@ -151,17 +163,20 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
     reader = FeatureReader(model, parse_places(options.taps, model), norm=run.config.heads.norm)
     with FeatureStore(run.config, reader, device) as store:
         train, heldout = store.read(run.sources.train), store.read(run.sources.heldout)
+        classes, network = image_classes(run, train, heldout), _read_answers(train, heldout)
         level = 1 - (1 - options.level) / len(reader.places)  # Bonferroni: the intervals hold at all taps together
         num_draws = options.draws or _default_draws(run, train, heldout, probe, level)
         controls: dict[int, HeadControl] = {}
         taps = []
-        for place, train_table, heldout_table in zip(reader.places, train, heldout, strict=True):
-            labels = audit_labels(run, num_draws, train[0].is_read_N, heldout[0].is_read_N, str(place))
+        for place, train_table, heldout_table in zip(reader.places, train.tables, heldout.tables, strict=True):
+            labels = audit_labels(run, num_draws, train.is_read_N, heldout.is_read_N, str(place))
             num_features = train_table.table_ND.shape[1]
             if num_features not in controls:
                 controls[num_features] = head_control(labels, num_features, probe)
             found = audit_features(train_table, heldout_table, labels, probe, level)
-            taps.append(TapAudit(str(place), num_features, controls[num_features], found))
+            answers = fit_class_probe(train_table, heldout_table, classes)
+            of_classes = audit_class_probe(answers, network, classes, level)
+            taps.append(TapAudit(str(place), num_features, controls[num_features], found, of_classes))
     return RunAudit(
         run=run.config.run.name,
         checkpoint=run.saved.path.name,
@@ -173,7 +188,8 @@ def audit_run(run: OpenedRun, options: AuditOptions) -> RunAudit:
         num_fresh_draws=num_draws,
         num_train=labels.own_MN.shape[-1],
         num_equal=len(labels.members_E),
-        num_skipped=int((~train[0].is_read_N).sum() + (~heldout[0].is_read_N).sum()),
+        num_skipped=int((~train.is_read_N).sum() + (~heldout.is_read_N).sum()),
+        network=audit_answers(network, classes, options.level),
         regularizer_factor=run.saved.factor,
         joint=run.config.heads.joint,
         fingerprint=run.sources.train.manifest.fingerprint,
@@ -229,14 +245,34 @@ def audit_labels(run: OpenedRun, num_draws: int, in_train_N: Tensor, in_heldout_
     )
 
 
-def _default_draws(
-    run: OpenedRun, train: Sequence[FeatureTable], heldout: Sequence[FeatureTable], probe: Probe, level: float
-) -> int:
+def image_classes(run: OpenedRun, train: SplitFeatures, heldout: SplitFeatures) -> ImageClasses:
+    """Return the classes of the images that were read, and which training images were given a wrong one."""
+    source = run.sources.train
+    given_N, true_N = torch.from_numpy(source.manifest.targets), torch.from_numpy(source.manifest.targets.copy())
+    if isinstance(source, CanarySource):
+        true_N[torch.from_numpy(source.truth.index)] = torch.from_numpy(source.truth.true_class)
+    given_N, true_N = given_N[train.is_read_N], true_N[train.is_read_N]
+    mislabelled_P = torch.nonzero(given_N != true_N)[:, 0]
+    return ImageClasses(
+        given_N=given_N,
+        heldout_H=torch.from_numpy(run.sources.heldout.manifest.targets)[heldout.is_read_N],
+        mislabelled_P=mislabelled_P,
+        true_P=true_N[mislabelled_P],
+        num_classes=len(source.manifest.classes),
+    )
+
+
+def _read_answers(train: SplitFeatures, heldout: SplitFeatures) -> ClassAnswers:
+    """Return the network's answers for the images that could be read."""
+    return ClassAnswers(train.answer_N[train.is_read_N], heldout.answer_N[heldout.is_read_N])
+
+
+def _default_draws(run: OpenedRun, train: SplitFeatures, heldout: SplitFeatures, probe: Probe, level: float) -> int:
     """Return F where the options leave it open."""
     if not isinstance(probe, LeastSquaresProbe):
         return DEFAULT_DRAWS
-    num_samples, num_heldout = int(train[0].is_read_N.sum()), int(heldout[0].is_read_N.sum())
-    num_features = max(table.table_ND.shape[1] for table in train)
+    num_samples, num_heldout = int(train.is_read_N.sum()), int(heldout.is_read_N.sum())
+    num_features = max(table.table_ND.shape[1] for table in train.tables)
     num_equal = min(num_samples, num_heldout)
     return least_squares_draws(num_samples, num_equal, num_features, run.config.heads.num_labels, level)
 

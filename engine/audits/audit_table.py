@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import fmean
 
@@ -12,11 +13,13 @@ from rich.text import Text
 from rlpheads.engine.audits.audit_run import RunAudit
 from rlpheads.engine.report.display import percent
 from rlpheads.memorization.audit.excesses import Excess
+from rlpheads.memorization.measures.estimates import Estimated
 
 
 def print_audit(audit: RunAudit, path: Path, console: Console) -> None:
     """Print the table of an audit that was written to `path`."""
     console.print(audit_table(audit))
+    console.print(class_probe_table(audit))
     if audit.is_saturated:
         console.print(
             "Where the probe fits nearly every fresh label it can show no excess: take a smaller one, or least_squares."
@@ -60,6 +63,34 @@ def audit_table(audit: RunAudit) -> Table:
             percent(tap.control.equal_rows),
         )
     return table
+
+
+def class_probe_table(audit: RunAudit) -> Table:
+    """Return the table of the class probes, with the columns of mislabelled images where there are some."""
+    network = audit.network
+    noisy = not math.isnan(network.true_class.value)
+    title = f"classes, least squares on the given ones: held-out right (the network: {percent(network.heldout.value)})"
+    if noisy:
+        title += (
+            ", and mislabelled training images answered with their true class "
+            f"(the network: {percent(network.true_class.value)}; with the given one: {percent(network.given_class.value)})"
+        )
+    table = Table(title=title, title_justify="left", padding=(0, 1))
+    table.add_column("tap")
+    for name in ("held-out", "probe − network\npoints", *(("true class", "probe − network\npoints") if noisy else ())):
+        table.add_column(name, justify="right")
+    for tap in audit.taps:
+        pairs = [(tap.classes.probe.heldout, tap.classes.heldout_gain)]
+        pairs += [(tap.classes.probe.true_class, tap.classes.true_class_gain)] if noisy else []
+        cells = [cell for share, gain in pairs for cell in (percent(share.value), _gain_text(gain))]
+        table.add_row(tap.tap, *cells)
+    return table
+
+
+def _gain_text(gain: Estimated) -> Text:
+    """Return a difference in percentage points; bold where its interval leaves out 0."""
+    half = "" if math.isnan(gain.low) else f" ± {100 * (gain.high - gain.low) / 2:.2f}"
+    return Text(f"{100 * gain.value:+.2f}{half}", style="bold" if gain.excludes(0) else "")
 
 
 def _excess_text(excess: Excess) -> Text:

@@ -19,7 +19,7 @@ from rlpheads.engine.config.schema import Config, RandomSource
 from rlpheads.engine.config.values import convert_value
 from rlpheads.engine.runs.folder import write_atomically
 from rlpheads.memorization.audit.audit_labels import MIN_FRESH_DRAWS
-from rlpheads.memorization.audit.probe_heads import PROBES
+from rlpheads.memorization.probes.probe_heads import PROBES
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def refit_fresh_labels(
         taps: their names.
         step: optimizer steps taken; each step and tap has labels of its own.
     """
-    from rlpheads.memorization.audit.probe_heads import ClassBlockProbe, LeastSquaresProbe, Probe
     from rlpheads.memorization.measures.intervals import draw_interval  # scipy loads after the first epoch
+    from rlpheads.memorization.probes.probe_heads import ClassBlockProbe, LeastSquaresProbe, Probe
 
     probe: Probe = LeastSquaresProbe()
     if config.heads.balance == "per_class":

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from rlpheads.engine.learner.fresh_refit import FreshRefit
-from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.runs.folder import RunFolder, finite_or_none
 from rlpheads.memorization.measures.class_memory import (
     ClassMemory,
     ClassRows,
@@ -69,7 +69,7 @@ class RunMemory:
             "trace_epochs": self.trace_epochs,
             "taps": self.taps,
             "classes": [
-                {"class": name} | {key: _spelled_out(value) for key, value in asdict(each).items()}
+                {"class": name} | finite_or_none(asdict(each))
                 for name, each in zip(self.class_names, self.classes, strict=True)
             ],
             "size_correlation": {name: found._asdict() for name, found in self.size.items()},
@@ -214,10 +214,3 @@ def size_lines(memory: RunMemory) -> Iterator[str]:
 
 def _interval(found: Estimated) -> str:
     return "–" if found.value != found.value else f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
-
-
-def _spelled_out(value: Any) -> Any:
-    """Return an estimate, or a sequence of some, as mappings; `asdict` keeps named tuples."""
-    if isinstance(value, Estimated):
-        return value._asdict()
-    return [_spelled_out(each) for each in value] if isinstance(value, (list, tuple)) else value

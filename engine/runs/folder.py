@@ -273,9 +273,14 @@ def _is_occupied(path: Path) -> bool:
 
 
 def finite_or_none(value: Any) -> Any:
-    """Return `value` with None for every float, in mappings and lists too, that is not finite: JSON has none of those."""
+    """Return `value` with None for every float, in mappings and lists too, that is not finite: JSON has none of those.
+
+    A named tuple, such as an estimate with its interval, becomes a mapping of its fields.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {key: finite_or_none(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

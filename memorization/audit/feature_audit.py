@@ -20,8 +20,8 @@ import torch
 
 from rlpheads.memorization.audit.audit_labels import AuditLabels
 from rlpheads.memorization.audit.excesses import Excess, LabelExcess, label_excess, membership_excess
-from rlpheads.memorization.audit.feature_blocks import Features, RowSubset
-from rlpheads.memorization.audit.probe_heads import Probe
+from rlpheads.memorization.probes.feature_blocks import Features, RowSubset
+from rlpheads.memorization.probes.probe_heads import Probe
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rlpheads.memorization.audit.excesses import Excess, label_excess, membership_excess
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
 from rlpheads.memorization.heads.labels import label_table
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 from rlpheads.memorization.validation.known_answer import KnownAnswer
 
 NUM_CASES, NUM_FEATURE_SETS, NUM_TRUTH_DRAWS = 2000, 10, 1000

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from rlpheads.memorization.audit.feature_blocks import GaussianFeatures
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
 from rlpheads.memorization.baselines.capacity import capacity
 from rlpheads.memorization.baselines.head_only import head_only_rla, least_squares_rla
 from rlpheads.memorization.baselines.logistic_baseline import logistic_rla, simulate_logistic
 from rlpheads.memorization.heads.labels import Balance, label_table
 from rlpheads.memorization.measures import exact
 from rlpheads.memorization.measures.intervals import binomial_bounds
+from rlpheads.memorization.probes.feature_blocks import GaussianFeatures
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 from rlpheads.memorization.validation.closed_form_answers import LEAST_SQUARES
 from rlpheads.memorization.validation.known_answer import Check, KnownAnswer
 

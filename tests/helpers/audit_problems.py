@@ -3,9 +3,9 @@
 import torch
 
 from rlpheads.memorization.audit.audit_labels import AuditLabels, draw_audit_labels
-from rlpheads.memorization.audit.feature_blocks import GaussianFeatures
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe, LogisticProbe, TwoLayerProbe
 from rlpheads.memorization.heads.labels import label_table
+from rlpheads.memorization.probes.feature_blocks import GaussianFeatures
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe, LogisticProbe, TwoLayerProbe
 
 K = 10
 EVERY_PROBE = [LeastSquaresProbe(), LogisticProbe(), TwoLayerProbe(hidden=8, max_passes=60)]

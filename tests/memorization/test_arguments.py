@@ -8,8 +8,6 @@ import torch
 
 from rlpheads.memorization.audit.audit_labels import draw_audit_labels, keyed_subset
 from rlpheads.memorization.audit.excesses import label_excess, membership_excess
-from rlpheads.memorization.audit.feature_blocks import GaussianFeatures
-from rlpheads.memorization.audit.probe_heads import PROBES, LeastSquaresProbe
 from rlpheads.memorization.baselines.capacity import capacity
 from rlpheads.memorization.baselines.head_only import auto_labels, capacity_warning, least_squares_rla
 from rlpheads.memorization.baselines.logistic_baseline import logistic_rla, simulate_logistic
@@ -44,6 +42,8 @@ from rlpheads.memorization.measures.sample_dynamics import (
     noisy_label_auc,
 )
 from rlpheads.memorization.measures.sample_scores import memorized_set, needed_draws, sample_scores
+from rlpheads.memorization.probes.feature_blocks import GaussianFeatures
+from rlpheads.memorization.probes.probe_heads import PROBES, LeastSquaresProbe
 from rlpheads.memorization.quantiles import quantiles
 from rlpheads.memorization.records.ledger import Ledger
 

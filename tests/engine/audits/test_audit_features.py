@@ -87,7 +87,7 @@ def test_features_are_the_residual_stream_pooled_and_normalised(tiny, pool):
         expected.append(stream)
         stream = stream + block.mlp(block.norm2(stream))
         expected.append(stream)
-    features = FeatureReader(model, parse_places("inside", model), norm=True)(images)
+    features = FeatureReader(model, parse_places("inside", model), norm=True)(images).features
     for place_BD, tokens_BLD in zip(features, expected, strict=True):
         pooled_BD = tokens_BLD[:, 0] if pool == "token" else tokens_BLD[:, 1:].mean(1)
         torch.testing.assert_close(place_BD, layer_norm(pooled_BD, (24,)), atol=1e-5, rtol=1e-5)
@@ -95,8 +95,8 @@ def test_features_are_the_residual_stream_pooled_and_normalised(tiny, pool):
 
 def test_features_of_blocks_are_what_the_runs_heads_read(tiny):
     model, images = model_and_images(tiny)
-    raw = FeatureReader(model, parse_places("all", model), norm=False)(images)
-    after_mlp = FeatureReader(model, parse_places("0.mlp,1.mlp", model), norm=False)(images)
+    raw = FeatureReader(model, parse_places("all", model), norm=False)(images).features
+    after_mlp = FeatureReader(model, parse_places("0.mlp,1.mlp", model), norm=False)(images).features
     for features, same, tap in zip(raw, after_mlp, model(images)[1], strict=True):
         assert torch.equal(features, tap)
         assert torch.equal(same, tap)
@@ -118,10 +118,10 @@ def test_tables_are_in_canonical_order_whatever_the_batch_and_in_memory_or_in_a_
     source = open_sources(config).heldout
     reader = FeatureReader(model, parse_places("0,1.attn", model), norm=True)
     with FeatureStore(config, reader, CPU, in_memory_bytes) as store:
-        tables = store.read(source)
+        tables = store.read(source).tables
         normalize = Normalize(config.data.mean, config.data.std)
         every = torch.stack([source.read(index) for index in range(source.manifest.num_samples)])
-        for table, features_ND in zip(tables, reader(normalize(every)), strict=True):
+        for table, features_ND in zip(tables, reader(normalize(every)).features, strict=True):
             torch.testing.assert_close(torch.cat(list(table)), features_ND, atol=1e-5, rtol=1e-5)
 
 

@@ -1,11 +1,13 @@
 """What the audit of a finished run finds, and on which labels."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from small_runs import small_config
 
+from rlpheads.engine.audits import audit_table
 from rlpheads.engine.audits.audit_features import FeatureReader, FeatureStore, parse_places
 from rlpheads.engine.audits.audit_run import AuditOptions, audit_labels, audit_run
 from rlpheads.engine.config.learning import RegularizerConfig
@@ -48,7 +50,7 @@ def test_features_and_own_labels_reproduce_the_runs_own_ledger(detached_run):
     run = open_checkpoint(detached_run)
     model = run.load_model()
     with FeatureStore(run.config, FeatureReader(model, parse_places(None, model), norm=False), CPU) as store:
-        tables = store.read(run.sources.train)
+        tables = store.read(run.sources.train).tables
     taps, everyone = [table.table_ND for table in tables], tables[0].is_read_N
     heads = build_heads(run.config, (24, 24), "heads", run.config.heads.draws)
     run.load_weights("heads", heads)
@@ -91,3 +93,28 @@ def test_a_network_that_memorises_is_found_out(tmp_path):
     last = audit.taps[-1].found
     assert last.label_excess.is_positive
     assert last.label_excess.value > 0.2
+
+
+def test_the_classes_of_held_out_and_of_mislabelled_images_stand_beside_the_networks_answers(tmp_path):
+    """The network's answers are those that its own ledgers hold; the probe and the network are asked about the same images."""
+    config = small_config(tmp_path, "noisy", epochs=2)
+    assert job.run(replace(config, data=replace(config.data, label_noise=0.2))) == 0
+    run = open_checkpoint(tmp_path / "noisy")
+    audit = audit_run(run, AuditOptions(draws=4, device="cpu"))
+    clean, heldout = (read_ledger(run.folder.ledger(1, phase)) for phase in ("clean", "heldout"))
+    truth = run.sources.train.truth
+    of_noisy = clean.predicted[truth.index] == truth.true_class
+    assert audit.network.heldout.value == pytest.approx(heldout.class_hit.mean())
+    assert audit.network.true_class.value == pytest.approx(of_noisy.mean())
+    for tap in audit.taps:
+        gain = tap.classes.probe.heldout.value - audit.network.heldout.value
+        assert tap.classes.heldout_gain.value == pytest.approx(gain)
+    assert "true class" in audit_table.class_probe_table(audit).columns[3].header
+    stored = json.loads(audit.to_json())["taps"][0]["classes"]["heldout_gain"]
+    assert stored == audit.taps[0].classes.heldout_gain._asdict()
+
+
+def test_without_noise_the_table_of_classes_has_no_column_of_mislabelled_images(detached_run):
+    audit = audit_run(open_checkpoint(detached_run), AuditOptions(draws=4, device="cpu"))
+    assert len(audit_table.class_probe_table(audit).columns) == 3
+    assert json.loads(audit.to_json())["network"]["true_class"]["value"] is None

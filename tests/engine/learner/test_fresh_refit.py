@@ -14,8 +14,8 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.runs.opened_run import open_checkpoint
 from rlpheads.engine.training import job
 from rlpheads.engine.training.steering import target_errors
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
 from rlpheads.memorization.heads.labels import label_table
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 
 
 def trained(config: Config) -> tuple[Path, dict]:
@@ -31,7 +31,7 @@ def test_it_is_what_a_least_squares_probe_reaches_on_the_checkpoints_features(tm
     run = open_checkpoint(folder)
     model = run.load_model()
     with FeatureStore(run.config, FeatureReader(model, model.places, norm=True), torch.device("cpu")) as store:
-        tables = store.read(run.sources.train)
+        tables = store.read(run.sources.train).tables
     labels_FN = label_table(len(tables[0].table_ND), 5, num_draws=200, seed=12345, split="other labels")
     for tap, table in enumerate(tables):
         expected = LeastSquaresProbe()(table, labels_FN, 5).accuracy_M

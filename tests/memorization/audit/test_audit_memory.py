@@ -11,9 +11,9 @@ import json, resource, sys
 import torch
 from rlpheads.memorization.audit.feature_audit import audit_features
 from rlpheads.memorization.audit.audit_labels import draw_audit_labels
-from rlpheads.memorization.audit.feature_blocks import GaussianFeatures
+from rlpheads.memorization.probes.feature_blocks import GaussianFeatures
 from rlpheads.memorization.heads.labels import label_table
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 
 torch.set_num_threads(1)
 peaks = []

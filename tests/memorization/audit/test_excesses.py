@@ -6,8 +6,8 @@ import torch
 from audit_problems import K, gaussian, table
 
 from rlpheads.memorization.audit.excesses import label_excess, membership_excess
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
 from rlpheads.memorization.measures.intervals import draw_interval
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 
 
 def test_the_null_interval_of_one_own_draw_is_the_prediction_interval():

@@ -6,9 +6,9 @@ import torch
 from audit_problems import AFFINE_PROBES, EVERY_PROBE, K, gaussian, labels_for
 
 from rlpheads.memorization.audit.feature_audit import audit_features, head_control
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe, LogisticProbe, TwoLayerProbe
 from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.baselines.logistic_baseline import simulate_logistic
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe, LogisticProbe, TwoLayerProbe
 
 
 @pytest.mark.long

@@ -5,9 +5,9 @@ import torch
 
 from rlpheads.memorization.audit.audit_labels import draw_audit_labels
 from rlpheads.memorization.audit.excesses import membership_excess
-from rlpheads.memorization.audit.feature_blocks import GaussianFeatures, RowSubset
 from rlpheads.memorization.audit.fresh_draws import DEFAULT_DRAWS, HALF_WIDTH, least_squares_draws
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
+from rlpheads.memorization.probes.feature_blocks import GaussianFeatures, RowSubset
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 
 
 def test_the_draws_give_the_wanted_half_width():

@@ -6,8 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from rlpheads.memorization.audit.feature_blocks import GaussianFeatures
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
 from rlpheads.memorization.baselines.head_only import (
     CHANCE_MARGIN,
     auto_labels,
@@ -16,6 +14,8 @@ from rlpheads.memorization.baselines.head_only import (
     least_squares_rla,
 )
 from rlpheads.memorization.heads.labels import label_table
+from rlpheads.memorization.probes.feature_blocks import GaussianFeatures
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 from rlpheads.memorization.validation.closed_form_answers import INTERCEPT, LEAST_SQUARES
 
 

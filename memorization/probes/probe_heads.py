@@ -19,11 +19,11 @@ from torch import Tensor
 
 from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.memorization.arguments import check_count, check_num_labels
-from rlpheads.memorization.audit.feature_blocks import Features, GaussianFeatures, RowSubset
-from rlpheads.memorization.audit.feature_moments import Moments, collect_moments
-from rlpheads.memorization.audit.probe_fitting import minimise_lbfgs, score_hits
 from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.heads.hashing import key_from_name
+from rlpheads.memorization.probes.feature_blocks import Features, GaussianFeatures, RowSubset
+from rlpheads.memorization.probes.feature_moments import Moments, collect_moments
+from rlpheads.memorization.probes.probe_fitting import minimise_lbfgs, score_hits
 
 CONTROL_DRAWS = 2
 
@@ -59,6 +59,14 @@ class Probe(Protocol):
         ...
 
 
+def least_squares_head(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Weights (M, K, D) for centred features, and biases (M, K), of the regression of one-hot labels on features, fp64."""
+    whitener_DR = moments.whitener_DR
+    # In whitened coordinates the Gram matrix is N times the identity.
+    weight_MKD = moments.label_sums_MKD @ whitener_DR @ whitener_DR.T / moments.num_samples
+    return weight_MKD, moments.label_shares_MK
+
+
 @dataclass(frozen=True)
 class LeastSquaresProbe:
     """Regression of the centred one-hot labels on the centred features, without penalty, by streamed normal equations.
@@ -73,12 +81,10 @@ class LeastSquaresProbe:
         """Fit and score in two passes; see `Probe`."""
         num_labels = check_num_labels(num_labels)
         moments = collect_moments(features, labels_MN, num_labels)
-        whitener_DR = moments.whitener_DR
-        # In whitened coordinates the Gram matrix is N times the identity.
-        weight_MKD = moments.label_sums_MKD @ whitener_DR @ whitener_DR.T / moments.num_samples
+        weight_MKD, bias_MK = least_squares_head(moments)
 
         def scores(block_BD: Tensor, draw: int) -> Tensor:
-            return (block_BD - moments.mean_D) @ weight_MKD[draw].T + moments.label_shares_MK[draw]
+            return (block_BD - moments.mean_D) @ weight_MKD[draw].T + bias_MK[draw]
 
         found = score_hits(features, labels_MN, num_labels, scores)
         return ProbeFit(found.accuracy_M, moments.rank, found.hit_rate_N)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from audit_problems import AFFINE_PROBES, EVERY_PROBE, K, gaussian, table
 
-from rlpheads.memorization.audit.feature_blocks import GaussianFeatures
-from rlpheads.memorization.audit.probe_heads import ClassBlockProbe, LeastSquaresProbe, LogisticProbe, TwoLayerProbe
 from rlpheads.memorization.baselines.head_only import head_only_rla
 from rlpheads.memorization.baselines.logistic_baseline import logistic_rla, simulate_logistic
 from rlpheads.memorization.heads.class_blocks import class_block_labels
 from rlpheads.memorization.heads.labels import label_table
+from rlpheads.memorization.probes.feature_blocks import GaussianFeatures
+from rlpheads.memorization.probes.probe_heads import ClassBlockProbe, LeastSquaresProbe, LogisticProbe, TwoLayerProbe
 
 
 @pytest.mark.long

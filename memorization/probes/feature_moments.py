@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.memorization.arguments import check_label_range, check_num_labels
-from rlpheads.memorization.audit.feature_blocks import Features, iterate_rows
+from rlpheads.memorization.probes.feature_blocks import Features, iterate_rows
 
 RANK_TOLERANCE = 1e-6
 """Directions of the features whose standard deviation is below this share of the features' root mean square norm are

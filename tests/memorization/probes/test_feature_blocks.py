@@ -4,8 +4,8 @@ import pytest
 import torch
 from audit_problems import K, gaussian, table
 
-from rlpheads.memorization.audit.feature_blocks import GaussianFeatures, RowSubset, iterate_blocks
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
+from rlpheads.memorization.probes.feature_blocks import GaussianFeatures, RowSubset, iterate_blocks
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 
 
 def test_a_subset_reads_its_rows_across_blocks():

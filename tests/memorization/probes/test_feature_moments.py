@@ -3,8 +3,8 @@
 import torch
 from audit_problems import K, gaussian, table
 
-from rlpheads.memorization.audit.feature_moments import collect_moments
-from rlpheads.memorization.audit.probe_heads import LeastSquaresProbe
+from rlpheads.memorization.probes.feature_moments import collect_moments
+from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 
 
 def test_whitened_features_are_white():

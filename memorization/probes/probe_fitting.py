@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlpheads.memorization.audit.feature_blocks import Features, iterate_rows
+from rlpheads.memorization.probes.feature_blocks import Features, iterate_rows
 
 _SCORES_AT_ONCE = 2**22  # 32 MiB of scores
 _GRADIENT_TOLERANCE = 1e-6
