@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import torch
+from scipy.stats import binom
 
 from rlpheads.engine.runs.environment import collect_environment
 
@@ -65,6 +66,14 @@ def time_once(call: Callable[[], object], device: str = "cpu") -> float:
 def ratio(numerator: list[float], denominator: list[float]) -> float:
     """Median over the rounds of the quotient of the two times of a round."""
     return median(over / under for over, under in zip(numerator, denominator, strict=True))
+
+
+def ratio_interval(numerator: list[float], denominator: list[float]) -> tuple[float, float]:
+    """95 % interval of `ratio`, by the order statistics of the rounds' quotients; least and most of fewer than 6 rounds."""
+    quotients = sorted(over / under for over, under in zip(numerator, denominator, strict=True))
+    count = len(quotients)
+    below = next(rank for rank in range(count) if binom.cdf(rank, count, 0.5) > 0.025)
+    return quotients[below], quotients[count - 1 - below]
 
 
 def peak_extra_bytes(call: Callable[[], object], device: str = "cpu") -> int:

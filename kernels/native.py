@@ -24,12 +24,15 @@ from typing import NamedTuple
 from rlpheads.kernels.cache_folder import folder_for_code, warn_not_kept
 
 ROOM = Path(__file__).parent
-CPP_SOURCES = tuple(ROOM / name for name in ("cpu/tile_pass.cpp", "cpu/tile_update.cpp", "batched/batched_pass.cpp"))
+CPP_SOURCES = tuple(
+    ROOM / name
+    for name in ("cpu/tile_pass.cpp", "cpu/tile_update.cpp", "batched/batched_pass.cpp", "pixels/pixel_pass.cpp")
+)
 CPP_HEADERS = tuple(
     ROOM / name
     for name in (
         *("cpu/tile_chunk.h", "cpu/tile_products.h", "cpu/tile_scratch.h"),
-        *("batched/batched_products.h", "batched/row_terms.h"),
+        *("batched/batched_products.h", "batched/row_terms.h", "pixels/pixel_image.h"),
     )
 )
 COMPILERS = ("g++", "c++", "clang++")
@@ -74,7 +77,7 @@ def load_library() -> ctypes.CDLL | None:
             return load_kept(folder, recipe) or build_library(folder, recipe)
     except (OSError, subprocess.SubprocessError) as error:
         warnings.warn(
-            f"rlpheads: the loss runs in plain PyTorch on this CPU, correct but slower: {_failure_message(error)}",
+            f"rlpheads: loss and augmentation run in plain PyTorch here, correct but slower: {_failure_message(error)}",
             RuntimeWarning,
             stacklevel=2,
         )

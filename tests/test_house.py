@@ -69,6 +69,7 @@ ARROWS = {
         "head_gradient": "cpu rows",
         "stages": "cpu gpu rows first_derivative",
         "batched": "rows native label_source first_derivative",
+        "pixels": "native",
         "cpu": "rows native",
         "gpu": "rows cache_folder",
         "arguments": "rows label_source",
@@ -99,7 +100,7 @@ ARROWS = {
 STEP_FOLDERS = (
     *("engine/learner", "engine/model", "engine/distributed", "engine/gauges", "engine/training"),
     *("memorization/heads", "memorization/records"),
-    *("kernels", "kernels/rows", "kernels/cpu", "kernels/gpu", "kernels/batched"),
+    *("kernels", "kernels/rows", "kernels/cpu", "kernels/gpu", "kernels/batched", "kernels/pixels"),
     *("loaders/augment", "loaders/contract"),
 )
 HOST_READS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique"}

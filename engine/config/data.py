@@ -68,6 +68,9 @@ class AugmentConfig:
     rand_operations: Literal["torchvision", "timm"] = "torchvision"
     """Set of operations: torchvision's 14 (one of them the identity), or the 15 of timm's inc1, which also inverts and
     brightens dark pixels (SolarizeAdd), and posterizes to 4 bits or fewer."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "nearest"
+    """Interpolation of the policy's shears, translations and rotations. torchvision's default is nearest; timm draws
+    bilinear or bicubic for each operation anew."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Color jitter after the policy: largest change of brightness, contrast and saturation (as factors around 1) and of
     hue (around 0, at most 0.5)."""

@@ -106,4 +106,5 @@ def augment_spec(data: DataConfig) -> AugmentSpec:
         color_jitter=augment.color_jitter,
         cutout=augment.cutout,
         erase=EraseSpec(augment.erase, augment.erase_area, augment.erase_ratio, augment.erase_fill),
+        interpolation=augment.interpolation,
     )

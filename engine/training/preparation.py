@@ -11,6 +11,7 @@ from torch import nn
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.report.skipped_images import SkipNotices
 from rlpheads.engine.training.loading import augment_spec, mix_spec
+from rlpheads.kernels.pixels.pixel_native import load_native_pixels
 from rlpheads.loaders.augment.mixing import Mixer
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.loaders.augment.pipeline import Augment
@@ -55,7 +56,8 @@ class BatchPreparation:
             step: number of the step in it, from 0.
         """
         self._announce_skipped(batch)
-        augmented = batch.with_images(self.augment(batch.images, batch.index, epoch))
+        images = self.augment(batch.images, batch.index, epoch, batch.index_on_host)
+        augmented = batch.with_images(images)
         return cast("Batch", self.mixer(augmented, epoch, step))
 
     def _announce_skipped(self, batch: Batch) -> None:
@@ -66,7 +68,8 @@ class BatchPreparation:
 def build_preparation(config: Config, device: torch.device, seed: int) -> BatchPreparation:
     """Build what the settings say is done to batches on a device; `seed` keys the random draws."""
     normalize = Normalize(config.data.mean, config.data.std)
-    augment = Augment(augment_spec(config.data), normalize, seed)
+    on_cpu = load_native_pixels() if device.type == "cpu" else None
+    augment = Augment(augment_spec(config.data), normalize, seed, on_cpu)
     mixer = Mixer(mix_spec(config.data), seed)
     notices = SkipNotices(config.data.max_skipped)
     return BatchPreparation(normalize.to(device), augment.to(device), mixer.to(device), notices)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from rlpheads.loaders.adapters.dali_inputs import Cropper, FetchedRequest
@@ -183,9 +184,15 @@ def _make_batch(fetched: FetchedRequest, decoded: Decoded) -> Batch:
         raise LoaderError(f"DALI made the samples {decoded.index_R.tolist()} of {index_B[fetched.rows].tolist()}")
     if len(fetched.images) < len(index_B):
         decoded = _insert_padding(decoded, fetched.rows, len(index_B))
-    images_B3SS = decoded.images_RSS3.permute(0, 3, 1, 2)
+    host_index_B = np.full_like(index_B, PADDING)
+    host_index_B[fetched.rows] = index_B[fetched.rows]
     return Batch(
-        images_B3SS, decoded.targets_R, decoded.index_R, fetched.request.num_global_rows, tuple(fetched.errors.values())
+        images=decoded.images_RSS3.permute(0, 3, 1, 2),
+        targets=decoded.targets_R,
+        index=decoded.index_R,
+        num_global_rows=fetched.request.num_global_rows,
+        skipped=tuple(fetched.errors.values()),
+        host_index=host_index_B,
     )
 
 

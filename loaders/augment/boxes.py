@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlpheads.loaders.augment.operations import affine_matrices
+from rlpheads.loaders.augment.pixel_plan import PixelKind, PixelStep
 from rlpheads.loaders.augment.spec import EraseSpec
-from rlpheads.loaders.contract.keyed_random import KeyedStream
+from rlpheads.loaders.contract.arrays import Int64Array
+from rlpheads.loaders.contract.keyed_random import KeyedStream, uniforms
 
 NUM_ERASE_TRIES = 10
 """Boxes that random erasing tries until one fits, as torchvision and timm do."""
 
 
-class PadCrop(nn.Module):
+class PadCrop:
     """Pad by some pixels of black on every side and cut the image's size out anywhere: CIFAR's usual augmentation.
 
     Args:
@@ -27,20 +30,17 @@ class PadCrop(nn.Module):
     """
 
     def __init__(self, padding: int, seed: int) -> None:
-        super().__init__()
         self.padding = padding
-        self.stream = KeyedStream(seed, "pad crop")
+        self.seed = seed
 
-    def forward(self, images_B3HW: Tensor, index_B: Tensor, epoch: int) -> Tensor:
-        """Shift uint8 (B, 3, H, W) images."""
-        num_channels, height, width = images_B3HW.shape[1:]
-        draws_B2 = self.stream.uniforms(epoch, index_B, num_draws=2)
-        top_B, left_B = (draws_B2 * (2 * self.padding + 1)).to(torch.int64).unbind(1)
-        lines_BH = top_B[:, None] + torch.arange(height, device=index_B.device)
-        columns_BW = left_B[:, None] + torch.arange(width, device=index_B.device)
-        place_BHW = lines_BH[:, :, None] * (width + 2 * self.padding) + columns_BW[:, None, :]
-        place_B3P = place_BHW.flatten(1)[:, None].expand(-1, num_channels, -1)
-        return F.pad(images_B3HW, [self.padding] * 4).flatten(2).gather(2, place_B3P).view(images_B3HW.shape)
+    def plan(self, index_B: Int64Array, epoch: int, size: tuple[int, int]) -> list[PixelStep]:
+        """See `PixelPlanner`: a shift, for which every interpolation is exact."""
+        draws_B2 = uniforms(self.seed, epoch, index_B, 2, stream="pad crop")
+        top_B, left_B = np.floor(draws_B2 * (2 * self.padding + 1)).T
+        zeros_B = np.zeros(len(index_B))
+        shift = (self.padding - left_B, self.padding - top_B)
+        matrix_B6 = affine_matrices((zeros_B, zeros_B), shift, zeros_B, size).astype(np.float32)
+        return [PixelStep(np.full(len(index_B), PixelKind.WARP, dtype=np.int32), matrix_B6)]
 
 
 class Cutout(nn.Module):

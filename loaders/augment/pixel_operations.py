@@ -1,9 +1,8 @@
 """Operations on a batch of byte images with a strength of its own for each image.
 
 What they do to one image is what torchvision's functions of the same names do (`torchvision.transforms.v2.functional`),
-which take one strength for a whole batch. All are neutral at a strength that is named with each, so that images to which
-something else is to happen pass unchanged: nothing branches on a value, and nothing is read on the host. Bytes are chosen
-by masks, since `torch.where` on a CPU takes as long as all the rest together.
+which take one strength for a whole batch. Nothing branches on a value, and nothing is read on the host. Bytes are chosen by
+masks, since `torch.where` on a CPU takes as long as all the rest together.
 """
 
 from __future__ import annotations
@@ -13,56 +12,79 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
+from rlpheads.loaders.augment.spec import Interpolation
+
 MAX_BLUR = 2.0
 """Largest standard deviation of `gaussian_blur`, in pixels."""
 _BLUR_TAPS = 6 * int(MAX_BLUR) + 1
 
 
-def warp(images_B3HW: Tensor, matrix_B23: Tensor) -> Tensor:
-    """Move pixels by an affine map, to the nearest pixel; what comes from outside is black. Neutral: the identity.
+def warp(images_B3HW: Tensor, matrix_B23: Tensor, interpolation: Interpolation = "nearest") -> Tensor:
+    """Move pixels by an affine map; what comes from outside is black. Neutral: the identity.
+
+    Between pixels as Pillow does, and so timm: linear, or cubic with a = −1; beyond the edge, for half a pixel, the last
+    pixel is repeated (torchvision fades to black there).
 
     Args:
         images_B3HW: uint8.
         matrix_B23: where each pixel comes from: (x, y, 1) to (x, y), in pixels from the middle of the image.
+        interpolation: the nearest pixel, or between the 4 or the 16 nearest.
     """
-    height, width = images_B3HW.shape[-2:]
-    matrix_B23 = matrix_B23.to(torch.float32)
+    size = images_B3HW.shape[-2:]
+    column_BHW, line_BHW = _sources(matrix_B23.to(torch.float32), size)
+    if interpolation == "nearest":
+        column_BHW, line_BHW = torch.round(column_BHW), torch.round(line_BHW)
+    inside_BHW = (column_BHW >= -0.5) & (column_BHW < size[1] - 0.5) & (line_BHW >= -0.5) & (line_BHW < size[0] - 0.5)
+    if interpolation == "nearest":
+        return _gather(images_B3HW, column_BHW, line_BHW) & as_mask(inside_BHW)[:, None]
+    weigh = _linear_weights if interpolation == "bilinear" else _cubic_weights
+    (left_BHW, across), (top_BHW, down) = (
+        (place.floor(), weigh(place - place.floor())) for place in (column_BHW, line_BHW)
+    )
+    first = 1 - len(across) // 2
+    total = torch.zeros(images_B3HW.shape, device=images_B3HW.device)
+    for row, by_row in enumerate(down):
+        for column, by_column in enumerate(across):
+            values = _gather(images_B3HW, left_BHW + (first + column), top_BHW + (first + row))
+            total.addcmul_(values.to(torch.float32), (by_row * by_column)[:, None])
+    # Whole numbers stay, whichever way their sum is rounded.
+    return to_bytes(total + 1e-3) & as_mask(inside_BHW)[:, None]
+
+
+def _sources(matrix_B23: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """Return the column and the line that each pixel comes from: float32 (B, H, W)."""
+    height, width = size
     # Computed, not copied from the host: a constant tensor would have to cross to the device.
     x_W = torch.arange(width, device=matrix_B23.device) - (width - 1) / 2
     y_H1 = (torch.arange(height, device=matrix_B23.device) - (height - 1) / 2)[:, None]
     from_BHW = []
     for row, length in ((0, width), (1, height)):
         a_B11, b_B11, c_B11 = matrix_B23[:, row, :, None, None].unbind(1)
-        from_BHW.append(torch.round(a_B11 * x_W + b_B11 * y_H1 + (c_B11 + (length - 1) / 2)).to(torch.int64))
-    column_BHW, line_BHW = from_BHW
-    inside_BHW = (column_BHW >= 0) & (column_BHW < width) & (line_BHW >= 0) & (line_BHW < height)
-    place_BHW = (line_BHW * width + column_BHW) * inside_BHW
+        from_BHW.append(a_B11 * x_W + b_B11 * y_H1 + (c_B11 + (length - 1) / 2))
+    return from_BHW[0], from_BHW[1]
+
+
+def _gather(images_B3HW: Tensor, column_BHW: Tensor, line_BHW: Tensor) -> Tensor:
+    """Return the pixels at whole columns and lines, those beyond the edge being the edge's."""
+    height, width = images_B3HW.shape[-2:]
+    place_BHW = line_BHW.clamp(0, height - 1).to(torch.int64) * width + column_BHW.clamp(0, width - 1).to(torch.int64)
     place_B3P = place_BHW.flatten(1)[:, None].expand(-1, images_B3HW.shape[1], -1)
-    moved_B3HW = images_B3HW.flatten(2).gather(2, place_B3P).view(images_B3HW.shape)
-    return moved_B3HW & as_mask(inside_BHW)[:, None]
+    return images_B3HW.flatten(2).gather(2, place_B3P).view(images_B3HW.shape)
 
 
-def affine_matrices(shear_B2: Tensor, translate_B2: Tensor, degrees_B: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the maps of `warp` for images that are sheared, translated or rotated: (B, 2, 3).
-
-    At most one of the three may be other than 0 in each row.
-
-    Args:
-        shear_B2: horizontal shear (x by y) and vertical shear (y by x), about the top left corner.
-        translate_B2: pixels to the right and down.
-        degrees_B: anticlockwise, about the middle.
-        size: H and W of the images.
-    """
-    radians_B = torch.deg2rad(degrees_B)
-    cos_B, sin_B = torch.cos(radians_B), torch.sin(radians_B)
-    (across_B, down_B), (right_B, below_B) = shear_B2.unbind(1), translate_B2.unbind(1)
-    x_row = (cos_B, across_B - sin_B, across_B * (size[0] / 2) - right_B)
-    y_row = (down_B + sin_B, cos_B, down_B * (size[1] / 2) - below_B)
-    return torch.stack([*x_row, *y_row], dim=1).view(-1, 2, 3)
+def _linear_weights(part: Tensor) -> list[Tensor]:
+    return [1 - part, part]
 
 
-def blend(images_B3HW: Tensor, others: Tensor, ratio_B: Tensor) -> Tensor:
-    """Return ratio × image + (1 − ratio) × other, cut off to bytes. Neutral: ratio 1.
+def _cubic_weights(part: Tensor) -> list[Tensor]:
+    """Return the four weights of Keys' cubic with a = −1 at a part of a pixel behind the second."""
+    squared = part * part
+    cubed = squared * part
+    return [-part + 2 * squared - cubed, 1 - 2 * squared + cubed, part + squared - cubed, cubed - squared]
+
+
+def blend(images_B3HW: Tensor, others: Tensor, ratio_B: Tensor, rest_B: Tensor) -> Tensor:
+    """Return ratio × image + rest × other, cut off to bytes. Neutral: ratio 1.
 
     With black this changes the brightness, with the mean of the grey image the contrast, with the grey image the
     saturation.
@@ -71,9 +93,10 @@ def blend(images_B3HW: Tensor, others: Tensor, ratio_B: Tensor) -> Tensor:
         images_B3HW: uint8.
         others: numbers from 0 to 255 that broadcast to the images.
         ratio_B: at least 0; above 1 the image is moved away from the other.
+        rest_B: 1 − ratio, which may have been rounded better than the difference of rounded numbers.
     """
     scaled = images_B3HW.to(torch.float32) * _per_image(ratio_B)
-    return to_bytes(torch.addcmul(scaled, others.to(torch.float32), _per_image(1 - ratio_B)))
+    return to_bytes(torch.addcmul(scaled, others.to(torch.float32), _per_image(rest_B)))
 
 
 def grey(images_B3HW: Tensor) -> Tensor:
@@ -86,8 +109,8 @@ def mean_of(grey_B1HW: Tensor) -> Tensor:
     return grey_B1HW.to(torch.float32).mean((1, 2, 3), keepdim=True)
 
 
-def sharpen(images_B3HW: Tensor, ratio_B: Tensor) -> Tensor:
-    """Blend with a smoothed image (3 × 3, the middle five times as heavy); the rim stays. Neutral: ratio 1."""
+def sharpen(images_B3HW: Tensor, rest_B: Tensor) -> Tensor:
+    """Blend with a smoothed image (3 × 3, the middle five times as heavy), `rest_B` its share; the rim stays. Neutral: 0."""
     if min(images_B3HW.shape[-2:]) <= 2:
         return images_B3HW
     pixels = images_B3HW.to(torch.float32)
@@ -96,7 +119,7 @@ def sharpen(images_B3HW: Tensor, ratio_B: Tensor) -> Tensor:
     block = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]
     smooth = torch.round((block + inner * 4) / 13)
     sharpened = images_B3HW.clone(memory_format=torch.contiguous_format)
-    sharpened[..., 1:-1, 1:-1] = to_bytes(torch.addcmul(inner, smooth - inner, _per_image(1 - ratio_B)))
+    sharpened[..., 1:-1, 1:-1] = to_bytes(torch.addcmul(inner, smooth - inner, _per_image(rest_B)))
     return sharpened
 
 
@@ -130,17 +153,17 @@ def solarize_add(images_B3HW: Tensor, added_B: Tensor) -> Tensor:
     return images_B3HW + (dark & _per_image(added_B, torch.uint8))
 
 
-def autocontrast(images_B3HW: Tensor, chosen_B: Tensor) -> Tensor:
-    """Stretch each channel of the chosen images over all bytes, unless it is of one value."""
+def autocontrast(images_B3HW: Tensor) -> Tensor:
+    """Stretch each channel over all bytes, unless it is of one value."""
     least, most = (extreme.to(torch.float32) for extreme in _extremes(images_B3HW))
-    flat = (least == most) | ~chosen_B[:, None, None, None]
+    flat = least == most
     least = torch.where(flat, 0.0, least)
     step = torch.where(flat, 1.0, (most - least) * (1 / 255))
     return to_bytes((images_B3HW.to(torch.float32) - least) / step)
 
 
-def equalize(images_B3HW: Tensor, chosen_B: Tensor) -> Tensor:
-    """Make every byte about as frequent, in each channel of the chosen images, as Pillow does."""
+def equalize(images_B3HW: Tensor) -> Tensor:
+    """Make every byte about as frequent, in each channel, as Pillow does."""
     num_pixels = images_B3HW.shape[-2] * images_B3HW.shape[-1]
     bytes_B3P = images_B3HW.flatten(2).to(torch.int64)
     num_channels = bytes_B3P.shape[0] * bytes_B3P.shape[1]
@@ -157,7 +180,7 @@ def equalize(images_B3HW: Tensor, chosen_B: Tensor) -> Tensor:
     table_B3V = ((below_B3V + step_B31 // 2) // step_B31.clamp(min=1)).clamp(0, 255)
     table_B3V[..., 0] = 0
     spread = table_B3V.to(torch.uint8).gather(2, bytes_B3P).view(images_B3HW.shape)
-    return choose((step_B31[..., None] > 0) & chosen_B[:, None, None, None], spread, images_B3HW)
+    return choose(step_B31[..., None] > 0, spread, images_B3HW)
 
 
 def gaussian_blur(images_B3HW: Tensor, sigma_B: Tensor) -> Tensor:

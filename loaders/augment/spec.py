@@ -10,6 +10,7 @@ Fill = Literal["noise", "color", "mean"]
 Policy = Literal["none", "rand", "trivial", "auto_imagenet", "auto_cifar10", "three"]
 POLICIES: tuple[str, ...] = get_args(Policy)
 Operations = Literal["torchvision", "timm"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class AugmentSpec:
         color_jitter: how far brightness, contrast and saturation go from 1, and the hue from 0, at most 0.5; 0: not at all.
         cutout: side in pixels of a square that is covered with the mean colour; 0: none.
         erase: random erasing.
+        interpolation: of the policy's shears, shifts and rotations.
 
     Raises:
         ValueError: For a value out of its range.
@@ -92,8 +94,10 @@ class AugmentSpec:
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     cutout: int = 0
     erase: EraseSpec = field(default_factory=EraseSpec)
+    interpolation: Interpolation = "nearest"
 
     def __post_init__(self) -> None:
+        check_choice("interpolation", self.interpolation, get_args(Interpolation))
         for name in ("padding", "cutout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 pixels")

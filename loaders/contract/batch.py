@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.order import PADDING
 
@@ -47,6 +49,8 @@ class Batch:
         skipped: Why rows of this rank could not be read, one error for each, naming index and path; only under
             `LoaderOptions.on_error` "skip". Such a row is a padding row where its image would have stood.
         partners: What the images were mixed with, on the device; None: nothing.
+        host_index: `index` on the host, where the tensor lies on another device; None: the tensor lies on the host, or
+            nobody knows its values there.
     """
 
     images: Tensor
@@ -55,10 +59,24 @@ class Batch:
     num_global_rows: int
     skipped: tuple[ImageReadError, ...] = ()
     partners: Partners | None = None
+    host_index: Int64Array | None = None
 
     def __len__(self) -> int:
         """Return the rows of this rank, padding included."""
         return len(self.index)
+
+    @property
+    def index_on_host(self) -> Int64Array:
+        """The canonical indices, read without waiting for a device: int64 (B,).
+
+        Raises:
+            ValueError: They lie on a device alone.
+        """
+        if self.host_index is not None:
+            return self.host_index
+        if self.index.device.type != "cpu":
+            raise ValueError(f"the indices lie on {self.index.device} alone; give the batch its host_index")
+        return np.asarray(self.index)
 
     @property
     def skipped_index(self) -> Tensor:
@@ -84,6 +102,7 @@ class Batch:
             images=self.images.to(device, non_blocking=non_blocking),
             targets=self.targets.to(device, non_blocking=non_blocking),
             index=self.index.to(device, non_blocking=non_blocking),
+            host_index=self.index_on_host if self.index.device.type == "cpu" else self.host_index,
         )
 
     def pin_memory(self) -> Batch:
@@ -111,6 +130,7 @@ class Batch:
             )
         columns = (self.images.chunk(num_chunks), self.targets.chunk(num_chunks), self.index.chunk(num_chunks))
         partners = self.partners.chunks(num_chunks) if self.partners else [None] * num_chunks
+        host = [None] * num_chunks if self.host_index is None else np.split(self.host_index, num_chunks)
         return [
             replace(
                 self,
@@ -119,6 +139,7 @@ class Batch:
                 index=index,
                 skipped=() if position else self.skipped,
                 partners=partners[position],
+                host_index=host[position],
             )
             for position, (images, targets, index) in enumerate(zip(*columns, strict=True))
         ]

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlpheads.loaders.contract.arrays import FloatArray, Int64Array, UInt64Array
@@ -44,6 +45,22 @@ def uniform_rows(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, 
     bits_UB = mix64(_increments(num_draws) + state_B)
     bits_UB >>= np.uint64(11)
     return np.multiply(bits_UB, 2.0**-53, dtype=np.float64)
+
+
+def normals(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stream: str) -> NDArray[np.float32]:
+    """Draw standard normal numbers, those of `KeyedStream.normals`: float32 (B, num_draws), two from each word."""
+    state_B = absorb(stream_state(seed, stream, epoch), index_B.astype(np.uint64))
+    bits_UB = mix64(_increments(-(-num_draws // 2)) + state_B)
+    halves_UB = np.concatenate([bits_UB & np.uint64(_LOW_32), bits_UB >> np.uint64(32)])[:num_draws]
+    middles_UB = ((halves_UB >> np.uint64(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-22) - np.float32(
+        1
+    )
+    return np.asarray(_to_normals(torch.from_numpy(middles_UB.T)))
+
+
+def _to_normals(middles: Tensor) -> Tensor:
+    """Return the quantiles of the standard normal distribution at (1 + middles) / 2."""
+    return torch.erfinv(middles).mul_(math.sqrt(2))
 
 
 @lru_cache(maxsize=64)
@@ -101,4 +118,4 @@ class KeyedStream(nn.Module):
         halves_BU = torch.cat([bits_BU & _LOW_32, shift_right(bits_BU, 32)], dim=1)[:, :num_draws]
         # 23 bits at the middle of their step, which float32 holds exactly: never −1 or 1, whose quantiles are infinite.
         middles_BU = ((halves_BU >> 9).to(torch.float32) + 0.5) * 2.0**-22 - 1.0
-        return torch.erfinv(middles_BU).mul_(math.sqrt(2))
+        return _to_normals(middles_BU)

@@ -35,10 +35,10 @@ def test_random_numbers_are_those_of_the_cpu():
 def test_images_are_those_of_the_cpu_and_nothing_waits(policy):
     """Where products are rounded otherwise, a level more or less may be amplified by what follows."""
     module, images, index = augment_of(policy, "cuda"), IMAGES.cuda(), INDEX.cuda()
-    module(images, index, 1)
+    module(images, index, 1, INDEX.numpy())
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ours = module(images, index, 1)
+        ours = module(images, index, 1, INDEX.numpy())
     finally:
         torch.cuda.set_sync_debug_mode("default")
     difference = (ours.cpu() - augment_of(policy, "cpu")(IMAGES, INDEX, 1)).abs()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -220,6 +221,7 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
     heads, audit = build_heads(config, (24, 24), "heads", 2), build_heads(config, (24, 24), "audit", 1)
     ema = build_average(model, 0.9, AverageConfig(warmup=True))
     span = Span(epochs=2, steps_per_epoch=5)
+    host_index = np.zeros(32, dtype=np.int64)
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
         for module in (model, heads, audit, ema.module):
             make_fake(module, mode)
@@ -239,7 +241,8 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
             rank=0,
         )
         images = torch.zeros(32, 3, 8, 8, dtype=torch.uint8)
-        batch = Batch(images, torch.zeros(32, dtype=torch.int64), torch.zeros(32, dtype=torch.int64), 32)
+        zeros = torch.zeros(32, dtype=torch.int64)
+        batch = Batch(images, zeros, zeros, 32, host_index=host_index)
         augment = Augment(augment_spec(config.data), Normalize(config.data.mean, config.data.std), seed=0)
         mixer = Mixer(mix_spec(config.data), seed=0)
         meters = Meters(torch.device("cpu"), world_size=1)
@@ -247,7 +250,7 @@ def test_step_never_waits_for_the_device(tiny: Config, launched, kind: str | Non
         learner.train()
         for number in range(2):
             shares = step(
-                mixer(batch.with_images(augment(batch.images, batch.index, number)), number, 0), number, weights
+                mixer(batch.with_images(augment(batch.images, zeros, number, host_index)), number, 0), number, weights
             )
             meters.add(number + 1, shares)
     assert {"class_loss", "head_cross_entropy", "joint", "top1", "rla_first", "rla_last"} <= shares.keys()

@@ -200,6 +200,7 @@ def test_help_tells_of_every_augmentation():
         "data.augment.policy",
         "data.augment.erase_fill",
         "data.augment.rand_operations",
+        "data.augment.interpolation",
         "data.mix.cutmix",
         "data.mix.cutmix_minmax",
         "data.mix.mode",

@@ -1,9 +1,12 @@
 """Shift after padding, cutout and random erasing: known answers, the libraries' distributions, keyed draws."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from planned_pixels import run_planner
 from scipy import stats
 from torchvision.transforms import v2
 
@@ -16,7 +19,7 @@ INDEX = torch.arange(1000, 1064)
 
 
 def test_a_shift_is_a_window_of_the_padded_image_at_the_hosts_own_draw():
-    shifted = PadCrop(4, seed=7)(IMAGES, INDEX, 3)
+    shifted = run_planner(PadCrop(4, seed=7), IMAGES, INDEX, 3)
     starts = (uniforms(7, 3, INDEX.numpy(), 2, stream="pad crop") * 9).astype(int)
     padded = F.pad(IMAGES, [4] * 4)
     for image, window, (top, left) in zip(padded, shifted, starts, strict=True):
@@ -83,7 +86,10 @@ def test_noise_is_normal_in_the_box_alone_and_a_colour_is_one_colour():
 
 @pytest.mark.parametrize("operation", [PadCrop(4, 0), Cutout(5, 0), RandomErasing(EraseSpec(0.7), 0)])
 def test_a_draw_belongs_to_its_sample(operation):
-    images = IMAGES if isinstance(operation, PadCrop) else IMAGES.float()
+    if isinstance(operation, PadCrop):
+        operation, images = partial(run_planner, operation), IMAGES
+    else:
+        images = IMAGES.float()
     whole = operation(images, INDEX, 5)
     shuffled = torch.randperm(64, generator=torch.Generator().manual_seed(1))
     assert torch.equal(operation(images[shuffled], INDEX[shuffled], 5), whole[shuffled])

@@ -34,6 +34,8 @@ def test_a_batch_moves_whole():
     assert {tensor.device.type for tensor in (moved.images, moved.targets, moved.index)} == {"meta"}
     assert moved.num_global_rows == 15
     assert moved.images.dtype == torch.uint8
+    assert moved.index_on_host.tolist() == [0, 100, 200, 300]
+    assert moved.chunks(2)[1].index_on_host.tolist() == [200, 300]
 
 
 def test_skipped_rows_become_padding_and_say_why():
@@ -60,3 +62,9 @@ def test_a_pinned_batch_reaches_the_gpu_unchanged():
     back = pinned.to("cuda", non_blocking=True).to("cpu")
     assert torch.equal(back.images, batch.images)
     assert torch.equal(back.index, batch.index)
+
+
+def test_indices_that_only_a_device_knows_are_not_read():
+    rows = torch.arange(4)
+    with pytest.raises(ValueError, match="the indices lie on meta alone; give the batch its host_index"):
+        Batch(torch.zeros(4, 3, 2, 2), rows, rows.to("meta"), 4).index_on_host  # noqa: B018

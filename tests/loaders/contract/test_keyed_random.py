@@ -9,7 +9,7 @@ from scipy import stats
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlpheads.loaders.contract.hashing import hash64, stream_key
-from rlpheads.loaders.contract.keyed_random import KeyedStream, uniforms
+from rlpheads.loaders.contract.keyed_random import KeyedStream, normals, uniforms
 
 INDICES = st.lists(st.integers(-1, 2**62), min_size=1, max_size=5)
 
@@ -64,3 +64,10 @@ def test_nothing_is_saved_and_nothing_waits_for_the_device():
     with FakeTensorMode():
         stream, index_B = KeyedStream(0, "noise"), torch.arange(4)
         assert stream.normals(1, index_B, num_draws=5).shape == (4, 5)
+
+
+@pytest.mark.parametrize("num_draws", [1, 2, 5])
+def test_normal_numbers_of_the_host_are_those_of_the_device(num_draws):
+    index_B = torch.arange(100) * 31 - 1
+    device = KeyedStream(3, "noise").normals(7, index_B, num_draws=num_draws)
+    assert np.array_equal(normals(3, 7, index_B.numpy(), num_draws, stream="noise"), device.numpy())
