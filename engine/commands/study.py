@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -41,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rlpheads.engine.commands.study_plan import plan_runs, read_study
     from rlpheads.engine.commands.study_report import collect_study, print_study, write_study
     from rlpheads.engine.commands.study_runs import StudyStoppedError, finish_runs
+    from rlpheads.engine.runs.folder import json_text
     from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 
     if arguments.jobs < 1:
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         return exit_codes.REQUEUE
     written = write_study(folder, found)
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json_text(found, indent=2), end="")
     else:
         print_study(found, console)
         console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)

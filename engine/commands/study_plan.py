@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from rlpheads.engine.audits.audit_run import AuditOptions
 from rlpheads.engine.checks.checks import check_config
@@ -21,6 +21,9 @@ from rlpheads.engine.runs.folder import write_atomically
 from rlpheads.memorization.audit.audit_labels import MIN_FRESH_DRAWS
 from rlpheads.memorization.probes.probe_heads import PROBES
 
+ALL_SOURCES = "all"
+"""What a study's file calls all sources of chance at once: the run's `seed`."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -32,7 +35,7 @@ class Study:
         settings: keys that every run has on top.
         arms: keys that the runs of an arm have on top of those, by the arm's name; the grid's points are arms too.
         seeds: a run for each, in every arm.
-        vary: the source of chance that takes them while the others stay as they are; None: all.
+        vary: sources of chance that take them while the others stay as they are, each with runs of its own; None: all at once.
         reference: the arm that the others are compared with.
         audit: how every finished run is audited; None: not at all.
     """
@@ -43,7 +46,7 @@ class Study:
     arms: dict[str, dict[str, Any]]
     seeds: tuple[int, ...]
     reference: str
-    vary: RandomSource | None = None
+    vary: tuple[RandomSource | None, ...] = (None,)
     audit: AuditOptions | None = field(default_factory=AuditOptions)
 
 
@@ -54,6 +57,7 @@ class PlannedRun:
     Attributes:
         arm: the arm it belongs to.
         seed: its seed.
+        source: the source of chance that takes the seed; None: all.
         config: its settings.
         settings_file: where those of the study among them are written.
         command: arguments of engine/train.py.
@@ -61,6 +65,7 @@ class PlannedRun:
 
     arm: str
     seed: int
+    source: RandomSource | None
     config: Config
     settings_file: Path
     command: tuple[str, ...]
@@ -96,7 +101,7 @@ def read_study(path: Path) -> Study:
         arms=arms,
         seeds=seeds,
         reference=reference,
-        vary=_read_source(path, given.get("vary")),
+        vary=_read_sources(path, given.get("vary", ALL_SOURCES)),
         audit=_read_audit(path, given.get("audit", {})),
     )
 
@@ -104,12 +109,14 @@ def read_study(path: Path) -> Study:
 def plan_runs(study: Study, folder: Path, world_size: int) -> list[PlannedRun]:
     """Write the settings of every run into `folder`, and check them, before any is started.
 
-    Runs are ordered by seed, then by arm: a study that is stopped early has as many seeds of each arm as there was time for.
+    Runs are ordered by seed, then by source of chance and arm: a study that is stopped early has as many seeds of each arm as
+    there was time for.
 
     Raises:
         ConfigError: the settings of a run cannot be run; the message names the file that holds them.
     """
-    runs = [_plan_run(study, arm, seed, folder) for seed in study.seeds for arm in study.arms]
+    planned = itertools.product(study.seeds, study.vary, study.arms)
+    runs = [_plan_run(study, arm, seed, source, folder) for seed, source, arm in planned]
     for run in runs[: len(study.arms)]:
         try:
             check_config(run.config, world_size)
@@ -118,20 +125,21 @@ def plan_runs(study: Study, folder: Path, world_size: int) -> list[PlannedRun]:
     return runs
 
 
-def _plan_run(study: Study, arm: str, seed: int, folder: Path) -> PlannedRun:
-    name = _run_name(arm, seed)
+def _plan_run(study: Study, arm: str, seed: int, source: RandomSource | None, folder: Path) -> PlannedRun:
+    name = _run_name(arm, seed, source if len(study.vary) > 1 else None)
     settings = _merge(study.settings, study.arms[arm])
-    seeded = {"seed": seed} if study.vary is None else {"seeds": {study.vary: seed}}
+    seeded = {"seed": seed} if source is None else {"seeds": {source: seed}}
     settings = _merge(settings, seeded | {"run": {"dir": str(folder), "name": name}})
     path = folder / "settings" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, dump_yaml(settings))
     command = [part for file in (*study.config, path) for part in ("--config", str(file))]
-    return PlannedRun(arm, seed, parse_config(command), path, tuple(command))
+    return PlannedRun(arm, seed, source, parse_config(command), path, tuple(command))
 
 
-def _run_name(arm: str, seed: int) -> str:
-    return f"{arm}.seed{seed}"
+def _run_name(arm: str, seed: int, source: RandomSource | None = None) -> str:
+    """Return the name of a run's folder; `source` where the study varies more than one source of chance."""
+    return f"{arm}.{source or 'seed'}{seed}"
 
 
 def _check_folder_names(path: Path, arms: Mapping[str, Any], seeds: Sequence[int]) -> None:
@@ -193,9 +201,19 @@ def _read_seeds(path: Path, seeds: object) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _read_source(path: Path, given: object) -> RandomSource | None:
-    source: RandomSource | None = convert_value(f"{path}: vary", given, RandomSource | None)
-    return source
+def _read_sources(path: Path, given: object) -> tuple[RandomSource | None, ...]:
+    names = given if isinstance(given, list) else [given]
+    allowed = (ALL_SOURCES, *get_args(RandomSource))
+    for name in names:
+        if name not in allowed:
+            close = nearest(str(name), allowed)
+            listed = f"{', '.join(allowed)}, or a list of some" + (f"; nearest: {close}" if close else "")
+            raise refusal(f"{path}: vary", name, listed)
+    if not names or len(set(names)) < len(names):
+        raise refusal(f"{path}: vary", given, "each source of chance once")
+    return tuple(
+        source for name in names for source in (None, *get_args(RandomSource)) if (source or ALL_SOURCES) == name
+    )
 
 
 def _read_audit(path: Path, given: object) -> AuditOptions | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,53 +14,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlpheads.engine.audits.audit_run import audit_path
-from rlpheads.engine.commands.study_plan import PlannedRun, Study
+from rlpheads.engine.commands.study_measures import EXCESSES, IN_PERCENT, MEASURES, average_taps, measure_run
+from rlpheads.engine.commands.study_plan import ALL_SOURCES, PlannedRun, Study
 from rlpheads.engine.report.study_matching import match_paths
+from rlpheads.engine.report.study_sources import spread_by_source, spread_table
 from rlpheads.engine.report.study_tables import csv_text, latex_text
 from rlpheads.engine.runs.environment import collect_environment
-from rlpheads.engine.runs.folder import RunFolder, write_atomically
-from rlpheads.engine.runs.opened_run import RunError, open_checkpoint
+from rlpheads.engine.runs.folder import json_text, write_atomically
 from rlpheads.memorization.baselines.head_only import NEAR_PERFECT_FIT
 from rlpheads.memorization.figures.study_figure import ArmPoint, plot_study
-from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
 from rlpheads.memorization.measures.intervals import draw_interval
 from rlpheads.memorization.measures.multiplicity import holm_adjusted, paired_p_value
 
-MEASURES = {
-    "top1": "held-out top-1",
-    "ece": "held-out ECE",
-    "own_rla": "own heads",
-    "audit_rla": "audit heads",
-    "hidden": "audit − own",
-    "heldout_rla": "held-out",
-    "own_bits_per_sample": "own bits a sample",
-    "own_refit": "refit, own labels",
-    "fresh_refit": "refit, fresh labels",
-    "members_refit": "refit, members",
-    "nonmembers_refit": "refit, non-members",
-    "label_excess": "label excess",
-    "membership_excess": "membership excess",
-}
-"""Every measure of a run, by its name in the JSON, with its name in the table. Random-label accuracies are clean ones of
-the last epoch; `hidden` is what audit heads find beyond the own ones; refit and excess are of refitted probes: members and
-non-members are as many training as held-out images, whose difference is the membership excess. All but
-top1 and ece (the expected calibration error of the classes) have a value for each tap."""
-
-_METRICS = {
-    "top1": "eval_top1",
-    "ece": "eval_ece",
-    "own_rla": "rla_clean",
-    "audit_rla": "audit_rla_clean",
-    "heldout_rla": "rla_heldout",
-    "own_bits_per_sample": "bits_per_sample_clean",
-}
-"""Names of the measures of training in an epoch's line of metrics.jsonl."""
-
 SIGNIFICANT = 0.05
 """p-value, for all differences of a study together, below which one is set in bold."""
-_MEASURES_IN_BITS = {"own_bits_per_sample"}
-_EXCESSES = ("label_excess", "membership_excess")
 
 
 def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
@@ -72,6 +37,7 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         `excesses`: for label and membership excess the runs with a tap beyond its interval (`beyond`), all audited runs (`of`),
         and how many chance alone gives at most (`by_chance`), since a run's intervals hold at all its taps together;
         `matched`: the regularisers where audit heads are equally accurate;
+        `sources`: where the study varies several sources of chance, the standard deviation over the seeds of each, by arm;
         `saturated`: probes that fit nearly every label (`of` all), which can show no excess;
         `runs`: each run's measures, a list over its taps for those that have one;
         `arms`: for each arm and measure the mean over seeds of the averages over taps (`mean`, `values`), its t interval
@@ -79,11 +45,19 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         same seed (`difference`), with its p-value and the one that holds for all differences of the study together.
     """
     environment = collect_environment()
-    by_run = {run.folder.name: _run_measures(study, run) for run in runs}
-    values = {
-        arm: {run.seed: _average_taps(by_run[run.folder.name]["measures"]) for run in runs if run.arm == arm}
-        for arm in study.arms
+    by_run = {run.folder.name: measure_run(study, run) for run in runs}
+    by_source = {
+        source: {
+            arm: {
+                run.seed: average_taps(by_run[run.folder.name]["measures"])
+                for run in runs
+                if (run.arm, run.source) == (arm, source)
+            }
+            for arm in study.arms
+        }
+        for source in study.vary
     }
+    values = by_source[study.vary[0]]
     arms = {
         arm: summarize_arm(values[arm], values[study.reference], arm == study.reference)
         for arm in study.arms
@@ -94,7 +68,8 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         "study": study.name,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "reference": study.reference,
-        "vary": study.vary or "all",
+        "vary": study.vary[0] or ALL_SOURCES,
+        "sources": spread_by_source({source or ALL_SOURCES: each for source, each in by_source.items()}),
         "settings": study.settings,
         "arms": {arm: {"settings": study.arms[arm], **found} for arm, found in arms.items()},
         "matched": match_paths(study.arms, values, study.reference, _summarize_seeds),
@@ -116,7 +91,7 @@ def _count_excesses(study: Study, runs: Iterable[Mapping[str, Any]]) -> dict[str
             "of": len(audited),
             "by_chance": (1 - study.audit.level) * len(audited),
         }
-        for name in _EXCESSES
+        for name in EXCESSES
     }
 
 
@@ -143,6 +118,8 @@ def print_study(found: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     if matched := found.get("matched"):
         console.print(_matched_table(matched, measures))
+    if sources := found.get("sources"):
+        console.print(spread_table(sources, measures, _shown))
     for name, counted in found["excesses"].items():
         console.print(
             f"{MEASURES[name]}: beyond its interval at some tap in {counted['beyond']} of {counted['of']} runs; by chance "
@@ -178,7 +155,7 @@ def write_study(folder: Path, found: Mapping[str, Any]) -> list[Path]:
     }
     paths = [folder / f"study.{suffix}" for suffix in ("json", "csv", "tex")]
     for path, text in zip(
-        paths, (json.dumps(found, indent=2) + "\n", csv_text(found), latex_text(found, titles, cells)), strict=True
+        paths, (json_text(found, indent=2), csv_text(found), latex_text(found, titles, cells)), strict=True
     ):
         write_atomically(path, text)
     points = [
@@ -188,62 +165,6 @@ def write_study(folder: Path, found: Mapping[str, Any]) -> list[Path]:
     if not points or not all({"own_rla", "audit_rla"} <= point.measures.keys() for point in points):
         return paths
     return [*paths, *plot_study(folder / "study", points, found["reference"])]
-
-
-def _run_measures(study: Study, run: PlannedRun) -> dict[str, Any]:
-    rows = RunFolder(run.folder).metrics("epoch")
-    if not rows:
-        raise RunError(f"{run.folder} is done without a whole epoch, which a study compares; leave max_steps out")
-    with _told_of(run.folder / "metrics.jsonl"):
-        measures: dict[str, Any] = {name: rows[-1][metric] for name, metric in _METRICS.items() if metric in rows[-1]}
-        if measures.keys() >= {"own_rla", "audit_rla"}:
-            pairs = zip(measures["audit_rla"], measures["own_rla"], strict=True)
-            measures["hidden"] = [audit - own for audit, own in pairs]
-        _check_measures(measures)
-    path = run.folder / "environment.json"
-    with _told_of(path):
-        trained = parse_mapping(path.read_bytes())
-    found = {"arm": run.arm, "seed": run.seed, "trained_at": trained.get("git"), "measures": measures}
-    if study.audit is None:
-        return found
-    path = audit_path(open_checkpoint(run.folder, plugins=True), study.audit.probe)
-    with _told_of(path):
-        audit = parse_mapping(path.read_bytes())
-        taps = [tap["found"] for tap in audit["taps"]]
-        measures["own_refit"] = [fmean(tap["own_M"]) for tap in taps]
-        measures["fresh_refit"] = [fmean(tap["fresh_F"]) for tap in taps]
-        measures["members_refit"] = [fmean(tap["members_F"]) for tap in taps]
-        measures["nonmembers_refit"] = [fmean(tap["heldout_F"]) for tap in taps]
-        refits = ("own_refit", "fresh_refit", "members_refit", "nonmembers_refit")
-        found["saturated"] = [
-            max(each) >= NEAR_PERFECT_FIT for each in zip(*(measures[name] for name in refits), strict=True)
-        ]
-        for name in _EXCESSES:
-            measures[name] = [float(tap[name]["value"]) for tap in taps]
-            found[f"{name}_intervals"] = [[float(tap[name][end]) for end in ("low", "high")] for tap in taps]
-        _check_measures(measures)
-        found["label_excess_luck"] = [tap["label_excess"]["luck"] for tap in taps]
-        return found | {"taps": [tap["tap"] for tap in audit["taps"]], "options": audit["options"]}
-
-
-@contextmanager
-def _told_of(path: Path) -> Iterator[None]:
-    """Turn what a damaged file ends in, from its bytes or from its content, into one error that names it."""
-    try:
-        yield
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        reason = error if isinstance(error, DamagedJsonError) else f"{type(error).__name__}: {error}"
-        raise RunError(f"{path} is missing or damaged ({reason}): delete the run or the audit that it is of") from error
-
-
-def _average_taps(measures: Mapping[str, Any]) -> dict[str, float]:
-    """Average every measure over its taps."""
-    return {name: fmean(value) if isinstance(value, list) else value for name, value in measures.items()}
-
-
-def _check_measures(measures: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError unless every measure is a number, or a list of some."""
-    fmean([0.0, *_average_taps(measures).values()])
 
 
 def summarize_arm(
@@ -302,15 +223,18 @@ def _summarize_seeds(values: Sequence[float]) -> dict[str, Any]:
 def _cell(name: str, summary: Mapping[str, Any] | None) -> Text:
     if summary is None:
         return Text("–")
-    shown: Callable[[float], str] = (
-        (lambda x: f"{x:.3f}") if name in _MEASURES_IN_BITS else (lambda x: f"{100 * x:.2f}")
-    )
+    shown = _shown(name)
     half = (summary["high"] - summary["low"]) / 2 if summary["low"] is not None else math.nan
     text = shown(summary["mean"]) + ("" if math.isnan(half) else f" ± {shown(half)}")
     difference = summary.get("difference")
     p_adjusted = None if difference is None else difference.get("p_adjusted")
     differs = p_adjusted is not None and p_adjusted < SIGNIFICANT
     return Text(text, style="bold" if differs else "")
+
+
+def _shown(name: str) -> Callable[[float], str]:
+    """Return how a measure's values are written."""
+    return (lambda x: f"{100 * x:.2f}") if name in IN_PERCENT else (lambda x: f"{x:.3f}")
 
 
 def _mean_and_interval(summary: Mapping[str, Any]) -> tuple[float, float, float]:

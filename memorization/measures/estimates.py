@@ -37,6 +37,17 @@ def mean_estimate(values_N: Tensor, level: float = 0.95) -> Estimated:
     return _around(mean, error, freedom, level)
 
 
+def spread_estimate(values_N: Tensor, level: float = 0.95) -> Estimated:
+    """Standard deviation of independent normal values (N,) with the χ² interval; unknown for fewer than two."""
+    check_open_fraction("level", level)
+    _, error, freedom = _moments("values_N", values_N)
+    if not freedom:
+        return UNKNOWN
+    deviation, tail = error * math.sqrt(freedom + 1), (1 - level) / 2
+    low, high = (deviation * math.sqrt(freedom / float(stats.chi2.isf(share, freedom))) for share in (tail, 1 - tail))
+    return Estimated(deviation, low, high)
+
+
 def mean_difference(first_P: Tensor, second_Q: Tensor, level: float = 0.95) -> Estimated:
     """Mean of one group minus that of another, with Welch's t interval; without one where a group has fewer than two.
 

@@ -14,7 +14,8 @@ heads: {labels: 5}
 STUDY = """
 config: base.yaml
 seeds: [3]
-settings: {epochs: 1, max_steps: null, heads: {labels: auto, draws: 2, audit_draws: 1}}
+settings:
+  {epochs: 1, max_steps: null, data: {label_noise: 0.1}, ledger: {every: 1}, heads: {labels: auto, draws: 2, audit_draws: 1}}
 arms:
   free: {regularizer: {factor: 0}}
   held: {regularizer: {kind: uniform, factor: 1}}

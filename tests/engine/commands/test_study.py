@@ -39,6 +39,9 @@ class TestRun:
         for name in ("top1", "ece", "own_rla", "audit_rla", "label_excess", "membership_excess", "own_bits_per_sample"):
             assert held[name]["difference"]["values"] == [held[name]["mean"] - free[name]["mean"]]
             assert held[name]["low"] is None  # one seed has no interval
+        for name in ("membership_auc", "noise_auc", "class_probe_gain", "true_class_gain"):
+            assert name in held
+        assert found["sources"] == {}
         assert found["excesses"]["label_excess"]["of"] == 2
         assert found["excesses"]["label_excess"]["by_chance"] == pytest.approx(0.1)
         assert found["saturated"]["of"] == 4  # two taps in each run

@@ -29,6 +29,13 @@ def test_one_source_of_chance_is_varied_alone(tmp_path):
     assert [(run.config.seed, run.config.seeds.weights) for run in runs] == [(0, 3), (0, 3), (0, 4), (0, 4)]
 
 
+def test_several_sources_of_chance_have_runs_of_their_own(tmp_path):
+    path = study_file(tmp_path, STUDY.replace("[3]", "[3, 4]") + "vary: [all, labels]\n")
+    runs = plan_runs(read_study(path), tmp_path, world_size=1)
+    assert [run.folder.name for run in runs[:4]] == ["free.seed3", "held.seed3", "free.labels3", "held.labels3"]
+    assert [(run.config.seed, run.config.seeds.labels) for run in runs[::2]] == [(3, None), (0, 3), (4, None), (0, 4)]
+
+
 def test_a_grid_multiplies_the_arms(tmp_path):
     text = "config: base.yaml\narms: {a: {heads.draws: 3}}\ngrid: {regularizer.factor: [0, 0.5], epochs: [1, 2]}\n"
     study = read_study(study_file(tmp_path, text))
@@ -48,6 +55,8 @@ def test_a_grid_multiplies_the_arms(tmp_path):
         ("config: base.yaml\narms: {a: {}}\ngrid: {epochs: 3}\n", "grid.epochs: got 3; allowed: a list"),
         ("config: base.yaml\narms: {a: {}}\nseeds: [0, 0]\n", "seeds: .*each seed once"),
         ("config: base.yaml\narms: {a: {}}\nvary: weight\n", "vary: got 'weight'; allowed: .*nearest: weights"),
+        ("config: base.yaml\narms: {a: {}}\nvary: [all, all]\n", "vary: .*each source of chance once"),
+        ("config: base.yaml\narms: {a: {}}\nvary: []\n", "vary: .*each source of chance once"),
         ("config: base.yaml\narms: {a: {}}\nseeds: 3\n", "seeds: got 3; allowed: a list of whole numbers"),
         ("config: base.yaml\narms: {a: {}}\nreference: b\n", "reference: got 'b'; allowed: an arm: a"),
         ("config: base.yaml\narms: {a: {}}\naudit: {draws: 2}\n", "at least 4 draws"),
@@ -94,7 +103,9 @@ def test_an_arm_that_cannot_be_run_is_named_before_anything_is_trained(tmp_path,
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_studies_can_be_run(path, tmp_path):
+def test_shipped_studies_can_be_run(path, tmp_path, monkeypatch):
+    for variable in ("CIFAR100", "IMAGENET"):
+        monkeypatch.setenv(variable, str(tmp_path))
     study = read_study(path)
     runs = plan_runs(study, tmp_path, world_size=1)
-    assert len(runs) == len(study.arms) * len(study.seeds)
+    assert len(runs) == len(study.arms) * len(study.seeds) * len(study.vary)
