@@ -26,7 +26,10 @@ from rlpheads.kernels.cache_folder import folder_for_code, warn_not_kept
 ROOM = Path(__file__).parent
 CPP_SOURCES = tuple(
     ROOM / name
-    for name in ("cpu/tile_pass.cpp", "cpu/tile_update.cpp", "batched/batched_pass.cpp", "pixels/pixel_pass.cpp")
+    for name in (
+        *("cpu/tile_pass.cpp", "cpu/tile_update.cpp", "batched/batched_pass.cpp"),
+        *("pixels/pixel_pass.cpp", "pixels/pair_mixing.cpp"),
+    )
 )
 CPP_HEADERS = tuple(
     ROOM / name

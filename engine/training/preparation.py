@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from torch import nn
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.report.skipped_images import SkipNotices
 from rlpheads.engine.training.loading import augment_spec, mix_spec
+from rlpheads.kernels.pixels.mixing_native import load_native_mixing
 from rlpheads.kernels.pixels.pixel_native import load_native_pixels
 from rlpheads.loaders.augment.mixing import Mixer
 from rlpheads.loaders.augment.normalize import Normalize
@@ -58,7 +58,7 @@ class BatchPreparation:
         self._announce_skipped(batch)
         images = self.augment(batch.images, batch.index, epoch, batch.index_on_host)
         augmented = batch.with_images(images)
-        return cast("Batch", self.mixer(augmented, epoch, step))
+        return self.mixer(augmented, epoch, step)
 
     def _announce_skipped(self, batch: Batch) -> None:
         if batch.skipped:
@@ -68,8 +68,8 @@ class BatchPreparation:
 def build_preparation(config: Config, device: torch.device, seed: int) -> BatchPreparation:
     """Build what the settings say is done to batches on a device; `seed` keys the random draws."""
     normalize = Normalize(config.data.mean, config.data.std)
-    on_cpu = load_native_pixels() if device.type == "cpu" else None
+    on_cpu, in_place = (load_native_pixels(), load_native_mixing()) if device.type == "cpu" else (None, None)
     augment = Augment(augment_spec(config.data), normalize, seed, on_cpu)
-    mixer = Mixer(mix_spec(config.data), seed)
+    mixer = Mixer(mix_spec(config.data), seed, in_place)
     notices = SkipNotices(config.data.max_skipped)
-    return BatchPreparation(normalize.to(device), augment.to(device), mixer.to(device), notices)
+    return BatchPreparation(normalize.to(device), augment.to(device), mixer, notices)

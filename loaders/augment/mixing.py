@@ -8,17 +8,21 @@ is at least one half, and it is what a row's index, target and ledger entry stan
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from rlpheads.loaders.augment.boxes import box_mask
+from rlpheads.loaders.augment.pixel_plan import upload
 from rlpheads.loaders.augment.spec import check_choice, check_fraction
+from rlpheads.loaders.contract.arrays import FloatArray, Int64Array
 from rlpheads.loaders.contract.batch import Batch, Partners
-from rlpheads.loaders.contract.keyed_random import KeyedStream
+from rlpheads.loaders.contract.keyed_random import uniform_rows
 
 MixMode = Literal["pair", "elem", "batch"]
 NUM_QUANTILES = 2048
@@ -77,29 +81,48 @@ class MixSpec:
         return (self.mixup > 0 or self.cuts) and (self.off_epoch is None or epoch < self.off_epoch)
 
 
-class Mixer(nn.Module):
-    """Mixes the images of neighbouring rows and adds the partners to the batch.
+class MixPlan(NamedTuple):
+    """How the rows of a batch are mixed.
+
+    Attributes:
+        weight_B: float64, of the row's own sample where it is not covered; 1: no mixup.
+        boxes_B4: int64, top, left, height and width of CutMix's box in pixels; no height and width: no CutMix.
+        around_B: bool, whether the partner lies around the box: one of more than half shows the row's own sample.
+        share_B: float64, of the row's own sample in the mixed image, from 1/2 to 1.
+    """
+
+    weight_B: FloatArray
+    boxes_B4: Int64Array
+    around_B: NDArray[np.bool_]
+    share_B: FloatArray
+
+
+PairMixing = Callable[[Tensor, FloatArray, Int64Array, NDArray[np.bool_]], bool]
+"""Mixes in place by the first three columns of a plan, or returns False for images that it does not take."""
+
+
+class Mixer:
+    """Mixes the images of neighbouring rows and adds the partners to the batch. What is mixed how is planned on the host.
 
     Args:
         spec: how.
         seed: key of the run.
+        in_place: mixes images that it takes (`rlpheads.kernels.pixels.mixing_native`); None: PyTorch's operations do.
     """
 
-    mixup_Q: Tensor
-    cutmix_Q: Tensor
-
-    def __init__(self, spec: MixSpec, seed: int) -> None:
-        super().__init__()
+    def __init__(self, spec: MixSpec, seed: int, in_place: PairMixing | None = None) -> None:
         self.spec = spec
-        self.stream = KeyedStream(seed, "mix")
-        for name in ("mixup", "cutmix"):
-            self.register_buffer(f"{name}_Q", weight_quantiles(getattr(spec, name)), persistent=False)
+        self.seed = seed
+        self.in_place = in_place
+        self.mixup_Q = weight_quantiles(spec.mixup)
+        self.cutmix_Q = weight_quantiles(spec.cutmix)
 
-    def forward(self, batch: Batch, epoch: int, step: int) -> Batch:
+    def __call__(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Mix the rows of a batch, B even; a row beside padding stays as it is.
 
         Args:
-            batch: this rank's share of the step, or a micro-batch of it, with normalised images: float (B, 3, H, W).
+            batch: this rank's share of the step, or a micro-batch of it, with normalised images: float (B, 3, H, W). With
+                `in_place` they are changed.
             epoch: epoch, from 0.
             step: step of the epoch, from 0.
 
@@ -110,38 +133,38 @@ class Mixer(nn.Module):
         if not self.spec.mixes_in(epoch):
             return batch
         images_B3HW = batch.images
-        size = images_B3HW.shape[-2:]
-        partners_B = _swap_pairs(batch.index)
-        draws_BU = self._draws(batch.index, epoch, step)
-        mixed_B = (draws_BU[:, 0] < self.spec.probability) & (batch.index >= 0) & (partners_B >= 0)
-        cut_B = draws_BU[:, 1] < self._cutmix_probability
-        weight_B = torch.where(mixed_B & ~cut_B, sample_quantiles(self.mixup_Q, draws_BU[:, 2]), 1.0)
-        start_B2, sides_B2 = self._boxes(draws_BU[:, 2:], size)
+        plan = self.plan(batch.index_on_host, epoch, step, images_B3HW.shape[-2:])
+        if self.in_place is None or not self.in_place(images_B3HW, *plan[:3]):
+            images_B3HW = _mix_by_masks(images_B3HW, plan)
+        weight_B = upload(plan.share_B.astype(np.float32), images_B3HW.device)
+        partners = Partners(_swap_pairs(batch.targets), _swap_pairs(batch.index), weight_B)
+        return replace(batch, images=images_B3HW, partners=partners)
+
+    def plan(self, index_B: Int64Array, epoch: int, step: int, size: torch.Size) -> MixPlan:
+        """Return how rows with these canonical indices are mixed, B even, in images of (H, W) pixels."""
+        partners_B = index_B.reshape(-1, 2)[:, ::-1].reshape(-1)
+        draws_UB = self._draws(index_B, partners_B, epoch, step)
+        mixed_B = (draws_UB[0] < self.spec.probability) & (index_B >= 0) & (partners_B >= 0)
+        cut_B = draws_UB[1] < self._cutmix_probability
+        weight_B = np.where(mixed_B & ~cut_B, sample_quantiles(self.mixup_Q, draws_UB[2]), 1.0)
+        start_B2, sides_B2 = self._boxes(draws_UB[2:].T, size)
         sides_B2 = sides_B2 * (mixed_B & cut_B)[:, None]
         area_B = sides_B2.prod(1) / (size[0] * size[1])
-        # A box of more than half shows the row's own sample, and the partner's lies around it.
-        covered_B1HW = box_mask(start_B2, sides_B2, size) ^ (area_B > 0.5)[:, None, None, None]
-        own_B1HW = (weight_B[:, None, None, None] * ~covered_B1HW).to(images_B3HW.dtype)
-        weight_B = (weight_B - torch.minimum(area_B, 1 - area_B)).to(torch.float32)
-        # The weight stands at the end of the interpolation that is exact at 1: unmixed images keep their very bits.
-        mixed_B3HW = torch.lerp(_swap_pairs(images_B3HW), images_B3HW, own_B1HW)
-        in_channels_last = images_B3HW.is_contiguous(memory_format=torch.channels_last)
-        memory_format = torch.channels_last if in_channels_last else torch.contiguous_format
-        partners = Partners(_swap_pairs(batch.targets), partners_B, weight_B)
-        return replace(batch, images=mixed_B3HW.contiguous(memory_format=memory_format), partners=partners)
+        share_B = weight_B - np.minimum(area_B, 1 - area_B)
+        return MixPlan(weight_B, np.concatenate([start_B2, sides_B2], axis=1), area_B > 0.5, share_B)
 
-    def _draws(self, index_B: Tensor, epoch: int, step: int) -> Tensor:
-        """Return uniform numbers, alike for rows that are mixed alike: float64 (B, 6)."""
+    def _draws(self, index_B: Int64Array, partners_B: Int64Array, epoch: int, step: int) -> FloatArray:
+        """Return uniform numbers, alike for rows that are mixed alike: float64 (6, B)."""
+        names: tuple[Int64Array, ...]
         if self.spec.mode == "batch":
-            step_1 = torch.full((1,), step, dtype=torch.int64, device=index_B.device)
-            return self.stream.uniforms(epoch, step_1, num_draws=_NUM_DRAWS).expand(len(index_B), -1)
-        if self.spec.mode == "elem":
-            return self.stream.uniforms(epoch, index_B, _swap_pairs(index_B), num_draws=_NUM_DRAWS)
-        pair_P2 = index_B.view(-1, 2)
-        draws_PU = self.stream.uniforms(epoch, pair_P2.amin(1), pair_P2.amax(1), num_draws=_NUM_DRAWS)
-        return draws_PU.repeat_interleave(2, dim=0)
+            names = (np.full(len(index_B), step, dtype=np.int64),)
+        elif self.spec.mode == "elem":
+            names = (index_B, partners_B)
+        else:
+            names = (np.minimum(index_B, partners_B), np.maximum(index_B, partners_B))
+        return uniform_rows(self.seed, epoch, *names, num_draws=_NUM_DRAWS, stream="mix")
 
-    def _boxes(self, draws_B4: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    def _boxes(self, draws_B4: FloatArray, size: torch.Size) -> tuple[Int64Array, Int64Array]:
         """Return the boxes of CutMix: int64 (B, 2) of (top, left), and of (height, width), in pixels."""
         if self.spec.cutmix_minmax is not None:
             return cutmix_box_minmax(self.spec.cutmix_minmax, draws_B4, size)
@@ -154,40 +177,43 @@ class Mixer(nn.Module):
         return self.spec.switch if self.spec.cuts else 0.0
 
 
-def weight_quantiles(alpha: float) -> Tensor:
+def weight_quantiles(alpha: float) -> FloatArray:
     """Return the quantiles of max(λ, 1 − λ) with λ of Beta(α, α): float64 (NUM_QUANTILES + 1,); all 1 for α = 0."""
     if not alpha:
-        return torch.ones(NUM_QUANTILES + 1, dtype=torch.float64)
+        return np.ones(NUM_QUANTILES + 1)
     from scipy.special import betaincinv
 
-    quantiles_Q = betaincinv(alpha, alpha, np.linspace(0.5, 1.0, NUM_QUANTILES + 1))
-    return torch.tensor([float(quantile) for quantile in quantiles_Q], dtype=torch.float64)
+    return np.asarray(betaincinv(alpha, alpha, np.linspace(0.5, 1.0, NUM_QUANTILES + 1)), dtype=np.float64)
 
 
-def sample_quantiles(quantiles_Q: Tensor, uniforms_B: Tensor) -> Tensor:
+def sample_quantiles(quantiles_Q: FloatArray, uniforms_B: FloatArray) -> FloatArray:
     """Sample a distribution from its quantiles by inverting uniform numbers: float64 (B,)."""
     place_B = uniforms_B * NUM_QUANTILES
-    below_B = place_B.to(torch.int64)
-    return torch.lerp(quantiles_Q[below_B], quantiles_Q[below_B + 1], place_B - below_B)
+    below_B = place_B.astype(np.int64)
+    part_B, low_B, high_B = place_B - below_B, quantiles_Q[below_B], quantiles_Q[below_B + 1]
+    # As torch.lerp rounds it.
+    return np.where(part_B < 0.5, low_B + part_B * (high_B - low_B), high_B - (high_B - low_B) * (1 - part_B))
 
 
-def cutmix_box(weight_B: Tensor, draws_B2: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+def cutmix_box(weight_B: FloatArray, draws_B2: FloatArray, size: torch.Size) -> tuple[Int64Array, Int64Array]:
     """Return the box of CutMix, cut off at the edges: int64 (B, 2) of (top, left), and of (height, width), in pixels.
 
     The box has the image's ratio and 1 − weight of its area; its middle is any pixel. As in timm.
     """
-    side_B = torch.sqrt(1 - weight_B)
+    side_B = np.sqrt(1 - weight_B)
     starts, sides = [], []
     for axis, length in enumerate(size):
-        cut_B = (length * side_B).to(torch.int64)
-        middle_B = (draws_B2[:, axis] * length).to(torch.int64)
-        start_B = (middle_B - cut_B // 2).clamp(0, length)
+        cut_B = (length * side_B).astype(np.int64)
+        middle_B = (draws_B2[:, axis] * length).astype(np.int64)
+        start_B = (middle_B - cut_B // 2).clip(0, length)
         starts.append(start_B)
-        sides.append((middle_B + (cut_B + 1) // 2).clamp(0, length) - start_B)
-    return torch.stack(starts, dim=1), torch.stack(sides, dim=1)
+        sides.append((middle_B + (cut_B + 1) // 2).clip(0, length) - start_B)
+    return np.stack(starts, axis=1), np.stack(sides, axis=1)
 
 
-def cutmix_box_minmax(minmax: tuple[float, float], draws_B4: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+def cutmix_box_minmax(
+    minmax: tuple[float, float], draws_B4: FloatArray, size: torch.Size
+) -> tuple[Int64Array, Int64Array]:
     """Return a box wholly inside the image, with sides between two fractions of the image's: as `cutmix_box`. As in timm.
 
     Args:
@@ -198,10 +224,24 @@ def cutmix_box_minmax(minmax: tuple[float, float], draws_B4: Tensor, size: torch
     starts, sides = [], []
     for length, of_side, of_start in ((size[0], 0, 1), (size[1], 3, 2)):
         least, most = (int(length * bound) for bound in minmax)
-        side_B = least + (draws_B4[:, of_side] * (most - least)).to(torch.int64)
-        starts.append((draws_B4[:, of_start] * (length - side_B + 1)).to(torch.int64))
+        side_B = least + (draws_B4[:, of_side] * (most - least)).astype(np.int64)
+        starts.append((draws_B4[:, of_start] * (length - side_B + 1)).astype(np.int64))
         sides.append(side_B)
-    return torch.stack(starts, dim=1), torch.stack(sides, dim=1)
+    return np.stack(starts, axis=1), np.stack(sides, axis=1)
+
+
+def _mix_by_masks(images_B3HW: Tensor, plan: MixPlan) -> Tensor:
+    """Return the mixed images, in new memory of the same format."""
+    columns_B6 = np.concatenate([plan.boxes_B4, plan.around_B[:, None], plan.weight_B[:, None]], axis=1)
+    columns = upload(columns_B6, images_B3HW.device)
+    boxes_B4 = columns[:, :4].to(torch.int64)
+    around_B111, weight_B111 = (columns[:, place, None, None, None] for place in (4, 5))
+    covered_B1HW = box_mask(boxes_B4[:, :2], boxes_B4[:, 2:], images_B3HW.shape[-2:]) ^ (around_B111 > 0)
+    own_B1HW = (weight_B111 * ~covered_B1HW).to(images_B3HW.dtype)
+    # The weight stands at the end of the interpolation that is exact at 1: unmixed images keep their very bits.
+    mixed_B3HW = torch.lerp(_swap_pairs(images_B3HW), images_B3HW, own_B1HW)
+    in_channels_last = images_B3HW.is_contiguous(memory_format=torch.channels_last)
+    return mixed_B3HW.contiguous(memory_format=torch.channels_last if in_channels_last else torch.contiguous_format)
 
 
 def _swap_pairs(rows: Tensor) -> Tensor:

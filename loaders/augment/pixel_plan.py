@@ -89,7 +89,7 @@ def run_sorted(
     """
     order_SB = np.argsort(kinds_SB, axis=1, kind="stable")
     sorted_SB6 = np.take_along_axis(values_SB6, order_SB[..., None], axis=1)
-    rows_SB, values = (_upload(array, images_B3HW.device) for array in (order_SB, sorted_SB6))
+    rows_SB, values = (upload(array, images_B3HW.device) for array in (order_SB, sorted_SB6))
     images = images_B3HW.clone(memory_format=torch.contiguous_format)
     for step, kinds_B in enumerate(kinds_SB):
         ends = np.cumsum(np.bincount(kinds_B, minlength=len(PixelKind)))
@@ -128,7 +128,7 @@ def _apply_kind(kind: PixelKind, images: Tensor, values_B6: Tensor, interpolatio
     return pixels.autocontrast(images) if kind == PixelKind.AUTOCONTRAST else pixels.equalize(images)
 
 
-def _upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """Return an array on a device, to which nothing waits for its copy."""
+def upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """Return an array on a device; nothing waits for its copy."""
     tensor = torch.tensor(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

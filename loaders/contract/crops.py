@@ -92,10 +92,10 @@ def draw_crops(crop: CropSpec, seed: int, epoch: int, index_B: Int64Array) -> Fl
         float64 (U, B), numbers for `place_crops`: whether it is flipped; if crops are random, uniform numbers for top and
         left, then the heights of the tries, then their widths, in an image of area 1.
     """
-    flip_1B = uniform_rows(seed, epoch, index_B, 1, stream="flips") < crop.hflip
+    flip_1B = uniform_rows(seed, epoch, index_B, num_draws=1, stream="flips") < crop.hflip
     if crop.kind == "whole":
         return flip_1B.astype(np.float64)
-    uniform_UB = uniform_rows(seed, epoch, index_B, NUM_CROP_DRAWS, stream="crops")
+    uniform_UB = uniform_rows(seed, epoch, index_B, num_draws=NUM_CROP_DRAWS, stream="crops")
     area_VB, ratio_VB, place_2B = uniform_UB[0:-2:2], uniform_UB[1:-2:2], uniform_UB[-2:]
     fraction_VB = crop.scale[0] + area_VB * (crop.scale[1] - crop.scale[0])
     least = math.log(crop.ratio[0])

@@ -36,12 +36,22 @@ def uniforms(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stre
     Returns:
         float64 (B, num_draws) in [0, 1), multiples of 2**-53. The first columns do not depend on num_draws.
     """
-    return uniform_rows(seed, epoch, index_B, num_draws, stream=stream).T
+    return uniform_rows(seed, epoch, index_B, num_draws=num_draws, stream=stream).T
 
 
-def uniform_rows(seed: int, epoch: int, index_B: Int64Array, num_draws: int, *, stream: str) -> FloatArray:
-    """Draw what `uniforms` draws, each sample's numbers in a column: float64 (num_draws, B), contiguous."""
-    state_B = absorb(stream_state(seed, stream, epoch), index_B.astype(np.uint64))
+def uniform_rows(seed: int, epoch: int, *names: Int64Array, num_draws: int, stream: str) -> FloatArray:
+    """Draw what `uniforms` draws, each sample's numbers in a column: float64 (num_draws, B), contiguous.
+
+    Args:
+        seed: key of the run.
+        epoch: epoch, from 0.
+        names: int64 (B,), what names a sample: its canonical index, or the two of a pair.
+        num_draws: numbers of each sample.
+        stream: name of the consumer.
+    """
+    state_B = stream_state(seed, stream, epoch)
+    for name in names:
+        state_B = absorb(state_B, name.astype(np.uint64))
     bits_UB = mix64(_increments(num_draws) + state_B)
     bits_UB >>= np.uint64(11)
     return np.multiply(bits_UB, 2.0**-53, dtype=np.float64)

@@ -50,7 +50,7 @@ def test_mixing_is_that_of_the_cpu_and_nothing_waits():
     targets = INDEX % 10
     batch = Batch(IMAGES / 255, targets, INDEX, COUNT)
     expected = Mixer(spec, 0)(batch, 3, 0)
-    mixer, on_device = Mixer(spec, 0).to("cuda"), batch.to("cuda")
+    mixer, on_device = Mixer(spec, 0), batch.to("cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
         mixed = mixer(on_device, 3, 0)

@@ -11,6 +11,7 @@ from scipy import stats
 from timm.data.mixup import rand_bbox, rand_bbox_minmax
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from rlpheads.kernels.pixels.mixing_native import load_native_mixing
 from rlpheads.loaders.augment.mixing import Mixer, MixSpec, cutmix_box, cutmix_box_minmax, weight_quantiles
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.hashing import hash64, stream_key
@@ -92,8 +93,7 @@ def test_boxes_are_timms():
             top, bottom, left, right = rand_bbox((3, 20, 30), weight)
         finally:
             np.random.randint = original
-        weights, middles = torch.tensor([weight], dtype=torch.float64), torch.from_numpy(middle[None])
-        start, sides = cutmix_box(weights, middles, size)
+        start, sides = cutmix_box(np.array([weight]), middle[None], size)
         assert start.tolist() == [[top, left]]
         assert sides.tolist() == [[bottom - top, right - left]]
 
@@ -205,7 +205,7 @@ def test_boxes_between_two_sides_are_timms(minmax, monkeypatch):
             np.random, "randint", lambda low, high, drawn=drawn, **_: low + int(next(drawn) * (high - low))
         )
         first_row, end_row, first_column, end_column = rand_bbox_minmax((3, 20, 30), minmax)
-        draws = torch.tensor([[height, top, left, width]], dtype=torch.float64)
+        draws = np.array([[height, top, left, width]])
         start, sides = cutmix_box_minmax(minmax, draws, torch.Size((20, 30)))
         assert start.tolist() == [[first_row, first_column]]
         assert sides.tolist() == [[end_row - first_row, end_column - first_column]]
@@ -232,6 +232,35 @@ def test_a_row_beside_padding_stays_as_it_is():
     assert out.partners.weight[2:].tolist() == [1.0] * 6
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planes", "channels last"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(replace(BOTH, mode=mode) for mode in ("pair", "elem", "batch")),
+        MixSpec(mixup=0.2, cutmix_minmax=(0.1, 0.95), mode="elem", probability=0.8),
+    ],
+    ids=str,
+)
+def test_native_code_mixes_in_place_what_masks_mix_in_new_memory(spec, layout):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(64, 3, 21, 34, generator=generator).contiguous(memory_format=layout)
+    index = torch.arange(64)
+    index[5] = -1
+    batch = Batch(images, index % 7, index, 64)
+    in_place = load_native_mixing()
+    assert in_place is not None
+    for step in range(4):
+        expected = Mixer(spec, 3)(batch, 1, step)
+        given = batch.with_images(images.clone())
+        mixed = Mixer(spec, 3, in_place)(given, 1, step)
+        torch.testing.assert_close(mixed.images, expected.images, rtol=1e-6, atol=1e-6)
+        assert mixed.images is given.images
+        assert torch.equal(mixed.partners.weight, expected.partners.weight)
+        assert torch.equal(mixed.images[4:6], images[4:6])
+    half = batch.with_images(images.to(torch.bfloat16))
+    assert torch.equal(Mixer(spec, 3, in_place)(half, 1, 0).images, Mixer(spec, 3)(half, 1, 0).images)
+
+
 def test_off_epoch_and_no_alpha_mix_nothing():
     batch = make_batch(torch.arange(8))
     mixer = Mixer(MixSpec(mixup=1.0, off_epoch=3), 0)
@@ -248,7 +277,7 @@ def test_memory_format_and_type_stay_and_nothing_waits():
     assert mixed.images.is_contiguous(memory_format=torch.channels_last)
     with FakeTensorMode():
         zeros = torch.zeros(8, dtype=torch.int64)
-        fake = Batch(torch.zeros(8, 3, 4, 4), zeros, zeros, 8)
+        fake = Batch(torch.zeros(8, 3, 4, 4), zeros, zeros, 8, host_index=np.zeros(8, dtype=np.int64))
         assert Mixer(BOTH, 0)(fake, 0, 0).images.shape == (8, 3, 4, 4)
 
 
