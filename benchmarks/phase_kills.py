@@ -24,7 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from killed_runs import Case, ForkedRun, Way, clear, differences, import_once, status_of, wait
+from forked_run import ForkedRun, import_once
+from killed_runs import Case, Way, clear, status_of
+from run_comparison import differences
+from started_run import wait
 
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT", "SIGKILL")
 NUM_SIGNALS = 3

@@ -25,19 +25,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from killed_runs import (
-    RECIPES,
-    Case,
-    StartedRun,
-    Way,
-    clear,
-    differences,
-    import_once,
-    last_step,
-    send,
-    status_of,
-    wait,
-)
+from forked_run import import_once
+from killed_runs import RECIPES, Case, Way, clear, last_step, status_of
+from run_comparison import differences
+from started_run import StartedRun, send, wait
 
 SIGNALS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGHUP")
 """Drawn evenly."""

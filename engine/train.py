@@ -15,7 +15,7 @@ from rlpheads.engine.config.errors import ConfigError, RankError
 from rlpheads.engine.config.launcher_variables import is_first, without_local_rank
 from rlpheads.engine.config.ranges import range_errors
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.distributed import host_memory, launcher_folder
+from rlpheads.engine.distributed import host_memory, launcher_folder, parent_death
 from rlpheads.engine.model import timm_loading
 from rlpheads.engine.terminal import standard_streams
 from rlpheads.engine.terminal.text import printable
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is not None:
         return _train(argv)
+    parent_death.stop_with_launcher()
     standard_streams.keep_running()  # a process of its own
     host_memory.keep_freed_memory()
     if (left := launcher_folder.read_code()) is not None:

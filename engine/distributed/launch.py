@@ -19,7 +19,6 @@ from rlpheads.engine.config.errors import ConfigError, RankError
 from rlpheads.engine.config.run import DistributedConfig
 from rlpheads.engine.distributed.meeting import MeetingError, open_meeting
 from rlpheads.engine.distributed.meeting_places import MeetingPlaces, may_differ, noted_place
-from rlpheads.engine.distributed.parent_death import stop_with_parent
 from rlpheads.engine.distributed.progress import Progress
 
 T = TypeVar("T")
@@ -57,7 +56,7 @@ class Launch:
 
     `control` is a gloo group for small host messages (stop flags, hashes). It is apart from the group that reduces
     gradients, so that a message read one step late never waits behind a gradient. `store` is this attempt's own part of
-    the launcher's store. `progress` is what this rank does.
+    the launcher's store. `progress` is what this rank does. `groups` are all that `host_group` has made.
     """
 
     rank: Rank
@@ -65,6 +64,7 @@ class Launch:
     control: dist.ProcessGroup
     store: dist.Store
     progress: Progress = field(default_factory=Progress)
+    groups: list[dist.ProcessGroup] = field(default_factory=list)
 
     @property
     def is_main(self) -> bool:
@@ -80,11 +80,28 @@ class Launch:
         """Return the one-dimensional mesh of all ranks, which hold equal shares of the data."""
         return init_device_mesh(self.device.type, (self.world_size,), mesh_dim_names=("data",))
 
+    def host_group(self) -> dist.ProcessGroup:
+        """Return a new gloo group of all ranks, for messages that wait behind no others. Collective."""
+        self.groups.append(_host_group())
+        return self.groups[-1]
+
+    @property
+    def collectives_begun(self) -> int:
+        """Number of collectives that this rank has begun: a rank that others wait for has begun fewer than they."""
+        groups = [dist.group.WORLD, self.control, *self.groups]
+        return sum(group._get_sequence_number_for_group() for group in groups if group is not None)
+
     def share(self, value: T | None) -> T | None:
         """Return the main rank's `value` at every rank. Collective."""
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
+
+
+def _host_group() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # every rank is a member
+    return group
 
 
 def choose_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
@@ -145,8 +162,6 @@ def start(
         ConfigError: the ranks cannot meet where the environment says.
     """
     rank = Rank.from_environment()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        stop_with_parent()
     device = choose_device(choice, rank.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -157,7 +172,5 @@ def start(
     else:
         store = dist.HashStore()
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
-    control = dist.new_group(backend="gloo")
-    assert isinstance(control, dist.ProcessGroup)  # every rank is a member
-    yield Launch(rank, device, control, store)
+    yield Launch(rank, device, _host_group(), store)
     dist.destroy_process_group()  # not after an exception: it would wait for messages that never come

@@ -41,7 +41,8 @@ _STORE_TIMEOUT = timedelta(seconds=4)
 _SAVING_S = 300.0
 """Seconds that a rank without a launcher has to save and stop."""
 _ALMOST = 0.9
-"""Part of the patience with a silent rank after which it prints its stacks: a print of a rank that runs on may crash it."""
+"""Part of the patience with a silent rank after which it prints its stacks, but never while this thread may just wait for the
+store: a print of a rank that runs on may crash it."""
 _MOST_NAMED = 8
 _JUDGED = "judged"
 
@@ -57,6 +58,7 @@ class Pulse:
         stalled: whether it shows no sign of work.
         ended: whether it is the last one.
         place: where its main thread is; known once it was asked.
+        collectives: how many it has begun by then.
         waits: whether it waits inside torch there, as those do that wait for others.
     """
 
@@ -73,6 +75,7 @@ class Pulse:
     stalled: bool = False
     ended: bool = False
     place: str = ""
+    collectives: int = 0
     waits: bool = False
 
     def next(self, progress: Progress, patience: Patience, *, stalled: bool) -> Pulse:
@@ -139,7 +142,8 @@ class _Watch(threading.Thread):
         while not self._over.is_set():
             self._forgive_own_pause()
             # Should Python itself be held, a thread of C prints the stacks.
-            faulthandler.dump_traceback_later(_ALMOST * self._patience.silence_s, file=sys.__stderr__ or 2)
+            held_s = max(_ALMOST * self._patience.silence_s, _PAUSE_S)
+            faulthandler.dump_traceback_later(held_s, file=sys.__stderr__ or 2)
             stalled = self._signs.has_stalled(self._patience.silence_s)
             self._pulse = self._pulse.next(self._launched.progress, self._patience, stalled=stalled)
             try:
@@ -198,7 +202,8 @@ class _Watch(threading.Thread):
         with suppress(OSError):
             write_stacks(self._folder / f"{name}.txt")
             write_flight_record(self._folder / f"{name}.json")
-        self._publish("answer", replace(self._pulse, place=place, waits=waits))
+        begun = self._launched.collectives_begun
+        self._publish("answer", replace(self._pulse, place=place, collectives=begun, waits=waits))
 
     def _verdict(self) -> str:
         """Say which ranks hang, from the answers of those that gave one."""
@@ -242,9 +247,12 @@ class _Watch(threading.Thread):
 
 
 def _furthest_behind(answers: Mapping[int, Pulse]) -> list[Pulse]:
-    """Return the ranks that the others wait for: the fewest phases begun, and of those the ones that do not wait themselves."""
-    least = min(pulse.count for pulse in answers.values())
-    behind = [pulse for pulse in answers.values() if pulse.count == least]
+    """Return the ranks that the others wait for: fewest phases and collectives begun, and of those the ones that do not wait.
+
+    Waiting is seen where the main thread is inside torch; where it waits in a function of C, the collectives tell.
+    """
+    least = min((pulse.count, pulse.collectives) for pulse in answers.values())
+    behind = [pulse for pulse in answers.values() if (pulse.count, pulse.collectives) == least]
     return [pulse for pulse in behind if not pulse.waits] or behind
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
@@ -34,11 +33,9 @@ class CheckpointSaver:
     """
 
     def __init__(self, folder: Path, launch: Launch, settings: CheckpointConfig):
-        group = dist.new_group(backend="gloo")
-        assert isinstance(group, dist.ProcessGroup)  # every rank is a member
         self._folder = folder
         self._device = launch.device
-        self._writers = Writers(group, launch.is_main)
+        self._writers = Writers(launch.host_group(), launch.is_main)
         self._settings = settings
         self._retention = Retention(settings.keep, settings.keep_epochs)
         self._state_copy = StateCopy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
 import threading
@@ -64,6 +65,7 @@ class TorchLoader(PositionedLoader):
             sampler=self._requests,
             collate_fn=_no_collation,
             num_workers=options.num_workers,
+            multiprocessing_context=_start_method() if options.num_workers else None,
             prefetch_factor=options.prefetch if options.num_workers else None,
             persistent_workers=options.keep_workers and options.num_workers > 0,
             pin_memory=options.pin_memory,
@@ -151,6 +153,15 @@ def _full_shared_memory(report: str) -> str:
         f"/dev/shm is full ({words.removeprefix('RuntimeError: ')}); give it more room (docker run --shm-size 8g), or load "
         "with fewer workers or smaller batches"
     )
+
+
+def _start_method() -> str | None:
+    """Return how workers are started: as everything else, but by no fork server.
+
+    That, Python's default from 3.14 on, would be the parent of the workers, which then outlive this process where it is killed.
+    """
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return "fork" if method == "forkserver" else method
 
 
 def _no_collation(item: Any) -> Any:

@@ -11,7 +11,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 
 @pytest.fixture(scope="module")
 def undisturbed(runner: Runner) -> Finished:
-    """The run that the others are compared with."""
-    finished = runner.run("undisturbed")
+    """The run that the others are compared with, by a whole command."""
+    finished = runner.run_command("undisturbed")
     assert finished.code == 0, finished.output
     return finished

@@ -1,13 +1,13 @@
 """Ranks that stand still, and launchers that die: found in time, named, and ended; nothing runs on, nothing waits."""
 
-import json
 import re
 import time
-from pathlib import Path
+from functools import partial
 
 import psutil
 import pytest
-from real_runs import ROOT, Runner, rank_processes
+from real_runs import Runner, rank_processes
+from stuck_ranks import stick
 
 pytestmark = [pytest.mark.distributed, pytest.mark.long, pytest.mark.timeout(150)]
 PATIENCE = ["--epochs", "200", "--distributed.timeout", "8"]
@@ -40,16 +40,14 @@ def test_stopped_rank_is_named_and_ends_the_run(runner: Runner, victim, record_p
     assert not rank.is_running()
 
 
-def stuck(runner: Runner, monkeypatch, name, *flags, ranks=2, **where):
+def stuck(runner: Runner, name, *flags, phase, how="wait", times=1, ranks=2):
     """Run to the end of a run one of whose ranks, 1 where there are two, does not leave a phase."""
-    monkeypatch.setenv("STUCK", json.dumps({"rank": ranks - 1, "time": 1, "how": "wait"} | where))
-    program = str(ROOT / "tests" / "helpers" / "stuck_ranks.py")
-    words = [program if Path(word).name == "train.py" else word for word in runner.command(name, *flags, ranks=ranks)]
-    return runner.finish(runner.start_command(words), name)
+    prepare = partial(stick, ranks - 1, phase, times, how)
+    return runner.join(runner.fork(name, *flags, ranks=ranks, prepare=prepare), name)
 
 
-def test_rank_that_hangs_alone_is_named_among_those_that_wait(runner: Runner, monkeypatch):
-    finished = stuck(runner, monkeypatch, "stuck", *PATIENCE, phase="training step", time=6)
+def test_rank_that_hangs_alone_is_named_among_those_that_wait(runner: Runner):
+    finished = stuck(runner, "stuck", *PATIENCE, phase="training step", times=6)
     assert finished.code == 1, finished.output
     assert "hang: no progress of rank 1 (" in finished.status["reason"]
     assert "training step, step 5" in finished.status["reason"]
@@ -70,12 +68,13 @@ def test_rank_that_hangs_alone_is_named_among_those_that_wait(runner: Runner, mo
         pytest.param("last figures", "circle", 1, marks=pytest.mark.slow),
     ],
 )
-def test_rank_that_never_leaves_a_phase_is_found_the_first_time(runner: Runner, monkeypatch, phase, how, ranks):
+def test_rank_that_never_leaves_a_phase_is_found_the_first_time(runner: Runner, phase, how, ranks):
     """Nobody knows how long it may take: that no rank works, or one in a circle alone, is what tells."""
     name = f"first_{phase.replace(' ', '_')}"
-    finished = stuck(runner, monkeypatch, name, "--distributed.timeout", "8", ranks=ranks, phase=phase, how=how)
+    finished = stuck(runner, name, "--distributed.timeout", "8", ranks=ranks, phase=phase, how=how)
     assert finished.code == 1, finished.output
     assert f"hang: no progress of rank {ranks - 1} (" in finished.status["reason"]
+    assert ranks == 1 or "rank 0" not in finished.status["reason"]
     assert f": {phase}, step " in finished.status["reason"]
     assert "stuck_ranks.py" in finished.status["reason"]
 
@@ -83,9 +82,9 @@ def test_rank_that_never_leaves_a_phase_is_found_the_first_time(runner: Runner, 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", ["wait", "long circle"])
-def test_defaults_find_it_within_a_minute_the_first_time(runner: Runner, monkeypatch, how, record_property):
+def test_defaults_find_it_within_a_minute_the_first_time(runner: Runner, how, record_property):
     name = f"defaults_first_{how.replace(' ', '_')}"
-    finished = stuck(runner, monkeypatch, name, phase="training step", how=how)
+    finished = stuck(runner, name, phase="training step", how=how)
     seconds = int(re.search(r"since (\d+) s", finished.status["reason"])[1])
     record_property("seconds_to_detect", seconds)
     assert "hang: no progress of rank 1 (" in finished.status["reason"]
@@ -98,16 +97,16 @@ def test_long_compilation_is_no_hang(runner: Runner, monkeypatch):
     """The first step takes many times the patience that a rank has which does nothing."""
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     flags = ["--runtime.compile", "true", "--distributed.timeout", "10", "--max_steps", "2"]
-    process = runner.start_command(runner.command("compiles", *flags, ranks=1))
-    finished = runner.finish(process, "compiles")
+    finished = runner.join(runner.fork("compiles", *flags), "compiles", limit_s=540)
     assert finished.code == 0, finished.output
 
 
 def test_stopped_loader_worker_is_named(runner: Runner):
-    process = started(runner, "stopped_worker", "--data.workers", "1", ranks=1)
-    (worker,) = psutil.Process(process.pid).children()
+    forked = runner.fork("stopped_worker", *PATIENCE, "--data.workers", "1")
+    runner.wait_for_step("stopped_worker", 5, forked)
+    (worker,) = psutil.Process(forked.ranks()[0]).children()
     worker.suspend()
-    finished = runner.finish(process, "stopped_worker")
+    finished = runner.join(forked, "stopped_worker")
     assert finished.code == 1, finished.output
     assert "a loader worker gave no sign of life for 5" in finished.status["reason"]
     assert f"process {worker.pid}, which was stopped by a signal" in finished.status["reason"]
@@ -127,6 +126,24 @@ def test_ranks_of_a_dead_launcher_save_and_end(runner: Runner, launcher):
     finished = runner.finish(process, name)
     assert finished.status["status"] == "requeue"
     assert f"step={finished.status['step']:09d}" in {path.name for path in (finished.folder / "checkpoints").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "rlpheads train"])
+def test_ranks_of_a_launcher_that_dies_before_they_have_met_end(runner: Runner, launcher):
+    """They have nothing to save, and would wait for its store for as long as ranks may take to come."""
+    make = runner.train_command if launcher == "rlpheads train" else runner.command
+    process = runner.start_command(make(f"early_orphans_of_{launcher.split()[0]}", ranks=2))
+    while len(rank_processes(process)) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    ranks = rank_processes(process).values()
+    process.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    runner.kill(process)
+    for rank in alive:
+        rank.kill()
+    assert not alive
 
 
 @pytest.mark.slow
@@ -151,9 +168,11 @@ def test_defaults_find_it_within_a_minute(runner: Runner, victim, record_propert
 
 
 def test_start_after_a_killed_one_says_so(runner: Runner):
-    process = started(runner, "killed_start", "--max_steps", "12", ranks=1)
-    pid = process.pid
-    runner.kill(process)
+    forked = runner.fork("killed_start", *PATIENCE, "--max_steps", "12")
+    runner.wait_for_step("killed_start", 5, forked)
+    (pid,) = forked.ranks().values()
+    forked.kill()
+    runner.join(forked, "killed_start")
     finished = runner.run("killed_start", *PATIENCE, "--max_steps", "12")
     assert f"the start before this one (process {pid} on " in finished.output
     assert finished.status["status"] == "done"

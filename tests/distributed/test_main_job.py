@@ -76,9 +76,10 @@ def test_plain_lines_show_what_is_trained(undisturbed):
 def killed(runner):
     """A run to its end, past SIGKILL in turn: at two steps before its first checkpoint, and at three behind it."""
     for step in (6, 12, 24, 30, 36):
-        process = runner.start("killed", "--checkpoint.every", "1")
-        runner.wait_for_step("killed", step, process)
-        runner.kill(process)
+        forked = runner.fork("killed", "--checkpoint.every", "1")
+        runner.wait_for_step("killed", step, forked)
+        forked.kill()
+        runner.join(forked, "killed")
     finished = runner.run("killed")
     assert finished.code == 0, finished.output
     return finished
@@ -107,9 +108,10 @@ def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner):
     flags += AUGMENTED
     whole = runner.run("whole_pair", *flags, ranks=2)
     assert whole.code == 0, whole.output
-    process = runner.start("killed_pair", *flags, ranks=2)
-    runner.wait_for_step("killed_pair", 30, process)
-    runner.kill(process)
+    forked = runner.fork("killed_pair", *flags, ranks=2)
+    runner.wait_for_step("killed_pair", 30, forked)
+    forked.kill()
+    runner.join(forked, "killed_pair")
     finished = runner.run("killed_pair", *flags, ranks=2)
     assert finished.code == 0, finished.output
     assert {"backbone", "heads", "audit", "ema"} == set(finished.status["weights_sha256"])
@@ -233,7 +235,7 @@ def test_first_rank_to_fail_is_heard(runner, tmp_path):
     for victim in (tmp_path / "train" / "c0").iterdir():
         content = victim.read_bytes()
         victim.write_bytes(content[:20] + bytes(len(content) - 20))
-    failed = runner.run("damaged_tree", *flags, ranks=2)
+    failed = runner.run_command("damaged_tree", *flags, ranks=2)
     assert failed.code == 1
     assert failed.status["status"] == "failed"
     assert "ImageReadError" in failed.status["reason"]

@@ -1,12 +1,10 @@
 """Ranks that meet something not finite do the same as one rank does; a rank whose weights drift is named."""
 
-import os
-import subprocess
-from pathlib import Path
+from functools import partial
 
 import pytest
-from faulty_steps import Fault, environment_of
-from real_runs import ROOT, Finished, Runner
+from faulty_steps import Fault, put_in
+from real_runs import Finished, Runner
 
 pytestmark = [pytest.mark.distributed, pytest.mark.long]
 
@@ -21,18 +19,11 @@ SMALL += [
     "--log.tensorboard",
     "false",
 ]
-PROGRAM = ROOT / "tests" / "helpers" / "faulty_steps.py"
 
 
 def faulty_run(runner: Runner, name: str, *flags: str, ranks: int, wanted: list[Fault]) -> Finished:
     """A run of 2 epochs of 5 steps, with EMA, accumulation and audit heads, and faults in its steps."""
-    command = [
-        str(PROGRAM) if Path(word).name == "train.py" else word
-        for word in runner.command(name, *SMALL, *flags, ranks=ranks)
-    ]
-    environment = {**os.environ, **environment_of(wanted), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    return Finished(done.returncode, done.stdout + done.stderr, runner.folder / name)
+    return runner.join(runner.fork(name, *SMALL, *flags, ranks=ranks, prepare=partial(put_in, wanted)), name)
 
 
 @pytest.mark.parametrize("response", ["skip", "rollback"])

@@ -1,22 +1,14 @@
-"""Faults that are put into the steps of a run, in this process or (as a program) in the ranks of a torchrun.
+"""Faults that are put into the steps of a run, in this process or in the ranks that are forked for it."""
 
-As a program it is `engine/train.py` with the faults that the variable FAULTS lists as JSON.
-"""
-
-import json
-import os
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from rlpheads.engine.training.training import Training
 from rlpheads.loaders.contract.batch import Batch
-
-VARIABLE = "FAULTS"
 
 
 @dataclass(frozen=True)
@@ -31,11 +23,6 @@ class Fault:
     rank: int | None = None
     size: float = float("inf")
     part: str = "backbone"
-
-
-def environment_of(faults: Iterable[Fault]) -> dict[str, str]:
-    """Return the variables that give a program these faults."""
-    return {VARIABLE: json.dumps([asdict(fault) for fault in faults])}
 
 
 def _meet(fault: Fault, training: Training) -> list[Any]:
@@ -55,7 +42,21 @@ def _meet(fault: Fault, training: Training) -> list[Any]:
 def faults(*wanted: Fault) -> Iterator[list[int]]:
     """Let steps go wrong while the context is open; yields the numbers of all steps that were taken, in order."""
     whole, taken = Training.train_on, []
+    Training.train_on = _with_faults(whole, wanted, taken)
+    try:
+        yield taken
+    finally:
+        Training.train_on = whole
 
+
+def put_in(wanted: Sequence[Fault], _rank: int) -> None:
+    """Let steps of this process, a rank, go wrong from here on."""
+    Training.train_on = _with_faults(Training.train_on, wanted, [])
+
+
+def _with_faults(
+    whole: Callable[[Training, Batch], None], wanted: Sequence[Fault], taken: list[int]
+) -> Callable[[Training, Batch], None]:
     def train_on(self: Training, delivered: Batch) -> None:
         step, rank, hooks = self.num_updates + 1, self.run.launch.rank.rank, []
         if step not in self.position.left_out:
@@ -67,15 +68,4 @@ def faults(*wanted: Fault) -> Iterator[list[int]]:
         for hook in hooks:
             hook.remove()
 
-    Training.train_on = train_on
-    try:
-        yield taken
-    finally:
-        Training.train_on = whole
-
-
-if __name__ == "__main__":
-    from rlpheads.engine import train
-
-    with faults(*(Fault(**each) for each in json.loads(os.environ[VARIABLE]))):
-        sys.exit(train.main())
+    return train_on

@@ -1,4 +1,8 @@
-"""Real runs: torchrun in a process of its own, on the digits, with a network of seconds; and whether two ended alike."""
+"""Real runs on the digits, with a network of seconds, and whether two ended alike.
+
+By whole commands (torchrun, python) where a test starts, signals or kills them, and by forks of a process that has imported
+everything where a run just goes to its end: a start costs a second and not ten.
+"""
 
 import json
 import os
@@ -6,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +20,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forked_run import ForkedRun
+from started_run import wait
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = """
@@ -65,15 +72,20 @@ class Runner:
     def command(self, name: str, *flags: str, ranks: int = 1) -> list[str]:
         """Return the command of a run: `torchrun engine/train.py`, and python alone for one rank."""
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        program = [str(ROOT / "engine" / "train.py"), "--config", str(self.config)]
         if ranks == 1:
             launcher = [sys.executable]
-        return [*launcher, *program, "--run.dir", str(self.folder), "--run.name", name, *flags]
+        return [*launcher, str(ROOT / "engine" / "train.py"), *self._arguments(name, *flags)]
 
     def train_command(self, name: str, *flags: str, ranks: int = 1) -> list[str]:
         """Return the command of a run: `rlpheads train`."""
         launcher = [sys.executable, "-m", "rlpheads.engine.cli", "train", "--nproc-per-node", str(ranks)]
-        return [*launcher, "--config", str(self.config), "--run.dir", str(self.folder), "--run.name", name, *flags]
+        return [*launcher, *self._arguments(name, *flags)]
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f".{name}.txt"
+
+    def _arguments(self, name: str, *flags: str) -> list[str]:
+        return ["--config", str(self.config), "--run.dir", str(self.folder), "--run.name", name, *flags]
 
     def start(self, name: str, *flags: str, ranks: int = 1) -> "subprocess.Popen[str]":
         return self.start_command(self.command(name, *flags, ranks=ranks))
@@ -99,8 +111,26 @@ class Runner:
             pytest.fail(f"the run hangs:\n{output}")
         return Finished(process.returncode, output, self.folder / name)
 
-    def run(self, name: str, *flags: str, ranks: int = 1) -> Finished:
+    def run_command(self, name: str, *flags: str, ranks: int = 1) -> Finished:
+        """Run a whole command to its end."""
         return self.finish(self.start(name, *flags, ranks=ranks), name)
+
+    def run(self, name: str, *flags: str, ranks: int = 1) -> Finished:
+        """Run to its end, by forks."""
+        return self.join(self.fork(name, *flags, ranks=ranks), name)
+
+    def fork(self, name: str, *flags: str, ranks: int = 1, prepare: Callable[[int], None] | None = None) -> ForkedRun:
+        """Start a run by forks; `prepare` is called in each, with its rank."""
+        self._log(name).write_text("")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return ForkedRun(self._arguments(name, *flags), ranks, self._log(name), prepare, environment)
+
+    def join(self, forked: ForkedRun, name: str, limit_s: float = 240) -> Finished:
+        """Wait for the end of forks; the exit code is the first failed rank's."""
+        if not wait(forked, limit_s=limit_s):
+            pytest.fail(f"the run hangs:\n{self._log(name).read_text()}")
+        assert forked.code is not None
+        return Finished(forked.code, self._log(name).read_text(), self.folder / name)
 
     def kill(self, process: "subprocess.Popen[str]") -> None:
         """Take a run away with SIGKILL, all of its processes, if it has not ended by itself."""
@@ -108,19 +138,21 @@ class Runner:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
-    def wait_for_step(self, name: str, step: int, process: "subprocess.Popen[str]") -> None:
+    def wait_for_step(self, name: str, step: int, process: "subprocess.Popen[str] | ForkedRun") -> None:
         """Return as soon as the run has recorded a step at or past `step`."""
         metrics = self.folder / name / "metrics.jsonl"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            has_ended = process.poll() is not None  # asked before the record is read, which may have got there by then
+            # Asked before the record is read, which may have got there by then.
+            has_ended = process.has_ended() if isinstance(process, ForkedRun) else process.poll() is not None
             lines = []
             with suppress(FileNotFoundError):  # not begun, or just being cleared
                 lines = metrics.read_text().splitlines()
             if any(json.loads(line)["step"] >= step for line in lines if line.endswith("}")):
                 return
             if has_ended:
-                pytest.fail(f"the run ended before step {step}:\n{process.stdout.read() if process.stdout else ''}")
+                output = self._log(name).read_text() if isinstance(process, ForkedRun) else process.communicate()[0]
+                pytest.fail(f"the run ended before step {step}:\n{output}")
             time.sleep(0.01)
         pytest.fail(f"step {step} was not reached")
 

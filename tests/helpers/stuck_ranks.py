@@ -1,11 +1,5 @@
-"""`engine/train.py`, one of whose ranks does not leave a phase: the variable STUCK says which and how, as JSON.
+"""Ranks that do not leave a phase: they wait, or go round in one line, or through functions (a long circle)."""
 
-rank; phase, and the how manyeth `time` that it begins; how: wait, circle (one line), or long circle (through functions).
-"""
-
-import json
-import os
-import sys
 import time
 
 from rlpheads.engine.distributed.progress import Progress
@@ -35,23 +29,15 @@ def turned(number):
 WAYS = {"wait": wait, "circle": circle, "long circle": long_circle}
 
 
-def stick(phase: str, time: int, how: str) -> None:
-    """Have this process go that way when it begins a phase for that time."""
+def stick(victim: int, phase: str, times: int, how: str, rank: int) -> None:
+    """Have this process go that way when it begins a phase for the how manyeth time, if it is the victim."""
     enter, begun = Progress.enter, []
 
     def entered(self, name, step=None):
         enter(self, name, step)
         begun.extend([name] * (name == phase))
-        if len(begun) == time:
+        if len(begun) == times:
             WAYS[how]()
 
-    Progress.enter = entered
-
-
-if __name__ == "__main__":
-    from rlpheads.engine import train
-
-    wanted = json.loads(os.environ["STUCK"])
-    if wanted.pop("rank") == int(os.environ.get("RANK", "0")):
-        stick(**wanted)
-    sys.exit(train.main())
+    if rank == victim:
+        Progress.enter = entered

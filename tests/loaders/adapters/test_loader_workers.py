@@ -108,8 +108,10 @@ def test_workers_end_after_an_unreadable_image(write_tree):
 
 SCRIPT = """
 import multiprocessing
+import os
 import sys
 
+import psutil
 import torch
 
 from rlpheads.loaders.contract.options import LoaderOptions
@@ -122,21 +124,24 @@ if __name__ == "__main__":
     source, _ = open_dataset("digits", seed=0)
     assert "sklearn" not in sys.modules, "reading the digits imported scikit-learn"
     loaders, batches = [], []
-    for start_method in ("fork", "spawn"):
+    for start_method in ("fork", "spawn", "forkserver"):
         multiprocessing.set_start_method(start_method, force=True)
         order, options = Order(1437, 700, seed=0), LoaderOptions(num_workers=1)
         loaders.append(make_loader("torch", source, order, CropSpec(16), train=True, options=options))
-        batches += [(batch.index, batch.images) for batch in loaders[-1]]
+        for batch in loaders[-1]:
+            batches.append((batch.index, batch.images))
+            parents = {psutil.Process(worker.pid).ppid() for worker in multiprocessing.active_children()}
+            assert parents == {os.getpid()}, "a worker ends when its parent is killed"
     torch.save(batches, sys.argv[1])
     # The loaders still live: leaving must end their workers, deaf as these are to what others send.
 """
 
 
 @pytest.mark.long
-def test_a_process_reads_and_exits_with_forked_and_spawned_workers(digits, tmp_path: Path):
+def test_a_process_reads_and_exits_however_its_children_are_started(digits, tmp_path: Path):
     (tmp_path / "read.py").write_text(SCRIPT)
     subprocess.run([sys.executable, str(tmp_path / "read.py"), str(tmp_path / "batches.pt")], check=True, timeout=120)
     here = list(make_loader("torch", digits[0], Order(1437, 700, seed=0), CropSpec(16), train=True))
-    for (index, images), batch in zip(torch.load(tmp_path / "batches.pt"), here * 2, strict=True):
+    for (index, images), batch in zip(torch.load(tmp_path / "batches.pt"), here * 3, strict=True):
         assert torch.equal(index, batch.index)
         assert torch.equal(images, batch.images)
