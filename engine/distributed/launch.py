@@ -89,7 +89,8 @@ class Launch:
     def collectives_begun(self) -> int:
         """Number of collectives that this rank has begun: a rank that others wait for has begun fewer than they."""
         groups = [dist.group.WORLD, self.control, *self.groups]
-        return sum(group._get_sequence_number_for_group() for group in groups if group is not None)
+        # Not in torch's stubs.
+        return sum(group._get_sequence_number_for_group() for group in groups if group is not None)  # type: ignore[attr-defined]
 
     def share(self, value: T | None) -> T | None:
         """Return the main rank's `value` at every rank. Collective."""
