@@ -5,7 +5,8 @@ python benchmarks/bench_head_update.py memory    # the same: peak above the proc
 python benchmarks/bench_head_update.py step      # a whole step of ViT-B with heads of 10,000 labels at twelve taps; 6 GB
 
 Both ways take turns in each round. A step of a head is its loss, forward and backward, the gradient's norm, and AdamW's update;
-`bare` is the same without the norm (the fused update needs it for the bias, so that only the separate one can do without).
+`bare` is the separate one without the norm, `clipped` the fused one with a norm that is needed first. With `--cpu` the times
+are those of one thread's own work, which other processes disturb little: for a machine that is not quiet.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ class HeadStep:
 
     def __init__(self, way: str, num_rows: int, num_labels: int = NUM_LABELS) -> None:
         heads = RLPHeads((DIM,), num_labels, 1, seed=0)
-        part = build_part(heads, OPTIM, ScheduleConfig("constant"), Span(1000, 1000), ddp=False)
-        self.part: TrainedPart = with_pending_update(part) if way == "fused" else part
+        optim = replace(OPTIM, clip_norm=1e6) if way == "clipped" else OPTIM
+        part = build_part(heads, optim, ScheduleConfig("constant"), Span(1000, 1000), ddp=False)
+        self.part: TrainedPart = part if way == "separate" else with_pending_update(part)
         generator = torch.Generator().manual_seed(0)
         self._features_BD = torch.randn(num_rows, DIM, generator=generator)
         self._labels_MB = torch.randint(num_labels, (1, num_rows), generator=generator)
@@ -101,12 +103,13 @@ class WholeStep:
         return middle - start, time.perf_counter() - middle
 
 
-def measure_time(num_rows: int, rounds: int, num_labels: int) -> dict[str, Any]:
-    """Seconds of each way, and the fused one's share of the others'."""
-    steps = {way: HeadStep(way, num_rows, num_labels) for way in WAYS}
+def measure_time(num_rows: int, rounds: int, num_labels: int, *, of_thread: bool = False) -> dict[str, Any]:
+    """Seconds of each way, and the fused one's share of the others'; `of_thread`: those of one thread's work."""
+    steps = {way: HeadStep(way, num_rows, num_labels) for way in (*WAYS, "clipped")}
     contenders = {**steps, "bare": lambda: steps["separate"](bare=True)}
-    seconds = interleave(contenders, rounds, warmup=3)
+    seconds = interleave(contenders, rounds, warmup=3, clock=time.thread_time if of_thread else time.perf_counter)
     ratios = {f"fused / {way}": ratio(seconds["fused"], seconds[way]) for way in ("separate", "bare")}
+    ratios["clipped / bare"] = ratio(seconds["clipped"], seconds["bare"])
     return {"seconds": seconds, "ratios": ratios}
 
 
@@ -149,12 +152,15 @@ def main() -> None:
     parser.add_argument("theme", choices=["time", "memory", "step"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--labels", type=int, help="K; 100,000 by default, in a whole step 10,000")
+    parser.add_argument("--cpu", action="store_true", help="time: one thread, its own seconds")
     parser.add_argument("--out", type=Path, help="folder of the results")
     arguments = parser.parse_args()
+    if arguments.cpu:
+        torch.set_num_threads(1)
     results = Results(f"head_update_{arguments.theme}", "cpu", arguments.out)
     labels = arguments.labels or (10_000 if arguments.theme == "step" else NUM_LABELS)
     calls = {
-        "time": lambda num_rows: measure_time(num_rows, arguments.rounds, labels),
+        "time": lambda num_rows: measure_time(num_rows, arguments.rounds, labels, of_thread=arguments.cpu),
         "memory": lambda num_rows: measure_memory(num_rows, labels),
         "step": lambda _: measure_step(arguments.rounds, labels),
     }

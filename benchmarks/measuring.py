@@ -27,7 +27,12 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int = 1, device: str = "cpu"
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time every contender once a round; round r begins with contender r.
 
@@ -36,6 +41,7 @@ def interleave(
         rounds: rounds that count.
         warmup: rounds before them that do not.
         device: "cuda" to wait for the device before and after each call.
+        clock: tells seconds.
 
     Returns:
         Seconds of each round, by name: the n-th entries of all lists belong to one round.
@@ -44,21 +50,21 @@ def interleave(
     for number in range(-warmup, rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            elapsed = time_once(contenders[name], device)
+            elapsed = time_once(contenders[name], device, clock)
             if number >= 0:
                 seconds[name][number] = elapsed
     return seconds
 
 
-def time_once(call: Callable[[], object], device: str = "cpu") -> float:
+def time_once(call: Callable[[], object], device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that a call takes, the device's work included; its result is freed outside the time."""
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     result = call()
     if device == "cuda":
         torch.cuda.synchronize()
-    elapsed = time.perf_counter() - start
+    elapsed = clock() - start
     del result
     return elapsed
 

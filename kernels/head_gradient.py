@@ -5,6 +5,7 @@ the backward pass it gives a consumer a `HeadGradient`, which holds the kept exp
 the gradients can be made later, one head at a time, or never: `survey` and `update` use them up where they are made.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -49,6 +50,16 @@ class HeadGradient(NamedTuple):
         wanted = (True, self.head.bias_K is not None)
         return self.kernel.local_class_gradients(*self[1:], wanted)
 
+    def norm_bound(self) -> Tensor:
+        """Return a bound of the norm of the weight's gradient, float64 (): finite if and only if the gradient is, below 1e30.
+
+        From features, the scale of each row's exponentials, which are at most e^8, and the labels' dL/dz: without a pass over
+        the classes.
+        """
+        scale_CB, label_LB = self.gradient.scale_CB.double(), self.gradient.label_LB.double()
+        largest_B = scale_CB.abs().amax(0) * (math.e**8 * len(self.weight) ** 0.5) + label_LB.abs().sum(0)
+        return (largest_B * torch.linalg.vector_norm(self.features_BD, dim=1, dtype=torch.float64)).sum()
+
     @torch.no_grad()
     def survey(self) -> tuple[Tensor | None, Tensor]:
         """Return the gradient of the bias, and the squared norm of the weight's, ().
@@ -57,17 +68,29 @@ class HeadGradient(NamedTuple):
         """
         if self.in_tiles:
             surveyed_K, squared = tile_update.survey(*self[1:])
-            return None if self.head.bias_K is None else surveyed_K, squared
+            return self._of_bias(surveyed_K), squared
         weight_KD, bias_K = self.make()
         assert weight_KD is not None
-        return bias_K, torch.linalg.vector_norm(
-            weight_KD, dtype=torch.promote_types(weight_KD.dtype, torch.float32)
-        ) ** 2
+        return bias_K, squared_norm(weight_KD)
 
     @torch.no_grad()
-    def update(self, rule: UpdateRule, states: list[Tensor], left_out: Tensor) -> None:
-        """Take an optimizer's step with the weight, in tiles; see `rlpheads.kernels.cpu.tile_update.update`."""
-        tile_update.update(*self[1:], rule, states, left_out)
+    def update(self, rule: UpdateRule, states: list[Tensor], left_out: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Take an optimizer's step with the weight, in tiles; see `rlpheads.kernels.cpu.tile_update.update`.
+
+        Returns:
+            What `survey` returns.
+        """
+        updated_K, squared = tile_update.update(*self[1:], rule, states, left_out)
+        return self._of_bias(updated_K), squared
+
+    def _of_bias(self, gradient_K: Tensor) -> Tensor | None:
+        return None if self.head.bias_K is None else gradient_K
+
+
+def squared_norm(gradient_KD: Tensor) -> Tensor:
+    """Return the squared norm of a gradient, (), in float32 or wider."""
+    dtype = torch.promote_types(gradient_KD.dtype, torch.float32)
+    return torch.linalg.vector_norm(gradient_KD, dtype=dtype) ** 2
 
 
 Consumer = Callable[[HeadGradient], None]

@@ -108,20 +108,28 @@ class Learner:
         scales = {name: part.loss_scale for name, part in self.trained_parts}
         return {f"{name}_loss_scale": scale.factor for name, scale in scales.items() if scale is not None}
 
-    def update(self, num_updates: int, verdicts: Mapping[str, Verdict], statistics: RunningStatistics) -> None:
+    def update(
+        self, num_updates: int, verdicts: Mapping[str, Verdict], statistics: RunningStatistics
+    ) -> dict[str, Tensor]:
         """Take optimizer step number `num_updates` (from 0) with every part that may, then move the average.
 
         Args:
             num_updates: optimizer steps taken.
             verdicts: of every part that has an optimizer.
             statistics: batch norm's, from before the step.
+
+        Returns:
+            The global norm of each part's gradient before clipping, float32 ().
         """
-        for name, part in self.trained_parts:
-            part.update(num_updates, verdicts[name].norm, verdicts[name].nonfinite)
+        norms = {
+            name: part.update(num_updates, verdicts[name].norm, verdicts[name].nonfinite)
+            for name, part in self.trained_parts
+        }
         if "backbone" in verdicts:
             statistics.restore_where(verdicts["backbone"].nonfinite)
         if self.ema is not None:
             self.ema.update(self.tapped, num_updates)
+        return norms
 
     def train(self, mode: bool = True) -> None:
         """Switch every part between training and evaluation mode."""

@@ -69,8 +69,19 @@ class TrainedPart:
         """Return the weights that every rank holds alike."""
         return list(self.module.parameters())
 
+    @property
+    def finds_norm_late(self) -> bool:
+        """Whether nothing depends on the norm of pending gradients, so that it is found in the pass of the update."""
+        return self.pending is not None and self.optim.clip_norm is None and self.loss_scale is None
+
     def gradient_norm(self) -> Tensor:
-        """Take the loss scale out of the gradients and return their global norm, before clipping: float32 ()."""
+        """Take the loss scale out of the gradients and return their global norm, before clipping: float32 ().
+
+        Where that `finds_norm_late`, a bound of it, which is finite if and only if the norm is.
+        """
+        if self.finds_norm_late:
+            assert self.pending is not None
+            return total_norm(self.module.parameters(), [bound.square() for bound in self.pending.norm_bounds()])
         pending = self._survey_pending()
         overflows = [] if self.loss_scale is None else self.loss_scale.unscale(self.optimizer)
         norm = total_norm(self.module.parameters(), pending)
@@ -78,7 +89,7 @@ class TrainedPart:
             overflow.copy_(torch.maximum(overflow, (~norm.isfinite()).float()))
         return norm
 
-    def update(self, num_updates: int, norm: Tensor, left_out: Tensor | None = None) -> None:
+    def update(self, num_updates: int, norm: Tensor, left_out: Tensor | None = None) -> Tensor:
         """Clip, take optimizer step number `num_updates` (from 0) at its scheduled rate, and drop the gradients.
 
         A step that is left out, or that fp16's overflows leave out, counts in the schedule like any other.
@@ -87,8 +98,13 @@ class TrainedPart:
             num_updates: optimizer steps taken.
             norm: what `gradient_norm` returned.
             left_out: whether weights and optimizer stay as they are, bool () on the device; None: they do not.
+
+        Returns:
+            The norm of the gradients, before clipping: float32 ().
         """
         self.scheduler.step_update(num_updates)
+        if self.finds_norm_late:
+            return self._update_late(left_out)
         divisor, factor, skipped = self._clip(norm), self._pending_factor(norm), self._skipped(left_out)
         if self.loss_scale is not None:
             self.loss_scale.step(self.optimizer)
@@ -97,6 +113,21 @@ class TrainedPart:
         self.optimizer.zero_grad(set_to_none=True)
         if self.pending is not None:
             self.pending.apply(self.optimizer, factor, skipped)
+        return norm
+
+    def _update_late(self, left_out: Tensor | None) -> Tensor:
+        """Step the weights whose gradients are pending, then what is small; return the norm."""
+        assert self.pending is not None
+        skipped = self._skipped(left_out)
+        kept = [(parameter, parameter.grad) for parameter in self.module.parameters() if parameter.grad is not None]
+        self.optimizer.zero_grad(set_to_none=True)
+        squared = self.pending.apply(self.optimizer, None, skipped)
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+        norm = total_norm(self.module.parameters(), squared)
+        take_step(self.optimizer, skipped)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def optimizer_state(self) -> dict[str, Any]:
         """Return the optimizer's state, by reference, under the names of the parameters."""

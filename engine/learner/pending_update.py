@@ -1,7 +1,8 @@
 """Gradients of heads that are taken by the optimizer's step where they are made (`heads.update: fused`).
 
-The backward pass leaves a `HeadGradient` of every large head; nothing of it is as large as the head's gradient. From these the
-norm is found, so that clipping, the loss scale and whether the step is left out are settled before a weight changes. Then each
+The backward pass leaves a `HeadGradient` of every large head; nothing of it is as large as the head's gradient. From these it
+is known whether the gradients are finite, so that whether the step is left out is settled before a weight changes; where
+clipping, a loss scale or other ranks need their norm, it is found by a pass of its own, else in that of the update. Then each
 head is stepped in turn. AdamW, Adam and SGD do so in tiles where the loss runs in our C++, and the gradient of a weight exists
 nowhere; else it is made for one head at a time, and the optimizer's own step takes it.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from rlpheads.engine.learner.optimizer import take_step
 from rlpheads.kernels.cpu.tile_update import AdamRule, SgdRule, UpdateRule
-from rlpheads.kernels.head_gradient import HeadGradient
+from rlpheads.kernels.head_gradient import HeadGradient, squared_norm
 
 
 class PendingUpdate:
@@ -37,6 +38,10 @@ class PendingUpdate:
             )
         self._gradients.append(gradient)
 
+    def norm_bounds(self) -> list[Tensor]:
+        """Return a bound of the norm of each weight's gradient, (): finite if and only if the gradient is."""
+        return [gradient.norm_bound() for gradient in self._gradients]
+
     def survey(self) -> list[Tensor]:
         """Give the biases their gradients; return the squared norm of each weight's, ()."""
         squared = []
@@ -47,28 +52,48 @@ class PendingUpdate:
             squared.append(squared_norm)
         return squared
 
-    def apply(self, optimizer: torch.optim.Optimizer, factor: Tensor, left_out: Tensor | None) -> None:
+    def apply(self, optimizer: torch.optim.Optimizer, factor: Tensor | None, left_out: Tensor | None) -> list[Tensor]:
         """Step every weight by its gradient times a factor (), and forget the gradients.
 
         Args:
             optimizer: the weights' own, with no gradient of anything else pending.
-            factor: of clipping and loss scale.
+            factor: of clipping and loss scale; None: 1, and there was no survey, so that the biases get their gradients here.
             left_out: whether weights and states stay as they are, bool (); None: they do not.
+
+        Returns:
+            The squared norm of each weight's gradient, times the factor.
         """
         gradients, self._gradients = self._gradients, []
         gradients.reverse()
+        squared, of_biases = [], []
         while gradients:  # each is dropped, with what it keeps, before the next head's turn
-            gradient = gradients.pop().scaled(factor)
-            group = next(group for group in optimizer.param_groups if _holds(group, gradient.weight))
-            rule = update_rule(optimizer, group)
-            if rule is None or not gradient.in_tiles:
-                gradient.weight.grad, _ = gradient.make()
-                take_step(optimizer, left_out)
-                gradient.weight.grad = None
-                continue
-            never = torch.zeros((), dtype=torch.bool)
-            states = optimizer_states(optimizer, gradient.weight)
-            gradient.update(rule, states, never if left_out is None else left_out)
+            gradient = gradients.pop()
+            gradient = gradient if factor is None else gradient.scaled(factor)
+            bias_gradient_K, squared_norm = _step_weight(gradient, optimizer, left_out)
+            squared.append(squared_norm)
+            of_biases.append((gradient.head.bias_K, bias_gradient_K))
+        for bias_K, bias_gradient_K in of_biases if factor is None else ():
+            if bias_K is not None:
+                bias_K.grad = bias_gradient_K
+        return squared
+
+
+def _step_weight(
+    gradient: HeadGradient, optimizer: torch.optim.Optimizer, left_out: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Step the weight by its gradient, or leave it; return the gradient of the bias, and the squared norm of the weight's."""
+    weight = gradient.weight
+    group = next(group for group in optimizer.param_groups if _holds(group, weight))
+    rule = update_rule(optimizer, group)
+    if rule is None or not gradient.in_tiles:
+        weight.grad, bias_gradient_K = gradient.make()
+        assert weight.grad is not None
+        squared = squared_norm(weight.grad)
+        take_step(optimizer, left_out)
+        weight.grad = None
+        return bias_gradient_K, squared
+    never = torch.zeros((), dtype=torch.bool)
+    return gradient.update(rule, optimizer_states(optimizer, weight), never if left_out is None else left_out)
 
 
 def update_rule(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> UpdateRule | None:

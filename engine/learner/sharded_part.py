@@ -27,6 +27,11 @@ class ShardedPart(TrainedPart):
         assert isinstance(self.module, ShardedRLPHeads)
         return self.module
 
+    @property
+    def finds_norm_late(self) -> bool:
+        """No: the ranks learn of one another's norm and of what is not finite in one message, before the update."""
+        return False
+
     def replicated_parameters(self) -> list[nn.Parameter]:
         """See `TrainedPart.replicated_parameters`: not those of the classes."""
         return list(self.heads.replicated_parameters())

@@ -191,9 +191,9 @@ class TrainStep:
         found.append(self._forward_backward(*parts[-1], term_weights))
         shares, losses = (_sum_by_name(each) for each in zip(*found, strict=True))
         verdicts = judge(trained, losses, self.routes.world_size)
-        learner.update(num_updates, verdicts, statistics)
+        norms = learner.update(num_updates, verdicts, statistics)
         for name, verdict in verdicts.items():
-            shares |= {f"{name}_grad_norm": verdict.norm, f"{name}_nonfinite": verdict.nonfinite.float()}
+            shares |= {f"{name}_grad_norm": norms[name], f"{name}_nonfinite": verdict.nonfinite.float()}
         return shares | {"image_rms": _root_mean_square(batch)} | learner.loss_scales
 
     def _forward_backward(self, batch: Batch, seed: int, term_weights: TermWeights) -> tuple[_Scalars, _Scalars]:

@@ -20,7 +20,7 @@ class Verdict(NamedTuple):
     """What a part's gradients are before its update, the same at every rank.
 
     Attributes:
-        norm: global norm of the gradient before clipping, float32 ().
+        norm: global norm of the gradient before clipping, float32 (), or a bound of it that is finite if and only if it is.
         nonfinite: whether loss or gradient, its own or the backbone's, are not finite and no loss scale explains it, bool ().
     """
 

@@ -119,17 +119,11 @@ void dot_chunk(int64_t classes, int64_t depth, const float* left, const float* p
     for (; k < classes; ++k) dot_rows<STREAMS, 1, N>(depth, left + k * depth, panel, out + k * out_stride, out_stride, columns);
 }
 
-struct Nothing {
-    void operator()(int64_t) const {}
-};
-
-// out (classes, columns) = left (classes, depth) * panels; `columns` of the last panel may be missing. Before each panel
-// `prepare` is called with its first column.
-template <bool STREAMS, class Prepare = Nothing>
+// out (classes, columns) = left (classes, depth) * panels; `columns` of the last panel may be missing.
+template <bool STREAMS>
 void matrix_product(int64_t classes, int64_t depth, int64_t columns, const float* left, const float* panels,
-                    float* out, const Prepare& prepare = {}) {
+                    float* out) {
     for (int64_t first = 0; first < columns; first += PANEL) {
-        prepare(first);
         const float* panel = panels + first * depth;
         const int64_t here = std::min<int64_t>(PANEL, columns - first);
         switch ((here + LANES - 1) / LANES) {

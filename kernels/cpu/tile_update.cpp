@@ -1,7 +1,7 @@
 // The gradient of a tile's weight, which never lies in memory: a few classes at a time it is looked at, or taken as a step.
 //
-// It is made in a core's cache (tile_products.h) and used up there, by the optimizer's arithmetic on rows of the weight and of
-// its states that are fetched meanwhile. A step of its own would write and read a gradient as large as the weight.
+// It is made in a core's cache (tile_products.h), a panel of columns of a few rows at a time, and used up there by the optimizer's
+// arithmetic on what was fetched meanwhile of the weight and of its states. A step of its own would write and read a gradient as large as the weight.
 // rlpheads.kernels.native builds this file, rlpheads.kernels.cpu.tile_update calls it.
 
 #include "tile_products.h"
@@ -32,15 +32,21 @@ struct Survey {
 // One step in the constants of torch's optimizers: Adam where there is a second state, else SGD with or without momentum.
 struct Step {
     float *weight, *first, *second;  // (width, num_features)
-    float keep, l2, first_decay, second_decay, rate, inverse_root, eps;
+    float* bias_gradient;            // (width), written
+    double* squared;                 // (threads), added to: the squared norm of the weight's gradient
+    float keep, l2, first_decay, first_share, second_decay, second_share, rate, inverse_root, eps;
     int64_t nesterov;
 };
 
 }  // extern "C"
 
+#define INLINED inline __attribute__((always_inline))  // a call for every panel would cost a twentieth
+
 namespace {
 
 constexpr int64_t SURVEYED = 48;  // classes that are surveyed at once, whole blocks
+constexpr int64_t AHEAD = 4;      // panels between a step and what is fetched for a later one, all of which the first cache holds
+constexpr int64_t STRIDE = 4;     // rows between two fetches: a core awaits few lines at a time, and would stand still for more
 
 void write_logit_gradients(const TileGradient& tile, int64_t first, int64_t size, float* out) {
     const int64_t rows = tile.num_rows;
@@ -51,6 +57,22 @@ void write_logit_gradients(const TileGradient& tile, int64_t first, int64_t size
     const int64_t *begin = tile.label_class, *end = begin + tile.num_labels;
     for (const int64_t* each = std::lower_bound(begin, end, first); each < end && *each < first + size; ++each)
         out[(*each - first) * rows + tile.label_row[each - begin]] += tile.label_gradient[each - begin];
+}
+
+void sum_over_rows(const float* logits, int64_t size, int64_t rows, float* out) {
+    for (int64_t k = 0; k < size; ++k) {
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t b = 0; b < rows; ++b) sum += logits[k * rows + b];
+        out[k] = sum;
+    }
+}
+
+float square(const float* values, int64_t size) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < size; ++i) sum += values[i] * values[i];
+    return sum;
 }
 
 // Calls work(thread, first class, classes) for blocks of a tile's classes. Every thread has a part of its own, cut here and not
@@ -81,21 +103,12 @@ public:
     void operator()(int thread, int64_t first, int64_t size) {
         float* logits = logits_[thread].data();
         write_logit_gradients(tile_, first, size, logits);
-        if (survey_.bias_gradient) sum_over_rows(logits, size, survey_.bias_gradient + first);
+        if (survey_.bias_gradient) sum_over_rows(logits, size, tile_.num_rows, survey_.bias_gradient + first);
         if (survey_.products) add_products(thread, logits, size);
         if (survey_.squared) add_square(thread, logits, size);
     }
 
 private:
-    void sum_over_rows(const float* logits, int64_t size, float* out) const {
-        for (int64_t k = 0; k < size; ++k) {
-            float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t b = 0; b < tile_.num_rows; ++b) sum += logits[k * tile_.num_rows + b];
-            out[k] = sum;
-        }
-    }
-
     // The matrix is symmetric: rows behind a panel's last are left out.
     void add_products(int thread, const float* logits, int64_t size) {
         const int64_t rows = tile_.num_rows, panels = ceil_divide(rows, PANEL);
@@ -119,15 +132,8 @@ private:
     void add_square(int thread, const float* logits, int64_t size) {
         float* gradient = gradient_[thread].data();
         matrix_product<false>(size, tile_.num_rows, tile_.num_features, logits, tile_.features, gradient);
-        for (int64_t k = 0; k < size; ++k) {
-            float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t d = 0; d < tile_.num_features; ++d) {
-                const float g = gradient[k * tile_.num_features + d];
-                sum += g * g;
-            }
-            survey_.squared[thread] += sum;
-        }
+        for (int64_t k = 0; k < size; ++k)
+            survey_.squared[thread] += square(gradient + k * tile_.num_features, tile_.num_features);
     }
 
     const TileGradient& tile_;
@@ -138,12 +144,11 @@ private:
 template <bool L2>
 void adam(int64_t size, const float* __restrict__ gradient, const Step& step, float* __restrict__ weight,
           float* __restrict__ first, float* __restrict__ second) {
-    const float first_share = 1.0f - step.first_decay, second_share = 1.0f - step.second_decay;
 #pragma omp simd
     for (int64_t i = 0; i < size; ++i) {
         const float g = L2 ? gradient[i] + step.l2 * weight[i] : gradient[i];
-        const float m = first[i] + first_share * (g - first[i]);
-        const float v = step.second_decay * second[i] + second_share * g * g;
+        const float m = first[i] + step.first_share * (g - first[i]);
+        const float v = step.second_decay * second[i] + step.second_share * g * g;
         first[i] = m;
         second[i] = v;
         weight[i] = weight[i] * step.keep - step.rate * m / (std::sqrt(v) * step.inverse_root + step.eps);
@@ -167,39 +172,103 @@ void descend(int64_t size, const float* __restrict__ gradient, const Step& step,
     for (int64_t i = 0; i < size; ++i) weight[i] -= step.rate * (gradient[i] + step.l2 * weight[i]);
 }
 
+// Where weight and states begin that a block of rows has under a panel of columns.
+struct Place {
+    const float *weight, *first, *second;
+
+    Place(const Step& step, int64_t begin)
+        : weight(step.weight + begin),
+          first((step.first ? step.first : step.weight) + begin),
+          second((step.second ? step.second : step.weight) + begin) {}
+};
+
+// out (M, PANEL) = left (M, depth) * panel, of which N vectors are wanted; their squares are added up. The lines at `place` are
+// fetched meanwhile; beyond the arrays that does nothing.
+template <int M, int N>
+INLINED WHOLE_VECTORS void dot_panel(int64_t depth, const float* left, const float* panel, float* out, Lanes& squared,
+                                     const Place& place, int64_t row_stride) {
+    constexpr uint64_t LINES_OF_ROW = PANEL / CACHE_LINE, LINES = BLOCK * LINES_OF_ROW;
+    const float *const weight = place.weight, *const first = place.first, *const second = place.second;
+    const uint64_t turns = std::max<int64_t>(depth / STRIDE, 1), each = (LINES + turns - 1) / turns;
+    Lanes sums[M][N] = {};
+    uint64_t line = 0;
+    int64_t d = 0;
+    for (; d + STRIDE <= depth; d += STRIDE) {
+        for (const uint64_t until = std::min(line + each, LINES); line < until; ++line) {
+            const int64_t offset = line / LINES_OF_ROW * row_stride + line % LINES_OF_ROW * CACHE_LINE;
+            __builtin_prefetch(weight + offset, 1, 3);
+            __builtin_prefetch(first + offset, 1, 3);
+            __builtin_prefetch(second + offset, 1, 3);
+        }
+        multiply<M, N>(STRIDE, left + d, depth, 1, panel + d * PANEL, sums);
+    }
+    multiply<M, N>(depth - d, left + d, depth, 1, panel + d * PANEL, sums);
+    Lanes squares[N] = {};
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) squares[n] += sums[m][n] * sums[m][n];
+    for (int n = 0; n < N; ++n) squared += squares[n];
+    store<false>(sums, out, PANEL, N * LANES);
+}
+
 class Updater {
 public:
     Updater(const TileGradient& tile, const Step& step, int threads) : tile_(tile), step_(step) {
         for (int thread = 0; thread < threads; ++thread) {
             logits_.emplace_back(BLOCK * tile.num_rows);
-            gradient_.emplace_back(BLOCK * tile.num_features);
+            gradient_.emplace_back(BLOCK * PANEL);
         }
     }
 
-    // What the next block needs is fetched panel by panel, while the products of this one are computed.
     void operator()(int thread, int64_t first, int64_t size) {
-        const int64_t features = tile_.num_features, begin = first * features;
+        const int64_t features = tile_.num_features, panels = ceil_divide(features, PANEL);
         float *logits = logits_[thread].data(), *gradient = gradient_[thread].data();
+        Lanes squared = {};
         write_logit_gradients(tile_, first, size, logits);
-        const auto fetch = [&](int64_t column) { fetch_next(begin + size * features + size * column); };
-        matrix_product<false>(size, tile_.num_rows, features, logits, tile_.features, gradient, fetch);
-        take_step(size * features, gradient, step_.weight + begin, step_.first + begin, step_.second + begin);
+        sum_over_rows(logits, size, tile_.num_rows, step_.bias_gradient + first);
+        for (int64_t p = 0; p < panels; ++p) {
+            const int64_t ahead = p + AHEAD, next = first + ahead / panels * BLOCK, column = p * PANEL;
+            const Place later(step_, next * features + ahead % panels * PANEL);
+            const int64_t here = std::min<int64_t>(PANEL, features - column);
+            multiply_block(size, here, logits, tile_.features + column * tile_.num_rows, gradient, squared, later);
+            for (int64_t k = 0; k < size; ++k) {
+                const int64_t begin = (first + k) * features + p * PANEL;
+                here == PANEL ? take_step(PANEL, gradient + k * PANEL, begin)  // of a length that the compiler knows
+                              : take_step(here, gradient + k * PANEL, begin);
+            }
+        }
+        float sum = 0.0f;
+        for (int lane = 0; lane < LANES; ++lane) sum += squared[lane];
+        step_.squared[thread] += sum;
     }
 
 private:
-    // One panel's share of a block of rows: a prefetch beyond the arrays does nothing.
-    void fetch_next(int64_t begin) const {
-        for (const float* array : {step_.weight, step_.first, step_.second})
-            for (int64_t i = 0; array && i < BLOCK * PANEL; i += CACHE_LINE) __builtin_prefetch(array + begin + i, 0, 2);
+    INLINED void multiply_block(int64_t size, int64_t columns, const float* logits, const float* panel, float* out,
+                                Lanes& squared, const Place& later) const {
+        switch (ceil_divide(columns, LANES)) {
+            case 1: multiply_rows<1>(size, logits, panel, out, squared, later); break;
+            case 2: multiply_rows<2>(size, logits, panel, out, squared, later); break;
+            case 3: multiply_rows<3>(size, logits, panel, out, squared, later); break;
+            default: multiply_rows<PANEL_VECTORS>(size, logits, panel, out, squared, later);
+        }
     }
 
-    void take_step(int64_t size, const float* gradient, float* weight, float* first, float* second) const {
+    template <int N>
+    INLINED void multiply_rows(int64_t size, const float* logits, const float* panel, float* out, Lanes& squared,
+                               const Place& later) const {
+        const int64_t depth = tile_.num_rows, features = tile_.num_features;
+        if (size == BLOCK) return dot_panel<BLOCK, N>(depth, logits, panel, out, squared, later, features);
+        for (int64_t k = 0; k < size; ++k)
+            dot_panel<1, N>(depth, logits + k * depth, panel, out + k * PANEL, squared, later, features);
+    }
+
+    INLINED void take_step(int64_t size, const float* gradient, int64_t begin) const {
+        float* weight = step_.weight + begin;
         if (step_.second)
-            step_.l2 == 0.0f ? adam<false>(size, gradient, step_, weight, first, second)
-                             : adam<true>(size, gradient, step_, weight, first, second);
+            step_.l2 == 0.0f ? adam<false>(size, gradient, step_, weight, step_.first + begin, step_.second + begin)
+                             : adam<true>(size, gradient, step_, weight, step_.first + begin, step_.second + begin);
         else if (step_.first)
-            step_.nesterov ? momentum<true>(size, gradient, step_, weight, first)
-                           : momentum<false>(size, gradient, step_, weight, first);
+            step_.nesterov ? momentum<true>(size, gradient, step_, weight, step_.first + begin)
+                           : momentum<false>(size, gradient, step_, weight, step_.first + begin);
         else
             descend(size, gradient, step_, weight);
     }

@@ -1,8 +1,8 @@
 """The gradient of a head's weight used up tile by tile in C++ (`tile_update.cpp`), for float32: it never lies in memory.
 
-Before a step the gradient is surveyed: its norm, for clipping and for what is reported, and the gradient of the bias. Where B
-rows are fewer than twice the D features the norm comes from products of pairs of rows, B²·K operations in place of B·D·K:
-with G = dL/dz it is the sum of (G·Gᵀ)∘(X·Xᵀ). Then the optimizer's step is taken where the gradient is made.
+The optimizer's step is taken where the gradient is made; its norm and the gradient of the bias come of the same pass. Where a
+step depends on the norm (clipping), the gradient is surveyed before: with fewer rows B than twice the D features by products of
+pairs of rows, B²·K operations in place of B·D·K: with G = dL/dz the squared norm is the sum of (G·Gᵀ)∘(X·Xᵀ).
 """
 
 import ctypes
@@ -70,8 +70,8 @@ def update(
     rule: UpdateRule,
     states: list[Tensor],
     left_out: Tensor,
-) -> None:
-    """Take an optimizer's step with the weight, in place.
+) -> tuple[Tensor, Tensor]:
+    """Take an optimizer's step with the weight, in place; return what `survey` returns.
 
     Args:
         features_BD: as for `rlpheads.kernels.cpu.tiled_cpu.local_class_gradients`, like all before `rule`.
@@ -83,7 +83,7 @@ def update(
         states: the optimizer's tensors of this weight: of Adam exp_avg, exp_avg_sq and step, of SGD the momentum's or none.
         left_out: whether nothing is to change, bool ().
     """
-    _update_op(
+    found: tuple[Tensor, Tensor] = _update_op(
         features_BD,
         head.weight_KD,
         head.bias_K,
@@ -96,6 +96,7 @@ def update(
         isinstance(rule, AdamRule),
         [float(number) for number in rule],
     )
+    return found
 
 
 @torch.library.custom_op("rlpheads::tiled_cpu_survey", mutates_args=(), device_types="cpu")
@@ -111,27 +112,7 @@ def _survey_op(
     scale_CB: Tensor,
     label_LB: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    head = _tiled_head(features_BD, weight_KD, bias_K, labels_LB - start, exp_flat)
-    num_rows, num_features = features_BD.shape
-    library, threads = _library(), torch.get_num_threads()
-    panel = library.rlpheads_panel()
-    panels_PBN = pack_panels(head.features_BD, panel)
-    in_pairs = num_rows < 2 * num_features
-    shape = (threads * in_pairs, -(-num_rows // panel), num_rows, panel)
-    products_TPBN = torch.zeros(shape, dtype=torch.float64)
-    squared_T = torch.zeros(threads * (not in_pairs), dtype=torch.float64)
-    bias_gradient_K = head.features_BD.new_empty(len(weight_KD))
-    tiles = head.gradient_tiles(Exponentials(exp_flat, tile_shift_CB), LogitGradient(scale_CB, label_LB))
-    for each in tiles:
-        bias_K_of_tile = bias_gradient_K[each.tile.start : each.tile.stop]
-        lacks_memory = library.rlpheads_survey_tile(
-            ctypes.byref(_tile_gradient(each, panels_PBN, num_features)),
-            ctypes.byref(_Survey(*map(address, (bias_K_of_tile, products_TPBN, squared_T)))),
-            threads,
-        )
-        check_memory(lacks_memory)
-    squared = _sum_over_pairs(products_TPBN.sum(0), head.features_BD) if in_pairs else squared_T.sum()
-    return bias_gradient_K, squared
+    return _surveyed(features_BD, weight_KD, bias_K, labels_LB, start, exp_flat, tile_shift_CB, scale_CB, label_LB)
 
 
 @_survey_op.register_fake
@@ -165,9 +146,9 @@ def _update_op(
     left_out: Tensor,
     is_adam: bool,
     numbers: list[float],
-) -> None:
+) -> tuple[Tensor, Tensor]:
     if left_out:
-        return
+        return _surveyed(features_BD, weight_KD, bias_K, labels_LB, start, exp_flat, tile_shift_CB, scale_CB, label_LB)
     of_weight = [*states, None, None][:2]
     if is_adam:
         states[2] += 1
@@ -175,18 +156,21 @@ def _update_op(
     else:
         constants = _sgd_constants(numbers)
     head = _tiled_head(features_BD, weight_KD, bias_K, labels_LB - start, exp_flat)
-    library, num_features = _library(), features_BD.shape[1]
+    library, num_features, threads = _library(), features_BD.shape[1], torch.get_num_threads()
     panels_PBN = pack_panels(head.features_BD, library.rlpheads_panel())
+    bias_gradient_K = head.features_BD.new_empty(len(weight_KD))
+    squared_T = torch.zeros(threads, dtype=torch.float64)
     tiles = head.gradient_tiles(Exponentials(exp_flat, tile_shift_CB), LogitGradient(scale_CB, label_LB))
     for each in tiles:
         rows = slice(each.tile.start, each.tile.stop)
-        addresses = [None if state is None else address(state[rows]) for state in (weight_KD, *of_weight)]
+        arrays = [None if array is None else array[rows] for array in (weight_KD, *of_weight, bias_gradient_K)]
         lacks_memory = library.rlpheads_update_tile(
             ctypes.byref(_tile_gradient(each, panels_PBN, num_features)),
-            ctypes.byref(_Step(*addresses, *constants)),
-            torch.get_num_threads(),
+            ctypes.byref(_Step(*map(address, (*arrays, squared_T)), *constants)),
+            threads,
         )
         check_memory(lacks_memory)
+    return bias_gradient_K, squared_T.sum()
 
 
 @_update_op.register_fake
@@ -204,8 +188,42 @@ def _(
     left_out: Tensor,
     is_adam: bool,
     numbers: list[float],
-) -> None:
-    return
+) -> tuple[Tensor, Tensor]:
+    return weight_KD.new_empty(len(weight_KD)), weight_KD.new_empty((), dtype=torch.float64)
+
+
+def _surveyed(
+    features_BD: Tensor,
+    weight_KD: Tensor,
+    bias_K: Tensor | None,
+    labels_LB: Tensor,
+    start: int,
+    exp_flat: Tensor,
+    tile_shift_CB: Tensor,
+    scale_CB: Tensor,
+    label_LB: Tensor,
+) -> tuple[Tensor, Tensor]:
+    head = _tiled_head(features_BD, weight_KD, bias_K, labels_LB - start, exp_flat)
+    num_rows, num_features = features_BD.shape
+    library, threads = _library(), torch.get_num_threads()
+    panel = library.rlpheads_panel()
+    panels_PBN = pack_panels(head.features_BD, panel)
+    in_pairs = num_rows < 2 * num_features
+    shape = (threads * in_pairs, -(-num_rows // panel), num_rows, panel)
+    products_TPBN = torch.zeros(shape, dtype=torch.float64)
+    squared_T = torch.zeros(threads * (not in_pairs), dtype=torch.float64)
+    bias_gradient_K = head.features_BD.new_empty(len(weight_KD))
+    tiles = head.gradient_tiles(Exponentials(exp_flat, tile_shift_CB), LogitGradient(scale_CB, label_LB))
+    for each in tiles:
+        bias_K_of_tile = bias_gradient_K[each.tile.start : each.tile.stop]
+        lacks_memory = library.rlpheads_survey_tile(
+            ctypes.byref(_tile_gradient(each, panels_PBN, num_features)),
+            ctypes.byref(_Survey(*map(address, (bias_K_of_tile, products_TPBN, squared_T)))),
+            threads,
+        )
+        check_memory(lacks_memory)
+    squared = _sum_over_pairs(products_TPBN.sum(0), head.features_BD) if in_pairs else squared_T.sum()
+    return bias_gradient_K, squared
 
 
 def _adam_constants(numbers: list[float], num_steps: float) -> tuple[float, ...]:
@@ -214,12 +232,13 @@ def _adam_constants(numbers: list[float], num_steps: float) -> tuple[float, ...]
     root = (1 - beta2**num_steps) ** 0.5
     rate = lr / (1 - beta1**num_steps)
     keep, l2 = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
-    return keep, l2, beta1, beta2, rate, 1 / root, eps, 0
+    # 1 - 0.999 in float32 would be off by 1.3e-5
+    return keep, l2, beta1, 1 - beta1, beta2, 1 - beta2, rate, 1 / root, eps, 0
 
 
 def _sgd_constants(numbers: list[float]) -> tuple[float, ...]:
     lr, weight_decay, momentum, nesterov = numbers
-    return 1.0, weight_decay, momentum, 0.0, lr, 0.0, 0.0, int(nesterov)
+    return 1.0, weight_decay, momentum, 1.0, 0.0, 0.0, lr, 0.0, 0.0, int(nesterov)
 
 
 def _sum_over_pairs(products_PBN: Tensor, features_BD: Tensor) -> Tensor:
@@ -265,10 +284,13 @@ class _Survey(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("weight", "first", "second")),
+        *((name, ctypes.c_void_p) for name in ("weight", "first", "second", "bias_gradient", "squared")),
         *(
             (name, ctypes.c_float)
-            for name in ("keep", "l2", "first_decay", "second_decay", "rate", "inverse_root", "eps")
+            for name in (
+                *("keep", "l2", "first_decay", "first_share", "second_decay", "second_share"),
+                *("rate", "inverse_root", "eps"),
+            )
         ),
         ("nesterov", ctypes.c_int64),
     )

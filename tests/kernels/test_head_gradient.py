@@ -70,22 +70,28 @@ def test_survey_is_that_of_the_gradient_written_out(num_rows, num_labels, dim, s
 
 
 @given(
-    num_rows=st.integers(1, 70), num_labels=st.integers(2, 400), dim=st.integers(1, 40), rule=st.sampled_from("asn0")
+    num_rows=st.integers(1, 70), num_labels=st.integers(2, 400), dim=st.integers(1, 90), rule=st.sampled_from("asn0")
 )
 def test_a_step_is_that_of_the_optimizer(num_rows, num_labels, dim, rule):
+    """What the pass finds beside it is what a survey does; the norm is within its bound."""
     gradient = handed_over(num_rows, num_labels, dim)
+    bias_K, squared = gradient.survey()
+    assert gradient.norm_bound() >= (1 - 1e-6) * squared.sqrt()
     expected = torch.nn.Parameter(gradient.weight.detach().clone())
     expected.grad, _ = gradient.make()
     zeros = [torch.zeros_like(expected) for _ in range(2)]
     if rule == "a":
         optimizer = torch.optim.AdamW([expected], lr=0.01, weight_decay=0.1, eps=1e-4, fused=True)
-        gradient.update(AdamRule(0.01, 0.1, 0.9, 0.999, 1e-4, decoupled=True), [*zeros, torch.zeros(())], NEVER)
+        rule, states = AdamRule(0.01, 0.1, 0.9, 0.999, 1e-4, decoupled=True), [*zeros, torch.zeros(())]
     else:
         momentum = 0.0 if rule == "0" else 0.9
         settings = {"momentum": momentum, "nesterov": rule == "n", "weight_decay": 0.1}
         optimizer = torch.optim.SGD([expected], lr=0.1, **settings, fused=True)
-        gradient.update(SgdRule(0.1, 0.1, momentum, nesterov=rule == "n"), zeros[: int(momentum > 0)], NEVER)
+        rule, states = SgdRule(0.1, 0.1, momentum, nesterov=rule == "n"), zeros[: int(momentum > 0)]
+    bias_found_K, squared_found = gradient.update(rule, states, NEVER)
     optimizer.step()
+    assert torch.equal(bias_found_K, bias_K)
+    assert float(squared_found) == pytest.approx(float(squared), rel=1e-5)
     torch.testing.assert_close(gradient.weight, expected, rtol=2e-6, atol=2e-7)
 
 
@@ -121,6 +127,7 @@ def test_a_row_that_is_not_finite_shows_in_the_norm(value):
     spoiled = gradient._replace(gradient=gradient.gradient._replace(scale_CB=scale_CB))
     bias_K, squared = spoiled.survey()
     assert not squared.isfinite()
+    assert not spoiled.norm_bound().isfinite()
     assert not bias_K.isfinite().all()
 
 
