@@ -27,6 +27,7 @@ from rlpheads.engine.model.hub import leave_hub_if_silent, patience_with_servers
 from rlpheads.engine.model.initial_weights import WeightsError, fit_weights
 from rlpheads.engine.model.plan import ModelPlan, plan_model
 from rlpheads.engine.plugins.loading import load_plugins
+from rlpheads.engine.runs.weights_files import read_weights
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.sources.datasets import count_classes
 from rlpheads.loaders.sources.synthetic import SyntheticSpec
@@ -163,7 +164,7 @@ def _initial_weights_errors(model: ModelConfig, plan: ModelPlan) -> Iterator[Con
     """Yield an error where the weights to start from are not there or do not fit."""
     if model.checkpoint is not None:
         try:
-            fit_weights(plan.model.backbone, model.checkpoint)
+            fit_weights(plan.model.backbone, read_weights(model.checkpoint))
         except WeightsError as error:
             yield ConfigError(f"model.checkpoint: {error}")
     if model.pretrained:

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("-h", "--help", action="help", help="print this")
-    add("weights", metavar="RUN|FILE", type=Path, help="run folder, or file of weights (.safetensors, .pth, ...)")
+    add("weights", metavar="RUN|FILE", type=Path, help="run folder, one of its checkpoints, or file of weights")
     add("--split", choices=("heldout", "train"), default="heldout", help="which images; default: heldout")
     add("--epoch", type=int, help="of a run: the checkpoint of the end of this epoch; default: the newest one")
     add("--step", type=int, help="of a run: the checkpoint of this step")

@@ -40,8 +40,8 @@ class ModelConfig:
     """Start from timm's pretrained weights of this name, downloaded from the Hugging Face hub unless they are
     cached."""
     checkpoint: str | None = None
-    """Start from the weights in a local file (safetensors, or a .pth of timm's or PyTorch's), or those that a run ended with:
-    its folder; null: random initialisation."""
+    """Start from the weights in a local file (safetensors, or a .pth of timm's or PyTorch's), or from those of a run: its
+    folder, or one of its checkpoints; null: random initialisation."""
     frozen: bool = False
     """Freeze the network's weights and train the heads alone, to measure a network in evaluation mode."""
     sync_batchnorm: bool = False

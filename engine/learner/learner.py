@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from rlpheads.engine.learner.sharded_part import shard_part
 from rlpheads.engine.learner.update_guard import RunningStatistics, Verdict
 from rlpheads.engine.model.batch_norm import synchronise_batch_norm
 from rlpheads.engine.model.builder import Network, build_model
-from rlpheads.engine.model.initial_weights import load_weights
+from rlpheads.engine.model.initial_weights import SavedWeights, load_weights
 from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.memorization.heads.class_shards import ClassShards
@@ -155,8 +155,30 @@ class Learner:
                 part.loss_scale.load(state[f"{name}_loss_scale"])
 
 
+class InitialModel(NamedTuple):
+    """A model with the weights that it starts from, and where these come from, if not from the seed."""
+
+    model: TappedModel
+    origin: str
+
+
+def build_initial_model(config: Config, num_classes: int, *, fresh: bool, given: SavedWeights | None) -> InitialModel:
+    """Build the model on the CPU.
+
+    Args:
+        config: settings of the run.
+        num_classes: outputs of the classifier.
+        fresh: fill it with the weights that it is to start from; not needed where a checkpoint of the run follows.
+        given: those that `model.checkpoint` means.
+    """
+    model = build_model(config, num_classes, pretrained=config.model.pretrained and fresh)
+    if given is not None:
+        return InitialModel(model, load_weights(model.backbone, given))
+    return InitialModel(model, f"timm's weights for {config.model.name}" if config.model.pretrained else "")
+
+
 def build_learner(
-    config: Config, launch: Launch, plan: ModelPlan, steps_per_epoch: int, *, fresh: bool = True
+    config: Config, launch: Launch, plan: ModelPlan, steps_per_epoch: int, initial: InitialModel
 ) -> Learner:
     """Build model, heads, optimizers and average on the run's device.
 
@@ -167,7 +189,7 @@ def build_learner(
         launch: the ranks and the device.
         plan: of the model.
         steps_per_epoch: optimizer steps of an epoch.
-        fresh: fill the model with the weights it is to start from; not needed where a checkpoint of the run follows.
+        initial: the model, on the CPU.
     """
     span = Span(config.epochs, steps_per_epoch, config.batch_size)
     ddp = launch.world_size > 1
@@ -175,7 +197,7 @@ def build_learner(
     if plan.dims:
         work = head_workload(config, plan.dims, plan.num_classes, num_audit_draws(config), launch.device)
         sharding = choose_sharding(config, work, launch.world_size, launch.device)
-    model, origin = _initial_model(config, plan.num_classes, fresh)
+    model, origin = initial
     model.to(launch.device)
     if ddp and config.model.sync_batchnorm:
         synchronise_batch_norm(model, launch.device)
@@ -211,14 +233,6 @@ def build_learner(
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))
     return Learner(backbone, heads, audit, ema, plan.dims, origin, sharding)
-
-
-def _initial_model(config: Config, num_classes: int, fresh: bool) -> tuple[TappedModel, str]:
-    """Build the model with the weights that it starts from; say where they come from, if not from the seed."""
-    model = build_model(config, num_classes, pretrained=config.model.pretrained and fresh)
-    if config.model.checkpoint is not None and fresh:
-        return model, load_weights(model.backbone, config.model.checkpoint)
-    return model, f"timm's weights for {config.model.name}" if config.model.pretrained else ""
 
 
 def build_heads(config: Config, dims: tuple[int, ...], name: str, num_draws: int, num_blocks: int = 1) -> RLPHeads:

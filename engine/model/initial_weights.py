@@ -1,13 +1,12 @@
-"""Initial weights from a local file: read through timm, compared with the model's tensors by name, then loaded."""
+"""Initial weights that lie somewhere: files read through timm, compared with the model's tensors by name, then loaded."""
 
 from __future__ import annotations
 
 import inspect
 import pickle
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from timm.models import load_state_dict
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from rlpheads.engine.config.errors import UserError, nearest
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
-LAST_WEIGHTS, LAST_AVERAGED_WEIGHTS = "last.safetensors", "last_ema.safetensors"
-"""Files in the folder `weights` of a run that ended: its weights, and their moving average where it keeps one."""
+ALLOWED_FILES = f"allowed: a file of tensors that ends in {', '.join(SUFFIXES)}"
 _SHOWN = 3
 
 
@@ -25,24 +23,30 @@ class WeightsError(UserError):
     """A file of weights that cannot be read or does not fit; the message says what is in it and what is wanted."""
 
 
-def load_weights(backbone: nn.Module, file: str) -> str:
-    """Fill a timm model from a file, and return what was done in one line.
+class SavedWeights(NamedTuple):
+    """Tensors on the CPU under the names that their file has, and where they lie, in words."""
 
-    The average of the weights is taken where the file has one (`state_dict_ema`), as timm does. Its wrappers' prefixes and
-    our own (`backbone.`) are removed, and the architecture's own conversion is applied (which, for one, resizes position
-    embeddings). A classifier for another number of classes is left as it was drawn.
+    tensors: dict[str, Tensor]
+    words: str
+
+
+def load_weights(backbone: nn.Module, saved: SavedWeights) -> str:
+    """Fill a timm model with saved weights, and return what was done in one line.
+
+    Wrappers' prefixes and our own (`backbone.`) are removed, and the architecture's own conversion is applied (which, for
+    one, resizes position embeddings). A classifier for another number of classes is left as it was drawn.
 
     Raises:
-        WeightsError: the file is missing, no file of weights, or of another network.
+        WeightsError: they are of another network.
     """
-    state, fresh = fit_weights(backbone, file)
+    state, fresh = fit_weights(backbone, saved)
     backbone.load_state_dict(state, strict=False)
-    loaded = f"weights from {file}"
+    loaded = f"weights from {saved.words}"
     return f"{loaded}; {', '.join(fresh)} drawn afresh: the file's is for other classes" if fresh else loaded
 
 
-def fit_weights(backbone: nn.Module, file: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Read a file's tensors under the names of a model (which may be on the meta device).
+def fit_weights(backbone: nn.Module, saved: SavedWeights) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return saved tensors under the names of a model (which may be on the meta device).
 
     Returns:
         The tensors, and the names of the classifiers that are not among them.
@@ -50,7 +54,10 @@ def fit_weights(backbone: nn.Module, file: str) -> tuple[dict[str, Tensor], tupl
     Raises:
         WeightsError: see `load_weights`.
     """
-    state = _convert_state(_read(file), backbone)
+    state = saved.tensors
+    if all(name.startswith("backbone.") for name in state):
+        state = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
+    state = _convert_state(state, backbone)
     wanted = backbone.state_dict()
     fresh = tuple(name for name in classifier_names(backbone) if _differs_below(name, state, wanted))
     dropped = tuple(f"{name}." for name in fresh)
@@ -58,53 +65,33 @@ def fit_weights(backbone: nn.Module, file: str) -> tuple[dict[str, Tensor], tupl
     wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(dropped or "\0")}
     if problems := "; ".join(_differences(state, wanted)):
         raise WeightsError(
-            f"{file} is not of this network: {problems}. Give the model.name and model.args that it was trained with"
+            f"{saved.words} is not of this network: {problems}. Give the model.name and model.args that it was trained with"
         )
     return state, fresh
 
 
-def weights_file(place: str) -> Path:
-    """Return the file that a place means: a run folder means the weights that the run ended with, averaged ones first."""
-    for name in (LAST_AVERAGED_WEIGHTS, LAST_WEIGHTS):
-        if (Path(place) / "config.yaml").is_file() and (path := Path(place) / "weights" / name).is_file():
-            return path
-    return Path(place)
+def read_weights_file(path: Path) -> SavedWeights:
+    """Read a file of weights; of one that holds their average too (`state_dict_ema`), the average, as timm does.
 
-
-def _read(place: str) -> dict[str, Tensor]:
-    path = weights_file(place)
+    Raises:
+        WeightsError: the file is missing, or none of weights.
+    """
     file = str(path)
-    allowed = f"allowed: a file of tensors that ends in {', '.join(SUFFIXES)}"
-    if path.is_dir():
-        raise WeightsError(f"{file} is {_folder_in_words(path)}")
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         match = nearest(path.name, siblings)
         raise WeightsError(f"{file}: no such file" + (f"; nearest: {path.parent / match}" if match else ""))
     if path.suffix not in SUFFIXES:
-        raise WeightsError(f"{file} cannot be read; {allowed}")
+        raise WeightsError(f"{file} cannot be read; {ALLOWED_FILES}")
     try:
         state = load_state_dict(file, weights_only=True)  # a pickle that is more than tensors is refused
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, ValueError) as error:
-        raise WeightsError(f"{file} cannot be read: {error}; {allowed}") from error
+        raise WeightsError(f"{file} cannot be read: {error}; {ALLOWED_FILES}") from error
     except (AttributeError, KeyError, TypeError) as error:  # timm takes the content for a mapping of tensors
-        raise WeightsError(f"{file} holds no mapping of names to tensors; {allowed}") from error
+        raise WeightsError(f"{file} holds no mapping of names to tensors; {ALLOWED_FILES}") from error
     if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise WeightsError(f"{file} holds no mapping of names to tensors; {allowed}")
-    if all(name.startswith("backbone.") for name in state):
-        state = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
-    return state
-
-
-def _folder_in_words(path: Path) -> str:
-    """Say what a folder is that holds no weights to begin with, and how to get some."""
-    if (path / "manifest.json").is_file():
-        run, step = shlex.quote(str(path.parent.parent)), path.name.removeprefix("step=").lstrip("0") or "0"
-        return f"a run's checkpoint; its weights: rlpheads export {run} NAME.safetensors --step {step}"
-    if (path / "config.yaml").is_file():
-        export = f"rlpheads export {shlex.quote(str(path))} NAME.safetensors"
-        return f"the folder of a run that has not ended; the weights of its newest checkpoint: {export}"
-    return f"a folder, and no run's; allowed: a run folder, or a file of tensors that ends in {', '.join(SUFFIXES)}"
+        raise WeightsError(f"{file} holds no mapping of names to tensors; {ALLOWED_FILES}")
+    return SavedWeights(state, file)
 
 
 def _convert_state(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:

@@ -25,10 +25,11 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import choose_device
 from rlpheads.engine.learner.precision import autocast
 from rlpheads.engine.model.builder import build_model
-from rlpheads.engine.model.initial_weights import load_weights
+from rlpheads.engine.model.initial_weights import load_weights, read_weights_file
 from rlpheads.engine.model.tapped_model import TappedModel
-from rlpheads.engine.offline.saved_network import load_saved_network
+from rlpheads.engine.offline.saved_network import classifier_outputs, load_saved_network
 from rlpheads.engine.plugins.loading import load_plugins
+from rlpheads.engine.runs.checkpoint import MANIFEST, read_manifest
 from rlpheads.engine.runs.opened_run import RunError, open_images, read_run
 from rlpheads.engine.runs.sources import Sources, open_sources
 from rlpheads.engine.training.loading import evaluation_loader
@@ -112,7 +113,7 @@ def evaluate_weights(place: Path, options: EvaluationOptions) -> EvaluatedWeight
     """Evaluate a run's weights, or those in a file, on the images of the settings.
 
     Args:
-        place: a run folder, or a file of weights; `config.json` beside the file says what network it is of.
+        place: a run folder, one of its checkpoints, or a file of weights; `config.json` beside it says of what network.
         options: which weights of a run, which images.
 
     Raises:
@@ -128,8 +129,11 @@ def evaluate_weights(place: Path, options: EvaluationOptions) -> EvaluatedWeight
     return _evaluate(weights, source, choose_device(options.device, local_rank=0))
 
 
-def _of_run(folder: Path, options: EvaluationOptions) -> _Weights:
-    run = read_run(folder, options.epoch, options.step)
+def _of_run(place: Path, options: EvaluationOptions) -> _Weights:
+    folder, step = place, options.step
+    if (place / MANIFEST).is_file():  # one of its checkpoints
+        folder, step = place.resolve().parent.parent, read_manifest(place)["step"]
+    run = read_run(folder, options.epoch, step)
     config = run.config
     if options.settings:
         # Those of the command line alone are imported: what a run folder names is code of whoever made it.
@@ -155,7 +159,7 @@ def _of_file(file: Path, options: EvaluationOptions) -> _Weights:
         model = build_model(config, num_classes or len(sources.train.manifest.classes))
     except ValueError as error:
         raise RunError(f"{file}: {error}") from error
-    told = load_weights(model.backbone, str(file))
+    told = load_weights(model.backbone, read_weights_file(file))
     if "drawn afresh" in told:
         raise RunError(
             f"{file}: its classifier is for other classes than the {len(sources.train.manifest.classes)} here"
@@ -200,7 +204,7 @@ def _checked(words: Sequence[str]) -> Config:
 
 
 def _fitting(words: str, config: Config, sources: Sources, model: TappedModel) -> _Weights:
-    num_classes, there = int(model.backbone.num_classes), len(sources.train.manifest.classes)
+    num_classes, there = classifier_outputs(model.backbone, config.model.name), len(sources.train.manifest.classes)
     if num_classes != there:
         raise RunError(f"{words}: the network tells {num_classes} classes apart, and the images have {there}")
     return _Weights(words, config, sources, model.eval().requires_grad_(False))

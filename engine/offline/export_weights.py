@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from torch import Tensor
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.learner import num_audit_draws
-from rlpheads.engine.offline.saved_network import load_saved_network
+from rlpheads.engine.offline.saved_network import classifier_outputs, load_saved_network
 from rlpheads.engine.runs.checkpoint_metadata import read_tensors
 from rlpheads.engine.runs.opened_run import RunError, SavedRun, open_images, read_run
 from rlpheads.engine.runs.sources import Sources
+from rlpheads.engine.runs.weights_files import write_weights
 from rlpheads.engine.training.label_choice import run_labels
 
 _WEIGHTS, _CONFIG, _HEADS = "model.safetensors", "config.json", "heads.safetensors"
@@ -94,17 +96,30 @@ def export_run(folder: Path, out: Path, options: ExportOptions) -> Exported:
     model = load_saved_network(run, "ema" if options.ema else "backbone")
     model.release()
     backbone: Any = model.backbone
+    num_classes = classifier_outputs(backbone, run.config.model.name)
     weights.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=weights.parent) as temporary:
         names = None if images is None else list(images.train.manifest.classes)
-        save_for_hf(backbone, temporary, model_config=_describe(run.config, names), safe_serialization=True)
-        written = [Path(temporary) / _WEIGHTS, Path(temporary) / _CONFIG]
+        written = _save_network(backbone, Path(temporary), num_classes, _describe(run.config, names), run.config)
         if options.heads:
             assert images is not None
             written.append(_save_heads(run, images, Path(temporary) / _HEADS))
         for made, final in zip(written, files, strict=True):
             made.replace(final)
-    return Exported(files, run.config.model.name, int(backbone.num_classes), images is not None)
+    return Exported(files, run.config.model.name, num_classes, images is not None)
+
+
+def _save_network(
+    backbone: Any, folder: Path, num_classes: int, described: dict[str, Any], config: Config
+) -> list[Path]:
+    """Write weights and config.json as timm does; of a model without timm's own description, what is known here."""
+    if getattr(backbone, "pretrained_cfg", None):
+        save_for_hf(backbone, folder, model_config=described, safe_serialization=True)
+    else:
+        write_weights(folder / _WEIGHTS, backbone, {"model": config.model.name})
+        known = {"architecture": config.model.name, "num_classes": num_classes}
+        (folder / _CONFIG).write_text(json.dumps(known | described, indent=2), encoding="utf-8")
+    return [folder / _WEIGHTS, folder / _CONFIG]
 
 
 def _check_free(out: Path, files: tuple[Path, ...], overwrite: bool) -> None:

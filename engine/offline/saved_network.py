@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from rlpheads.engine.model.initial_weights import classifier_names
 from rlpheads.engine.model.tapped_model import TappedModel
@@ -26,11 +27,23 @@ def load_saved_network(run: SavedRun, part: str) -> TappedModel:
     verify(run.saved.path, read_run_manifest(run.saved.path).files)
     tensors = read_tensors(run.saved.path, f"{part}.backbone.")
     with torch.device("meta"):
-        name = next(classifier_names(build_saved_model(run.folder, run.config, 2).backbone), None)
-    if name is None:
-        raise RunError(
-            f"{run.config.model.name} has no get_classifier() that names its last layer, as timm's models have"
-        )
+        name = _classifier_name(build_saved_model(run.folder, run.config, 2).backbone, run.config.model.name)
     model = build_saved_model(run.folder, run.config, len(tensors[f"{name}.weight"]))
     model.backbone.load_state_dict(tensors)
     return model
+
+
+def classifier_outputs(backbone: nn.Module, name: str) -> int:
+    """Return how many classes the last layer of the model called `name` tells apart.
+
+    Raises:
+        RunError: it does not say which layer that is.
+    """
+    return len(backbone.get_parameter(f"{_classifier_name(backbone, name)}.weight"))
+
+
+def _classifier_name(backbone: nn.Module, name: str) -> str:
+    found = next(classifier_names(backbone), None)
+    if found is None:
+        raise RunError(f"{name} has no get_classifier() that gives its last layer, as timm's models have")
+    return found

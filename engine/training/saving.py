@@ -9,13 +9,12 @@ from typing import Any
 from torch import nn
 
 from rlpheads.engine.distributed.stop_flag import StopFlag
-from rlpheads.engine.model.initial_weights import LAST_AVERAGED_WEIGHTS, LAST_WEIGHTS
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.finite_content import NonfiniteStateError
 from rlpheads.engine.runs.request_files import SAVE_REQUEST, STOP_REQUEST, RequestFiles
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
-from rlpheads.engine.runs.weights_files import write_weights
+from rlpheads.engine.runs.weights_files import LAST_AVERAGED_WEIGHTS, LAST_WEIGHTS, write_weights
 from rlpheads.engine.training.early_stopping import is_best_epoch
 from rlpheads.engine.training.stability import compare_replicas, review_open_window
 from rlpheads.engine.training.training import Training, is_due

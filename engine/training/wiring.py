@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.gauges.gauges import build_gauges
-from rlpheads.engine.learner.learner import Learner, build_learner, num_audit_draws
+from rlpheads.engine.learner.learner import Learner, build_initial_model, build_learner, num_audit_draws
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.learner.step import TrainStep, build_routes
 from rlpheads.engine.model.flops import head_flops, utilisation
@@ -14,6 +14,7 @@ from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.log import RunLog
 from rlpheads.engine.runs.run_setup import RunSetup
 from rlpheads.engine.runs.sources import Sources
+from rlpheads.engine.runs.weights_files import read_weights
 from rlpheads.engine.training.label_choice import run_labels
 from rlpheads.engine.training.loading import evaluation_loader, training_loader
 from rlpheads.engine.training.preparation import build_preparation
@@ -27,7 +28,10 @@ def build_training(
 ) -> Training:
     """Build everything that a run consists of, on this rank's device; `fresh`: it begins, and resumes nothing."""
     loader = training_loader(config, sources.train, launch.device, launch.rank)
-    learner = build_learner(config, launch, plan, loader.order.num_steps, fresh=fresh)
+    place = config.model.checkpoint if fresh else None
+    given = None if place is None else read_weights(place)
+    initial = build_initial_model(config, plan.num_classes, fresh=fresh, given=given)
+    learner = build_learner(config, launch, plan, loader.order.num_steps, initial)
     routes = build_routes(config, learner.tapped, launch.world_size)
     clean = _evaluation_split(config, sources.train, learner, launch)
     trained = Split(loader, clean.table_MN, _ledger(config, sources.train, learner, launch))

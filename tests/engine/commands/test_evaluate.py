@@ -2,17 +2,21 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from small_runs import small_config
 
 from rlpheads.engine.cli import main
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.initial_weights import load_weights
+from rlpheads.engine.runs.weights_files import read_weights
+from rlpheads.engine.training import job
 from rlpheads.memorization.records.ledger_file import read_ledger
 
 pytestmark = pytest.mark.long
@@ -57,9 +61,19 @@ def test_a_run_folder_is_a_place_of_initial_weights(detached_run):
     """It leaves them where it ends, and they are those of its last checkpoint."""
     config = parse_config(["--config", str(detached_run / "config.yaml")])
     model = build_model(config, 10)
-    assert load_weights(model.backbone, str(detached_run)).startswith("weights from ")
+    assert load_weights(model.backbone, read_weights(str(detached_run))).startswith("weights from ")
     last = load_file(detached_run / "weights" / "last.safetensors")
     assert all((tensor == last[name]).all() for name, tensor in model.backbone.state_dict().items())
+
+
+def test_a_frozen_network_from_a_checkpoint_is_measured_and_evaluated_as_it_was(detached_run, tmp_path, capsys):
+    newest = sorted((detached_run / "checkpoints").iterdir())[-1]
+    config = small_config(tmp_path, "audited", epochs=1)
+    frozen = replace(config.model, checkpoint=str(newest), frozen=True)
+    assert job.run(replace(config, model=frozen)) == 0
+    theirs, ours = last_line(detached_run), last_line(tmp_path / "audited")
+    assert (ours["eval_loss"], ours["eval_top1"]) == (theirs["eval_loss"], theirs["eval_top1"])
+    assert evaluated(capsys, newest)["loss"] == pytest.approx(theirs["eval_loss"], abs=1e-6)
 
 
 @pytest.mark.wrong("arguments")

@@ -1,8 +1,12 @@
 """`rlpheads export`: weights that timm and plain PyTorch load, without the images."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,7 +15,8 @@ from safetensors.torch import load_file
 from small_runs import small_config
 
 from rlpheads.engine.cli import main
-from rlpheads.engine.runs.opened_run import open_checkpoint
+from rlpheads.engine.offline.saved_network import load_saved_network
+from rlpheads.engine.runs.opened_run import open_checkpoint, read_run
 from rlpheads.engine.training import job
 
 
@@ -33,6 +38,34 @@ def test_timm_builds_and_loads_the_network_from_the_folder_alone(detached_run, e
     ours = run.load_model().backbone
     theirs = timm.create_model(f"local-dir:{exported}", pretrained=True)
     assert torch.equal(logits(ours, run.config.data.image_size), logits(theirs, run.config.data.image_size))
+
+
+PLAIN = """
+import importlib.util, sys, timm, torch
+assert importlib.util.find_spec("rlpheads") is None
+model = timm.create_model(f"local-dir:{sys.argv[1]}", pretrained=True).eval()
+torch.save(model(torch.load("images.pt")), "logits.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["backbone", "ema"])
+def test_without_rlpheads_timm_computes_the_same_bits(part, tmp_path):
+    """In a Python that has the packages of this one, but no rlpheads; live weights and their average."""
+    config = small_config(tmp_path, "averaged", epochs=2)
+    assert job.run(replace(config, model=replace(config.model, ema_decay=0.9))) == 0
+    folder, out = tmp_path / "averaged", tmp_path / "out"
+    assert main(["export", str(folder), str(out), *(["--ema"] if part == "ema" else [])]) == 0
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.save(images, tmp_path / "images.pt")
+    packages = {str(Path(module.__file__).parents[1]) for module in (timm, torch)}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(packages), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-S", "-c", PLAIN, str(out)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours = load_saved_network(read_run(folder), part).backbone.eval()
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "logits.pt"), ours(images))
 
 
 def test_the_file_fits_a_network_of_the_same_settings_by_checkpoint_path(detached_run, exported):

@@ -12,7 +12,7 @@ from strangers_files import Command
 
 from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.config.command_line import ConfigError, parse_config
-from rlpheads.engine.model.initial_weights import WeightsError, load_weights
+from rlpheads.engine.model.initial_weights import WeightsError, load_weights, read_weights_file
 
 ARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 SYNTHETIC = ("--data.dataset", "synthetic")  # in the place of CIFAR-100, which is read where no file is named
@@ -27,6 +27,10 @@ def network(num_classes: int = 10, seed: int = 0, **changes):
 def written(path: Path, state) -> str:
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
     return str(path)
+
+
+def loaded(model, file: str) -> str:
+    return load_weights(model, read_weights_file(Path(file)))
 
 
 def same(one, other) -> bool:
@@ -46,7 +50,7 @@ def same(one, other) -> bool:
 )
 def test_every_format_loads(tmp_path, name, wrap):
     given, model = network(seed=1), network(seed=2)
-    assert load_weights(model, written(tmp_path / name, wrap(given.state_dict()))) == f"weights from {tmp_path / name}"
+    assert loaded(model, written(tmp_path / name, wrap(given.state_dict()))) == f"weights from {tmp_path / name}"
     assert same(given, model)
 
 
@@ -54,7 +58,7 @@ def test_a_classifier_for_other_classes_is_drawn_afresh_and_said_to_be(tmp_path)
     file = written(tmp_path / "w.pth", network(num_classes=1000, seed=1).state_dict())
     model = network(seed=2)
     drawn = model.head.weight.clone()
-    assert "head drawn afresh" in load_weights(model, file)
+    assert "head drawn afresh" in loaded(model, file)
     assert torch.equal(model.head.weight, drawn)
     assert torch.equal(model.blocks[1].mlp.fc1.weight, network(num_classes=1000, seed=1).blocks[1].mlp.fc1.weight)
 
@@ -62,7 +66,7 @@ def test_a_classifier_for_other_classes_is_drawn_afresh_and_said_to_be(tmp_path)
 def test_position_embeddings_of_another_image_size_are_resized(tmp_path):
     file = written(tmp_path / "w.pth", network(seed=1, img_size=16).state_dict())
     model = network(seed=2)
-    load_weights(model, file)
+    loaded(model, file)
     assert torch.equal(model.patch_embed.proj.weight, network(seed=1, img_size=16).patch_embed.proj.weight)
     assert model.pos_embed.shape == (1, 5, 24)
 
@@ -71,21 +75,21 @@ def test_position_embeddings_of_another_image_size_are_resized(tmp_path):
 def test_other_networks_are_refused_with_what_differs(tmp_path):
     deeper = written(tmp_path / "deeper.pth", network(depth=3).state_dict())
     with pytest.raises(WeightsError, match=r"12 of its tensors are unknown here \(blocks\.2\.norm1\.weight, .*, …\)"):
-        load_weights(network(), deeper)
+        loaded(network(), deeper)
     shallow = written(tmp_path / "shallow.pth", network(depth=1).state_dict())
     with pytest.raises(WeightsError, match="12 of 32 tensors are not in it"):
-        load_weights(network(), shallow)
+        loaded(network(), shallow)
     wider = written(tmp_path / "wider.pth", network(embed_dim=48).state_dict())
     with pytest.raises(
         WeightsError, match=r"have another shape \(cls_token is \(1, 1, 48\) in it and \(1, 1, 24\) here"
     ):
-        load_weights(network(), wider)
+        loaded(network(), wider)
 
 
 def test_a_refused_file_leaves_the_model_as_it_was(tmp_path):
     model = network(seed=2)
     with pytest.raises(WeightsError):
-        load_weights(model, written(tmp_path / "deeper.pth", network(depth=3).state_dict()))
+        loaded(model, written(tmp_path / "deeper.pth", network(depth=3).state_dict()))
     assert same(network(seed=2), model)
 
 
@@ -105,10 +109,8 @@ def test_files_that_are_none_are_named_before_anything_is_built(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "number.pth")
     torch.save({"args": Path("x"), "state_dict": {}}, tmp_path / "pickle.pth")
-    saved = tmp_path / "begun" / "checkpoints" / "step=000000040"
-    saved.mkdir(parents=True)
-    for file in (tmp_path / "begun" / "config.yaml", saved / "manifest.json"):
-        file.touch()
+    (tmp_path / "begun" / "checkpoints" / "step=000000040").mkdir(parents=True)
+    (tmp_path / "begun" / "config.yaml").touch()
     messages = {
         "wieghts.pth": f"no such file; nearest: {tmp_path / 'weights.pth'}",
         "weights.pth": "cannot be read: ",
@@ -117,9 +119,9 @@ def test_files_that_are_none_are_named_before_anything_is_built(tmp_path):
         "list.pth": "holds no mapping of names to tensors",
         "number.pth": "holds no mapping of names to tensors",
         "pickle.pth": "cannot be read: weights_only=True blocked loading",
-        ".": "is a folder, and no run's; allowed: a run folder, or a file of tensors",
-        "begun": f"is the folder of a run that has not ended; the weights of its newest checkpoint: rlpheads export {tmp_path}",
-        "begun/checkpoints/step=000000040": "NAME.safetensors --step 40",
+        ".": "is a folder, and neither a run's nor a checkpoint's; allowed: a run folder, one of its checkpoints",
+        "begun": "is a run that has saved nothing yet: neither weights/ nor a whole checkpoint is in it",
+        "begun/checkpoints/step=000000040": "is a checkpoint without manifest.json, which is written last: it was never",
     }
     for name, message in messages.items():
         said = complaint("--model.checkpoint", str(tmp_path / name))
@@ -134,10 +136,10 @@ def test_weights_that_run_a_command_are_refused(tmp_path, suffix):
     for old in (False, True):  # torch's archive, and the bare pickle that older versions wrote
         torch.save({"state_dict": {"x": Command(touched)}}, file, _use_new_zipfile_serialization=not old)
         with pytest.raises(WeightsError, match="cannot be read: "):
-            load_weights(network(), str(file))
+            loaded(network(), str(file))
     file.write_bytes(pickle.dumps(Command(touched)))
     with pytest.raises(WeightsError, match="cannot be read: "):
-        load_weights(network(), str(file))
+        loaded(network(), str(file))
     assert not touched.exists()
 
 

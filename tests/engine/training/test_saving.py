@@ -16,7 +16,7 @@ from rlpheads.engine.config.learning import EarlyStoppingConfig, ScheduleConfig
 from rlpheads.engine.config.run import CheckpointConfig, EvalConfig, LedgerConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model
-from rlpheads.engine.model.initial_weights import load_weights
+from rlpheads.engine.model.initial_weights import load_weights, read_weights_file
 from rlpheads.engine.runs.checkpoint import list_whole
 from rlpheads.engine.training import job
 
@@ -155,7 +155,7 @@ def test_weights_of_the_best_epoch_and_of_every_epoch_are_kept(few):
         str(best["eval_loss"]),
     )
     network = build_model(config, 10).backbone
-    load_weights(network, str(weights / "best.safetensors"))
+    load_weights(network, read_weights_file(weights / "best.safetensors"))
     torch.testing.assert_close(dict(network.state_dict()), tensors, rtol=0, atol=0)
 
 
