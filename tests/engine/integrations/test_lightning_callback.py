@@ -1,6 +1,5 @@
 """Lightning itself trains a module with heads beside it: on one rank, over two, on to another fit, and wrongly set."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
+from two_ranks import epoch_ledger, ledger_of_two_ranks, save_heads
 
 from rlpheads.loaders.adapters.indexed_dataset import IndexedDataset
-from rlpheads.memorization.records.ledger_file import read_ledger
 
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("ignore")]
 pl = pytest.importorskip("lightning.pytorch", reason="Lightning is an extra: make test-integrations installs it")
@@ -65,8 +64,7 @@ def fit(folder, settings=SETTINGS, module=None, **options):
 def test_every_epoch_has_a_ledger_and_figures_and_the_network_is_as_without_heads(tmp_path):
     module, heads, fitting = fit(tmp_path)
     for epoch in range(2):
-        table = read_ledger(tmp_path / "ledger" / f"epoch={epoch:04d}" / "running.parquet")
-        assert table.seen.all()
+        table = epoch_ledger(tmp_path, epoch)
         assert table.metadata.step == 5 * (epoch + 1)
         assert heads.figures[epoch]["rla/1"] == pytest.approx(table.hit.mean())
     assert set(heads.figures[0]) == {"rla/1", "heldout_rla/1"}
@@ -99,25 +97,9 @@ def test_a_fit_that_is_resumed_ends_with_the_same_heads(tmp_path):
 
 @pytest.mark.distributed
 def test_two_ranks_write_one_ledger_with_every_sample(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(SCRIPT),
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    table = read_ledger(tmp_path / "ledger" / "epoch=0000" / "running.parquet")
-    assert table.seen.all()
+    table = ledger_of_two_ranks(SCRIPT, tmp_path, NUM_SAMPLES)
     assert table.count.sum() == NUM_SAMPLES + 1  # one sample was given to both ranks, and is recorded once
-    assert table.target.tolist() == [index % 3 for index in range(NUM_SAMPLES)]
     assert set(table.class_hit.astype(int)) <= {0, 1}
-    states = [torch.load(tmp_path / f"heads{rank}.pt", weights_only=True) for rank in range(2)]
-    torch.testing.assert_close(states[0], states[1])  # the ranks' heads are one
 
 
 def test_wrong_settings_are_told(tmp_path):
@@ -138,4 +120,4 @@ if __name__ == "__main__":  # a rank of the test above
 
     folder = Path(sys.argv[1])
     _, ranks_heads, _ = fit(folder, max_epochs=1, devices=2, strategy="ddp")
-    torch.save(ranks_heads.state_dict()["heads"], folder / f"heads{dist.get_rank()}.pt")
+    save_heads(ranks_heads.state_dict()["heads"], folder, dist.get_rank())

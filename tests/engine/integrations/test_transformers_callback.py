@@ -1,14 +1,13 @@
 """Hugging Face's Trainer trains a ViT with heads beside it: on one rank, over two, from a checkpoint, and wrongly set."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from two_ranks import epoch_ledger, ledger_of_two_ranks, save_heads
 
 from rlpheads.loaders.adapters.indexed_dataset import IndexedDataset
-from rlpheads.memorization.records.ledger_file import read_ledger
 
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("ignore")]
 transformers = pytest.importorskip(
@@ -73,9 +72,7 @@ def test_every_epoch_has_a_ledger_and_figures_and_the_network_is_as_without_head
     measured = trainer(tmp_path / "hf", heads, eval_strategy="epoch")
     measured.train()
     for epoch in range(2):
-        table = read_ledger(tmp_path / "run" / "ledger" / f"epoch={epoch:04d}" / "running.parquet")
-        assert table.seen.all()
-        assert table.target.tolist() == [index % 3 for index in range(NUM_SAMPLES)]
+        table = epoch_ledger(tmp_path / "run", epoch)
         assert heads.figures[epoch][f"rla/{LAST}"] == pytest.approx(table.hit.mean())
         assert 0 <= heads.figures[epoch][f"heldout_rla/{LAST}"] <= 1
     logged = [row for row in measured.state.log_history if f"rla/{LAST}" in row]
@@ -110,24 +107,8 @@ def test_a_training_that_is_resumed_ends_with_the_same_heads(tmp_path):
 
 @pytest.mark.distributed
 def test_two_ranks_write_one_ledger_with_every_sample(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(SCRIPT),
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    table = read_ledger(tmp_path / "ledger" / "epoch=0000" / "running.parquet")
-    assert table.seen.all()
-    assert table.target.tolist() == [index % 3 for index in range(NUM_SAMPLES)]
+    table = ledger_of_two_ranks(SCRIPT, tmp_path, NUM_SAMPLES)
     assert table.count.sum() > NUM_SAMPLES  # the last batch is filled up with samples from the beginning
-    states = [torch.load(tmp_path / f"heads{rank}.pt", weights_only=True) for rank in range(2)]
-    torch.testing.assert_close(states[0], states[1])
 
 
 def test_wrong_settings_are_told(tmp_path):
@@ -146,4 +127,4 @@ if __name__ == "__main__":  # a rank of the test above
     ranks_heads = TrainerHeads(settings(), folder)
     trained = trainer(folder / "hf", ranks_heads, num_train_epochs=1)
     trained.train()
-    torch.save(ranks_heads.measurement.state_dict()["heads"], folder / f"heads{trained.args.process_index}.pt")
+    save_heads(ranks_heads.measurement.state_dict()["heads"], folder, trained.args.process_index)
