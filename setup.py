@@ -35,6 +35,7 @@ EXTRAS = {
     "patches": PHOTOGRAPHS,
     "dali": DALI,
     "wandb": WANDB,
+    "trackio": ["trackio>=0.20,<1"],
     "lightning": ["lightning>=2.5,<3"],
     "transformers": ["transformers>=5,<6", "accelerate>=1.1,<2"],
     "cleanlab": ["cleanlab>=2.7,<3"],

@@ -236,12 +236,14 @@ def _early_stopping_errors(config: Config) -> Iterator[ConfigError]:
 
 
 def log_errors(log: LogConfig) -> Iterator[ConfigError]:
-    """Yield an error where W&B is asked for and is not installed."""
-    if log.wandb == "off":
-        return
-    spec = find_spec("wandb")
-    if spec is None or spec.origin is None:  # no origin: a mere folder, such as the one in which W&B keeps its runs
-        yield ConfigError(
-            f"log.wandb: got {log.wandb!r}, which needs the package wandb, and it is not installed; allowed here: off. "
-            "To have it: pip install 'rlpheads[wandb]'"
-        )
+    """Yield an error where W&B or trackio is asked for and is not installed."""
+    asked = {"wandb": (log.wandb, "off"), "trackio": (log.trackio, False)}
+    for name, (value, off) in asked.items():
+        if value == off:
+            continue
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # no origin: a mere folder, such as the one in which W&B keeps its runs
+            yield ConfigError(
+                f"log.{name}: got {show_value(value)}, which needs the package {name}, and it is not installed; allowed here: "
+                f"{str(off).lower()}. To have it: pip install 'rlpheads[{name}]'"
+            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal
@@ -172,3 +173,12 @@ def _convert_plain(value: object, depth: int) -> Any:
     if isinstance(value, (types.NoneType, bool, int, float, str)):
         return _convert_scalar(value, type(value))
     raise _MismatchError
+
+
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name; an empty mapping is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        is_section = isinstance(value, Mapping) and value
+        flat |= flat_settings(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
+    return flat

@@ -1,4 +1,4 @@
-"""The log of a run: rows of metrics.jsonl, and the same figures in TensorBoard and W&B.
+"""The log of a run: rows of metrics.jsonl, and the same figures in TensorBoard, W&B and trackio.
 
 There is one way in, `RunLog.append`, so that no two records of a run can differ. A resumed run takes back, in all of
 them, what lies behind its checkpoint.
@@ -6,35 +6,23 @@ them, what lies behind its checkpoint.
 
 from __future__ import annotations
 
-import functools
-import threading
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rlpheads.engine.config.run import LogConfig
-from rlpheads.engine.runs.folder import RunFolder, finite_or_none, write_atomically
+from rlpheads.engine.config.values import flat_settings
+from rlpheads.engine.runs.folder import RunFolder, finite_or_none
 from rlpheads.engine.runs.record_digests import METRICS, FileDigest, RecordDigests
+from rlpheads.engine.trackers.tensorboard_files import TensorBoardFiles
+from rlpheads.engine.trackers.tracker import Tracker
+from rlpheads.engine.trackers.trackio_run import TrackioRun
+from rlpheads.engine.trackers.wandb_run import WandbRun
 from rlpheads.memorization.records.ledger import Ledger
 from rlpheads.memorization.records.ledger_file import LedgerMetadata
 
 _POSITION_KEYS = ("kind", "step", "epoch")
 """Keys of a row that say where its figures belong."""
-
-
-class RunLogError(RuntimeError):
-    """A record that was asked for cannot be kept; the message says what to do."""
-
-
-class LogSink(Protocol):
-    """A record beside metrics.jsonl."""
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Record the figures of one row."""
-
-    def close(self) -> None:
-        """Finish the record."""
 
 
 class RunLog:
@@ -50,7 +38,7 @@ class RunLog:
         self._folder = folder
         self._settings = settings
         self._taps = tuple(taps)
-        self._sinks: list[LogSink] = []
+        self._trackers: list[Tracker] = []
         self._digests = RecordDigests(folder.path)
 
     def open(
@@ -61,24 +49,27 @@ class RunLog:
         Args:
             step: optimizer steps taken.
             epoch: epochs finished.
-            settings: the run's configuration, which W&B shows beside its figures.
+            settings: the run's configuration, which the records beside metrics.jsonl show.
             known: digests of the record's files that are as the checkpoint knew them.
 
         Raises:
-            RunLogError: W&B refuses to begin.
+            RunLogError: W&B or trackio refuses to begin.
         """
         known = known or {}
         kept = self._folder.rewind_metrics(step, epoch, known[METRICS].bytes if METRICS in known else None)
         self._digests = RecordDigests(self._folder.path, known)
+        plain = {name: _plain(value) for name, value in flat_settings(settings).items()}
         if self._settings.tensorboard:
             again = kept  # a run that had no such record yet gets it whole
             if self._folder.tensorboard.exists():
                 again = [row for row in kept if row["step"] == step]  # purged with a dropped epoch's line of that step
-            self._sinks.append(_TensorBoard(self._folder.tensorboard, purge_from=step))
+            self._trackers.append(TensorBoardFiles(self._folder.tensorboard, step, plain, self._taps))
             for row in again:
                 self._record(row)
         if self._settings.wandb != "off":
-            self._sinks.append(_Wandb(self._folder.path, self._settings, settings))
+            self._trackers.append(WandbRun(self._folder.path, self._settings, settings, self._taps))
+        if self._settings.trackio:
+            self._trackers.append(TrackioRun(self._folder.path, self._settings, plain, self._taps))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Record one row (`kind`, `step`, `epoch`, and figures by name) everywhere."""
@@ -96,19 +87,27 @@ class RunLog:
         ledger.write_parquet(path, metadata)
         self._digests.add_ledger(path)
 
+    def show(self, step: int, drawings: Sequence[Path]) -> None:
+        """Show the drawings that the run ends with, of which PNG files are taken, in all records that can."""
+        if self._trackers:
+            named = {path.stem: path for path in drawings if path.suffix == ".png"}
+            epochs = self._folder.metrics("epoch")
+            for tracker in self._trackers:
+                tracker.show(step, named, epochs)
+
     def digests(self) -> dict[str, dict[str, Any]]:
         """Return the digests of all that is recorded, for a checkpoint's manifest."""
         return self._digests.current()
 
     def close(self) -> None:
         """Finish all records."""
-        while self._sinks:
-            self._sinks.pop().close()
+        while self._trackers:
+            self._trackers.pop().close()
 
     def _record(self, row: Mapping[str, Any]) -> None:
         figures = dict(named_figures(row, self._taps))
-        for sink in self._sinks:
-            sink.write(row["step"], figures)
+        for tracker in self._trackers:
+            tracker.write(row["step"], figures)
 
 
 def named_figures(row: Mapping[str, Any], taps: Sequence[int | str]) -> Iterator[tuple[str, float]]:
@@ -123,65 +122,5 @@ def named_figures(row: Mapping[str, Any], taps: Sequence[int | str]) -> Iterator
             yield f"{row['kind']}/{name}", value
 
 
-class _TensorBoard:
-    def __init__(self, folder: Path, purge_from: int):
-        from torch.utils.tensorboard import SummaryWriter  # takes a second, at the main rank alone
-
-        _silence_writers()
-        self._writer = SummaryWriter(folder, purge_step=purge_from)
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # a killed run shows here what its metrics.jsonl shows
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-@functools.cache
-def _silence_writers() -> None:
-    """Let TensorBoard's writing threads die without a traceback: the run meets their error itself, at its next row."""
-    others = threading.excepthook
-
-    def hook(died: threading.ExceptHookArgs) -> None:
-        if type(died.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
-            others(died)
-
-    threading.excepthook = hook
-
-
-class _Wandb:
-    """A W&B run that every resume of ours goes on with.
-
-    W&B cannot take back what it was told and passes over steps that it has: trained again, they are the same numbers.
-    """
-
-    def __init__(self, folder: Path, settings: LogConfig, shown: Mapping[str, Any]):
-        import wandb
-
-        identity = folder / "wandb" / "run_id.txt"
-        if not identity.exists():
-            write_atomically(identity, uuid.uuid4().hex[:12] + "\n")
-        try:
-            self._run = wandb.init(
-                mode=settings.wandb if settings.wandb == "online" else "offline",
-                project=settings.wandb_project,
-                name=folder.name,
-                id=identity.read_text().strip(),
-                resume="allow",
-                dir=folder,
-                config=dict(shown),
-                settings=wandb.Settings(console="off", silent=True),  # the terminal is the run's own
-            )
-        except wandb.errors.Error as error:
-            raise RunLogError(
-                f"log.wandb: got {settings.wandb}, but W&B cannot begin ({error}); log in with `wandb login`, or give "
-                "--log.wandb offline, whose files `wandb sync` sends later"
-            ) from error
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        self._run.log(dict(figures), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+def _plain(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, (bool, int, float, str)) else str(value)

@@ -13,9 +13,9 @@ from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.distributed.launcher_folder import announce_hang
 from rlpheads.engine.runs.checkpoint import CheckpointError, list_whole
 from rlpheads.engine.runs.folder import RunFolder
-from rlpheads.engine.runs.log import RunLogError
 from rlpheads.engine.runs.storage_errors import describe_storage_failure, storage_failure
 from rlpheads.engine.terminal.text import printable
+from rlpheads.engine.trackers.tracker import RunLogError
 from rlpheads.engine.training.outcome import DIVERGENCE, ReplicaDriftError, TrainingDivergedError, next_divergence
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError, LoaderError
 from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping

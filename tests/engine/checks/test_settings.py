@@ -89,4 +89,6 @@ def test_wandb_that_is_not_installed_is_told_before_anything_is_made(
     )
     (error,) = log_errors(LogConfig(wandb="offline"))
     assert re.search(expected, str(error))
+    (error,) = log_errors(LogConfig(trackio=True))
+    assert re.search(r"log\.trackio: got true.*allowed here: false.*pip install 'rlpheads\[trackio\]'", str(error))
     assert not list(log_errors(LogConfig()))

@@ -1,13 +1,16 @@
 """TensorBoard and W&B hold what metrics.jsonl holds: the same rows, once each, also after a run was set back."""
 
+import re
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from rlpheads.engine.config.run import LogConfig
 from rlpheads.engine.runs.folder import RunFolder
-from rlpheads.engine.runs.log import RunLog, RunLogError, named_figures
+from rlpheads.engine.runs.log import RunLog, named_figures
+from rlpheads.engine.trackers.tracker import RunLogError
 
 TAPS = (0, "3.attn")
 
@@ -105,15 +108,65 @@ def test_switched_off_there_is_metrics_jsonl_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_tensorboard_has_all_taps_in_one_chart_hyperparameters_and_drawings(tmp_path):
+    """As TensorBoard reads them: the layout of its custom scalars, the session of its hyperparameters, and images."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    folder = RunFolder(tmp_path)
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "drawn.png")
+    log = opened(folder)
+    log.append(epoch_row(0))
+    log.show(4, [tmp_path / "drawn.png", tmp_path / "drawn.svg"])
+    log.close()
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    assert events.Tags()["images"] == ["figures/drawn"]
+    assert events.Images("figures/drawn")[0].width == 8
+    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    first, by_depth = layout.category
+    assert [chart.title for chart in first.chart] == ["accuracy of the classes", "random-label accuracy, tap 3.attn"]
+    tags = by_depth.chart[0].multiline.tag
+    shown = [name for name in curves(folder.tensorboard) if any(re.match(tag, name) for tag in tags)]
+    assert shown == ["epoch/rla_clean/0", "epoch/rla_clean/3.attn"]
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert (settings["optim.lr"].number_value, settings["seed"].number_value) == (0.1, 0)
+
+
+def test_trackio_gets_the_same_figures_the_first_ones_by_their_words(tmp_path, monkeypatch):
+    """With trackio's own store in a folder of the test."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "drawn.png")
+    folder = RunFolder(tmp_path / "mine")
+    folder.path.mkdir()
+    for epoch in (0, 1):
+        log = opened(folder, 4 * epoch, epoch, tensorboard=False, trackio=True)
+        log.append(epoch_row(epoch) | {"eval_top1": 0.5})
+        log.show(4 * (epoch + 1), [tmp_path / "drawn.png"])
+        log.close()
+    from trackio.sqlite_storage import SQLiteStorage
+
+    rows = SQLiteStorage.get_logs("rlpheads", "mine")
+    figures = [row for row in rows if "epoch/rla_clean/3.attn" in row]
+    assert [row["step"] for row in figures] == [4, 8]
+    assert {row["held-out accuracy"] for row in figures} == {0.5}
+    assert any("figures/drawn" in row for row in rows)
+
+
 @pytest.mark.long
 def test_wandb_offline_keeps_one_identity_over_resumes(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="W&B is not installed")
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    folder = RunFolder(tmp_path / "mine")
+    folder, drawn = RunFolder(tmp_path / "mine"), tmp_path / "drawn.png"
+    Image.new("RGB", (8, 4), "red").save(drawn)
     for step in (0, 2):
         log = opened(folder, step, tensorboard=False, wandb="offline")
         log.append(step_row(step + 2, 0.15625))
+        log.append({**epoch_row(step // 2), "step": step + 2, "eval_top1": 0.5})
+        log.show(step + 2, [drawn])
         log.close()
     identity = (folder.path / "wandb" / "run_id.txt").read_text().strip()
     files = sorted(folder.path.glob(f"wandb/offline-run-*/run-{identity}.wandb"))
@@ -121,6 +174,13 @@ def test_wandb_offline_keeps_one_identity_over_resumes(tmp_path, monkeypatch):
     content = b"".join(file.read_bytes() for file in files)
     assert b"step/class_loss" in content
     assert b"0.15625" in content
+    for name in (
+        b"held-out accuracy",
+        b"random-label accuracy, tap 3.attn",
+        b"all taps/accuracy, clean pass",
+        b"figures/drawn",
+    ):
+        assert name in content, name
 
 
 @pytest.mark.long
