@@ -1,6 +1,6 @@
 """Where two run folders differ: metrics.jsonl row by row, status.json, every ledger bit by bit, summary.csv.
 
-Not compared: what the clock measures (`CLOCK_FIGURES`), status.json's sentences, and ledger metadata that names a path.
+Not compared: what the clock measures (`CLOCK_FIGURES`), status.json's sentences and times, and ledger metadata with a path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ CLOCK_FIGURES = (
     *("images_per_second", "data_wait", "mfu", "mfu_heads", "seconds", "device_seconds"),
     *("wall_hours", "device_hours"),
 )
-STATUS_SENTENCES = ("reason", "warnings")
+STATUS_LEFT_OUT = ("reason", "warnings", "overhead")
+"""Sentences of status.json, and what the clock measures there."""
 ABSENT = "absent"
 
 
@@ -77,7 +78,7 @@ def compare_metrics(left: Path, right: Path) -> Section:
 def compare_status(left: Path, right: Path) -> Section:
     """Compare status.json: the weights' hashes and the figures at the end."""
     section = Section("status.json")
-    section.compare("at the end", *(_flat(_json(folder / "status.json"), STATUS_SENTENCES) for folder in (left, right)))
+    section.compare("at the end", *(_flat(_json(folder / "status.json"), STATUS_LEFT_OUT) for folder in (left, right)))
     return section
 
 

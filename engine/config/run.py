@@ -37,6 +37,9 @@ class EvalConfig:
     """Refit heads by least squares to fresh labels on the features of each clean pass: what a head reaches without memory
     of its labels, the line beside trained heads. auto: where the features of all taps take at most 1 GiB; larger ones
     are for rlpheads audit."""
+    overhead: bool = True
+    """When a run of 60 steps or more is done, time up to ten steps with heads and ten without, in turn on its last batch,
+    for what heads cost; that moves only weights which are saved already."""
     batch_size: int | None = None
     """Global batch size of evaluations; null: that of training."""
 
@@ -109,7 +112,9 @@ class LogConfig:
     """Weights & Biases. offline: into the run folder's wandb/, to be sent by `wandb sync`; online: sent during the
     run."""
     wandb_project: str = "rlpheads"
-    """W&B project of the run."""
+    """Project of the run in W&B and trackio."""
+    trackio: bool = False
+    """Record in trackio too, which keeps figures on this machine, for `trackio show`."""
 
 
 @dataclass(frozen=True)

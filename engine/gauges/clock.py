@@ -139,6 +139,11 @@ class Clock:
             yield
             self._waited += self.now() - before
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of this process."""
+        return self._steps
+
     def step(self, num_images: int) -> None:
         """Count one finished step of `num_images` images."""
         self._steps += 1

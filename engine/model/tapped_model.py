@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -117,6 +118,15 @@ class TappedModel(nn.Module):
                     f"tap {name}: {len(tap)} rows for {num_rows} images; name a module outside the windows"
                 )
         return tuple(tap.shape[-1] for tap in taps)
+
+    @contextmanager
+    def without_taps(self) -> Iterator[None]:
+        """Let passes inside give logits alone, as those of a network without heads."""
+        places, self.places = self.places, ()
+        try:
+            yield
+        finally:
+            self.places = places
 
     def release(self) -> None:
         """Remove the hooks from the backbone, which can be used without this module."""

@@ -58,7 +58,8 @@ def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: 
         if closed:
             from rlpheads.engine.tables.run_figures import draw_run_figures  # matplotlib loads after training
 
-            draw_run_figures(training.run.folder.path, training.run.config)
+            drawn = draw_run_figures(training.run.folder.path, training.run.config)
+            training.run.log.show(training.num_updates, drawn)
         else:  # there is no ledger of the epoch that was cut short
             draw_figures(training.run.folder.figures, found, history, heldout.num_samples)
     display.findings(found)
@@ -88,13 +89,21 @@ def _record_memory(training: Training, display: Display) -> None:
 def close_run(training: Training, outcome: Outcome, display: Display, warnings: tuple[str, ...]) -> None:
     """Write the final status.json and print the last lines, at the main rank. Collective."""
     hashes = _weight_hashes(training)
+    overhead = training.time_heads() if outcome.status == "done" else None
     if not training.run.launch.is_main:
         return
     facts: dict[str, Any] = {"step": training.num_updates, "weights_sha256": hashes, "warnings": warnings}
     facts["skipped"] = _skipped_in_last_epoch(training.run.folder)
+    known = training.run.folder.status().get("overhead")
+    if overhead is not None:
+        facts["overhead"] = {**asdict(overhead), "share": overhead.share}
+    elif known is not None:  # of the process that trained it to its end
+        facts["overhead"] = known
     training.run.folder.write_status(outcome.status, outcome.reason, **facts, **_found_facts(outcome.findings))
     for name, digest in hashes.items():
         display.note(f"{name} weights sha256 {digest}")
+    if overhead is not None:
+        display.say(overhead.describe())
     for line in closing_lines(outcome, training.run.config, training.run.folder.path):
         display.say(line.text, line.command)
 

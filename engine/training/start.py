@@ -91,7 +91,7 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
     for error in target_errors(config.regularizer, baselines_T, 1 / config.heads.num_labels):
         raise error
     warnings = (*warnings, *host_sync_warnings(config))
-    divergence = _divergence_before(config, folder)
+    carried, overhead = _divergence_before(config, folder), _overhead_before(folder)
     folder.sweep()
     RequestFiles(folder.path).clear()
     unfinished = _unfinished_start(folder)
@@ -101,7 +101,7 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
     if unfinished is not None:
         warnings = (*warnings, unfinished)
     if point is not None:
-        warnings = (*warnings, *point.warnings)
+        warnings, carried = (*warnings, *point.warnings), carried | overhead
         if read_config_file(str(folder.path / "config.yaml")).get("epochs") != config.epochs:
             write_atomically(folder.path / "config.yaml", dump_config(config))  # raised, for later commands too
         folder.read_metrics()  # a damaged line ends the start before status.json is written
@@ -117,9 +117,7 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
         write_sample_file(sources, folder.path)
     for old in folder.path.glob("failed.rank*.json"):
         old.unlink()
-    folder.write_status(
-        "running", "started", pid=os.getpid(), host=socket.gethostname(), warnings=warnings, **divergence
-    )
+    folder.write_status("running", "started", pid=os.getpid(), host=socket.gethostname(), warnings=warnings, **carried)
     return Start(config, point, warnings)
 
 
@@ -139,6 +137,12 @@ def _divergence_before(config: Config, folder: RunFolder) -> dict[str, Any]:
             f"(stability.max_rollbacks is {limit}); leave the batch out with --stability.on_nonfinite skip"
         )
     return {DIVERGENCE: found}
+
+
+def _overhead_before(folder: RunFolder) -> dict[str, Any]:
+    """Return what a process that ended this run measured of its heads' cost: one that finds no step left cannot."""
+    found = folder.status().get("overhead")
+    return {} if found is None else {"overhead": found}
 
 
 def _unfinished_start(folder: RunFolder) -> str | None:

@@ -12,6 +12,7 @@ from rlpheads.engine.gauges.gauges import Gauges
 from rlpheads.engine.gauges.meters import PartialWindow
 from rlpheads.engine.learner.fresh_refit import FreshRefit
 from rlpheads.engine.learner.learner import Learner
+from rlpheads.engine.learner.overhead import Overhead, num_timed_pairs, time_heads
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.learner.step import TrainStep
 from rlpheads.engine.plugins.events import announce
@@ -85,6 +86,7 @@ class Training:
         self._reviewed = 0
         self._term_weights = TermWeights(run.config.regularizer.factor, run.config.heads.joint)
         self._refit: FreshRefit | None = None
+        self._last_batch: Batch | None = None
 
     @property
     def position(self) -> Position:
@@ -164,6 +166,7 @@ class Training:
         else:
             batch = self.preparation.for_training(delivered, self._position.epoch, self._step_of_epoch)
             self.gauges.meters.add(self.num_updates + 1, self.step(batch, self.num_updates, self._term_weights))
+            self._last_batch = batch if self._may_be_last else None
         self._position = self._position.after(delivered.num_global_rows)
 
     def count_skipped(self, step: int) -> None:
@@ -184,6 +187,16 @@ class Training:
         self._reviewed = step
         if self._position.skipped_in_a_row:
             self._position = replace(self._position, skipped_in_a_row=())
+
+    def time_heads(self) -> Overhead | None:
+        """Time steps with heads and without on the last batch; the weights are of no use afterwards. Collective.
+
+        None where the run was too short for it, does not want it (`eval.overhead`), or has nothing to compare.
+        """
+        num_pairs = num_timed_pairs(self.gauges.clock.num_steps)
+        if not self.run.config.eval.overhead or self._last_batch is None or not num_pairs:
+            return None
+        return time_heads(self.step, self._last_batch, self.num_updates, self._term_weights, num_pairs)
 
     def _leave_out(self, delivered: Batch) -> None:
         """Take no step on a batch, and record its samples as skipped."""
@@ -282,6 +295,11 @@ class Training:
         self._reviewed = self.num_updates
         self.set_factor(point.factor)
         self.gauges.spikes.load(point.spikes)
+
+    @property
+    def _may_be_last(self) -> bool:
+        """Whether the step that is being taken closes an epoch or reaches `max_steps`."""
+        return self._step_of_epoch + 1 == self.order.num_steps or self.num_updates + 1 == self.run.config.max_steps
 
     @property
     def _step_of_epoch(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 from small_runs import small_config
 
 from rlpheads.engine.config.learning import HeadsConfig
-from rlpheads.engine.config.run import LogConfig
+from rlpheads.engine.config.run import EvalConfig, LogConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.report.findings import FRESH_REFIT, Findings, TapFinding
 from rlpheads.engine.report.run_memory import MEMORY_FILE
@@ -118,3 +118,23 @@ def test_start_behind_the_last_checkpoint_finds_what_the_one_before_found(tmp_pa
     assert first[0]
     (tmp_path / "closed" / MEMORY_FILE).unlink()
     assert found() == first
+
+
+@pytest.mark.long
+def test_a_run_tells_what_its_heads_cost_and_is_the_same_run(tmp_path, capfd):
+    status = {}
+    for name, is_on in (("timed", True), ("untimed", False)):
+        config = replace(
+            small_config(tmp_path, name, epochs=12),
+            eval=EvalConfig(every=1000, clean_every=1000, overhead=is_on),
+        )
+        assert job.run(config) == 0
+        told = capfd.readouterr().out
+        assert ("overhead of the heads: " in told) is is_on
+        status[name] = json.loads((tmp_path / name / "status.json").read_text())
+        again = status[name].get("overhead")
+        assert job.run(config) == 0  # finds no step left
+        assert json.loads((tmp_path / name / "status.json").read_text()).get("overhead") == again
+        capfd.readouterr()
+    assert status["timed"].pop("overhead")["num_pairs"] == 3
+    assert status["timed"]["weights_sha256"] == status["untimed"]["weights_sha256"]
