@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="file; default: report.html in the folder of the first run")
     add("--anonymous", action="store_true", help="without pictures, names of files, classes, runs and places")
     add("--root", type=Path, help="folder of the images, if they were moved since the run")
+    add(
+        "--plugins",
+        action="store_true",
+        help="import the plug-ins that the runs name, where pictures are a plug-in's: code of whoever made them",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     out = arguments.out or arguments.folders[0] / "report.html"
     try:
-        runs = [read_facts(folder, anonymous=arguments.anonymous, root=arguments.root) for folder in arguments.folders]
+        options = {name: getattr(arguments, name) for name in ("anonymous", "root", "plugins")}
+        runs = [read_facts(folder, **options) for folder in arguments.folders]
         if arguments.anonymous:
             runs = [replace(each, name=f"run {number}") for number, each in enumerate(runs, start=1)]
         write_atomically(out, render_page(runs))

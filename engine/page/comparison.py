@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
+from rlpheads.engine.config.values import flat_settings
 from rlpheads.engine.page.blocks import Block, Drawing, Grid, Section
 from rlpheads.engine.page.facts import RunFacts
-from rlpheads.engine.page.run_sections import HIDDEN, flat_settings
+from rlpheads.engine.page.run_sections import HIDDEN
 from rlpheads.engine.report.display import percent
 from rlpheads.memorization.figures.class_figures import draw_pareto
 from rlpheads.memorization.figures.figure_file import inline_svg
@@ -16,7 +18,7 @@ def comparison_section(runs: Sequence[RunFacts]) -> Section:
     """Compare runs; a section without blocks for a single one."""
     if len(runs) < 2:
         return Section("comparison", "The runs compared", [])
-    settings = [flat_settings(run.config) for run in runs]
+    settings = [flat_settings(asdict(run.config)) for run in runs]
     keys = sorted({key for each in settings for key in each})
     rows = [
         [key, *(str(each.get(key, "–")) for each in settings)]
@@ -46,7 +48,11 @@ def comparison_section(runs: Sequence[RunFacts]) -> Section:
     blocks.append(
         Grid("Accuracy and memory", columns, results, "Audit heads where a run has them, own heads otherwise.")
     )
-    points = [(run.name, top1, memory) for run, top1, memory in measured if top1 is not None and memory is not None]
+    points = [
+        (f"{run.name} (λ {run.last('regularizer_factor') or 0:g})", top1, memory)
+        for run, top1, memory in measured
+        if top1 is not None and memory is not None
+    ]
     if len(points) > 1:
         named, accuracies, memories = zip(*points, strict=True)
         figure = draw_pareto(named, accuracies, memories)

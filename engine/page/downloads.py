@@ -15,7 +15,6 @@ from rlpheads.engine.page.sample_sections import top_samples
 from rlpheads.engine.page.verdict import tap_verdicts
 from rlpheads.engine.report.summary import summary_text
 from rlpheads.engine.tables.run_tables import open_run
-from rlpheads.engine.tables.sample_table import list_ledgers
 
 BIBTEX = """@inproceedings{rlpheads2026paper,
   title     = {Random Label Prediction Heads for Studying Memorization in Deep Neural Networks},
@@ -42,9 +41,9 @@ def downloads_section(facts: RunFacts) -> Section:
             "every figure of every epoch",
         ),
     ]
-    if not facts.anonymous and list_ledgers(facts.path, "running"):
+    if not facts.anonymous and (samples := top_samples(facts)) is not None:
         text = io.BytesIO()
-        pyarrow.csv.write_csv(top_samples(facts), text)
+        pyarrow.csv.write_csv(samples, text)
         files.append(
             _attachment(facts, "samples.csv", "text/csv", text.getvalue(), "up to 1,000 images of greatest class loss")
         )

@@ -13,12 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.report.run_memory import MEMORY_FILE
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.opened_run import RunError
+from rlpheads.engine.tables.rankings import SampleRanker
 from rlpheads.engine.tables.run_tables import open_run, run_config
 from rlpheads.engine.tables.sample_table import list_ledgers
 from rlpheads.memorization.json_reading import DamagedJsonError, parse_mapping
-from rlpheads.memorization.records.ledger_file import LedgerTable, read_hit_counts, read_ledger
+from rlpheads.memorization.records.ledger_file import LedgerTable, read_hit_counts
+
+PHASES = ("running", "clean", "heldout")
+_MOST_VALUES = 40_000_000
+"""Samples times ledgers that a page compares: some 300 MB of memory."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class RunFacts:
         environment: environment.json.
         anonymous: the page shows neither pictures nor names of files, classes and machines.
         root: where the images are now; None: where they were.
+        plugins: import the plug-ins that the run names, to open images that are theirs.
     """
 
     path: Path
@@ -63,6 +70,7 @@ class RunFacts:
     environment: Mapping[str, Any]
     anonymous: bool = False
     root: Path | None = None
+    plugins: bool = False
 
     @cached_property
     def taps(self) -> tuple[str, ...]:
@@ -91,7 +99,7 @@ class RunFacts:
     def hits(self) -> dict[str, PhaseHits]:
         """Hits in the last ledger of each phase, by phase."""
         found = {}
-        for phase in ("running", "clean", "heldout"):
+        for phase in PHASES:
             for path in list_ledgers(self.path, phase)[-1:]:
                 metadata, num_seen, hits_TM = read_hit_counts(path)
                 found[phase] = PhaseHits(num_seen, hits_TM, metadata.draws)
@@ -99,12 +107,26 @@ class RunFacts:
 
     def class_rows(self, phase: str) -> LedgerTable | None:
         """Return what the last ledger of a phase says of the classes."""
-        paths = list_ledgers(self.path, phase)
-        return read_ledger(paths[-1], heads=False) if paths else None
+        ranker = self.rankers[phase]
+        return None if ranker is None else ranker.last
+
+    @cached_property
+    def rankers(self) -> dict[str, SampleRanker | None]:
+        """What ranks the samples of each phase, None for a phase without ledgers."""
+        return {
+            phase: SampleRanker(self.path, phase, _MOST_VALUES) if list_ledgers(self.path, phase) else None
+            for phase in PHASES
+        }
+
+    @cached_property
+    def memory(self) -> dict[str, Any]:
+        """What memory.json holds, which a run writes as it ends; empty without one."""
+        found = _read_json(self.path / MEMORY_FILE)
+        return found if {"membership", "classes", "taps"} <= found.keys() else {}
 
 
-def read_facts(folder: Path, *, anonymous: bool = False, root: Path | None = None) -> RunFacts:
-    """Read a run folder.
+def read_facts(folder: Path, *, anonymous: bool = False, root: Path | None = None, plugins: bool = False) -> RunFacts:
+    """Read a run folder; `RunFacts` says what the arguments mean.
 
     Raises:
         RunError: it is none, or the run has finished no epoch.
@@ -117,7 +139,9 @@ def read_facts(folder: Path, *, anonymous: bool = False, root: Path | None = Non
     if not epochs:
         raise RunError(f"{path} has no finished epoch yet: there is nothing to report")
     files = {name: _read_json(path / f"{name}.json") for name in ("status", "environment")}
-    return RunFacts(path, path.resolve().name, config, epochs, files["status"], files["environment"], anonymous, root)
+    return RunFacts(
+        path, path.resolve().name, config, epochs, files["status"], files["environment"], anonymous, root, plugins
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rlpheads.engine.page import evidence_sections, memory_sections, run_sections, sample_sections
+from rlpheads.engine.page import class_sections, evidence_sections, memory_sections, run_sections, sample_sections
 from rlpheads.engine.page.blocks import Section
 from rlpheads.engine.page.comparison import comparison_section
 from rlpheads.engine.page.downloads import downloads_section
@@ -26,10 +26,10 @@ SECTIONS: tuple[Callable[[RunFacts], Section], ...] = (
     memory_sections.bits_section,
     sample_sections.pictures_section,
     sample_sections.dataset_map_section,
-    sample_sections.classes_section,
+    class_sections.classes_section,
     evidence_sections.canaries_section,
     evidence_sections.audit_section,
-    evidence_sections.membership_section,
+    class_sections.membership_section,
     run_sections.overhead_section,
     run_sections.skipped_section,
     run_sections.caveats_section,

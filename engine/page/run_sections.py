@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
+from rlpheads.engine.config.command_line import parse_config
+from rlpheads.engine.config.files import SHIPPED
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.config.values import flat_settings
 from rlpheads.engine.page.blocks import Block, Drawing, Grid, Section, Text
 from rlpheads.engine.page.facts import RunFacts
 from rlpheads.engine.report.display import percent
 from rlpheads.engine.report.summary import with_derived
 from rlpheads.memorization.figures.class_figures import draw_class_curves
 from rlpheads.memorization.figures.figure_file import inline_svg
+from rlpheads.memorization.records.ledger_file import SKIPPED
 
 HIDDEN = ("data.root", "data.verified", "model.checkpoint", "run.dir", "run.name", "log.wandb_project")
 """Settings that name places and people."""
+_MOST_SKIPPED = 50
 
 
 def settings_section(facts: RunFacts) -> Section:
-    """Settings that differ from the defaults, command, commit, versions, device and time."""
-    ours, defaults = flat_settings(facts.config), flat_settings(Config())
+    """Settings that differ from the shipped config that was named, command, commit, versions, device and time."""
+    shipped, config = shipped_config(facts.environment.get("command", []))
+    ours, defaults = flat_settings(asdict(facts.config)), flat_settings(asdict(config))
     rows = [
         (key, _shown(value), _shown(defaults.get(key)))
         for key, value in ours.items()
@@ -41,22 +52,24 @@ def settings_section(facts: RunFacts) -> Section:
         "Settings",
         [
             Grid("Where the numbers come from", ("what", "value"), origin),
-            Grid("Settings that differ from the defaults", ("key", "here", "default"), rows),
+            Grid(f"Settings that differ from {shipped}", ("key", "here", "there"), rows),
         ],
     )
 
 
-def flat_settings(config: Config) -> dict[str, Any]:
-    """Return all settings by dotted name."""
+def shipped_config(command: Sequence[Any]) -> tuple[str, Config]:
+    """Return the shipped configs that a command names, in words, and their settings; the defaults where it names none.
 
-    def flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            if isinstance(value, Mapping) and value:
-                yield from flatten(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
-
-    return dict(flatten(asdict(config), ""))
+    A config that was somebody's own is passed over: what it set is a difference.
+    """
+    words = [str(word) for word in command]
+    given = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    given += [after for word, after in pairwise(words) if word == "--config"]
+    names = [name for name in (Path(each).stem for each in given) if (SHIPPED / f"{name}.yaml").is_file()]
+    if not names:
+        return "the defaults", Config()
+    flags = [word for name in names for word in ("--config", name)]
+    return f"the shipped config {' with '.join(names)}", parse_config(flags)
 
 
 def curves_section(facts: RunFacts) -> Section:
@@ -72,34 +85,71 @@ def curves_section(facts: RunFacts) -> Section:
 
 
 def overhead_section(facts: RunFacts) -> Section:
-    """What heads cost in arithmetic, parameters and time, as far as the run measured it."""
-    last = facts.epochs[-1]
-    rows = [("images per second, last epoch", f"{last.get('images_per_second', 0):.1f}")]
+    """What heads cost in time, memory, arithmetic and parameters, as far as the run measured it."""
+    if not facts.taps:
+        return Section("overhead", "Overhead of the heads", [])
+    last, found = facts.epochs[-1], facts.status.get("overhead")
+    rows: list[tuple[str, str]] = []
+    note = (
+        "Steps were not timed without heads: the run is not done, had fewer than 60 steps, trained heads alone, or had "
+        "eval.overhead off."
+    )
+    if isinstance(found, Mapping) and {*_TIMED} <= found.keys():
+        rows = _timed_rows(found)
+        note = (
+            f"Medians of {found['num_pairs']} steps each, taken in turn at the end of the run on its last batch; loading "
+            "images is not in them."
+        )
+    rows += [("images per second, last epoch, heads and loading included", f"{last.get('images_per_second', 0):.1f}")]
     rows += [("share of waiting for data", percent(last.get("data_wait")))]
     if last.get("mfu") is not None:
         rows += [("MFU", percent(last["mfu"])), ("MFU of the heads", percent(last["mfu_heads"]))]
     sizes = _head_parameters(facts)
     if sizes:
         rows.append(("parameters of the heads", f"{sizes:,}"))
-        per_sample = 25 + 9 * len(facts.taps) * _num_draws(facts)
-        rows.append(("memory of a ledger, bytes a sample", str(per_sample)))
-    note = Text(
-        "Time with and without heads is measured by benchmarks/step_throughput.py; one run alone cannot tell.", "note"
-    )
-    return Section("overhead", "Overhead of the heads", [Grid("Overhead", ("what", "value"), rows), note])
+    return Section("overhead", "Overhead of the heads", [Grid("Overhead", ("what", "value"), rows, note)])
+
+
+_TIMED = ("with_seconds", "without_seconds", "num_pairs", "kept_bytes", "share")
+
+
+def _timed_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("time that heads add to a step", f"{100 * found['share']:+.1f} %"),
+        ("a step with heads", f"{1000 * found['with_seconds']:.1f} ms"),
+        ("a step of the network alone", f"{1000 * found['without_seconds']:.1f} ms"),
+        ("memory kept: weights, optimizer, labels, ledger", f"{found['kept_bytes'] / 2**20:,.1f} MiB"),
+    ]
+    if found.get("step_bytes") is not None:
+        rows.append(("more memory at a step's peak", f"{found['step_bytes'] / 2**20:,.1f} MiB"))
+    return rows
 
 
 def skipped_section(facts: RunFacts) -> Section:
-    """Images that could not be read, or whose batch was left out."""
+    """Images that could not be read, or whose batch was left out: how many by epoch, and which in the last ledgers."""
     rows = [
         (str(row["epoch"]), *(str(row.get(f"{name}_skipped", 0)) for name in ("train", "clean", "eval")))
         for row in facts.epochs
         if any(row.get(f"{name}_skipped") for name in ("train", "clean", "eval"))
     ]
-    blocks: list[Block] = [Grid("Skipped images", ("epoch", "training", "clean pass", "held-out"), rows)]
     if not rows:
-        blocks = [Text("No image was skipped: every image of every pass was read.")]
+        words = "No image was skipped: every image of every pass was read."
+        return Section("skipped", "Skipped images", [Text(words)])
+    blocks: list[Block] = [Grid("Skipped images", ("epoch", "training", "clean pass", "held-out"), rows)]
+    if not facts.anonymous and (named := list(_skipped_names(facts))):
+        note = f"The first {_MOST_SKIPPED} of each; rlpheads verify names all." if len(named) >= _MOST_SKIPPED else ""
+        blocks.append(Grid("Which, in the last ledgers", ("pass", "index", "file", "class"), named, note))
     return Section("skipped", "Skipped images", blocks)
+
+
+def _skipped_names(facts: RunFacts) -> Iterator[tuple[str, str, str, str]]:
+    for phase, ranker in facts.rankers.items():
+        if ranker is None:
+            continue
+        index_S = np.flatnonzero(ranker.last.status == SKIPPED)[:_MOST_SKIPPED]
+        for row in ranker.named.take(pa.array(index_S)).to_pylist() if len(index_S) else ():
+            name = row["given_name"] or str(row["given_class"])
+            yield phase.replace("heldout", "held-out"), str(row["index"]), row["file"] or "–", name
 
 
 def caveats_section(_: RunFacts) -> Section:

@@ -1,32 +1,30 @@
-"""Sections on single images: pictures at both ends of the rankings, the dataset map, and the classes."""
+"""Sections on single images: pictures at both ends of the rankings, and the dataset map."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from rlpheads.engine.page.blocks import Block, Drawing, Gallery, Grid, Picture, Section, Text
+from rlpheads.engine.page.blocks import Block, Drawing, Gallery, Picture, Section, Text
 from rlpheads.engine.page.facts import RunFacts
 from rlpheads.engine.report.display import percent
 from rlpheads.engine.runs.opened_run import RunError, open_images, read_run
-from rlpheads.engine.tables.rankings import MEASURES, RankingQuery, rank_samples
-from rlpheads.engine.tables.run_tables import open_run
+from rlpheads.engine.tables.rankings import MEASURES, RankingQuery
 from rlpheads.engine.tables.sample_table import list_ledgers
 from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.memorization.figures.class_figures import draw_dataset_map
 from rlpheads.memorization.figures.figure_file import inline_svg
-from rlpheads.memorization.measures.class_memory import ClassRows, memory_by_class
 from rlpheads.memorization.measures.sample_dynamics import dataset_map
-from rlpheads.memorization.measures.sample_history import fill_missed_epochs, gather_history
-from rlpheads.memorization.records.ledger_file import LedgerTable, read_ledger
+from rlpheads.memorization.records.ledger_file import read_ledger_metadata, read_sample_hits
 
 RANKINGS = (
     ("class_loss", False, "Greatest class loss"),
@@ -37,126 +35,119 @@ RANKINGS = (
 )
 NUM_PICTURES = 24
 _SIDE = 96
-_MOST_LEDGERS = 30
-"""Points of a sparkline, and ledgers that the dataset map is made of; of more, every so many are taken."""
+_MOST_POINTS = 30
+"""Of a sparkline; of more epochs every so many are taken."""
+_GROUPS = {"own": "label", "audit": "audit label"}
+"""What hits of the heads' own and of audit heads are called."""
 
 
 def pictures_section(facts: RunFacts) -> Section:
     """Pictures at the ends of each ranking that is resolved; a line for each that is not."""
     if facts.anonymous or not list_ledgers(facts.path, "running"):
         return Section("pictures", "Pictures", [])
-    source, losses_EN = _source(facts), _losses(facts)
+    source = _source(facts)
     blocks: list[Block] = []
     if source is None:
         blocks.append(
             Text(
-                "The images cannot be opened from here, so that names stand alone; --root FOLDER says where they are.",
+                "The images cannot be opened from here, so that names stand alone; --root FOLDER says where they are, and "
+                "--plugins imports what opens a plug-in's.",
                 "note",
             )
         )
     for by, least, title in RANKINGS:
         if by not in MEASURES or (by == "bits" and not facts.taps):
             continue
-        phase = "clean" if by == "bits" and list_ledgers(facts.path, "clean") else "running"
-        ranking = rank_samples(facts.path, RankingQuery(by, NUM_PICTURES, least, phase))
+        phase = "clean" if by == "bits" and facts.rankers["clean"] is not None else "running"
+        ranker = facts.rankers[phase]
+        assert ranker is not None
+        ranking = ranker.rank(RankingQuery(by, NUM_PICTURES, least, phase))
         note = f"{phase} ledgers; {ranking.reliability.describe()}."
         if not ranking.reliability.is_resolvable:
             blocks.append(Text(f"{title}: {ranking.reliability.describe()}.", "note"))
             continue
-        pictures = [_picture(row, by, source, losses_EN) for row in ranking.table.to_pylist()]
-        blocks.append(Gallery(title, note, pictures))
+        blocks.append(Gallery(title, note, _pictures(facts, ranking.table, by, source)))
+    if facts.taps:
+        blocks.append(Text(_hits_in_words(facts), "note"))
     return Section("pictures", "Pictures", blocks)
+
+
+def _pictures(facts: RunFacts, table: pa.Table, by: str, source: ImageSource | None) -> list[Picture]:
+    index_S = table.column("index").to_numpy()
+    hits = _label_hits(facts, index_S)
+    rows = table.to_pylist()
+    losses_SE = _losses(facts)[:, index_S].T
+    return [_picture(row, by, source, loss_E, each) for row, loss_E, each in zip(rows, losses_SE, hits, strict=True)]
+
+
+def _label_hits(facts: RunFacts, index_S: NDArray[np.int64]) -> list[list[str]]:
+    """Return for each sample a line for the heads' own draws and one for the audit heads': hits at each tap."""
+    path = _hit_ledger(facts)
+    if not facts.taps:
+        return [[] for _ in index_S]
+    draws = read_ledger_metadata(path).draws
+    hits_STM = read_sample_hits(path, index_S)
+    return [
+        [
+            f"{_GROUPS[group]} hits of {hits_TM[:, chosen].shape[1]}:\n{' '.join(map(str, hits_TM[:, chosen].sum(1)))}"
+            for group, chosen in draws.items()
+        ]
+        for hits_TM in hits_STM
+    ]
+
+
+def _hit_ledger(facts: RunFacts) -> Path:
+    """Return the ledger that hits are counted in: the last of a clean pass, where there is one."""
+    return (list_ledgers(facts.path, "clean") or list_ledgers(facts.path, "running"))[-1]
+
+
+def _hits_in_words(facts: RunFacts) -> str:
+    phase = "clean pass" if facts.rankers["clean"] is not None else "epoch"
+    return (
+        f"Label hits: how many draws of the image's random labels its heads predict at each tap ({', '.join(facts.taps)}), in "
+        f"the last {phase}; a guess hits one in {facts.num_labels:,}."
+    )
 
 
 def dataset_map_section(facts: RunFacts) -> Section:
     """The dataset map of the training images."""
-    ledgers = _thinned(list_ledgers(facts.path, "running"))
-    if len(ledgers) < 2:
+    ranker = facts.rankers["running"]
+    if ranker is None or len(ranker.history.epochs) < 2:
         return Section(
             "map", "Dataset map", [Text("A dataset map needs two running ledgers or more (ledger.every).", "note")]
         )
-    history = gather_history(read_ledger(path, heads=False) for path in ledgers)
-    hit_EN, loss_EN = (values_EN[:, history.seen_N] for values_EN in fill_missed_epochs(history))
+    hit_EN, loss_EN = ranker.filled
     found = dataset_map(loss_EN, hit_EN)
     caption = (
-        f"Dataset map of {len(found.confidence_N):,} training images over {len(ledgers)} ledgers: top left are learned early, "
+        f"Dataset map of {len(found.confidence_N):,} training images over {len(hit_EN)} ledgers: top left are learned early, "
         "bottom left are never learned, the right are ambiguous (Swayamdipta et al., 2020)."
     )
     figure = draw_dataset_map(found.confidence_N.numpy(), found.variability_N.numpy())
     return Section("map", "Dataset map", [Drawing(inline_svg(figure, f"map-{facts.name_key}", caption), caption)])
 
 
-def classes_section(facts: RunFacts) -> Section:
-    """Loss, excess over held-out images and membership by class, the smallest class first."""
-    train, heldout = facts.class_rows("clean") or facts.class_rows("running"), facts.class_rows("heldout")
-    if train is None or heldout is None:
-        return Section("classes", "Classes", [])
-    inside, outside = (
-        ClassRows(torch.from_numpy(each.target[each.seen]), torch.from_numpy(each.class_loss[each.seen]))
-        for each in (train, heldout)
-    )
-    num_classes = 1 + max(int(each.target_N.max()) for each in (inside, outside))
-    names = _class_names(facts, num_classes)
-    measured = sorted(
-        enumerate(memory_by_class(inside, outside, num_classes)), key=lambda pair: (pair[1].num_train, pair[0])
-    )
-    rows = [
-        (
-            names[number],
-            str(each.num_train),
-            str(each.num_heldout),
-            f"{each.loss.value:.3f}",
-            f"{each.loss_excess.value:+.3f} [{each.loss_excess.low:+.3f}, {each.loss_excess.high:+.3f}]",
-            f"{each.membership_auc.value:.3f} [{each.membership_auc.low:.3f}, {each.membership_auc.high:.3f}]",
-        )
-        for number, each in measured
-    ]
-    columns = (
-        "class",
-        "training images",
-        "held-out images",
-        "training loss",
-        "held-out less training loss",
-        "membership AUC",
-    )
-    note = "Sorted by size, the tail first. Intervals of a column hold over all classes together."
-    return Section("classes", "Classes", [Grid("By class", columns, rows, note)])
-
-
-def _class_names(facts: RunFacts, num_classes: int) -> list[str]:
-    if facts.anonymous or not list_ledgers(facts.path, "running"):
-        return [f"class {number}" for number in range(num_classes)]
-    table = open_run(facts.path).samples("heldout", heads=False).select(["class", "class_name"])
-    pairs = table.group_by(["class", "class_name"]).aggregate([])
-    known = dict(zip(pairs.column("class").to_pylist(), pairs.column("class_name").to_pylist(), strict=True))
-    return [known.get(number) or f"class {number}" for number in range(num_classes)]
-
-
 def _source(facts: RunFacts) -> ImageSource | None:
     """Return the training images; None where they are not there, or are others."""
     try:
-        return open_images(read_run(facts.path, root=facts.root)).train
+        return open_images(read_run(facts.path, root=facts.root, plugins=facts.plugins)).train
     except (RunError, ValueError, OSError):
-        if facts.root is not None:
+        if facts.root is not None or facts.plugins:
             raise
         return None
 
 
-def _losses(facts: RunFacts) -> np.ndarray:
-    """Return the class losses of some ledgers for sparklines, (E, N), NaN where not seen."""
-    return np.stack([_loss(read_ledger(path, heads=False)) for path in _thinned(list_ledgers(facts.path, "running"))])
+def _losses(facts: RunFacts) -> NDArray[np.float32]:
+    """Return the class losses of some epochs for sparklines, (E, N), NaN where not seen."""
+    ranker = facts.rankers["running"]
+    assert ranker is not None
+    losses_EN = ranker.history.class_loss_EN.numpy()
+    step = -(-len(losses_EN) // _MOST_POINTS)
+    return losses_EN[::-1][::step][::-1]
 
 
-def _loss(table: LedgerTable) -> np.ndarray:
-    return np.where(table.seen, table.class_loss, np.nan)
-
-
-def _thinned(paths: Sequence[Any]) -> list[Any]:
-    step = -(-len(paths) // _MOST_LEDGERS) if paths else 1
-    return list(paths[::-1][::step][::-1])
-
-
-def _picture(row: dict[str, Any], by: str, source: ImageSource | None, losses_EN: np.ndarray) -> Picture:
+def _picture(
+    row: dict[str, Any], by: str, source: ImageSource | None, loss_E: NDArray[np.float32], hits: Sequence[str]
+) -> Picture:
     given, shown = (
         row[f"{kind}_name"] or str(row[number]) for kind, number in (("given", "given_class"), ("class", "class"))
     )
@@ -167,11 +158,12 @@ def _picture(row: dict[str, Any], by: str, source: ImageSource | None, losses_EN
     confidence = "" if row["confidence"] is None else f" ({percent(row['confidence'])})"
     lines.append(f"predicted {predicted}{confidence}")
     lines.append(f"{by.replace('_', ' ')} {value}")
+    lines += hits
     if row["canary"]:
         lines.append(f"canary: {row['canary']}")
     pixels = "" if source is None else _data_uri(source, row["index"])
     alt = f"{lines[0]}, given {given}, predicted {predicted}"
-    return Picture(pixels, alt, given, lines, _sparkline(losses_EN[:, row["index"]]))
+    return Picture(pixels, alt, given, lines, _sparkline(loss_E))
 
 
 def _data_uri(source: ImageSource, index: int) -> str:
@@ -187,7 +179,7 @@ def _data_uri(source: ImageSource, index: int) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def _sparkline(loss_E: np.ndarray) -> str:
+def _sparkline(loss_E: NDArray[np.float32]) -> str:
     """Return the points of a loss over epochs in a box of 100 by 24, 0 at the bottom."""
     known = ~np.isnan(loss_E)
     if known.sum() < 2:
@@ -197,6 +189,7 @@ def _sparkline(loss_E: np.ndarray) -> str:
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
-def top_samples(facts: RunFacts, top: int = 1000) -> pa.Table:
-    """Return the images of greatest class loss, for the page's files."""
-    return rank_samples(facts.path, RankingQuery("class_loss", top)).table
+def top_samples(facts: RunFacts, top: int = 1000) -> pa.Table | None:
+    """Return the images of greatest class loss, for the page's files; None without ledgers."""
+    ranker = facts.rankers["running"]
+    return None if ranker is None else ranker.rank(RankingQuery("class_loss", top)).table

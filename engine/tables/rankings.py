@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -89,44 +90,116 @@ def rank_samples(folder: Path, query: RankingQuery) -> Ranking:
         RunError: there is no such measure, tap, class, or no ledger of the phase.
         LedgerError: a ledger is damaged.
     """
+    _check_query(query)
+    return SampleRanker(folder, query.phase).rank(query)
+
+
+class SampleRanker:
+    """Ranks the samples of one phase of a run by several measures, reading each file once, when it is first needed.
+
+    Args:
+        folder: the run folder.
+        phase: running, clean or heldout.
+        most_values: samples times ledgers that are compared, at most; of more ledgers every so many are taken, up to the last.
+
+    Raises:
+        RunError: there is no ledger of the phase.
+    """
+
+    def __init__(self, folder: Path, phase: str, most_values: int | None = None):
+        self.phase = phase
+        self._folder = folder
+        self._ledgers = list_ledgers(folder, phase)
+        self._most_values = most_values
+        if not self._ledgers:
+            raise RunError(
+                f"{folder} has no {phase} ledger yet; one is written at the end of the last epoch, and with --ledger.every 1 "
+                "at the end of each"
+            )
+
+    @cached_property
+    def last(self) -> LedgerTable:
+        """What the last ledger says of the classes."""
+        return read_ledger(self._ledgers[-1], heads=False)
+
+    @cached_property
+    def history(self) -> SampleHistory:
+        """What the ledgers say of the classes."""
+        step = 1
+        if self._most_values is not None:
+            step = -(-len(self._ledgers) * len(self.last.index) // self._most_values)
+        chosen = self._ledgers[:-1][::-1][step - 1 :: step][::-1]
+        return gather_history(chain((read_ledger(path, heads=False) for path in chosen), [self.last]))
+
+    @cached_property
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Hits and losses of the samples that were seen, (E, S) both, as `fill_missed_epochs` gives them."""
+        hit_EN, loss_EN = fill_missed_epochs(self.history)
+        return hit_EN[:, self.history.seen_N], loss_EN[:, self.history.seen_N]
+
+    @cached_property
+    def named(self) -> pa.Table:
+        """Which image each sample is, and what the last ledger says of its class."""
+        named = named_rows(self._folder, self.last)
+        for name, column in class_columns(named, self.last):
+            named = named.append_column(name, column)
+        return named
+
+    def rank(self, query: RankingQuery) -> Ranking:
+        """Rank by one measure; the query is of this phase.
+
+        Raises:
+            RunError: there is no such measure, tap or class.
+        """
+        _check_query(query)
+        if query.by in _HISTORIES:
+            value_N, reliability, tap = *self._by_history(query.by), None
+        else:
+            value_N, reliability, tap = _by_labels(read_ledger(self._ledgers[-1]), query)
+        table = self._ranked(value_N, query) if reliability.is_resolvable else self._ranked(value_N[:0], query)
+        return Ranking(query, tap, reliability, table)
+
+    def _by_history(self, by: str) -> tuple[NDArray[np.float64], Reliability]:
+        """Return the measure of every sample, and the reliability over the ledgers: every other one against the rest."""
+        seen_N, (hit_EN, loss_EN) = self.history.seen_N, self.filled
+        measure, num_epochs = _HISTORIES[by], len(hit_EN)
+        value_N = np.full(len(seen_N), np.nan)
+        value_N[seen_N.numpy()] = measure(loss_EN, hit_EN).numpy()
+        if by in _EPOCHS:
+            value_N = np.where(np.isnan(value_N), np.nan, np.array([*self.history.epochs, np.inf])[_positions(value_N)])
+        if num_epochs < 2:
+            return value_N, mean_reliability(loss_EN.numpy(), "ledgers")
+        halves = [measure(loss_EN[half::2], hit_EN[half::2]).numpy() for half in (0, 1)]
+        return value_N, stepped_up(rank_correlation(*halves), len(halves[0]), num_epochs, "ledgers")
+
+    def _ranked(self, value_N: NDArray[np.float64], query: RankingQuery) -> pa.Table:
+        """Return the first samples of the wanted class, in order; equal values in the order of their indices."""
+        wanted_N = ~np.isnan(value_N)
+        if query.class_name is not None:
+            wanted_N &= self._of_class(query.class_name)[: len(value_N)]
+        index_S = np.flatnonzero(wanted_N)
+        order = np.argsort(value_N[index_S] if query.least else -value_N[index_S], kind="stable")[: query.top]
+        table = self.named.take(pa.array(index_S[order]))
+        table = table.append_column("value", pa.array(value_N[index_S[order]]))
+        return table.add_column(0, "rank", pa.array(np.arange(1, table.num_rows + 1)))
+
+    def _of_class(self, name: str) -> NDArray[np.bool_]:
+        """Return which samples were given the class of this name or number."""
+        numbers = pc.cast(self.named.column("given_class"), pa.string())
+        names = pc.coalesce(self.named.column("given_name"), numbers)
+        chosen = pc.or_kleene(pc.equal(names, name), pc.equal(numbers, name))
+        if self.named.num_rows and not pc.any(chosen).as_py():
+            raise _refusal(
+                "--class", name, sorted({str(each) for each in pc.unique(names).to_pylist() if each is not None})
+            )
+        return pc.fill_null(chosen, False).to_numpy(zero_copy_only=False)
+
+
+def _check_query(query: RankingQuery) -> None:
     if query.by not in MEASURES:
         raise _refusal("--by", query.by, MEASURES)
     if query.top < 1:
         raise RunError(f"--top is {query.top}; it must be at least 1")
-    ledgers = list_ledgers(folder, query.phase)
-    if not ledgers:
-        raise RunError(
-            f"{folder} has no {query.phase} ledger yet; one is written at the end of the last epoch, and with --ledger.every 1 "
-            "at the end of each"
-        )
-    if query.by in _HISTORIES:
-        history = gather_history(read_ledger(path, heads=False) for path in ledgers)
-        value_N, reliability, tap = *_by_history(history, query.by), None
-    else:
-        value_N, reliability, tap = _by_labels(read_ledger(ledgers[-1]), query)
-    last = read_ledger(ledgers[-1], heads=False)
-    named = named_rows(folder, last)
-    for name, column in class_columns(named, last):
-        named = named.append_column(name, column)
-    named = named.append_column("value", pa.array(value_N, mask=np.isnan(value_N)))
-    if not reliability.is_resolvable:
-        return Ranking(query, tap, reliability, _ranked(named.slice(0, 0), query))
-    return Ranking(query, tap, reliability, _ranked(named, query))
-
-
-def _by_history(history: SampleHistory, by: str) -> tuple[NDArray[np.float64], Reliability]:
-    """Return the measure of every sample, and the reliability over the ledgers: every other one against the rest."""
-    seen_N = history.seen_N
-    hit_EN, loss_EN = (values_EN[:, seen_N] for values_EN in fill_missed_epochs(history))
-    measure, num_epochs = _HISTORIES[by], len(hit_EN)
-    value_N = np.full(len(seen_N), np.nan)
-    value_N[seen_N.numpy()] = measure(loss_EN, hit_EN).numpy()
-    if by in _EPOCHS:
-        value_N = np.where(np.isnan(value_N), np.nan, np.array([*history.epochs, np.inf])[_positions(value_N)])
-    if num_epochs < 2:
-        return value_N, mean_reliability(loss_EN.numpy(), "ledgers")
-    halves = [measure(loss_EN[half::2], hit_EN[half::2]).numpy() for half in (0, 1)]
-    return value_N, stepped_up(rank_correlation(*halves), len(halves[0]), num_epochs, "ledgers")
 
 
 def _positions(value_N: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -154,28 +227,6 @@ def _by_labels(table: LedgerTable, query: RankingQuery) -> tuple[NDArray[np.floa
     if query.by.endswith("score"):
         mean_N = (mean_N - 1 / facts.num_labels) / (1 - 1 / facts.num_labels)
     return mean_N, reliability, tap
-
-
-def _ranked(named: pa.Table, query: RankingQuery) -> pa.Table:
-    """Return the first samples of the wanted class, in order; equal values in the order of their indices."""
-    if query.class_name is not None:
-        names = pc.coalesce(named.column("given_name"), pc.cast(named.column("given_class"), pa.string()))
-        chosen = pc.or_kleene(
-            pc.equal(names, query.class_name),
-            pc.equal(pc.cast(named.column("given_class"), "string"), query.class_name),
-        )
-        if named.num_rows and not pc.any(chosen).as_py():
-            raise _refusal(
-                "--class",
-                query.class_name,
-                sorted({str(name) for name in pc.unique(names).to_pylist() if name is not None}),
-            )
-        named = named.filter(chosen)
-    named = named.filter(pc.is_valid(named.column("value")))
-    value_N = torch.from_numpy(named.column("value").to_numpy().copy())
-    order = torch.argsort(value_N, descending=not query.least, stable=True)[: query.top]
-    table = named.take(pa.array(order.numpy()))
-    return table.add_column(0, "rank", pa.array(np.arange(1, table.num_rows + 1)))
 
 
 def _refusal(flag: str, given: str, allowed: tuple[str, ...] | list[str]) -> RunError:

@@ -7,7 +7,9 @@ that one of a thousand classes does not stand out by chance.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -97,7 +99,12 @@ def memory_by_class(
             )
     if hits is not None:
         _check_label_hits(hits, len(train.target_N))
-    return tuple(_of_class(number, train, heldout, hits, num_classes, level) for number in range(num_classes))
+    of_train, of_heldout = (_places_by_class(rows.target_N.cpu(), num_classes) for rows in (train, heldout))
+    losses = train.loss_N.cpu(), heldout.loss_N.cpu()
+    return tuple(
+        _of_class((inside, outside), losses, hits, num_classes, level)
+        for inside, outside in zip(of_train, of_heldout, strict=True)
+    )
 
 
 def size_correlation(classes: tuple[ClassMemory, ...], values_C: list[float]) -> Correlation:
@@ -110,16 +117,22 @@ def size_correlation(classes: tuple[ClassMemory, ...], values_C: list[float]) ->
     return spearman(sizes, values)
 
 
+def _places_by_class(target_N: Tensor, num_classes: int) -> Sequence[Tensor]:
+    """Return for each class where its rows are, ascending: one sort, not a pass over all rows for each class."""
+    ordered, order_N = target_N.sort(stable=True)
+    ends = torch.searchsorted(ordered, torch.arange(num_classes + 1, dtype=ordered.dtype))
+    return [order_N[first:last] for first, last in pairwise(ends.tolist())]
+
+
 def _of_class(
-    number: int,
-    train: ClassRows,
-    heldout: ClassRows,
+    places: tuple[Tensor, Tensor],
+    losses: tuple[Tensor, Tensor],
     hits: RandomLabelHits | None,
     num_classes: int,
     level: float,
 ) -> ClassMemory:
-    of_train, of_heldout = (rows.target_N.cpu() == number for rows in (train, heldout))
-    inside, outside = train.loss_N.cpu()[of_train], heldout.loss_N.cpu()[of_heldout]
+    """Measure the class whose training and held-out images are in these places."""
+    inside, outside = (loss_N[each] for loss_N, each in zip(losses, places, strict=True))
     alone = 1 - (1 - level) / num_classes
     auc = UNKNOWN
     if len(inside) and len(outside):
@@ -127,7 +140,7 @@ def _of_class(
     rla_T: tuple[Estimated, ...] = ()
     excess_T: tuple[Estimated, ...] = ()
     if hits is not None:
-        rla_T, excess_T = _label_memory(hits, of_train, 1 - (1 - level) / (num_classes * max(1, len(hits.hit_TMN))))
+        rla_T, excess_T = _label_memory(hits, places[0], 1 - (1 - level) / (num_classes * max(1, len(hits.hit_TMN))))
     return ClassMemory(
         num_train=len(inside),
         num_heldout=len(outside),
@@ -140,18 +153,18 @@ def _of_class(
 
 
 def _label_memory(
-    hits: RandomLabelHits, chosen_N: Tensor, level: float
+    hits: RandomLabelHits, places_S: Tensor, level: float
 ) -> tuple[tuple[Estimated, ...], tuple[Estimated, ...]]:
     """Return random-label accuracy and its excess over the refit at each tap, of the chosen images."""
-    num_chosen, num_draws = int(chosen_N.sum()), hits.hit_TMN.shape[1]
+    num_chosen, num_draws = len(places_S), hits.hit_TMN.shape[1]
     if not num_chosen:
         return (UNKNOWN,) * len(hits.hit_TMN), (UNKNOWN,) * len(hits.hit_TMN)
-    own_T = hits.hit_TMN.cpu()[:, :, chosen_N].double().mean((1, 2)).tolist()
+    own_T = hits.hit_TMN.cpu()[:, :, places_S].double().mean((1, 2)).tolist()
     own_trials, refit_trials = num_chosen * num_draws, num_chosen * hits.refit_draws
     rla_T = tuple(share_estimate(own, own_trials, level) for own in own_T)
     if hits.refit_rate_TN is None:
         return rla_T, (UNKNOWN,) * len(rla_T)
-    refit_T = hits.refit_rate_TN.cpu()[:, chosen_N].double().mean(1).tolist()
+    refit_T = hits.refit_rate_TN.cpu()[:, places_S].double().mean(1).tolist()
     pairs = zip(own_T, refit_T, strict=True)
     return rla_T, tuple(share_difference(own, own_trials, refit, refit_trials, level) for own, refit in pairs)
 

@@ -182,19 +182,39 @@ def read_hit_counts(path: str | Path) -> tuple[LedgerMetadata, int, NDArray[np.i
     Raises:
         FileNotFoundError, LedgerError: see `read_ledger`.
     """
-    path = Path(path)
+    metadata = read_ledger_metadata(path)
+    num_seen, hits_TM = 0, np.zeros((len(metadata.taps), metadata.num_draws), dtype=np.int64)
+    for seen_S, hits_STM in _hit_groups(Path(path)):
+        num_seen += int(seen_S.sum())
+        hits_TM += np.count_nonzero(hits_STM[seen_S], axis=0)
+    return metadata, num_seen, hits_TM
+
+
+def read_sample_hits(path: str | Path, index_S: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return the hits of some samples at every tap and draw, bool (S, T, M); all False for samples that were not seen.
+
+    Raises:
+        FileNotFoundError, LedgerError: see `read_ledger`.
+    """
+    metadata, first = read_ledger_metadata(path), 0
+    found_STM = np.zeros((len(index_S), len(metadata.taps), metadata.num_draws), dtype=np.bool_)
+    for seen_S, hits_STM in _hit_groups(Path(path)):
+        inside = (index_S >= first) & (index_S < first + len(seen_S))
+        found_STM[inside] = hits_STM[index_S[inside] - first]
+        first += len(seen_S)
+    return found_STM
+
+
+def _hit_groups(path: Path) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Yield, for each group of rows, which were seen, (S,), and their hits, (S, T, M)."""
     with _opened(path) as file:
         metadata, _ = _read_metadata(path, file.schema_arrow)
         shape = (len(metadata.taps), metadata.num_draws)
         _check_claims(path, file.metadata, math.prod(shape))
-        num_seen, hits_TM = 0, np.zeros(shape, dtype=np.int64)
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, ["status", "hit"])
-            seen = _column_values(path, "status", table, 1) == SEEN
             hits = _column_values(path, "hit", table, math.prod(shape)).reshape(-1, *shape)
-            num_seen += int(seen.sum())
-            hits_TM += np.count_nonzero(hits[seen], axis=0)
-    return metadata, num_seen, hits_TM
+            yield _column_values(path, "status", table, 1) == SEEN, hits
 
 
 @contextmanager

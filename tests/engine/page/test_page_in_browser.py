@@ -39,10 +39,10 @@ return {
 
 
 @pytest.fixture(scope="module")
-def pages(detached_run, tmp_path_factory):
+def pages(ledgered_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    assert main(["report", str(detached_run), "--out", str(folder / "one.html")]) == 0
-    assert main(["report", str(detached_run), str(detached_run), "--anonymous", "--out", str(folder / "two.html")]) == 0
+    assert main(["report", str(ledgered_run), "--out", str(folder / "one.html")]) == 0
+    assert main(["report", str(ledgered_run), str(ledgered_run), "--anonymous", "--out", str(folder / "two.html")]) == 0
     return folder
 
 
@@ -60,6 +60,7 @@ def test_a_page_opens_works_and_is_accessible(pages, name):
         assert each["ascending"] == each["descending"][::-1]
         assert sorted(each["before"]) == sorted(each["ascending"])
         assert each["sorted"] == "descending"
+        assert (each["shown"] is None) is (name == "two")  # an anonymous page has no pictures
         assert each["shown"] is None or (each["shown"] and set(each["shown"]) == {each["wanted"]})
 
 

@@ -1,15 +1,23 @@
 """The report of a run: its sections in order, what it says against the run's own files, and names that are markup."""
 
+import json
 import re
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
 from rlpheads.engine.cli import main
+from rlpheads.engine.config.command_line import parse_config
+from rlpheads.engine.config.schema import Config
+from rlpheads.engine.page.blocks import Gallery
+from rlpheads.engine.page.class_sections import classes_section, membership_section
 from rlpheads.engine.page.facts import read_facts
-from rlpheads.engine.page.run_sections import settings_section
+from rlpheads.engine.page.run_sections import overhead_section, settings_section, shipped_config
+from rlpheads.engine.page.sample_sections import pictures_section
 from rlpheads.engine.page.verdict import tap_verdicts, verdict_sentences
+from rlpheads.engine.tables.run_tables import open_run
 from rlpheads.memorization.records.ledger_file import read_ledger
 
 pytestmark = pytest.mark.long
@@ -21,14 +29,14 @@ ORDER = (
 
 
 @pytest.fixture(scope="module")
-def page(detached_run, tmp_path_factory):
+def page(ledgered_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "report.html"
-    assert main(["report", str(detached_run), "--out", str(out)]) == 0
+    assert main(["report", str(ledgered_run), "--out", str(out)]) == 0
     return out.read_text()
 
 
 def test_sections_are_there_in_their_order_and_nothing_is_loaded(page):
-    found = re.findall(r'<section id="detached-(\w+)"', page)
+    found = re.findall(r'<section id="ledgered-(\w+)"', page)
     assert found == list(ORDER)
     outside = re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)
     assert outside == []
@@ -57,15 +65,65 @@ def test_settings_that_differ_are_those_of_the_run(detached_run):
     assert "heads.joint" not in rows
 
 
-def test_names_are_text_and_not_markup(detached_run, tmp_path):
+def test_pictures_carry_the_hits_of_their_random_labels_by_tap(ledgered_run):
+    """Of the heads' own draws and of the audit heads', as the last clean ledger has them."""
+    blocks = pictures_section(read_facts(ledgered_run)).blocks
+    ledger = read_ledger(ledgered_run / "ledger" / "epoch=0005" / "clean.parquet")
+    galleries = [block for block in blocks if isinstance(block, Gallery)]
+    assert {"Greatest class loss", "Least class loss"} <= {each.title for each in galleries}
+    numbers = {row["file"]: row["index"] for row in open_run(ledgered_run).samples(heads=False).to_pylist()}
+    for picture in galleries[0].pictures:
+        hit_TM = ledger.hit[:, :, numbers[picture.lines[0]]]
+        own, audit = hit_TM[:, :2].sum(1), hit_TM[:, 2:].sum(1)
+        assert f"label hits of 2:\n{own[0]} {own[1]}" in picture.lines
+        assert f"audit label hits of 1:\n{audit[0]} {audit[1]}" in picture.lines
+
+
+def test_membership_and_classes_are_those_that_the_run_wrote(ledgered_run, tmp_path):
+    """memory.json knows loss traces and random labels by class; without it, ledgers tell what they can."""
+    memory = json.loads((ledgered_run / "memory.json").read_text())
+    facts = read_facts(ledgered_run)
+    (grid,) = membership_section(facts).blocks
+    assert [row[0] for row in grid.rows] == ["a low class loss", *[row[0] for row in grid.rows[1:]]]
+    assert grid.rows[0][1].startswith(f"{memory['membership']['loss']['auc']['value']:.4f} [")
+    assert grid.columns[2] == "true positives at 1 % false positives"
+    classes = classes_section(facts).blocks[0]
+    assert "that less the refit on fresh labels" in classes.columns
+    shutil.copytree(ledgered_run, tmp_path / "run", ignore=shutil.ignore_patterns("memory.json", "checkpoints"))
+    without = read_facts(tmp_path / "run")
+    assert membership_section(without).blocks[0].rows[0] == grid.rows[0]
+    columns = [[row[:6] for row in block.rows] for block in (classes, classes_section(without).blocks[0])]
+    assert columns[0] == columns[1]
+
+
+def test_what_heads_cost_is_told_as_the_run_measured_it(ledgered_run):
+    facts = read_facts(ledgered_run)
+    assert "Steps were not timed without heads" in overhead_section(facts).blocks[0].note  # 36 steps
+    timed = {"with_seconds": 0.02, "without_seconds": 0.016, "num_pairs": 10, "kept_bytes": 2**20, "share": 0.25}
+    (grid,) = overhead_section(replace(facts, status={**facts.status, "overhead": timed})).blocks
+    assert grid.rows[0] == ("time that heads add to a step", "+25.0 %")
+    assert "Medians of 10 steps each" in grid.note
+
+
+def test_settings_are_compared_with_the_shipped_config_that_the_command_names():
+    words, config = shipped_config(["torchrun", "--config", "configs/digits_vit.yaml", "--config=mine.yaml"])
+    assert words == "the shipped config digits_vit"
+    assert config == parse_config(["--config", "digits_vit"])
+    assert shipped_config(["train", "--epochs", "3"]) == ("the defaults", Config())
+
+
+def test_names_are_text_and_not_markup(ledgered_run, tmp_path):
     """A folder of images may be called anything; so may a run."""
     run = tmp_path / "<b>run"
-    shutil.copytree(detached_run, run)
+    shutil.copytree(ledgered_run, run)
     table = pq.read_table(run / "samples.parquet")
     for name in ("file", "class_name", "given_name"):
         at = table.schema.get_field_index(name)
         table = table.set_column(at, table.schema.field(at), [["<script>alert(1)</script>"] * table.num_rows])
     pq.write_table(table, run / "samples.parquet")
+    memory = json.loads((run / "memory.json").read_text())
+    memory["classes"][0]["class"] = "<script>alert(1)</script>"
+    (run / "memory.json").write_text(json.dumps(memory))
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "<script>alert(1)" not in page
@@ -73,12 +131,12 @@ def test_names_are_text_and_not_markup(detached_run, tmp_path):
     assert "<b>run" not in page
 
 
-def test_an_anonymous_page_names_neither_files_nor_places(detached_run, tmp_path):
-    assert main(["report", str(detached_run), "--anonymous", "--out", str(tmp_path / "page.html")]) == 0
+def test_an_anonymous_page_names_neither_files_nor_places(ledgered_run, tmp_path):
+    assert main(["report", str(ledgered_run), "--anonymous", "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "<img" not in page
-    assert str(detached_run.parent) not in page
-    assert "detached" not in page
+    assert str(ledgered_run.parent) not in page
+    assert "ledgered" not in page
     assert "digits/" not in page
 
 

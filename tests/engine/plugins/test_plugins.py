@@ -153,14 +153,26 @@ def _commands_import_what_a_run_names_on_request_alone(folder, name, mark):
         "import sys; from pathlib import Path; from rlpheads.engine.cli import main\n"
         f"words, mark = ['audit', {str(folder)!r}, '--draws', '4'], Path({str(mark)!r})\n"
         f"evaluate = ['evaluate', {str(folder)!r}, '--verbose', 'true']\n"
-        "found = [main(words), main(evaluate), mark.exists(), main([*words, '--plugins']), mark.exists()]\n"
+        f"figures = ['figures', {str(folder)!r}, '--format', 'svg']\n"
+        "found = [main(words), main(evaluate), main(figures), mark.exists(), main([*words, '--plugins']), mark.exists()]\n"
         "print(found, file=sys.stderr)"
     )
     environment = {"PYTHONPATH": str(mark.parent), "PATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stderr.splitlines()[-1] == "[2, 2, False, 0, True]", done.stderr
+    assert done.stderr.splitlines()[-1] == "[2, 2, 0, False, 0, True]", done.stderr
     assert f"this run names the plug-ins {name}, code of whoever made it: --plugins imports them" in done.stderr
     assert list((folder / "audit").glob("*.json"))
+    _what_a_strangers_model_does_not_say_is_known_from_the_run(folder, name)
+
+
+def _what_a_strangers_model_does_not_say_is_known_from_the_run(folder, name):
+    """It has neither timm's description of weights nor a number of classes; figures and canaries read files alone."""
+    out = folder / "out.safetensors"
+    assert main(["export", str(folder), str(out), "--plugins"]) == 0
+    assert json.loads(out.with_name("config.json").read_text())["num_classes"] == 3
+    assert main(["evaluate", str(out), "--plugins", name, "--data.dataset", "plugin", "--data.workers", "0"]) == 0
+    assert main(["report", str(folder), "--plugins"]) == 0
+    assert "data:image/png" in (folder / "report.html").read_text()
 
 
 def test_the_setting_is_written_and_read_again(tmp_path):
