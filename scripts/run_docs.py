@@ -6,7 +6,8 @@ python scripts/run_docs.py --only export
 
 Commands are the lines of fenced blocks without a language (or sh, bash), and spans of code in the text that are whole
 commands. They are run in a folder in which the names of the pages mean something: RUN, TREE, STORE. SUBSTITUTIONS and HOW say
-what is changed: settings that make a command short, a dry run, or why it is not run; any other is run as it stands.
+what is changed: settings that make a command short, a dry run, or why it is not run; any other is run as it stands. Commands of
+rlpheads that start no processes, and Python files, are run in forks of a process that has torch already.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import runpy
+import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -33,18 +39,25 @@ TINY = (
     f"--device cpu --model.name vit_tiny_patch16_224 {TINY_VIT} --heads.labels 5 --max_steps 2 --batch_size 32 "
     "--accumulate 1 --precision fp32 --run.dir FRESH"
 )
-RUN = (
-    "rlpheads train --config digits_vit --run.dir runs --run.name digits_vit --epochs 2 --batch_size 32 --device cpu "
-    f"{TINY_VIT} "
-    "--data.workers 0 --data.val_fraction 0.8 --ledger.every 1 --data.canaries.mislabelled 10 --data.canaries.repeated 5 "
-    "--data.canaries.near_duplicates 5"
+_SMALL = (
+    f"rlpheads train --config digits_vit --run.dir runs --epochs 2 --batch_size 32 --device cpu {TINY_VIT} --data.workers 0 "
+    "--data.val_fraction 0.8 --ledger.every 1"
 )
+RUNS = (
+    f"{_SMALL} --run.name digits_vit --data.canaries.mislabelled 10 --data.canaries.repeated 5 "
+    "--data.canaries.near_duplicates 5",
+    f"{_SMALL} --run.name plain",
+    "rlpheads export runs/digits_vit NAME.safetensors",
+)
+"""What is there before the pages' commands: a run with canaries, one without, and exported weights."""
 SUBSTITUTIONS = {
     r"\[[^]]*\]": "",
     r"--nproc-per-node (\d+|gpu)": "--nproc-per-node 2",
     r"--epoch \d+": "--epoch 1",
     r"/data/imagenet\.beton|STORE": "FRESH/store.beton",
     r"/data/imagenet": "TREE",
+    r"rlpheads truth RUN( --networks \d+)?": "rlpheads truth runs/plain --networks 3",
+    r"--data.root (OTHER|FOLDER)": "--data.root TREE10",
     r"\b(OUT|out\.safetensors)": "FRESH/out.safetensors",
 }
 """What pages write for the sake of an example, as regular expressions, and what stands here in its place."""
@@ -77,7 +90,11 @@ HOW = (
     How(r"tensorboard", skip="does not end by itself"),
     How(r".*(--nnodes|--node-rank|--rdzv|two_nodes)", skip="several nodes: tests/launch runs them"),
     How(r".*(-h|--help)( \w+)?$"),
-    How(r"rlpheads (train|audit( --taps)?|canaries|convert|verify|study|samples|export)$", skip="no whole command"),
+    How(
+        r"rlpheads (train|audit( --taps)?|canaries|convert|verify|study|samples|export|truth|evaluate)$",
+        skip="no whole command",
+    ),
+    How(r"rlpheads evaluate NAME", adds="--data.dataset imagefolder"),
     How(r"(rlpheads train|.*torchrun|python -m torch\.distributed\.run)", adds=TINY),
     How(r"rlpheads audit RUN --root FOLDER", skip="FOLDER stands for images that were moved"),
     How(r"python -m (pytest|rlpheads\.memorization\.validation)", skip="minutes; make test and make test-slow run it"),
@@ -159,20 +176,22 @@ def prepare(folder: Path) -> dict[str, str]:
     }
     for name in ("configs", "engine", "studies", "examples", "scripts", "benchmarks", "launch", "Makefile"):
         (folder / name).symlink_to(ROOT / name)
-    subprocess.run(["bash", "-c", RUN], cwd=folder, env=environment, check=True, capture_output=True)
+    for command in RUNS:
+        subprocess.run(["bash", "-c", command], cwd=folder, env=environment, check=True, capture_output=True)
     (folder / "RUN").symlink_to(folder / "runs" / "digits_vit")
-    write_tree(folder / "TREE")
+    write_tree(folder / "TREE", "ab")
+    write_tree(folder / "TREE10", "0123456789")
     return environment
 
 
-def write_tree(root: Path) -> None:
-    """Write a small image folder."""
+def write_tree(root: Path, labels: str) -> None:
+    """Write a small image folder with these classes."""
     import numpy as np
     from PIL import Image
 
     random = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4)):
-        for label in "ab":
+        for label in labels:
             (root / split / label).mkdir(parents=True)
             for number in range(count):
                 pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -181,17 +200,75 @@ def write_tree(root: Path) -> None:
 
 def run(command: Command, folder: Path, environment: dict[str, str]) -> str:
     """Run a command; return what is wrong, or nothing."""
-    words = command.words(Path(mkdtemp(dir=folder)))
-    try:
-        done = subprocess.run(
-            ["bash", "-c", words], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
-        )
-    except subprocess.TimeoutExpired:
-        return f"not done after {PATIENCE:.0f} seconds: {words}"
-    if done.returncode == 0:
+    fresh = Path(mkdtemp(dir=folder))
+    words, printed = command.words(fresh), fresh / "printed.txt"
+    split = shlex.split(words)
+    if forkable(split):
+        code = run_in_fork(split, folder, printed)
+    else:
+        with printed.open("w") as output:
+            process = subprocess.Popen(["bash", "-c", words], cwd=folder, env=environment, stdout=output, stderr=output)
+            code = wait(process.pid)
+    if code == 0:
         return ""
-    last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-    return f"exit code {done.returncode}: {words}\n      {' '.join(last)}"
+    last = printed.read_text(errors="replace").strip().splitlines()[-1:]
+    return f"{f'exit code {code}' if code is not None else f'not done after {PATIENCE:.0f} s'}: {words}\n      {' '.join(last)}"
+
+
+def forkable(words: Sequence[str]) -> bool:
+    """Whether a command needs no process of its own."""
+    if words[0] == "rlpheads":
+        return words[1] != "train" or any(word in ("-h", "--help") for word in words)
+    return words[0] == "python" and words[1].endswith(".py")
+
+
+def run_in_fork(words: Sequence[str], folder: Path, printed: Path) -> int | None:
+    """Run a command in a fork of this process, which has torch loaded; return its exit code, None where it does not end."""
+    child = os.fork()
+    if child:
+        return wait(child)
+    code: object = 1
+    try:
+        output = os.open(printed, os.O_CREAT | os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        os.chdir(folder)
+        sys.argv = list(words)
+        if words[0] == "rlpheads":
+            code = import_module("rlpheads.engine.cli").main(list(words[1:]))
+        else:
+            sys.argv = list(words[1:])
+            sys.path[0] = str((folder / words[1]).resolve().parent)
+            runpy.run_path(words[1], run_name="__main__")
+            code = 0
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def wait(child: int) -> int | None:
+    """Return the exit code of a child process; None for one that has to be ended."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def load_for_forks(environment: Mapping[str, str]) -> None:
+    """Load what commands import, with their environment."""
+    os.environ.update(environment)
+    for name in ("torch", "timm", "torchvision", "scipy.stats", "matplotlib.figure", "rlpheads.engine.training.job"):
+        import_module(name)
 
 
 def main() -> int:
@@ -207,6 +284,7 @@ def main() -> int:
         return 0
     folder = Path(mkdtemp(prefix="rlpheads-docs-"))
     environment = prepare(folder)
+    load_for_forks(environment)
     failed, seen = 0, set()
     for command in commands:
         if command.how.skip or command.text in seen:
