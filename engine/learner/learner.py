@@ -19,7 +19,13 @@ from rlpheads.engine.learner.ema import Average, build_average
 from rlpheads.engine.learner.parts import FrozenPart, TrainedPart, build_part, with_loss_scale, with_pending_update
 from rlpheads.engine.learner.runtime import adapt_module
 from rlpheads.engine.learner.schedule import Span
-from rlpheads.engine.learner.shard_choice import ShardChoice, choose_sharding, fuses_update, head_workload
+from rlpheads.engine.learner.shard_choice import (
+    ShardChoice,
+    choose_sharding,
+    fuses_update,
+    head_workload,
+    update_line,
+)
 from rlpheads.engine.learner.sharded_part import shard_part
 from rlpheads.engine.learner.update_guard import RunningStatistics, Verdict
 from rlpheads.engine.model.batch_norm import synchronise_batch_norm
@@ -46,6 +52,7 @@ class Learner:
         dims: width of every tap.
         origin: where the weights come from, if not from the seed.
         sharding: whether the heads' classes are sharded over the ranks, and why; None without heads.
+        update_line: how the heads are updated, and why; empty where there was nothing to choose.
     """
 
     backbone: TrainedPart | FrozenPart
@@ -55,6 +62,7 @@ class Learner:
     dims: tuple[int, ...]
     origin: str = ""
     sharding: ShardChoice | None = None
+    update_line: str = ""
 
     @property
     def parts(self) -> Iterator[tuple[str, TrainedPart | FrozenPart]]:
@@ -193,10 +201,11 @@ def build_learner(
     """
     span = Span(config.epochs, steps_per_epoch, config.batch_size)
     ddp = launch.world_size > 1
-    sharding = None
+    sharding, said = None, ""
     if plan.dims:
         work = head_workload(config, plan.dims, plan.num_classes, num_audit_draws(config), launch.device)
         sharding = choose_sharding(config, work, launch.world_size, launch.device)
+        said = update_line(config, work, launch.world_size, launch.device, is_sharded=sharding.is_sharded)
     model, origin = initial
     model.to(launch.device)
     if ddp and config.model.sync_batchnorm:
@@ -232,7 +241,7 @@ def build_learner(
         return with_pending_update(built) if fused else built
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))
-    return Learner(backbone, heads, audit, ema, plan.dims, origin, sharding)
+    return Learner(backbone, heads, audit, ema, plan.dims, origin, sharding, said)
 
 
 def build_heads(config: Config, dims: tuple[int, ...], name: str, num_draws: int, num_blocks: int = 1) -> RLPHeads:

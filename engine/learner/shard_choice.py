@@ -105,6 +105,11 @@ class HeadWorkload:
         traffic = rows_of_others * (self._bytes_forward + self._bytes_backward) + partials + layers
         return HeadCosts(self._memory(self.num_parameters(held), self._keeps_gradients(held)), traffic)
 
+    def update_bytes(self, num_held: int) -> int:
+        """Bytes that an optimizer's step of heads of so many classes reads and writes; gradients that are kept count."""
+        arrays = 2 * (1 + self.num_states) + 2 * self._keeps_gradients(num_held)
+        return arrays * 4 * self.num_parameters(num_held)
+
     @property
     def _bytes_forward(self) -> int:
         """Bytes of one row's features, labels and weights; heads and audit heads are told of them one by one."""
@@ -192,8 +197,34 @@ def fuses_update(config: Config, device: torch.device, *, is_averaged: bool) -> 
     """Decide as `heads.update` says; auto: fused where no gradient is kept at all, in tiles on a CPU."""
     if config.heads.update != "auto":
         return config.heads.update == "fused"
-    is_in_tiles = device.type == "cpu" and config.heads.optim.name in FUSED
-    return is_in_tiles and not any(obstacles_to_fusing(config, is_averaged=is_averaged))
+    return _reason_for_separate(config, device, is_averaged=is_averaged) is None
+
+
+def _reason_for_separate(config: Config, device: torch.device, *, is_averaged: bool) -> str | None:
+    for obstacle in obstacles_to_fusing(config, is_averaged=is_averaged):
+        return f"{obstacle.key} is {obstacle.given}: {obstacle.reason}"
+    if config.heads.optim.name not in FUSED:
+        return f"{config.heads.optim.name} steps whole heads; {', '.join(sorted(FUSED))} do in tiles"
+    return None if device.type == "cpu" else f"tiles are stepped on a CPU, not on {device.type}"
+
+
+def update_line(config: Config, work: HeadWorkload, world_size: int, device: torch.device, *, is_sharded: bool) -> str:
+    """Say how heads are updated and why, with the numbers of both ways; empty where there was nothing to choose."""
+    held = -(-work.num_classes // world_size) if is_sharded else work.num_classes
+    if config.heads.update != "auto" or held <= MAX_SMALL_LABELS:
+        return ""
+    of_ways = {}
+    for way in ("separate", "fused"):
+        of_way = replace(work, fused=way == "fused")
+        memory = (of_way.sharded(world_size) if is_sharded else of_way.whole(world_size)).memory
+        of_ways[way] = f"{in_units(memory)} a rank, {in_units(of_way.update_bytes(held))} through memory a step"
+    reason = _reason_for_separate(config, device, is_averaged=world_size > 1 and not is_sharded)
+    if reason is None:
+        return f"heads.update auto: fused ({of_ways['fused']}), in tiles; separate: {of_ways['separate']}"
+    separate = of_ways["separate"]
+    if world_size > 1 and not is_sharded:  # cannot be had, at any memory
+        return f"heads.update auto: separate ({separate}), as {reason}"
+    return f"heads.update auto: separate ({separate}), as {reason}; fused: {of_ways['fused']}"
 
 
 def head_workload(

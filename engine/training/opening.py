@@ -19,6 +19,8 @@ def opening_lines(training: Training, *, fresh: bool) -> Iterator[str]:
     yield _arithmetic(training)
     if training.learner.sharding is not None and training.learner.sharding.line:
         yield training.learner.sharding.line
+    if training.learner.update_line:
+        yield training.learner.update_line
     if training.run.launch.device.type == "cpu":
         is_set = "OMP_NUM_THREADS" in os.environ
         advice = thread_advice(torch.get_num_threads(), local_world_size(), is_set=is_set)

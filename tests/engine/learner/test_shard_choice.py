@@ -10,7 +10,13 @@ from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner import shard_choice
-from rlpheads.engine.learner.shard_choice import HeadWorkload, choose_sharding, head_workload, num_optimizer_states
+from rlpheads.engine.learner.shard_choice import (
+    HeadWorkload,
+    choose_sharding,
+    head_workload,
+    num_optimizer_states,
+    update_line,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -72,6 +78,32 @@ def test_a_fused_update_keeps_no_gradients_but_those_that_ranks_average(imagenet
     assert work.fused
     assert [work.whole(1).memory, work.whole(8).memory] == [12 * num_parameters, 16 * num_parameters]
     assert work.sharded(8).memory == 12 * num_parameters // 8
+
+
+def test_auto_says_how_heads_are_updated_and_why(imagenet):
+    """923 million parameters: 4 bytes each of a gradient, written and read; AdamW reads and writes three times that."""
+    fused, separate = (
+        "11.1 GB a rank, 22.1 GB through memory a step",
+        "14.8 GB a rank, 29.5 GB through memory a step",
+    )
+
+    def line(changed: Config, device: torch.device = CPU, world_size: int = 1, *, is_sharded: bool = False) -> str:
+        return update_line(changed, workload(changed, device), world_size, device, is_sharded=is_sharded)
+
+    assert line(imagenet) == f"heads.update auto: fused ({fused}), in tiles; separate: {separate}"
+    assert line(replace(imagenet, accumulate=2)) == (
+        f"heads.update auto: separate ({separate}), as accumulate is 2: micro-batches sum their gradients first; fused: {fused}"
+    )
+    assert line(imagenet, GPU).startswith(f"heads.update auto: separate ({separate}), as tiles are stepped on a CPU")
+    assert line(imagenet, world_size=8) == (
+        f"heads.update auto: separate ({separate}), "
+        "as heads.shard is auto: the ranks average the gradients of whole heads first"
+    )
+    assert line(imagenet, world_size=8, is_sharded=True).startswith("heads.update auto: fused (1.38 GB a rank, 2.77 GB")
+    lion = replace(imagenet, heads=replace(imagenet.heads, optim=OptimConfig("lion")))
+    assert "as lion steps whole heads; adam, adamw, momentum, sgd do in tiles" in line(lion)
+    for silent in ({"update": "fused"}, {"update": "separate"}, {"labels": 10}):
+        assert line(replace(imagenet, heads=replace(imagenet.heads, **silent))) == ""
 
 
 def test_audit_heads_hidden_layers_pairs_and_trained_features_cost_more(imagenet):
