@@ -4,9 +4,9 @@ python benchmarks/phase_kills.py --folder build/kills [--only WORD] [--ranks 2] 
 
 A case is a phase and a signal. A rank (the last) sends itself the signal inside the phase, at a moment of its own, at each of
 the first three starts that come to it; then the same command goes on until the run is done, and everything that it holds is
-compared with an undisturbed run's. Ranks are forked off a process that has imported everything. What was seen is in
-FOLDER/phases/cases.jsonl; the same command goes on behind it, and prints the table. Exit code: 0 where all cases ended as
-undisturbed.
+compared with an undisturbed run's. Ranks are forked off a process that has imported everything. Phases of `rlpheads audit` are
+met on copies of a finished run of one rank, whose files are compared. What was seen is in FOLDER/phases/cases.jsonl; the same
+command goes on behind it, and prints the table. Exit code: 0 where all cases ended as undisturbed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from audit_kills import AUDIT_PHASES, AuditPhase, run_audit_case
 from forked_run import ForkedRun, import_once
 from killed_runs import Case, Way, clear, status_of
 from run_comparison import differences
@@ -91,12 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = {(case["phase"], case["signal"], case["ranks"]) for case in cases}
     import_once()
     began = time.monotonic()
-    for phase in PHASES:
+    for phase in (*PHASES, *(AUDIT_PHASES if arguments.ranks == 1 else ())):
         for name in SIGNALS:
             is_late = time.monotonic() - began > 60 * arguments.minutes
             if arguments.only not in phase.name or (phase.name, name, arguments.ranks) in known or is_late:
                 continue
-            cases.append(run_case(folder, phase, name, arguments.ranks))
+            if isinstance(phase, AuditPhase):
+                cases.append(run_audit_case(folder / "runs", undisturbed(folder, (), 1), phase, name))
+            else:
+                cases.append(run_case(folder, phase, name, arguments.ranks))
             with record.open("a") as file:
                 file.write(json.dumps(cases[-1]) + "\n")
             print(cases[-1], flush=True)
@@ -104,14 +108,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(case["outcome"] != "equal" for case in cases))
 
 
+def forked_case(folder: Path, flags: Sequence[str], num_ranks: int) -> Case:
+    """Return the settings of a run of forks."""
+    return Case(folder, "plain", Way("forked", num_ranks, is_whole=False), tuple(flags))
+
+
+def undisturbed(folder: Path, flags: Sequence[str], num_ranks: int) -> Path:
+    """Return the folder of the run that others with these settings are compared with; it is made where there is none."""
+    case = forked_case(folder, flags, num_ranks)
+    name = f"undisturbed-{num_ranks}-{'-'.join(flags).replace('.', '_').strip('-')}"
+    if status_of(case.run_folder(name)) != "done":
+        clear(case, name)
+        wait(case.way.start(case.arguments(name), case.log(name)))
+    return case.run_folder(name)
+
+
 def run_case(folder: Path, phase: Phase, signal_name: str, num_ranks: int) -> dict[str, Any]:
     """Run one case to its end and return what was seen."""
-    way = Way("forked", num_ranks, is_whole=False)
-    case = Case(folder, "plain", way, phase.flags)
-    whole = f"undisturbed-{num_ranks}-{'-'.join(phase.flags).replace('.', '_').strip('-')}"
-    if status_of(case.run_folder(whole)) != "done":
-        clear(case, whole)
-        wait(way.start(case.arguments(whole), case.log(whole)))
+    case = forked_case(folder, phase.flags, num_ranks)
+    whole = undisturbed(folder, phase.flags, num_ranks)
     name = f"{phase.name}-{signal_name}-{num_ranks}".replace(" ", "-")
     clear(case, name)
     met = 0
@@ -130,7 +145,7 @@ def run_case(folder: Path, phase: Phase, signal_name: str, num_ranks: int) -> di
         mark.unlink(missing_ok=True)
         if started.code == 0 and status_of(case.run_folder(name)) == "done":
             break
-    found = differences(case.run_folder(name), case.run_folder(whole))
+    found = differences(case.run_folder(name), whole)
     if not found:
         clear(case, name)
     outcome = "; ".join(found[:5]) or "equal"

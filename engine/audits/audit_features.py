@@ -197,4 +197,8 @@ class FeatureStore:
 
 
 def _map_file(path: Path, num_samples: int, dim: int) -> Tensor:
-    return torch.from_file(str(path), shared=True, size=num_samples * dim, dtype=torch.float32).view(num_samples, dim)
+    table_ND = torch.from_file(str(path), shared=True, size=num_samples * dim, dtype=torch.float32).view(
+        num_samples, dim
+    )
+    path.unlink()  # the table keeps it: its room is free again however this process ends
+    return table_ND
