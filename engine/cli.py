@@ -64,7 +64,11 @@ def _run(words: list[str]) -> int:
         _expand_paths(arguments)
     except ConfigError as error:
         return exit_codes.report_error(error)
-    return arguments.run(arguments)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:  # of a command that keeps nothing of what it has done so far; files are written in one move
+        print("stopped: interrupted; the same command begins again", file=sys.stderr)
+        return exit_codes.INTERRUPTED
 
 
 def _expand_paths(arguments: argparse.Namespace) -> None:

@@ -43,6 +43,17 @@ def test_loader_that_cannot_work_is_one_line(detached_run, capsys, monkeypatch):
     assert capsys.readouterr().err == "error: /dev/shm is full\n"
 
 
+def test_an_interrupted_audit_is_one_line(detached_run, capsys, monkeypatch):
+    """Of Ctrl-C; what a killed one leaves is in benchmarks/audit_kills.py."""
+
+    def is_interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlpheads.engine.audits.audit_run.audit_features", is_interrupted)
+    assert main(["audit", str(detached_run)]) == 130
+    assert capsys.readouterr().err == "stopped: interrupted; the same command begins again\n"
+
+
 def test_folders_that_are_no_run(detached_run, tmp_path, capsys):
     assert main(["audit", str(detached_run.with_name("detatched"))]) == 2
     assert f"nearest: {detached_run}" in capsys.readouterr().err
