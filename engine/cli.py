@@ -66,7 +66,9 @@ def _run(words: list[str]) -> int:
         return exit_codes.report_error(error)
     try:
         return arguments.run(arguments)
-    except KeyboardInterrupt:  # of a command that keeps nothing of what it has done so far; files are written in one move
+    except (
+        KeyboardInterrupt
+    ):  # of a command that keeps nothing of what it has done so far; files are written in one move
         print("stopped: interrupted; the same command begins again", file=sys.stderr)
         return exit_codes.INTERRUPTED
 

@@ -43,11 +43,21 @@ def _batch_errors(config: Config, world_size: int) -> Iterator[ConfigError]:
     step = 2 * world_size * config.accumulate
     if config.batch_size % step:
         product = f"2 x {world_size} (ranks) x {config.accumulate} (accumulate)"
-        yield refusal("batch_size", config.batch_size, _multiple(config.batch_size, step, f"{step} = {product}"))
+        allowed = _multiple(config.batch_size, step, f"{step} = {product}") + _ranks_of_the_batch(config, world_size)
+        yield refusal("batch_size", config.batch_size, allowed)
     eval_batch_size = config.eval.batch_size
     if eval_batch_size is not None and eval_batch_size % world_size:
         allowed = _multiple(eval_batch_size, world_size, f"{world_size}, the number of ranks")
         yield refusal("eval.batch_size", eval_batch_size, allowed)
+
+
+def _ranks_of_the_batch(config: Config, world_size: int) -> str:
+    """Name the nearest numbers of ranks that can share the batch: a run that goes on keeps its own."""
+    pairs, rest = divmod(config.batch_size, 2 * config.accumulate)
+    fitting = [ranks for ranks in range(1, pairs + 1) if rest == 0 and pairs % ranks == 0]
+    fewer, more = ([ranks for ranks in fitting if (ranks > world_size) == wanted] for wanted in (False, True))
+    near = " or ".join(str(ranks) for ranks in (*fewer[-1:], *more[:1]))
+    return f"; {config.batch_size} can be shared by {near} rank(s)" if near else ""
 
 
 def _multiple(number: int, step: int, described: str) -> str:

@@ -161,7 +161,7 @@ def rank_processes(launcher: "subprocess.Popen[str]") -> dict[int, psutil.Proces
     """Return the ranks that a launcher has started, by number; a loader worker inherits its rank's environment."""
     ranks: dict[int, psutil.Process] = {}
     for child in psutil.Process(launcher.pid).children():
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, KeyError):  # gone, or not a rank yet
             ranks[int(child.environ()["RANK"])] = child
     return ranks
 

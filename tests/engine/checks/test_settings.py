@@ -24,7 +24,13 @@ from rlpheads.engine.config.run import LogConfig
     ("batch_size", "accumulate", "world_size", "expected"),
     [
         (65, 1, 1, "a multiple of 2 = 2 x 1 (ranks) x 1 (accumulate) (nearest: 64 or 66)"),
-        (64, 1, 3, "a multiple of 6 = 2 x 3 (ranks) x 1 (accumulate) (nearest: 60 or 66)"),
+        (
+            64,
+            1,
+            3,
+            "a multiple of 6 = 2 x 3 (ranks) x 1 (accumulate) (nearest: 60 or 66); 64 can be shared by 2 or 4 rank(s)",
+        ),
+        (16, 2, 5, "a multiple of 20 = 2 x 5 (ranks) x 2 (accumulate) (nearest: 20); 16 can be shared by 4 rank(s)"),
         (8, 3, 2, "a multiple of 12 = 2 x 2 (ranks) x 3 (accumulate) (nearest: 12)"),
     ],
 )
