@@ -42,11 +42,15 @@ class LossScale:
         The caller may change them, where ranks have different gradients.
         """
         self._scaler.unscale_(optimizer)
+        return self.overflows(optimizer)
+
+    def overflows(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """Return what `unscale` returned."""
         return list(self._scaler._found_inf_per_device(optimizer).values())
 
     def overflowed(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Whether one of the gradients that were unscaled was not finite, bool () on the device."""
-        return torch.stack(list(self._scaler._found_inf_per_device(optimizer).values())).sum() > 0
+        return torch.stack(self.overflows(optimizer)).sum() > 0
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Step, unless one of the gradients that were unscaled was not finite; move the factor."""

@@ -74,6 +74,14 @@ class TrainedPart:
         """Whether nothing depends on the norm of pending gradients, so that it is found in the pass of the update."""
         return self.pending is not None and self.optim.clip_norm is None and self.loss_scale is None
 
+    def to_sum(self) -> Tensor | None:
+        """Begin what `gradient_norm` does: return numbers that the ranks must sum first, float32 (F,); None: there are none."""
+        return None
+
+    def norm_from(self, summed: Tensor) -> Tensor:
+        """End what `to_sum` began, with the sums over the ranks: return what `gradient_norm` returns."""
+        raise NotImplementedError("this part's norm needs no numbers of other ranks")
+
     def gradient_norm(self) -> Tensor:
         """Take the loss scale out of the gradients and return their global norm, before clipping: float32 ().
 

@@ -65,6 +65,7 @@ class HeadWorkload:
         feature_bytes: bytes of a number of the features as they travel.
         num_states: numbers that the optimizer keeps for each parameter.
         fused: whether gradients that are not averaged over ranks are used up where they are made, and not kept.
+        drops: whether heads and audit heads each drop features of their own (`heads.dropout`).
     """
 
     dims: tuple[int, ...]
@@ -77,6 +78,7 @@ class HeadWorkload:
     feature_bytes: int
     num_states: int
     fused: bool = False
+    drops: bool = False
 
     @property
     def num_heads(self) -> int:
@@ -112,12 +114,13 @@ class HeadWorkload:
 
     @property
     def _bytes_forward(self) -> int:
-        """Bytes of one row's features, labels and weights; heads and audit heads are told of them one by one."""
-        total = 0
-        for draws in filter(None, self.draws):
-            inputs = sum(self.dims) if self.hidden is None else self.hidden * len(self.dims) * draws
-            total += inputs * self.feature_bytes + 1 + 4 * draws + (4 * draws + 4 if self.mixed else 0)
-        return total
+        """Bytes of one row's features, labels and weights; audit heads read the same features, but those with dropout."""
+        num_draws = sum(self.draws)
+        if self.hidden is not None:
+            inputs = self.hidden * len(self.dims) * num_draws
+        else:
+            inputs = sum(self.dims) * (sum(draws > 0 for draws in self.draws) if self.drops else 1)
+        return inputs * self.feature_bytes + 1 + 4 * num_draws + (4 * num_draws + 4 if self.mixed else 0)
 
     @property
     def _bytes_backward(self) -> int:
@@ -248,6 +251,7 @@ def head_workload(
         feature_bytes=4 if device.type == "cpu" or config.precision == "fp32" else 2,
         num_states=num_optimizer_states(heads.optim),
         fused=fuses_update(config, device, is_averaged=False),
+        drops=heads.dropout > 0,
     )
 
 

@@ -36,19 +36,27 @@ class ShardedPart(TrainedPart):
         """See `TrainedPart.replicated_parameters`: not those of the classes."""
         return list(self.heads.replicated_parameters())
 
-    def gradient_norm(self) -> Tensor:
-        """See `TrainedPart.gradient_norm`: the norm over the classes of all ranks, whose overflows come in the same message."""
-        heads = self.heads
-        heads.sum_replicated_gradients()
+    def to_sum(self) -> Tensor:
+        """See `TrainedPart.to_sum`: the squared norm of this range's gradient, before it whether fp16 overflowed."""
+        self.heads.sum_replicated_gradients()
         pending = self._survey_pending()
         overflows = [] if self.loss_scale is None else self.loss_scale.unscale(self.optimizer)
-        summed = torch.stack([*overflows, total_norm(heads.heads.parameters(), pending).square()])
-        heads.shards.sum_over_ranks(summed)
+        return torch.stack([*overflows, total_norm(self.heads.heads.parameters(), pending).square()])
+
+    def norm_from(self, summed: Tensor) -> Tensor:
+        """See `TrainedPart.norm_from`: the norm over the classes of all ranks."""
+        overflows = [] if self.loss_scale is None else self.loss_scale.overflows(self.optimizer)
         for overflow, total in zip(overflows, summed, strict=False):
             overflow.copy_(torch.maximum(total, (~summed[-1].isfinite()).float()).clamp(max=1))
-        replicated = heads.replicated_parameters()
+        replicated = self.heads.replicated_parameters()
         squared = summed[-1] + total_norm(replicated).square() if replicated else summed[-1]
         return squared.sqrt()
+
+    def gradient_norm(self) -> Tensor:
+        """See `TrainedPart.gradient_norm`: the norm over the classes of all ranks, whose overflows come in the same message."""
+        summed = self.to_sum()
+        self.heads.shards.sum_over_ranks(summed)
+        return self.norm_from(summed)
 
     def optimizer_state(self) -> dict[str, Any]:
         """Return the optimizer's state, what belongs to a range of classes as DTensors on the same memory."""

@@ -25,7 +25,7 @@ from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
 from rlpheads.memorization.heads.head_losses import GatheredLosses, HeadLosses, HeadTerms
-from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
+from rlpheads.memorization.heads.sharded_heads import HeadCall, ShardedRLPHeads, forward_together
 from rlpheads.memorization.records.ledger import Ledger
 
 _Scalars: TypeAlias = dict[str, Tensor]
@@ -103,11 +103,25 @@ def forward_rows(network: Network, batch: Batch, table_MN: Tensor, routes: Route
     class_loss_B, trained_loss_B = routes.class_loss(logits, batch.targets, batch.partners)
     labels = _random_labels(table_MN, batch)
     own, audited = labels.of_draws(slice(routes.num_draws)), labels.of_draws(slice(routes.num_draws, None))
-    heads = _head_losses(network.heads, taps, own, routes.terms, batch)
-    audit = _head_losses(network.audit, taps, audited, HeadTerms(), batch)
+    heads, audit = _losses_of_heads(network, taps, (own, audited), routes.terms, batch)
     predicted_B, confidence_B = logits.argmax(-1), logits.detach().float().softmax(-1).amax(-1)
     class_hit_B = predicted_B == batch.targets
     return RowLosses(class_loss_B, trained_loss_B, class_hit_B, predicted_B, confidence_B, logits, heads, audit, taps)
+
+
+def _losses_of_heads(
+    network: Network, taps: list[Tensor], labels: tuple[_RandomLabels, _RandomLabels], terms: HeadTerms, batch: Batch
+) -> tuple[HeadLosses | GatheredLosses | None, HeadLosses | GatheredLosses | None]:
+    """Return the losses of heads and audit heads; where both are sharded, their rows travel together."""
+    heads, audit = network.heads, network.audit
+    if isinstance(heads, ShardedRLPHeads) and isinstance(audit, ShardedRLPHeads):
+        calls = [
+            HeadCall(each, of_draws.first_MB, of_each, of_draws.pair)
+            for each, of_draws, of_each in zip((heads, audit), labels, (terms, HeadTerms()), strict=True)
+        ]
+        own, audited = forward_together(calls, taps, batch.index >= 0)
+        return own, audited
+    return _head_losses(heads, taps, labels[0], terms, batch), _head_losses(audit, taps, labels[1], HeadTerms(), batch)
 
 
 def _head_losses(

@@ -1,7 +1,8 @@
 """Which updates are taken: a loss or gradient that is not finite leaves updates out, decided on the device.
 
 A backbone that is not finite leaves the whole batch out; heads leave their own update out alone, so that the backbone stays
-bit-identical with and without them. The ranks share what they found by one all-reduce of a number a part.
+bit-identical with and without them. The ranks share what they found by one all-reduce of a few numbers: whether a part is not
+finite at some rank and, of heads that are sharded, what their norm and their overflows are made of.
 """
 
 from __future__ import annotations
@@ -36,21 +37,34 @@ def judge(parts: Mapping[str, TrainedPart], losses: Mapping[str, Tensor], world_
         losses: this rank's share of the loss that trains each, 0-d.
         world_size: number of ranks.
     """
-    norms = {name: part.gradient_norm() for name, part in parts.items()}
-    spoiled_P = torch.stack([_is_spoiled(part, losses[name], norms[name]).float() for name, part in parts.items()])
-    if world_size > 1:
-        dist.all_reduce(spoiled_P, dist.ReduceOp.MAX)
+    to_sum = {name: part.to_sum() for name, part in parts.items()}
+    norms = {name: parts[name].gradient_norm() for name, numbers in to_sum.items() if numbers is None}
+    # norms that need other ranks' numbers are looked at behind the message, alike at every rank
+    flags = [_is_spoiled(part, losses[name], norms.get(name)).float() for name, part in parts.items()]
+    packed = torch.cat([torch.stack(flags), *(numbers for numbers in to_sum.values() if numbers is not None)])
+    if world_size > 1 or len(packed) > len(parts):
+        dist.all_reduce(packed)
+    spoiled_P, *sums = packed.split([len(parts), *(len(numbers) for numbers in to_sum.values() if numbers is not None)])
+    spoiled = dict(zip(parts, (spoiled_P > 0).unbind(), strict=True))
+    late = [name for name, numbers in to_sum.items() if numbers is not None]
+    for name, summed in zip(late, sums, strict=True):
+        norms[name] = parts[name].norm_from(summed)
+        spoiled[name] = spoiled[name] | _overflows(parts[name], norms[name])
     if "backbone" in parts:
-        spoiled_P = torch.maximum(spoiled_P, spoiled_P[list(parts).index("backbone")])
-    return {name: Verdict(norms[name], spoiled > 0) for name, spoiled in zip(parts, spoiled_P.unbind(), strict=True)}
+        spoiled = {name: each | spoiled["backbone"] for name, each in spoiled.items()}
+    return {name: Verdict(norms[name], spoiled[name]) for name in parts}
 
 
-def _is_spoiled(part: TrainedPart, loss: Tensor, norm: Tensor) -> Tensor:
-    """Whether loss or gradient are not finite; an overflow that a smaller loss scale can mend is none."""
+def _is_spoiled(part: TrainedPart, loss: Tensor, norm: Tensor | None) -> Tensor:
+    """Whether the loss or, where it is known, the gradient are not finite."""
+    is_spoiled = ~loss.detach().isfinite()
+    return is_spoiled if norm is None else is_spoiled | _overflows(part, norm)
+
+
+def _overflows(part: TrainedPart, norm: Tensor) -> Tensor:
+    """Whether a gradient is not finite; an overflow that a smaller loss scale can mend is none."""
     overflows = ~norm.isfinite()
-    if part.loss_scale is not None:
-        overflows &= part.loss_scale.factor < 1
-    return ~loss.detach().isfinite() | overflows
+    return overflows if part.loss_scale is None else overflows & (part.loss_scale.factor < 1)
 
 
 class RunningStatistics:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rlpheads.kernels.head_gradient import HandingOver
+from rlpheads.kernels.head_gradient import HandingOver, HeadGradient
 from rlpheads.kernels.implementations import resolve_kernel
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange
@@ -111,13 +111,7 @@ class ShardedRLPHeads(HeadModules):
         Raises:
             ValueError: the taps, the labels or `terms.regularized` do not fit the heads.
         """
-        self.check_inputs(taps, labels_MB, terms)
-        inputs = list(self._inputs(taps, terms))
-        with torch.autocast(labels_MB.device.type, enabled=False):
-            rows = self._gather([each.values_BD for each in inputs], labels_MB, pair, valid_B)
-            losses = self._losses(inputs, rows, terms)
-        num_rows = labels_MB.shape[1]
-        return GatheredLosses(losses, rows.valid_G, self.shards.rank * num_rows, num_rows)
+        return forward_together([HeadCall(self, labels_MB, terms, pair)], taps, valid_B)[0]
 
     def _allocate(self, device: torch.device) -> None:
         """Give all heads of one width slices of one buffer [heads, K, D], and their biases slices of another."""
@@ -131,63 +125,24 @@ class ShardedRLPHeads(HeadModules):
         if self.layers is not None:
             self.layers.to_empty(device=device)
 
-    def _inputs(self, taps: Sequence[Tensor], terms: HeadTerms) -> Iterator[_HeadInput]:
+    def inputs(self, taps: Sequence[Tensor], terms: HeadTerms) -> Iterator[HeadInput]:
         """Yield what each head reads. The heads of one tap share their features, but for hidden layers."""
         for t, features_BD in enumerate(taps):
             is_wanted = terms.joint or t in terms.regularized  # else keep no graph of the norm either
             inputs_BD = self.head_inputs(features_BD if is_wanted else features_BD.detach())
             if self.layers is None:
-                yield from [_HeadInput(inputs_BD, None, inputs_BD if is_wanted else None)] * self.num_draws
+                yield from [HeadInput(inputs_BD, None, inputs_BD if is_wanted else None)] * self.num_draws
                 continue
             with torch.autocast(inputs_BD.device.type, enabled=False):
                 for layer in self.hidden_layers_at([t]):
                     learned_BD = layer.with_detached_features(inputs_BD)
                     carried_BD = layer.with_detached_weights(inputs_BD) if is_wanted else None
-                    yield _HeadInput(learned_BD, learned_BD, carried_BD)
+                    yield HeadInput(learned_BD, learned_BD, carried_BD)
 
-    def _gather(
-        self,
-        values: Sequence[Tensor],
-        labels_MB: Tensor,
-        pair: tuple[Tensor, Tensor] | None,
-        valid_B: Tensor | None,
-    ) -> _GatheredRows:
-        """Exchange everything that the ranks must know of one another's rows, in one message."""
-        distinct = list({id(values_BD): values_BD for values_BD in values}.values())
-        valid_B = torch.ones_like(labels_MB[0], dtype=torch.bool) if valid_B is None else valid_B
-        seconds = [] if pair is None else [pair[0].T.to(torch.int32), pair[1]]
-        gathered = self.shards.gather_rows([*distinct, valid_B, labels_MB.T.to(torch.int32), *seconds])
-        features = {id(values_BD): features_GD for values_BD, features_GD in zip(distinct, gathered, strict=False)}
-        valid_G, labels_GM, *of_pair = gathered[len(distinct) :]
-        return _GatheredRows(
-            [features[id(values_BD)] for values_BD in values],
-            valid_G,
-            labels_GM.T.long(),
-            (of_pair[0].T.long(), of_pair[1]) if of_pair else None,
-        )
-
-    def _losses(self, inputs: Sequence[_HeadInput], rows: _GatheredRows, terms: HeadTerms) -> HeadLosses:
-        """Compute the losses of every head in one call."""
-        weight_G = None
-        if rows.pair is None:
-            heads = self._sharded_heads(inputs, rows, rows.labels_MG[:, None], terms)
-        elif self.num_blocks == 1:
-            labels_MLG, weight_G = torch.stack([rows.labels_MG, rows.pair[0]], 1), rows.pair[1]
-            heads = self._sharded_heads(inputs, rows, labels_MLG, terms)
-        else:  # a partner's label is in the block of the partner's class, over whose labels its own softmax goes
-            heads = self._sharded_heads(inputs, rows, rows.labels_MG[:, None], terms)
-            heads += self._sharded_heads(inputs, rows, rows.pair[0][:, None], terms)
-        losses = sharded_losses(
-            heads, weight_G, self.num_labels, self.shards, self._kernel(heads[0], terms.impl), joint=terms.joint
-        )
-        if rows.pair is not None and self.num_blocks > 1:
-            firsts, seconds = losses[: len(inputs)], losses[len(inputs) :]
-            losses = [mix_pair_losses(*each, rows.pair[1]) for each in zip(firsts, seconds, strict=True)]
-        return stack_losses(losses, self.num_draws)
-
-    def _sharded_heads(
-        self, inputs: Sequence[_HeadInput], rows: _GatheredRows, labels_MLG: Tensor, terms: HeadTerms
+    def sharded_heads(
+        self, inputs: Sequence[HeadInput], features: Sequence[Tensor], labels_MLG: Tensor, terms: HeadTerms
     ) -> list[ShardedHead]:
+        """Return every head with what it reads of the rows of all ranks."""
         positions = range(len(self.tap_dims))
         return [
             ShardedHead(
@@ -199,21 +154,12 @@ class ShardedRLPHeads(HeadModules):
                 each.carried_BD,
             )
             for (t, m), each, features_GD, head in zip(
-                product(positions, range(self.num_draws)), inputs, rows.features, self.heads_at(positions), strict=True
+                product(positions, range(self.num_draws)), inputs, features, self.heads_at(positions), strict=True
             )
         ]
 
-    def _kernel(self, head: ShardedHead, impl: str) -> Kernel:
-        """Return the local stages: those of this device and size, and the reference's where there is no class."""
-        num_held = head.classes.weight_KD.shape[0]
-        name = "reference" if num_held == 0 else resolve_kernel(impl, head.features_GD, num_held)
-        kernel = KERNELS[name] if self.num_blocks == 1 else ClassBlockStages(self.num_labels)
-        if self.consumer is None or name == "reference" or self.num_blocks > 1:
-            return kernel
-        return HandingOver(kernel, self.consumer)
 
-
-class _HeadInput(NamedTuple):
+class HeadInput(NamedTuple):
     """What a head reads of this rank's rows; see `ShardedHead` for the functions that they are of layer and features."""
 
     values_BD: Tensor
@@ -221,14 +167,146 @@ class _HeadInput(NamedTuple):
     carried_BD: Tensor | None
 
 
+class HeadCall(NamedTuple):
+    """What one of several modules of heads is to compute of the same rows; see `ShardedRLPHeads.forward`."""
+
+    heads: ShardedRLPHeads
+    labels_MB: Tensor
+    terms: HeadTerms
+    pair: tuple[Tensor, Tensor] | None = None
+
+
+def forward_together(
+    calls: Sequence[HeadCall], taps: Sequence[Tensor], valid_B: Tensor | None = None
+) -> list[GatheredLosses]:
+    """`ShardedRLPHeads.forward` of several modules that read the same taps, such as heads and audit heads. Collective.
+
+    There is one message of features and labels, one of partials, and backward one of gradients at most, as for one module.
+
+    Args:
+        calls: the modules, which agree in the shards, in K and in the classes, and what each is to compute.
+        taps: as for `ShardedRLPHeads.forward`.
+        valid_B: likewise.
+
+    Raises:
+        ValueError: taps, labels or `terms.regularized` do not fit the heads.
+    """
+    for call in calls:
+        call.heads.check_inputs(taps, call.labels_MB, call.terms)
+    inputs = _inputs_of_calls(calls, taps)
+    num_rows, shards = calls[0].labels_MB.shape[1], calls[0].heads.shards
+    with torch.autocast(calls[0].labels_MB.device.type, enabled=False):
+        rows = _gather(calls, inputs, valid_B)
+        of_calls = _losses(calls, inputs, rows)
+    return [GatheredLosses(losses, rows.valid_G, shards.rank * num_rows, num_rows) for losses in of_calls]
+
+
+def _inputs_of_calls(calls: Sequence[HeadCall], taps: Sequence[Tensor]) -> list[list[HeadInput]]:
+    """Return what the heads of each call read. Linear heads without dropout read the same, which travels once."""
+    found = [list(call.heads.inputs(taps, call.terms)) for call in calls]
+    first = calls[0].heads
+    for call, inputs in zip(calls[1:], found[1:], strict=True):
+        heads = call.heads
+        if heads.layers is None is first.layers and heads.norm == first.norm and not (heads.dropout or first.dropout):
+            for number, each in enumerate(inputs):
+                of_first = found[0][number // heads.num_draws * first.num_draws]
+                inputs[number] = each._replace(values_BD=of_first.values_BD)
+    return found
+
+
 class _GatheredRows(NamedTuple):
     """What every rank knows of the rows of all ranks."""
 
-    features: list[Tensor]
-    """Those of each head (G, D)."""
+    features: list[list[Tensor]]
+    """Those of each head (G, D), by call."""
     valid_G: Tensor
-    labels_MG: Tensor
-    pair: tuple[Tensor, Tensor] | None
+    labels_MG: list[Tensor]
+    """By call, as all that follows."""
+    seconds_MG: list[Tensor] | None
+    weight_G: Tensor | None
+
+
+def _gather(calls: Sequence[HeadCall], inputs: Sequence[Sequence[HeadInput]], valid_B: Tensor | None) -> _GatheredRows:
+    """Exchange everything that the ranks must know of one another's rows, in one message."""
+    values = {id(each.values_BD): each.values_BD for of_call in inputs for each in of_call}
+    labels_MB, pair = torch.cat([call.labels_MB for call in calls]), calls[0].pair
+    valid_B = torch.ones_like(labels_MB[0], dtype=torch.bool) if valid_B is None else valid_B
+    seconds = []
+    if pair is not None:
+        seconds = [torch.cat([call.pair[0] for call in calls if call.pair]).T.to(torch.int32), pair[1]]
+    shards = calls[0].heads.shards
+    gathered = shards.gather_rows([*values.values(), valid_B, labels_MB.T.to(torch.int32), *seconds])
+    features = dict(zip(values, gathered, strict=False))
+    valid_G, labels_GM, *of_pair = gathered[len(values) :]
+    num_draws = [call.heads.num_draws for call in calls]
+    return _GatheredRows(
+        [[features[id(each.values_BD)] for each in of_call] for of_call in inputs],
+        valid_G,
+        list(labels_GM.T.long().split(num_draws)),
+        list(of_pair[0].T.long().split(num_draws)) if of_pair else None,
+        of_pair[1] if of_pair else None,
+    )
+
+
+def _losses(calls: Sequence[HeadCall], inputs: Sequence[Sequence[HeadInput]], rows: _GatheredRows) -> list[HeadLosses]:
+    """Compute the losses of every head of every call at once."""
+    first = calls[0].heads
+    seconds_MG, weight_G = rows.seconds_MG, rows.weight_G
+
+    def heads_with(labels_MLG: Sequence[Tensor]) -> list[ShardedHead]:
+        return [
+            head
+            for call, each, features, labels in zip(calls, inputs, rows.features, labels_MLG, strict=True)
+            for head in call.heads.sharded_heads(each, features, labels, call.terms)
+        ]
+
+    if seconds_MG is None or first.num_blocks > 1:
+        heads = heads_with([labels_MG[:, None] for labels_MG in rows.labels_MG])
+    else:
+        heads = heads_with([torch.stack(both, 1) for both in zip(rows.labels_MG, seconds_MG, strict=True)])
+    if seconds_MG is not None and first.num_blocks > 1:
+        # a partner's label is in the block of the partner's class, over whose labels its own softmax goes
+        heads += heads_with([labels_MG[:, None] for labels_MG in seconds_MG])
+    is_one_pass = first.num_blocks == 1
+    losses = sharded_losses(
+        heads,
+        weight_G if is_one_pass else None,
+        first.num_labels,
+        first.shards,
+        _kernel(calls, heads[0]),
+        joint=any(call.terms.joint for call in calls),
+    )
+    if seconds_MG is not None and not is_one_pass:
+        assert weight_G is not None
+        num_heads = len(losses) // 2
+        losses = [mix_pair_losses(*each, weight_G) for each in zip(losses[:num_heads], losses[num_heads:], strict=True)]
+    stacked, begin = [], 0
+    for call, of_call in zip(calls, inputs, strict=True):
+        own = losses[begin : (begin := begin + len(of_call))]
+        if not call.terms.joint:
+            own = [loss._replace(joint_B=None) for loss in own]
+        stacked.append(stack_losses(own, call.heads.num_draws))
+    return stacked
+
+
+def _kernel(calls: Sequence[HeadCall], head: ShardedHead) -> Kernel:
+    """Return the local stages: those of this device and size, and the reference's where there is no class."""
+    first = calls[0].heads
+    num_held = head.classes.weight_KD.shape[0]
+    name = "reference" if num_held == 0 else resolve_kernel(calls[0].terms.impl, head.features_GD, num_held)
+    kernel = KERNELS[name] if first.num_blocks == 1 else ClassBlockStages(first.num_labels)
+    if first.consumer is None or name == "reference" or first.num_blocks > 1:
+        return kernel
+    consumers = {
+        id(weight): call.heads.consumer for call in calls for weight in call.heads.parameters() if weight.dim() == 2
+    }
+
+    def consume(gradient: HeadGradient) -> None:
+        consumer = consumers[id(gradient.weight)]
+        assert consumer is not None
+        consumer(gradient)
+
+    return HandingOver(kernel, consume)
 
 
 def _show_as_dtensors(heads: ShardedRLPHeads, state: dict[str, Any], prefix: str, _metadata: Any) -> None:

@@ -111,7 +111,9 @@ def test_audit_heads_hidden_layers_pairs_and_trained_features_cost_more(imagenet
     plain = work.sharded(8).traffic
     rows = 7 * 128
     assert replace(work, trained_dims=(768, 768)).sharded(8).traffic - plain == rows * 4 * 2 * 768
-    assert replace(work, draws=(1, 1)).sharded(8).traffic - plain == rows * (12 * 768 * 4 + 5) + 7 * 1024 * 12 * 7 * 4
+    audited = replace(work, draws=(1, 1))
+    assert audited.sharded(8).traffic - plain == rows * 4 + 7 * 1024 * 12 * 7 * 4
+    assert replace(audited, drops=True).sharded(8).traffic - audited.sharded(8).traffic == rows * 12 * 768 * 4
     assert replace(work, mixed=True).sharded(8).traffic - plain == rows * 8 + 7 * 1024 * 12 * 4
     hidden = replace(work, hidden=64, fused=False)
     layers = 12 * 64 * 769

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor.debug import CommDebugMode
 
 from rlpheads.engine.config.learning import OptimConfig, RegularizerConfig
 from rlpheads.engine.learner.optimizer import ELEMENTWISE, build_optimizer
@@ -69,6 +70,21 @@ def test_sharded_heads_learn_what_whole_ones_learn(tiny, build, changes, heads):
                 torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
             elif not changes.get("regularizer"):
                 assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("update", ["separate", "fused"])
+def test_messages_of_a_step_with_audit_heads(tiny, build, precision, update):
+    """One of features, one of partials, one of feature gradients, one of numbers: norm, overflows and what is not finite."""
+    regularizer = RegularizerConfig("entropy", 0.5)
+    training = build(
+        sharded(replace(tiny, regularizer=regularizer, precision=precision), audit_draws=2, labels=1200, update=update)
+    )
+    assert training.learner.audit is not None
+    with CommDebugMode() as counted:
+        take_steps(training, 1)
+    names = {str(name).rsplit(".", 1)[-1]: count for name, count in counted.get_comm_counts().items()}
+    assert names == {"_allgather_base_": 2, "alltoall_base_": 1, "allreduce_": 1}
 
 
 @pytest.mark.parametrize("first", ["class", "none"])

@@ -16,7 +16,7 @@ from rlpheads.memorization.heads.class_shards import ClassShards
 from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
 from rlpheads.memorization.heads.head_losses import HeadTerms
 from rlpheads.memorization.heads.rlp_heads import RLPHeads
-from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
+from rlpheads.memorization.heads.sharded_heads import HeadCall, ShardedRLPHeads, forward_together
 
 NUM_RANKS = (1, 2, 3, 4, 8, 16, 64)
 TERMS = [HeadTerms(impl="reference"), HeadTerms(joint=True, impl="reference")]
@@ -156,6 +156,38 @@ def test_number_of_messages(group_of_one, terms, hidden, num_backward):
     with CommDebugMode() as shared:
         heads.sum_replicated_gradients()
     assert sum(shared.get_comm_counts().values()) == (hidden is not None)
+
+
+@pytest.mark.parametrize(
+    ("options", "mixed"),
+    [({}, False), ({}, True), ({"hidden": 4}, True), ({"num_blocks": 3}, True), ({"dropout": 0.2}, False)],
+)
+def test_two_modules_together_compute_what_each_does_alone(group_of_one, options, mixed):
+    """In as many messages as one; linear heads' features travel once for both."""
+    problem = HeadProblem(num_labels=10, rows_per_rank=4, mixed=mixed, options=options)
+    batch = problem.batch(1)
+    heads, audit = problem.own_part(ClassShards(0, 1)), problem.own_part(ClassShards(0, 1))
+    terms = [ALL_TERMS, HeadTerms(impl="reference")]
+    results = []
+    for together in (True, False):
+        taps = [tap.clone().requires_grad_() for tap in batch.taps]
+        torch.manual_seed(0)
+        calls = [
+            HeadCall(each, batch.labels_MG, own, batch.pair) for each, own in zip((heads, audit), terms, strict=True)
+        ]
+        with CommDebugMode() as counted:
+            found = forward_together(calls, taps) if together else [call.heads(taps, *call[1:]) for call in calls]
+            sum(value.sum() for each in found for value in each.losses[:3] if value is not None).backward()
+        modules = (heads, audit)
+        gradients = [parameter.grad.clone() for module in modules for parameter in module.parameters()]
+        for module in modules:
+            module.zero_grad()
+        values = [value for each in found for value in each.losses if value is not None]
+        results.append([*values, *gradients, *(tap.grad for tap in taps)])
+        assert sum(counted.get_comm_counts().values()) == (3 if together else 5 + ("hidden" in options))
+    assert len(results[0]) == len(results[1])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 class CountedOperations(TorchDispatchMode):
