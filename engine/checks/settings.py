@@ -122,6 +122,8 @@ def _data_errors(data: DataConfig) -> Iterator[ConfigError]:
         yield refusal("data.subset.fraction", data.subset.fraction, "1 where data.subset.per_class says how many")
     if data.crop == "pad" and data.crop_padding > data.image_size:
         yield refusal("data.crop_padding", data.crop_padding, f"at most data.image_size, {data.image_size}")
+    if data.exif == "apply" and data.dataset != "imagefolder":
+        yield refusal("data.exif", "apply", f"ignore: the images of {data.dataset} have no EXIF orientation")
     yield from _augment_errors(data)
     is_cifar = data.dataset in ("cifar10", "cifar100")
     if data.download and not is_cifar:

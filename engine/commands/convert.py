@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quality", type=int, help="JPEG quality; default: keep JPEG files that stay as large as they are, others 90")
     add("--smart-bytes", type=int, default=196_608, help="smart: JPEG where the pixels take more; default: 196608")
     add("--proportion", type=float, default=0.5, help="proportion: this fraction as JPEG; default: 0.5")
+    add("--data.exif", dest="exif", choices=("ignore", "apply"), default="ignore", help="as of a run; default: ignore")
     add("--data.on_error", dest="on_error", choices=("raise", "skip"), default="raise", help="as of a run")
     add("--workers", type=int, default=os.cpu_count() or 1, help="encoding processes; default: one for each core")
     page_help = "bytes of FFCV's pages; an image lies within one; default: 8388608"
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rlpheads.loaders.store.image_encoding import Encoding
 
     encoding = ("mode", "long_side", "short_side", "quality", "smart_bytes", "proportion")
-    others = ("dataset", "root", "val_fraction", "seed", "out", "on_error", "workers", "page_size")
+    others = ("dataset", "root", "val_fraction", "seed", "out", "exif", "on_error", "workers", "page_size")
     try:
         options = ConvertOptions(
             encoding=Encoding(**{name: getattr(arguments, name) for name in encoding}),

@@ -18,6 +18,7 @@ from rlpheads.engine.runs.sources import scan_cache
 from rlpheads.engine.terminal.text import shell_word
 from rlpheads.loaders.adapters.libraries import check_ffcv
 from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.contract.manifest import ExifPolicy
 from rlpheads.loaders.sources.beton import StoreFacts
 from rlpheads.loaders.sources.datasets import open_dataset, split_key
 from rlpheads.loaders.store.estimate import estimate
@@ -39,6 +40,7 @@ class ConvertOptions:
         seed: As seed: with `val_fraction` it decides what is held out.
         out: Folder of the store.
         encoding: How images are stored.
+        exif: As data.exif.
         on_error: As data.on_error.
         workers: Processes that encode; 0 encodes in this one.
         page_size: Bytes of FFCV's pages.
@@ -50,6 +52,7 @@ class ConvertOptions:
     seed: int
     out: Path
     encoding: Encoding
+    exif: ExifPolicy
     on_error: Literal["raise", "skip"]
     workers: int
     page_size: int
@@ -92,7 +95,14 @@ def _plan_jobs(options: ConvertOptions) -> list[Job]:
         raise DatasetError(f"{options.out} is a file; a store is a folder: name another")
     seed = stream_seed(options.seed, "split")
     cache = scan_cache(rescan=True)  # runs take the listing up
-    splits = open_dataset(options.dataset, options.root, val_fraction=options.val_fraction, seed=seed, cache=cache)
+    splits = open_dataset(
+        options.dataset,
+        options.root,
+        val_fraction=options.val_fraction,
+        seed=seed,
+        cache=cache,
+        exif=options.exif,
+    )
     key = split_key(options.dataset, options.val_fraction, seed)
     paths = [options.out / f"{source.manifest.split}.beton" for source in splits]
     if all(path.exists() for path in paths):

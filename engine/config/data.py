@@ -183,6 +183,9 @@ class DataConfig:
     rescan: bool = False
     """Scan an imagefolder in any case. Else the listing of a tree of 10,000 files or more is kept in the user's cache and taken
     again until a folder's times or a sample of its files change."""
+    exif: Literal["ignore", "apply"] = "ignore"
+    """EXIF orientation of the files of an imagefolder. ignore: pixels as they are stored, as ImageNet's reference pipelines;
+    apply: images turned as it says. A store has it from `rlpheads convert`. Part of the data set's fingerprint."""
     on_error: Literal["raise", "skip"] = "raise"
     """Image that cannot be read. raise: end the run and name it; skip: leave it out, named, counted and marked in the
     ledger; a run that goes on leaves out what is gone since it began, too."""

@@ -116,6 +116,7 @@ def _open_splits(config: Config, listing: Path | None) -> tuple[ImageSource, Ima
         verified=data.verified,
         listing=listing,
         cache=scan_cache(data.rescan) if data.dataset == "imagefolder" else None,
+        exif=data.exif,
     )
 
 
@@ -143,6 +144,8 @@ def _convert_command(config: Config) -> str:
         flags["--data.root"] = data.root
     if data.val_fraction is not None:
         flags |= {"--data.val_fraction": str(data.val_fraction), "--seed": str(config.seed_of("split"))}
+    if data.exif != "ignore":
+        flags["--data.exif"] = data.exif
     return shlex.join(["rlpheads", "convert", *(word for flag in flags.items() for word in flag), "--out", "STORE"])
 
 

@@ -83,7 +83,11 @@ def as_listed(scanned: Manifest, folder: Path | None) -> Manifest:
 
 
 def scanned_splits(train: Manifest, heldout: Manifest, *, one_scan: bool) -> Sequence[Manifest]:
-    """Return what a tree's scan found, from the splits that it became; `one_scan`: both are taken from one."""
+    """Return what a tree's scan found, from the splits that it became; `one_scan`: both are taken from one.
+
+    What is done about orientation is no part of it.
+    """
+    train, heldout = (replace(split, exif="ignore") for split in (train, heldout))
     if not one_scan:
         return train, heldout
     names = [*train.names(), *heldout.names()]

@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlpheads.loaders.contract.arrays import Int64Array
+
+ExifPolicy = Literal["ignore", "apply"]
+"""An image is taken as its file has the pixels, or turned as its EXIF orientation says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,7 @@ class Manifest:
         unreadable: Why samples are known to be unreadable, by canonical index; no loader decodes them
             (`rlpheads.loaders.sources.verification`). Not part of the fingerprint.
         remarks: Lines on what the scan passed over, for people. Not part of the fingerprint.
+        exif: What is done about the files' EXIF orientation.
     """
 
     name_bytes: NDArray[np.uint8]
@@ -48,6 +53,7 @@ class Manifest:
     split: str
     unreadable: Mapping[int, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    exif: ExifPolicy = "ignore"
 
     @classmethod
     def from_columns(
@@ -103,7 +109,7 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over split, names, sizes and class names.
+        """SHA-256, in hex, over split, names, sizes and class names, and whether the EXIF orientation is applied.
 
         It does not depend on where the root lies nor on the file system's order, and it does not read the files.
         """
@@ -111,6 +117,7 @@ class Manifest:
         columns = (self.name_offsets, self.name_bytes, self.sizes, self.targets)
         parts = [self.split.encode(), *(os.fsencode(name) for name in self.classes)]
         parts += [np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("<")).tobytes() for column in columns]
+        parts += [b"exif apply"] if self.exif == "apply" else []
         for part in parts:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
@@ -156,6 +163,7 @@ class Manifest:
             split=split,
             unreadable={int(place_N[index]): why for index, why in self.unreadable.items() if keep_N[index]},
             remarks=self.remarks,
+            exif=self.exif,
         )
 
     def __eq__(self, other: object) -> bool:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
-from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.contract.manifest import ExifPolicy, Manifest
 from rlpheads.loaders.contract.stored_json import check_types, parse_json, reasons_by_index
 from rlpheads.loaders.sources.decode import decode_rgb
 
@@ -68,6 +68,7 @@ _TYPES_OF_FACTS = {
     "tables_sha256": str,
     "encoding": dict,
     "unreadable": dict,
+    "exif": str,
 }
 
 
@@ -85,6 +86,7 @@ class StoreFacts:
         tables_sha256: Hash of the .beton file's header, metadata and allocation table.
         encoding: How the images were stored; for people.
         unreadable: Why an image could not be read when the store was made, by index.
+        exif: What was done about EXIF orientation when the store was made.
     """
 
     dataset: str
@@ -96,6 +98,7 @@ class StoreFacts:
     tables_sha256: str
     encoding: dict[str, Any]
     unreadable: dict[int, str]
+    exif: ExifPolicy = "ignore"
 
 
 @dataclass(frozen=True)
@@ -171,13 +174,16 @@ def is_store(folder: Path) -> bool:
     return any((folder / f"{split}.beton").exists() for split in SPLITS)
 
 
-def open_store(folder: Path, dataset: str, split_key: str | None) -> tuple[BetonSource, BetonSource]:
+def open_store(
+    folder: Path, dataset: str, split_key: str | None, exif: ExifPolicy = "ignore"
+) -> tuple[BetonSource, BetonSource]:
     """Open both splits of a store.
 
     Args:
         folder: What `rlpheads convert` wrote.
         dataset: Name of the dataset that it must have been made from.
         split_key: What the run's split is drawn with, if anything.
+        exif: What the run does about EXIF orientation, which the store must have done.
 
     Raises:
         DatasetError: If a file is missing, cut short or foreign, or the store is of another dataset or split.
@@ -187,6 +193,10 @@ def open_store(folder: Path, dataset: str, split_key: str | None) -> tuple[Beton
         facts = source.facts
         if facts.dataset != dataset:
             raise DatasetError(f"{source.path} was made from {facts.dataset}, not {dataset}: set data.dataset to match")
+        if facts.exif != exif:
+            raise DatasetError(
+                f"{source.path} was made with --data.exif {facts.exif}, but the run has data.exif {exif}: give both the same"
+            )
         if facts.split_key != split_key:
             made, wanted = (key or "the folders train and val" for key in (facts.split_key, split_key))
             raise DatasetError(
@@ -217,7 +227,9 @@ def open_beton(path: Path) -> BetonSource:
         DatasetError: If it is not, with what was found and what to do.
     """
     columns, facts = _read_manifest(path)
-    manifest = Manifest(**columns, classes=facts.classes, root=None, split=facts.split, unreadable=facts.unreadable)
+    manifest = Manifest(
+        **columns, classes=facts.classes, root=None, split=facts.split, unreadable=facts.unreadable, exif=facts.exif
+    )
     try:
         manifest.check()
     except ValueError as error:
@@ -305,7 +317,11 @@ def _parse_facts(content: bytes, beside: Path) -> StoreFacts:
     fields = parse_json(content)
     if type(fields) is dict and fields.get("version", MANIFEST_VERSION) != MANIFEST_VERSION:
         raise DatasetError(f"{beside} is of another version of rlpheads: convert the dataset again")
+    if type(fields) is dict:
+        fields.setdefault("exif", "ignore")  # stores of earlier versions do not say
     fields = check_types(fields, _TYPES_OF_FACTS)
+    if fields["exif"] not in get_args(ExifPolicy):
+        raise ValueError("what it says of EXIF orientation is no policy")
     if not all(isinstance(name, str) for name in fields["classes"]):
         raise ValueError("classes are no names")
     return StoreFacts(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from rlpheads.loaders.contract.errors import DatasetError
-from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.contract.manifest import ExifPolicy, Manifest
 from rlpheads.loaders.sources import digits, patches
 from rlpheads.loaders.sources.beton import count_store_classes, is_store, open_store
 from rlpheads.loaders.sources.cifar import open_cifar
@@ -84,6 +85,7 @@ def open_dataset(
     verified: str | Path | None = None,
     listing: Path | None = None,
     cache: ScanCache | None = None,
+    exif: ExifPolicy = "ignore",
 ) -> tuple[ImageSource, ImageSource]:
     """Open a dataset's training and held-out split.
 
@@ -98,6 +100,7 @@ def open_dataset(
         synthetic: How many synthetic images.
         cache: Where listings of large trees are kept between starts; None: an imagefolder is scanned.
         listing: Folder of the listings of a run that goes on, whose samples are taken of an imagefolder.
+        exif: Whether images of an imagefolder are turned as their EXIF orientation says; of a store, whether they were.
         verified: Folder in which `rlpheads verify` wrote what it found of an imagefolder; None: in the root, if anywhere.
 
     Raises:
@@ -106,10 +109,12 @@ def open_dataset(
     if root is not None and name in DATASETS and is_store(Path(root).expanduser()):
         if verified is not None:
             raise DatasetError(f"{root} is a store, which knows what could not be read: leave data.verified out")
-        return open_store(Path(root).expanduser(), name, split_key(name, val_fraction, seed))
+        return open_store(Path(root).expanduser(), name, split_key(name, val_fraction, seed), exif)
     _check_name_and_root(name, root)
     if val_fraction is not None and name in ("cifar10", "cifar100", "synthetic"):
         raise DatasetError(f"{name} has held-out images of its own: leave val_fraction out")
+    if exif == "apply" and name != "imagefolder":
+        raise DatasetError(f"the images of {name} have no EXIF orientation: leave data.exif at ignore")
     if name in ("digits", "patches"):
         open_split = digits.open_digits if name == "digits" else patches.open_patches
         return open_split(val_fraction=DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction, seed=seed)
@@ -121,6 +126,7 @@ def open_dataset(
         train, val = open_image_folder(
             folder, val_fraction=val_fraction, seed=seed, verified=found, listing=listing, cache=cache
         )
+        train, val = (replace(manifest, exif=exif) for manifest in (train, val))
         return ImageFolderSource(train), ImageFolderSource(val)
     return open_cifar(name, folder, download=download)
 

@@ -19,6 +19,7 @@ from rlpheads.loaders.contract.listing import as_listed
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.regular_files import read_listed_file
 from rlpheads.loaders.sources.decode import decode_rgb
+from rlpheads.loaders.sources.orientation import UPRIGHT, exif_orientation, turn_upright
 from rlpheads.loaders.sources.passed_over import THUMBNAIL_FOLDERS, PassedOver
 from rlpheads.loaders.sources.splits import check_val_fraction, stratified_split
 from rlpheads.loaders.sources.verification import with_verification
@@ -57,14 +58,20 @@ class ImageFolderSource:
         Raises:
             ImageReadError: If the file is gone, changed its size since the scan, or is not a whole image.
         """
-        return self.decode(index, self.encoded(index))
+        data = self._file(index)
+        pixels = self.decode(index, data)
+        return turn_upright(pixels, exif_orientation(data)) if self.manifest.exif == "apply" else pixels
 
-    def encoded(self, index: int) -> bytes:
-        """Read the bytes of one image's file.
+    def encoded(self, index: int) -> bytes | None:
+        """Read the bytes of one image's file; None where its pixels are to be turned, which decoders differ in.
 
         Raises:
             ImageReadError: If the file is gone, changed its size since the scan, or is known to be unreadable.
         """
+        data = self._file(index)
+        return None if self.manifest.exif == "apply" and exif_orientation(data) != UPRIGHT else data
+
+    def _file(self, index: int) -> bytes:
         path = self.manifest.path(index)
         if index in self.manifest.unreadable:
             raise ImageReadError(int(index), str(path), self.manifest.unreadable[index])
@@ -76,7 +83,7 @@ class ImageFolderSource:
             raise ImageReadError(int(index), str(path), str(error)) from error
 
     def decode(self, index: int, data: bytes) -> Tensor:
-        """Decode the bytes of one image's file: uint8 (3, H, W).
+        """Decode the bytes of one image's file, as they stand there: uint8 (3, H, W).
 
         Raises:
             ImageReadError: If they are not a whole image.

@@ -257,6 +257,7 @@ class _UnfinishedFile:
             tables_sha256=beton.tables_sha256(header, samples, allocations),
             encoding=asdict(job.encoding),
             unreadable=self._unreadable,
+            exif=manifest.exif,
         )
         self._publish(facts)
         return facts
