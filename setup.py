@@ -34,6 +34,9 @@ DALI = ["nvidia-dali-cuda130>=2.4,<3; platform_system == 'Linux'"]
 EXTRAS = {
     "patches": PHOTOGRAPHS,
     "dali": DALI,
+    "torchcodec": [
+        "torchcodec>=0.17,<0.19"
+    ],  # in place of torchvision's deprecated decoders; needs no FFmpeg for images
     "wandb": WANDB,
     "trackio": ["trackio>=0.20,<1"],
     "lightning": ["lightning>=2.5,<3"],

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from rlpheads.loaders.contract.errors import ImageReadError
+from rlpheads.loaders.sources.image_codec import decode_stored
 from rlpheads.loaders.sources.image_headers import PNG_SIGNATURE, check_budget, first_gif_frame
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 258, 262, 0
@@ -34,10 +34,10 @@ def reindexed_errors(index: int) -> Iterator[None]:
 
 
 def decode_rgb(data: bytes) -> Tensor:
-    """Decode a JPEG, GIF (its first frame) or WebP file with torchvision, and any other with Pillow.
+    """Decode a JPEG, GIF (its first frame) or WebP file with torch's codecs, and any other with Pillow.
 
     Grey, palette and CMYK images are converted, transparency is dropped, 16-bit values are scaled, and the EXIF
-    orientation is not applied (the reference pipelines of ImageNet do not either). Grey values without a fixed range (32
+    orientation is not applied (`rlpheads.loaders.sources.orientation`). Grey values without a fixed range (32
     bits, floats) are refused. Of several frames the first alone is decoded.
 
     PNG is Pillow's: torchvision 0.29's decoder ends the whole process, by a segmentation fault, on most damaged files.
@@ -56,16 +56,14 @@ def decode_rgb(data: bytes) -> Tensor:
         return _decode_with_pillow(data)
     data = first_gif_frame(data)
     try:
-        pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except RuntimeError as error:
-        unknown = "Unsupported image file" in str(error)
-        reason = "torchvision does not know the format." if unknown else str(error).rpartition(", ")[2]
-        return _decode_with_pillow(data, torchvision_reason=reason)
+        pixels = decode_stored(data)
+    except ValueError as error:
+        return _decode_with_pillow(data, reason_before=str(error))
     return pixels[0] if pixels.ndim == 4 else pixels
 
 
-def _decode_with_pillow(data: bytes, *, torchvision_reason: str = "") -> Tensor:
-    before = f"{torchvision_reason} " if torchvision_reason else ""
+def _decode_with_pillow(data: bytes, *, reason_before: str = "") -> Tensor:
+    before = f"{reason_before} " if reason_before else ""
     try:
         with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
             pixels_HWC = _rgb_of(image)

@@ -9,13 +9,13 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import encode_jpeg
 from torchvision.transforms.v2 import functional as F
 
 from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.keyed_random import uniforms
 from rlpheads.loaders.sources.beton import JPG, RAW
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
+from rlpheads.loaders.sources.image_codec import encode_jpeg
 
 EncodingMode = Literal["raw", "jpg", "smart", "proportion"]
 DEFAULT_QUALITY = 90
@@ -89,8 +89,8 @@ def encode_image(source: ImageSource, index: int, encoding: Encoding) -> StoredI
         return StoredImage(RAW, height, width, smaller_3HW.permute(1, 2, 0).contiguous().numpy().tobytes())
     if encoding.quality is None and smaller_3HW is pixels_3HW and _ffcv_decodes(file, height, width):
         return StoredImage(JPG, height, width, file)
-    jpeg = encode_jpeg(smaller_3HW.contiguous(), quality=encoding.quality or DEFAULT_QUALITY)
-    return StoredImage(JPG, height, width, jpeg.numpy().tobytes())
+    jpeg = encode_jpeg(smaller_3HW.contiguous(), encoding.quality or DEFAULT_QUALITY)
+    return StoredImage(JPG, height, width, jpeg)
 
 
 def shrink(pixels_3HW: Tensor, encoding: Encoding) -> Tensor:
