@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rlpheads.loaders.sources.decode import decode_rgb
-from rlpheads.loaders.sources.image_headers import MOST_PIXELS
+from rlpheads.loaders.decoding.decode import decode_rgb
+from rlpheads.loaders.decoding.image_headers import MOST_PIXELS
 
 SIDES = (1500, 2000)
 FORMATS: dict[str, dict[str, object]] = {

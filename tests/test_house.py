@@ -56,9 +56,10 @@ ARROWS = {
     },
     "loaders": {
         "factory": "adapters sources contract",
-        "store": "adapters sources contract",
-        "adapters": "sources contract",
-        "sources": "contract",
+        "store": "adapters sources decoding contract",
+        "adapters": "sources decoding contract",
+        "sources": "decoding contract",
+        "decoding": "contract",
         "augment": "contract",
         "contract": "",
     },

@@ -18,8 +18,8 @@ from rlpheads.loaders.adapters.torch_transforms import ImageTransform
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.request import Request
+from rlpheads.loaders.decoding.image_headers import image_size
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
-from rlpheads.loaders.sources.image_headers import image_size
 
 _OPENED_AT_ONCE = 256
 """Files that a worker holds the bytes of: enough to share the cost of placing crops, few enough for its memory."""

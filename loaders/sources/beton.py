@@ -27,7 +27,7 @@ from torch import Tensor
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.contract.manifest import ExifPolicy, Manifest
 from rlpheads.loaders.contract.stored_json import check_types, parse_json, reasons_by_index
-from rlpheads.loaders.sources.decode import decode_rgb
+from rlpheads.loaders.decoding.decode import decode_rgb
 
 JPG, RAW = 0, 1
 PAGE_SIZE = 8 << 20

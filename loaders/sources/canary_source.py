@@ -21,8 +21,8 @@ from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.hashing import hash64, stream_key
 from rlpheads.loaders.contract.keyed_random import uniforms
 from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.decoding.decode import reindexed_errors
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
-from rlpheads.loaders.sources.decode import reindexed_errors
 
 MISLABELLED, REPEATED, NEAR_DUPLICATE, NOISY = "mislabelled", "repeated", "near_duplicate", "noisy"
 

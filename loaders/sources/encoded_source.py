@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import ImageReadError
+from rlpheads.loaders.decoding.plain_jpeg import plain_jpeg_size
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
-from rlpheads.loaders.sources.plain_jpeg import plain_jpeg_size
 
 
 class EncodedImage(NamedTuple):

@@ -18,8 +18,8 @@ from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.contract.listing import as_listed
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.regular_files import read_listed_file
-from rlpheads.loaders.sources.decode import decode_rgb
-from rlpheads.loaders.sources.orientation import UPRIGHT, exif_orientation, turn_upright
+from rlpheads.loaders.decoding.decode import decode_rgb
+from rlpheads.loaders.decoding.orientation import UPRIGHT, exif_orientation, turn_upright
 from rlpheads.loaders.sources.passed_over import THUMBNAIL_FOLDERS, PassedOver
 from rlpheads.loaders.sources.splits import check_val_fraction, stratified_split
 from rlpheads.loaders.sources.verification import with_verification

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.manifest import Manifest
-from rlpheads.loaders.sources.decode import decode_rgb
+from rlpheads.loaders.decoding.decode import decode_rgb
 from rlpheads.loaders.sources.splits import DEFAULT_VAL_FRACTION, stratified_split
 
 SIDE = 32

@@ -22,7 +22,7 @@ from typing import IO
 
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.regular_files import read_listed_file
-from rlpheads.loaders.sources.decode import decode_rgb
+from rlpheads.loaders.decoding.decode import decode_rgb
 
 Verdict = tuple[str, str] | None
 """(status, reason) of a damaged or unreadable file, as of `BadFile`; None for a whole one."""
@@ -30,7 +30,7 @@ Verdict = tuple[str, str] | None
 ExamineFiles = Callable[[float, list[str], list[int]], list[Verdict]]
 
 MOST_SECONDS = 60.0
-"""Processor time of one file. What `rlpheads.loaders.sources.image_headers` admits takes some seconds at most."""
+"""Processor time of one file. What `rlpheads.loaders.decoding.image_headers` admits takes some seconds at most."""
 
 _Bounded = partial[list[Verdict]]
 """`ExamineFiles` with the time that a file may take."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.decoding.decode import reindexed_errors
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
-from rlpheads.loaders.sources.decode import reindexed_errors
 from rlpheads.loaders.sources.splits import lowest_hashes_per_class
 
 

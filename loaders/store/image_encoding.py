@@ -13,9 +13,9 @@ from torchvision.transforms.v2 import functional as F
 
 from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.contract.keyed_random import uniforms
+from rlpheads.loaders.decoding.image_codec import encode_jpeg
 from rlpheads.loaders.sources.beton import JPG, RAW
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
-from rlpheads.loaders.sources.image_codec import encode_jpeg
 
 EncodingMode = Literal["raw", "jpg", "smart", "proportion"]
 DEFAULT_QUALITY = 90

@@ -13,9 +13,9 @@ from image_corpus import CORPUS, Outcome
 from mutations import mutate_bytes, run_cases
 from PIL import Image
 
-from rlpheads.loaders.sources.decode import decode_rgb
-from rlpheads.loaders.sources.image_headers import MOST_PIXELS, PNG_SIGNATURE
-from rlpheads.loaders.sources.plain_jpeg import plain_jpeg_size
+from rlpheads.loaders.decoding.decode import decode_rgb
+from rlpheads.loaders.decoding.image_headers import MOST_PIXELS, PNG_SIGNATURE
+from rlpheads.loaders.decoding.plain_jpeg import plain_jpeg_size
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(3600)]
 MOST_BYTES = 2 << 30

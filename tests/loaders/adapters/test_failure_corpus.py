@@ -15,11 +15,11 @@ from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import ImageReadError, LoaderError
 from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
+from rlpheads.loaders.decoding.decode import decode_rgb
+from rlpheads.loaders.decoding.image_headers import image_size
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources import image_folder
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
-from rlpheads.loaders.sources.decode import decode_rgb
-from rlpheads.loaders.sources.image_headers import image_size
 
 CROP = CropSpec(32)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rlpheads.loaders.sources.decode import decode_rgb
-from rlpheads.loaders.sources.image_codec import decode_stored
-from rlpheads.loaders.sources.image_headers import first_gif_frame
+from rlpheads.loaders.decoding.decode import decode_rgb
+from rlpheads.loaders.decoding.image_codec import decode_stored
+from rlpheads.loaders.decoding.image_headers import first_gif_frame
 
 HEIGHT, WIDTH = 20, 30
 COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))

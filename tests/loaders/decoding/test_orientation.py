@@ -12,11 +12,11 @@ from rlpheads.loaders.contract.crops import CropSpec
 from rlpheads.loaders.contract.errors import DatasetError
 from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
+from rlpheads.loaders.decoding.decode import decode_rgb
+from rlpheads.loaders.decoding.orientation import exif_orientation, turn_upright
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.beton import open_beton, open_store
 from rlpheads.loaders.sources.datasets import open_dataset
-from rlpheads.loaders.sources.decode import decode_rgb
-from rlpheads.loaders.sources.orientation import exif_orientation, turn_upright
 from rlpheads.loaders.store.image_encoding import Encoding
 from rlpheads.loaders.store.write_ffcv import Job, write_beton
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from image_corpus import CORPUS, JPEG, Outcome
 from PIL import Image
 
-from rlpheads.loaders.sources.decode import decode_rgb
-from rlpheads.loaders.sources.plain_jpeg import plain_jpeg_size
+from rlpheads.loaders.decoding.decode import decode_rgb
+from rlpheads.loaders.decoding.plain_jpeg import plain_jpeg_size
 
 
 def jpeg_of(height: int, width: int, mode: str = "RGB", **options) -> bytes:

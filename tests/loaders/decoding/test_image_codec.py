@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rlpheads.loaders.sources import image_codec
-from rlpheads.loaders.sources.image_codec import decode_stored, encode_jpeg, hide_exif
+from rlpheads.loaders.decoding import image_codec
+from rlpheads.loaders.decoding.image_codec import decode_stored, encode_jpeg, hide_exif
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
 

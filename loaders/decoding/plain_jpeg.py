@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlpheads.loaders.sources.image_headers import check_budget
+from rlpheads.loaders.decoding.image_headers import check_budget
 
 _START, _END, _SCAN, _ADOBE = 0xD8, 0xD9, 0xDA, 0xEE
 _HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})

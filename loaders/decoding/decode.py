@@ -14,8 +14,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from rlpheads.loaders.contract.errors import ImageReadError
-from rlpheads.loaders.sources.image_codec import decode_stored
-from rlpheads.loaders.sources.image_headers import PNG_SIGNATURE, check_budget, first_gif_frame
+from rlpheads.loaders.decoding.image_codec import decode_stored
+from rlpheads.loaders.decoding.image_headers import PNG_SIGNATURE, check_budget, first_gif_frame
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 258, 262, 0
 """Tags of TIFF, and a value of the second."""
@@ -37,7 +37,7 @@ def decode_rgb(data: bytes) -> Tensor:
     """Decode a JPEG, GIF (its first frame) or WebP file with torch's codecs, and any other with Pillow.
 
     Grey, palette and CMYK images are converted, transparency is dropped, 16-bit values are scaled, and the EXIF
-    orientation is not applied (`rlpheads.loaders.sources.orientation`). Grey values without a fixed range (32
+    orientation is not applied (`rlpheads.loaders.decoding.orientation`). Grey values without a fixed range (32
     bits, floats) are refused. Of several frames the first alone is decoded.
 
     PNG is Pillow's: torchvision 0.29's decoder ends the whole process, by a segmentation fault, on most damaged files.
@@ -47,7 +47,7 @@ def decode_rgb(data: bytes) -> Tensor:
 
     Raises:
         ValueError: If it cannot be decoded, with the reason (of both where both were asked), or is over the budget
-            (`rlpheads.loaders.sources.image_headers`).
+            (`rlpheads.loaders.decoding.image_headers`).
     """
     if not data:
         raise ValueError("the file is empty")

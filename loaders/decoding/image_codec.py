@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from rlpheads.loaders.sources.image_headers import JPEG_SIGNATURE
+from rlpheads.loaders.decoding.image_headers import JPEG_SIGNATURE
 
 Decoder = Callable[[bytes], Tensor]
 Encoder = Callable[[Tensor, int], Tensor]

@@ -8,7 +8,7 @@ import warnings
 from PIL import Image
 from torch import Tensor
 
-from rlpheads.loaders.sources.image_headers import JPEG_SIGNATURE, PNG_SIGNATURE
+from rlpheads.loaders.decoding.image_headers import JPEG_SIGNATURE, PNG_SIGNATURE
 
 UPRIGHT = 1
 _TAG = 0x0112
