@@ -137,7 +137,7 @@ class RuntimeConfig:
     """Activation checkpointing: recompute the network's activations in the backward pass instead of keeping them: less
     memory, a third more work. Changes no result."""
     compile: bool = False
-    """Compile network and heads with torch.compile, without graph breaks."""
+    """Compile network and heads with torch.compile, without graph breaks; not heads that are sharded or updated fused."""
     channels_last: bool = False
     """Channels-last memory format of the network's convolution weights, which GPUs' tensor cores prefer."""
     tf32: bool = False

@@ -11,6 +11,7 @@ from rlpheads.engine.config.launcher_variables import local_world_size
 from rlpheads.engine.distributed.cores import thread_advice
 from rlpheads.engine.learner.learner import num_parameters
 from rlpheads.engine.training.training import Training
+from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
 
 
 def opening_lines(training: Training, *, fresh: bool) -> Iterator[str]:
@@ -21,6 +22,8 @@ def opening_lines(training: Training, *, fresh: bool) -> Iterator[str]:
         yield training.learner.sharding.line
     if training.learner.update_line:
         yield training.learner.update_line
+    if training.run.config.runtime.compile and (reason := _heads_not_compiled(training)):
+        yield f"runtime.compile: the network alone; heads are not compiled where {reason}"
     if training.run.launch.device.type == "cpu":
         is_set = "OMP_NUM_THREADS" in os.environ
         advice = thread_advice(torch.get_num_threads(), local_world_size(), is_set=is_set)
@@ -28,6 +31,16 @@ def opening_lines(training: Training, *, fresh: bool) -> Iterator[str]:
             yield advice
     if training.learner.origin and fresh:
         yield training.learner.origin
+
+
+def _heads_not_compiled(training: Training) -> str:
+    """Say what keeps the heads from being compiled; empty where nothing does, or there are none."""
+    heads = training.learner.heads
+    if heads is None:
+        return ""
+    if isinstance(heads.module, ShardedRLPHeads):
+        return "they are sharded by class (heads.shard)"
+    return "they are updated as their gradients are made (heads.update)" if heads.pending is not None else ""
 
 
 def _model_and_images(training: Training) -> str:

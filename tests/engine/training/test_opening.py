@@ -1,5 +1,7 @@
 """The first lines of a run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,3 +17,21 @@ def test_threads_are_told_once_where_they_do_not_suit_the_cores(build, tiny, mon
         monkeypatch.setattr(cores, "usable_cores", lambda available=available: available)
         lines = list(opening_lines(training, fresh=True))
         assert sum(line.startswith("threads: ") for line in lines) == expected
+
+
+@pytest.mark.parametrize(
+    ("heads", "said"),
+    [
+        ({"shard": "class"}, "heads are not compiled where they are sharded by class (heads.shard)"),
+        (
+            {"update": "fused"},
+            "heads are not compiled where they are updated as their gradients are made (heads.update)",
+        ),
+        ({"update": "separate"}, None),
+    ],
+    ids=str,
+)
+def test_what_is_not_compiled_is_said(build, tiny, heads, said):
+    config = replace(tiny, runtime=replace(tiny.runtime, compile=True), heads=replace(tiny.heads, **heads))
+    lines = [line for line in opening_lines(build(config), fresh=True) if line.startswith("runtime.compile")]
+    assert lines == ([] if said is None else [f"runtime.compile: the network alone; {said}"])

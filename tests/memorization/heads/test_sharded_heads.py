@@ -1,6 +1,7 @@
 """Heads sharded by class: what they compute is what whole heads compute, at any number of ranks."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_problems import KINDS, relative_error
-from simulated_ranks import HeadProblem, HeadResults, evaluate_simulated, evaluate_whole, simulated_ranks
+from simulated_ranks import (
+    GlobalBatch,
+    HeadProblem,
+    HeadResults,
+    evaluate_simulated,
+    evaluate_whole,
+    simulated_ranks,
+)
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -82,6 +90,24 @@ def test_pairs_hidden_layers_and_labels_for_each_class(options, mixed, terms):
         error_at(3, HeadProblem(num_labels=5, rows_per_rank=2, num_draws=1, mixed=mixed, options=options), terms)
         <= 1e-12
     )
+
+
+@pytest.mark.parametrize("num_real", [(4, 1, 0), (0, 3, 2)], ids=str)
+def test_uneven_rows_filled_up_with_padding_give_the_gradients_of_the_real_rows(num_real):
+    """Also where a rank has none: the last batch over several ranks."""
+    problem = HeadProblem(num_labels=10, rows_per_rank=4, mixed=True)
+    full = problem.batch(3)
+    valid_G = torch.cat([torch.arange(4) < count for count in num_real])
+    with simulated_ranks(3) as mode:
+        padded = evaluate_simulated(problem, replace(full, valid_G=valid_G), ALL_TERMS, mode, 3)
+    pair = (full.pair[0][:, valid_G], full.pair[1][valid_G])
+    real = GlobalBatch([tap[valid_G] for tap in full.taps], full.labels_MG[:, valid_G], pair, valid_G[valid_G])
+    expected = evaluate_whole(problem, real, ALL_TERMS)
+    for name, value in expected.gradients.items():
+        assert relative_error(padded.gradients[name], value) <= 1e-12, name
+    for found, value in zip(padded.taps, expected.taps, strict=True):
+        assert relative_error(found[valid_G], value) <= 1e-12
+        assert not found[~valid_G].any()
 
 
 @settings(max_examples=5, deadline=None, derandomize=True)
