@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from augment_chain import our_chain, photographs, timm_chain
 from measuring import Results, interleave, ratio, ratio_interval
 from PIL import Image
 from rich.console import Console
@@ -52,6 +53,8 @@ ASKED = {
     ("RandAugment, rand-m9-inc1, bilinear", "timm"): 0.7,
     ("RandAugment, rand-m9-inc1, bicubic", "timm"): 0.7,
     ("mixup and CutMix", "timm"): 0.6,
+    ("from JPEG to mixed floats", "timm"): 0.77,  # at least 1.3 times as many images
+    ("from JPEG to mixed floats, bicubic warps", "timm"): 0.77,
 }
 """Most that ours may take of the other's time at 224 x 224 on one thread."""
 
@@ -136,6 +139,7 @@ def contenders(images: Images) -> dict[str, dict[str, Call]]:
             "timm": images.each(rand_augment_transform("rand-m9-inc1", timm_means), images.pillow),
         },
         **same_warps,
+        **chains(side, len(tensors), images),
         "TrivialAugment": {"ours": policy("trivial"), "torchvision": images.each(v2.TrivialAugmentWide(), tensors)},
         "AutoAugment (CIFAR-10)": {
             "ours": policy("auto_cifar10"),
@@ -160,6 +164,21 @@ def contenders(images: Images) -> dict[str, dict[str, Call]]:
         "mixup and CutMix": {
             "ours": lambda: mixer(batch.with_images(batch.images.clone()), next(images.epochs), 0),
             "timm": lambda: mixup(numbers.clone(), torch.zeros(len(numbers), dtype=torch.int64)),
+        },
+    }
+
+
+def chains(side: int, count: int, images: Images) -> dict[str, dict[str, Call]]:
+    """Return the rows of the whole way from files to floats, which the host goes; timm's warps are bilinear or bicubic."""
+    if side < 64 or images.index.device.type != "cpu":
+        return {}
+    files = photographs(count)
+    theirs = timm_chain(files, side)
+    return {
+        "from JPEG to mixed floats": {"ours": our_chain(files, side, "nearest", images.epochs), "timm": theirs},
+        "from JPEG to mixed floats, bicubic warps": {
+            "ours": our_chain(files, side, "bicubic", images.epochs),
+            "timm": theirs,
         },
     }
 

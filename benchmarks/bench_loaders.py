@@ -3,6 +3,7 @@
 python benchmarks/bench_loaders.py             # the figures that are asked for; up to ten minutes on two cores
 python benchmarks/bench_loaders.py --all       # every contender, both image sizes, one and two workers, all tables
 python benchmarks/bench_loaders.py --quick     # the same tables from few images, to see that everything runs
+python benchmarks/bench_loaders.py --only float  # floats for floats: ours, timm's, its prefetcher's, torchvision's
 python benchmarks/bench_loaders.py --host      # host time of order, index, labels and crops alone; a minute
 
 The images are a deterministic JPEG tree cut from photographs (make_photo_tree.py): 500 x 375 pixels of 84 kB, as ImageNet
@@ -35,7 +36,10 @@ SIZES = {500: (500, 375), 256: (341, 256)}
 ASKED = (
     "bare decode limit",
     "rlpheads torch",
+    "rlpheads torch, float",
     "timm, float",
+    "timm prefetcher, float",
+    "torchvision v2, float",
     "rlpheads dali",
     "DALI external source",
     "DALI reader",
@@ -45,6 +49,9 @@ ASKED = (
     "FFCV raw",
 )
 RATIOS = (
+    ("rlpheads torch, float", "timm, float", 2.0),
+    ("rlpheads torch, float", "timm prefetcher, float", 1.85),
+    ("rlpheads torch, float", "torchvision v2, float", 1.4),
     ("rlpheads torch", "timm, float", 1.5),
     ("rlpheads ffcv jpg", "FFCV jpg", 0.97),
     ("rlpheads ffcv raw", "FFCV raw", 0.97),

@@ -177,23 +177,29 @@ def torchvision_loader(*, v2: bool, as_float: bool) -> Callable[[Setting], MakeP
     return build
 
 
-def timm_loader(setting: Setting) -> MakePass:
-    """Timm's create_loader without augmentation policies: PIL, bilinear, float32 from the workers."""
-    from timm.data import create_dataset, create_loader
+def timm_loader(*, prefetcher: bool) -> Callable[[Setting], MakePass]:
+    """Timm's create_loader without augmentation policies: PIL, bilinear, float32 from the workers or its prefetcher."""
 
-    data = create_dataset("", root=str(setting.tree), split="train", is_training=True)
-    loader = create_loader(
-        data,
-        (3, SIDE, SIDE),
-        setting.batch_size,
-        is_training=True,
-        use_prefetcher=False,
-        num_workers=setting.workers,
-        color_jitter=None,
-        interpolation="bilinear",
-        persistent_workers=True,
-    )
-    return lambda: (len(images) for images, _ in loader)
+    def build(setting: Setting) -> MakePass:
+        import torch
+        from timm.data import create_dataset, create_loader
+
+        data = create_dataset("", root=str(setting.tree), split="train", is_training=True)
+        loader = create_loader(
+            data,
+            (3, SIDE, SIDE),
+            setting.batch_size,
+            is_training=True,
+            use_prefetcher=prefetcher,
+            device=torch.device("cpu"),
+            num_workers=setting.workers,
+            color_jitter=None,
+            interpolation="bilinear",
+            persistent_workers=True,
+        )
+        return lambda: (len(images) for images, _ in loader)
+
+    return build
 
 
 CONTENDERS: dict[str, Callable[[Setting], MakePass]] = {
@@ -204,7 +210,8 @@ CONTENDERS: dict[str, Callable[[Setting], MakePass]] = {
     "torchvision v2, float": torchvision_loader(v2=True, as_float=True),
     "torchvision PIL": torchvision_loader(v2=False, as_float=False),
     "torchvision PIL, float": torchvision_loader(v2=False, as_float=True),
-    "timm, float": timm_loader,
+    "timm, float": timm_loader(prefetcher=False),
+    "timm prefetcher, float": timm_loader(prefetcher=True),
     "rlpheads dali": ours("dali"),
     "rlpheads dali, float": ours("dali", as_float=True),
     "DALI external source": dali_external_source,

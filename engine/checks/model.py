@@ -34,6 +34,8 @@ from rlpheads.loaders.sources.synthetic import SyntheticSpec
 
 _TIMM_LOADS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _NOT_GIVEN = (*_TIMM_LOADS, "num_classes", "device", "dtype", "args", "kwargs")
+_SAME_TO = 1e-3
+"""Difference up to which means, deviations and crops are rounded otherwise, and no others."""
 _GIVEN_TWICE = re.compile(r"multiple values for (?:keyword )?argument '([^']+)'")
 _UNEXPECTED = re.compile(r"unexpected keyword argument(?:\(s\):)? \[?'([^']+)'")
 
@@ -133,6 +135,7 @@ def model_errors(config: Config, plan: ModelPlan, world_size: int) -> Iterator[C
         yield ConfigError(
             f"runtime.activation_checkpointing: got true, but timm's {config.model.name} does not offer it; allowed: false"
         )
+    yield from _preprocessing_errors(config)
     yield from _initial_weights_errors(config.model, plan)
     yield from _regularized_tap_errors(config, plan)
 
@@ -158,6 +161,38 @@ def _batch_norm_errors(config: Config, plan: ModelPlan, world_size: int) -> Iter
         )
     if config.data.partial == "pad":
         yield refusal("data.partial", "pad", "drop for a network with batch norm, whose statistics padding would enter")
+
+
+def _preprocessing_errors(config: Config) -> Iterator[ConfigError]:
+    """Yield an error where pretrained weights were trained with other normalisation or, at their size, another centre crop."""
+    model, data = config.model, config.data
+    known = timm.get_pretrained_cfg(model.name, allow_unregistered=True) if model.pretrained else None
+    if known is None or not known.has_weights:
+        return
+    pairs: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+        "mean": (data.mean, tuple(known.mean)),
+        "std": (data.std, tuple(known.std)),
+    }
+    if data.image_size == known.input_size[-1]:
+        pairs["eval_crop_fraction"] = ((data.eval_crop_fraction,), (known.crop_pct,))
+    differing = {
+        key: pair
+        for key, pair in pairs.items()
+        if any(abs(ours - theirs) > _SAME_TO for ours, theirs in zip(*pair, strict=True))
+    }
+    if differing:
+        of_run, of_weights = (
+            ", ".join(f"data.{key} {_numbers(pair[which])}" for key, pair in differing.items()) for which in (0, 1)
+        )
+        flags = " ".join(f'--data.{key} "{_numbers(theirs)}"' for key, (_, theirs) in differing.items())
+        yield ConfigError(
+            f"model.pretrained: the weights of {model.name} were trained with {of_weights}, but the run has {of_run}; "
+            f"give {flags}"
+        )
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return str(values[0]) if len(values) == 1 else str(list(values))
 
 
 def _initial_weights_errors(model: ModelConfig, plan: ModelPlan) -> Iterator[ConfigError]:

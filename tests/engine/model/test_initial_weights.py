@@ -14,6 +14,9 @@ from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.config.command_line import ConfigError, parse_config
 from rlpheads.engine.model.initial_weights import WeightsError, load_weights, read_weights_file
 
+PREPARED = ("--data.mean", "[0.5, 0.5, 0.5]", "--data.std", "[0.5, 0.5, 0.5]")
+"""As the published weights of this name were trained."""
+
 ARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 SYNTHETIC = ("--data.dataset", "synthetic")  # in the place of CIFAR-100, which is read where no file is named
 DIGITS = str(Path(__file__).parents[3] / "configs" / "digits_vit.yaml")
@@ -146,7 +149,7 @@ def test_weights_that_run_a_command_are_refused(tmp_path, suffix):
 @pytest.mark.wrong("checkpoint")
 def test_published_weights_that_cannot_be_had_are_told_with_the_remedy():
     """The tests run without a network, as the machines do for which local files are meant."""
-    said = complaint("--model.pretrained", "--model.name", "vit_tiny_patch16_224")
+    said = complaint("--model.pretrained", "--model.name", "vit_tiny_patch16_224", *PREPARED)
     assert said.endswith("--model.checkpoint FILE")
     assert "timm publishes no weights for wrn_16_4" in complaint("--model.pretrained", *SYNTHETIC, base=())
     twice = complaint("--model.pretrained", "--model.checkpoint", "x.pth")
@@ -154,6 +157,19 @@ def test_published_weights_that_cannot_be_had_are_told_with_the_remedy():
     assert complaint("--model.args.pretrained", "true") == (
         "model.args: got pretrained; weights to start from are given by model.pretrained or model.checkpoint"
     )
+
+
+@pytest.mark.wrong("checkpoint")
+def test_published_weights_that_were_trained_on_other_numbers_are_refused():
+    flags = ("--model.pretrained", "--model.name", "vit_tiny_patch16_224")
+    std = ("--data.std", "[0.5, 0.5, 0.5]")
+    assert complaint(*flags, "--data.mean", "[0.485, 0.456, 0.406]", *std) == (
+        "model.pretrained: the weights of vit_tiny_patch16_224 were trained with data.mean [0.5, 0.5, 0.5], but the run has "
+        'data.mean [0.485, 0.456, 0.406]; give --data.mean "[0.5, 0.5, 0.5]"'
+    )
+    crop = ("--data.image_size", "224", "--data.eval_crop_fraction", "0.5")
+    said = complaint(*SYNTHETIC, *flags, *PREPARED, *crop, base=())
+    assert "data.eval_crop_fraction 0.9, but the run has data.eval_crop_fraction 0.5; give --data.eval_" in said
 
 
 def test_a_frozen_network_is_measured_and_never_changes(tiny, build, tmp_path):
