@@ -33,11 +33,11 @@ BIN = Path(sys.executable).parent
 PATIENCE = 600.0
 """Seconds that a command may take."""
 
-TINY_VIT = '--model.args "{img_size: 8, patch_size: 4, embed_dim: 24, depth: 2, num_heads: 2}"'
+TINY_VIT = '--model.args "{img_size: 8, patch_size: 4, embed_dim: 24, depth: 4, num_heads: 2}"'
 TINY = (
     "--data.dataset digits --data.root null --data.val_fraction 0.9 --data.workers 0 --data.image_size 8 --data.loader torch "
     f"--device cpu --model.name vit_tiny_patch16_224 {TINY_VIT} --heads.labels 5 --max_steps 2 --batch_size 32 "
-    "--accumulate 1 --precision fp32 --run.dir FRESH"
+    "--accumulate 1 --precision fp32 --log.tensorboard false --run.dir FRESH"
 )
 _SMALL = (
     f"rlpheads train --config digits_vit --run.dir runs --epochs 2 --batch_size 32 --device cpu {TINY_VIT} --data.workers 0 "
@@ -95,6 +95,7 @@ HOW = (
         skip="no whole command",
     ),
     How(r"rlpheads evaluate NAME", adds="--data.dataset imagefolder"),
+    How(r"rlpheads evaluate RUN --data", adds="--data.val_fraction null"),
     How(r"(rlpheads train|.*torchrun|python -m torch\.distributed\.run)", adds=TINY),
     How(r"rlpheads audit RUN --root FOLDER", skip="FOLDER stands for images that were moved"),
     How(r"python -m (pytest|rlpheads\.memorization\.validation)", skip="minutes; make test and make test-slow run it"),
@@ -218,7 +219,7 @@ def run(command: Command, folder: Path, environment: dict[str, str]) -> str:
 def forkable(words: Sequence[str]) -> bool:
     """Whether a command needs no process of its own."""
     if words[0] == "rlpheads":
-        return words[1] != "train" or any(word in ("-h", "--help") for word in words)
+        return not any(word.startswith(("--nproc", "--nnodes")) for word in words)
     return words[0] == "python" and words[1].endswith(".py")
 
 
@@ -275,9 +276,9 @@ def main() -> int:
     """Run them all; return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print what would be run")
-    parser.add_argument("--only", default="", help="commands that hold this text")
+    parser.add_argument("--only", default="", help="commands in which this regular expression is found")
     arguments = parser.parse_args()
-    commands = [command for command in find_commands(ROOT) if arguments.only in command.text]
+    commands = [command for command in find_commands(ROOT) if re.search(arguments.only, command.text)]
     if arguments.list:
         for command in commands:
             print(f"{command.shown}\n    {command.how.skip or command.words(Path('FRESH'))}")
