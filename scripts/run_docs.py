@@ -97,6 +97,7 @@ HOW = (
     How(r"rlpheads evaluate NAME", adds="--data.dataset imagefolder"),
     How(r"rlpheads evaluate RUN --data", adds="--data.val_fraction null"),
     How(r"(rlpheads train|.*torchrun|python -m torch\.distributed\.run)", adds=TINY),
+    How(r"rlpheads audit .*two_layer", adds="--draws 4"),
     How(r"rlpheads audit RUN --root FOLDER", skip="FOLDER stands for images that were moved"),
     How(r"python -m (pytest|rlpheads\.memorization\.validation)", skip="minutes; make test and make test-slow run it"),
     How(r"rlpheads study", skip="an hour; tests/engine/commands/test_study.py runs a small one"),
