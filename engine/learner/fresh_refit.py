@@ -23,6 +23,8 @@ MAX_BYTES = 2**30
 """Features of all taps that `eval.refit` auto keeps on a device: digits and CIFAR fit, ImageNet is `rlpheads audit`'s."""
 MAX_PRODUCTS = 4 * 10**9
 """Multiplications that the draws of one tap may cost in a clean pass: 0.1 to 0.4 seconds of two cores."""
+MAX_PRODUCTS_OF_FEWEST = 10 * MAX_PRODUCTS
+"""The same of the fewest draws: beyond it, as with a label for every image, `eval.refit` auto leaves refits out."""
 MIN_DRAWS, MAX_DRAWS = 4, 200
 
 
@@ -48,10 +50,12 @@ class FreshRefit:
 
 
 def keeps_features(config: Config, num_samples: int, dims: Sequence[int]) -> bool:
-    """Whether clean passes keep the features of N samples at taps of these widths: `eval.refit`, and room for them."""
+    """Whether clean passes keep the features of N samples at taps of these widths: `eval.refit`, and room and time for them."""
     if not dims or config.eval.refit == "off":
         return False
-    return config.eval.refit == "on" or 4 * num_samples * sum(dims) <= MAX_BYTES
+    num_products = MIN_DRAWS * num_samples * max(dims) * config.heads.num_labels
+    is_affordable = 4 * num_samples * sum(dims) <= MAX_BYTES and num_products <= MAX_PRODUCTS_OF_FEWEST
+    return config.eval.refit == "on" or is_affordable
 
 
 def refit_fresh_labels(

@@ -11,6 +11,7 @@ from small_runs import small_config
 from rlpheads.engine.audits.audit_features import FeatureReader, FeatureStore
 from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.learner.fresh_refit import keeps_features
 from rlpheads.engine.runs.opened_run import open_checkpoint
 from rlpheads.engine.training import job
 from rlpheads.engine.training.steering import target_errors
@@ -54,6 +55,22 @@ def test_switched_off_the_closed_form_of_a_head_alone_is_the_line(tmp_path, caps
     _, row = trained(replace(config, eval=replace(config.eval, refit="off")))
     assert "fresh_refit_clean" not in row
     assert "head-only baseline:" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "labels", "refit", "kept"),
+    [
+        (50_000, 1000, "auto", True),
+        (200_000, 200_000, "auto", False),  # a label for every image: hours of products
+        (200_000, 200_000, "on", True),
+        (1_281_167, 1000, "auto", False),  # their features take 12 GB
+    ],
+)
+def test_auto_refits_where_it_has_room_and_time_for_it(tmp_path, num_samples, labels, refit, kept):
+    config = small_config(tmp_path, "auto", epochs=1)
+    config = replace(config, heads=replace(config.heads, labels=labels), eval=replace(config.eval, refit=refit))
+    dims = (768,) * 3 if num_samples > 1_000_000 else (192,)
+    assert keeps_features(config, num_samples, dims) == kept
 
 
 @pytest.mark.wrong("config")
