@@ -19,6 +19,7 @@ from rlpheads.kernels import arguments
 from rlpheads.kernels.batched.batched_loss import BatchedLabels, BatchedTerms, batched_losses
 from rlpheads.kernels.batched.written_rows import WrittenHeads
 from rlpheads.kernels.gpu.triton_labels import gather_by_triton
+from rlpheads.kernels.gpu.whole_heads import Wanted, WholeHeads, whole_head_losses
 from rlpheads.kernels.head_gradient import Consumer, HandingOver
 from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
 from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels
@@ -198,11 +199,16 @@ def random_label_losses(
         terms = BatchedTerms(regularizer, joint)
         loss = RandomLabelLoss(*batched_losses(WrittenHeads(*heads), row_labels_given, terms))
         return _split_by_head(loss, len(weights))
+    budget = DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget
+    if chosen == "triton" and consumer is None:
+        needs = heads.needs(regularizer, joint, budget)
+        wanted = Wanted(regularizer, joint, needs.class_gradients, needs.feature_gradient, budget)
+        loss = RandomLabelLoss(*whole_head_losses(WholeHeads(*heads, *row_labels_given), wanted))
+        return _split_by_head(loss, len(weights))
     rows = arguments.check_label_values(row_labels(*row_labels_given, dtype), heads.num_labels)
     if chosen == "reference":
         loss = _loss_by_reference(heads, rows, regularizer, joint)
     else:
-        budget = DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget
         kernel = KERNELS[chosen] if consumer is None else HandingOver(KERNELS[chosen], consumer)
         loss = _loss_by_stages(heads, rows, heads.needs(regularizer, joint, budget), joint, kernel)
     return _split_by_head(loss, len(weights))
@@ -258,7 +264,11 @@ def _cast_to_autocast_dtype(heads: _Heads) -> _Heads:
     if not torch.is_autocast_enabled(device_type):
         return heads
     dtype = torch.get_autocast_dtype(device_type)
-    return heads._replace(features=[x_BD if x_BD.dtype == torch.float64 else x_BD.to(dtype) for x_BD in heads.features])
+    cast: dict[int, Tensor] = {}  # features that heads have in common stay one tensor
+    features = [
+        cast.setdefault(id(x_BD), x_BD if x_BD.dtype == torch.float64 else x_BD.to(dtype)) for x_BD in heads.features
+    ]
+    return heads._replace(features=features)
 
 
 def _split_by_head(loss: RandomLabelLoss, num_heads: int) -> list[RandomLabelLoss]:

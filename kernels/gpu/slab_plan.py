@@ -24,6 +24,11 @@ class PassOutputs(NamedTuple):
     sum_logits: bool
     """Sums of the logits, and with products that of the weight (`uniform`)."""
 
+    @classmethod
+    def of(cls, regularizer: str | None, *, products: bool) -> "PassOutputs":
+        """What a regularizer needs."""
+        return cls(products, moments=regularizer == "entropy", sum_logits=regularizer == "uniform")
+
     @property
     def has_base(self) -> bool:
         """Whether rows near chance store e^{z−s} − 1: for the two kinds whose gradient is what differs from chance."""

@@ -48,6 +48,8 @@ def logits_tile(
     features,
     weight,
     bias,
+    own_rows,
+    own_classes,
     first_row,
     first_class,
     num_rows,
@@ -63,38 +65,46 @@ def logits_tile(
     PRECISION: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """Logits X Wᵀ + b of one tile, float32; in the ragged tails of rows and classes 0 plus the bias."""
-    total_MN = tl.zeros((ROWS, CLASSES), tl.float32)
+    """Logits X Wᵀ + b of one tile, float32; in the ragged tails of rows and classes they mean nothing.
+
+    `own_rows` and `own_classes`: where the head's features and classes begin among those of all heads. The sum starts at the
+    bias: added to it afterwards, it would take registers from the epilogue.
+    """
     columns_N = first_class + tl.arange(0, CLASSES)
+    total_MN = tl.zeros((ROWS, CLASSES), tl.float32)
+    if HAS_BIAS:
+        bias_N = tl.load(bias + own_classes + columns_N, mask=columns_N < num_classes, other=0.0).to(tl.float32)
+        total_MN += bias_N[None, :]
     if TMA:
         for d in range(0, num_features, FEATURES):
-            x_MD = features.load([first_row, d])
-            w_ND = weight.load([first_class, d])
+            x_MD = features.load([own_rows + first_row, d])
+            w_ND = weight.load([own_classes + first_class, d])
             total_MN = accumulate_dot(x_MD, tl.trans(w_ND), total_MN, PRECISION, EMULATED)
     else:
         rows_M = first_row + tl.arange(0, ROWS)
         inside_M1 = (rows_M < num_rows)[:, None]
         inside_1N = (columns_N < num_classes)[None, :]
-        x_M1 = features + rows_M.to(tl.int64)[:, None] * stride_x
-        w_1N = weight + columns_N.to(tl.int64)[None, :] * stride_w
+        x_M1 = features + (own_rows + rows_M).to(tl.int64)[:, None] * stride_x
+        w_1N = weight + (own_classes + columns_N).to(tl.int64)[None, :] * stride_w
         for d in range(0, num_features, FEATURES):
             inside_D = d + tl.arange(0, FEATURES) < num_features
             offset_D = d + tl.arange(0, FEATURES)
             x_MD = tl.load(x_M1 + offset_D[None, :], mask=inside_M1 & inside_D[None, :], other=0.0)
             w_DN = tl.load(w_1N + offset_D[:, None], mask=inside_1N & inside_D[:, None], other=0.0)
             total_MN = accumulate_dot(x_MD, w_DN, total_MN, PRECISION, EMULATED)
-    if HAS_BIAS:
-        bias_N = tl.load(bias + columns_N, mask=columns_N < num_classes, other=0.0).to(tl.float32)
-        total_MN += bias_N[None, :]
     return total_MN
 
 
 @triton.jit
 def load_labels(labels, rows_M, num_rows, start, PAIR: tl.constexpr):
-    """First and second label of each row, counted from the range's first class; without pairs they are the same."""
+    """First and second label of each row, counted from the range's first class; without pairs they are the same.
+
+    `labels` are those of the head's rows; the second labels of all heads' rows follow the first ones of all.
+    """
     label_M = (tl.load(labels + rows_M, mask=rows_M < num_rows, other=-1) - start).to(tl.int32)
     if PAIR:
-        return label_M, (tl.load(labels + num_rows + rows_M, mask=rows_M < num_rows, other=-1) - start).to(tl.int32)
+        second = labels + num_rows * tl.num_programs(1)
+        return label_M, (tl.load(second + rows_M, mask=rows_M < num_rows, other=-1) - start).to(tl.int32)
     return label_M, label_M
 
 
@@ -106,10 +116,13 @@ def row_shifts_kernel(
     labels,
     shift,
     base,
+    label_stats,
     num_rows,
     num_classes,
     num_features,
     start,
+    rows_apart,
+    classes_apart,
     stride_x,
     stride_w,
     ROWS: tl.constexpr,
@@ -121,20 +134,40 @@ def row_shifts_kernel(
     PRECISION: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """Guess each row's softmax shift: the largest logit of its first classes, its labels left out.
+    """Guess each row's softmax shift: the largest logit of its first classes, its labels left out; a head a program.
+
+    The labels' logits and the maxima beside them become −inf, as they stay where no tile holds the label.
 
     With HAS_BASE, a row whose first logits all lie within FLAT_RANGE gets the logarithm of their mean exponential, and
     base 1; every other row base 0.
     """
-    first_row = tl.program_id(0) * ROWS
+    first_row, head = tl.program_id(0) * ROWS, tl.program_id(1)
+    num_total = num_rows * tl.num_programs(1)
     logits_MN = logits_tile(
-        *(features, weight, bias, first_row, 0, num_rows, num_classes, num_features, stride_x, stride_w),
+        *(
+            features,
+            weight,
+            bias,
+            head * rows_apart,
+            head * classes_apart,
+            first_row,
+            0,
+            num_rows,
+            num_classes,
+            num_features,
+            stride_x,
+            stride_w,
+        ),
         *(ROWS, CLASSES, FEATURES, HAS_BIAS, False, PRECISION, EMULATED),
     )
     rows_M = first_row + tl.arange(0, ROWS)
     in_rows_M = rows_M < num_rows
     columns_1N = tl.arange(0, CLASSES)[None, :]
-    label_M, second_M = load_labels(labels, rows_M, num_rows, start, PAIR)
+    own = head * num_rows
+    label_M, second_M = load_labels(labels + own, rows_M, num_rows, start, PAIR)
+    for number in tl.static_range(4 if PAIR else 3):
+        nothing_M = tl.full((ROWS,), float("-inf"), tl.float32)
+        tl.store(label_stats + number * num_total + own + rows_M, nothing_M, mask=in_rows_M)
     is_other_MN = (columns_1N < num_classes) & (columns_1N != label_M[:, None]) & (columns_1N != second_M[:, None])
     num_others_M = tl.sum(is_other_MN.to(tl.float32), 1)
     largest_M = tl.max(tl.where(is_other_MN, logits_MN, float("-inf")), 1)
@@ -145,8 +178,8 @@ def row_shifts_kernel(
         exp_MN = tl.where(is_other_MN, tl.exp2((logits_MN - shift_M[:, None]) * LOG2_E), 0.0)
         mean_M = tl.sum(exp_MN, 1) / tl.maximum(num_others_M, 1.0)
         shift_M = tl.where(is_flat_M, shift_M + tl.log2(mean_M) * LN_2, shift_M)
-        tl.store(base + rows_M, is_flat_M.to(tl.float32), mask=in_rows_M)
-    tl.store(shift + rows_M, shift_M, mask=in_rows_M)
+        tl.store(base + own + rows_M, is_flat_M.to(tl.float32), mask=in_rows_M)
+    tl.store(shift + own + rows_M, shift_M, mask=in_rows_M)
 
 
 @triton.jit
@@ -170,7 +203,10 @@ def max_without_label(logits_MN, columns_N, label_M, holds_M, own_before_M, own_
 def store_tile(
     matrix, values_MN, first_row, first_class, stride, inside_MN, WHOLE: tl.constexpr, EMULATED: tl.constexpr
 ):
-    """Round and write a tile, whole or what is inside; only the offset of its first element needs 64 bits."""
+    """Round and write a tile, whole or what is inside; only the offset of its first element needs 64 bits.
+
+    `first_row` counts the rows of all heads.
+    """
     rows_M1 = tl.arange(0, values_MN.shape[0])[:, None]
     columns_1N = tl.arange(0, values_MN.shape[1])[None, :]
     first = matrix + first_row.to(tl.int64) * stride + first_class
@@ -194,11 +230,12 @@ def subtract_base(exp_MN, base, lift_M, rows_M, num_rows, PLAIN: tl.constexpr):
 @triton.jit
 def finish_tile(  # noqa: C901 - its branches are resolved when it is compiled
     logits_MN,
+    head,
     tile,
     first_row,
     first_class,
-    label_M,
-    second_M,
+    labels,
+    start,
     shift,
     base,
     exps,
@@ -231,32 +268,35 @@ def finish_tile(  # noqa: C901 - its branches are resolved when it is compiled
     PLAIN: all rows and classes of the tile exist, and none is a label. Most tiles are so; nothing is compared or masked then.
     """
     rows_M = first_row + tl.arange(0, logits_MN.shape[0])
-    columns_N = first_class + tl.arange(0, logits_MN.shape[1])
     in_rows_M = rows_M < num_rows
-    in_classes_1N = (columns_N < num_classes)[None, :]
-    shift_M = tl.load(shift + rows_M, mask=in_rows_M, other=0.0)
+    num_total = num_rows * tl.num_programs(1)
+    places_M = head * num_rows + rows_M
+    columns_N = tl.arange(0, logits_MN.shape[1])
+    in_classes_1N = (columns_N < num_classes - first_class)[None, :]
+    shift_M = tl.load(shift + places_M, mask=in_rows_M, other=0.0)
     lift_M = tl.zeros_like(shift_M)
-    out_M = tile.to(tl.int64) * num_rows + rows_M
+    out_M = tile.to(tl.int64) * num_total + places_M
     if SUM_LOGITS:
         known_MN = logits_MN if PLAIN else tl.where(in_classes_1N, logits_MN, 0.0)
         tl.store(tile_logits + out_M, tl.sum(known_MN, 1), mask=in_rows_M)
     if not PLAIN:
-        end_class = tl.minimum(first_class + logits_MN.shape[1], num_classes)
+        label_M, second_M = load_labels(labels + head * num_rows, rows_M, num_rows, start + first_class, PAIR)
+        end_class = tl.minimum(logits_MN.shape[1], num_classes - first_class)
         logits_MN = tl.where(in_classes_1N, logits_MN, float("-inf"))
-        holds_M = in_rows_M & (label_M >= first_class) & (label_M < end_class)
+        holds_M = in_rows_M & (label_M >= 0) & (label_M < end_class)
         if STATISTICS:
-            store_label_logits(logits_MN, columns_N, label_M, label_logit + rows_M, holds_M)
+            store_label_logits(logits_MN, columns_N, label_M, label_logit + places_M, holds_M)
         if PAIR:
             if STATISTICS:
-                holds_second_M = in_rows_M & (second_M >= first_class) & (second_M < end_class)
-                store_label_logits(logits_MN, columns_N, second_M, label_logit + num_rows + rows_M, holds_second_M)
+                holds_second_M = in_rows_M & (second_M >= 0) & (second_M < end_class)
+                store_label_logits(logits_MN, columns_N, second_M, label_logit + num_total + places_M, holds_second_M)
             logits_MN = tl.where(columns_N[None, :] == second_M[:, None], float("-inf"), logits_MN)
     if STATISTICS:
         if PLAIN:
             largest_M = tl.max(logits_MN, 1)
         else:
             largest_M = max_without_label(
-                logits_MN, columns_N, label_M, holds_M, own_before + rows_M, own_after + rows_M
+                logits_MN, columns_N, label_M, holds_M, own_before + places_M, own_after + places_M
             )
         tl.store(tile_max + out_M, largest_M, mask=in_rows_M)
         lift_M = shift_lift(largest_M, shift_M, LIMIT)
@@ -273,12 +313,12 @@ def finish_tile(  # noqa: C901 - its branches are resolved when it is compiled
     in_groups_1N = (first_class + tl.arange(0, logits_MN.shape[1]) // GROUP * GROUP < num_classes)[None, :]
     if KEEP_MOMENT:
         inside_MN = in_rows_M[:, None] & in_groups_1N
-        store_tile(moments, moment_MN, first_row, first_class, stride_m, inside_MN, PLAIN, EMULATED)
+        store_tile(moments, moment_MN, head * num_rows + first_row, first_class, stride_m, inside_MN, PLAIN, EMULATED)
     if KEEP:
         if HAS_BASE:
-            exp_MN = subtract_base(exp_MN, base, lift_M, rows_M, num_rows, PLAIN)
+            exp_MN = subtract_base(exp_MN, base + head * num_rows, lift_M, rows_M, num_rows, PLAIN)
         inside_MN = (rows_M < num_kept_rows)[:, None] & in_groups_1N
-        store_tile(exps, exp_MN, first_row, first_class, stride_e, inside_MN, PLAIN, EMULATED)
+        store_tile(exps, exp_MN, head * num_kept_rows + first_row, first_class, stride_e, inside_MN, PLAIN, EMULATED)
 
 
 @triton.jit
@@ -303,6 +343,8 @@ def class_tiles_kernel(
     num_classes,
     num_features,
     start,
+    rows_apart,
+    classes_apart,
     stride_x,
     stride_w,
     stride_e,
@@ -325,33 +367,48 @@ def class_tiles_kernel(
 ):
     """One tile of logits, and from registers, as its fused epilogue, what `finish_tile` makes of them.
 
-    Rows come before classes in the grid, so that the tile of the weight is read from memory once.
+    Rows come before classes in the grid, so that the tile of the weight is read from memory once; a head's tiles come before
+    the next head's. `rows_apart` and `classes_apart`: between the features and the classes of two heads.
     """
+    head = tl.program_id(1)
     row_tiles = tl.cdiv(num_kept_rows, ROWS)
     tile = tl.program_id(0) // row_tiles
     first_row = tl.program_id(0) % row_tiles * ROWS
     first_class = tile * CLASSES
     rows_M = first_row + tl.arange(0, ROWS)
-    label_M, second_M = load_labels(labels, rows_M, num_rows, start, PAIR)
+    label_M, second_M = load_labels(labels + head * num_rows, rows_M, num_rows, start, PAIR)
     is_inner = (first_row + ROWS <= num_rows) & (first_class + CLASSES <= num_classes)
     holds_any = tl.max(((label_M >= first_class) & (label_M < first_class + CLASSES)).to(tl.int32), 0)
     if PAIR:
         holds_second_M = (second_M >= first_class) & (second_M < first_class + CLASSES)
         holds_any = tl.maximum(holds_any, tl.max(holds_second_M.to(tl.int32), 0))
     logits_MN = logits_tile(
-        *(features, weight, bias, first_row, first_class, num_rows, num_classes, num_features, stride_x, stride_w),
+        *(
+            features,
+            weight,
+            bias,
+            head * rows_apart,
+            head * classes_apart,
+            first_row,
+            first_class,
+            num_rows,
+            num_classes,
+            num_features,
+            stride_x,
+            stride_w,
+        ),
         *(ROWS, CLASSES, FEATURES, HAS_BIAS, TMA, PRECISION, EMULATED),
     )
     if is_inner & (holds_any == 0):
         finish_tile(
-            *(logits_MN, tile, first_row, first_class, label_M, second_M, shift, base, exps, moments),
+            *(logits_MN, head, tile, first_row, first_class, labels, start, shift, base, exps, moments),
             *(tile_max, tile_sum, tile_moment, tile_logits, label_logit, own_before, own_after),
             *(num_rows, num_kept_rows, num_classes, stride_e, stride_m),
             *(True, PAIR, STATISTICS, KEEP, HAS_BASE, MOMENT, KEEP_MOMENT, SUM_LOGITS, LIMIT, EMULATED),
         )
     else:
         finish_tile(
-            *(logits_MN, tile, first_row, first_class, label_M, second_M, shift, base, exps, moments),
+            *(logits_MN, head, tile, first_row, first_class, labels, start, shift, base, exps, moments),
             *(tile_max, tile_sum, tile_moment, tile_logits, label_logit, own_before, own_after),
             *(num_rows, num_kept_rows, num_classes, stride_e, stride_m),
             *(False, PAIR, STATISTICS, KEEP, HAS_BASE, MOMENT, KEEP_MOMENT, SUM_LOGITS, LIMIT, EMULATED),

@@ -1,4 +1,6 @@
-"""Launchers of the Triton kernels: one function a kernel, which sets its grid, tiles and flags; no host synchronisation.
+"""Launchers of the pass over the classes: one function a kernel, which sets its grid, tiles and flags; no host synchronisation.
+
+Each launch serves all heads of its operands, whose rows, classes and exponentials lie one head after another.
 
 Imported at the first launch only, so that the rest runs where there is no Triton.
 """
@@ -30,50 +32,70 @@ EMULATED = bool(triton.knobs.runtime.interpret)
 SHIFT_TILE = {"ROWS": 16, "CLASSES": FIRST_CLASSES, "FEATURES": 32, "num_warps": 8}
 GATHER_TILE = {"ROWS": 256, "num_warps": 4}
 MERGE_TILE = {"ROWS": 8, "TILES": 256, "num_warps": 4}
-LABEL_TILE = {"LABELS": 16, "FEATURES": 256, "num_warps": 4}
-if EMULATED:
-    LABEL_TILE = {"LABELS": 256, "FEATURES": 1024, "num_warps": 4}  # the interpreter's time is by the operation
+EXACT_TILE = {"ROWS": 128, "num_warps": 4}
 ALIGN_TILE = {"ROWS": 64, "num_warps": 8}
-SUM_TILE = {"ROWS": 32, "CLASSES": 128, "num_warps": 4}
 
 
 class Operands(NamedTuple):
-    """Features, and a range of the head's classes; the kernels take both in one dtype."""
+    """Features, and a range of the classes of one or several heads; the kernels take both in one dtype.
 
-    features_BD: Tensor
+    Heads lie one after another in every dimension of rows R and classes; each has B = R / num_heads rows.
+    """
+
+    features_RD: Tensor
+    """Of each head, or (B, D) that all heads read."""
     weight_KD: Tensor
     bias_K: Tensor | None
-    labels_LB: Tensor
+    labels_LR: Tensor
     start: int
-    """Label of the first class of `weight_KD`."""
+    """Label of the first class of each head's range."""
+    num_heads: int = 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of one head."""
+        return self.labels_LR.shape[1] // self.num_heads
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of one head's range."""
+        return len(self.weight_KD) // self.num_heads
+
+    @property
+    def rows_apart(self) -> int:
+        """Rows between the features of two heads: 0 where all heads read the same ones."""
+        return 0 if len(self.features_RD) == self.num_rows else self.num_rows
 
     def narrow(self, start: int, stop: int) -> "Operands":
-        """Slice the classes [start, stop)."""
+        """Slice the classes [start, stop); several heads have one slab."""
+        if stop - start == self.num_classes:
+            return self
+        assert self.num_heads == 1
         bias_K = None if self.bias_K is None else self.bias_K[start:stop]
         return self._replace(weight_KD=self.weight_KD[start:stop], bias_K=bias_K, start=self.start + start)
 
-    def cast(self, features_BD: Tensor) -> "Operands":
+    def cast(self, features_RD: Tensor) -> "Operands":
         """The same with these features, and the weight in their dtype; both with contiguous rows."""
-        weight_KD = self.weight_KD.to(features_BD.dtype)
-        return self._replace(features_BD=with_dense_rows(features_BD), weight_KD=with_dense_rows(weight_KD))
+        weight_KD = self.weight_KD.to(features_RD.dtype)
+        return self._replace(features_RD=with_dense_rows(features_RD), weight_KD=with_dense_rows(weight_KD))
 
 
 class ExpReference(NamedTuple):
     """What a row's exponentials are relative to: E = e^{z − shift} − base."""
 
-    shift_B: Tensor
-    base_B: Tensor
+    shift_R: Tensor
+    base_R: Tensor
     """0 or 1, or that halved with every lift; empty where every base is 0."""
 
 
 class TileStatistics(NamedTuple):
     """Softmax statistics of a slab's C tiles, all float32."""
 
-    max_CB: Tensor
-    sum_CB: Tensor
-    moment_CB: Tensor
-    logits_CB: Tensor
-    label_stats_FB: Tensor
+    max_CR: Tensor
+    sum_CR: Tensor
+    moment_CR: Tensor
+    logits_CR: Tensor
+    label_stats_FR: Tensor
     """Logit of each label, then the largest logits before and after the first label in its own tile."""
 
 
@@ -81,7 +103,15 @@ class SlabBuffers(NamedTuple):
     """Where a slab's exponentials and moments go, each (rows, classes); None where they are not kept."""
 
     exp_RK: Tensor | None
-    moment_BK: Tensor | None = None
+    moment_RK: Tensor | None = None
+
+
+class SlabState(NamedTuple):
+    """What rows carry from slab to slab, and the shift and base of this slab's exponentials."""
+
+    state_SR: Tensor
+    shift_R: Tensor
+    base_R: Tensor
 
 
 def tiles_for(operands: Operands, *, has_base: bool) -> TileConfig:
@@ -91,22 +121,22 @@ def tiles_for(operands: Operands, *, has_base: bool) -> TileConfig:
         ValueError: the file of measured tiles cannot be read.
     """
     case = tuning_case(operands, has_base=has_base)
-    return select_tiles(case, candidate_tiles(operands.features_BD, case))
+    return select_tiles(case, candidate_tiles(operands.features_RD, case))
 
 
 def tuning_case(operands: Operands, *, has_base: bool) -> TuningCase:
     """Key of the autotuned tiles of a pass over the operands' classes; `has_base` where it has bases or moments."""
-    features_BD, weight_KD, bias_K, labels_LB, _ = operands
+    features_BD = operands.features_RD
     name = str(features_BD.dtype).removeprefix("torch.")
     return TuningCase(
         device="Triton's interpreter" if EMULATED else torch.cuda.get_device_name(features_BD.device),
         triton=triton.__version__,
         operands=f"{name} by {matmul_precision(features_BD.dtype)}" if features_BD.dtype == torch.float32 else name,
-        rows=len(features_BD),
+        rows=operands.num_rows,
         features=features_BD.shape[1],
-        classes=len(weight_KD),
-        rich=has_base or len(labels_LB) == 2,
-        bias=bias_K is not None,
+        classes=operands.num_classes,
+        rich=has_base or len(operands.labels_LR) == 2,
+        bias=operands.bias_K is not None,
     )
 
 
@@ -140,34 +170,42 @@ def gather_tables(rows: Sequence[Tensor], indices: Sequence[Tensor | None], labe
     )
 
 
-def row_shifts(operands: Operands, has_base: bool) -> ExpReference:
-    """Guess each row's softmax shift from its first classes."""
-    features_BD, weight_KD = operands.features_BD, operands.weight_KD
-    num_rows, num_features = features_BD.shape
-    shift_B = features_BD.new_empty(num_rows, dtype=torch.float32)
-    base_B = shift_B.new_empty(num_rows if has_base else 0)
-    kernels.row_shifts_kernel[(triton.cdiv(num_rows, SHIFT_TILE["ROWS"]),)](
-        *(features_BD, weight_KD, operands.bias_K, operands.labels_LB, shift_B, base_B),
-        *(num_rows, min(len(weight_KD), FIRST_CLASSES), num_features, operands.start),
-        *(features_BD.stride(0), weight_KD.stride(0)),
+def row_shifts(operands: Operands, label_stats_FR: Tensor, has_base: bool) -> ExpReference:
+    """Guess each row's softmax shift from its head's first classes, and set `label_stats_FR` to −∞."""
+    features_RD, weight_KD = operands.features_RD, operands.weight_KD
+    num_rows = operands.num_rows
+    shift_R = label_stats_FR.new_empty(label_stats_FR.shape[1])
+    base_R = shift_R.new_empty(len(shift_R) if has_base else 0)
+    kernels.row_shifts_kernel[(triton.cdiv(num_rows, SHIFT_TILE["ROWS"]), operands.num_heads)](
+        *(features_RD, weight_KD, operands.bias_K, operands.labels_LR, shift_R, base_R, label_stats_FR),
+        *(num_rows, min(operands.num_classes, FIRST_CLASSES), features_RD.shape[1], operands.start),
+        *(operands.rows_apart, operands.num_classes, features_RD.stride(0), weight_KD.stride(0)),
         HAS_BIAS=operands.bias_K is not None,
-        PAIR=len(operands.labels_LB) == 2,
+        PAIR=len(operands.labels_LR) == 2,
         HAS_BASE=has_base,
-        PRECISION=matmul_precision(features_BD.dtype),
+        PRECISION=matmul_precision(features_RD.dtype),
         EMULATED=EMULATED,
         **SHIFT_TILE,
     )
-    return ExpReference(shift_B, base_B)
+    return ExpReference(shift_R, base_R)
+
+
+def exact_shifts(reference: ExpReference, state_SR: Tensor) -> None:
+    """Put the rows' largest logits, which a pass has found, in the place of the guessed shifts, unless a row is near chance."""
+    num_rows = len(reference.shift_R)
+    row_kernels.exact_shifts_kernel[(triton.cdiv(num_rows, EXACT_TILE["ROWS"]),)](
+        *(reference.shift_R, reference.base_R, state_SR, num_rows), **EXACT_TILE
+    )
 
 
 def allocate_statistics(
-    operands: Operands, tiles: TileConfig, outputs: PassOutputs, label_stats_FB: Tensor
+    operands: Operands, tiles: TileConfig, outputs: PassOutputs, label_stats_FR: Tensor
 ) -> TileStatistics:
-    """Uninitialised statistics of a slab's tiles; `label_stats_FB` is that of all slabs."""
-    shape = triton.cdiv(len(operands.weight_KD), tiles.classes), len(operands.features_BD)
-    max_CB, sum_CB = label_stats_FB.new_empty(2, *shape)
-    moment_CB, logits_CB = (label_stats_FB.new_empty(shape if is_wanted else 0) for is_wanted in outputs[1:])
-    return TileStatistics(max_CB, sum_CB, moment_CB, logits_CB, label_stats_FB)
+    """Uninitialised statistics of a slab's tiles; `label_stats_FR` is that of all slabs."""
+    shape = triton.cdiv(operands.num_classes, tiles.classes), label_stats_FR.shape[1]
+    max_CR, sum_CR = label_stats_FR.new_empty(2, *shape)
+    moment_CR, logits_CR = (label_stats_FR.new_empty(shape if is_wanted else 0) for is_wanted in outputs[1:])
+    return TileStatistics(max_CR, sum_CR, moment_CR, logits_CR, label_stats_FR)
 
 
 def class_tiles(
@@ -178,34 +216,41 @@ def class_tiles(
     statistics: TileStatistics | None = None,
 ) -> None:
     """Compute the exponentials of a slab, and, if `statistics` is given, the statistics of its tiles."""
-    features_BD, weight_KD, bias_K, labels_LB, start = operands
-    num_rows, num_classes, num_labels = len(features_BD), len(weight_KD), len(labels_LB)
-    exp_RK, moment_BK = buffers
-    num_buffer_rows = num_rows if exp_RK is None else len(exp_RK)
-    unused = reference.shift_B
-    max_CB, sum_CB, moment_CB, logits_CB, label_stats_FB = statistics or (
+    features_RD, weight_KD, bias_K, labels_LR, start, num_heads = operands
+    num_rows, num_classes, num_labels = operands.num_rows, operands.num_classes, len(labels_LR)
+    exp_RK, moment_RK = buffers
+    num_kept_rows = num_rows if exp_RK is None else len(exp_RK) // num_heads
+    unused = reference.shift_R
+    max_CR, sum_CR, moment_CR, logits_CR, label_stats_FR = statistics or (
         *[unused] * 4,
         unused.expand(num_labels + 2, -1),
     )
-    use_tma = tiles.tma and _has_descriptor(features_BD) and _has_descriptor(weight_KD)
+    use_tma = tiles.tma and _has_descriptor(features_RD) and _has_descriptor(weight_KD)
     tiles = tiles if use_tma else without_descriptors(tiles)
-    x: Any = TensorDescriptor.from_tensor(features_BD, [tiles.rows, tiles.features]) if use_tma else features_BD
+    x: Any = TensorDescriptor.from_tensor(features_RD, [tiles.rows, tiles.features]) if use_tma else features_RD
     w: Any = TensorDescriptor.from_tensor(weight_KD, [tiles.classes, tiles.features]) if use_tma else weight_KD
-    grid = (triton.cdiv(num_buffer_rows, tiles.rows) * triton.cdiv(num_classes, tiles.classes),)
+    grid = (triton.cdiv(num_kept_rows, tiles.rows) * triton.cdiv(num_classes, tiles.classes), num_heads)
     kernels.class_tiles_kernel[grid](
-        *(x, w, bias_K, labels_LB, *reference),
-        *(unused if exp_RK is None else _padded(exp_RK), unused if moment_BK is None else _padded(moment_BK)),
+        *(x, w, bias_K, labels_LR, *reference),
+        *(unused if exp_RK is None else _padded(exp_RK), unused if moment_RK is None else _padded(moment_RK)),
         *(
-            max_CB,
-            sum_CB,
-            moment_CB,
-            logits_CB,
-            label_stats_FB,
-            label_stats_FB[num_labels],
-            label_stats_FB[num_labels + 1],
+            max_CR,
+            sum_CR,
+            moment_CR,
+            logits_CR,
+            label_stats_FR,
+            label_stats_FR[num_labels],
+            label_stats_FR[num_labels + 1],
         ),
-        *(num_rows, num_buffer_rows, num_classes, features_BD.shape[1], start),
-        *(features_BD.stride(0), weight_KD.stride(0), _row_stride(exp_RK), _row_stride(moment_BK)),
+        *(num_rows, num_kept_rows, num_classes, features_RD.shape[1], start),
+        *(
+            operands.rows_apart,
+            num_classes,
+            features_RD.stride(0),
+            weight_KD.stride(0),
+            _row_stride(exp_RK),
+            _row_stride(moment_RK),
+        ),
         ROWS=tiles.rows,
         CLASSES=tiles.classes,
         FEATURES=tiles.features,
@@ -213,13 +258,13 @@ def class_tiles(
         PAIR=num_labels == 2,
         STATISTICS=statistics is not None,
         KEEP=exp_RK is not None,
-        HAS_BASE=len(reference.base_B) > 0,
-        MOMENT=statistics is not None and len(moment_CB) > 0,
-        KEEP_MOMENT=moment_BK is not None,
-        SUM_LOGITS=statistics is not None and len(logits_CB) > 0,
+        HAS_BASE=len(reference.base_R) > 0,
+        MOMENT=statistics is not None and len(moment_CR) > 0,
+        KEEP_MOMENT=moment_RK is not None,
+        SUM_LOGITS=statistics is not None and len(logits_CR) > 0,
         TMA=use_tma,
-        LIMIT=OVERSHOOT[features_BD.dtype],
-        PRECISION=matmul_precision(features_BD.dtype),
+        LIMIT=OVERSHOOT[features_RD.dtype],
+        PRECISION=matmul_precision(features_RD.dtype),
         EMULATED=EMULATED,
         **compile_options(tiles),
     )
@@ -227,86 +272,52 @@ def class_tiles(
 
 def merge_tiles(
     operands: Operands,
-    shift_B: Tensor,
+    reference: ExpReference,
     statistics: TileStatistics,
-    out: tuple[Tensor, Tensor],
+    out: SlabState,
     tiles: TileConfig,
     is_first: bool,
 ) -> None:
-    """Merge a slab's tiles into the rows' state, the first of `out`; the second gets the shift that follows from it."""
-    max_CB, sum_CB, moment_CB, logits_CB, label_stats_FB = statistics
-    num_tiles, num_rows = max_CB.shape
-    num_labels = len(operands.labels_LB)
+    """Merge a slab's tiles into the rows' state, and write the shift and base that follow from it."""
+    max_CR, sum_CR, moment_CR, logits_CR, label_stats_FR = statistics
+    num_tiles, num_rows = max_CR.shape
+    num_labels = len(operands.labels_LR)
     row_kernels.merge_tiles_kernel[(triton.cdiv(num_rows, MERGE_TILE["ROWS"]),)](
-        *(max_CB, sum_CB, moment_CB, logits_CB, shift_B, operands.labels_LB),
-        *(label_stats_FB[num_labels], label_stats_FB[num_labels + 1], *out),
-        *(num_rows, num_tiles, len(operands.weight_KD), operands.start),
+        *(max_CR, sum_CR, moment_CR, logits_CR, reference.shift_R, operands.labels_LR),
+        *(label_stats_FR[num_labels], label_stats_FR[num_labels + 1], reference.base_R, *out),
+        *(num_rows, num_tiles, operands.num_classes, operands.start),
         FIRST=is_first,
-        MOMENT=len(moment_CB) > 0,
-        SUM_LOGITS=len(logits_CB) > 0,
+        MOMENT=len(moment_CR) > 0,
+        SUM_LOGITS=len(logits_CR) > 0,
+        HAS_BASE=len(out.base_R) > 0,
         TILE_CLASSES=tiles.classes,
-        LIMIT=OVERSHOOT[operands.features_BD.dtype],
+        LIMIT=OVERSHOOT[operands.features_RD.dtype],
         **MERGE_TILE,
     )
 
 
 def align_tiles(
+    operands: Operands,
     buffers: SlabBuffers,
     reference: ExpReference,
     statistics: TileStatistics,
-    lift_B: Tensor,
-    num_classes: int,
+    lift_R: Tensor,
     tiles: TileConfig,
 ) -> None:
     """Rescale a slab's exponentials and moments to the rows' common lift, where a tile's own differs."""
-    exp_RK, moment_BK = buffers
+    exp_RK, moment_RK = buffers
     assert exp_RK is not None
-    num_rows = len(reference.shift_B)
-    grid = (triton.cdiv(num_rows, ALIGN_TILE["ROWS"]) * triton.cdiv(num_classes, tiles.classes),)
+    num_rows, num_classes, num_heads = operands.num_rows, operands.num_classes, operands.num_heads
+    grid = (triton.cdiv(num_rows, ALIGN_TILE["ROWS"]) * triton.cdiv(num_classes, tiles.classes), num_heads)
     row_kernels.align_tiles_kernel[grid](
-        *(exp_RK, exp_RK if moment_BK is None else moment_BK, reference.base_B, statistics.max_CB),
-        *(reference.shift_B, lift_B, num_rows, num_classes, exp_RK.stride(0), _row_stride(moment_BK)),
-        HAS_BASE=len(reference.base_B) > 0,
-        MOMENT=moment_BK is not None,
+        *(exp_RK, exp_RK if moment_RK is None else moment_RK, reference.base_R, statistics.max_CR, reference.shift_R),
+        *(lift_R, num_rows, len(exp_RK) // num_heads, num_classes, exp_RK.stride(0), _row_stride(moment_RK)),
+        HAS_BASE=len(reference.base_R) > 0,
+        MOMENT=moment_RK is not None,
         LIMIT=OVERSHOOT[exp_RK.dtype],
         CLASSES=tiles.classes,
         EMULATED=EMULATED,
         **ALIGN_TILE,
-    )
-
-
-class LabelTerms(NamedTuple):
-    """Gradient terms of the labels' own classes, which the sums over all rows leave out."""
-
-    labels_LB: Tensor
-    gradient_LB: Tensor
-    """dL/dz at the labels, float32."""
-    start: int
-    """Label of the first class of the slab."""
-
-
-def add_label_rows(gradient_KD: Tensor, sums_ND: Tensor | None, features_BD: Tensor, terms: LabelTerms) -> None:
-    """Add the labels' terms to the weight's gradient; `sums_ND` are the unrounded rows of all labels, if it is narrow."""
-    num_rows, num_features = features_BD.shape
-    grid = (terms.labels_LB.numel(), triton.cdiv(num_features, LABEL_TILE["FEATURES"]))
-    row_kernels.add_label_rows_kernel[grid](
-        *(gradient_KD, gradient_KD if sums_ND is None else sums_ND, features_BD, terms.labels_LB, terms.gradient_LB),
-        *(num_rows, terms.labels_LB.numel(), len(gradient_KD), num_features, terms.start),
-        *(gradient_KD.stride(0), features_BD.stride(0)),
-        SUMS_GIVEN=sums_ND is not None,
-        EMULATED=EMULATED,
-        **LABEL_TILE,
-    )
-
-
-def class_sums(gradient_K: Tensor, exp_RK: Tensor, base_B: Tensor, scale_B: Tensor, terms: LabelTerms) -> None:
-    """Write the bias's gradient of a slab."""
-    row_kernels.class_sums_kernel[(triton.cdiv(len(gradient_K), SUM_TILE["CLASSES"]),)](
-        *(gradient_K, exp_RK, base_B, scale_B, terms.labels_LB, terms.gradient_LB),
-        *(len(scale_B), terms.labels_LB.numel(), len(gradient_K), terms.start, exp_RK.stride(0)),
-        HAS_BASE=len(base_B) > 0,
-        EMULATED=EMULATED,
-        **SUM_TILE,
     )
 
 

@@ -33,13 +33,17 @@ which every later kernel reads.
 
 import os
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlpheads.kernels.gpu.slab_plan import NUM_STATE, PassOutputs, SlabPlan, plan_slabs
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
+
+if TYPE_CHECKING:
+    from rlpheads.kernels.gpu.triton_launch import Operands
+    from rlpheads.kernels.gpu.triton_passes import ForwardPass
 
 OPERAND_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Types of the matrix products; the features' own is taken."""
@@ -73,9 +77,7 @@ def local_partials(
         labels_LB,
         head.start,
         needs.memory_budget if needs.class_gradients else None,
-        needs.feature_gradient,
-        needs.regularizer == "entropy",
-        needs.regularizer == "uniform",
+        *PassOutputs.of(needs.regularizer, products=needs.feature_gradient),
     )
     _, sum_B, moment_B, logits_B, before_B, after_B = state_SB
     partials = Partials(shift_CB[-1], sum_B, moment_B, logits_B, label_stats_FB[:-2], before_B, after_B)
@@ -95,17 +97,46 @@ def local_class_gradients(
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Last stage: gradients of the range's weight and bias, each None unless wanted."""
-    weight_gradient_KD, bias_gradient_K = _class_gradients_op(
-        features_BD, head.weight_KD, head.bias_K, labels_LB, head.start, *exponentials, *gradient, *wanted
+    bias_dtype = head.weight_KD.dtype if head.bias_K is None else head.bias_K.dtype
+    gradients = class_gradients(
+        HeadsInMemory(features_BD, head.weight_KD, head.bias_K, labels_LB, head.start),
+        exponentials,
+        gradient,
+        (head.weight_KD.dtype, bias_dtype),
+        wanted,
     )
-    return weight_gradient_KD if wanted[0] else None, bias_gradient_K if wanted[1] else None
+    return gradients[0] if wanted[0] else None, gradients[1] if wanted[1] else None
 
 
-def _slab_plan(
-    features_BD: Tensor, num_classes: int, memory_budget: int | None, flags: tuple[bool, bool, bool]
-) -> tuple[SlabPlan, PassOutputs]:
-    outputs = PassOutputs(*flags)
-    return plan_slabs(len(features_BD), num_classes, features_BD.dtype.itemsize, memory_budget, outputs), outputs
+class HeadsInMemory(NamedTuple):
+    """`triton_launch.Operands` without Triton: heads one after another in all dimensions of rows and classes."""
+
+    features_RD: Tensor
+    weight_KD: Tensor
+    bias_K: Tensor | None
+    labels_LR: Tensor
+    start: int = 0
+    num_heads: int = 1
+
+    def plan(self, memory_budget: int | None, outputs: PassOutputs) -> SlabPlan:
+        """How the pass over each head's classes is cut into slabs."""
+        num_rows, num_classes = self.labels_LR.shape[1] // self.num_heads, len(self.weight_KD) // self.num_heads
+        return plan_slabs(num_rows, num_classes, self.features_RD.dtype.itemsize, memory_budget, outputs)
+
+
+def class_gradients(
+    heads: HeadsInMemory,
+    exponentials: Exponentials,
+    gradient: LogitGradient,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of all heads' weights and biases, one head after another, in these dtypes; empty where they are not wanted."""
+    found: tuple[Tensor, Tensor] = _class_gradients_op(*heads, *exponentials, *gradient, *dtypes, *wanted)
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------- the operators
 
 
 @torch.library.custom_op("rlpheads::triton_partials", mutates_args=(), device_types=("cpu", "cuda"))
@@ -120,45 +151,16 @@ def _partials_op(
     moments: bool,
     sum_logits: bool,
 ) -> list[Tensor]:
-    from rlpheads.kernels.gpu import triton_passes
-    from rlpheads.kernels.gpu.triton_launch import Operands, tiles_for
-
-    plan, outputs = _slab_plan(features_BD, len(weight_KD), memory_budget, (products, moments, sum_logits))
+    heads, outputs = (
+        HeadsInMemory(features_BD, weight_KD, bias_K, labels_LB, start),
+        PassOutputs(products, moments, sum_logits),
+    )
+    plan = heads.plan(memory_budget, outputs)
     if len(features_BD) == 0:
-        return [shape.zeros(features_BD) for shape in _output_shapes(features_BD, labels_LB, plan, outputs)]
-    operands = Operands(features_BD, weight_KD, _contiguous(bias_K), labels_LB.contiguous(), start)
-    tiles = tiles_for(operands, has_base=outputs.has_base or outputs.moments)
-    return triton_passes.forward_pass(operands, plan, outputs, tiles)
-
-
-def _contiguous(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.contiguous()
-
-
-class _Shape(NamedTuple):
-    sizes: tuple[int, ...]
-    dtype: torch.dtype = torch.float32
-
-    def empty(self, like: Tensor) -> Tensor:
-        return like.new_empty(self.sizes, dtype=self.dtype)
-
-    def zeros(self, like: Tensor) -> Tensor:
-        return like.new_zeros(self.sizes, dtype=self.dtype)
-
-
-def _output_shapes(features_BD: Tensor, labels_LB: Tensor, plan: SlabPlan, outputs: PassOutputs) -> list[_Shape]:
-    """What `_partials_op` returns: state, label statistics, the three products, kept exponentials, shifts, bases."""
-    num_rows, num_features = features_BD.shape
-    return [
-        _Shape((NUM_STATE, num_rows)),
-        _Shape((len(labels_LB) + 2, num_rows)),
-        _Shape((num_rows * outputs.products, num_features)),
-        _Shape((num_rows * (outputs.products and outputs.moments), num_features)),
-        _Shape((num_features * (outputs.products and outputs.sum_logits),)),
-        _Shape((plan.buffer_rows, plan.buffer_classes), features_BD.dtype),
-        _Shape((plan.num_slabs, num_rows)),
-        _Shape((plan.num_slabs, num_rows * outputs.has_base)),
-    ]
+        return [shape.zeros(features_BD) for shape in pass_shapes(heads, plan, outputs)]
+    state_SR, label_stats_FR, sums, *exponentials = run_forward_pass(heads, plan, outputs)
+    weight_sum_D = sums.weight_sum_HD.flatten()
+    return [state_SR, label_stats_FR, sums.exp_weight_RD, sums.moment_weight_RD, weight_sum_D, *exponentials]
 
 
 @_partials_op.register_fake
@@ -173,62 +175,121 @@ def _(
     moments: bool,
     sum_logits: bool,
 ) -> list[Tensor]:
-    plan, outputs = _slab_plan(features_BD, len(weight_KD), memory_budget, (products, moments, sum_logits))
-    return [shape.empty(features_BD) for shape in _output_shapes(features_BD, labels_LB, plan, outputs)]
+    heads, outputs = (
+        HeadsInMemory(features_BD, weight_KD, bias_K, labels_LB, start),
+        PassOutputs(products, moments, sum_logits),
+    )
+    return [shape.empty(features_BD) for shape in pass_shapes(heads, heads.plan(memory_budget, outputs), outputs)]
+
+
+def run_forward_pass(heads: HeadsInMemory, plan: SlabPlan, outputs: PassOutputs) -> "ForwardPass":
+    """`triton_passes.forward_pass` with the tiles of the device."""
+    from rlpheads.kernels.gpu import triton_passes
+    from rlpheads.kernels.gpu.triton_launch import tiles_for
+
+    operands = operands_of(heads)
+    return triton_passes.forward_pass(
+        operands, plan, outputs, tiles_for(operands, has_base=outputs.has_base or outputs.moments)
+    )
+
+
+def operands_of(heads: HeadsInMemory) -> "Operands":
+    """The heads as the launchers take them: biases and labels contiguous."""
+    from rlpheads.kernels.gpu.triton_launch import Operands
+
+    bias_K = None if heads.bias_K is None else heads.bias_K.contiguous()
+    return Operands(*heads._replace(bias_K=bias_K, labels_LR=heads.labels_LR.contiguous()))
+
+
+class Shape(NamedTuple):
+    """Sizes and dtype of a tensor that an operator returns."""
+
+    sizes: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    def empty(self, like: Tensor) -> Tensor:
+        """Uninitialised, on the device of `like`."""
+        return like.new_empty(self.sizes, dtype=self.dtype)
+
+    def zeros(self, like: Tensor) -> Tensor:
+        """Zeros there."""
+        return like.new_zeros(self.sizes, dtype=self.dtype)
+
+
+def pass_shapes(heads: HeadsInMemory, plan: SlabPlan, outputs: PassOutputs) -> list[Shape]:
+    """State, label statistics, the three products, kept exponentials, shifts and bases of a pass over the classes."""
+    (labels_a_row, num_rows), num_features = heads.labels_LR.shape, heads.features_RD.shape[1]
+    return [
+        Shape((NUM_STATE, num_rows)),
+        Shape((labels_a_row + 2, num_rows)),
+        Shape((num_rows * outputs.products, num_features)),
+        Shape((num_rows * (outputs.products and outputs.moments), num_features)),
+        Shape((heads.num_heads * num_features * (outputs.products and outputs.sum_logits),)),
+        Shape((heads.num_heads * plan.buffer_rows, plan.buffer_classes), heads.features_RD.dtype),
+        Shape((plan.num_slabs, num_rows)),
+        Shape((plan.num_slabs, num_rows * outputs.has_base)),
+    ]
 
 
 @torch.library.custom_op("rlpheads::triton_class_gradients", mutates_args=(), device_types=("cpu", "cuda"))
 def _class_gradients_op(
-    features_BD: Tensor,
+    features_RD: Tensor,
     weight_KD: Tensor,
     bias_K: Tensor | None,
-    labels_LB: Tensor,
+    labels_LR: Tensor,
     start: int,
+    num_heads: int,
     kept_RK: Tensor,
-    shift_CB: Tensor,
-    base_CB: Tensor,
-    scale_CB: Tensor,
-    label_LB: Tensor,
+    shift_CR: Tensor,
+    base_CR: Tensor,
+    scale_CR: Tensor,
+    label_LR: Tensor,
+    weight_dtype: torch.dtype,
+    bias_dtype: torch.dtype,
     for_weight: bool,
     for_bias: bool,
 ) -> tuple[Tensor, Tensor]:
     from rlpheads.kernels.gpu import triton_passes
-    from rlpheads.kernels.gpu.triton_launch import Operands
 
-    gradients = _empty_gradients(weight_KD, bias_K, for_weight, for_bias)
-    if len(features_BD) == 0:
+    gradients = _empty_gradients(weight_KD, (weight_dtype, bias_dtype), (for_weight, for_bias))
+    if labels_LR.shape[1] == 0:
         return gradients[0].zero_(), gradients[1].zero_()
     triton_passes.backward_pass(
-        Operands(features_BD, weight_KD, _contiguous(bias_K), labels_LB.contiguous(), start),
-        Exponentials(kept_RK, shift_CB, base_CB),
-        LogitGradient(scale_CB.contiguous(), label_LB.contiguous()),
+        operands_of(HeadsInMemory(features_RD, weight_KD, bias_K, labels_LR, start, num_heads)),
+        Exponentials(kept_RK, shift_CR, base_CR),
+        LogitGradient(scale_CR.contiguous(), label_LR.contiguous()),
         triton_passes.ClassGradients(*gradients),
     )
     return gradients
 
 
 def _empty_gradients(
-    weight_KD: Tensor, bias_K: Tensor | None, for_weight: bool, for_bias: bool
+    weight_KD: Tensor, dtypes: tuple[torch.dtype, torch.dtype], wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    """Uninitialised gradients, each in the dtype of what it belongs to; empty where it is not wanted."""
+    """Uninitialised gradients of weights and biases, empty where they are not wanted."""
     num_classes, num_features = weight_KD.shape
-    bias = weight_KD if bias_K is None else bias_K
-    return weight_KD.new_empty(num_classes * for_weight, num_features), bias.new_empty(num_classes * for_bias)
+    return (
+        weight_KD.new_empty(num_classes * wanted[0], num_features, dtype=dtypes[0]),
+        weight_KD.new_empty(num_classes * wanted[1], dtype=dtypes[1]),
+    )
 
 
 @_class_gradients_op.register_fake
 def _(
-    features_BD: Tensor,
+    features_RD: Tensor,
     weight_KD: Tensor,
     bias_K: Tensor | None,
-    labels_LB: Tensor,
+    labels_LR: Tensor,
     start: int,
+    num_heads: int,
     kept_RK: Tensor,
-    shift_CB: Tensor,
-    base_CB: Tensor,
-    scale_CB: Tensor,
-    label_LB: Tensor,
+    shift_CR: Tensor,
+    base_CR: Tensor,
+    scale_CR: Tensor,
+    label_LR: Tensor,
+    weight_dtype: torch.dtype,
+    bias_dtype: torch.dtype,
     for_weight: bool,
     for_bias: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _empty_gradients(weight_KD, bias_K, for_weight, for_bias)
+    return _empty_gradients(weight_KD, (weight_dtype, bias_dtype), (for_weight, for_bias))

@@ -1,4 +1,4 @@
-"""The Triton kernels beside the pass over the logits: gather labels, merge and align tiles, label terms, bias gradient.
+"""The Triton kernels beside the pass over the logits: gather labels, exact shifts, merge and align tiles.
 
 Each works on little beside the pass over the logits (`rlpheads.kernels.gpu.triton_kernels`, whose conventions hold here too).
 """
@@ -6,7 +6,7 @@ Each works on little beside the pass over the logits (`rlpheads.kernels.gpu.trit
 import triton
 import triton.language as tl
 
-from rlpheads.kernels.gpu.triton_kernels import LN_2, round_to_nearest, shift_lift
+from rlpheads.kernels.gpu.triton_kernels import FLAT_RANGE, LN_2, round_to_nearest, shift_lift
 from rlpheads.kernels.rows import partials
 
 NO_CLASS_SHIFT = tl.constexpr(partials.NO_CLASS_SHIFT)
@@ -41,8 +41,10 @@ def merge_tiles_kernel(
     labels,
     own_before,
     own_after,
+    base,
     state,
     slab_shift,
+    slab_base,
     num_rows,
     num_tiles,
     num_classes,
@@ -50,12 +52,16 @@ def merge_tiles_kernel(
     FIRST: tl.constexpr,
     MOMENT: tl.constexpr,
     SUM_LOGITS: tl.constexpr,
+    HAS_BASE: tl.constexpr,
     TILE_CLASSES: tl.constexpr,
     LIMIT: tl.constexpr,
     ROWS: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Online-softmax merge of a slab's tiles, in a fixed order, into each row's state: lift, sum, moment, Σz, two maxima."""
+    """Online-softmax merge of a slab's tiles, in a fixed order, into each row's state: lift, sum, moment, Σz, two maxima.
+
+    Rows are those of all heads. With HAS_BASE also each row's base, halved by each lift.
+    """
     rows_M = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_rows_M = rows_M < num_rows
     shift_M = tl.load(shift + rows_M, mask=in_rows_M, other=0.0)
@@ -112,6 +118,24 @@ def merge_tiles_kernel(
     tl.store(state + 4 * num_rows + rows_M, before_M, mask=in_rows_M)
     tl.store(state + 5 * num_rows + rows_M, after_M, mask=in_rows_M)
     tl.store(slab_shift + rows_M, row_shift_M, mask=in_rows_M)
+    if HAS_BASE:
+        base_M = tl.load(base + rows_M, mask=in_rows_M, other=0.0)
+        tl.store(slab_base + rows_M, base_M * tl.exp2(-lift_M), mask=in_rows_M)
+
+
+@triton.jit
+def exact_shifts_kernel(shift, base, state, num_rows, ROWS: tl.constexpr):
+    """Replace guessed shifts by the rows' largest logits, and their bases by 0, unless the whole row is near chance."""
+    rows_M = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside_M = rows_M < num_rows
+    before_M = tl.load(state + 4 * num_rows + rows_M, mask=inside_M, other=0.0)
+    after_M = tl.load(state + 5 * num_rows + rows_M, mask=inside_M, other=0.0)
+    largest_M = tl.maximum(before_M, after_M)
+    guess_M = tl.load(shift + rows_M, mask=inside_M, other=0.0)
+    is_flat_M = (tl.load(base + rows_M, mask=inside_M, other=0.0) > 0) & (largest_M - guess_M <= FLAT_RANGE)
+    exact_M = tl.where(largest_M > float("-inf"), largest_M, 0.0)
+    tl.store(shift + rows_M, tl.where(is_flat_M, guess_M, exact_M), mask=inside_M)
+    tl.store(base + rows_M, is_flat_M.to(tl.float32), mask=inside_M)
 
 
 @triton.jit
@@ -123,6 +147,7 @@ def align_tiles_kernel(
     shift,
     lift,
     num_rows,
+    num_kept_rows,
     num_classes,
     stride_e,
     stride_m,
@@ -134,121 +159,30 @@ def align_tiles_kernel(
     EMULATED: tl.constexpr,
 ):
     """Rescale a tile's exponentials to the row's common lift, by exact powers of two; most programs return at once."""
+    head = tl.program_id(1)
     row_tiles = tl.cdiv(num_rows, ROWS)
     tile = tl.program_id(0) // row_tiles
     rows_M = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
     in_rows_M = rows_M < num_rows
-    largest_M = tl.load(tile_max + tile.to(tl.int64) * num_rows + rows_M, mask=in_rows_M, other=float("-inf"))
-    shift_M = tl.load(shift + rows_M, mask=in_rows_M, other=0.0)
+    places_M = head * num_rows + rows_M
+    first = tile.to(tl.int64) * num_rows * tl.num_programs(1)
+    largest_M = tl.load(tile_max + first + places_M, mask=in_rows_M, other=float("-inf"))
+    shift_M = tl.load(shift + places_M, mask=in_rows_M, other=0.0)
     lift_M = shift_lift(largest_M, shift_M, LIMIT)
-    drop_M = tl.where(in_rows_M, lift_M - tl.load(lift + rows_M, mask=in_rows_M, other=0.0), 0.0)
+    drop_M = tl.where(in_rows_M, lift_M - tl.load(lift + places_M, mask=in_rows_M, other=0.0), 0.0)
     if tl.max(tl.abs(drop_M), 0) == 0.0:
         return
     columns_N = tile * CLASSES + tl.arange(0, CLASSES)
     inside_MN = (in_rows_M & (drop_M != 0.0))[:, None] & (columns_N < num_classes)[None, :]
-    place_MN = exps + rows_M.to(tl.int64)[:, None] * stride_e + columns_N[None, :]
+    place_MN = exps + (head * num_kept_rows + rows_M).to(tl.int64)[:, None] * stride_e + columns_N[None, :]
     exp_MN = tl.load(place_MN, mask=inside_MN, other=0.0).to(tl.float32)
     factor_M1 = tl.exp2(drop_M)[:, None]
     if MOMENT:
-        moment_place_MN = moments + rows_M.to(tl.int64)[:, None] * stride_m + columns_N[None, :]
+        moment_place_MN = moments + places_M.to(tl.int64)[:, None] * stride_m + columns_N[None, :]
         moment_MN = tl.load(moment_place_MN, mask=inside_MN, other=0.0).to(tl.float32)
         true_exp_MN = exp_MN
         if HAS_BASE:
-            true_exp_MN += (tl.load(base + rows_M, mask=in_rows_M, other=0.0) * tl.exp2(-lift_M))[:, None]
+            true_exp_MN += (tl.load(base + places_M, mask=in_rows_M, other=0.0) * tl.exp2(-lift_M))[:, None]
         moment_MN = (moment_MN + true_exp_MN * (drop_M * LN_2)[:, None]) * factor_M1
         tl.store(moment_place_MN, round_to_nearest(moment_MN, moments.dtype.element_ty, EMULATED), mask=inside_MN)
     tl.store(place_MN, round_to_nearest(exp_MN * factor_M1, exps.dtype.element_ty, EMULATED), mask=inside_MN)
-
-
-@triton.jit
-def add_label_rows_kernel(
-    gradient,
-    sums,
-    features,
-    labels,
-    label_gradient,
-    num_rows,
-    num_places,
-    num_classes,
-    num_features,
-    start,
-    stride_g,
-    stride_x,
-    SUMS_GIVEN: tl.constexpr,
-    LABELS: tl.constexpr,
-    FEATURES: tl.constexpr,
-    EMULATED: tl.constexpr,
-):
-    """Add the labels' own terms to the rows of the weight's gradient in float32, and round each row once.
-
-    The first of several equal labels adds the terms of all, in their order.
-    """
-    place = tl.program_id(0)
-    label = tl.load(labels + place)
-    offset_D = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    in_features_D = offset_D < num_features
-    if (label < start) | (label >= start + num_classes):
-        return
-    num_earlier = 0
-    for first in range(0, place, LABELS):
-        places_L = first + tl.arange(0, LABELS)
-        other_L = tl.load(labels + places_L, mask=places_L < place, other=-1)
-        num_earlier += tl.sum((other_L == label).to(tl.int32), 0)
-    if num_earlier > 0:
-        return
-    target_D = gradient + (label - start).to(tl.int64) * stride_g + offset_D
-    if SUMS_GIVEN:
-        total_D = tl.load(sums + place.to(tl.int64) * num_features + offset_D, mask=in_features_D, other=0.0)
-    else:
-        total_D = tl.load(target_D, mask=in_features_D, other=0.0)
-    for first in range(0, num_places, LABELS):
-        places_L = first + tl.arange(0, LABELS)
-        is_same_L = tl.load(labels + places_L, mask=places_L < num_places, other=-1) == label
-        if tl.max(is_same_L.to(tl.int32), 0) > 0:
-            weight_L = tl.load(label_gradient + places_L, mask=is_same_L, other=0.0)
-            rows_L1 = (places_L % num_rows).to(tl.int64)[:, None]
-            inside_LD = is_same_L[:, None] & in_features_D[None, :]
-            x_LD = tl.load(features + rows_L1 * stride_x + offset_D[None, :], mask=inside_LD, other=0.0)
-            total_D += tl.sum(x_LD.to(tl.float32) * weight_L[:, None], 0)
-    tl.store(target_D, round_to_nearest(total_D, gradient.dtype.element_ty, EMULATED), mask=in_features_D)
-
-
-@triton.jit
-def class_sums_kernel(
-    gradient,
-    exps,
-    base,
-    scale,
-    labels,
-    label_gradient,
-    num_rows,
-    num_places,
-    num_classes,
-    start,
-    stride_e,
-    HAS_BASE: tl.constexpr,
-    ROWS: tl.constexpr,
-    CLASSES: tl.constexpr,
-    EMULATED: tl.constexpr,
-):
-    """Gradient of the bias: each class's scaled exponentials and label terms, summed over the rows."""
-    columns_N = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
-    in_classes_N = columns_N < num_classes
-    total_N = tl.zeros((CLASSES,), tl.float32)
-    for first in range(0, num_rows, ROWS):
-        rows_M = first + tl.arange(0, ROWS)
-        in_rows_M = rows_M < num_rows
-        place_MN = exps + rows_M.to(tl.int64)[:, None] * stride_e + columns_N[None, :]
-        exp_MN = tl.load(place_MN, mask=in_rows_M[:, None] & in_classes_N[None, :], other=0.0).to(tl.float32)
-        if HAS_BASE:
-            exp_MN += tl.load(base + rows_M, mask=in_rows_M, other=0.0)[:, None]
-        scale_M = tl.load(scale + rows_M, mask=in_rows_M, other=0.0)
-        total_N += tl.sum(exp_MN * scale_M[:, None], 0)
-    for first in range(0, num_places, ROWS):
-        places_L = first + tl.arange(0, ROWS)
-        inside_L = places_L < num_places
-        label_L = tl.load(labels + places_L, mask=inside_L, other=-1) - start
-        weight_L = tl.load(label_gradient + places_L, mask=inside_L, other=0.0)
-        is_own_LN = inside_L[:, None] & (label_L[:, None] == columns_N[None, :])
-        total_N += tl.sum(tl.where(is_own_LN, weight_L[:, None], 0.0), 0)
-    tl.store(gradient + columns_N, round_to_nearest(total_N, gradient.dtype.element_ty, EMULATED), mask=in_classes_N)

@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rlpheads.kernels.gpu import triton_kernels, triton_launch, triton_row_kernels
+from rlpheads.kernels.gpu import (
+    triton_gradient_kernels,
+    triton_gradient_launch,
+    triton_kernels,
+    triton_launch,
+    triton_row_kernels,
+    triton_terms,
+)
 from rlpheads.kernels.gpu.slab_plan import PassOutputs
 from rlpheads.kernels.gpu.triton_labels import SOURCES_PER_LAUNCH
 from rlpheads.kernels.gpu.triton_tiles import OVERSHOOT, TileConfig, chip_tiles, without_descriptors
@@ -15,16 +22,22 @@ from rlpheads.kernels.gpu.triton_tiles import OVERSHOOT, TileConfig, chip_tiles,
 TYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 OWN_TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
 """Instructions of each chip's own generation. A tile of 16 rows is too small for those of sm_90 and later."""
-SIZES = ("num_", "start", "stride_")
+SIZES = ("num_", "start", "stride_", "rows_apart", "classes_apart")
 """How the names of arguments begin that are integers."""
+GIVEN_WITH = {"bias": "HAS_BIAS", "factor": "HAS_FACTOR", "first_weight": "PAIR", "moment_factor": "MOMENT"}
+"""Arguments that are None without a flag."""
 SPECIALIZATIONS = ("BKD", "D", "")
 """Which of rows B, labels K and features D are multiples of 16. Triton compiles a kernel for each case that it meets at run
 time; in these three every argument is met both divisible and not."""
 ALL_SPECIALIZATIONS = tuple("".join(sizes) for sizes in chain(*(combinations("BKD", n) for n in (3, 2, 1, 0))))
 SIZE_OF_ARGUMENT = {
-    **dict.fromkeys(("num_rows", "num_kept_rows", "num_places", "indices", "labels"), "B"),
-    **dict.fromkeys(("num_classes", "num_tiles", "start", "rows", "strides", "widths", "bias"), "K"),
-    **dict.fromkeys(("num_features", "stride_x", "stride_w", "stride_g", "features", "weight", "gradient"), "D"),
+    **dict.fromkeys(("num_rows", "num_kept_rows", "num_places", "rows_apart", "indices", "labels"), "B"),
+    **dict.fromkeys(
+        ("num_classes", "num_labels", "num_tiles", "start", "classes_apart", "rows", "strides", "widths", "bias"), "K"
+    ),
+    **dict.fromkeys(
+        ("num_features", "stride_x", "stride_w", "stride_g", "features", "weight", "gradient", "scaled"), "D"
+    ),
     **dict.fromkeys(("stride_e", "stride_m", "exps", "moments"), ""),
 }
 """The size that must be a multiple of 16 for an argument, or a pointer's address, to be one; none where it always is, as the
@@ -136,8 +149,8 @@ VARIANTS = (
 def builds(chip: int, *, quick: bool = False) -> list[Build]:
     """All kernels for a chip, with the tiles that are taken where none were measured; with `quick` the first of each kind."""
     passes = [variant.build(chip) for variant in (VARIANTS[:1] if quick else VARIANTS)]
-    rows = [*_gather_builds(chip), *_row_builds(chip)]
-    return [*passes, *(rows[::2] if quick else rows)]
+    gathers = _gather_builds(chip)
+    return [*passes, *(gathers[:1] if quick else gathers), *_row_builds(chip, quick=quick)]
 
 
 def specialize(build: Build, multiples: str) -> Build:
@@ -201,11 +214,14 @@ class _RowKernel(NamedTuple):
     dtype: torch.dtype = torch.bfloat16
     """Of the operands, and so of the exponentials."""
     note: str = ""
+    flags: Mapping[str, Any] = {}
+    """Compile-time arguments beside the switches."""
 
 
 def _merge_kernel(num_classes: int) -> _RowKernel:
     shape = {"TILE_CLASSES": num_classes, **triton_launch.MERGE_TILE}
-    return _RowKernel(triton_row_kernels.merge_tiles_kernel, "moments, logits", ("MOMENT", "SUM_LOGITS"), shape)
+    switches = ("MOMENT", "SUM_LOGITS", "HAS_BASE")
+    return _RowKernel(triton_row_kernels.merge_tiles_kernel, "moments, logits, base", switches, shape)
 
 
 def _align_kernel(dtype: torch.dtype, num_classes: int) -> _RowKernel:
@@ -213,35 +229,69 @@ def _align_kernel(dtype: torch.dtype, num_classes: int) -> _RowKernel:
     return _RowKernel(triton_row_kernels.align_tiles_kernel, "base moments", ("HAS_BASE", "MOMENT"), shape, dtype=dtype)
 
 
-def _row_builds(chip: int) -> list[Build]:
+def _row_builds(chip: int, *, quick: bool = False) -> list[Build]:
     half, wide = (
         chip_tiles(chip, dtype, 1024, rich=False, bias=False)[0].classes for dtype in (torch.bfloat16, torch.float32)
     )
-    rows, launch = triton_row_kernels, triton_launch
+    kernels, tiles = triton_gradient_kernels, triton_gradient_launch
     shifts = _RowKernel(
-        triton_kernels.row_shifts_kernel, "base pair bias", ("HAS_BASE", "PAIR", "HAS_BIAS"), launch.SHIFT_TILE, "HMMA"
+        *(triton_kernels.row_shifts_kernel, "base pair bias", ("HAS_BASE", "PAIR", "HAS_BIAS")),
+        *(triton_launch.SHIFT_TILE, "HMMA"),
     )
-    kinds = (
+    scale = _RowKernel(
+        kernels.scale_features_kernel, "base", ("HAS_BASE",), tiles.SCALE_TILE, flags={"HAS_FACTOR": False}
+    )
+    of_features = _RowKernel(kernels.feature_gradients_kernel, "pair", ("PAIR",), tiles.FEATURE_TILE)
+    terms = _RowKernel(triton_terms.row_terms_kernel, "pair", ("PAIR",), tiles.TERMS_TILE)
+    narrow = ("*fp32", "*bf16")
+    kinds = [
         shifts,
         shifts._replace(dtype=torch.float32),
+        _RowKernel(triton_row_kernels.exact_shifts_kernel, "", (), triton_launch.EXACT_TILE),
         _merge_kernel(half),
         _align_kernel(torch.bfloat16, half),
         _align_kernel(torch.float32, wide),
-        _RowKernel(rows.class_sums_kernel, "base", ("HAS_BASE",), launch.SUM_TILE, gradient=("*fp32", "*bf16")),
-        _RowKernel(
-            rows.add_label_rows_kernel, "narrow", ("SUMS_GIVEN",), launch.LABEL_TILE, gradient=("*fp32", "*bf16")
+        *(
+            terms._replace(note=kind, flags={"KIND": triton_terms.KINDS.index(kind)})
+            for kind in ("unlikelihood", "uniform", "entropy")
         ),
-    )
-    return [_row_build(chip, kind, is_on) for kind in kinds for is_on in (False, True)]
+        *(
+            of_features._replace(
+                note=note,
+                flags={
+                    "MOMENT": note == "moments",
+                    "UNIFORM": note == "uniform",
+                    "OPERAND": tiles.OPERANDS[torch.bfloat16],
+                },
+            )
+            for note in ("", "uniform", "moments")
+        ),
+        _RowKernel(kernels.weigh_features_kernel, "", (), tiles.FEATURE_TILE),
+        scale,
+        scale._replace(dtype=torch.float16, note="factor", switches=(), flags={"HAS_FACTOR": True, "HAS_BASE": False}),
+        _RowKernel(kernels.class_sums_kernel, "base", ("HAS_BASE",), tiles.SUM_TILE, gradient=narrow),
+        _RowKernel(kernels.add_label_rows_kernel, "narrow", ("SUMS_GIVEN",), tiles.LABEL_TILE, gradient=narrow),
+    ]
+    return [
+        _row_build(chip, kind, is_on)
+        for kind in kinds
+        for is_on in ((False, True) if kind.switches and not quick else (False,))
+    ]
 
 
 def _row_build(chip: int, kind: _RowKernel, is_on: bool) -> Build:
-    flags = _flags(kind.dtype, FIRST=not is_on, **dict.fromkeys(kind.switches, is_on), **kind.shape)
+    flags = _flags(kind.dtype, FIRST=not is_on, **dict.fromkeys(kind.switches, is_on), **kind.flags, **kind.shape)
     flags["PRECISION"] = triton_launch.matmul_precision(kind.dtype)
+    flags["OPERAND"] = triton_gradient_launch.OPERANDS[kind.dtype]
     options = {"num_warps": flags.pop("num_warps")}
     dtype = TYPE_NAMES[kind.dtype]
-    pointers = dict.fromkeys(("features", "weight", "exps", "moments"), f"*{dtype}")
-    pointers["gradient"] = kind.gradient[is_on]
+    pointers: dict[str, str | tuple[str, ...]] = {
+        **dict.fromkeys(("features", "weight", "exps", "moments", "scaled", "out"), f"*{dtype}"),
+        "gradient": kind.gradient[is_on],
+        "order": "*i64",
+        "hit": "*i1",
+        "values": ("*fp32",) * 6,
+    }
     named = (kind.kernel.__name__.removesuffix("_kernel"), dtype, kind.note, kind.name_with_switches if is_on else "")
     return Build(" ".join(filter(None, named)), kind.kernel, chip, flags, pointers, options, kind.tensor_cores)
 
@@ -259,7 +309,7 @@ def signature(build: Build) -> Signature:
     """Types, compile-time values and alignments of a kernel's arguments."""
     found = Signature({}, {}, {})
     for place, name in enumerate(build.kernel.arg_names):
-        if name in build.flags or (name == "bias" and not build.flags.get("HAS_BIAS")):
+        if name in build.flags or not build.flags.get(GIVEN_WITH.get(name, ""), True):
             found.types[name], found.values[(place,)] = "constexpr", build.flags.get(name)
             continue
         kind = "i32" if name.startswith(SIZES) else build.pointers.get(name, "*i64" if name == "labels" else "*fp32")

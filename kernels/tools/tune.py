@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from rlpheads.kernels.gpu import triton_loss
-from rlpheads.kernels.gpu.slab_plan import NUM_STATE, PassOutputs, plan_slabs
+from rlpheads.kernels.gpu.slab_plan import PassOutputs, plan_slabs
 from rlpheads.kernels.gpu.triton_tiles import TileConfig
 from rlpheads.kernels.gpu.tuned_tiles import FILE_VARIABLE, TuningCase, Winner, read_winners, save_winner, tiles_file
 from rlpheads.kernels.random_label_loss import DEFAULT_MEMORY_BUDGET
@@ -32,6 +32,7 @@ from rlpheads.kernels.rows.terms import REGULARIZERS
 
 if TYPE_CHECKING:
     from rlpheads.kernels.gpu.triton_launch import Operands
+    from rlpheads.kernels.gpu.triton_passes import ForwardPass
 
 MIN_SPEEDUP = 0.02
 """By which part of its time tiles must beat the usual ones: less is within what a measurement repeats to."""
@@ -82,9 +83,9 @@ def time_candidates(head: HeadShape, device: str) -> tuple[TuningCase, list[Timi
     plan = plan_slabs(head.rows, head.classes, itemsize, DEFAULT_MEMORY_BUDGET, head.outputs)
     timings: list[Timing] = []
     usual_B: Tensor | None = None
-    for tiles in triton_launch.candidate_tiles(operands.features_BD, case):
+    for tiles in triton_launch.candidate_tiles(operands.features_RD, case):
 
-        def call(tiles: TileConfig = tiles) -> list[Tensor]:
+        def call(tiles: TileConfig = tiles) -> "ForwardPass":
             return triton_passes.forward_pass(operands, plan, head.outputs, tiles)
 
         try:
@@ -118,11 +119,9 @@ def _random_operands(head: HeadShape, device: str) -> "Operands":
     )
 
 
-def _log_sums(outputs: list[Tensor]) -> Tensor:
+def _log_sums(found: "ForwardPass") -> Tensor:
     """Log Σ e^z of every row over the classes but its labels."""
-    state_SB, shift_CB = outputs[0], outputs[-2]
-    assert len(state_SB) == NUM_STATE
-    return state_SB[1].log() + shift_CB[-1]
+    return found.state_SR[1].log() + found.shift_CR[-1]
 
 
 def median_milliseconds(call: Callable[[], object], *, interpreted: bool) -> float:

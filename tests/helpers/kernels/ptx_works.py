@@ -79,21 +79,18 @@ def merge_work(chip: int) -> Work:
             torch.randint(labels, (1, rows), generator=generator),
             0,
         )
-        label_stats_FB = torch.randn(3, rows, generator=generator) * 50
+        label_stats_FR = torch.randn(3, rows, generator=generator) * 50
         outputs = PassOutputs(products=True, moments=True, sum_logits=True)
-        statistics = triton_launch.allocate_statistics(operands, tiles, outputs, label_stats_FB)
-        shift_B, state_SB, slab_shift_B = (
-            torch.randn(rows, generator=generator),
-            torch.zeros(6, rows),
-            torch.zeros(rows),
-        )
+        statistics = triton_launch.allocate_statistics(operands, tiles, outputs, label_stats_FR)
+        reference = triton_launch.ExpReference(torch.randn(rows, generator=generator), torch.ones(rows))
+        state = triton_launch.SlabState(torch.zeros(6, rows), torch.zeros(rows), torch.zeros(rows))
         for is_first in (True, False):
-            statistics.max_CB.copy_(torch.randn(statistics.max_CB.shape, generator=generator) * 50)
-            for values_CB in statistics[1:4]:
-                values_CB.copy_(torch.rand(values_CB.shape, generator=generator))
-            triton_launch.merge_tiles(operands, shift_B, statistics, (state_SB, slab_shift_B), tiles, is_first)
+            statistics.max_CR.copy_(torch.randn(statistics.max_CR.shape, generator=generator) * 50)
+            for values_CR in statistics[1:4]:
+                values_CR.copy_(torch.rand(values_CR.shape, generator=generator))
+            triton_launch.merge_tiles(operands, reference, statistics, state, tiles, is_first)
 
-    return Work("merge_tiles, moments and logits", launch)
+    return Work("merge_tiles, moments, logits and bases", launch)
 
 
 def works(chip: int) -> list[list[Work]]:

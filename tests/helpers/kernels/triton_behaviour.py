@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton_cases import Case, cast, on_device
 
-from rlpheads.kernels.gpu import slab_plan, triton_loss
+from rlpheads.kernels.gpu import slab_plan, triton_loss, whole_heads
 from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
 from rlpheads.kernels.rows.partials import ClassRange, Needs
 from rlpheads.kernels.rows.row_softmax import merge_partials
@@ -192,8 +192,12 @@ def assert_traces(kind: str) -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(triton_loss._partials_op, (*first, True, True, False), test_utils=checks)
     *_, kept_RK, shift_CB, base_CB = triton_loss._partials_op(*first, True, True, False)
-    last = (*first[:5], kept_RK, shift_CB, base_CB, torch.rand_like(shift_CB), torch.rand(2, 4), True, True)
+    of_gradient = (torch.rand_like(shift_CB), torch.rand(2, 4), torch.float32, torch.float32, True, True)
+    last = (*first[:5], 1, kept_RK, shift_CB, base_CB, *of_gradient)
     torch.library.opcheck(triton_loss._class_gradients_op, last, test_utils=checks)
+    weight_B = problem.pair[1].float()
+    whole = (*first[:5], 1, weight_B, kind, True, True, True, 10**6)
+    torch.library.opcheck(whole_heads._forward_op, whole, test_utils=checks)
 
 
 def assert_compiles_into_one_graph(dynamic: bool) -> None:

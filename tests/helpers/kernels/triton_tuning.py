@@ -109,7 +109,7 @@ def assert_wrong_tiles_are_found_out(folder: Path) -> None:
     def broken(operands, plan, pass_outputs, tiles):
         outputs = forward_pass(operands, plan, pass_outputs, USUAL)
         if tiles == OTHER:
-            outputs[0][1] *= 1.1
+            outputs.state_SR[1] *= 1.1
         if tiles == INTERPRETED_TILES[2]:
             raise OutOfResources(300_000, 232_448, "shared memory")
         return outputs

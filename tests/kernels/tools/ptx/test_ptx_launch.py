@@ -13,12 +13,14 @@ pytest.importorskip("triton", reason="triton comes with torch's CUDA build only"
 
 import triton_behaviour as behaviour
 import triton_labels
+from many_heads import ManyHeads, assert_heads_as_in_float64
 from ptx_cases import SHAPES, LossCase, builds_run, cases, errors_in_bounds
 from ptx_twin import TwinExecutor
 from ptx_works import merge_work
 from triton_cases import Case
 
-from rlpheads.kernels.gpu import triton_launch
+from rlpheads.kernels.gpu import triton_gradient_launch, triton_launch
+from rlpheads.kernels.gpu.triton_gradient_launch import SortedLabels
 from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS
 from rlpheads.kernels.tools.aot_kernels import builds
 from rlpheads.kernels.tools.ptx.__main__ import main
@@ -53,6 +55,23 @@ def test_tiles_without_labels_on_each_chip(chip: int) -> None:
     case = Case(64, 72, 150, "unlikelihood", seed=2, labels_from=140)
     found, _ = errors_in_bounds(LossCase(case), chip, late=True, seed=1)
     assert max(found.values()) <= 1, found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("chip", "case"),
+    [
+        (80, ManyHeads((72, 72), 7, 150, "uniform", seed=3)),
+        (90, ManyHeads((72, 0, 72, 0), 7, 150, "entropy", seed=1)),
+        (100, ManyHeads((72, 72), 7, 150, "unlikelihood", seed=2)),
+    ],
+    ids=str,
+)
+def test_heads_in_the_same_launches(chip: int, case: ManyHeads) -> None:
+    """Heads are a dimension of each grid: ragged rows and classes of one lie beside the next one's."""
+    with executed(chip, TwinExecutor, late=True, seed=1) as executor:
+        assert_heads_as_in_float64(case)
+    assert max(launch.grid[1] for launch in executor.launches) == len(case.widths)
 
 
 @pytest.mark.slow
@@ -113,11 +132,11 @@ def test_rows_beyond_two_to_the_31(chip: int, far: str) -> None:
         exp_RK, gradient_KD = apart(140, 139, strides["exponentials"], BF16), apart(139, 64, strides["gradient"], FP32)
         operands = triton_launch.Operands(x_BD, w_KD, None, labels_LB, 0)
         with executed(chip, seed=3):
-            reference = triton_launch.row_shifts(operands, False)
+            reference = triton_launch.row_shifts(operands, torch.empty(3, 140), False)
             tiles = triton_launch.tiles_for(operands, has_base=False)
             triton_launch.class_tiles(operands, reference, triton_launch.SlabBuffers(exp_RK), tiles)
-            terms = triton_launch.LabelTerms(labels_LB, torch.ones(1, 140), 0)
-            triton_launch.add_label_rows(gradient_KD, None, x_BD, terms)
+            ordered = SortedLabels.of(operands)
+            triton_gradient_launch.add_label_rows(gradient_KD, None, operands, ordered, torch.ones(1, 140))
         found.append((exp_RK.clone(), gradient_KD.clone()))
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 

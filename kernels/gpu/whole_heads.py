@@ -1,0 +1,335 @@
+"""Whole heads on a CUDA GPU, all in the same launches: the loss of several heads by `impl="triton"`.
+
+The stages of `rlpheads.kernels.gpu.triton_loss` serve class ranges, whose statistics must be exchanged between them. A head
+that is held whole needs no exchange: one operator here goes from features and weights to every value and coefficient, and
+heads are a dimension of each launch. Heads are taken in groups of equal widths and dtypes, as large as `SlabPlan` and
+STACKED_BYTES allow: a group's weights are written one after another in the products' dtype, a cast that is made anyway.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlpheads.kernels.first_derivative import refuse_second_derivative
+from rlpheads.kernels.gpu.slab_plan import PassOutputs
+from rlpheads.kernels.gpu.triton_loss import (
+    HeadsInMemory,
+    Shape,
+    class_gradients,
+    operands_of,
+    pass_shapes,
+    run_forward_pass,
+)
+from rlpheads.kernels.label_source import concatenate
+from rlpheads.kernels.rows.partials import Exponentials, LogitGradient
+
+STACKED_BYTES = 256 * 2**20
+"""Weights of a group, in the dtype of the products, unless one head alone has more."""
+
+Losses = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor]
+"""The members of `RandomLabelLoss`, in their order."""
+
+
+class WholeHeads(NamedTuple):
+    """Features, weight and bias of each head, and the labels of all heads' rows, one head after another."""
+
+    features: list[Tensor]
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    labels_LR: Tensor
+    first_weight_R: Tensor | None
+    """Weight of the first of two labels; None where rows have one."""
+
+    def of(self, heads: slice) -> "WholeHeads":
+        """Some of the heads, one after another."""
+        if heads == slice(0, len(self.weights)):
+            return self
+        num_rows = self.labels_LR.shape[1] // len(self.weights)
+        rows = slice(heads.start * num_rows, heads.stop * num_rows)
+        first_weight_R = None if self.first_weight_R is None else self.first_weight_R[rows]
+        lists = (self.features[heads], self.weights[heads], self.biases[heads])
+        return WholeHeads(*lists, self.labels_LR[:, rows], first_weight_R)
+
+
+class Wanted(NamedTuple):
+    """What is computed beside cross-entropy and measures."""
+
+    regularizer: str | None
+    joint: bool
+    for_classes: bool
+    """A gradient of a weight or bias will be asked for."""
+    for_features: bool
+    memory_budget: int
+    """Bytes of exponentials that each head may keep."""
+
+
+def whole_head_losses(heads: WholeHeads, wanted: Wanted) -> Losses:
+    """The members of `RandomLabelLoss` of all heads' rows, (R,), with their gradient routes attached."""
+    groups = [_group_losses(heads.of(some), wanted) for some in _groups(heads, wanted)]
+    if len(groups) == 1:
+        return groups[0]
+    members = [None if parts[0] is None else concatenate(parts) for parts in zip(*groups, strict=True)]
+    return tuple(members)  # type: ignore[return-value]
+
+
+def _groups(heads: WholeHeads, wanted: Wanted) -> list[slice]:
+    """Heads one after another that share their launches."""
+    groups: list[slice] = []
+    last: object = None
+    for number in range(len(heads.weights)):
+        kind = _kind(heads, number)
+        if kind == last and groups[-1].stop - groups[-1].start < _together(heads, number, wanted):
+            groups[-1] = slice(groups[-1].start, number + 1)
+        else:
+            groups.append(slice(number, number + 1))
+        last = kind
+    return groups
+
+
+def _kind(heads: WholeHeads, number: int) -> object:
+    """What heads of one group have in common: width and dtypes."""
+    features_BD, bias_K = heads.features[number], heads.biases[number]
+    bias_dtype = None if bias_K is None else bias_K.dtype
+    return features_BD.shape[1], features_BD.dtype, heads.weights[number].dtype, bias_dtype
+
+
+def _together(heads: WholeHeads, number: int, wanted: Wanted) -> int:
+    """How many heads like this one a group may have: one where its pass takes several slabs."""
+    features_BD, weight_KD = heads.features[number], heads.weights[number]
+    plan = _in_memory(heads.of(slice(number, number + 1))).plan(
+        wanted.memory_budget if wanted.for_classes else None, _outputs(wanted)
+    )
+    return 1 if plan.num_slabs > 1 else STACKED_BYTES // (weight_KD.numel() * features_BD.dtype.itemsize)
+
+
+def _outputs(wanted: Wanted) -> PassOutputs:
+    return PassOutputs.of(wanted.regularizer, products=wanted.for_features)
+
+
+def _in_memory(heads: WholeHeads) -> HeadsInMemory:
+    """One head as it is, several copied side by side: features that all read once, weights in the features' dtype."""
+    features_BD, weight_KD, bias_K = heads.features[0], heads.weights[0], heads.biases[0]
+    if len(heads.weights) == 1:
+        return HeadsInMemory(features_BD, weight_KD, bias_K, heads.labels_LR)
+    if any(each is not features_BD for each in heads.features):
+        features_BD = torch.cat(heads.features)
+    stacked_HKD = weight_KD.new_empty((len(heads.weights), *weight_KD.shape), dtype=features_BD.dtype)
+    torch._foreach_copy_(list(stacked_HKD.unbind()), heads.weights)
+    biases = [each for each in heads.biases if each is not None]
+    return HeadsInMemory(
+        features_BD,
+        stacked_HKD.flatten(0, 1),
+        torch.cat(biases) if biases else None,
+        heads.labels_LR,
+        num_heads=len(heads.weights),
+    )
+
+
+def _group_losses(heads: WholeHeads, wanted: Wanted) -> Losses:
+    """The losses of heads of one group."""
+    with torch.no_grad():
+        in_memory = _in_memory(heads)
+        found = _Forward._make(_forward_op(*in_memory, heads.first_weight_R, *wanted))
+    places = _distinct_places(heads.features)
+    loss_R, regularizer_R, joint_R = found.cross_entropy_R, found.regularizer_R, found.joint_R
+    if wanted.for_classes:
+        loss_R = _ClassRoute.apply(_Held((loss_R,)), in_memory, found, *heads.weights, *heads.biases)
+    if wanted.for_features:
+        distinct = [each for number, each in enumerate(heads.features) if places[number] not in places[:number]]
+        if wanted.regularizer is not None:
+            regularizer_R = _FeatureRoute.apply(_Held((regularizer_R, found.regularizer_RD)), places, *distinct)
+        if wanted.joint:
+            joint_R = _FeatureRoute.apply(_Held((joint_R, found.joint_RD)), places, *distinct)
+    return (
+        loss_R,
+        regularizer_R if wanted.regularizer is not None else None,
+        joint_R if wanted.joint else None,
+        *(found.hit_R, found.bits_R, found.margin_R, found.lse_R),
+    )
+
+
+def _distinct_places(features: Sequence[Tensor]) -> tuple[int, ...]:
+    """Of each head the number of its features among the distinct ones, in the order of their first head."""
+    numbers: dict[int, int] = {}
+    return tuple(numbers.setdefault(id(features_BD), len(numbers)) for features_BD in features)
+
+
+class _Held(NamedTuple):
+    """Tensors that a route takes as they are: autograd does not see them, so that they need no copy to become outputs."""
+
+    tensors: tuple[Tensor, ...]
+
+
+class _ClassRoute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, held: _Held, heads: HeadsInMemory, found: "_Forward", *parameters: Tensor | None) -> Tensor:
+        # Weights are read again only where exponentials were not kept.
+        exponentials = Exponentials(found.kept_RK, found.shift_CR, found.base_CR)
+        gradient = LogitGradient(found.scale_CR, found.label_LR)
+        ctx.save_for_backward(*heads[:4], *exponentials, *gradient)
+        ctx.num_heads = heads.num_heads
+        ctx.dtypes = [None if parameter is None else parameter.dtype for parameter in parameters]
+        return held.tensors[0]
+
+    @staticmethod
+    @refuse_second_derivative
+    def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
+        saved, num_heads = ctx.saved_tensors, ctx.num_heads
+        features_RD, weight_KD, bias_K, labels_LR, *exponentials, scale_CR, label_LR = saved
+        needed = ctx.needs_input_grad[3:]
+        wanted = any(needed[:num_heads]), any(needed[num_heads:])
+        bias_dtype = ctx.dtypes[num_heads] or ctx.dtypes[0]
+        gradients = class_gradients(
+            HeadsInMemory(features_RD, weight_KD, bias_K, labels_LR, num_heads=num_heads),
+            Exponentials(*exponentials),
+            LogitGradient(upstream_R * scale_CR, upstream_R * label_LR),
+            (ctx.dtypes[0], bias_dtype),
+            wanted,
+        )
+        each: list[Tensor | None] = []
+        for gradient, is_wanted in zip(gradients, wanted, strict=True):
+            each += gradient.unflatten(0, (num_heads, -1)).unbind() if is_wanted else [None] * num_heads
+        return (None, None, None, *(one if is_needed else None for one, is_needed in zip(each, needed, strict=True)))
+
+
+class _FeatureRoute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, held: _Held, places: tuple[int, ...], *features: Tensor) -> Tensor:
+        value_R, gradient_RD = held.tensors
+        ctx.save_for_backward(gradient_RD)
+        ctx.places, ctx.dtype, ctx.num_features = places, features[0].dtype, len(features)
+        return value_R
+
+    @staticmethod
+    @refuse_second_derivative
+    def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_RD,) = ctx.saved_tensors
+        num_heads, num_features = len(ctx.places), ctx.num_features
+        draws = num_heads // num_features
+        # Heads that read the same features mostly stand side by side, as the draws of a tap do.
+        in_runs = ctx.places == tuple(place for place in range(num_features) for _ in range(draws))
+        readers = num_features if in_runs else num_heads
+        of_readers = _weigh_op(gradient_RD, upstream_R, num_heads, readers, ctx.dtype)
+        each = of_readers.unflatten(0, (readers, -1)).unbind()
+        if in_runs:
+            return (None, None, *each)
+        sums: list[Tensor] = []
+        for place, one_BD in zip(ctx.places, each, strict=True):
+            if place == len(sums):
+                sums.append(one_BD)
+            else:
+                sums[place] = sums[place] + one_BD
+        return (None, None, *sums)
+
+
+# --------------------------------------------------------------------------------------------------------- the operators
+
+
+class _Forward(NamedTuple):
+    """What the forward operator returns; gradients that are not wanted are empty."""
+
+    cross_entropy_R: Tensor
+    joint_R: Tensor
+    regularizer_R: Tensor
+    bits_R: Tensor
+    margin_R: Tensor
+    lse_R: Tensor
+    hit_R: Tensor
+    scale_CR: Tensor
+    label_LR: Tensor
+    kept_RK: Tensor
+    shift_CR: Tensor
+    base_CR: Tensor
+    regularizer_RD: Tensor
+    joint_RD: Tensor
+
+
+@torch.library.custom_op("rlpheads::triton_heads", mutates_args=(), device_types=("cpu", "cuda"))
+def _forward_op(
+    features_RD: Tensor,
+    weight_KD: Tensor,
+    bias_K: Tensor | None,
+    labels_LR: Tensor,
+    start: int,
+    num_heads: int,
+    first_weight_R: Tensor | None,
+    regularizer: str | None,
+    joint: bool,
+    for_classes: bool,
+    for_features: bool,
+    memory_budget: int,
+) -> list[Tensor]:
+    from rlpheads.kernels.gpu import triton_gradient_launch as launch
+
+    heads = HeadsInMemory(features_RD, weight_KD, bias_K, labels_LR, start, num_heads)
+    wanted = Wanted(regularizer, joint, for_classes, for_features, memory_budget)
+    if labels_LR.shape[1] == 0:
+        return [shape.zeros(features_RD) for shape in _forward_shapes(heads, wanted)]
+    outputs = _outputs(wanted)
+    operands = operands_of(heads)
+    found = run_forward_pass(heads, heads.plan(memory_budget if for_classes else None, outputs), outputs)
+    terms = launch.row_terms(
+        operands, (found.state_SR, found.label_stats_FR, found.shift_CR), first_weight_R, regularizer
+    )
+    regularizer_RD, joint_RD = (features_RD.new_empty(0, features_RD.shape[1], dtype=torch.float32) for _ in range(2))
+    if for_features and regularizer is not None:
+        factors = terms.exp_R, terms.moment_R if outputs.moments else None, terms.own_LR
+        regularizer_RD = launch.feature_gradients(operands, found.sums, factors, uniform=regularizer == "uniform")
+    if for_features and joint:
+        joint_RD = launch.feature_gradients(
+            operands, found.sums, (terms.scale_CR[-1], None, terms.label_LR), uniform=False
+        )
+    kept = found.kept_RK, found.shift_CR, found.base_CR
+    return [*terms.values, terms.hit_R, terms.scale_CR, terms.label_LR, *kept, regularizer_RD, joint_RD]
+
+
+def _forward_shapes(heads: HeadsInMemory, wanted: Wanted) -> list[Shape]:
+    (labels_a_row, num_rows), num_features = heads.labels_LR.shape, heads.features_RD.shape[1]
+    outputs = _outputs(wanted)
+    plan = heads.plan(wanted.memory_budget if wanted.for_classes else None, outputs)
+    of_features = wanted.for_features and wanted.regularizer is not None, wanted.for_features and wanted.joint
+    return [
+        *[Shape((num_rows,))] * 6,
+        Shape((num_rows,), torch.bool),
+        *(Shape((plan.num_slabs, num_rows)), Shape((labels_a_row, num_rows))),
+        *pass_shapes(heads, plan, outputs)[-3:],
+        *(Shape((num_rows * is_wanted, num_features)) for is_wanted in of_features),
+    ]
+
+
+@_forward_op.register_fake
+def _(
+    features_RD: Tensor,
+    weight_KD: Tensor,
+    bias_K: Tensor | None,
+    labels_LR: Tensor,
+    start: int,
+    num_heads: int,
+    first_weight_R: Tensor | None,
+    regularizer: str | None,
+    joint: bool,
+    for_classes: bool,
+    for_features: bool,
+    memory_budget: int,
+) -> list[Tensor]:
+    heads = HeadsInMemory(features_RD, weight_KD, bias_K, labels_LR, start, num_heads)
+    wanted = Wanted(regularizer, joint, for_classes, for_features, memory_budget)
+    return [shape.empty(features_RD) for shape in _forward_shapes(heads, wanted)]
+
+
+@torch.library.custom_op("rlpheads::triton_weigh_features", mutates_args=(), device_types=("cpu", "cuda"))
+def _weigh_op(gradient_RD: Tensor, upstream_R: Tensor, num_heads: int, readers: int, dtype: torch.dtype) -> Tensor:
+    """Upstream times dL/dx of every row, summed over the heads of each reader, (readers·B, D)."""
+    from rlpheads.kernels.gpu.triton_gradient_launch import weigh_features
+
+    out_RD = gradient_RD.new_empty(len(gradient_RD) // num_heads * readers, gradient_RD.shape[1], dtype=dtype)
+    if out_RD.numel():
+        weigh_features(out_RD, gradient_RD, upstream_R.contiguous(), num_heads)
+    return out_RD
+
+
+@_weigh_op.register_fake
+def _(gradient_RD: Tensor, upstream_R: Tensor, num_heads: int, readers: int, dtype: torch.dtype) -> Tensor:
+    return gradient_RD.new_empty(len(gradient_RD) // num_heads * readers, gradient_RD.shape[1], dtype=dtype)

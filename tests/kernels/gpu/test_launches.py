@@ -1,0 +1,31 @@
+"""How much the loss of a step launches on a GPU, counted under Triton's interpreter: these figures must not grow."""
+
+import pytest
+
+pytest.importorskip("triton", reason="triton comes with torch's CUDA build only")
+
+import launch_counter
+from launch_counter import Step
+from triton_interpreter import Interpreter
+
+STEPS = [
+    (Step(1, 1000, None), 14),
+    (Step(1, 1000, "unlikelihood"), 17),
+    (Step(1, 1000, "uniform"), 18),
+    (Step(1, 1000, "entropy"), 22),
+    (Step(12, 1000, None), 17),
+    (Step(12, 1000, "uniform"), 23),
+]
+"""Forward and backward with biases, labels from a table, features in bfloat16 and weights in float32. Twelve heads have as many
+launches at 1,000 labels as at 10,000, where they are one group, too (test_whole_heads.py)."""
+
+
+@pytest.mark.parametrize(("step", "most"), STEPS, ids=str)
+def test_launches_of_a_step(interpreter: Interpreter, step: Step, most: int) -> None:
+    launches = interpreter(launch_counter.launches_of, step)
+    assert launches.total <= most, (launches.total, launches.aten, launches.triton)
+
+
+def test_nothing_waits_for_a_value(interpreter: Interpreter) -> None:
+    """A CUDA graph can hold the step: it reads nothing on the host, and launches the same whatever the values are."""
+    interpreter(launch_counter.assert_launches_do_not_depend_on_values)
