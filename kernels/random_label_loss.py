@@ -17,8 +17,10 @@ from torch import Tensor
 
 from rlpheads.kernels import arguments
 from rlpheads.kernels.batched.batched_loss import BatchedLabels, BatchedTerms, batched_losses
+from rlpheads.kernels.batched.stacked_heads import uses_stacks
 from rlpheads.kernels.batched.written_rows import WrittenHeads
 from rlpheads.kernels.gpu.triton_labels import gather_by_triton
+from rlpheads.kernels.gpu.triton_loss import unsupported_reason
 from rlpheads.kernels.gpu.whole_heads import Wanted, WholeHeads, whole_head_losses
 from rlpheads.kernels.head_gradient import Consumer, HandingOver
 from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
@@ -192,7 +194,10 @@ def random_label_losses(
         )  # of larger heads the consumer takes the gradient
     if impl != "reference" and may_transform():
         check_no_transform(_tensors(heads, label_list, pair_list))
-    row_labels_given = _gather_labels_of_rows(label_list, pair_list, chosen)
+    by_triton = chosen == "triton" or (
+        chosen == "batched" and uses_stacks(heads.features[0].device) and not unsupported_reason(heads.features[0])
+    )
+    row_labels_given = _gather_labels_of_rows(label_list, pair_list, by_triton)
     dtype = accumulation_dtype(heads.features[0], heads.weights[0])
     heads = _cast_to_autocast_dtype(heads)
     if chosen == "batched":
@@ -249,11 +254,11 @@ def _tensors(heads: _Heads, labels: list[Labels], pairs: list[Pair | None]) -> l
     return [*heads.features, *heads.weights, *biases, *of_labels, *(weight_B for _, weight_B in given)]
 
 
-def _gather_labels_of_rows(labels: list[Labels], pairs: list[Pair | None], impl: str) -> BatchedLabels:
+def _gather_labels_of_rows(labels: list[Labels], pairs: list[Pair | None], by_triton: bool) -> BatchedLabels:
     """Return the labels of all heads' rows, one head after another."""
     given = [pair for pair in pairs if pair is not None]
     sources = [*labels, *(second for second, _ in given)]
-    index_R = gather_labels(sources, gather_by_triton if impl == "triton" else None)
+    index_R = gather_labels(sources, gather_by_triton if by_triton else None)
     first_weight_R = concatenate([weight_B for _, weight_B in given]) if given else None
     return BatchedLabels(index_R.unflatten(0, (2 if given else 1, -1)), first_weight_R)
 

@@ -12,6 +12,12 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.batched.batched_native import MAX_LABELS_OF_LOOPS, NativeBatch, native_batch
+from rlpheads.kernels.batched.stacked_heads import (
+    stacked_class_gradients,
+    stacked_feature_gradients,
+    stacked_rows,
+    uses_stacks,
+)
 from rlpheads.kernels.batched.written_rows import (
     WrittenHeads,
     WrittenRows,
@@ -122,7 +128,8 @@ class _FeatureRoute(torch.autograd.Function):
     @refuse_second_derivative
     def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
         gradient_RK, *weights = ctx.saved_tensors
-        sums = _feature_gradients_op(weights, gradient_RK * upstream_R[:, None], ctx.places)
+        dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else gradient_RK.dtype
+        sums = _feature_gradients_op(weights, gradient_RK * upstream_R[:, None], ctx.places, dtype)
         return (None, None, None, *map(_in_dtype, sums, ctx.dtypes), *[None] * len(weights))
 
 
@@ -147,50 +154,57 @@ def _register(name: str, schema: str, function: Any, shape: Any) -> Any:
     _LIBRARY.define(f"{name}({schema}")
     _LIBRARY.impl(name, function, _KEY)
     torch.library.register_fake(f"rlpheads::{name}", shape, lib=_LIBRARY)
+    IMPLEMENTATIONS[f"rlpheads::{name}"] = function
     return getattr(torch.ops.rlpheads, name).default
 
 
-def _compute_rows(
-    features: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    index_LR: Tensor,
-    first_weight_R: Tensor | None,
-    kind: str | None,
-    for_classes: bool,
-    for_features: bool,
-) -> list[Tensor]:
-    heads, dtype = WrittenHeads(features, weights, biases), accumulation_dtype(features[0], weights[0])
-    native, wanted = native_batch(dtype, index_LR.device), (for_classes, for_features)
-    with torch.autocast(index_LR.device.type, enabled=False):
-        logits_RK = None if native and weights[0].shape[0] <= MAX_LABELS_OF_LOOPS else batched_logits(heads, dtype)
-        if native is None and index_LR.device.type == "cpu":
-            check_values_on_host(index_LR, first_weight_R, weights[0].shape[0])
-        if native is not None:
-            rows = native.forward(heads, (index_LR, first_weight_R), kind, wanted, logits_RK)
+IMPLEMENTATIONS: dict[str, Any] = {}
+"""What each operator calls."""
+
+
+class _ForwardCall(NamedTuple):
+    """Arguments of the forward operator."""
+
+    features: list[Tensor]
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    index_LR: Tensor
+    first_weight_R: Tensor | None
+    kind: str | None
+    for_classes: bool
+    for_features: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the sums."""
+        return accumulation_dtype(self.features[0], self.weights[0])
+
+
+def _compute_rows(*arguments: Any) -> list[Tensor]:
+    call = _ForwardCall(*arguments)
+    heads, labels, device = WrittenHeads(*call[:3]), (call.index_LR, call.first_weight_R), call.index_LR.device
+    wanted, num_labels = (call.for_classes, call.for_features), call.weights[0].shape[0]
+    with torch.autocast(device.type, enabled=False):
+        if uses_stacks(device):
+            rows = stacked_rows(heads, labels, call.kind, wanted, call.dtype)
+        elif native := native_batch(call.dtype, device):
+            logits_RK = None if num_labels <= MAX_LABELS_OF_LOOPS else batched_logits(heads, call.dtype)
+            rows = native.forward(heads, labels, call.kind, wanted, logits_RK)
         else:
-            assert logits_RK is not None
-            rows = written_rows(logits_RK, row_labels(index_LR, first_weight_R, dtype), kind, wanted)
+            check_values_on_host(*labels, num_labels)
+            rows = written_rows(batched_logits(heads, call.dtype), row_labels(*labels, call.dtype), call.kind, wanted)
     nothing = rows.lse_R.new_empty(0)
     return [nothing if each is None else each for each in rows]
 
 
-def _shape_of_rows(
-    features: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    index_LR: Tensor,
-    first_weight_R: Tensor | None,
-    kind: str | None,
-    for_classes: bool,
-    for_features: bool,
-) -> list[Tensor]:
-    dtype, num_rows = accumulation_dtype(features[0], weights[0]), index_LR.shape[1]
+def _shape_of_rows(*arguments: Any) -> list[Tensor]:
+    call = _ForwardCall(*arguments)
+    num_rows, num_labels = call.index_LR.shape[1], len(call.weights[0])
 
-    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return features[0].new_empty(shape, dtype=dtype)
+    def empty(*shape: int, dtype: torch.dtype = call.dtype) -> Tensor:
+        return call.features[0].new_empty(shape, dtype=dtype)
 
-    matrices = [empty(num_rows, len(weights[0])) if wanted else empty(0) for wanted in (for_classes, for_features)]
+    matrices = [empty(num_rows, num_labels) if wanted else empty(0) for wanted in (call.for_classes, call.for_features)]
     return [*(empty(num_rows) for _ in range(5)), empty(num_rows, dtype=torch.bool), *matrices]
 
 
@@ -198,11 +212,13 @@ def _compute_class_gradients(
     features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, wanted: list[bool]
 ) -> list[Tensor]:
     """Those gradients of the weights, then of the biases, that are wanted, in the dtype of that of the logits."""
-    native = _native_loops(gradient_RK)
+    in_stacks = uses_stacks(gradient_RK.device)
+    native = None if in_stacks else _native_loops(gradient_RK)
     if native is not None:
         return native.class_gradients(features, gradient_RK, upstream_R, wanted)
+    compute = stacked_class_gradients if in_stacks else batched_class_gradients
     with torch.autocast(gradient_RK.device.type, enabled=False):
-        of_weights, of_biases = batched_class_gradients(features, gradient_RK, upstream_R)
+        of_weights, of_biases = compute(features, gradient_RK, upstream_R)
     return list(compress([*of_weights, *of_biases], wanted))
 
 
@@ -222,18 +238,40 @@ def _shape_of_class_gradients(
     return [gradient_RK.new_empty(shape) for shape in compress(shapes, wanted)]
 
 
-def _compute_feature_gradients(weights: list[Tensor], gradient_RK: Tensor, places: list[int]) -> list[Tensor]:
-    """Σ of G·W over the heads that read the same features, in the dtype of the gradient."""
-    native = _native_loops(gradient_RK)
+def _compute_feature_gradients(
+    weights: list[Tensor], gradient_RK: Tensor, places: list[int], dtype: torch.dtype
+) -> list[Tensor]:
+    """Σ of G·W over the heads that read the same features, rounded once to a dtype."""
+    in_stacks, all_differ = uses_stacks(gradient_RK.device), max(places) + 1 == len(places)
+    native = None if in_stacks else _native_loops(gradient_RK)
     if native is not None:
-        return native.feature_gradients(weights, gradient_RK, places)
+        return [each.to(dtype) for each in native.feature_gradients(weights, gradient_RK, places)]
     with torch.autocast(gradient_RK.device.type, enabled=False):
-        return batched_feature_gradients(weights, gradient_RK, places)
+        if in_stacks:
+            each = stacked_feature_gradients(weights, gradient_RK, dtype if all_differ else gradient_RK.dtype)
+        else:
+            each = batched_feature_gradients(weights, gradient_RK)
+    return [each_BD.to(dtype) for each_BD in _sums(each, places)]
 
 
-def _shape_of_feature_gradients(weights: list[Tensor], gradient_RK: Tensor, places: list[int]) -> list[Tensor]:
-    num_rows = len(gradient_RK) // len(places)
-    return [gradient_RK.new_empty(num_rows, weights[places.index(n)].shape[1]) for n in range(max(places) + 1)]
+def _sums(each: list[Tensor], places: Sequence[int]) -> list[Tensor]:
+    """Σ over the heads that read the same features."""
+    if max(places) == 0 and len(each) > 1:
+        return [torch.stack(each).sum(0)]
+    sums: list[Tensor] = []
+    for place, each_BD in zip(places, each, strict=True):
+        if place == len(sums):
+            sums.append(each_BD)
+        else:
+            sums[place] = sums[place] + each_BD
+    return sums
+
+
+def _shape_of_feature_gradients(
+    weights: list[Tensor], gradient_RK: Tensor, places: list[int], dtype: torch.dtype
+) -> list[Tensor]:
+    num_rows, widths = len(gradient_RK) // len(places), [weight_KD.shape[1] for weight_KD in weights]
+    return [gradient_RK.new_empty(num_rows, widths[places.index(n)], dtype=dtype) for n in range(max(places) + 1)]
 
 
 _forward_op = _register(
@@ -250,7 +288,7 @@ _class_gradients_op = _register(
 )
 _feature_gradients_op = _register(
     "batched_feature_gradients",
-    "Tensor[] weights, Tensor gradient, int[] places) -> Tensor[]",
+    "Tensor[] weights, Tensor gradient, int[] places, ScalarType dtype) -> Tensor[]",
     _compute_feature_gradients,
     _shape_of_feature_gradients,
 )

@@ -1,4 +1,4 @@
-"""Heads of few labels in plain PyTorch: the logits of all heads written out by one batched product, each row's dL/dz beside.
+"""Heads of few labels in plain PyTorch: the logits of all heads written out, each row's dL/dz beside.
 
 Features of different widths are padded with zeros to the widest. What is written out is what
 `rlpheads.kernels.rows.reference_stages` computes for one head; here no graph is recorded, and a product more is saved.
@@ -61,40 +61,20 @@ def batched_class_gradients(
     return of_weights, list(scaled_HBK.sum(1))
 
 
-def batched_feature_gradients(weights: list[Tensor], gradient_RK: Tensor, places: Sequence[int]) -> list[Tensor]:
-    """Gradients of the distinct features from that of the logits; head h reads those at `places[h]`."""
+def batched_feature_gradients(weights: list[Tensor], gradient_RK: Tensor) -> list[Tensor]:
+    """Gradient of every head's features from that of its logits."""
     gradient_HBK = gradient_RK.unflatten(0, (len(weights), -1))
     features_HBD = _multiply_each(list(gradient_HBK), _in_dtype(weights, gradient_RK.dtype))
-    if max(places) == 0:
-        return [features_HBD.sum(0)]
-    sums: list[Tensor] = []
-    for place, each_BD, weight_KD in zip(places, features_HBD, weights, strict=True):
-        each_BD = each_BD[:, : weight_KD.shape[1]]
-        if place == len(sums):
-            sums.append(each_BD)
-        else:
-            sums[place] = sums[place] + each_BD
-    return sums
+    return [each_BD[:, : weight_KD.shape[1]] for each_BD, weight_KD in zip(features_HBD, weights, strict=True)]
 
 
 def _multiply_each(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
-    """The product of each two matrices, stacked: one batched product on a GPU, products that need no copies on a CPU."""
+    """The product of each two matrices, stacked, by products that need no copies."""
     width = max(right.shape[1] for right in rights)
-    if lefts[0].device.type != "cpu":
-        return torch.bmm(_stacked(lefts), _stacked(rights))
     products = lefts[0].new_empty(len(lefts), len(lefts[0]), width)
     for product, left, right in zip(products, lefts, rights, strict=True):
         torch.mm(left, right, out=product if right.shape[1] == width else product[:, : right.shape[1]])
     return products
-
-
-def _stacked(matrices: Sequence[Tensor]) -> Tensor:
-    """The matrices of all heads, padded with zeros to the largest; one that all have in common is not copied."""
-    if all(matrix is matrices[0] for matrix in matrices):
-        return matrices[0].expand(len(matrices), -1, -1)
-    height, width = (max(matrix.shape[axis] for matrix in matrices) for axis in (0, 1))
-    padded = [F.pad(each, (0, width - each.shape[1], 0, height - each.shape[0])) for each in matrices]
-    return torch.stack(padded)
 
 
 def _in_dtype(matrices: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

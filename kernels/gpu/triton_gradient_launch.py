@@ -1,6 +1,6 @@
 """Launchers of the kernels of rows and gradients, for all heads at once, as in `rlpheads.kernels.gpu.triton_launch`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -11,6 +11,8 @@ from rlpheads.kernels.gpu import triton_gradient_kernels as kernels
 from rlpheads.kernels.gpu import triton_terms
 from rlpheads.kernels.gpu.triton_launch import EMULATED, Operands
 
+WRITTEN_ENTRIES = 2048
+"""Logits of a block of `written_rows`."""
 TERMS_TILE = {"ROWS": 128, "num_warps": 4}
 SCALE_TILE = {"ROWS": 32, "FEATURES": 128, "num_warps": 4}
 FEATURE_TILE = {"ROWS": 16, "FEATURES": 128, "num_warps": 4}
@@ -60,6 +62,26 @@ def row_terms(
         **TERMS_TILE,
     )
     return terms
+
+
+def written_rows(
+    logits_RK: Tensor, labels_LR: Tensor, first_weight_R: Tensor | None, kind: str | None, out: tuple[Any, ...]
+) -> None:
+    """Fill `out`: six values (R,), hits, and dL/dz (R, K) of cross-entropy and regularizer, None where it is not wanted."""
+    num_rows, num_labels = logits_RK.shape
+    classes = triton.next_power_of_2(num_labels)
+    rows = max(1, min(WRITTEN_ENTRIES // classes, 64))
+    triton_terms.written_rows_kernel[(triton.cdiv(num_rows, rows),)](
+        *(*out, logits_RK, labels_LR, None if first_weight_R is None else first_weight_R.float()),
+        *(num_rows, num_labels),
+        PAIR=len(labels_LR) == 2,
+        KIND=-1 if kind is None else triton_terms.KINDS.index(kind),
+        FOR_CLASSES=out[2] is not None,
+        FOR_FEATURES=out[3] is not None,
+        ROWS=rows,
+        CLASSES=classes,
+        num_warps=4,
+    )
 
 
 class FeatureSums(NamedTuple):

@@ -301,6 +301,8 @@ def finish_tile(  # noqa: C901 - its branches are resolved when it is compiled
         tl.store(tile_max + out_M, largest_M, mask=in_rows_M)
         lift_M = shift_lift(largest_M, shift_M, LIMIT)
     if not PLAIN:
+        # Read once more: kept until here, the labels would be the registers that two blocks a multiprocessor do not have.
+        label_M, _ = load_labels(labels + head * num_rows, rows_M, num_rows, start + first_class, PAIR)
         logits_MN = tl.where(columns_N[None, :] == label_M[:, None], float("-inf"), logits_MN)
     exponent_MN = (logits_MN - shift_M[:, None]) * LOG2_E - lift_M[:, None]
     exp_MN = tl.exp2(exponent_MN)

@@ -4,8 +4,11 @@ Three products, 6·B·K·D operations, is the least that the two routes take, an
 
 1. `class_tiles`: logits of a tile X Wᵀ, and while they are in registers its exponentials E, 0 at the labels, stored in the
    features' dtype, and each row's largest logit, sum and label logits. `merge_tiles` merges the tiles in a fixed order.
-2. U = E·W for the features' gradients, forward, by torch.mm.
-3. V = Eᵀ(v∘x) for the weight's gradient, backward, by torch.mm; `add_label_rows` adds the labels' terms in float32.
+2. U = E·W for the features' gradients, forward, by torch.bmm.
+3. V = Eᵀ(v∘x) for the weight's gradient, backward, by torch.bmm; `add_label_rows` adds the labels' terms in float32, of labels
+   in ascending order, so that equal ones stand side by side.
+
+All heads of a call share the launches of each (`rlpheads.kernels.gpu.whole_heads`); the stages here serve one class range.
 
 The kernels use no atomic operation: two runs give the same bits. With a `memory_budget` too small for E, and for the
 moments of `entropy`, the classes are taken slab by slab, and backward computes E again: four products.

@@ -1,4 +1,4 @@
-"""The Triton kernel of the rows: from each row's sums over the classes to every loss and every gradient's coefficients.
+"""The Triton kernels of the rows: from each row's sums over the classes to every loss and every gradient's coefficients.
 
 What `rlpheads.kernels.rows.row_softmax.merge_partials` and `rlpheads.kernels.rows.terms` compute, for whole heads and in one
 launch for the rows of all of them; the formulas are explained there. First and second label of a row are `0` and `1` in the
@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 
 from rlpheads.kernels.gpu.triton_kernels import LN_2, LOG2_E
+from rlpheads.kernels.rows import partials
+
+NO_CLASS_SHIFT = tl.constexpr(partials.NO_CLASS_SHIFT)
 
 KINDS = ("unlikelihood", "uniform", "reversal", "entropy")
 """The regularizers, by their number in the kernels."""
@@ -154,6 +157,32 @@ def terms_of_rows(
 
 
 @triton.jit
+def label_weights(first_weight, present1):
+    """Weights of a row's two labels; one that repeats the first has none."""
+    w1 = tl.where(present1, 1.0 - first_weight, 0.0)
+    return 1.0 - w1, w1
+
+
+@triton.jit
+def join_second_label(before, after, label0, label1, z1):
+    """Largest logits below and above the first label; what leaves the second label out, it joins here."""
+    before = tl.where(label1 < label0, tl.maximum(before, z1), before)
+    return before, tl.where(label1 > label0, tl.maximum(after, z1), after)
+
+
+@triton.jit
+def store_values(values, hit, rows_M, inside_M, loss_M, value_M, log_p_M, lse_M, z0_M, before_M, after_M, num_labels):
+    """Write cross-entropy, the same once more for the joint loss, regularizer, bits, margin and log Σ e^z; and the hits."""
+    tl.store(values[0] + rows_M, loss_M, mask=inside_M)
+    tl.store(values[1] + rows_M, loss_M, mask=inside_M)
+    tl.store(values[2] + rows_M, value_M, mask=inside_M)
+    tl.store(values[3] + rows_M, (tl.log(num_labels.to(tl.float32)) + log_p_M) / LN_2, mask=inside_M)
+    tl.store(values[4] + rows_M, z0_M - tl.maximum(before_M, after_M), mask=inside_M)
+    tl.store(values[5] + rows_M, lse_M, mask=inside_M)
+    tl.store(hit + rows_M, (z0_M > before_M) & (z0_M >= after_M), mask=inside_M)
+
+
+@triton.jit
 def row_terms_kernel(
     values,
     hit,
@@ -192,11 +221,8 @@ def row_terms_kernel(
         z1_M = tl.load(label_stats + num_rows + rows_M, mask=inside_M, other=0.0)
         present1_M = second_M != label_M
         first_weight_M = tl.load(first_weight + rows_M, mask=inside_M, other=1.0)
-        w1_M = tl.where(present1_M, 1.0 - first_weight_M, 0.0)
-        w0_M = 1.0 - w1_M
-        # The sums' maxima leave the second label out; here it joins.
-        before_M = tl.where(second_M < label_M, tl.maximum(before_M, z1_M), before_M)
-        after_M = tl.where(second_M > label_M, tl.maximum(after_M, z1_M), after_M)
+        w0_M, w1_M = label_weights(first_weight_M, present1_M)
+        before_M, after_M = join_second_label(before_M, after_M, label_M, second_M, z1_M)
     shift_M = tl.load(slab_shift + (num_slabs - 1) * num_rows + rows_M, mask=inside_M, other=0.0)
     sum_M = tl.load(state + num_rows + rows_M, mask=inside_M, other=1.0)
     moment_M = tl.load(state + 2 * num_rows + rows_M, mask=inside_M, other=0.0)
@@ -204,13 +230,9 @@ def row_terms_kernel(
     row_shift_M, inverse_M, log_p_M, lse_M, loss_M, label0_M, label1_M, value_M, exp_M, own_moment_M, own0_M, own1_M = (
         terms_of_rows(*(shift_M, sum_M, moment_M, logits_M, z0_M, z1_M, present1_M, w0_M, w1_M, num_labels, PAIR, KIND))
     )
-    tl.store(values[0] + rows_M, loss_M, mask=inside_M)
-    tl.store(values[1] + rows_M, loss_M, mask=inside_M)
-    tl.store(values[2] + rows_M, value_M, mask=inside_M)
-    tl.store(values[3] + rows_M, (tl.log(num_labels.to(tl.float32)) + log_p_M) / LN_2, mask=inside_M)
-    tl.store(values[4] + rows_M, z0_M - tl.maximum(before_M, after_M), mask=inside_M)
-    tl.store(values[5] + rows_M, lse_M, mask=inside_M)
-    tl.store(hit + rows_M, (z0_M > before_M) & (z0_M >= after_M), mask=inside_M)
+    store_values(
+        *(values, hit, rows_M, inside_M, loss_M, value_M, log_p_M, lse_M, z0_M, before_M, after_M, num_labels),
+    )
     for slab in range(num_slabs):
         at_M = slab * num_rows + rows_M
         of_slab_M = tl.load(slab_shift + at_M, mask=inside_M, other=0.0)
@@ -222,3 +244,83 @@ def row_terms_kernel(
     if PAIR:
         tl.store(label_gradient + num_rows + rows_M, label1_M, mask=inside_M)
         tl.store(own_gradient + num_rows + rows_M, own1_M, mask=inside_M)
+
+
+@triton.jit
+def written_rows_kernel(
+    values,
+    hit,
+    class_gradient,
+    feature_gradient,
+    logits,
+    labels,
+    first_weight,
+    num_rows,
+    num_labels,
+    PAIR: tl.constexpr,
+    KIND: tl.constexpr,
+    FOR_CLASSES: tl.constexpr,
+    FOR_FEATURES: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+):
+    """Rows of heads with few labels, from their written logits: values, and dL/dz of cross-entropy and regularizer.
+
+    `values` as for `row_terms_kernel`; a block holds whole rows.
+    """
+    rows_M = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns_1N = tl.arange(0, CLASSES)[None, :]
+    inside_M = rows_M < num_rows
+    is_class_MN = inside_M[:, None] & (columns_1N < num_labels)
+    at_MN = rows_M.to(tl.int64)[:, None] * num_labels + columns_1N
+    logits_MN = tl.load(logits + at_MN, mask=is_class_MN, other=0.0)
+    label0_M = tl.load(labels + rows_M, mask=inside_M, other=0)
+    is_first_MN = columns_1N == label0_M[:, None]
+    is_second_MN = is_first_MN
+    z0_M = tl.sum(tl.where(is_first_MN, logits_MN, 0.0), 1)
+    z0_M = tl.where((label0_M >= 0) & (label0_M < num_labels), z0_M, float("-inf"))
+    z1_M, w0_M, w1_M, present1_M = z0_M, tl.full((ROWS,), 1.0, tl.float32), tl.zeros((ROWS,), tl.float32), inside_M
+    is_other_MN = is_class_MN & (columns_1N != label0_M[:, None])
+    if PAIR:
+        label1_M = tl.load(labels + num_rows + rows_M, mask=inside_M, other=0)
+        is_second_MN = columns_1N == label1_M[:, None]
+        z1_M = tl.sum(tl.where(is_second_MN, logits_MN, 0.0), 1)
+        z1_M = tl.where((label1_M >= 0) & (label1_M < num_labels), z1_M, float("-inf"))
+        present1_M = label1_M != label0_M
+        w0_M, w1_M = label_weights(tl.load(first_weight + rows_M, mask=inside_M, other=1.0), present1_M)
+        is_other_MN = is_other_MN & (columns_1N != label1_M[:, None])
+    others_MN = tl.where(is_other_MN, logits_MN, float("-inf"))
+    before_M = tl.max(tl.where(columns_1N < label0_M[:, None], others_MN, float("-inf")), 1)
+    after_M = tl.max(tl.where(columns_1N > label0_M[:, None], others_MN, float("-inf")), 1)
+    largest_M = tl.maximum(before_M, after_M)
+    shift_M = tl.where(largest_M > float("-inf"), largest_M, NO_CLASS_SHIFT)
+    if PAIR:
+        before_M, after_M = join_second_label(before_M, after_M, label0_M, label1_M, z1_M)
+    offset_MN = tl.where(is_other_MN, logits_MN - shift_M[:, None], 0.0)
+    exp_MN = tl.where(is_other_MN, exponential(offset_MN), 0.0)
+    moment_MN = exp_MN * offset_MN
+    sum_M = tl.sum(exp_MN, 1)
+    row_shift_M, inverse_M, log_p_M, lse_M, loss_M, own0_M, own1_M, value_M, exp_M, moment_M, other0_M, other1_M = (
+        terms_of_rows(
+            *(shift_M, sum_M, tl.sum(moment_MN, 1), tl.sum(tl.where(is_class_MN, logits_MN, 0.0), 1)),
+            *(z0_M, z1_M, present1_M, w0_M, w1_M, num_labels, PAIR, KIND),
+        )
+    )
+    store_values(
+        *(values, hit, rows_M, inside_M, loss_M, value_M, log_p_M, lse_M, z0_M, before_M, after_M, num_labels),
+    )
+    if FOR_CLASSES:
+        scale_M = inverse_M * exponential(shift_M - row_shift_M)
+        gradient_MN = tl.where(is_first_MN, own0_M[:, None], exp_MN * scale_M[:, None])
+        if PAIR:
+            gradient_MN += tl.where(is_second_MN, own1_M[:, None], 0.0)
+        tl.store(class_gradient + at_MN, gradient_MN, mask=is_class_MN)
+    if FOR_FEATURES:
+        gradient_MN = tl.where(is_first_MN, other0_M[:, None], exp_MN * exp_M[:, None])
+        if KIND == ENTROPY:
+            gradient_MN += moment_MN * moment_M[:, None]
+        if PAIR:
+            gradient_MN += tl.where(is_second_MN, other1_M[:, None], 0.0)
+        if KIND == UNIFORM:
+            gradient_MN -= 1.0 / num_labels
+        tl.store(feature_gradient + at_MN, gradient_MN, mask=is_class_MN)

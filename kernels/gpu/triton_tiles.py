@@ -99,9 +99,9 @@ def chip_tiles(capability: int, dtype: torch.dtype, num_rows: int, *, rich: bool
     chip = max((known for known in KNOWN_CHIPS if known <= capability), default=KNOWN_CHIPS[0])
     fitted = []
     for tiles in (FLOAT_TILES if dtype == torch.float32 else HALF_TILES)[chip]:
-        if rich or bias or dtype == torch.float16:
+        if rich or dtype == torch.float16:
             tiles = replace(tiles, registers=None)
-        if bias and chip == 100:
+        if rich and bias and chip == 100:
             tiles = replace(tiles, rows=64)
         elif num_rows <= 64 < tiles.rows:
             tiles = replace(tiles, rows=64, warps=tiles.warps // 2)

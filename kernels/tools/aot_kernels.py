@@ -243,7 +243,9 @@ def _row_builds(chip: int, *, quick: bool = False) -> list[Build]:
     )
     of_features = _RowKernel(kernels.feature_gradients_kernel, "pair", ("PAIR",), tiles.FEATURE_TILE)
     terms = _RowKernel(triton_terms.row_terms_kernel, "pair", ("PAIR",), tiles.TERMS_TILE)
-    narrow = ("*fp32", "*bf16")
+    few_labels = {"ROWS": tiles.WRITTEN_ENTRIES // 64, "CLASSES": 64, "num_warps": 4}
+    written = _RowKernel(triton_terms.written_rows_kernel, "pair", ("PAIR",), few_labels)
+    narrow, for_both = ("*fp32", "*bf16"), {"FOR_CLASSES": True, "FOR_FEATURES": True}
     kinds = [
         shifts,
         shifts._replace(dtype=torch.float32),
@@ -252,7 +254,8 @@ def _row_builds(chip: int, *, quick: bool = False) -> list[Build]:
         _align_kernel(torch.bfloat16, half),
         _align_kernel(torch.float32, wide),
         *(
-            terms._replace(note=kind, flags={"KIND": triton_terms.KINDS.index(kind)})
+            of_rows._replace(note=kind, flags={"KIND": triton_terms.KINDS.index(kind), **for_both})
+            for of_rows in (terms, written)
             for kind in ("unlikelihood", "uniform", "entropy")
         ),
         *(

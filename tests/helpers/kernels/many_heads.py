@@ -69,9 +69,9 @@ class ManyHeads:
 TOLERANCES = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
-def assert_heads_as_in_float64(case: ManyHeads) -> None:
+def assert_heads_as_in_float64(case: ManyHeads, impl: str = "triton") -> None:
     """Every value and gradient of every head, whatever group it was in."""
-    found, truth = case.losses("triton"), case.losses("reference", torch.float64)
+    found, truth = case.losses(impl), case.losses("reference", torch.float64)
     values = [
         (value, exact)
         for one, two in zip(found[0], truth[0], strict=True)

@@ -15,6 +15,9 @@ STEPS = [
     (Step(1, 1000, "entropy"), 22),
     (Step(12, 1000, None), 17),
     (Step(12, 1000, "uniform"), 23),
+    (Step(1, 10, "uniform", "batched"), 14),
+    (Step(12, 10, None, "batched"), 12),
+    (Step(12, 10, "uniform", "batched"), 18),
 ]
 """Forward and backward with biases, labels from a table, features in bfloat16 and weights in float32. Twelve heads have as many
 launches at 1,000 labels as at 10,000, where they are one group, too (test_whole_heads.py)."""

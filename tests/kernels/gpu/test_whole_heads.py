@@ -27,6 +27,12 @@ def test_heads_as_in_float64(interpreter: Interpreter, case: ManyHeads) -> None:
     interpreter(many_heads.assert_heads_as_in_float64, case)
 
 
+@pytest.mark.parametrize("case", [*CASES[1:2], *CASES[3:]], ids=str)
+def test_heads_of_few_labels_as_in_float64(interpreter: Interpreter, case: ManyHeads) -> None:
+    """Written out by one batched product, and finished by one kernel."""
+    interpreter(many_heads.assert_heads_as_in_float64, case, "batched")
+
+
 @pytest.mark.long
 def test_heads_need_not_require_gradients(interpreter: Interpreter) -> None:
     interpreter(many_heads.assert_heads_need_not_require_gradients)

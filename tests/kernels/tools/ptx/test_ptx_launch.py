@@ -74,6 +74,15 @@ def test_heads_in_the_same_launches(chip: int, case: ManyHeads) -> None:
     assert max(launch.grid[1] for launch in executor.launches) == len(case.widths)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("chip", "kind"), [(80, "uniform"), (90, "entropy"), (100, "unlikelihood")])
+def test_heads_of_few_labels(chip: int, kind: str) -> None:
+    with executed(chip, TwinExecutor, seed=1) as executor:
+        for labels, seed in ((10, 3), (40, 2)):
+            assert_heads_as_in_float64(ManyHeads((24, 16, 0), 7, labels, kind, seed=seed), "batched")
+    assert {launch.program.name for launch in executor.launches} == {"written_rows_kernel"}
+
+
 @pytest.mark.slow
 @chips
 @pytest.mark.parametrize("rows", [64, 128])
@@ -104,6 +113,9 @@ def test_every_kernel_that_is_listed(chip: int, mode: str) -> None:
     with executed(chip, TwinExecutor, late=mode == "late", seed=1) as executor:
         triton_labels.assert_every_kind_of_source()
         merge_work(chip).launch()
+        for kind in ("unlikelihood", "uniform", "entropy"):
+            for seed in (2, 3):
+                assert_heads_as_in_float64(ManyHeads((24, 16), 7, 40, kind, seed=seed), "batched")
     compiled += executor.compiled.values()
     listed = builds(chip)
     missing = {build.name for build in listed} - {build.name for build in builds_run(compiled, listed)}
