@@ -19,6 +19,7 @@ from rlpheads.kernels import arguments
 from rlpheads.kernels.batched.batched_loss import BatchedLabels, BatchedTerms, batched_losses
 from rlpheads.kernels.batched.stacked_heads import uses_stacks
 from rlpheads.kernels.batched.written_rows import WrittenHeads
+from rlpheads.kernels.gpu.kept_operands import KeptOperands
 from rlpheads.kernels.gpu.triton_labels import gather_by_triton
 from rlpheads.kernels.gpu.triton_loss import unsupported_reason
 from rlpheads.kernels.gpu.whole_heads import Wanted, WholeHeads, whole_head_losses
@@ -144,6 +145,7 @@ def random_label_losses(
     impl: str = "auto",
     memory_budget: int | None = None,
     consumer: Consumer | None = None,
+    kept: KeptOperands | None = None,
 ) -> list[RandomLabelLoss]:
     """`random_label_loss` of several heads in one call, which pays the fixed cost of a call once.
 
@@ -161,6 +163,8 @@ def random_label_losses(
         consumer: takes the gradient of each head's weight and bias in the backward pass, before it is made
             (`rlpheads.kernels.head_gradient`); None: `.grad` takes it, as it does with `reference` and
             `batched`, whose heads are small.
+        kept: holds the weights in the dtype of the matrix products from one call to the next, for `triton`, which else casts
+            those of another dtype at every call; None keeps nothing.
 
     Returns:
         One `RandomLabelLoss` for each head, equal to what `random_label_loss` returns for it alone.
@@ -208,7 +212,7 @@ def random_label_losses(
     if chosen == "triton" and consumer is None:
         needs = heads.needs(regularizer, joint, budget)
         wanted = Wanted(regularizer, joint, needs.class_gradients, needs.feature_gradient, budget)
-        loss = RandomLabelLoss(*whole_head_losses(WholeHeads(*heads, *row_labels_given), wanted))
+        loss = RandomLabelLoss(*whole_head_losses(WholeHeads(*heads, *row_labels_given), wanted, kept))
         return _split_by_head(loss, len(weights))
     rows = arguments.check_label_values(row_labels(*row_labels_given, dtype), heads.num_labels)
     if chosen == "reference":

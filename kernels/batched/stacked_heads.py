@@ -36,7 +36,7 @@ def stacked_rows(
         logits_RK = torch.bmm(features_HBD, weights_HKD.mT).flatten(0, 1)
     else:
         logits_RK = torch.baddbmm(biases_HK[:, None], features_HBD, weights_HKD.mT).flatten(0, 1)
-    if few_labels.serves(heads.features[0], logits_RK.shape[1], dtype):
+    if few_labels.runs_few_labels(heads.features[0], logits_RK.shape[1], dtype):
         return WrittenRows._make(few_labels.written_rows_by_triton(logits_RK, *labels, kind, wanted))
     return written_rows(logits_RK, row_labels(*labels, dtype), kind, wanted)
 

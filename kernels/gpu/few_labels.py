@@ -12,7 +12,7 @@ MAX_LABELS = 1024
 """Labels of a row that one block holds; beyond, PyTorch makes of the logits what is needed."""
 
 
-def serves(features_BD: Tensor, num_labels: int, dtype: torch.dtype) -> bool:
+def runs_few_labels(features_BD: Tensor, num_labels: int, dtype: torch.dtype) -> bool:
     """Whether the kernel runs there, for sums in this dtype."""
     return dtype == torch.float32 and num_labels <= MAX_LABELS and unsupported_reason(features_BD) is None
 
@@ -32,6 +32,8 @@ def written_rows_by_triton(
     matrices = [empty(logits_RK.shape) if is_wanted else None for is_wanted in wanted]
     values, hit_R = tuple(empty(len(logits_RK)) for _ in range(6)), empty(len(logits_RK), dtype=torch.bool)
     if len(logits_RK):
-        triton_gradient_launch.written_rows(logits_RK, index_LR, first_weight_R, kind, (values, hit_R, *matrices))
+        triton_gradient_launch.finish_written_rows(
+            logits_RK, index_LR, first_weight_R, kind, (values, hit_R, *matrices)
+        )
     cross_entropy_R, _, *others = values
     return (cross_entropy_R, *others, hit_R, *matrices)

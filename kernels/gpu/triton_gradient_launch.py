@@ -12,7 +12,7 @@ from rlpheads.kernels.gpu import triton_terms
 from rlpheads.kernels.gpu.triton_launch import EMULATED, Operands
 
 WRITTEN_ENTRIES = 2048
-"""Logits of a block of `written_rows`."""
+"""Logits of a block of `finish_written_rows`."""
 TERMS_TILE = {"ROWS": 128, "num_warps": 4}
 SCALE_TILE = {"ROWS": 32, "FEATURES": 128, "num_warps": 4}
 FEATURE_TILE = {"ROWS": 16, "FEATURES": 128, "num_warps": 4}
@@ -64,7 +64,7 @@ def row_terms(
     return terms
 
 
-def written_rows(
+def finish_written_rows(
     logits_RK: Tensor, labels_LR: Tensor, first_weight_R: Tensor | None, kind: str | None, out: tuple[Any, ...]
 ) -> None:
     """Fill `out`: six values (R,), hits, and dL/dz (R, K) of cross-entropy and regularizer, None where it is not wanted."""

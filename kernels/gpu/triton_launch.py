@@ -176,7 +176,7 @@ def row_shifts(operands: Operands, label_stats_FR: Tensor, has_base: bool) -> Ex
     num_rows = operands.num_rows
     shift_R = label_stats_FR.new_empty(label_stats_FR.shape[1])
     base_R = shift_R.new_empty(len(shift_R) if has_base else 0)
-    kernels.row_shifts_kernel[(triton.cdiv(num_rows, SHIFT_TILE["ROWS"]), operands.num_heads)](
+    row_kernels.row_shifts_kernel[(triton.cdiv(num_rows, SHIFT_TILE["ROWS"]), operands.num_heads)](
         *(features_RD, weight_KD, operands.bias_K, operands.labels_LR, shift_R, base_R, label_stats_FR),
         *(num_rows, min(operands.num_classes, FIRST_CLASSES), features_RD.shape[1], operands.start),
         *(operands.rows_apart, operands.num_classes, features_RD.stride(0), weight_KD.stride(0)),

@@ -1,4 +1,4 @@
-"""The Triton kernels beside the pass over the logits: gather labels, exact shifts, merge and align tiles.
+"""The Triton kernels beside the pass over the logits: gather labels, shifts of rows, merge and align tiles.
 
 Each works on little beside the pass over the logits (`rlpheads.kernels.gpu.triton_kernels`, whose conventions hold here too).
 """
@@ -6,7 +6,15 @@ Each works on little beside the pass over the logits (`rlpheads.kernels.gpu.trit
 import triton
 import triton.language as tl
 
-from rlpheads.kernels.gpu.triton_kernels import FLAT_RANGE, LN_2, round_to_nearest, shift_lift
+from rlpheads.kernels.gpu.triton_kernels import (
+    FLAT_RANGE,
+    LN_2,
+    LOG2_E,
+    load_labels,
+    logits_tile,
+    round_to_nearest,
+    shift_lift,
+)
 from rlpheads.kernels.rows import partials
 
 NO_CLASS_SHIFT = tl.constexpr(partials.NO_CLASS_SHIFT)
@@ -29,6 +37,80 @@ def gather_labels_kernel(rows, indices, strides, widths, labels, num_rows, SOURC
             inside_B = in_rows_B & (column_B >= -1) & (column_B < widths[number])
             label_B = tl.load(rows[number] + tl.maximum(column_B, 0) * strides[number], mask=inside_B, other=-1)
             tl.store(labels + number * num_rows + rows_B, label_B.to(tl.int64), mask=in_rows_B)
+
+
+@triton.jit
+def row_shifts_kernel(
+    features,
+    weight,
+    bias,
+    labels,
+    shift,
+    base,
+    label_stats,
+    num_rows,
+    num_classes,
+    num_features,
+    start,
+    rows_apart,
+    classes_apart,
+    stride_x,
+    stride_w,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FEATURES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PAIR: tl.constexpr,
+    HAS_BASE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """Guess each row's softmax shift: the largest logit of its first classes, its labels left out; a head a program.
+
+    The labels' logits and the maxima beside them become −inf, as they stay where no tile holds the label.
+
+    With HAS_BASE, a row whose first logits all lie within FLAT_RANGE gets the logarithm of their mean exponential, and
+    base 1; every other row base 0.
+    """
+    first_row, head = tl.program_id(0) * ROWS, tl.program_id(1)
+    num_total = num_rows * tl.num_programs(1)
+    logits_MN = logits_tile(
+        *(
+            features,
+            weight,
+            bias,
+            head * rows_apart,
+            head * classes_apart,
+            first_row,
+            0,
+            num_rows,
+            num_classes,
+            num_features,
+            stride_x,
+            stride_w,
+        ),
+        *(ROWS, CLASSES, FEATURES, HAS_BIAS, False, PRECISION, EMULATED),
+    )
+    rows_M = first_row + tl.arange(0, ROWS)
+    in_rows_M = rows_M < num_rows
+    columns_1N = tl.arange(0, CLASSES)[None, :]
+    own = head * num_rows
+    label_M, second_M = load_labels(labels + own, rows_M, num_rows, start, PAIR)
+    for number in tl.static_range(4 if PAIR else 3):
+        nothing_M = tl.full((ROWS,), float("-inf"), tl.float32)
+        tl.store(label_stats + number * num_total + own + rows_M, nothing_M, mask=in_rows_M)
+    is_other_MN = (columns_1N < num_classes) & (columns_1N != label_M[:, None]) & (columns_1N != second_M[:, None])
+    num_others_M = tl.sum(is_other_MN.to(tl.float32), 1)
+    largest_M = tl.max(tl.where(is_other_MN, logits_MN, float("-inf")), 1)
+    shift_M = tl.where(largest_M > float("-inf"), largest_M, 0.0)
+    if HAS_BASE:
+        smallest_M = tl.min(tl.where(is_other_MN, logits_MN, float("inf")), 1)
+        is_flat_M = (largest_M - smallest_M <= FLAT_RANGE) & (num_others_M > 0)
+        exp_MN = tl.where(is_other_MN, tl.exp2((logits_MN - shift_M[:, None]) * LOG2_E), 0.0)
+        mean_M = tl.sum(exp_MN, 1) / tl.maximum(num_others_M, 1.0)
+        shift_M = tl.where(is_flat_M, shift_M + tl.log2(mean_M) * LN_2, shift_M)
+        tl.store(base + own + rows_M, is_flat_M.to(tl.float32), mask=in_rows_M)
+    tl.store(shift + own + rows_M, shift_M, mask=in_rows_M)
 
 
 @triton.jit

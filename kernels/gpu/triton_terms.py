@@ -171,7 +171,9 @@ def join_second_label(before, after, label0, label1, z1):
 
 
 @triton.jit
-def store_values(values, hit, rows_M, inside_M, loss_M, value_M, log_p_M, lse_M, z0_M, before_M, after_M, num_labels):
+def store_row_values(
+    values, hit, rows_M, inside_M, loss_M, value_M, log_p_M, lse_M, z0_M, before_M, after_M, num_labels
+):
     """Write cross-entropy, the same once more for the joint loss, regularizer, bits, margin and log Σ e^z; and the hits."""
     tl.store(values[0] + rows_M, loss_M, mask=inside_M)
     tl.store(values[1] + rows_M, loss_M, mask=inside_M)
@@ -230,7 +232,7 @@ def row_terms_kernel(
     row_shift_M, inverse_M, log_p_M, lse_M, loss_M, label0_M, label1_M, value_M, exp_M, own_moment_M, own0_M, own1_M = (
         terms_of_rows(*(shift_M, sum_M, moment_M, logits_M, z0_M, z1_M, present1_M, w0_M, w1_M, num_labels, PAIR, KIND))
     )
-    store_values(
+    store_row_values(
         *(values, hit, rows_M, inside_M, loss_M, value_M, log_p_M, lse_M, z0_M, before_M, after_M, num_labels),
     )
     for slab in range(num_slabs):
@@ -298,7 +300,8 @@ def written_rows_kernel(
         before_M, after_M = join_second_label(before_M, after_M, label0_M, label1_M, z1_M)
     offset_MN = tl.where(is_other_MN, logits_MN - shift_M[:, None], 0.0)
     exp_MN = tl.where(is_other_MN, exponential(offset_MN), 0.0)
-    moment_MN = exp_MN * offset_MN
+    # The choice keeps the product out of a fused multiply-add, which would round the sums of a row's threads differently.
+    moment_MN = tl.where(is_other_MN, exp_MN * offset_MN, 0.0)
     sum_M = tl.sum(exp_MN, 1)
     row_shift_M, inverse_M, log_p_M, lse_M, loss_M, own0_M, own1_M, value_M, exp_M, moment_M, other0_M, other1_M = (
         terms_of_rows(
@@ -306,7 +309,7 @@ def written_rows_kernel(
             *(z0_M, z1_M, present1_M, w0_M, w1_M, num_labels, PAIR, KIND),
         )
     )
-    store_values(
+    store_row_values(
         *(values, hit, rows_M, inside_M, loss_M, value_M, log_p_M, lse_M, z0_M, before_M, after_M, num_labels),
     )
     if FOR_CLASSES:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.first_derivative import refuse_second_derivative
+from rlpheads.kernels.gpu.kept_operands import KeptOperands, stack_weights
 from rlpheads.kernels.gpu.slab_plan import PassOutputs
 from rlpheads.kernels.gpu.triton_loss import (
     HeadsInMemory,
@@ -65,9 +66,12 @@ class Wanted(NamedTuple):
     """Bytes of exponentials that each head may keep."""
 
 
-def whole_head_losses(heads: WholeHeads, wanted: Wanted) -> Losses:
-    """The members of `RandomLabelLoss` of all heads' rows, (R,), with their gradient routes attached."""
-    groups = [_group_losses(heads.of(some), wanted) for some in _groups(heads, wanted)]
+def whole_head_losses(heads: WholeHeads, wanted: Wanted, kept: KeptOperands | None = None) -> Losses:
+    """The members of `RandomLabelLoss` of all heads' rows, (R,), with their gradient routes attached.
+
+    `kept` holds the weights in the products' dtype from one call to the next; None: each call casts them.
+    """
+    groups = [_group_losses(heads.of(some), wanted, kept) for some in _groups(heads, wanted)]
     if len(groups) == 1:
         return groups[0]
     members = [None if parts[0] is None else concatenate(parts) for parts in zip(*groups, strict=True)]
@@ -108,29 +112,29 @@ def _outputs(wanted: Wanted) -> PassOutputs:
     return PassOutputs.of(wanted.regularizer, products=wanted.for_features)
 
 
-def _in_memory(heads: WholeHeads) -> HeadsInMemory:
+def _in_memory(heads: WholeHeads, kept: KeptOperands | None = None) -> HeadsInMemory:
     """One head as it is, several copied side by side: features that all read once, weights in the features' dtype."""
     features_BD, weight_KD, bias_K = heads.features[0], heads.weights[0], heads.biases[0]
     if len(heads.weights) == 1:
+        if kept is not None and weight_KD.dtype != features_BD.dtype:
+            weight_KD = kept.stack(heads.weights, features_BD.dtype)
         return HeadsInMemory(features_BD, weight_KD, bias_K, heads.labels_LR)
     if any(each is not features_BD for each in heads.features):
         features_BD = torch.cat(heads.features)
-    stacked_HKD = weight_KD.new_empty((len(heads.weights), *weight_KD.shape), dtype=features_BD.dtype)
-    torch._foreach_copy_(list(stacked_HKD.unbind()), heads.weights)
     biases = [each for each in heads.biases if each is not None]
     return HeadsInMemory(
         features_BD,
-        stacked_HKD.flatten(0, 1),
+        (stack_weights if kept is None else kept.stack)(heads.weights, features_BD.dtype),
         torch.cat(biases) if biases else None,
         heads.labels_LR,
         num_heads=len(heads.weights),
     )
 
 
-def _group_losses(heads: WholeHeads, wanted: Wanted) -> Losses:
+def _group_losses(heads: WholeHeads, wanted: Wanted, kept: KeptOperands | None) -> Losses:
     """The losses of heads of one group."""
     with torch.no_grad():
-        in_memory = _in_memory(heads)
+        in_memory = _in_memory(heads, kept)
         found = _Forward._make(_forward_op(*in_memory, heads.first_weight_R, *wanted))
     places = _distinct_places(heads.features)
     loss_R, regularizer_R, joint_R = found.cross_entropy_R, found.regularizer_R, found.joint_R

@@ -235,7 +235,7 @@ def _row_builds(chip: int, *, quick: bool = False) -> list[Build]:
     )
     kernels, tiles = triton_gradient_kernels, triton_gradient_launch
     shifts = _RowKernel(
-        *(triton_kernels.row_shifts_kernel, "base pair bias", ("HAS_BASE", "PAIR", "HAS_BIAS")),
+        *(triton_row_kernels.row_shifts_kernel, "base pair bias", ("HAS_BASE", "PAIR", "HAS_BIAS")),
         *(triton_launch.SHIFT_TILE, "HMMA"),
     )
     scale = _RowKernel(

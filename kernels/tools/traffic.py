@@ -1,15 +1,18 @@
 """Memory-traffic model of the GPU implementation: bytes moved, against the compulsory bytes.
 
 The model counts what reaches the memory: a tile that the blocks running side by side share is read once, statistics and
-label rows count as they are written and read again. The cast of the weight to the operands' dtype, which every forward pass
-makes anew, is counted by itself. Compulsory is every operand read and every result written once by each
-of the three products: X, W and E; E, W and U; E, X and dW.
+label rows count as they are written and read again. The cast of the weight to the operands' dtype is counted by itself.
+Compulsory is every operand read and every result written once by each of the three products: X, W and E; E, W and U; E, X and
+dW.
 """
 
 from dataclasses import dataclass
 
 from rlpheads.kernels.gpu.slab_plan import PassOutputs, plan_slabs
 from rlpheads.kernels.gpu.triton_tiles import FIRST_CLASSES, TileConfig
+
+DEFAULT_BUDGET = 256 * 2**20
+"""Bytes of exponentials that a head keeps unless its caller says otherwise."""
 
 CONCURRENT_BLOCKS = 108
 """Blocks that run side by side on the smallest of the chips (sm_80), one a multiprocessor."""
@@ -66,12 +69,18 @@ def modelled_product_bytes(load: Workload) -> int:
     return forward * (1 + load.outputs.moments) + backward
 
 
-def cast_bytes(load: Workload) -> int:
+def cast_bytes(load: Workload, passes_a_version: int | None = None) -> int:
     """Bytes of the weight's casts in a forward pass: read as it is stored, written as an operand; 0 if it is one already.
 
-    `entropy` passes over the classes twice, and casts twice. Backward casts again what was not kept, which is not counted.
+    Where the operand is kept (`rlpheads.kernels.gpu.kept_operands`) it is cast once for so many passes of one version of the
+    weight, the micro-batches of a step or the batches of an evaluation. Else a pass in one slab casts once; in several it casts
+    each slab, for `entropy` twice, and the first classes. Backward casts again what was not kept, which is not counted.
     """
     if load.weight_itemsize == load.itemsize:
         return 0
-    passes = 1 + (load.outputs.products and load.outputs.moments)
-    return (passes * load.labels + FIRST_CLASSES) * load.features * (load.weight_itemsize + load.itemsize)
+    cast = load.features * (load.weight_itemsize + load.itemsize)
+    if passes_a_version is not None:
+        return load.labels * cast // passes_a_version
+    if plan_slabs(load.rows, load.labels, load.itemsize, DEFAULT_BUDGET, load.outputs).num_slabs == 1:
+        return load.labels * cast
+    return ((1 + (load.outputs.products and load.outputs.moments)) * load.labels + FIRST_CLASSES) * cast

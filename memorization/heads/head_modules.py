@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlpheads.kernels.gpu.kept_operands import KeptOperands
 from rlpheads.kernels.head_gradient import Consumer
 from rlpheads.memorization.arguments import check_count, check_num_labels, check_seed
 from rlpheads.memorization.heads.hashing import key_from_name
@@ -74,6 +75,7 @@ class HeadModules(nn.Module):
         self.norm = norm
         self.dropout = dropout
         self.consumer: Consumer | None = None
+        self.kept_operands = KeptOperands()
         where: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def for_each_head(make: Callable[[int, int, int], nn.Module]) -> nn.ModuleList:

@@ -125,7 +125,8 @@ class RLPHeads(HeadModules):
         """Compute the loss of every head, over all labels or over those of each row's class."""
         weights, biases = [head.weight for head in heads], [head.bias for head in heads]
         if self.num_blocks == 1:
-            of_heads: dict[str, Any] = {"biases": biases, "pairs": labels.pairs, "consumer": self.consumer}
+            of_heads: dict[str, Any] = {"biases": biases, "pairs": labels.pairs}
+            of_heads |= {"consumer": self.consumer, "kept": self.kept_operands}
             return list(random_label_losses(features, weights, labels.first, **of_heads, **options))
 
         def in_blocks(labels: list[Tensor]) -> list[RandomLabelLoss]:

@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton comes with torch's CUDA build only")
 
+import kept_weights
 import launch_counter
 from launch_counter import Step
 from triton_interpreter import Interpreter
@@ -32,3 +33,9 @@ def test_launches_of_a_step(interpreter: Interpreter, step: Step, most: int) -> 
 def test_nothing_waits_for_a_value(interpreter: Interpreter) -> None:
     """A CUDA graph can hold the step: it reads nothing on the host, and launches the same whatever the values are."""
     interpreter(launch_counter.assert_launches_do_not_depend_on_values)
+
+
+def test_a_weight_is_cast_once_a_version(interpreter: Interpreter) -> None:
+    interpreter(kept_weights.assert_a_version_is_cast_once, 1)
+    interpreter(kept_weights.assert_a_version_is_cast_once, 3)
+    interpreter(kept_weights.assert_copies_keep_nothing)

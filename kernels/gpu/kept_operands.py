@@ -1,0 +1,70 @@
+"""Weights in the dtype of the matrix products, written once for each of their versions; imports no Triton."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor
+
+
+class _Stack(NamedTuple):
+    """Weights that were copied, their states then, and the copy."""
+
+    weights: tuple["ReferenceType[Tensor]", ...]
+    states: tuple[tuple[int, int], ...]
+    stacked_KD: Tensor
+
+
+class KeptOperands:
+    """Copies of heads' weights for the matrix products, kept for as long as the weights stay as they are.
+
+    A caller keeps one beside its heads: micro-batches of a step, and the batches of an evaluation, then cast no weight again.
+    It takes K·D numbers a head in the dtype of the products. Whether a weight has changed is told by its version counter, which
+    every operation on the weight raises; what changes a weight behind the counter's back (`weight.data`, a replayed CUDA graph)
+    must be followed by `forget`. Under torch.compile and while a CUDA graph is captured nothing is kept.
+    """
+
+    def __init__(self) -> None:
+        self._stacks: list[_Stack] = []
+
+    def __reduce__(self) -> tuple[type["KeptOperands"], tuple[()]]:
+        """Copies and pickles are empty."""
+        return KeptOperands, ()
+
+    def forget(self) -> None:
+        """Drop all copies."""
+        self._stacks = []
+
+    def stack(self, weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """The weights one after another in a dtype, (H·K, D)."""
+        if torch.compiler.is_compiling() or not all(map(_may_be_kept, weights)):
+            return stack_weights(weights, dtype)
+        states = tuple((weight._version, weight.data_ptr()) for weight in weights)
+        for stack in self._stacks:
+            if stack.states == states and stack.stacked_KD.dtype == dtype and _are(stack.weights, weights):
+                return stack.stacked_KD
+        # One copy of each weight: heads that come in other groups replace it.
+        held = {id(weight) for weight in weights}
+        self._stacks = [stack for stack in self._stacks if not any(id(each()) in held for each in stack.weights)]
+        self._stacks.append(_Stack(tuple(map(ref, weights)), states, stack_weights(weights, dtype)))
+        return self._stacks[-1].stacked_KD
+
+
+def stack_weights(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """A copy of the weights one after another in a dtype, (H·K, D), by one call."""
+    stacked_HKD = weights[0].new_empty((len(weights), *weights[0].shape), dtype=dtype)
+    torch._foreach_copy_(list(stacked_HKD.unbind()), list(weights))
+    return stacked_HKD.flatten(0, 1)
+
+
+def _may_be_kept(weight: Tensor) -> bool:
+    if type(weight) not in (Tensor, torch.nn.Parameter) or weight.is_inference():
+        return False
+    return not (weight.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _are(references: Sequence["ReferenceType[Tensor]"], weights: Sequence[Tensor]) -> bool:
+    return len(references) == len(weights) and all(
+        each() is weight for each, weight in zip(references, weights, strict=True)
+    )
