@@ -37,9 +37,11 @@ class TileConfig:
 def without_descriptors(tiles: TileConfig) -> TileConfig:
     """The same for operands that no tensor-memory descriptor can describe.
 
-    Addresses and masks then take registers that a limit, or 128 rows, would not leave.
+    Addresses and masks then take registers that a limit, 128 rows or four warps would not leave.
     """
-    return replace(tiles, tma=False, rows=min(tiles.rows, 64), registers=None) if tiles.tma else tiles
+    if not tiles.tma:
+        return tiles
+    return replace(tiles, tma=False, rows=min(tiles.rows, 64), warps=max(tiles.warps, 8), registers=None)
 
 
 HALF_TILES = {
@@ -104,6 +106,6 @@ def chip_tiles(capability: int, dtype: torch.dtype, num_rows: int, *, rich: bool
         if rich and bias and chip == 100:
             tiles = replace(tiles, rows=64)
         elif num_rows <= 64 < tiles.rows:
-            tiles = replace(tiles, rows=64, warps=tiles.warps // 2)
+            tiles = replace(tiles, rows=64, warps=tiles.warps // 2, registers=None)
         fitted.append(tiles)
     return tuple(dict.fromkeys(fitted))

@@ -11,7 +11,7 @@ from torch import Tensor
 from triton_cases import Case, assert_as_accurate_as_plain, cast, grid, on_device
 
 from rlpheads.kernels.gpu.tuned_tiles import FILE_VARIABLE, Winner, read_winners, save_winner
-from rlpheads.kernels.random_label_loss import random_label_loss
+from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
 from rlpheads.kernels.tools import tune
 
 pytestmark = [
@@ -162,3 +162,35 @@ def test_compiles_into_one_graph(dynamic: bool) -> None:
     expected, actual = (torch.autograd.grad(call(*inputs), inputs) for call in (total, compiled))
     for one, two in zip(expected, actual, strict=True):
         torch.testing.assert_close(two, one)
+
+
+@pytest.mark.parametrize(("num_heads", "num_labels"), [(1, 5000), (4, 5000), (4, 10)])
+def test_a_step_is_captured_and_replayed(num_heads: int, num_labels: int) -> None:
+    """As a CUDA graph, with other features, labels and weights: the bits of the same step taken eagerly."""
+    problems = [large_problem(64, num_labels, seed=1 + 6 * n) for n in range(num_heads)]
+    features = [problem.features_BD.requires_grad_() for problem in problems]
+    weights = [problem.weight_KD.requires_grad_() for problem in problems]
+    biases = [problem.bias_K.requires_grad_() for problem in problems if problem.bias_K is not None]
+    labels = [problem.labels_B for problem in problems]
+    inputs = [*features, *weights, *biases]
+
+    def step() -> list[Tensor]:
+        losses = random_label_losses(features, weights, labels, biases=biases, regularizer="uniform")
+        total = sum((loss.cross_entropy_B + loss.regularizer_B).mean() for loss in losses)
+        return [total, *torch.autograd.grad(total, inputs)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for tensor in inputs:
+            tensor.mul_(0.5)
+        for labels_B in labels:
+            labels_B.copy_((labels_B + 1) % num_labels)
+    graph.replay()
+    assert all(torch.equal(*pair) for pair in zip(captured, step(), strict=True))
