@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from rlpheads.kernels.first_derivative import refuse_second_derivative
 from rlpheads.kernels.gpu.kept_operands import KeptOperands, stack_weights
@@ -250,7 +250,7 @@ class _Forward(NamedTuple):
     joint_RD: Tensor
 
 
-@torch.library.custom_op("rlpheads::triton_heads", mutates_args=(), device_types=("cpu", "cuda"))
+@library.custom_op("rlpheads::triton_heads", mutates_args=(), device_types=("cpu", "cuda"))
 def _forward_op(
     features_RD: Tensor,
     weight_KD: Tensor,
@@ -323,7 +323,7 @@ def _(
     return [shape.empty(features_RD) for shape in _forward_shapes(heads, wanted)]
 
 
-@torch.library.custom_op("rlpheads::triton_weigh_features", mutates_args=(), device_types=("cpu", "cuda"))
+@library.custom_op("rlpheads::triton_weigh_features", mutates_args=(), device_types=("cpu", "cuda"))
 def _weigh_op(gradient_RD: Tensor, upstream_R: Tensor, num_heads: int, readers: int, dtype: torch.dtype) -> Tensor:
     """Upstream times dL/dx of every row, summed over the heads of each reader, (readers·B, D)."""
     from rlpheads.kernels.gpu.triton_gradient_launch import weigh_features

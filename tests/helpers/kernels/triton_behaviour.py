@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import torch
 from kernel_problems import Problem, assert_same, evaluate, make_problem
-from torch import Tensor
+from torch import Tensor, library
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton_cases import Case, cast, on_device
 
@@ -197,7 +197,7 @@ def assert_traces(kind: str) -> None:
     torch.library.opcheck(triton_loss._class_gradients_op, last, test_utils=checks)
     weight_B = problem.pair[1].float()
     whole = (*first[:5], 1, weight_B, kind, True, True, True, 10**6)
-    torch.library.opcheck(whole_heads._forward_op, whole, test_utils=checks)
+    library.opcheck(whole_heads._forward_op, whole, test_utils=checks)
 
 
 def assert_compiles_into_one_graph(dynamic: bool) -> None:
