@@ -97,7 +97,7 @@ def test_long_compilation_is_no_hang(runner: Runner, monkeypatch):
     """The first step takes many times the patience that a rank has which does nothing."""
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     flags = ["--runtime.compile", "true", "--distributed.timeout", "10", "--max_steps", "2"]
-    finished = runner.join(runner.fork("compiles", *flags), "compiles", limit_s=540)
+    finished = runner.finish(runner.start("compiles", *flags), "compiles", limit_s=540)
     assert finished.code == 0, finished.output
 
 

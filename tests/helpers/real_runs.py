@@ -102,9 +102,9 @@ class Runner:
             start_new_session=True,
         )
 
-    def finish(self, process: "subprocess.Popen[str]", name: str) -> Finished:
+    def finish(self, process: "subprocess.Popen[str]", name: str, limit_s: float = 240) -> Finished:
         try:
-            output, _ = process.communicate(timeout=240)
+            output, _ = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             output, _ = process.communicate()
@@ -125,9 +125,9 @@ class Runner:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return ForkedRun(self._arguments(name, *flags), ranks, self._log(name), prepare, environment)
 
-    def join(self, forked: ForkedRun, name: str, limit_s: float = 240) -> Finished:
+    def join(self, forked: ForkedRun, name: str) -> Finished:
         """Wait for the end of forks; the exit code is the first failed rank's."""
-        if not wait(forked, limit_s=limit_s):
+        if not wait(forked, limit_s=240):
             pytest.fail(f"the run hangs:\n{self._log(name).read_text()}")
         assert forked.code is not None
         return Finished(forked.code, self._log(name).read_text(), self.folder / name)
