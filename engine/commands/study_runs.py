@@ -68,12 +68,17 @@ class _Trainings:
 
     def run(self, command: Sequence[str], log: Path) -> None:
         """Train in processes of their own, to their end."""
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        launcher += ["--nproc-per-node", str(self.num_ranks), str(_TRAIN)]
+        ranks = ["--standalone", "--nproc-per-node", str(self.num_ranks)]
+        launcher = ["-m", "torch.distributed.run", *ranks] if self.num_ranks > 1 else []  # one rank needs none
         threads = max(1, len(os.sched_getaffinity(0)) // (self.jobs * self.num_ranks))
         environment = {"OMP_NUM_THREADS": str(threads)} | os.environ if self.jobs > 1 else None
         with log.open("a") as output:
-            process = subprocess.Popen([*launcher, *command], stdout=output, stderr=subprocess.STDOUT, env=environment)
+            process = subprocess.Popen(
+                [sys.executable, *launcher, str(_TRAIN), *command],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
             self.running.add(process)
             try:
                 if self.stopping:  # a signal that came in between
