@@ -16,15 +16,21 @@ SHAPES = [(6, 23, 5), (7, 10, 192), (37, 2, 16), (13, MAX_LABELS_OF_LOOPS, 33), 
 
 
 def assert_as_accurate_as_plain(problem: Problem, kind: str) -> None:
-    """In float32 the error is at most twice the plain implementation's, and 1e-6; measures and hits among it."""
+    """In float32 the error is at most twice the plain implementation's, and 1e-6; measures and hits among it.
+
+    The gradients' may also be what the rounding of the logits explains: sums of other lengths or order than the plain ones (a
+    processor's vectors decide) move a logit Σ x·w by 2⁻²⁴ of Σ |x·w|, and that is a relative error of its probability.
+    """
     narrow = problem.to(torch.float32)
     truth = evaluate(narrow.to(torch.float64), kind, "reference")
     plain, found = evaluate(narrow, kind, "reference"), evaluate(narrow, kind, "batched")
     is_clear_B = truth["margin_B"].abs() > 1e-4
+    summed_BK = narrow.features_BD.detach().abs() @ narrow.weight_KD.detach().abs().T
+    rounding = float(summed_BK.max()) * 2**-24
     assert torch.equal(found["hit_B"][is_clear_B], truth["hit_B"][is_clear_B])
     for name in truth:
         if name.endswith("gradient"):
-            bound = 2 * relative_error(plain[name], truth[name]) + 1e-6
+            bound = 2 * relative_error(plain[name], truth[name]) + 1e-6 + rounding
             assert relative_error(found[name], truth[name]) <= bound, name
         elif name != "hit_B":
             scale = 1 + truth[name].abs().max()
