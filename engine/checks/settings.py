@@ -129,6 +129,7 @@ def _data_errors(data: DataConfig) -> Iterator[ConfigError]:
     if data.download and not is_cifar:
         yield refusal("data.download", True, "false: only cifar10 and cifar100 can be fetched")
     yield from _root_errors(data, can_be_fetched=is_cifar)
+    yield from _stage_errors(data)
 
 
 def _root_errors(data: DataConfig, *, can_be_fetched: bool) -> Iterator[ConfigError]:
@@ -149,6 +150,24 @@ def _root_errors(data: DataConfig, *, can_be_fetched: bool) -> Iterator[ConfigEr
         yield refusal("data.root", None, allowed)
     elif not data.download and not Path(data.root).is_dir():
         yield refusal("data.root", data.root, "a folder that exists" + _nearest_folder(Path(data.root)))
+
+
+def _stage_errors(data: DataConfig) -> Iterator[ConfigError]:
+    if data.stage is None:
+        return
+    from rlpheads.loaders.sources.beton import is_store  # imports torch, which the checks before this do without
+
+    if not data.stage or "\0" in data.stage:
+        yield refusal("data.stage", data.stage, "the name of a folder on the node's own disk, or null")
+    elif data.dataset != "imagefolder" and (data.root is None or not is_store(Path(data.root))):
+        allowed = f"null for {data.dataset}: only the files of an imagefolder and those of a store are copied"
+        yield refusal("data.stage", data.stage, allowed)
+    elif data.root is not None and Path(data.root).is_dir() and _lies_in(Path(data.stage), Path(data.root)):
+        yield refusal("data.stage", data.stage, f"a folder outside data.root, {data.root}")
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _augment_errors(data: DataConfig) -> Iterator[ConfigError]:

@@ -183,6 +183,10 @@ class DataConfig:
     rescan: bool = False
     """Scan an imagefolder in any case. Else the listing of a tree of 10,000 files or more is kept in the user's cache and taken
     again until a folder's times or a sample of its files change."""
+    stage: str | None = None
+    """Folder on the node's own disk, such as /local/scratch: before the first step the first rank of each node copies what is
+    read there, the files of an imagefolder or a store, unless they are there already. null: images are read from root.
+    Changes no result."""
     exif: Literal["ignore", "apply"] = "ignore"
     """EXIF orientation of the files of an imagefolder. ignore: pixels as they are stored, as ImageNet's reference pipelines;
     apply: images turned as it says. A store has it from `rlpheads convert`. Part of the data set's fingerprint."""

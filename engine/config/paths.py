@@ -8,7 +8,7 @@ from dataclasses import replace
 from rlpheads.engine.config.errors import refusal
 from rlpheads.engine.config.schema import Config
 
-PATH_KEYS = ("run.dir", "data.root", "data.verified", "model.checkpoint")
+PATH_KEYS = ("run.dir", "data.root", "data.verified", "data.stage", "model.checkpoint")
 """Keys whose values are paths."""
 
 
@@ -34,7 +34,7 @@ def with_absolute_paths(config: Config) -> Config:
     data, model = config.data, config.model
     return replace(
         config,
-        data=replace(data, root=_absolute(data.root), verified=_absolute(data.verified)),
+        data=replace(data, root=_absolute(data.root), verified=_absolute(data.verified), stage=_absolute(data.stage)),
         model=replace(model, checkpoint=_absolute(model.checkpoint)),
     )
 

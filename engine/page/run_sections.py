@@ -23,7 +23,7 @@ from rlpheads.memorization.figures.class_figures import draw_class_curves
 from rlpheads.memorization.figures.figure_file import inline_svg
 from rlpheads.memorization.records.ledger_file import SKIPPED
 
-HIDDEN = ("data.root", "data.verified", "model.checkpoint", "run.dir", "run.name", "log.wandb_project")
+HIDDEN = ("data.root", "data.verified", "data.stage", "model.checkpoint", "run.dir", "run.name", "log.wandb_project")
 """Settings that name places and people."""
 _MOST_SKIPPED = 50
 

@@ -35,6 +35,7 @@ FREE_TO_CHANGE = frozenset(
         "data.download",
         "data.verified",
         "data.rescan",
+        "data.stage",
         "data.on_error",
         "data.max_skipped",
     }

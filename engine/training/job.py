@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+
+from rich.text import Text
 
 from rlpheads.engine import exit_codes
 from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.checks.model import check_classes
+from rlpheads.engine.config.data import DataConfig
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch, Rank
 from rlpheads.engine.distributed.progress import Patience
+from rlpheads.engine.distributed.staging import stage_splits
 from rlpheads.engine.distributed.watchdog import watchdog
 from rlpheads.engine.learner.runtime import torch_switches
 from rlpheads.engine.model.plan import ModelPlan
+from rlpheads.engine.report.console import open_console
 from rlpheads.engine.runs.folder import RunFolder, kept_listing
 from rlpheads.engine.runs.sources import Sources, check_same_images, open_sources
+from rlpheads.engine.terminal.text import printable
 from rlpheads.engine.training.attempts import train_with_rollbacks
 from rlpheads.engine.training.failure import explain_failure, write_failure, write_hang
 from rlpheads.engine.training.start import Start, claimed_folder, settle_start
@@ -41,7 +48,7 @@ def run(config: Config) -> int:
                 start = launched.share(start)
                 assert start is not None  # the main rank has one
                 with watchdog(launched, _patience(start.config), folder.path, partial(write_hang, folder, launched)):
-                    return _train(start, plan, sources, folder, launched)
+                    return _train(start, plan, sources, folder, launched, config.data)
         except ConfigError as error:
             if rank.is_main:
                 folder.write_status("failed", str(error))
@@ -52,9 +59,26 @@ def _patience(config: Config) -> Patience:
     return Patience(config.distributed.timeout, config.distributed.start_timeout)
 
 
-def _train(start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, launched: Launch) -> int:
+def _staged(data: DataConfig, sources: Sources, launched: Launch) -> Sources:
+    """Return the images as they lie on this node's own disk, where they are copied to it; collective."""
+    if data.stage is None:
+        return sources
+    console = open_console(quiet=not launched.is_main)
+
+    def say(line: str) -> None:
+        console.print(Text(printable(line)), soft_wrap=True)
+
+    train, heldout = stage_splits(data, (sources.train, sources.heldout), launched, say)
+    return replace(sources, train=train, heldout=heldout)
+
+
+def _train(
+    start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, launched: Launch, here: DataConfig
+) -> int:
+    """Train; `here` are this rank's own settings of the images."""
     try:
         check_same_images(sources, launched)
+        sources = _staged(here, sources, launched)
         outcome = train_with_rollbacks(start, plan, sources, folder, launched)
     except BaseException as error:
         launched.progress.wait_if_judged()

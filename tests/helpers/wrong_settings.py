@@ -197,6 +197,14 @@ CONTRADICTIONS = [
         "data.subset.fraction: got 0.5; allowed: 1 where data.subset.per_class says how many",
     ),
     (
+        ["--data.stage", "/tmp"],
+        "data.stage: got '/tmp'; allowed: null for digits: only the files of an imagefolder and those of a store are copied",
+    ),
+    (
+        ["--data.stage", ""],
+        "data.stage: got ''; allowed: the name of a folder on the node's own disk, or null",
+    ),
+    (
         ["--data.dataset", "imagefolder"],
         "data.root: got null; allowed: the folder of the images, which imagefolder needs: --data.root FOLDER",
     ),

@@ -260,7 +260,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def has_no_special_path(config: Config) -> bool:
-    paths = (config.run.dir, config.data.root, config.data.verified, config.model.checkpoint)
+    paths = (config.run.dir, config.data.root, config.data.verified, config.data.stage, config.model.checkpoint)
     return not any(path is not None and (path.startswith("~") or "$" in path) for path in paths)
 
 
