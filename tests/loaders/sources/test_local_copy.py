@@ -1,13 +1,16 @@
 """Copies on a node's own disk: whole or continued, never taken from or left to somebody else, and made once."""
 
+import fcntl
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
@@ -121,6 +124,19 @@ def test_of_two_processes_one_copies(copy):
     assert sorted(results.get(timeout=60) for _ in processes) == [0, copy.num_bytes]
     for process in processes:
         process.join()
+    assert is_whole(copy)
+
+
+def test_who_waits_for_another_copy_says_so_and_then_makes_sure_of_it(copy):
+    copy.folder.mkdir()
+    told = Queue()
+    with (copy.folder / MARK).open("w") as held, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(held, fcntl.LOCK_EX)  # and its holder dies before it has copied anything
+        waiting = pool.submit(make_local_copy, copy, told.put)
+        assert told.get(timeout=60) is None
+        assert [path.name for path in copy.folder.iterdir()] == [MARK]
+        fcntl.flock(held, fcntl.LOCK_UN)
+        assert waiting.result(timeout=60) == copy.num_bytes
     assert is_whole(copy)
 
 
