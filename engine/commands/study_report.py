@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlpheads.engine.commands.study_measures import EXCESSES, IN_PERCENT, MEASURES, average_taps, measure_run
+from rlpheads.engine.commands.study_measures import IN_PERCENT, MEASURES, average_taps, measure_run
 from rlpheads.engine.commands.study_plan import ALL_SOURCES, PlannedRun, Study
 from rlpheads.engine.report.study_matching import match_paths
 from rlpheads.engine.report.study_sources import spread_by_source, spread_table
@@ -34,7 +34,7 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
     """Gather what the finished runs found.
 
     Returns:
-        `excesses`: for label and membership excess the runs with a tap beyond its interval (`beyond`), all audited runs (`of`),
+        `excesses`: for label and membership excess the runs with a tap beyond chance (`beyond`), all audited runs (`of`),
         and how many chance alone gives at most (`by_chance`), since a run's intervals hold at all its taps together;
         `matched`: the regularisers where audit heads are equally accurate;
         `sources`: where the study varies several sources of chance, the standard deviation over the seeds of each, by arm;
@@ -73,26 +73,39 @@ def collect_study(study: Study, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         "settings": study.settings,
         "arms": {arm: {"settings": study.arms[arm], **found} for arm, found in arms.items()},
         "matched": match_paths(study.arms, values, study.reference, _summarize_seeds),
-        "excesses": _count_excesses(study, by_run.values()),
+        "excesses": count_excesses(study, by_run.values()),
         "saturated": _count_saturated(by_run.values()),
         "runs": by_run,
         "environment": {name: environment[name] for name in ("packages", "system", "torch", "cuda", "git")},
     }
 
 
-def _count_excesses(study: Study, runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Count the runs with a tap whose interval leaves out 0, by kind of excess."""
+def count_excesses(study: Study, runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Count the runs with an excess beyond chance at some tap, by kind.
+
+    A membership excess is where its interval leaves out 0, a label excess beyond its luck: the latter's interval is for the own
+    labels as they are, which one draw of labels that mean nothing leaves too (docs/audit.md).
+    """
     audited = [run for run in runs if "saturated" in run]
     if study.audit is None or not audited:
         return {}
     return {
         name: {
-            "beyond": sum(any(not low <= 0 <= high for low, high in run[f"{name}_intervals"]) for run in audited),
+            "beyond": sum(any(is_beyond(run)) for run in audited),
             "of": len(audited),
             "by_chance": (1 - study.audit.level) * len(audited),
         }
-        for name in EXCESSES
+        for name, is_beyond in _BEYOND.items()
     }
+
+
+_BEYOND: dict[str, Callable[[Mapping[str, Any]], list[bool]]] = {
+    "label_excess": lambda run: [
+        abs(value) > luck for value, luck in zip(run["measures"]["label_excess"], run["label_excess_luck"], strict=True)
+    ],
+    "membership_excess": lambda run: [not low <= 0 <= high for low, high in run["membership_excess_intervals"]],
+}
+"""Whether a run's excess at each tap is beyond chance, by kind."""
 
 
 def _count_saturated(runs: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -122,7 +135,7 @@ def print_study(found: Mapping[str, Any], console: Console) -> None:
         console.print(spread_table(sources, measures, _shown))
     for name, counted in found["excesses"].items():
         console.print(
-            f"{MEASURES[name]}: beyond its interval at some tap in {counted['beyond']} of {counted['of']} runs; by chance "
+            f"{MEASURES[name]}: beyond chance at some tap in {counted['beyond']} of {counted['of']} runs; by chance "
             f"alone at most {counted['by_chance']:.2g}"
         )
     if (saturated := found["saturated"])["probes"]:

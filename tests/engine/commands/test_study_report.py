@@ -6,7 +6,14 @@ import io
 import pytest
 from rich.console import Console
 
-from rlpheads.engine.commands.study_report import adjust_differences, print_study, summarize_arm, write_study
+from rlpheads.engine.commands.study_plan import Study
+from rlpheads.engine.commands.study_report import (
+    adjust_differences,
+    count_excesses,
+    print_study,
+    summarize_arm,
+    write_study,
+)
 from rlpheads.engine.report.study_matching import match_paths
 
 
@@ -36,9 +43,24 @@ def printed(found: dict) -> str:
 def test_excesses_are_counted_beside_what_chance_gives_and_saturated_probes_are_named():
     excesses = {"label_excess": {"beyond": 5, "of": 12, "by_chance": 0.6}}
     text = printed({"excesses": excesses, "saturated": {"probes": 3, "of": 24}})
-    assert "label excess: beyond its interval at some tap in 5 of 12 runs; by chance alone at most 0.6" in text
+    assert "label excess: beyond chance at some tap in 5 of 12 runs; by chance alone at most 0.6" in text
     assert "3 of 24 probes fit nearly every label (95% or more) and can show no excess" in text
     assert "probes fit" not in printed({"excesses": {}, "saturated": {"probes": 0, "of": 24}})
+
+
+def test_a_label_excess_counts_beyond_luck_and_a_membership_excess_beyond_its_interval():
+    """One draw of meaningless labels is away from the mean of many others: only luck tells."""
+    run = {
+        "saturated": [False],
+        "measures": {"label_excess": [0.01]},
+        "label_excess_luck": [0.02],
+        "membership_excess_intervals": [[0.001, 0.01]],
+    }
+    beyond = run | {"label_excess_luck": [0.005], "membership_excess_intervals": [[-0.001, 0.01]]}
+    study = Study("s", (), {}, {"a": {}}, (0,), "a")
+    found = count_excesses(study, [run, run, beyond, {"measures": {}}])
+    assert found["label_excess"] == {"beyond": 1, "of": 3, "by_chance": pytest.approx(0.15)}
+    assert found["membership_excess"]["beyond"] == 2
 
 
 def arms_of(free: dict, held: dict) -> dict:
