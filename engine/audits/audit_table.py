@@ -19,6 +19,7 @@ from rlpheads.memorization.measures.estimates import Estimated
 def print_audit(audit: RunAudit, path: Path, console: Console) -> None:
     """Print the table of an audit that was written to `path`."""
     console.print(audit_table(audit))
+    console.print(_about_class_probes(audit), soft_wrap=True)  # a title would be as narrow as its table
     console.print(class_probe_table(audit))
     if audit.is_saturated:
         console.print(
@@ -65,17 +66,26 @@ def audit_table(audit: RunAudit) -> Table:
     return table
 
 
-def class_probe_table(audit: RunAudit) -> Table:
-    """Return the table of the class probes, with the columns of mislabelled images where there are some."""
+def _about_class_probes(audit: RunAudit) -> str:
+    """Return the sentence above the table of the class probes, with the network's own answers."""
     network = audit.network
-    noisy = not math.isnan(network.true_class.value)
-    title = f"classes, least squares on the given ones: held-out right (the network: {percent(network.heldout.value)})"
-    if noisy:
-        title += (
+    text = f"classes, least squares on the given ones: held-out right (the network: {percent(network.heldout.value)})"
+    if _has_mislabelled(audit):
+        text += (
             ", and mislabelled training images answered with their true class "
             f"(the network: {percent(network.true_class.value)}; with the given one: {percent(network.given_class.value)})"
         )
-    table = Table(title=title, title_justify="left", padding=(0, 1))
+    return text
+
+
+def _has_mislabelled(audit: RunAudit) -> bool:
+    return not math.isnan(audit.network.true_class.value)
+
+
+def class_probe_table(audit: RunAudit) -> Table:
+    """Return the table of the class probes, with the columns of mislabelled images where there are some."""
+    noisy = _has_mislabelled(audit)
+    table = Table(padding=(0, 1))
     table.add_column("tap")
     for name in ("held-out", "probe − network\npoints", *(("true class", "probe − network\npoints") if noisy else ())):
         table.add_column(name, justify="right")
