@@ -36,6 +36,8 @@ _TIMM_LOADS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkp
 _NOT_GIVEN = (*_TIMM_LOADS, "num_classes", "device", "dtype", "args", "kwargs")
 _SAME_TO = 1e-3
 """Difference up to which means, deviations and crops are rounded otherwise, and no others."""
+_Prepared = tuple[float, ...] | str
+"""Numbers or a word that say how images were prepared."""
 _GIVEN_TWICE = re.compile(r"multiple values for (?:keyword )?argument '([^']+)'")
 _UNEXPECTED = re.compile(r"unexpected keyword argument(?:\(s\):)? \[?'([^']+)'")
 
@@ -164,35 +166,40 @@ def _batch_norm_errors(config: Config, plan: ModelPlan, world_size: int) -> Iter
 
 
 def _preprocessing_errors(config: Config) -> Iterator[ConfigError]:
-    """Yield an error where pretrained weights were trained with other normalisation or, at their size, another centre crop."""
+    """Yield an error where pretrained weights had other normalisation, interpolation or, at their size, centre crop."""
     model, data = config.model, config.data
     known = timm.get_pretrained_cfg(model.name, allow_unregistered=True) if model.pretrained else None
     if known is None or not known.has_weights:
         return
-    pairs: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    pairs: dict[str, tuple[_Prepared, _Prepared]] = {
         "mean": (data.mean, tuple(known.mean)),
         "std": (data.std, tuple(known.std)),
+        "interpolation": (data.interpolation, known.interpolation),
     }
     if data.image_size == known.input_size[-1]:
         pairs["eval_crop_fraction"] = ((data.eval_crop_fraction,), (known.crop_pct,))
-    differing = {
-        key: pair
-        for key, pair in pairs.items()
-        if any(abs(ours - theirs) > _SAME_TO for ours, theirs in zip(*pair, strict=True))
-    }
+    differing = {key: pair for key, pair in pairs.items() if not _is_same(*pair)}
     if differing:
         of_run, of_weights = (
-            ", ".join(f"data.{key} {_numbers(pair[which])}" for key, pair in differing.items()) for which in (0, 1)
+            ", ".join(f"data.{key} {_words(pair[which])}" for key, pair in differing.items()) for which in (0, 1)
         )
-        flags = " ".join(f'--data.{key} "{_numbers(theirs)}"' for key, (_, theirs) in differing.items())
+        flags = " ".join(f'--data.{key} "{_words(theirs)}"' for key, (_, theirs) in differing.items())
         yield ConfigError(
             f"model.pretrained: the weights of {model.name} were trained with {of_weights}, but the run has {of_run}; "
             f"give {flags}"
         )
 
 
-def _numbers(values: tuple[float, ...]) -> str:
-    return str(values[0]) if len(values) == 1 else str(list(values))
+def _is_same(ours: _Prepared, theirs: _Prepared) -> bool:
+    if isinstance(ours, str) or isinstance(theirs, str):
+        return ours == theirs
+    return all(abs(one - other) <= _SAME_TO for one, other in zip(ours, theirs, strict=True))
+
+
+def _words(prepared: _Prepared) -> str:
+    if isinstance(prepared, str):
+        return prepared
+    return str(prepared[0]) if len(prepared) == 1 else str(list(prepared))
 
 
 def _initial_weights_errors(model: ModelConfig, plan: ModelPlan) -> Iterator[ConfigError]:

@@ -167,6 +167,9 @@ class DataConfig:
     """Aspect ratio of a training crop (width over height), minimum and maximum (random_resized)."""
     crop_padding: int = 4
     """Padding on each side, in pixels of the model's image (pad)."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation with which crops are resized, in training and evaluation, antialiased; pretrained weights that had another
+    are refused. timm's and DeiT's vision transformers are trained with bicubic."""
     hflip: float = 0.5
     """Probability of a horizontal flip in training."""
     eval_crop_fraction: float = 0.875

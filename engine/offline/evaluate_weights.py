@@ -192,6 +192,8 @@ def _described_settings(file: Path, given: Sequence[str]) -> tuple[dict[str, Any
         data["image_size"] = prepared["input_size"][-1]
     if "crop_pct" in prepared:
         data["eval_crop_fraction"] = prepared["crop_pct"]
+    if "interpolation" in prepared:
+        data["interpolation"] = prepared["interpolation"]
     return {"model": model, "data": data, "heads": {"taps": "none"}}, found["num_classes"]
 
 

@@ -152,7 +152,7 @@ def _describe(config: Config, class_names: list[str] | None) -> dict[str, Any]:
         "std": config.data.std,
         "crop_pct": config.data.eval_crop_fraction,
         "crop_mode": "center",
-        "interpolation": "bilinear",
+        "interpolation": config.data.interpolation,
     }
     described: dict[str, Any] = {"pretrained_cfg": prepared, "model_args": dict(config.model.args)}
     return described | ({} if class_names is None else {"label_names": class_names})

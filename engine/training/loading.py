@@ -72,6 +72,7 @@ def crop_spec(data: DataConfig) -> CropSpec:
         hflip=data.hflip,
         crop_fraction=data.eval_crop_fraction,
         kind="whole" if data.crop == "pad" else "random_resized",
+        interpolation=data.interpolation,
     )
 
 

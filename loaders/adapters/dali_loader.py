@@ -70,6 +70,7 @@ class DaliLoader(PositionedLoader):
         self._cropper = Cropper(crop, order.seed, train)
         self._spec = PipelineSpec(
             image_size=crop.image_size,
+            interpolation=crop.interpolation,
             max_rows=order.batch_size // options.world_size,
             num_threads=num_threads,
             depth=options.prefetch,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlpheads.loaders.adapters.dali_options import DaliOptions
 from rlpheads.loaders.contract.arrays import Int64Array
+from rlpheads.loaders.contract.crops import Interpolation
 from rlpheads.loaders.contract.stop_signals import stop_signals_blocked
 
 
@@ -29,6 +30,7 @@ class PipelineSpec:
 
     Attributes:
         image_size: Side of the squares, in pixels.
+        interpolation: Of the resize.
         max_rows: Most images of a batch.
         num_threads: Threads that decode.
         depth: Batches scheduled at once.
@@ -36,6 +38,7 @@ class PipelineSpec:
     """
 
     image_size: int
+    interpolation: Interpolation
     max_rows: int
     num_threads: int
     depth: int
@@ -150,7 +153,7 @@ def _queue_source(inputs: deque[tuple[Any, ...]]) -> Callable[[int], tuple[Any, 
 def define_graph(spec: PipelineSpec, source: Callable[[int], tuple[Any, ...]]) -> tuple[Any, ...]:
     """Define what a pipeline does, the same on CPU and GPU; called inside a `dali.Pipeline`.
 
-    Resizing is linear and, where the image shrinks, antialiased over the crop, as in torchvision. The two differ at
+    Resizing is linear or cubic and, where the image shrinks, antialiased over the crop, as in torchvision. The two differ at
     the edges, beyond which DALI repeats the last pixel where torchvision weighs the others more.
 
     Args:
@@ -183,7 +186,7 @@ def define_graph(spec: PipelineSpec, source: Callable[[int], tuple[Any, ...]]) -
         size=[spec.image_size, spec.image_size],
         roi_start=roi_start,
         roi_end=roi_end,
-        interp_type=types.INTERP_LINEAR,
+        interp_type=types.INTERP_CUBIC if spec.interpolation == "bicubic" else types.INTERP_LINEAR,
         antialias=True,
         bytes_per_sample_hint=3 * spec.image_size**2 if on_gpu else 0,
     )

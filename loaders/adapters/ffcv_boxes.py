@@ -68,6 +68,7 @@ class CropBoxes:
             boxes_B[name] = box_B4[:, column]
         for column, name in enumerate(("first_row", "first_column", "end_row", "end_column")):
             boxes_B[name] = bounds_B4[:, column]
+        boxes_B["cubic"] = self._crop.interpolation == "bicubic"
         boxes_B["darken"] = self._darker_N[index_B]
         boxes_B["skip"] = np.isin(index_B, self._unreadable_index)
         return boxes_B

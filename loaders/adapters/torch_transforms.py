@@ -1,4 +1,4 @@
-"""Crop, resize and flip of decoded images, with torchvision's antialiased bilinear resize on uint8."""
+"""Crop, resize and flip of decoded images, with torchvision's antialiased resize on uint8."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from rlpheads.loaders.contract.arrays import FloatArray, Int64Array
-from rlpheads.loaders.contract.crops import CropSpec, draw_crops, no_draws, place_crops
+from rlpheads.loaders.contract.crops import CropSpec, Interpolation, draw_crops, no_draws, place_crops
 
 _THIN = 16
 """An image whose long side is more than this many short sides is thin: resizing all of it takes memory for nothing."""
@@ -73,7 +74,7 @@ class TrainTransform:
 
     def make(self, image: Tensor, cut: Cut) -> Tensor:
         """Cut, resize and perhaps flip an image."""
-        square = resized_crop(image, cut.box, self.image_size)
+        square = resized_crop(image, cut.box, self.image_size, self.crop.interpolation)
         return square.flip(-1) if cut.flipped else square
 
 
@@ -105,28 +106,32 @@ class EvalTransform:
         short, long = sorted(image.shape[1:])
         if long > _THIN * short:
             return _thin_center_crop(image, self.crop)
-        resized = F.resize(image, [self.crop.short_side], antialias=True)
-        return F.center_crop(resized, [self.image_size, self.image_size])
+        return F.center_crop(_resize_short_side(image, self.crop), [self.image_size, self.image_size])
+
+
+def _resize_short_side(image: Tensor, crop: CropSpec) -> Tensor:
+    return F.resize(image, [crop.short_side], InterpolationMode(crop.interpolation), antialias=True)
 
 
 def _thin_center_crop(image: Tensor, crop: CropSpec) -> Tensor:
     """Resize and cut the middle of a thin image, uint8 (3, H, W), without resizing its whole length.
 
     A length of k times the short side becomes k times `crop.short_side`, so that a cut at whole multiples of the short side
-    leaves the pixels' places. One multiple on each side is more than the antialiased filter reaches.
+    leaves the pixels' places. Two multiples on each side are as much as the antialiased filter reaches at most.
     """
     axis = 1 if image.shape[1] > image.shape[2] else 2
     short, long = image.shape[3 - axis], image.shape[axis]
     start = round((crop.short_side * long // short - crop.image_size) / 2)
-    first = start // crop.short_side - 1
-    last = (start + crop.image_size) // crop.short_side + 2
+    first = start // crop.short_side - 2
+    last = (start + crop.image_size) // crop.short_side + 3
     piece = image.narrow(axis, first * short, (last - first) * short)
-    resized = F.resize(piece, [crop.short_side], antialias=True)
-    middle = resized.narrow(axis, start - first * crop.short_side, crop.image_size)
+    middle = _resize_short_side(piece, crop).narrow(axis, start - first * crop.short_side, crop.image_size)
     return F.center_crop(middle, [crop.image_size, crop.image_size])
 
 
-def resized_crop(image: Tensor, box: tuple[int, int, int, int], side: int) -> Tensor:
+def resized_crop(
+    image: Tensor, box: tuple[int, int, int, int], side: int, interpolation: Interpolation = "bilinear"
+) -> Tensor:
     """Cut a box of (top, left, height, width) out of uint8 (3, H, W) and resize it to uint8 (3, side, side).
 
     Bit for bit torchvision's `resized_crop(..., antialias=True)`, in two thirds of its time: that hands the resize a view
@@ -136,4 +141,4 @@ def resized_crop(image: Tensor, box: tuple[int, int, int, int], side: int) -> Te
     cut = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
     if (height, width) == (side, side):
         return cut[0]
-    return torch.nn.functional.interpolate(cut, size=[side, side], mode="bilinear", antialias=True)[0]
+    return torch.nn.functional.interpolate(cut, size=[side, side], mode=interpolation, antialias=True)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from rlpheads.loaders.contract.keyed_random import uniform_rows
 NUM_CROP_TRIES = 10
 NUM_CROP_DRAWS = 2 * NUM_CROP_TRIES + 2
 """Uniform numbers that a random crop takes: (area, ratio) of each try, then top and left."""
+Interpolation = Literal["bilinear", "bicubic"]
+"""How a resize weighs the pixels: by a triangle that reaches one step, or by Keys' cubic (a = -0.5) that reaches two."""
 DRAWN_AT_ONCE = 2048
 """Samples whose crops are drawn together: enough to share the cost of calls, few enough for a processor's cache."""
 
@@ -31,6 +33,7 @@ class CropSpec:
         crop_fraction: Evaluation resizes the short side to floor(image_size / crop_fraction) and cuts the centre.
         kind: What training cuts out: "random_resized" takes a box of random area and ratio, "whole" the largest central
             square, which is then shifted on the device (`rlpheads.loaders.augment.boxes.PadCrop`).
+        interpolation: Of every resize, in training and in evaluation; antialiased where an image shrinks.
 
     Raises:
         ValueError: For a value out of its range.
@@ -42,6 +45,7 @@ class CropSpec:
     hflip: float = 0.5
     crop_fraction: float = 0.875
     kind: Literal["random_resized", "whole"] = "random_resized"
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -54,6 +58,9 @@ class CropSpec:
             raise ValueError(f"hflip is {self.hflip}; a probability is in [0, 1]")
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction is {self.crop_fraction}; it must be in (0, 1]")
+        if self.interpolation not in get_args(Interpolation):
+            known = ", ".join(get_args(Interpolation))
+            raise ValueError(f"interpolation is {self.interpolation!r}; it must be one of {known}")
 
     @property
     def short_side(self) -> int:
@@ -143,14 +150,14 @@ def central_boxes(crop: CropSpec, sizes_B2: Int64Array) -> tuple[FloatArray, Int
 
     Returns:
         float64 (B, 4) boxes of (top, left, height, width) in pixels of the image, which may begin between two; and int64
-        (B, 4): first row, first column, row and column behind the last, that a triangle as wide as one step can reach.
+        (B, 4): first row, first column, row and column behind the last, that the interpolation can reach.
     """
     short_B1 = sizes_B2.min(axis=1, keepdims=True)
     resized_B2 = np.where(sizes_B2 == short_B1, crop.short_side, crop.short_side * sizes_B2 // short_B1)
     step_B2 = sizes_B2 / resized_B2
     start_B2 = np.rint((resized_B2 - crop.image_size) / 2) * step_B2
     length_B2 = crop.image_size * step_B2
-    reach_B2 = np.maximum(step_B2, 1)
+    reach_B2 = np.maximum(step_B2, 1) * (2 if crop.interpolation == "bicubic" else 1)
     first_B2 = np.floor(start_B2 - reach_B2).clip(0).astype(np.int64)
     end_B2 = np.minimum(np.ceil(start_B2 + length_B2 + reach_B2).astype(np.int64), sizes_B2)
     return np.concatenate([start_B2, length_B2], axis=1), np.concatenate([first_B2, end_B2], axis=1)

@@ -82,7 +82,7 @@ def test_the_description_says_how_images_are_prepared_and_what_the_classes_are(d
     prepared = described["pretrained_cfg"]
     assert prepared["input_size"] == [3, data.image_size, data.image_size]
     assert (prepared["mean"], prepared["std"]) == (list(data.mean), list(data.std))
-    assert (prepared["crop_pct"], prepared["interpolation"]) == (data.eval_crop_fraction, "bilinear")
+    assert (prepared["crop_pct"], prepared["interpolation"]) == (data.eval_crop_fraction, data.interpolation)
     assert described["label_names"] == [str(digit) for digit in range(10)]
 
 

@@ -10,7 +10,7 @@ from checked_flags import complaint
 
 from rlpheads.engine.model.hub import leave_hub_if_silent, patience_with_servers
 
-PREPARED = ("--data.mean", "[0.5, 0.5, 0.5]", "--data.std", "[0.5, 0.5, 0.5]")
+PREPARED = ("--data.mean", "[0.5, 0.5, 0.5]", "--data.std", "[0.5, 0.5, 0.5]", "--data.interpolation", "bicubic")
 """As the published weights of this name were trained."""
 
 CLOSED = "http://127.0.0.1:9"

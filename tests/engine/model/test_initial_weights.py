@@ -14,7 +14,7 @@ from rlpheads.engine.checks.checks import check_config
 from rlpheads.engine.config.command_line import ConfigError, parse_config
 from rlpheads.engine.model.initial_weights import WeightsError, load_weights, read_weights_file
 
-PREPARED = ("--data.mean", "[0.5, 0.5, 0.5]", "--data.std", "[0.5, 0.5, 0.5]")
+PREPARED = ("--data.mean", "[0.5, 0.5, 0.5]", "--data.std", "[0.5, 0.5, 0.5]", "--data.interpolation", "bicubic")
 """As the published weights of this name were trained."""
 
 ARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -163,13 +163,20 @@ def test_published_weights_that_cannot_be_had_are_told_with_the_remedy():
 def test_published_weights_that_were_trained_on_other_numbers_are_refused():
     flags = ("--model.pretrained", "--model.name", "vit_tiny_patch16_224")
     std = ("--data.std", "[0.5, 0.5, 0.5]")
-    assert complaint(*flags, "--data.mean", "[0.485, 0.456, 0.406]", *std) == (
+    bicubic = ("--data.interpolation", "bicubic")
+    assert complaint(*flags, "--data.mean", "[0.485, 0.456, 0.406]", *std, *bicubic) == (
         "model.pretrained: the weights of vit_tiny_patch16_224 were trained with data.mean [0.5, 0.5, 0.5], but the run has "
         'data.mean [0.485, 0.456, 0.406]; give --data.mean "[0.5, 0.5, 0.5]"'
     )
     crop = ("--data.image_size", "224", "--data.eval_crop_fraction", "0.5")
     said = complaint(*SYNTHETIC, *flags, *PREPARED, *crop, base=())
     assert "data.eval_crop_fraction 0.9, but the run has data.eval_crop_fraction 0.5; give --data.eval_" in said
+    crop = (*crop[:3], "0.9", "--data.interpolation", "bilinear")
+    said = complaint(*SYNTHETIC, *flags, *PREPARED, *crop, base=())
+    assert said == (
+        "model.pretrained: the weights of vit_tiny_patch16_224 were trained with data.interpolation bicubic, but the run has "
+        'data.interpolation bilinear; give --data.interpolation "bicubic"'
+    )
 
 
 def test_a_frozen_network_is_measured_and_never_changes(tiny, build, tmp_path):

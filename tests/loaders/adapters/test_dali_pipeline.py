@@ -23,7 +23,7 @@ SIDE = 16
 
 
 def spec(num_threads: int = 1, **options) -> PipelineSpec:
-    return PipelineSpec(SIDE, max_rows=4, num_threads=num_threads, depth=2, options=DaliOptions(**options))
+    return PipelineSpec(SIDE, "bilinear", max_rows=4, num_threads=num_threads, depth=2, options=DaliOptions(**options))
 
 
 def picture(seed: int, height: int = 40, width: int = 60) -> torch.Tensor:

@@ -1,17 +1,18 @@
 """What was cut out of a JPEG is read off its pixels: the keyed crop in every loader that decodes JPEGs themselves."""
 
 import random
-from itertools import islice
+from itertools import islice, product
 
 import numpy as np
 import pytest
 import torch
 from loader_kinds import KINDS, loader_of, write_ramps
+from PIL import Image
 
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec, keyed_crops
 from rlpheads.loaders.contract.order import Order
-from rlpheads.loaders.sources.datasets import ImageSource
+from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
 
 CROP = CropSpec(32)
 NUM_EPOCHS, NUM_IMAGES, BATCH_SIZE = 3, 103, 24
@@ -20,6 +21,19 @@ NUM_EPOCHS, NUM_IMAGES, BATCH_SIZE = 3, 103, 24
 @pytest.fixture(scope="module")
 def ramps(tmp_path_factory) -> ImageSource:
     return write_ramps(tmp_path_factory.mktemp("ramps"), NUM_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> ImageSource:
+    """Rough pictures without black and white, so that bicubic overshoots neither."""
+    root = tmp_path_factory.mktemp("photographs")
+    for split, number in product(("train", "val"), range(16)):
+        random = np.random.default_rng([len(split), number])
+        pixels_HWC = random.integers(64, 192, (*random.integers(120, 180, 2), 3), dtype=np.uint8)
+        folder = root / split / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels_HWC).save(folder / f"{number:04d}.png")
+    return open_dataset("imagefolder", root, seed=0)[0]
 
 
 def epochs_of(kind: str, source: ImageSource, **options) -> list[list[Batch]]:
@@ -111,6 +125,23 @@ def test_a_resume_costs_the_same_at_any_position(ramps, kind):
         assert len(list(loader)) == len(loader) - 2
     finally:
         path.write_bytes(data)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bicubic_pixels_are_those_of_torchvision(photographs, kind, train):
+    """And not the bilinear ones, which are several times as far off."""
+    wanted, other = CropSpec(40, interpolation="bicubic"), CropSpec(40)
+    theirs, bilinear = (list(loader_of("torch", photographs, crop, 16, train=train)) for crop in (wanted, other))
+    for ours, torchs, blurred in zip(
+        loader_of(kind, photographs, wanted, 16, train=train), theirs, bilinear, strict=True
+    ):
+        rows = ours.index >= 0
+        difference = (ours.images[rows].float() - torchs.images[rows].float()).abs()
+        inside = difference[..., 4:-4, 4:-4]  # beyond the edges DALI repeats the last pixel
+        assert inside.max() <= 1
+        assert inside.mean() < 0.25
+        assert (blurred.images[rows].float() - torchs.images[rows].float()).abs().mean() > 1.2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from rlpheads.loaders.adapters.torch_transforms import EvalTransform, resized_crop
@@ -23,11 +24,12 @@ def images_and_boxes(draw):
     return pixels.permute(2, 0, 1), box
 
 
-@given(images_and_boxes(), st.integers(1, 40), st.booleans())
-def test_pixels_are_those_of_torchvision_bit_for_bit(image_and_box, side, by_channel):
+@given(images_and_boxes(), st.integers(1, 40), st.booleans(), st.sampled_from(["bilinear", "bicubic"]))
+def test_pixels_are_those_of_torchvision_bit_for_bit(image_and_box, side, by_channel, interpolation):
     image, box = image_and_box
     image = image.contiguous() if by_channel else image
-    assert torch.equal(resized_crop(image, box, side), F.resized_crop(image, *box, [side, side], antialias=True))
+    theirs = F.resized_crop(image, *box, [side, side], InterpolationMode(interpolation), antialias=True)
+    assert torch.equal(resized_crop(image, box, side, interpolation), theirs)
 
 
 def test_a_grey_view_is_resized_as_its_copy():
@@ -37,17 +39,22 @@ def test_a_grey_view_is_resized_as_its_copy():
 
 def whole_then_cut(image: torch.Tensor, crop: CropSpec) -> torch.Tensor:
     """What evaluation is by definition: all of the image is resized, and its centre cut."""
-    return F.center_crop(F.resize(image, [crop.short_side], antialias=True), [crop.image_size, crop.image_size])
+    resized = F.resize(image, [crop.short_side], InterpolationMode(crop.interpolation), antialias=True)
+    return F.center_crop(resized, [crop.image_size, crop.image_size])
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("shape", [(375, 500), (60, 900), (900, 60), (1, 1), (1, 16), (200, 200)])
-def test_the_central_crop_of_an_ordinary_image_is_torchvisions_bit_for_bit(shape):
+def test_the_central_crop_of_an_ordinary_image_is_torchvisions_bit_for_bit(shape, interpolation):
     image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    crop = CropSpec(64)
+    crop = CropSpec(64, interpolation=interpolation)
     assert torch.equal(EvalTransform(crop).make(image, None), whole_then_cut(image, crop))
 
 
-@pytest.mark.parametrize("crop", [CropSpec(64), CropSpec(96, crop_fraction=1.0)])
+@pytest.mark.parametrize(
+    "crop",
+    [CropSpec(64), CropSpec(96, crop_fraction=1.0), CropSpec(96, crop_fraction=1.0, interpolation="bicubic")],
+)
 @pytest.mark.parametrize("shape", [(1, 400), (4, 200), (200, 4), (8, 1000), (300, 7), (500, 20), (100, 5000)])
 def test_the_central_crop_of_a_thin_image_shows_what_resizing_all_of_it_would(shape, crop):
     generator = torch.Generator().manual_seed(0)
