@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +19,8 @@ from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
 from rlpheads.engine.runs.finite_content import NonfiniteStateError, check_state_finite
 
+_WRITER_NICENESS = 10
+"""How far the thread that writes stands behind training's own: a layer's team of threads waits for its slowest."""
 _CLOSING_SECONDS = 60.0
 """How long a run that fails waits for a checkpoint that is being written."""
 
@@ -73,6 +77,7 @@ class CheckpointSaver:
         copied = self._state_copy.take(state)
 
         def write() -> None:
+            _give_way_to_training()
             self._outcome = _outcome_of(lambda: self._write(step, copied, facts))
 
         self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
@@ -109,6 +114,14 @@ class CheckpointSaver:
             torch.cuda.set_device(self._device)  # a thread begins with the first one
         check_state_finite(state, step, self._writers.group)
         write_checkpoint(self._folder, step, state, facts, self._writers, self._retention)
+
+
+def _give_way_to_training() -> None:
+    """Lower this thread's scheduling priority, and that of the threads it starts, where threads have one of their own."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        niceness = os.getpriority(os.PRIO_PROCESS, thread) + _WRITER_NICENESS
+        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))
 
 
 def _outcome_of(action: Callable[[], None]) -> BaseException | None:

@@ -1,7 +1,9 @@
 """When checkpoints are written inside an epoch, what they are good for, and what happens when one cannot be."""
 
 import json
+import os
 import shutil
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -17,7 +19,9 @@ from rlpheads.engine.config.run import CheckpointConfig, EvalConfig, LedgerConfi
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.initial_weights import load_weights, read_weights_file
+from rlpheads.engine.runs import checkpoint_saver
 from rlpheads.engine.runs.checkpoint import list_whole
+from rlpheads.engine.runs.checkpoint_writing import write_checkpoint
 from rlpheads.engine.training import job
 
 pytestmark = pytest.mark.long
@@ -168,3 +172,18 @@ def test_epochs_of_a_finished_run_are_raised(few, capsys):
     assert "the epochs are raised from 1 to 3" in capsys.readouterr().out
     assert result(raised)[0] == result(whole)[0]
     assert "epochs: 3" in (folder_of(raised) / "config.yaml").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a scheduling priority of their own on Linux only")
+def test_the_thread_that_writes_gives_way_to_training(few, monkeypatch):
+    priorities = []
+
+    def noted(*args):
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return write_checkpoint(*args)
+
+    monkeypatch.setattr(checkpoint_saver, "write_checkpoint", noted)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert job.run(named(few, "giving_way", epochs=1)) == 0
+    assert set(priorities) == {min(before + 10, 19)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
