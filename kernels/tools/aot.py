@@ -1,11 +1,11 @@
 """`python -m rlpheads.kernels.tools.aot`: compile every Triton kernel ahead of time for three chips, and check the SASS.
 
 Prints a row for each kernel, chip and specialisation (Triton compiles one code for sizes that are multiples of 16 and another
-for those that are not): registers, shared memory, spills, tensor-core instructions, and the bytes that it moves by the model
-of `rlpheads.kernels.tools.traffic`, as a multiple of the compulsory ones, without and with the cast of a float32 weight. Exits
-with 1 where a kernel spills, multiplies without tensor cores, takes more shared memory than the chip has, or moves more than
-1.10 times the compulsory bytes, the cast left out. With `--candidates` it does so with the tiles that `tune` may put in the
-place of the usual ones.
+for those that are not): registers, shared memory, spills, tensor-core instructions, instructions a logit behind the products on
+the shortest way, and the bytes that it moves by the model of `rlpheads.kernels.tools.traffic`, as a multiple of the compulsory
+ones, without and with the cast of a float32 weight. Exits with 1 where a kernel spills, multiplies without tensor cores, lets
+threads round one sum differently, takes more shared memory than the chip has, or moves more than 1.10 times the compulsory
+bytes, the cast left out. With `--candidates` it does so with the tiles that `tune` may put in the place of the usual ones.
 """
 
 import argparse
@@ -59,6 +59,8 @@ class KernelReport:
     """The same of the whole loss."""
     cast_ratio: float | None
     """The same with the cast of a float32 weight to the operands' dtype, which is no kernel's and no fault."""
+    epilogue: float | None
+    """SASS instructions a logit on the common path behind the products, each counted once for every thread."""
     faults: list[str]
 
 
@@ -71,11 +73,19 @@ def check_build(build: Build) -> KernelReport:
         faults.append(f"{code.spills} spills")
     if not any(name.startswith(build.tensor_cores) for name in code.tensor_instructions) and build.tensor_cores:
         faults.append(f"no tensor cores ({build.tensor_cores})")
+    if code.fused_exchanges:
+        faults.append(f"{code.fused_exchanges} sums of exchanged numbers that threads round differently")
     if code.shared_bytes > SHARED_BYTES[build.chip]:
         faults.append(f"{code.shared_bytes} bytes of shared memory, the chip has {SHARED_BYTES[build.chip]}")
     if max(tiles_ratio or 0, whole_ratio or 0) > MAX_BYTES_RATIO:
         faults.append(f"more than {MAX_BYTES_RATIO} times the compulsory bytes")
-    return KernelReport(build.name, build.chip, build.multiples, code, tiles_ratio, whole_ratio, cast_ratio, faults)
+    epilogue = None
+    if build.tiles_of_launch and code.behind_products:
+        epilogue = (
+            code.behind_products * 32 * build.options["num_warps"] / (build.flags["ROWS"] * build.flags["CLASSES"])
+        )
+    ratios = tiles_ratio, whole_ratio, cast_ratio
+    return KernelReport(build.name, build.chip, build.multiples, code, *ratios, epilogue, faults)
 
 
 def byte_ratios(build: Build) -> tuple[float | None, float | None, float | None]:
@@ -106,6 +116,7 @@ def report_table(reports: list[KernelReport]) -> Table:
         "shared KB",
         "spills",
         "tensor cores",
+        "SASS a logit",
         "bytes",
         "whole loss",
         "",
@@ -121,6 +132,7 @@ def report_table(reports: list[KernelReport]) -> Table:
             f"{code.shared_bytes / 1024:.0f}",
             str(code.spills),
             ", ".join(f"{count} {name}" for name, count in code.tensor_instructions.items()) or "–",
+            "–" if report.epilogue is None else f"{report.epilogue:.1f}",
             "–" if report.tiles_ratio is None else f"{report.tiles_ratio:.3f}",
             "–" if report.whole_ratio is None else f"{report.whole_ratio:.3f}",
             "–" if report.cast_ratio is None else f"{report.cast_ratio:.2f}",

@@ -1,14 +1,16 @@
 """Counts what a GPU would have to launch for a loss: aten calls that write memory, those inside our operators too, and kernels
 of Triton. Runs in the interpreter's process, as `triton_cases` does."""
 
+import gc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from static_addresses import Arena
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
@@ -29,6 +31,14 @@ class Launches:
     triton: Counter[str] = field(default_factory=Counter)
     grids: list[tuple[Any, ...]] = field(default_factory=list)
     """Of each launch of a Triton kernel its name, grid, numbers, flags, and shapes of its tensors, in their order."""
+    arena: Arena = field(default_factory=Arena)
+    """Where tensors would lie."""
+    addresses: list[tuple[str, list[int]]] = field(default_factory=list)
+    """Of each launch its name, and where its tensors lie."""
+
+    def place(self, name: str, *values: Any) -> None:
+        """Note where the tensors of a launch lie."""
+        self.addresses.append((name, self.arena.addresses(values)))
 
     @property
     def total(self) -> int:
@@ -49,6 +59,7 @@ class _AtenCounter(TorchDispatchMode):
                 return _implementation(func)(*args, **(kwargs or {}))
         name = name.partition(".")[0]
         found = func(*args, **(kwargs or {}))
+        self._launches.place(name, args, kwargs, found)
         if name not in WRITES_NOTHING and (func._schema.is_mutable or _storages(found) - _storages((args, kwargs))):
             self._launches.aten[name] += 1
         return found
@@ -72,17 +83,20 @@ def _implementation(func: Any) -> Any:
 
 
 @contextmanager
-def counted() -> Iterator[Launches]:
-    """Count what is launched here, in backward passes too."""
-    launches = Launches()
+def counted(arena: Arena | None = None) -> Iterator[Launches]:
+    """Count what is launched here, in backward passes too; tensors lie in the arena, if one is given, beside what it holds."""
+    launches = Launches(arena=arena or Arena())
     run, matmul_into = InterpretedFunction.run, triton_passes.matmul_into
 
     def counting(kernel: Any, *arguments: Any, **options: Any) -> Any:
         launches.triton[kernel.__name__] += 1
         shapes = [each.shape if isinstance(each, Tensor) else each for each in tree_leaves(arguments)]
         launches.grids.append((kernel.__name__, *shapes, *sorted(options.items(), key=str)))
+        launches.place(kernel.__name__, arguments)
         with _disable_current_modes():
-            return run(kernel, *arguments, **options)
+            run(kernel, *arguments, **options)
+        if arena is not None:
+            gc.collect()  # the interpreter's closures refer to each other, and to the launch's tensors
 
     def product(multiply: Any) -> Any:
         """One of the library's matrix products on a GPU; on a CPU it takes several calls."""
@@ -90,7 +104,9 @@ def counted() -> Iterator[Launches]:
         def counting_one(*arguments: Tensor) -> Any:
             launches.aten["bmm"] += _get_current_dispatch_mode() is not None  # not within another
             with _disable_current_modes():
-                return multiply(*arguments)
+                found = multiply(*arguments)
+            launches.place("bmm", arguments, found)
+            return found
 
         return counting_one
 
@@ -115,8 +131,8 @@ class Step:
     features: int = 16
     seed: int = 0
 
-    def run(self) -> Launches:
-        """Its launches; the upstream gradients are the caller's, and not counted."""
+    def inputs(self) -> "StepInputs":
+        """What it computes with, drawn by the seed."""
         generator = torch.Generator().manual_seed(self.seed)
         features = [
             torch.randn(self.rows, self.features, generator=generator).bfloat16() for _ in range(self.num_heads)
@@ -127,18 +143,43 @@ class Step:
         index_B = torch.randint(50, (self.rows,), generator=generator)
         for tensor in (*weights, *biases, *(features if self.regularizer else ())):
             tensor.requires_grad_()
-        labels = [(table_MN, index_B, draw) for draw in range(self.num_heads)]
-        upstream_B = torch.rand(self.rows, generator=generator)
-        with counted() as launches:
+        return StepInputs(features, weights, biases, table_MN, index_B, torch.rand(self.rows, generator=generator))
+
+    def run(self, given: "StepInputs | None" = None, arena: Arena | None = None) -> Launches:
+        """Its launches; the upstream gradients are the caller's, and not counted."""
+        given = given or self.inputs()
+        labels = [(given.table_MN, given.index_B, draw) for draw in range(self.num_heads)]
+        with counted(arena) as launches:
             losses = random_label_losses(
-                features, weights, labels, biases=biases, regularizer=self.regularizer, impl=self.impl
+                *(given.features, given.weights, labels),
+                biases=given.biases,
+                regularizer=self.regularizer,
+                impl=self.impl,
             )
             outputs = [loss.cross_entropy_B for loss in losses]
             if self.regularizer:
                 outputs += [loss.regularizer_B for loss in losses]  # type: ignore[misc]
-            inputs = [*weights, *biases, *(features if self.regularizer else ())]
-            torch.autograd.grad(outputs, inputs, [upstream_B] * len(outputs))
+            inputs = [*given.weights, *given.biases, *(given.features if self.regularizer else ())]
+            gradients = torch.autograd.grad(outputs, inputs, [given.upstream_B] * len(outputs))
+            launches.place("gradients", gradients)
         return launches
+
+
+class StepInputs(NamedTuple):
+    """Tensors of a step, which a CUDA graph finds at the same places at every replay."""
+
+    features: list[Tensor]
+    weights: list[Tensor]
+    biases: list[Tensor]
+    table_MN: Tensor
+    index_B: Tensor
+    upstream_B: Tensor
+
+    def copy_(self, other: "StepInputs") -> None:
+        """Take the values of another's."""
+        with torch.no_grad():
+            for mine, theirs in zip(tree_leaves(tuple(self)), tree_leaves(tuple(other)), strict=True):
+                mine.copy_(theirs)
 
 
 def launches_of(step: Step) -> Launches:
@@ -157,3 +198,18 @@ def assert_launches_do_not_depend_on_values() -> None:
         assert one.grids == two.grids
         assert one.aten == two.aten
         assert not HOST_READS & one.aten.keys()
+
+
+def assert_every_call_meets_the_same_addresses(step: Step) -> None:
+    """A second and a third call, on other values in the same inputs; the first may leave something behind."""
+    arena, inputs = Arena(), step.inputs()
+    calls = []
+    gc.collect()
+    gc.freeze()  # so that later collections are quick
+    for seed in range(3):
+        inputs.copy_(replace(step, seed=seed).inputs())
+        calls.append(step.run(inputs, arena).addresses)
+    gc.unfreeze()
+    assert len(calls[1]) > 10
+    assert calls[1] == calls[2]
+    assert len({address for _, addresses in calls[1] for address in addresses}) > 10

@@ -35,6 +35,23 @@ def test_nothing_waits_for_a_value(interpreter: Interpreter) -> None:
     interpreter(launch_counter.assert_launches_do_not_depend_on_values)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "step",
+    [
+        Step(1, 300, None),
+        Step(3, 300, "uniform"),
+        Step(1, 300, "entropy"),
+        Step(1, 10, "uniform", "batched"),
+        Step(12, 10, None, "batched"),
+    ],
+    ids=str,
+)
+def test_every_call_meets_the_same_addresses(interpreter: Interpreter, step: Step) -> None:
+    """So that a captured graph may be replayed: all that a step allocates lies where it lay, whatever the values are."""
+    interpreter(launch_counter.assert_every_call_meets_the_same_addresses, step)
+
+
 def test_a_weight_is_cast_once_a_version(interpreter: Interpreter) -> None:
     interpreter(kept_weights.assert_a_version_is_cast_once, 1)
     interpreter(kept_weights.assert_a_version_is_cast_once, 3)

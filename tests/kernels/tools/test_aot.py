@@ -10,6 +10,11 @@ import torch
 
 pytest.importorskip("triton", reason="triton comes with torch's CUDA build only")
 
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
 from rlpheads.kernels.gpu import triton_kernels
 from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS, chip_tiles
 from rlpheads.kernels.tools import aot
@@ -25,6 +30,7 @@ from rlpheads.kernels.tools.aot_kernels import (
     signature,
     specialize,
 )
+from rlpheads.kernels.tools.aot_sass import behind_products, compile_build, fused_exchanges
 from rlpheads.kernels.tools.traffic import (
     Workload,
     cast_bytes,
@@ -117,6 +123,80 @@ def test_other_tensor_cores_than_the_chips_own_are_a_fault() -> None:
     build = Variant("bf16").build(80)
     report = aot.check_build(replace(build, tensor_cores="HGMMA"))
     assert report.faults == ["no tensor cores (HGMMA)"]
+
+
+SASS = """
+	.section	.text.kernel
+.text.kernel:
+        /*0000*/                   MOV R1, R2 ;
+.L_x_1:
+        /*0010*/                   HMMA.16816.F32.BF16 R4, R68.reuse, R2, R4 ;
+        /*0020*/              @!P0 BRA `(.L_x_1) ;
+        /*0030*/               @P0 BRA `(.L_x_2) ;
+        /*0040*/                   FADD R3, R4, R5 ;
+        /*0050*/                   BRA.DIV ~URZ, `(.L_x_3) ;
+        /*0060*/              @!P1 EXIT ;
+        /*0070*/                   EXIT ;
+.L_x_2:
+        /*0080*/                   FADD R3, R4, R5 ;
+.L_x_4:
+        /*0090*/                   FADD R3, R4, R5 ;
+        /*00a0*/               @P1 BRA `(.L_x_4) ;
+        /*00b0*/                   FADD R3, R4, R5 ;
+        /*00c0*/                   EXIT ;
+.L_x_3:
+        /*00d0*/                   EXIT ;
+"""
+
+
+def test_the_shortest_way_behind_the_products() -> None:
+    """What only warps take that have come apart is no way, and an EXIT under a predicate no end."""
+    assert behind_products(SASS) == 5
+    assert behind_products(SASS.replace("@P0 BRA", "BRA")) == 6
+    with pytest.raises(ValueError, match="no way"):
+        behind_products(SASS.replace("EXIT", "NOP"))
+
+
+@triton.jit
+def sum_of_products_kernel(out, a, b, NUMBERS: tl.constexpr):
+    places = tl.arange(0, NUMBERS)
+    tl.store(out, tl.sum(tl.load(a + places) * tl.load(b + places), 0))
+
+
+def test_a_kernel_whose_threads_round_one_sum_differently() -> None:
+    """Where a thread has one product, the compiler fuses it with the sum's first exchange; not where it has several."""
+    for numbers, fused in ((128, 1), (512, 0)):
+        types = dict.fromkeys(("out", "a", "b"), "*fp32") | {"NUMBERS": "constexpr"}
+        source = ASTSource(fn=sum_of_products_kernel, signature=types, constexprs={(3,): numbers}, attrs={})
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+        assert fused_exchanges(compiled.asm["ptx"]) == fused
+
+
+def test_sums_that_threads_round_differently_are_found() -> None:
+    """a·b + what the partner sent, and its a·b + what was sent here, are two roundings of one sum."""
+    ptx = """
+	mul.f32 	%r1, %r2, %r3;
+	shfl.sync.bfly.b32 	%r4, %r1, 16, 31, -1;
+	mov.b32 	%r5, %r4;
+	{0}
+"""
+    for text, number in (
+        ("fma.rn.f32 \t%r6, %r2, %r3, %r5;", 1),
+        ("add.f32 \t%r6, %r1, %r5;", 1),  # the assembler may fuse it
+        ("mov.b64 \t%rd1, {{%r4, %r9}};\n\tmov.b64 \t%rd2, {{%r1, %r8}};\n\tadd.f32x2 \t%rd3, %rd2, %rd1;", 1),
+        ("add.rn.f32 \t%r6, %r1, %r5;", 0),
+        ("add.f32 \t%r6, %r7, %r5;\n\tfma.rn.f32 \t%r5, %r2, %r3, %r6;", 0),
+    ):
+        assert fused_exchanges(ptx.format(text)) == number, text
+
+
+@pytest.mark.long
+def test_sums_of_products_over_the_rows_are_rounded_alike() -> None:
+    """By every thread that holds them: `class_sums` and `scale_features` add products in a reduction."""
+    for chip in KNOWN_CHIPS:
+        for build in builds(chip):
+            if build.kernel.__name__ in ("class_sums_kernel", "scale_features_kernel"):
+                assert compile_build(build).fused_exchanges == 0, (build.name, chip)
 
 
 @pytest.mark.long
