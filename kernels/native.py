@@ -28,6 +28,7 @@ CPP_SOURCES = tuple(
     ROOM / name
     for name in (
         *("cpu/tile_pass.cpp", "cpu/tile_update.cpp", "batched/batched_pass.cpp"),
+        "batched/batched_ranges.cpp",
         *("pixels/pixel_pass.cpp", "pixels/pair_mixing.cpp"),
     )
 )
@@ -35,7 +36,7 @@ CPP_HEADERS = tuple(
     ROOM / name
     for name in (
         *("cpu/tile_chunk.h", "cpu/tile_products.h", "cpu/tile_scratch.h"),
-        *("batched/batched_products.h", "batched/row_terms.h", "pixels/pixel_image.h"),
+        *("batched/batched_heads.h", "batched/batched_products.h", "batched/row_terms.h", "pixels/pixel_image.h"),
     )
 )
 COMPILERS = ("g++", "c++", "clang++")

@@ -72,7 +72,7 @@ def batched_losses(heads: WrittenHeads, labels: BatchedLabels, terms: BatchedTer
     if terms.regularizer is not None:
         regularizer_R = _attach_features(rows.regularizer_R, rows.feature_gradient_RK, heads)
     if for_classes:
-        cross_entropy_R = _ClassRoute.apply(cross_entropy_R, rows.class_gradient_RK, heads.features, *parameters)
+        cross_entropy_R = attach_classes(cross_entropy_R, rows.class_gradient_RK, heads)
     return cross_entropy_R, regularizer_R, joint_R, rows.hit_R, rows.bits_R, rows.margin_R, rows.lse_R
 
 
@@ -91,6 +91,11 @@ def _distinct_places(features: Sequence[Tensor]) -> tuple[int, ...]:
     """Of each head the number of its features among the distinct ones, in the order of their first head."""
     numbers: dict[int, int] = {}
     return tuple(numbers.setdefault(id(features_BD), len(numbers)) for features_BD in features)
+
+
+def attach_classes(value_R: Tensor, gradient_RK: Tensor | None, heads: WrittenHeads) -> Tensor:
+    """`value_R` as a function of the heads' weights and biases alone, whose logits have this gradient."""
+    return _ClassRoute.apply(value_R, gradient_RK, heads.features, *heads.weights, *heads.biases)
 
 
 class _ClassRoute(torch.autograd.Function):
@@ -129,7 +134,7 @@ class _FeatureRoute(torch.autograd.Function):
     def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
         gradient_RK, *weights = ctx.saved_tensors
         dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else gradient_RK.dtype
-        sums = _feature_gradients_op(weights, gradient_RK * upstream_R[:, None], ctx.places, dtype)
+        sums = feature_gradients_op(weights, gradient_RK * upstream_R[:, None], ctx.places, dtype)
         return (None, None, None, *map(_in_dtype, sums, ctx.dtypes), *[None] * len(weights))
 
 
@@ -149,7 +154,7 @@ _HEADS = "Tensor[] features, Tensor[] weights, Tensor?[] biases, "
 _KEY = "CompositeExplicitAutograd"
 
 
-def _register(name: str, schema: str, function: Any, shape: Any) -> Any:
+def register_operator(name: str, schema: str, function: Any, shape: Any) -> Any:
     """Define an operator, opaque to FakeTensorMode and to torch.compile, and return it."""
     _LIBRARY.define(f"{name}({schema}")
     _LIBRARY.impl(name, function, _KEY)
@@ -274,19 +279,19 @@ def _shape_of_feature_gradients(
     return [gradient_RK.new_empty(num_rows, widths[places.index(n)], dtype=dtype) for n in range(max(places) + 1)]
 
 
-_forward_op = _register(
+_forward_op = register_operator(
     "batched_forward",
     f"{_HEADS}Tensor labels, Tensor? first_weight, str? kind, bool for_classes, bool for_features) -> Tensor[]",
     _compute_rows,
     _shape_of_rows,
 )
-_class_gradients_op = _register(
+_class_gradients_op = register_operator(
     "batched_class_gradients",
     "Tensor[] features, Tensor gradient, Tensor upstream, bool[] wanted) -> Tensor[]",
     _compute_class_gradients,
     _shape_of_class_gradients,
 )
-_feature_gradients_op = _register(
+feature_gradients_op = register_operator(
     "batched_feature_gradients",
     "Tensor[] weights, Tensor gradient, int[] places, ScalarType dtype) -> Tensor[]",
     _compute_feature_gradients,

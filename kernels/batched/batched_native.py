@@ -7,14 +7,19 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels import native
+from rlpheads.kernels.batched.native_arguments import (
+    BAD_VALUES,
+    KINDS,
+    HeadPointers,
+    OutputPointers,
+    plain_floats,
+    pointer,
+    pointers,
+    raise_if_no_memory,
+    widths,
+)
 from rlpheads.kernels.batched.written_rows import WrittenHeads, WrittenRows
 from rlpheads.kernels.label_source import check_values_on_host
-
-BAD_VALUES = 2
-"""What C++ returns where a label is none of the classes or a weight is outside [0, 1]."""
-
-KINDS = (None, "unlikelihood", "uniform", "reversal", "entropy")
-"""The regularisers, in the order of `Kind` in row_terms.h."""
 
 MAX_LABELS_OF_LOOPS = 64
 """Labels up to which the products are loops of this file's own: beyond, the library's products are faster, though each is a
@@ -43,22 +48,22 @@ class NativeBatch:
 
         `logits_RK` are overwritten; without them they are computed, too.
         """
-        features, weights = list(map(_plain, heads.features)), list(map(_plain, heads.weights))
-        biases = [None if bias_K is None else _plain(bias_K) for bias_K in heads.biases]
+        features, weights = list(map(plain_floats, heads.features)), list(map(plain_floats, heads.weights))
+        biases = [None if bias_K is None else plain_floats(bias_K) for bias_K in heads.biases]
         labels_LR = labels[0].contiguous()
-        first_weight_R = None if labels[1] is None else _plain(labels[1])
+        first_weight_R = None if labels[1] is None else plain_floats(labels[1])
         (labels_a_row, num_rows), num_labels = labels_LR.shape, weights[0].shape[0]
         empty = features[0].new_empty
         matrices = [empty(num_rows, num_labels) if is_wanted else None for is_wanted in wanted]
         values = [empty(num_rows) for _ in range(5)]
         rows = WrittenRows._make([*values, empty(num_rows, dtype=torch.bool), *matrices])
-        outputs = _Outputs(*map(_address, (*rows, logits_RK)))
-        batch = _Heads(
-            _addresses(features),
-            _addresses(weights),
-            _addresses(biases),
-            _widths(features),
-            *map(_address, (labels_LR, first_weight_R)),
+        outputs = OutputPointers(*map(pointer, (*rows, logits_RK)))
+        batch = HeadPointers(
+            pointers(features),
+            pointers(weights),
+            pointers(biases),
+            widths(features),
+            *map(pointer, (labels_LR, first_weight_R)),
             *(len(features), features[0].shape[0], num_labels, labels_a_row),
         )
         failure = self._library.rlpheads_batched_forward(
@@ -66,14 +71,14 @@ class NativeBatch:
         )
         if failure == BAD_VALUES:
             check_values_on_host(*labels, num_labels)
-        _check(failure)
+        raise_if_no_memory(failure)
         return rows
 
     def class_gradients(
         self, features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, wanted: Sequence[bool]
     ) -> list[Tensor]:
         """The gradients of `batched_class_gradients` that are wanted; an entry for each weight, then for each bias."""
-        features, num_heads, num_labels = list(map(_plain, features)), len(features), gradient_RK.shape[1]
+        features, num_heads, num_labels = list(map(plain_floats, features)), len(features), gradient_RK.shape[1]
         empty = gradient_RK.new_empty
         of_weights = [
             empty(num_labels, features_BD.shape[1]) if is_wanted else None
@@ -81,13 +86,13 @@ class NativeBatch:
         ]
         of_biases = [empty(num_labels) if is_wanted else None for is_wanted in wanted[num_heads:]]
         upstream_R = upstream_R.contiguous()
-        batch = _Heads(features=_addresses(features), num_features=_widths(features))
+        batch = HeadPointers(features=pointers(features), num_features=widths(features))
         batch.num_heads, batch.num_rows, batch.num_labels = num_heads, features[0].shape[0], num_labels
-        _check(
+        raise_if_no_memory(
             self._library.rlpheads_batched_class_gradients(
                 ctypes.byref(batch),
-                *(ctypes.c_void_p(_address(tensor)) for tensor in (gradient_RK, upstream_R)),
-                *(_addresses(gradients) for gradients in (of_weights, of_biases)),
+                *(ctypes.c_void_p(pointer(tensor)) for tensor in (gradient_RK, upstream_R)),
+                *(pointers(gradients) for gradients in (of_weights, of_biases)),
                 torch.get_num_threads(),
             )
         )
@@ -95,19 +100,19 @@ class NativeBatch:
 
     def feature_gradients(self, weights: list[Tensor], gradient_RK: Tensor, places: Sequence[int]) -> list[Tensor]:
         """See `batched_feature_gradients`."""
-        weights, num_rows = list(map(_plain, weights)), gradient_RK.shape[0] // len(weights)
+        weights, num_rows = list(map(plain_floats, weights)), gradient_RK.shape[0] // len(weights)
         gradients: list[Tensor] = []
         for place, weight_KD in zip(places, weights, strict=True):
             if place == len(gradients):
                 gradients.append(gradient_RK.new_empty(num_rows, weight_KD.shape[1]))
         gradient_RK = gradient_RK.contiguous()
-        batch = _Heads(weights=_addresses(weights), num_features=_widths(weights))
+        batch = HeadPointers(weights=pointers(weights), num_features=widths(weights))
         batch.num_heads, batch.num_rows, batch.num_labels = len(weights), num_rows, gradient_RK.shape[1]
-        _check(
+        raise_if_no_memory(
             self._library.rlpheads_batched_feature_gradients(
                 ctypes.byref(batch),
-                ctypes.c_void_p(_address(gradient_RK)),
-                _addresses([gradients[place] for place in places]),
+                ctypes.c_void_p(pointer(gradient_RK)),
+                pointers([gradients[place] for place in places]),
                 (ctypes.c_bool * len(places))(*[place in places[:number] for number, place in enumerate(places)]),
                 torch.get_num_threads(),
             )
@@ -121,44 +126,3 @@ def native_batch(dtype: torch.dtype, device: torch.device) -> NativeBatch | None
         return None
     library = native.load_library()
     return None if library is None else NativeBatch(library)
-
-
-class _Heads(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.POINTER(ctypes.c_void_p)) for name in ("features", "weights", "biases")),
-        ("num_features", ctypes.POINTER(ctypes.c_int64)),
-        *((name, ctypes.c_void_p) for name in ("labels", "first_weight")),
-        *((name, ctypes.c_int64) for name in ("num_heads", "num_rows", "num_labels", "labels_a_row")),
-    )
-
-
-class _Outputs(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_void_p)
-        for name in (
-            *("cross_entropy", "regularizer", "bits", "margin", "lse", "hit"),
-            *("class_gradient", "feature_gradient", "logits"),
-        )
-    )
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The tensor in float32 and contiguous, as it mostly is."""
-    return tensor if tensor.dtype == torch.float32 and tensor.is_contiguous() else tensor.float().contiguous()
-
-
-def _widths(matrices: list[Tensor]) -> "ctypes.Array[ctypes.c_int64]":
-    return (ctypes.c_int64 * len(matrices))(*[matrix.shape[1] for matrix in matrices])
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _addresses(tensors: Sequence[Tensor | None]) -> "ctypes.Array[ctypes.c_void_p]":
-    return (ctypes.c_void_p * len(tensors))(*[None if tensor is None else tensor.data_ptr() for tensor in tensors])
-
-
-def _check(failure: int) -> None:
-    if failure:
-        raise MemoryError("there is none for the buffers of the loss on the CPU")

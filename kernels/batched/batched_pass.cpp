@@ -4,70 +4,9 @@
 // threads. rlpheads.kernels.native builds this file, rlpheads.kernels.batched.batched_native calls it, and
 // rlpheads.kernels.batched.written_rows holds the same in plain PyTorch.
 
-#include "batched_products.h"
-#include "row_terms.h"
-
-#include <new>
-#include <omp.h>
-#include <vector>
-
-extern "C" {
-
-// Mirrored in rlpheads.kernels.batched.batched_native. Matrices are contiguous; `biases` may hold nulls.
-struct BatchedHeads {
-    const float *const *features, *const *weights, *const *biases;  // of each head: (B, D), (K, D), (K)
-    const int64_t* num_features;                                    // D of each head
-    const int64_t* labels;                                          // (num_labels_a_row, num_heads * B)
-    const float* first_weight;                                      // (num_heads * B), null where rows have one label
-    int64_t num_heads, num_rows, num_labels, labels_a_row;
-};
-
-// Of all heads' rows. Gradients (num_heads * B, K) are null where they are not wanted; logits (likewise) are null where they
-// are to be computed, else given, and overwritten.
-struct BatchedOutputs {
-    float *cross_entropy, *regularizer, *bits, *margin, *lse;
-    bool* hit;
-    float *class_gradient, *feature_gradient, *logits;
-};
-
-}  // extern "C"
+#include "batched_heads.h"
 
 namespace {
-
-constexpr int64_t MOST_ROWS = 36;               // rows of a task at most, whole blocks of dot products
-constexpr int64_t WORTH_A_THREAD = 1 << 20;     // multiplications
-
-constexpr int NO_MEMORY = 1, BAD_VALUES = 2;
-
-// Whether all labels are classes and all weights lie in [0, 1].
-bool has_good_values(const BatchedHeads& heads) {
-    const int64_t rows = heads.num_heads * heads.num_rows;
-    bool are_good = true;
-    for (int64_t i = 0; i < heads.labels_a_row * rows; ++i)
-        are_good &= heads.labels[i] >= 0 && heads.labels[i] < heads.num_labels;
-    for (int64_t i = 0; heads.first_weight != nullptr && i < rows; ++i)
-        are_good &= heads.first_weight[i] >= 0.0f && heads.first_weight[i] <= 1.0f;
-    return are_good;
-}
-
-int worthy_threads(const BatchedHeads& heads, int threads) {
-    double products = 0.0;
-    for (int64_t h = 0; h < heads.num_heads; ++h)
-        products += static_cast<double>(heads.num_rows) * heads.num_labels * heads.num_features[h];
-    return static_cast<int>(std::min<double>(threads, 1.0 + products / WORTH_A_THREAD));
-}
-
-RowLabels labels_of(const BatchedHeads& heads, int64_t row) {
-    const int64_t all_rows = heads.num_heads * heads.num_rows;
-    RowLabels found = {heads.labels_a_row, {heads.labels[row], 0}, {1.0f, 0.0f}, {1.0f, 0.0f}};
-    if (found.count == 2) {
-        found.index[1] = heads.labels[all_rows + row];
-        found.present[1] = found.index[0] != found.index[1] ? 1.0f : 0.0f;
-        found.weight[1] = (1.0f - heads.first_weight[row]) * found.present[1];
-        found.weight[0] = 1.0f - found.weight[1];
-    }
-    return found;
-}
 
 void write_row(const BatchedHeads& heads, const BatchedOutputs& out, Kind kind, int64_t number, float* z) {
     const RowLabels labels = labels_of(heads, number);
@@ -75,18 +14,13 @@ void write_row(const BatchedHeads& heads, const BatchedOutputs& out, Kind kind, 
     float *class_gradient = row_of(out.class_gradient), *feature_gradient = row_of(out.feature_gradient);
     std::vector<float> spare(kind == ENTROPY && feature_gradient == nullptr ? heads.num_labels : 0);
     float* moments = kind != ENTROPY ? nullptr : feature_gradient == nullptr ? spare.data() : feature_gradient;
-    const Row row(z, heads.num_labels, labels, kind, moments);
-    const RowValues values = row.values(kind, std::log(static_cast<float>(heads.num_labels)));
-    out.cross_entropy[number] = values.cross_entropy;
-    if (out.regularizer != nullptr) out.regularizer[number] = values.regularizer;
-    out.bits[number] = values.bits;
-    out.margin[number] = values.margin;
-    out.lse[number] = values.lse;
-    out.hit[number] = values.hit;
+    const HeldClasses held = {0, heads.num_labels};
+    const Row row(sum_range(z, held, labels, kind, moments), labels, heads.num_labels);
+    write_values(row, kind, heads.num_labels, number, out);
     if (feature_gradient != nullptr)
-        write_gradient(row.regularizer_gradient(kind), labels, heads.num_labels, z, moments, feature_gradient);
+        write_gradient(row.regularizer_gradient(kind), labels, held, z, moments, feature_gradient);
     if (class_gradient != nullptr)
-        write_gradient(row.cross_entropy(), labels, heads.num_labels, z, nullptr, class_gradient);
+        write_gradient(row.cross_entropy(), labels, held, z, nullptr, class_gradient);
 }
 
 // Panels of PANEL features over all heads: number -> head and first feature.
@@ -111,7 +45,7 @@ extern "C" {
 
 // Returns 0, or what was wrong: nothing useful is written then.
 int rlpheads_batched_forward(const BatchedHeads* heads, const BatchedOutputs* out, int64_t kind, int threads) try {
-    if (!has_good_values(*heads)) return BAD_VALUES;
+    if (!has_good_values(*heads, heads->num_labels)) return BAD_VALUES;
     const int64_t block = std::min<int64_t>(MOST_ROWS, heads->num_rows);
     const int64_t blocks = block == 0 ? 0 : (heads->num_rows + block - 1) / block;
     const int team = worthy_threads(*heads, threads);

@@ -11,6 +11,7 @@ namespace {
 enum Kind : int64_t { NO_REGULARIZER, UNLIKELIHOOD, UNIFORM, REVERSAL, ENTROPY };
 
 constexpr int MAX_LABELS = 2;
+constexpr float NO_CLASS_SHIFT = -1e30f;  // finite, so that differences of shifts are never NaN
 constexpr float LOG_2 = 0.69314718055994531f;
 constexpr int64_t SUM_CHUNK = 512;  // so many terms are summed in float, chunks in double
 
@@ -70,21 +71,56 @@ inline double sum_chunks(int64_t size, const Term& term) {
     return total;
 }
 
-// Statistics of a row over all its classes; its logits become e^(z - s), 0 at the labels.
+// A contiguous range of the classes; the whole head is the one that starts at 0.
+struct HeldClasses {
+    int64_t start, count;
+
+    // Place in the range of a label, -1 where it lies outside.
+    int64_t place(int64_t label) const {
+        const int64_t place = label - start;
+        return place >= 0 && place < count ? place : -1;
+    }
+};
+
+// Statistics of a row over a range of classes; the members of rlpheads.kernels.rows.partials.Partials.
+struct RowSums {
+    float shift = NO_CLASS_SHIFT, sum = 0.0f, moment = 0.0f;
+    double logits = 0.0;
+    float label_logit[MAX_LABELS] = {-INF, -INF}, before = -INF, after = -INF;
+};
+
+// The row's logits become e^(z - s), 0 at the labels; `moments` gets e^(z - s) (z - s) where it is not null.
+inline RowSums sum_range(float* z, HeldClasses held, const RowLabels& labels, Kind kind, float* moments) {
+    RowSums found;
+    const auto clamped = [held](int64_t place) { return place < 0 ? 0 : place > held.count ? held.count : place; };
+    const int64_t first = labels.index[0] - held.start;
+    found.before = maximum(z, 0, clamped(first));
+    found.after = maximum(z, clamped(first + 1), held.count);
+    if (kind == UNIFORM) found.logits = sum_chunks(held.count, [z](int64_t j) { return z[j]; });
+    for (int l = 0; l < labels.count; ++l)
+        if (const int64_t place = held.place(labels.index[l]); place >= 0) found.label_logit[l] = z[place];
+    for (int l = 0; l < labels.count; ++l)
+        if (const int64_t place = held.place(labels.index[l]); place >= 0) z[place] = -INF;
+    const float top = labels.count == 1 ? larger(found.before, found.after) : maximum(z, 0, held.count);
+    if (top > -INF) found.shift = top;
+    const float shift = found.shift;
+    if (moments != nullptr)
+        found.moment = sum_chunks(held.count, [z, moments, shift](int64_t j) {
+            const float x = z[j] - shift;
+            return moments[j] = x < -87.0f ? 0.0f : exp_near(x) * x;
+        });
+    found.sum = sum_chunks(held.count, [z, shift](int64_t j) { return z[j] = exp_near(z[j] - shift); });
+    return found;
+}
+
+// Losses, measures and gradients of a row from its statistics over all classes.
 class Row {
 public:
-    // `moments` (K) gets e^(z - s) (z - s) where it is not null.
-    Row(float* z, int64_t num_classes, const RowLabels& labels, Kind kind, float* moments)
-        : labels_(labels), num_classes_(num_classes) {
-        const int64_t first = labels.index[0];
-        for (int l = 0; l < labels.count; ++l) label_logit_[l] = z[labels.index[l]];
-        before_ = maximum(z, 0, first);
-        after_ = maximum(z, first + 1, num_classes);
-        if (kind == UNIFORM) mean_logit_ = sum_chunks(num_classes, [z](int64_t j) { return z[j]; }) / num_classes;
-        for (int l = 0; l < labels.count; ++l) z[labels.index[l]] = -INF;
-        const float top = labels.count == 1 ? larger(before_, after_) : maximum(z, 0, num_classes);
-        shift_ = top > -INF ? top : largest_label();
-        exponentiate(z, moments);
+    Row(const RowSums& sums, const RowLabels& labels, int64_t num_classes)
+        : labels_(labels), num_classes_(num_classes), before_(sums.before), after_(sums.after), sum_(sums.sum),
+          moment_(sums.moment), mean_logit_(sums.logits / num_classes) {
+        for (int l = 0; l < labels.count; ++l) label_logit_[l] = sums.label_logit[l];
+        shift_ = sums.sum > 0.0f ? sums.shift : largest_label();
         log_others_ = std::log(sum_);
         for (int l = 0; l < labels.count; ++l) offset_[l] = label_logit_[l] - shift_;
         for (int l = 0; l < labels.count; ++l) {
@@ -94,6 +130,14 @@ public:
         }
         log_sum_ = larger(log_rest_[0], offset_[0]) + odds_[0].tail;
         find_inverse_sum();
+    }
+
+    // The same multiples of a range's exponentials, which were taken with its own shift and sum.
+    Coefficients of_range(Coefficients factors, float shift, float sum) const {
+        const float offset = shift - shift_, scale = std::exp(offset);
+        factors.exp = sum > 0.0f ? scale * (factors.exp + offset * factors.moment) : 0.0f;
+        factors.moment = sum > 0.0f ? scale * factors.moment : 0.0f;
+        return factors;
     }
 
     // `log_num_classes`: log K.
@@ -133,17 +177,6 @@ public:
 private:
     float largest_label() const {
         return labels_.count == 1 ? label_logit_[0] : std::fmax(label_logit_[0], label_logit_[1]);
-    }
-
-    void exponentiate(float* z, float* moments) {
-        const float shift = shift_;
-        if (moments != nullptr) {
-            moment_ = sum_chunks(num_classes_, [z, moments, shift](int64_t j) {
-                const float x = z[j] - shift;
-                return moments[j] = x < -87.0f ? 0.0f : exp_near(x) * x;
-            });
-        }
-        sum_ = sum_chunks(num_classes_, [z, shift](int64_t j) { return z[j] = exp_near(z[j] - shift); });
     }
 
     // Scaled by the largest of the labels' own terms, so that no lead of a label overflows.
@@ -221,23 +254,26 @@ private:
     int64_t num_classes_;
     float label_logit_[MAX_LABELS], offset_[MAX_LABELS], log_rest_[MAX_LABELS];
     LogOdds odds_[MAX_LABELS];
-    float before_, after_, shift_, sum_, moment_ = 0.0f, log_others_, log_sum_, inverse_sum_;
-    double mean_logit_ = 0.0;
+    float before_, after_, sum_, moment_;
+    double mean_logit_;
+    float shift_, log_others_, log_sum_, inverse_sum_;
 };
 
-// Write dL/dz of all classes from the row's exponentials and moments; the latter may be where it is written.
-inline void write_gradient(const Coefficients& factors, const RowLabels& labels, int64_t num_classes, const float* exps,
+// Write dL/dz of a range's classes from the row's exponentials and moments; the latter may be where it is written.
+inline void write_gradient(const Coefficients& factors, const RowLabels& labels, HeldClasses held, const float* exps,
                            const float* moments, float* out) {
     if (moments != nullptr) {
 #pragma omp simd
-        for (int64_t j = 0; j < num_classes; ++j)
+        for (int64_t j = 0; j < held.count; ++j)
             out[j] = exps[j] * factors.exp + moments[j] * factors.moment + factors.uniform;
     } else {
 #pragma omp simd
-        for (int64_t j = 0; j < num_classes; ++j) out[j] = exps[j] * factors.exp + factors.uniform;
+        for (int64_t j = 0; j < held.count; ++j) out[j] = exps[j] * factors.exp + factors.uniform;
     }
-    for (int l = 0; l < labels.count; ++l) out[labels.index[l]] = factors.uniform;
-    for (int l = 0; l < labels.count; ++l) out[labels.index[l]] += factors.label[l];
+    for (int l = 0; l < labels.count; ++l)
+        if (const int64_t place = held.place(labels.index[l]); place >= 0) out[place] = factors.uniform;
+    for (int l = 0; l < labels.count; ++l)
+        if (const int64_t place = held.place(labels.index[l]); place >= 0) out[place] += factors.label[l];
 }
 
 }  // namespace

@@ -27,18 +27,22 @@ def stacked_rows(
     dtype: torch.dtype,
 ) -> WrittenRows:
     """See `written_rows`; `labels`: those of the rows (L, R), and the weight (R,) of the first of two, None for one."""
+    logits_RK = stacked_logits(heads, dtype)
+    if few_labels.runs_few_labels(heads.features[0], logits_RK.shape[1], dtype):
+        return WrittenRows._make(few_labels.written_rows_by_triton(logits_RK, *labels, kind, wanted))
+    return written_rows(logits_RK, row_labels(*labels, dtype), kind, wanted)
+
+
+def stacked_logits(heads: WrittenHeads, dtype: torch.dtype) -> Tensor:
+    """See `batched_logits`."""
     features_HBD, weights_HKD, biases_HK = (
         _stack(heads.features, dtype),
         _stack(heads.weights, dtype),
         _stacked_biases(heads.biases, dtype),
     )
     if biases_HK is None:
-        logits_RK = torch.bmm(features_HBD, weights_HKD.mT).flatten(0, 1)
-    else:
-        logits_RK = torch.baddbmm(biases_HK[:, None], features_HBD, weights_HKD.mT).flatten(0, 1)
-    if few_labels.runs_few_labels(heads.features[0], logits_RK.shape[1], dtype):
-        return WrittenRows._make(few_labels.written_rows_by_triton(logits_RK, *labels, kind, wanted))
-    return written_rows(logits_RK, row_labels(*labels, dtype), kind, wanted)
+        return torch.bmm(features_HBD, weights_HKD.mT).flatten(0, 1)
+    return torch.baddbmm(biases_HK[:, None], features_HBD, weights_HKD.mT).flatten(0, 1)
 
 
 def stacked_class_gradients(

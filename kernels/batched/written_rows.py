@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlpheads.kernels.rows.partials import LogitGradient
+from rlpheads.kernels.rows.partials import LogitGradient, Partials
 from rlpheads.kernels.rows.reference_stages import LabelPlaces, RowSums, logit_gradient, sum_rows
 from rlpheads.kernels.rows.row_softmax import RowLabels, RowSoftmax, merge_partials
 from rlpheads.kernels.rows.terms import TERMS, Coefficients
@@ -85,10 +85,62 @@ def _in_dtype(matrices: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 def written_rows(logits_RK: Tensor, labels: RowLabels, kind: str | None, wanted: tuple[bool, bool]) -> WrittenRows:
     """Every value of the rows, and the gradients that are wanted: of the cross-entropy, of the regulariser `kind`."""
-    # A first column that is no class, as `reference_stages` has it.
-    places = LabelPlaces(labels.index_LB + 1, torch.ones_like(labels.index_LB, dtype=torch.bool))
-    sums = sum_rows(F.pad(logits_RK, (1, 0), value=-torch.inf), places)
+    sums, places = sums_over_range(logits_RK, labels.index_LB, 0)
     rows = merge_partials([sums.partials], labels, logits_RK.shape[1])
+    # The shift of the merged rows is that of the sums, unless a row has no class but its labels: then all sums are 0.
+    offset_R = torch.zeros_like(rows.shift_B)
+    return _write(
+        rows, RangeOfRows(sums.exp_BC, sums.moment_BC, sums.partials.sum_others_B, offset_R), places, kind, wanted
+    )
+
+
+def sums_over_range(logits_RK: Tensor, index_LR: Tensor, start: int) -> tuple[RowSums, LabelPlaces]:
+    """Statistics of rows over a range of classes from label `start` on, whose logits these are."""
+    places = _places(logits_RK, index_LR, start)
+    # A first column that is no class, as `reference_stages` has it.
+    return sum_rows(F.pad(logits_RK, (1, 0), value=-torch.inf), places), places
+
+
+class RangeOfRows(NamedTuple):
+    """What gradients in a range's logits are made from; C counts its classes and a first column that is none."""
+
+    exp_RC: Tensor
+    """e^{z − s} with a shift s of the range's own, 0 at the labels."""
+    moment_RC: Tensor
+    """e^{z − s}·(z − s); read for `entropy` only."""
+    sum_others_R: Tensor
+    """Σ of the first."""
+    offset_R: Tensor
+    """s less the shift of the rows merged over all ranges."""
+
+
+def merged_rows(
+    rows: RowSoftmax,
+    exp_RK: Tensor,
+    moment_RK: Tensor,
+    own: Partials,
+    start: int,
+    kind: str | None,
+    wanted: tuple[bool, bool],
+) -> WrittenRows:
+    """`written_rows` where a range's sums have been merged with those of the others; gradients are those of its classes.
+
+    `exp_RK` and `moment_RK` are what `sums_over_range` returned, without the first column; `own` its partials.
+    """
+    in_range = RangeOfRows(
+        F.pad(exp_RK, (1, 0)), F.pad(moment_RK, (1, 0)), own.sum_others_B, own.shift_B - rows.shift_B
+    )
+    return _write(rows, in_range, _places(exp_RK, rows.labels.index_LB, start), kind, wanted)
+
+
+def _places(of_range_RK: Tensor, index_LR: Tensor, start: int) -> LabelPlaces:
+    position_LR = index_LR - start + 1
+    return LabelPlaces(position_LR, (position_LR > 0) & (position_LR <= of_range_RK.shape[1]))
+
+
+def _write(
+    rows: RowSoftmax, in_range: RangeOfRows, places: LabelPlaces, kind: str | None, wanted: tuple[bool, bool]
+) -> WrittenRows:
     cross_entropy_R = TERMS["cross_entropy"].value_B(rows)
     return WrittenRows(
         cross_entropy_R=cross_entropy_R,
@@ -97,21 +149,24 @@ def written_rows(logits_RK: Tensor, labels: RowLabels, kind: str | None, wanted:
         margin_R=rows.margin,
         lse_R=rows.lse,
         hit_R=rows.hit,
-        class_gradient_RK=_gradient("cross_entropy", sums, rows, places) if wanted[0] else None,
-        feature_gradient_RK=_gradient(kind, sums, rows, places) if wanted[1] and kind is not None else None,
+        class_gradient_RK=_gradient("cross_entropy", in_range, rows, places) if wanted[0] else None,
+        feature_gradient_RK=_gradient(kind, in_range, rows, places) if wanted[1] and kind is not None else None,
     )
 
 
-def _gradient(kind: str, sums: RowSums, rows: RowSoftmax, places: LabelPlaces) -> Tensor:
-    """dL/dz of all classes, (R, K)."""
+def _gradient(kind: str, in_range: RangeOfRows, rows: RowSoftmax, places: LabelPlaces) -> Tensor:
+    """dL/dz of the range's classes, (R, K)."""
     factors: Coefficients = TERMS[kind].coefficients(rows)
-    # The shift of the merged rows is that of the sums, unless a row has no class but its labels: then all sums are 0.
-    has_others_R = sums.partials.sum_others_B > 0
-    scale_R = torch.where(has_others_R, factors.exp_B, 0)
-    exp_RC = sums.exp_BC
-    gradient_RC = logit_gradient(exp_RC, LogitGradient(scale_R[None], factors.label_LB), places)
+    has_others_R, scale_R = in_range.sum_others_R > 0, in_range.offset_R.exp()
+    exp_R = factors.exp_B
     if factors.moment_B is not None:
-        gradient_RC = gradient_RC + sums.moment_BC * torch.where(has_others_R, factors.moment_B, 0)[:, None]
+        exp_R = exp_R + in_range.offset_R * factors.moment_B
+    of_exp_R = torch.where(has_others_R, scale_R * exp_R, 0)
+    label_LR = torch.where(places.inside_LB, factors.label_LB, 0)
+    gradient_RC = logit_gradient(in_range.exp_RC, LogitGradient(of_exp_R[None], label_LR), places)
+    if factors.moment_B is not None:
+        of_moment_R = torch.where(has_others_R, scale_R * factors.moment_B, 0)
+        gradient_RC = gradient_RC + in_range.moment_RC * of_moment_R[:, None]
     if factors.uniform:
         gradient_RC = gradient_RC + factors.uniform
     return gradient_RC[:, 1:].contiguous()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -52,22 +51,12 @@ class ClassShards:
 
         Every rank gives the same B rows (padding fills a rank's up), widths and dtypes.
         """
-        dtypes = sorted({tensor.dtype for tensor in tensors}, key=lambda dtype: (-dtype.itemsize, str(dtype)))
-        groups = [[place for place, tensor in enumerate(tensors) if tensor.dtype == dtype] for dtype in dtypes]
-        # the widest numbers first, so that none lies across its own alignment
-        packed_of_dtypes = [torch.cat([tensors[place].detach().flatten() for place in group]) for group in groups]
-        packed_X = torch.cat([packed.view(torch.uint8) for packed in packed_of_dtypes])
+        runs = _runs_of_one_shape(tensors)
+        with torch.no_grad():
+            packed_X = torch.cat([_as_bytes([tensors[place] for place in run]) for run in runs])
         gathered_NX = packed_X.new_empty(self.world_size, packed_X.numel())
         dist.all_gather_single(gathered_NX.view(-1), packed_X, group=self._group)
-        num_bytes = [packed.numel() * packed.element_size() for packed in packed_of_dtypes]
-        rows: dict[int, Tensor] = {}
-        for group, dtype, part_NX in zip(groups, dtypes, gathered_NX.split(num_bytes, 1), strict=True):
-            sizes = [tensors[place].numel() for place in group]
-            numbers = part_NX.reshape(-1).view(dtype).view(self.world_size, sum(sizes)).split(sizes, 1)
-            rows |= {
-                place: each.reshape(-1, *tensors[place].shape[1:]) for place, each in zip(group, numbers, strict=True)
-            }
-        return [rows[place] for place in range(len(tensors))]
+        return _rows_of(gathered_NX, tensors, runs)
 
     def gather_blocks(self, block: Tensor) -> Tensor:
         """Return the ranks' tensors of one shape behind one another: (N, …). No gradient."""
@@ -77,18 +66,15 @@ class ClassShards:
 
     def sum_own_rows(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sum tensors (N·B, D) of one dtype over the ranks, and return this rank's rows of each: (B, D). One message."""
-        packed_NX = torch.cat([tensor.reshape(self.world_size, -1) for tensor in tensors], 1)
-        if packed_NX.device.type == "cpu":  # gloo's reduce-scatter is an all-reduce, which sends twice as much
-            parts_NX = torch.empty_like(packed_NX)
-            dist.all_to_all_single(parts_NX.view(-1), packed_NX.view(-1), group=self._group)
-            own_X = parts_NX.sum(0)
+        packed_GX = torch.cat(list(tensors), 1)
+        if packed_GX.device.type == "cpu":  # gloo's reduce-scatter is an all-reduce, which sends twice as much
+            parts_GX = torch.empty_like(packed_GX)
+            dist.all_to_all_single(parts_GX, packed_GX, group=self._group)
+            own_BX = parts_GX.unflatten(0, (self.world_size, -1)).sum(0)
         else:
-            own_X = packed_NX.new_empty(packed_NX.shape[1])
-            dist.reduce_scatter_single(own_X, packed_NX.view(-1), group=self._group)
-        widths = [prod(tensor.shape[1:]) for tensor in tensors]
-        num_rows = len(tensors[0]) // self.world_size
-        parts = own_X.split([num_rows * width for width in widths])
-        return [part.view(num_rows, *tensor.shape[1:]) for part, tensor in zip(parts, tensors, strict=True)]
+            own_BX = packed_GX.new_empty(len(packed_GX) // self.world_size, packed_GX.shape[1])
+            dist.reduce_scatter_single(own_BX, packed_GX, group=self._group)
+        return list(own_BX.split([tensor.shape[1] for tensor in tensors], 1))
 
     def sum_over_ranks(self, tensor: Tensor) -> None:
         """Sum a tensor over the ranks, in place."""
@@ -111,3 +97,31 @@ class ClassShards:
     @property
     def _group(self) -> Any:
         return None if self.mesh is None else self.mesh.get_group()
+
+
+def _runs_of_one_shape(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Group tensors of one dtype and shape: those of the widest numbers first, so that none lies across its own alignment."""
+    runs: dict[tuple[int, str, torch.Size], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        runs.setdefault((-tensor.element_size(), str(tensor.dtype), tensor.shape), []).append(place)
+    return [places for _, places in sorted(runs.items(), key=lambda run: run[0][:2])]
+
+
+def _as_bytes(tensors: list[Tensor]) -> Tensor:
+    """Pack tensors of one dtype and shape behind one another."""
+    return (tensors[0] if len(tensors) == 1 else torch.stack(tensors)).flatten().view(torch.uint8)
+
+
+def _rows_of(gathered_NX: Tensor, tensors: Sequence[Tensor], runs: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Unpack what the ranks sent of tensors, those of one shape in one copy."""
+    sizes = [len(run) * tensors[run[0]].numel() * tensors[run[0]].element_size() for run in runs]
+    rows: dict[int, Tensor] = {}
+    for run, part_NX in zip(runs, gathered_NX.split(sizes, 1), strict=True):
+        first = tensors[run[0]]
+        numbers = part_NX.reshape(-1).view(first.dtype)
+        if len(run) == 1:
+            rows[run[0]] = numbers.view(-1, *first.shape[1:])
+            continue
+        of_ranks = numbers.view(len(part_NX), len(run), *first.shape).transpose(0, 1)
+        rows |= dict(zip(run, of_ranks.reshape(len(run), -1, *first.shape[1:]).unbind(), strict=True))
+    return [rows[place] for place in range(len(tensors))]

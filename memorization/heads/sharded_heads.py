@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from rlpheads.kernels.head_gradient import HandingOver, HeadGradient
-from rlpheads.kernels.implementations import resolve_kernel
+from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
+from rlpheads.kernels.label_source import concatenate
+from rlpheads.kernels.random_label_loss import RandomLabelLoss
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange
 from rlpheads.kernels.stages import KERNELS
@@ -28,10 +30,10 @@ from rlpheads.memorization.heads.head_losses import (
     HeadLosses,
     HeadTerms,
     mix_pair_losses,
-    stack_losses,
 )
 from rlpheads.memorization.heads.head_modules import HeadModules
-from rlpheads.memorization.heads.sharded_loss import ShardedHead, sharded_losses
+from rlpheads.memorization.heads.sharded_loss import ShardedHead, ShardedLabels, sharded_losses
+from rlpheads.memorization.heads.written_shards import written_losses
 
 
 class ShardedRLPHeads(HeadModules):
@@ -140,7 +142,7 @@ class ShardedRLPHeads(HeadModules):
                     yield HeadInput(learned_BD, learned_BD, carried_BD)
 
     def sharded_heads(
-        self, inputs: Sequence[HeadInput], features: Sequence[Tensor], labels_MLG: Tensor, terms: HeadTerms
+        self, inputs: Sequence[HeadInput], features: Sequence[Tensor], terms: HeadTerms
     ) -> list[ShardedHead]:
         """Return every head with what it reads of the rows of all ranks."""
         positions = range(len(self.tap_dims))
@@ -148,12 +150,11 @@ class ShardedRLPHeads(HeadModules):
             ShardedHead(
                 features_GD,
                 ClassRange(head.weight, head.bias, head.start, self.num_classes),
-                labels_MLG[m],
                 terms.regularizer if t in terms.regularized else None,
                 each.learned_BD,
                 each.carried_BD,
             )
-            for (t, m), each, features_GD, head in zip(
+            for (t, _), each, features_GD, head in zip(
                 product(positions, range(self.num_draws)), inputs, features, self.heads_at(positions), strict=True
             )
         ]
@@ -229,73 +230,118 @@ class _GatheredRows(NamedTuple):
 def _gather(calls: Sequence[HeadCall], inputs: Sequence[Sequence[HeadInput]], valid_B: Tensor | None) -> _GatheredRows:
     """Exchange everything that the ranks must know of one another's rows, in one message."""
     values = {id(each.values_BD): each.values_BD for of_call in inputs for each in of_call}
-    labels_MB, pair = torch.cat([call.labels_MB for call in calls]), calls[0].pair
-    valid_B = torch.ones_like(labels_MB[0], dtype=torch.bool) if valid_B is None else valid_B
-    seconds = []
-    if pair is not None:
-        seconds = [torch.cat([call.pair[0] for call in calls if call.pair]).T.to(torch.int32), pair[1]]
-    shards = calls[0].heads.shards
-    gathered = shards.gather_rows([*values.values(), valid_B, labels_MB.T.to(torch.int32), *seconds])
+    pair = calls[0].pair
+    valid_B = torch.ones_like(calls[0].labels_MB[0], dtype=torch.bool) if valid_B is None else valid_B
+    seconds = [call.pair[0] for call in calls if call.pair]
+    integers_BI = torch.cat([*(call.labels_MB for call in calls), *seconds, valid_B[None]]).T.to(torch.int32)
+    weights = [] if pair is None else [pair[1]]
+    gathered = calls[0].heads.shards.gather_rows([*values.values(), integers_BI, *weights])
     features = dict(zip(values, gathered, strict=False))
-    valid_G, labels_GM, *of_pair = gathered[len(values) :]
+    integers_GI, *weights_G = gathered[len(values) :]
     num_draws = [call.heads.num_draws for call in calls]
+    of_calls = integers_GI.T.long().split([*num_draws, *(num_draws if pair is not None else ()), 1])
     return _GatheredRows(
         [[features[id(each.values_BD)] for each in of_call] for of_call in inputs],
-        valid_G,
-        list(labels_GM.T.long().split(num_draws)),
-        list(of_pair[0].T.long().split(num_draws)) if of_pair else None,
-        of_pair[1] if of_pair else None,
+        of_calls[-1][0] != 0,
+        list(of_calls[: len(calls)]),
+        list(of_calls[len(calls) : -1]) if pair is not None else None,
+        weights_G[0] if weights_G else None,
     )
 
 
 def _losses(calls: Sequence[HeadCall], inputs: Sequence[Sequence[HeadInput]], rows: _GatheredRows) -> list[HeadLosses]:
     """Compute the losses of every head of every call at once."""
-    first = calls[0].heads
-    seconds_MG, weight_G = rows.seconds_MG, rows.weight_G
-
-    def heads_with(labels_MLG: Sequence[Tensor]) -> list[ShardedHead]:
-        return [
-            head
-            for call, each, features, labels in zip(calls, inputs, rows.features, labels_MLG, strict=True)
-            for head in call.heads.sharded_heads(each, features, labels, call.terms)
-        ]
-
-    if seconds_MG is None or first.num_blocks > 1:
-        heads = heads_with([labels_MG[:, None] for labels_MG in rows.labels_MG])
+    first, heads, labels = calls[0].heads, _heads(calls, inputs, rows), _labels(calls, rows)
+    joint = any(call.terms.joint for call in calls)
+    of_heads = (heads, labels, first.num_labels, first.shards)
+    if _writes_out(calls, heads[0]):
+        loss = written_losses(*of_heads, joint=joint, plain=calls[0].terms.impl == "reference")
     else:
-        heads = heads_with([torch.stack(both, 1) for both in zip(rows.labels_MG, seconds_MG, strict=True)])
-    if seconds_MG is not None and first.num_blocks > 1:
-        # a partner's label is in the block of the partner's class, over whose labels its own softmax goes
-        heads += heads_with([labels_MG[:, None] for labels_MG in seconds_MG])
-    is_one_pass = first.num_blocks == 1
-    losses = sharded_losses(
-        heads,
-        weight_G if is_one_pass else None,
-        first.num_labels,
-        first.shards,
-        _kernel(calls, heads[0]),
-        joint=any(call.terms.joint for call in calls),
-    )
-    if seconds_MG is not None and not is_one_pass:
-        assert weight_G is not None
-        num_heads = len(losses) // 2
-        losses = [mix_pair_losses(*each, weight_G) for each in zip(losses[:num_heads], losses[num_heads:], strict=True)]
-    stacked, begin = [], 0
+        loss = sharded_losses(*of_heads, _kernel(calls, heads[0]), joint=joint)
+    if rows.weight_G is not None and first.num_blocks > 1:
+        num_first = loss.lse_B.shape[0] // 2
+        first_labels, partners = _rows_at(loss, slice(num_first)), _rows_at(loss, slice(num_first, None))
+        loss = mix_pair_losses(first_labels, partners, rows.weight_G.repeat(len(heads) // 2))
+    stacked, begin, num_rows = [], 0, len(rows.valid_G)
     for call, of_call in zip(calls, inputs, strict=True):
-        own = losses[begin : (begin := begin + len(of_call))]
-        if not call.terms.joint:
-            own = [loss._replace(joint_B=None) for loss in own]
-        stacked.append(stack_losses(own, call.heads.num_draws))
+        stop = begin + len(of_call) * num_rows
+        stacked.append(_stacked(loss, slice(begin, stop), call, num_rows))
+        begin = stop
     return stacked
 
 
-def _kernel(calls: Sequence[HeadCall], head: ShardedHead) -> Kernel:
-    """Return the local stages: those of this device and size, and the reference's where there is no class."""
-    first = calls[0].heads
+def _heads(calls: Sequence[HeadCall], inputs: Sequence[Sequence[HeadInput]], rows: _GatheredRows) -> list[ShardedHead]:
+    """Return every head of every call."""
+    heads = [
+        head
+        for call, each, features in zip(calls, inputs, rows.features, strict=True)
+        for head in call.heads.sharded_heads(each, features, call.terms)
+    ]
+    # a partner's label is in the block of the partner's class, over whose labels its own softmax goes
+    return heads * 2 if rows.weight_G is not None and calls[0].heads.num_blocks > 1 else heads
+
+
+def _labels(calls: Sequence[HeadCall], rows: _GatheredRows) -> ShardedLabels:
+    """Return the labels of the rows of every head, tap by tap and draw by draw."""
+
+    def of_heads(labels: Sequence[Tensor]) -> Tensor:
+        repeated = [each.repeat(len(call.heads.tap_dims), 1) for call, each in zip(calls, labels, strict=True)]
+        return concatenate([each.view(-1) for each in repeated])
+
+    if rows.seconds_MG is None or rows.weight_G is None:
+        return ShardedLabels(of_heads(rows.labels_MG)[None], None)
+    both = [of_heads(rows.labels_MG), of_heads(rows.seconds_MG)]
+    if calls[0].heads.num_blocks > 1:
+        return ShardedLabels(torch.cat(both)[None], None)
+    return ShardedLabels(torch.stack(both), rows.weight_G.repeat(len(both[0]) // len(rows.weight_G)))
+
+
+def _rows_at(loss: RandomLabelLoss, rows: slice) -> RandomLabelLoss:
+    return loss._replace(**{name: each[rows] for name, each in loss._asdict().items() if each is not None})
+
+
+def _stacked(loss: RandomLabelLoss, rows: slice, call: HeadCall, num_rows: int) -> HeadLosses:
+    """Cut the rows of one call's heads out of those of all, by tap and draw."""
+
+    def of_call(rows_R: Tensor) -> Tensor:
+        own_R = rows_R if rows.stop - rows.start == len(rows_R) else rows_R[rows]
+        return own_R.view(-1, call.heads.num_draws, num_rows)
+
+    regularizer_TMB, regularized = None, call.terms.regularized
+    if loss.regularizer_B is not None and regularized:
+        regularizer_TMB = of_call(loss.regularizer_B)
+        if len(regularized) < len(regularizer_TMB):
+            regularizer_TMB = torch.stack([regularizer_TMB[t] for t in regularized])
+    return HeadLosses(
+        cross_entropy_TMB=of_call(loss.cross_entropy_B),
+        regularizer_RMB=regularizer_TMB,
+        joint_TMB=None if loss.joint_B is None or not call.terms.joint else of_call(loss.joint_B),
+        hit_TMB=of_call(loss.hit_B),
+        bits_TMB=of_call(loss.bits_B),
+        margin_TMB=of_call(loss.margin_B),
+    )
+
+
+def _writes_out(calls: Sequence[HeadCall], head: ShardedHead) -> bool:
+    """Whether the logits of this rank's range are written out, all heads in one call: by the rule of whole heads."""
+    heads, impl = calls[0].heads, calls[0].terms.impl
+    if heads.num_blocks > 1 or impl in ("batched", "reference"):
+        return heads.num_blocks == 1
     num_held = head.classes.weight_KD.shape[0]
-    name = "reference" if num_held == 0 else resolve_kernel(calls[0].terms.impl, head.features_GD, num_held)
-    kernel = KERNELS[name] if first.num_blocks == 1 else ClassBlockStages(first.num_labels)
-    if first.consumer is None or name == "reference" or first.num_blocks > 1:
+    if num_held == 0:
+        return True
+    if impl == "auto" and heads.consumer is not None:  # it takes the gradients of larger heads
+        return resolve_kernel(impl, head.features_GD, num_held) == "reference"
+    return resolve_impl(impl, head.features_GD, num_held) in ("batched", "reference")
+
+
+def _kernel(calls: Sequence[HeadCall], head: ShardedHead) -> Kernel:
+    """Return the local stages: those of this device and size, or of classes with labels of their own."""
+    first = calls[0].heads
+    if first.num_blocks > 1:
+        return ClassBlockStages(first.num_labels)
+    kernel = KERNELS[resolve_kernel(calls[0].terms.impl, head.features_GD, len(head.classes.weight_KD))]
+    if first.consumer is None:
         return kernel
     consumers = {
         id(weight): call.heads.consumer for call in calls for weight in call.heads.parameters() if weight.dim() == 2

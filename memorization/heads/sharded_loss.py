@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlpheads.kernels import arguments
+from rlpheads.kernels.batched.range_rows import unpacked
 from rlpheads.kernels.label_source import concatenate
 from rlpheads.kernels.random_label_loss import DEFAULT_MEMORY_BUDGET, RandomLabelLoss, losses_without_gradient
 from rlpheads.kernels.rows.kernel import Kernel
@@ -33,8 +34,6 @@ class ShardedHead(NamedTuple):
     features_GD: Tensor
     """Features of the rows of all ranks, outside every graph."""
     classes: ClassRange
-    labels_LG: Tensor
-    """int64 labels of all ranks' rows; two for mixed rows."""
     regularizer: str | None = None
     """Kind of regulariser, or None."""
     learned_BD: Tensor | None = None
@@ -73,65 +72,68 @@ class _FeatureGradient(NamedTuple):
     gradient_GD: Tensor
 
 
+class ShardedLabels(NamedTuple):
+    """Labels of the rows of all ranks and heads, one head after another."""
+
+    index_LR: Tensor
+    """int64; two for mixed rows."""
+    first_weight_R: Tensor | None
+    """Of mixed rows the weight in [0, 1] of the first label; None where a row has one label."""
+
+
 def sharded_losses(
     heads: Sequence[ShardedHead],
-    weight_G: Tensor | None,
+    labels: ShardedLabels,
     num_labels: int,
     shards: ClassShards,
     kernel: Kernel,
     *,
     joint: bool = False,
-) -> list[RandomLabelLoss]:
+) -> RandomLabelLoss:
     """`rlpheads.kernels.random_label_loss.random_label_losses` of heads that are sharded by class. Collective.
 
     Args:
         heads: the heads, which agree in the number of rows and of classes, and in the dtype of the sums.
-        weight_G: of mixed rows: the weight in [0, 1] of the first label; None where a row has one label.
+        labels: the labels of their rows.
         num_labels: K, the classes that a row's softmax goes over.
         shards: who holds what.
         kernel: the local stages.
         joint: whether to return `joint_B`.
 
     Returns:
-        One `RandomLabelLoss` for each head, of the G rows of all ranks, the same at every rank. Backward must start from the
-        same function of them at every rank. Gradients of weights and biases are then those of that function, not an average
-        over the ranks; those of the features are this rank's rows of its gradient.
+        A `RandomLabelLoss` of the rows of all ranks and heads, one head after another, the same at every rank; of heads without
+        a regulariser `regularizer_B` means nothing. Backward must start from the same function of it at every rank.
+        Gradients of weights and biases are then those of that function, not an average over the ranks; those of the features
+        are this rank's rows of its gradient.
 
     Raises:
         ValueError: labels that no head has, or weights outside [0, 1] (on the CPU).
     """
-    labels = _labels_of_heads(heads, weight_G)
-    passes = [_pass_over_range(head, kernel) for head in heads]
-    rows = _merge_over_ranks([each.partials for each in passes], labels, num_labels, shards)
+    of_rows = row_labels(*labels, accumulation_dtype(heads[0].features_GD, heads[0].classes.weight_KD))
+    checked = arguments.check_label_values(of_rows, heads[0].classes.num_labels)
+    labels_of_heads = by_head(checked.index_LB, len(heads))
+    passes = [_pass_over_range(head, each, kernel) for head, each in zip(heads, labels_of_heads, strict=True)]
+    rows = _merge_over_ranks([each.partials for each in passes], checked, num_labels, shards)
     loss = losses_without_gradient(rows)
     if passes[0].head.needs.class_gradients:
         local_heads, coefficients = [each.local for each in passes], TERMS["cross_entropy"].coefficients(rows)
         attached_R = attach_class_gradients(loss.cross_entropy_B, local_heads, rows, coefficients, kernel)
         loss = loss._replace(cross_entropy_B=attached_R)
-    kind = next((head.regularizer for head in heads if head.regularizer is not None), None)
+    kind = regularizer_of(heads)
     loss = loss._replace(
         regularizer_B=None if kind is None else TERMS[kind].value_B(rows),
         joint_B=TERMS["cross_entropy"].value_B(rows) if joint else None,
     )
-    loss = _attach_feature_gradients(loss, _feature_gradients(passes, rows, joint=joint), len(heads), shards)
-    return _split_by_head(loss, heads)
+    return _attach_feature_gradients(loss, _feature_gradients(passes, rows, joint=joint), len(heads), shards)
 
 
-def _labels_of_heads(heads: Sequence[ShardedHead], weight_G: Tensor | None) -> RowLabels:
-    """Return the labels of the rows of all heads, one head after another."""
-    classes = heads[0].classes
-    labels = row_labels(
-        concatenate([head.labels_LG for head in heads]),
-        None if weight_G is None else concatenate([weight_G] * len(heads)),
-        accumulation_dtype(heads[0].features_GD, classes.weight_KD),
-    )
-    return arguments.check_label_values(labels, classes.num_labels)
+def regularizer_of(heads: Sequence[ShardedHead]) -> str | None:
+    """Return the kind of regulariser that any of the heads has: there is one at most."""
+    return next((head.regularizer for head in heads if head.regularizer is not None), None)
 
 
-def _pass_over_range(head: ShardedHead, kernel: Kernel) -> _RangePass:
-    partials, products, kept = kernel.local_partials(
-        head.features_GD, head.classes.detach(), head.labels_LG, head.needs
-    )
+def _pass_over_range(head: ShardedHead, labels_LG: Tensor, kernel: Kernel) -> _RangePass:
+    partials, products, kept = kernel.local_partials(head.features_GD, head.classes.detach(), labels_LG, head.needs)
     return _RangePass(head, partials, products, LocalHead(head.features_GD, head.classes, kept))
 
 
@@ -143,9 +145,7 @@ def _merge_over_ranks(
     num_rows = partials.shift_B.shape[0]
     packed_FR = torch.cat([numbers.reshape(-1, num_rows) for numbers in partials])
     gathered_NFR = shards.gather_blocks(packed_FR)
-    shift_NR, sum_NR, moment_NR, logits_NR, *_, before_NR, after_NR = gathered_NFR.unbind(1)
-    stacked = Partials(shift_NR, sum_NR, moment_NR, logits_NR, gathered_NFR[:, 4:-2], before_NR, after_NR)
-    return merge_stacked_partials(stacked, labels, num_labels)
+    return merge_stacked_partials(unpacked(gathered_NFR), labels, num_labels)
 
 
 def _feature_gradients(passes: Sequence[_RangePass], rows: RowSoftmax, *, joint: bool) -> list[_FeatureGradient]:
@@ -241,13 +241,3 @@ class _SharedFeatureRoute(torch.autograd.Function):
         own = plan.shards.sum_own_rows([sum_GD for sum_GD in sums if sum_GD is not None])
         of_targets = [own_BD.to(dtype) for own_BD, dtype in zip(own, ctx.dtypes, strict=True)]
         return (None, upstream[0], *[None] * (ctx.num_values - 1), *of_targets, *[None] * len(plan.entries))
-
-
-def _split_by_head(loss: RandomLabelLoss, heads: Sequence[ShardedHead]) -> list[RandomLabelLoss]:
-    """Cut the rows of all heads into those of each; the regulariser is only of the heads that have one."""
-    cut = {name: by_head(rows, len(heads)) for name, rows in loss._asdict().items() if rows is not None}
-    split = [loss._replace(**{name: rows[number] for name, rows in cut.items()}) for number in range(len(heads))]
-    return [
-        each if head.regularizer is not None else each._replace(regularizer_B=None)
-        for each, head in zip(split, heads, strict=True)
-    ]

@@ -226,22 +226,41 @@ class CountedOperations(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("terms", [HeadTerms(), HeadTerms("unlikelihood", tuple(range(6)))])
-def test_operations_of_a_step_do_not_grow_with_the_labels(group_of_one, terms):
-    """And are at most 1.3 times those of whole heads, where labels are many enough to be taken in tiles."""
+def operations_of_a_step(make, num_heads, num_labels, kind):
+    terms = HeadTerms(kind, tuple(range(num_heads)) if kind else ())
+    heads, labels_MB = make((4,) * num_heads, num_labels, 1, seed=0), torch.randint(num_labels, (1, 8))
 
-    def count(make, num_labels):
-        heads, taps = make((4,) * 6, num_labels, 1, seed=0), [torch.randn(8, 4, requires_grad=True) for _ in range(6)]
-        with CountedOperations() as counted:
-            losses = heads(taps, torch.randint(num_labels, (1, 8)), terms)
-            weights = TermWeights(factor=float(terms.regularizer is not None))
-            combine_losses(losses, torch.ones(8, dtype=torch.bool), 8, 1, weights).total.backward()
-        return counted.total
+    def step():
+        taps = [torch.randn(8, 4, requires_grad=True) for _ in range(num_heads)]
+        losses = heads(taps, labels_MB, terms)
+        weights = TermWeights(factor=float(kind is not None))
+        combine_losses(losses, torch.ones(8, dtype=torch.bool), 8, 1, weights).total.backward()
 
-    sharded = functools.partial(ShardedRLPHeads, shards=ClassShards(0, 1))
-    count(sharded, 5_000)  # the first use of an operator takes more
-    few, many = count(sharded, 5_000), count(sharded, 50_000)
-    assert few == many <= 1.3 * count(RLPHeads, 50_000)
+    step()  # the first use of an operator takes more
+    with CountedOperations() as counted:
+        step()
+    return counted.total
+
+
+SHARDED = functools.partial(ShardedRLPHeads, shards=ClassShards(0, 1))
+
+
+@pytest.mark.parametrize("kind", [None, "unlikelihood"])
+def test_operations_of_a_step_are_those_of_whole_heads_at_any_number_of_labels(group_of_one, kind):
+    """At most 1.3 times as many for twelve heads, of few labels and of many, which are taken in tiles; flat for each."""
+    sharded = {count: operations_of_a_step(SHARDED, 12, count, kind) for count in (10, 1_000, 5_000, 50_000)}
+    whole = {count: operations_of_a_step(RLPHeads, 12, count, kind) for count in sharded}
+    assert sharded[10] == sharded[1_000]
+    assert sharded[5_000] == sharded[50_000]
+    assert all(sharded[count] <= 1.3 * whole[count] for count in sharded), (sharded, whole)
+
+
+@pytest.mark.parametrize("kind", [None, "unlikelihood"])
+def test_what_sharding_adds_to_a_step_does_not_grow_with_the_heads(group_of_one, kind):
+    """Packing, two messages and unpacking: some thirty operations, which one head of few labels feels most."""
+    for num_heads in (1, 12):
+        added = operations_of_a_step(SHARDED, num_heads, 10, kind) - operations_of_a_step(RLPHeads, num_heads, 10, kind)
+        assert added <= 36
 
 
 def test_own_rows_are_those_that_a_rank_gave(group_of_one):

@@ -1,0 +1,120 @@
+"""Ranges of the classes of heads of few labels in C++ (`batched_ranges.cpp`, called by ctypes), for float32."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from rlpheads.kernels import native
+from rlpheads.kernels.batched.batched_native import MAX_LABELS_OF_LOOPS
+from rlpheads.kernels.batched.native_arguments import (
+    BAD_VALUES,
+    KINDS,
+    HeadPointers,
+    OutputPointers,
+    plain_floats,
+    pointer,
+    pointers,
+    raise_if_no_memory,
+    widths,
+)
+from rlpheads.kernels.batched.written_rows import WrittenHeads, WrittenRows, batched_logits
+from rlpheads.kernels.label_source import check_values_on_host
+
+
+class NativeRanges:
+    """The pass over a range of each head's classes, and what follows when those of all ranges are known."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def partials(
+        self, heads: WrittenHeads, labels: tuple[Tensor, Tensor | None], start: int, num_labels: int, kind: str | None
+    ) -> list[Tensor]:
+        """See `rlpheads.kernels.batched.range_rows.range_partials`.
+
+        Raises:
+            ValueError: labels outside [0, K), or weights outside [0, 1].
+        """
+        features, weights = list(map(plain_floats, heads.features)), list(map(plain_floats, heads.weights))
+        biases = [None if bias_K is None else plain_floats(bias_K) for bias_K in heads.biases]
+        (labels_a_row, num_rows), num_held = labels[0].shape, len(weights[0])
+        has_logits = num_held > MAX_LABELS_OF_LOOPS
+        empty = features[0].new_empty
+        exp_RK = batched_logits(heads, torch.float32) if has_logits else empty(num_rows, num_held)
+        moment_RK = empty((num_rows, num_held) if kind == "entropy" else (0, 0))
+        packed_FR = empty(6 + labels_a_row, num_rows)
+        batch = HeadPointers(pointers(features), pointers(weights), pointers(biases), widths(features))
+        kept = _kept_labels(batch, labels, (len(features), num_held))
+        failure = self._library.rlpheads_batched_partials(
+            ctypes.byref(batch),
+            ctypes.byref(_range(start, num_labels, kind, exp_RK, moment_RK)),
+            ctypes.c_bool(has_logits),
+            ctypes.c_void_p(packed_FR.data_ptr()),
+            torch.get_num_threads(),
+        )
+        if failure == BAD_VALUES:
+            check_values_on_host(*kept, num_labels)
+        raise_if_no_memory(failure)
+        return [packed_FR, exp_RK, moment_RK]
+
+    def merge(
+        self,
+        gathered_NFR: Tensor,
+        packed: list[Tensor],
+        labels: tuple[Tensor, Tensor | None],
+        num_heads: int,
+        start: int,
+        num_labels: int,
+        kind: str | None,
+        wanted: tuple[bool, bool],
+    ) -> WrittenRows:
+        """See `rlpheads.kernels.batched.range_rows.rows_of_ranges`."""
+        packed_FR, exp_RK, moment_RK = packed
+        empty, num_rows = exp_RK.new_empty, exp_RK.shape[0]
+        matrices = [empty(exp_RK.shape) if is_wanted else None for is_wanted in wanted]
+        values = [empty(num_rows) for _ in range(5)]
+        rows = WrittenRows._make([*values, empty(num_rows, dtype=torch.bool), *matrices])
+        batch, gathered_NFR = HeadPointers(), gathered_NFR.contiguous()
+        kept = _kept_labels(batch, labels, (num_heads, exp_RK.shape[1]))
+        self._library.rlpheads_batched_merge(
+            ctypes.byref(batch),
+            ctypes.byref(_range(start, num_labels, kind, exp_RK, moment_RK)),
+            *(ctypes.c_void_p(each.data_ptr()) for each in (packed_FR, gathered_NFR)),
+            ctypes.c_int64(len(gathered_NFR)),
+            ctypes.byref(OutputPointers(*map(pointer, rows))),
+            torch.get_num_threads(),
+        )
+        del kept
+        return rows
+
+
+def native_ranges(dtype: torch.dtype, device: torch.device) -> NativeRanges | None:
+    """The two calls; None where they cannot be had, as for `native_batch`."""
+    if dtype != torch.float32 or device.type != "cpu":
+        return None
+    library = native.load_library()
+    return None if library is None else NativeRanges(library)
+
+
+class _RangePointers(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("start", "num_labels", "kind")),
+        *((name, ctypes.c_void_p) for name in ("exps", "moments")),
+    )
+
+
+def _range(start: int, num_labels: int, kind: str | None, exp_RK: Tensor, moment_RK: Tensor) -> _RangePointers:
+    moments = moment_RK if kind == "entropy" else None
+    return _RangePointers(start, num_labels, KINDS.index(kind), pointer(exp_RK), pointer(moments))
+
+
+def _kept_labels(
+    batch: HeadPointers, labels: tuple[Tensor, Tensor | None], heads_and_classes: tuple[int, int]
+) -> tuple[Tensor, Tensor | None]:
+    """Point to the labels and their weights; return the tensors that must outlive the call."""
+    labels_LR, first_weight_R = labels[0].contiguous(), None if labels[1] is None else plain_floats(labels[1])
+    batch.labels, batch.first_weight = pointer(labels_LR), pointer(first_weight_R)
+    batch.num_heads, batch.num_labels = heads_and_classes
+    batch.num_rows, batch.labels_a_row = labels_LR.shape[1] // batch.num_heads, len(labels_LR)
+    return labels_LR, first_weight_R
