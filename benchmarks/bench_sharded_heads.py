@@ -1,7 +1,8 @@
 """What heads cost a rank, held whole and sharded by class: bytes sent a step, and memory, measured beside the formula.
 
 python benchmarks/bench_sharded_heads.py wire      # 4 ranks, K = 1,000 and 100,000, two taps of D = 128, 1,024 rows
-python benchmarks/bench_sharded_heads.py memory    # 4 ranks, 1.28 million labels, one tap of D = 192, 32 rows: 4 GB in all
+python benchmarks/bench_sharded_heads.py memory    # 1.28 million labels: one tap of D = 192 at 4 ranks, 32 rows (4 GB in all),
+                                                   # twelve of D = 16 at 64 simulated ones beside whole heads (13 GB)
 python benchmarks/bench_sharded_heads.py parameter --ranks 2    # bytes a parameter, K = 10,000 at twelve taps of D = 768: 4 GB
 python benchmarks/bench_sharded_heads.py step --ranks 2         # times of steps of the same heads, interleaved: 9 GB
 
@@ -32,6 +33,7 @@ import torch.distributed as dist
 from measuring import Results, ratio
 from rich.console import Console
 from rich.table import Table
+from simulated_heads import measure_simulated
 
 from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
 from rlpheads.engine.distributed import launch
@@ -62,7 +64,17 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "parameter": [{"shard": shard, **TWELVE} for shard in SHARDS],
     "step": [TWELVE],
-    "memory": [{"shard": "class", "num_labels": 1_280_000, "dims": [192], "num_rows": 32, "regularizer": None}],
+    "memory": [
+        {"shard": "class", "num_labels": 1_280_000, "dims": [192], "num_rows": 32, "regularizer": None},
+        {
+            "shard": "simulated",
+            "num_labels": 1_280_000,
+            "dims": [16] * 12,
+            "num_rows": 64,
+            "regularizer": None,
+            "ranks": 64,
+        },
+    ],
 }
 
 
@@ -170,9 +182,20 @@ def measure_memory(launched: Launch, case: dict[str, Any]) -> dict[str, Any]:
     return {"ranks": ranks, "formula": costs.memory, "parameters": work.num_parameters(work.num_classes)}
 
 
+def measure_simulated_ranks(case: dict[str, Any]) -> dict[str, Any]:
+    """Bytes that each simulated rank holds beside the formula, errors beside whole heads, and losses."""
+    found = measure_simulated(case)
+    work = HeadWorkload(tuple(case["dims"]), case["num_labels"], (1, 0), None, case["num_rows"], (), False, 4, 2)
+    ranks = [{"held": 4 * numbers} for numbers in found.pop("held")]
+    return {**found, "ranks": ranks, "formula": work.sharded(case["ranks"]).memory}
+
+
 def run_rank(theme: str, number: int) -> None:
     """Measure one case at this rank, and print it at the main one."""
     torch.set_num_threads(1)
+    if CASES[theme][number].get("shard") == "simulated":
+        print(json.dumps(measure_simulated_ranks(CASES[theme][number])), flush=True)
+        return
     with launch.start("cpu") as launched:
         measure = {"wire": measure_wire, "step": measure_steps}.get(theme, measure_memory)
         found = measure(launched, CASES[theme][number])
@@ -182,7 +205,8 @@ def run_rank(theme: str, number: int) -> None:
 
 def run_ranks(theme: str, number: int, num_ranks: int) -> dict[str, Any]:
     """Measure one case in processes of its own, on a loopback device of their own where that is allowed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    num_processes = 1 if CASES[theme][number].get("shard") == "simulated" else num_ranks
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     command += [__file__, theme, "--case", str(number)]
     if os.geteuid() == 0:
         command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *command]
@@ -201,12 +225,22 @@ def rows_of(case: dict[str, Any], line: dict[str, Any]) -> Iterator[tuple[str, .
         yield shard, *named, "seconds a step", f"{median(seconds):.3f}", "", f"{line['ratios'][shard]:.3f} of ddp's"
     measured = [("sent a step", line["sent"])] if "sent" in line else []
     for number, rank in enumerate(line.get("ranks", [])):
-        measured += [(f"{what} at rank {number}", rank[what]) for what in KINDS]
+        measured += [(f"{what} at rank {number}", rank[what]) for what in KINDS if what in rank]
     for what, value in measured:
         formula = line["formula"]
         yield case["shard"], *named, what, f"{value:,.0f}", f"{formula:,}", f"{value / formula:.4f}"
         if "parameters" in line:
             yield case["shard"], *named, "", f"{value / line['parameters']:.2f} a parameter", "", ""
+
+
+def told_of(case: dict[str, Any], line: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of a case that have no formula: errors beside whole heads, and the losses of its steps."""
+    named = (case["shard"], f"{case['num_labels']:,}", str(case["regularizer"]))
+    for what, error in line.get("errors", {}).items():
+        yield *named, f"{what}, beside whole heads", f"{error:.1e}", "", ""
+    losses = line.get("losses") or next((rank["losses"] for rank in line.get("ranks", [])), None)
+    if losses:
+        yield *named, "loss of each step", ", ".join(f"{loss:.3f}" for loss in losses), "", ""
 
 
 def main() -> None:
@@ -223,9 +257,10 @@ def main() -> None:
     table = Table("shard", "K", "regulariser", "what", "measured", "formula", "ratio", title=arguments.theme)
     for number, case in enumerate(CASES[arguments.theme]):
         line = results.measure(
-            lambda number=number: run_ranks(arguments.theme, number, arguments.ranks), ranks=arguments.ranks, **case
+            lambda number=number: run_ranks(arguments.theme, number, arguments.ranks),
+            **{"ranks": arguments.ranks, **case},
         )
-        for row in rows_of(case, line):
+        for row in (*rows_of(case, line), *told_of(case, line)):
             table.add_row(*row)
     console = Console(record=True, width=110)
     console.print(table)

@@ -122,7 +122,7 @@ def evaluate_simulated(
     problem: HeadProblem, batch: GlobalBatch, terms: HeadTerms, mode: LocalTensorMode, world_size: int
 ) -> HeadResults:
     """The sharded heads over simulated ranks, each with its rows; gathered losses must be the same at every rank."""
-    heads = _simulated_heads(problem, mode, world_size)
+    heads = simulated_heads(problem, mode, world_size)
 
     def own(tensor: Tensor, dim: int = 0) -> Tensor:
         return mode.rank_map(lambda rank: tensor.chunk(world_size, dim)[rank].clone())
@@ -144,7 +144,7 @@ def evaluate_simulated(
     return HeadResults(_same_at_all_ranks(gathered), gradients, of_taps)
 
 
-def _simulated_heads(problem: HeadProblem, mode: LocalTensorMode, world_size: int) -> ShardedRLPHeads:
+def simulated_heads(problem: HeadProblem, mode: LocalTensorMode, world_size: int) -> ShardedRLPHeads:
     """Heads whose parameters have at each rank the values that the part of that rank has."""
     with mode.disable():
         parts = [problem.own_part(ClassShards(rank, world_size)) for rank in range(world_size)]

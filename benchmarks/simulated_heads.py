@@ -1,0 +1,109 @@
+"""Heads sharded over ranks that are simulated in one process, beside the same heads held whole; and steps of their optimizer.
+
+The simulation (torch's LocalTensorMode) holds the memory of all ranks, so what a rank holds is counted, not measured.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
+
+from simulated_ranks import GlobalBatch, HeadProblem, by_rank, simulated_heads, simulated_ranks
+
+from rlpheads.memorization.heads.combined_loss import combine_losses
+from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms
+
+NUM_STEPS = 3
+
+
+def measure_simulated(case: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that each rank holds, errors of the first step's values and gradients beside whole heads, and losses.
+
+    Returns:
+        held: numbers in each rank's weights, gradients and optimizer states, fewest and most.
+        errors: largest error relative to the largest value of its kind, by kind; hits that differ.
+        losses: of each step.
+    """
+    ranks = case["ranks"]
+    rows = {"rows_per_rank": case["num_rows"] // ranks, "dims": tuple(case["dims"]), "num_draws": 1}
+    problem = HeadProblem(case["num_labels"], dtype=torch.float32, **rows)
+    batch = problem.batch(ranks)
+    losses, gradients = _whole(problem, batch)
+    with simulated_ranks(ranks) as mode:
+        heads = simulated_heads(problem, mode, ranks)
+        parameters = dict(heads.named_parameters())
+        with mode.disable():  # an optimizer of each rank, over what it holds
+            of_ranks = {name: [nn.Parameter(part) for part in by_rank(each.data)] for name, each in parameters.items()}
+            optimizer = torch.optim.AdamW(
+                [part for parts in of_ranks.values() for part in parts], lr=3e-3, foreach=True
+            )
+        means, errors = [], {}
+        for step in range(NUM_STEPS):
+            gathered = heads(
+                [mode.rank_map(lambda rank, tap=tap: tap.chunk(ranks)[rank].clone()) for tap in batch.taps],
+                mode.rank_map(lambda rank: batch.labels_MG.chunk(ranks, 1)[rank].clone()),
+                HeadTerms(impl="reference"),
+                valid_B=mode.rank_map(lambda rank: batch.valid_G.chunk(ranks)[rank].clone()),
+            )
+            loss = combine_losses(gathered, None, int(batch.valid_G.sum()), ranks).total
+            loss.backward()
+            with mode.disable():
+                means.append(float(by_rank(loss.detach())[0]))
+                for name, parts in of_ranks.items():
+                    for part, gradient in zip(parts, by_rank(parameters[name].grad), strict=True):
+                        part.grad = gradient
+                if step == 0:
+                    own = HeadLosses(*(None if each is None else by_rank(each.detach())[0] for each in gathered.losses))
+                    errors = _errors(own, losses, of_ranks, gradients)
+                optimizer.step()
+                held = [_numbers_held([parts[rank] for parts in of_ranks.values()], optimizer) for rank in range(ranks)]
+                optimizer.zero_grad()
+            heads.zero_grad()
+    return {"held": [min(held), max(held)], "errors": errors, "losses": means}
+
+
+def _whole(problem: HeadProblem, batch: GlobalBatch) -> tuple[HeadLosses, dict[str, Tensor]]:
+    """Losses and gradients of heads held whole."""
+    heads = problem.whole_heads()
+    losses = heads(batch.taps, batch.labels_MG, HeadTerms())
+    combine_losses(losses, batch.valid_G, int(batch.valid_G.sum()), 1).total.backward()
+    gradients = {name: each.grad for name, each in heads.named_parameters() if each.grad is not None}
+    return HeadLosses(*(None if each is None else each.detach() for each in losses)), gradients
+
+
+def _errors(
+    found: HeadLosses, expected: HeadLosses, of_ranks: dict[str, list[nn.Parameter]], gradients: dict[str, Tensor]
+) -> dict[str, float]:
+    """Largest errors of losses and of gradients, relative to the largest value of each; how many hits differ."""
+
+    def error(value: Tensor, truth: Tensor) -> float:
+        return float((value - truth).abs().max() / truth.abs().max())
+
+    values = [(one, other) for one, other in zip(found, expected, strict=True) if one is not None and other is not None]
+    of_parts = []
+    for name, parts in of_ranks.items():
+        split = gradients[name].split([len(part) for part in parts])
+        scale = gradients[name].abs().max()
+        of_parts += [
+            float((part.grad - truth).abs().max() / scale)
+            for part, truth in zip(parts, split, strict=True)
+            if part.grad is not None and len(part)
+        ]
+    return {
+        "values": max(error(one, other) for one, other in values if one.dtype != torch.bool),
+        "gradients": max(of_parts),
+        "hits that differ": float((found.hit_TMB != expected.hit_TMB).sum()),
+    }
+
+
+def _numbers_held(parts: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+    """Numbers in weights, gradients and states of one rank."""
+    states = [each for part in parts for each in optimizer.state[part].values() if each.dim()]
+    gradients = [part.grad for part in parts if part.grad is not None]
+    return sum(each.numel() for each in (*parts, *gradients, *states))
