@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import huggingface_hub.constants
@@ -100,10 +100,26 @@ def make_plan(config: Config, num_classes: int) -> ModelPlan:
         clearer = _unknown_argument(config.model, error.__cause__) or _argument_of_the_name(
             config.model, error.__cause__
         )
-        raise clearer or ConfigError(f"model: {error}") from error
+        raise clearer or ConfigError(f"model: {error}{_size_hint(config, num_classes)}") from error
     except Exception as error:  # timm computes with its arguments unchecked, and any exception may come of that
         given = f"got {show_value(config.model.name)} with model.args {show_value(config.model.args)}"
         raise ConfigError(f"model: {given}, which cannot be built: {type(error).__name__}: {error}") from error
+
+
+def _size_hint(config: Config, num_classes: int) -> str:
+    """Say how a model that does not take the images' sizes takes them, where timm can make it so; else nothing."""
+    argument = "dynamic_img_size"
+    if argument in config.model.args:
+        return ""
+    freed = replace(config.model, args=config.model.args | {argument: True})
+    try:
+        plan_model(replace(config, model=freed), num_classes)
+    except Exception:  # what is wrong is told already
+        return ""
+    return (
+        f" It takes several sizes, its position embeddings interpolated at each step, with --model.args.{argument} true; "
+        "and another one alone with --model.args.img_size"
+    )
 
 
 def _unknown_argument(model: ModelConfig, error: BaseException | None) -> ConfigError | None:
@@ -176,8 +192,9 @@ def _preprocessing_errors(config: Config) -> Iterator[ConfigError]:
         "std": (data.std, tuple(known.std)),
         "interpolation": (data.interpolation, known.interpolation),
     }
-    if data.image_size == known.input_size[-1]:
-        pairs["eval_crop_fraction"] = ((data.eval_crop_fraction,), (known.crop_pct,))
+    for size, crop in ((known.input_size, known.crop_pct), (known.test_input_size, known.test_crop_pct)):
+        if size is not None and crop is not None and config.evaluation_size == size[-1]:
+            pairs["eval_crop_fraction"] = ((data.eval_crop_fraction,), (crop,))
     differing = {key: pair for key, pair in pairs.items() if not _is_same(*pair)}
     if differing:
         of_run, of_weights = (

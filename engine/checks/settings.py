@@ -19,6 +19,8 @@ from rlpheads.engine.config.schema import Config
 _NAME_BYTES = 200  # a file system allows 255; the rest is for what is written beside the folder
 
 
+MOST_COMPILED_SIZES = 6
+"""Sizes of training images that are compiled: torch makes eight graphs of a function, and evaluation needs some."""
 BLUR_REACH = 6
 """The blur of policy `three` reaches this many pixels to each side, and mirrors the image at its edges."""
 
@@ -30,6 +32,7 @@ def settings_errors(config: Config, world_size: int) -> Iterator[ConfigError]:
     yield from _clipping_errors(config)
     yield from _run_errors(config.run)
     yield from _data_errors(config.data)
+    yield from _size_errors(config)
     yield from _class_loss_errors(config.model)
     yield from _term_errors(config)
     yield from _start_weights_errors(config.model)
@@ -120,8 +123,9 @@ def _data_errors(data: DataConfig) -> Iterator[ConfigError]:
         yield refusal("data.canaries.repeats", [], "a number at least 2, or a list of them")
     if data.subset.per_class is not None and data.subset.fraction != 1:
         yield refusal("data.subset.fraction", data.subset.fraction, "1 where data.subset.per_class says how many")
-    if data.crop == "pad" and data.crop_padding > data.image_size:
-        yield refusal("data.crop_padding", data.crop_padding, f"at most data.image_size, {data.image_size}")
+    if data.crop == "pad" and data.crop_padding > data.least_size:
+        of_what = "data.progressive.first_size" if data.early_sizes else "data.image_size"
+        yield refusal("data.crop_padding", data.crop_padding, f"at most {of_what}, {data.least_size}")
     if data.exif == "apply" and data.dataset != "imagefolder":
         yield refusal("data.exif", "apply", f"ignore: the images of {data.dataset} have no EXIF orientation")
     yield from _augment_errors(data)
@@ -130,6 +134,36 @@ def _data_errors(data: DataConfig) -> Iterator[ConfigError]:
         yield refusal("data.download", True, "false: only cifar10 and cifar100 can be fetched")
     yield from _root_errors(data, can_be_fetched=is_cifar)
     yield from _stage_errors(data)
+
+
+def _size_errors(config: Config) -> Iterator[ConfigError]:
+    """Yield what keeps training images from growing, or each of their sizes from having a graph of its own."""
+    data, grows = config.data, config.data.progressive
+    if grows.first_size is None:
+        if grows.end_epoch is not None:
+            allowed = "null while data.progressive.first_size is null: every epoch has data.image_size"
+            yield refusal("data.progressive.end_epoch", grows.end_epoch, allowed)
+        return
+    for key, size in (("data.progressive.first_size", grows.first_size), ("data.image_size", data.image_size)):
+        if size % grows.multiple:
+            allowed = _multiple(size, grows.multiple, f"data.progressive.multiple, {grows.multiple}")
+            yield refusal(key, size, allowed)
+    if grows.first_size >= data.image_size:
+        allowed = f"less than data.image_size, {data.image_size}, to which images grow"
+        yield refusal("data.progressive.first_size", grows.first_size, allowed)
+    last = config.epochs - 1
+    if last <= grows.start_epoch:
+        allowed = f"an epoch before the last, {last}: images grow after it"
+        yield refusal("data.progressive.start_epoch", grows.start_epoch, allowed)
+    elif grows.end_epoch is None or not grows.start_epoch < grows.end_epoch <= last:
+        allowed = f"an epoch from {grows.start_epoch + 1} to {last} with data.progressive.first_size"
+        yield refusal("data.progressive.end_epoch", grows.end_epoch, allowed)
+    elif config.runtime.compile and len(sizes := {*data.early_sizes, data.image_size}) > MOST_COMPILED_SIZES:
+        allowed = (
+            f"a larger one with runtime.compile: each of the {len(sizes)} sizes has a graph of its own, and torch makes "
+            f"graphs for {MOST_COMPILED_SIZES} at most"
+        )
+        yield refusal("data.progressive.multiple", grows.multiple, allowed)
 
 
 def _root_errors(data: DataConfig, *, can_be_fetched: bool) -> Iterator[ConfigError]:
@@ -174,7 +208,7 @@ def _augment_errors(data: DataConfig) -> Iterator[ConfigError]:
     augment = data.augment
     if augment.color_jitter[3] > 0.5:
         yield refusal("data.augment.color_jitter", augment.color_jitter, "a hue, the last number, of at most 0.5")
-    if augment.policy == "three" and data.image_size <= BLUR_REACH:
+    if augment.policy == "three" and data.least_size <= BLUR_REACH:
         allowed = f"another policy for images of {BLUR_REACH} pixels or less, which it cannot blur"
         yield refusal("data.augment.policy", augment.policy, allowed)
     if data.mix.cutmix_minmax is not None and data.mix.cutmix:

@@ -24,6 +24,7 @@ def worker_errors(config: Config, world_size: int) -> Iterator[ConfigError]:
         num_workers=min(config.data.workers, len(os.sched_getaffinity(0)))
     )  # as loading.py starts them
     num_rows = -(-max(config.batch_size, config.eval.batch_size or 0) // world_size)
-    reason = why_no_shared_memory(num_rows, config.data.image_size, options, local_world_size())
+    largest = max(config.data.image_size, config.evaluation_size)
+    reason = why_no_shared_memory(num_rows, largest, options, local_world_size())
     if reason is not None:
         yield ConfigError(f"{reason}, {_REMEDY}")

@@ -50,6 +50,29 @@ class DaliConfig:
 
 
 @dataclass(frozen=True)
+class ProgressiveConfig:
+    """Progressive resizing: smaller training images in the first epochs, as in ffcv-imagenet. Evaluation stays as it is."""
+
+    first_size: int | None = None
+    """Side of the training images up to start_epoch, in pixels; null: data.image_size in every epoch."""
+    start_epoch: int = 0
+    """Epoch, from 0, up to which images have first_size; from there the side grows linearly."""
+    end_epoch: int | None = None
+    """Epoch, from 0, from which images have data.image_size; needed with first_size."""
+    multiple: int = 32
+    """Sides are rounded to multiples of this; first_size and data.image_size are such."""
+
+    def sizes(self, last_size: int) -> tuple[int, ...]:
+        """Return the sides of the epochs before `end_epoch`, where images grow to `last_size`; nothing where they do not."""
+        if self.first_size is None or self.end_epoch is None:
+            return ()
+        length = max(self.end_epoch - self.start_epoch, 1)
+        shares = (min(max((epoch - self.start_epoch) / length, 0), 1) for epoch in range(self.end_epoch))
+        sides = (self.first_size + share * (last_size - self.first_size) for share in shares)
+        return tuple(int(side / self.multiple + 0.5) * self.multiple for side in sides)
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     """Augmentation of training images, on the device; draws are keyed by (seed, epoch, index), with any loader."""
 
@@ -157,6 +180,7 @@ class DataConfig:
     decodes in the training process. Changes no result."""
     image_size: int = 224
     """Side of the model's square input images, in pixels."""
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     crop: Literal["random_resized", "pad"] = "random_resized"
     """Training crop. random_resized: a box of random area and aspect ratio, resized; pad: the whole image, padded with
     black and randomly shifted (as usual for CIFAR; of an image that is not square, the largest square in its
@@ -207,3 +231,13 @@ class DataConfig:
     """Label noise: symmetric: any other class with equal probability; pairwise: always the next class (the first after
     the last)."""
     canaries: CanaryConfig = field(default_factory=CanaryConfig)
+
+    @property
+    def early_sizes(self) -> tuple[int, ...]:
+        """Sides of the training images in the first epochs, one an epoch; later ones have `image_size`."""
+        return self.progressive.sizes(self.image_size)
+
+    @property
+    def least_size(self) -> int:
+        """Side of the smallest training images."""
+        return min((self.image_size, *self.early_sizes))

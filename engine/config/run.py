@@ -42,6 +42,8 @@ class EvalConfig:
     for what heads cost; that moves only weights which are saved already."""
     batch_size: int | None = None
     """Global batch size of evaluations; null: that of training."""
+    image_size: int | None = None
+    """Side of the images in evaluations, clean passes and audits, in pixels; null: data.image_size."""
 
 
 @dataclass(frozen=True)

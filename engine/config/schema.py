@@ -99,6 +99,11 @@ class Config:
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
+    @property
+    def evaluation_size(self) -> int:
+        """Side of the images in evaluations, clean passes and audits, in pixels."""
+        return self.data.image_size if self.eval.image_size is None else self.eval.image_size
+
     def seed_of(self, source: RandomSource) -> int:
         """Return the seed of one source of chance."""
         chosen: int | None = getattr(self.seeds, source)

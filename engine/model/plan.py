@@ -23,7 +23,7 @@ class ModelPlan:
         dims: width D of every tap: a batch of B images gives it features of shape (B, D).
         num_parameters: parameters of the network, the classifier's included.
         image_flops: FLOP of one training image in the network, forward and backward (forward alone where it is frozen);
-            None where they cannot be counted.
+            None where they cannot be counted, or grow with the images.
         has_batch_norm: whether the network keeps statistics of its batches.
         supports_checkpointing: whether its activations can be computed again in the backward pass.
         model: the network on the meta device, in evaluation mode.
@@ -59,10 +59,13 @@ def plan_model(config: Config, num_classes: int) -> ModelPlan:
         ValueError: as `build_model` and `tap_dims`.
     """
     size = config.data.image_size
+    grows = bool(config.data.early_sizes)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = build_model(config, num_classes)
         dims = tap_dims(model, size)
-        flops = network_flops(model, size, frozen=config.model.frozen)
+        for other in sorted({*config.data.early_sizes, config.evaluation_size} - {size}):
+            _check_size(model, other, dims)
+        flops = None if grows else network_flops(model, size, frozen=config.model.frozen)
     model.eval().zero_grad()
     return ModelPlan(
         num_classes=num_classes,
@@ -73,6 +76,17 @@ def plan_model(config: Config, num_classes: int) -> ModelPlan:
         supports_checkpointing=_supports_checkpointing(model),
         model=model,
     )
+
+
+def _check_size(model: TappedModel, size: int, dims: tuple[int, ...]) -> None:
+    """Make sure that images of another size give features of the same widths.
+
+    Raises:
+        ValueError: they do not, or the model takes no such images.
+    """
+    found = tap_dims(model, size)
+    if found != dims:
+        raise ValueError(f"images of {size} x {size} pixels give taps of widths {found}, and others of {dims}")
 
 
 def _supports_checkpointing(model: TappedModel) -> bool:

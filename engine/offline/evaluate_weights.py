@@ -194,7 +194,8 @@ def _described_settings(file: Path, given: Sequence[str]) -> tuple[dict[str, Any
         data["eval_crop_fraction"] = prepared["crop_pct"]
     if "interpolation" in prepared:
         data["interpolation"] = prepared["interpolation"]
-    return {"model": model, "data": data, "heads": {"taps": "none"}}, found["num_classes"]
+    sizes = {"image_size": prepared["test_input_size"][-1]} if prepared.get("test_input_size") else {}
+    return {"model": model, "data": data, "eval": sizes, "heads": {"taps": "none"}}, found["num_classes"]
 
 
 def _checked(words: Sequence[str]) -> Config:

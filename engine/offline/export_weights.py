@@ -146,7 +146,7 @@ def _images(run: SavedRun, options: ExportOptions) -> Sources | None:
 def _describe(config: Config, class_names: list[str] | None) -> dict[str, Any]:
     """Return what timm's config.json says beyond the architecture: how images are prepared, and the classes' names."""
     side = config.data.image_size
-    prepared = {
+    prepared: dict[str, Any] = {
         "input_size": (3, side, side),
         "mean": config.data.mean,
         "std": config.data.std,
@@ -154,6 +154,8 @@ def _describe(config: Config, class_names: list[str] | None) -> dict[str, Any]:
         "crop_mode": "center",
         "interpolation": config.data.interpolation,
     }
+    if config.evaluation_size != side:
+        prepared["test_input_size"] = (3, config.evaluation_size, config.evaluation_size)
     described: dict[str, Any] = {"pretrained_cfg": prepared, "model_args": dict(config.model.args)}
     return described | ({} if class_names is None else {"label_names": class_names})
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.retraining.stacked_networks import RetrainingError
-from rlpheads.engine.training.loading import ALONE, evaluation_loader, training_loader
+from rlpheads.engine.training.loading import ALONE, crop_spec, evaluation_loader, training_loader
 from rlpheads.engine.training.preparation import build_preparation
 from rlpheads.loaders.sources.datasets import ImageSource
 
@@ -25,8 +25,6 @@ class EpochImages:
         self._config = replace(config, data=replace(config.data, partial="pad"))
         self._source, self._device = source, device
         self._kept: dict[int, Tensor] = {}
-        side = config.data.image_size
-        self._shape = (source.manifest.num_samples, 3, side, side)
         if self._num_bytes > MAX_BYTES:
             raise RetrainingError(
                 f"the training images take {self._num_bytes / 2**30:.1f} GiB; networks that are trained together need them "
@@ -35,7 +33,10 @@ class EpochImages:
 
     @property
     def _num_bytes(self) -> int:
-        return 4 * torch.Size(self._shape).numel()
+        return 4 * self._shape(max(self._config.data.image_size, self._config.evaluation_size)).numel()
+
+    def _shape(self, side: int) -> torch.Size:
+        return torch.Size((self._source.manifest.num_samples, 3, side, side))
 
     def trained(self, epoch: int) -> Tensor:
         """Return the images as the run trains on them in an epoch."""
@@ -49,7 +50,7 @@ class EpochImages:
     def plain(self) -> Tensor:
         """Return the images without augmentation."""
         preparation = build_preparation(self._config, self._device, 0)
-        table = torch.zeros(self._shape, device=self._device)
+        table = torch.zeros(self._shape(self._config.evaluation_size), device=self._device)
         for batch in evaluation_loader(self._config, self._source, self._device):
             rows_B = batch.index >= 0
             table[batch.index[rows_B]] = preparation.for_evaluation(batch).images[rows_B]
@@ -58,7 +59,7 @@ class EpochImages:
     def _read_trained(self, epoch: int) -> Tensor:
         loader = training_loader(self._config, self._source, self._device, ALONE)
         preparation = build_preparation(self._config, self._device, loader.order.seed)
-        table = torch.zeros(self._shape, device=self._device)
+        table = torch.zeros(self._shape(crop_spec(self._config.data).at(epoch).image_size), device=self._device)
         loader.set_epoch(epoch)
         for step, batch in enumerate(loader):
             rows_B = batch.index >= 0

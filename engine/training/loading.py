@@ -6,7 +6,7 @@ Training, its evaluations and the audit make their loaders here, so that a setti
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -59,14 +59,16 @@ def _make_loader(
         worker_silence_s=2 / 3 * Patience(config.distributed.timeout).silence_s,
     )
     dali = dali_options(data.dali, device)
-    loader = make_loader(data.loader, source, order, crop_spec(data), train=train, options=options, dali=dali)
+    crop = crop_spec(data) if train else evaluation_crop(config)
+    loader = make_loader(data.loader, source, order, crop, train=train, options=options, dali=dali)
     return deliver(loader, device)
 
 
 def crop_spec(data: DataConfig) -> CropSpec:
-    """Return how images are cropped, in training and in evaluation."""
+    """Return how images are cropped in training, and at its size in evaluation."""
     return CropSpec(
         image_size=data.image_size,
+        early_sizes=data.early_sizes,
         scale=data.crop_scale,
         ratio=data.crop_ratio,
         hflip=data.hflip,
@@ -74,6 +76,11 @@ def crop_spec(data: DataConfig) -> CropSpec:
         kind="whole" if data.crop == "pad" else "random_resized",
         interpolation=data.interpolation,
     )
+
+
+def evaluation_crop(config: Config) -> CropSpec:
+    """Return how images are cropped in evaluations, clean passes and audits."""
+    return replace(crop_spec(config.data), image_size=config.evaluation_size, early_sizes=())
 
 
 def dali_options(settings: DaliConfig, device: torch.device) -> DaliOptions:

@@ -106,7 +106,7 @@ def _train_epoch(
             progress.enter("waiting for images", training.num_updates)
             with clock.waiting():
                 delivered = next(batches)
-            progress.enter("training step", training.num_updates)
+            progress.enter(training.step_phase, training.num_updates)
             training.train_on(delivered)
             training.announce("step_taken")
             clock.step(delivered.num_global_rows)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from rlpheads.engine.config.launcher_variables import local_world_size
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.cores import thread_advice
 from rlpheads.engine.learner.learner import num_parameters
 from rlpheads.engine.training.training import Training
@@ -17,6 +18,7 @@ from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
 def opening_lines(training: Training, *, fresh: bool) -> Iterator[str]:
     """Yield the first lines of a run; `fresh`: it begins, and resumes nothing."""
     yield _model_and_images(training)
+    yield from _sizes(training.run.config)
     yield _arithmetic(training)
     if training.learner.sharding is not None and training.learner.sharding.line:
         yield training.learner.sharding.line
@@ -59,9 +61,21 @@ def _model_and_images(training: Training) -> str:
     )
 
 
+def _sizes(config: Config) -> Iterator[str]:
+    """Say what sizes images have, where it is not one alone."""
+    sizes = (*config.data.early_sizes, config.data.image_size)
+    begins = [epoch for epoch, size in enumerate(sizes) if epoch == 0 or size != sizes[epoch - 1]]
+    if len(begins) == 1 and config.evaluation_size == config.data.image_size:
+        return
+    trained = ", ".join(f"{sizes[epoch]}" + (f" from epoch {epoch}" if epoch else "") for epoch in begins)
+    yield f"side of the images: {trained}; {config.evaluation_size} in evaluations and clean passes"
+
+
 def _arithmetic(training: Training) -> str:
     """Say how much is computed for an image, and what MFU is held against."""
     flops, peak = training.gauges.utilisation.flops, training.gauges.utilisation.peak
+    if training.run.config.data.early_sizes:
+        return "arithmetic: an image's grows with its size; no MFU"
     if flops is None:
         return "arithmetic: this model's cannot be counted; no MFU"
     shares = f"network {flops.network / 1e9:.4g}, heads {flops.heads / 1e9:.4g}"

@@ -134,6 +134,13 @@ class Training:
         return self.run.config.max_steps is not None and self.num_updates >= self.run.config.max_steps
 
     @property
+    def step_phase(self) -> str:
+        """What a step is called to those who watch for hangs: the first one of each size of images may compile."""
+        early = self.run.config.data.early_sizes
+        epoch = self._position.epoch
+        return f"training step at {early[epoch]} pixels" if epoch < len(early) else "training step"
+
+    @property
     def images_left(self) -> int:
         """Images from here to the end of the last epoch, or to `max_steps`."""
         config, num_steps = self.run.config, self.order.num_steps

@@ -24,7 +24,7 @@ class BatchMemory:
             shape: Of every block.
             pinned: Page-locked, for copies to a GPU.
         """
-        self._shape = shape
+        self.shape = shape
         self._pinned = pinned
         self._free: SimpleQueue[NDArray[np.uint8]] = SimpleQueue()
 
@@ -32,11 +32,11 @@ class BatchMemory:
         """Return a uint8 block with undefined content."""
         if self._pinned:
             # Torch's own pool of pinned memory also waits for copies to a device that are still under way.
-            return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True)
+            return torch.empty(self.shape, dtype=torch.uint8, pin_memory=True)
         try:
             block = self._free.get_nowait()
         except Empty:
-            block = np.empty(self._shape, dtype=np.uint8)
+            block = np.empty(self.shape, dtype=np.uint8)
         lent = block.view()  # the tensor and all views of it hold this object, and nothing else does
         weakref.finalize(lent, self._free.put, block).atexit = False
         return torch.from_numpy(lent)

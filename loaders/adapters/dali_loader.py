@@ -10,6 +10,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -67,9 +68,10 @@ class DaliLoader(PositionedLoader):
         num_threads = max(1, options.num_workers)
         self._source = source
         self._options = options
+        self._crop = crop if train else replace(crop, early_sizes=())
         self._cropper = Cropper(crop, order.seed, train)
         self._spec = PipelineSpec(
-            image_size=crop.image_size,
+            image_size=self._crop.at(0).image_size,
             interpolation=crop.interpolation,
             max_rows=order.batch_size // options.world_size,
             num_threads=num_threads,
@@ -106,7 +108,10 @@ class DaliLoader(PositionedLoader):
             self._pipeline = None
 
     def _idle_pipeline(self) -> DaliPipeline:
-        """Return the pipeline, empty of what an interrupted iteration had scheduled."""
+        """Return the pipeline for the epoch's size, empty of what an interrupted iteration had scheduled."""
+        size = self._crop.at(self._epoch).image_size
+        if self._spec.image_size != size:
+            self._spec, self._pipeline = replace(self._spec, image_size=size), None
         if self._pipeline is None:
             self._pipeline = DaliPipeline(self._spec)
         self._pipeline.discard()

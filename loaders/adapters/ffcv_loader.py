@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ class FfcvLoader(PositionedLoader):
         self._boxes = CropBoxes(source, order.seed, crop, train=train)
         num_rows = order.batch_size // options.world_size
         self._pipeline = FfcvPipeline(self._boxes.store, num_rows, options)
-        self._memory = BatchMemory((num_rows, 3, crop.image_size, crop.image_size), pinned=options.pin_memory)
+        self._crop = crop if train else replace(crop, early_sizes=())
+        self._memory = self._make_memory(epoch=0)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch.
@@ -57,6 +59,8 @@ class FfcvLoader(PositionedLoader):
         epoch, first_step = self._epoch, self.order.step_at(self._consumed)
         index_SB = self._shares(epoch, first_step)
         index_N = index_SB[index_SB >= 0]
+        if self._memory.shape[-1] != self._crop.at(epoch).image_size:
+            self._memory = self._make_memory(epoch)
         boxes = self._boxes.batches(epoch, index_N, self._pipeline.batch_size)
         reading = EpochReader(self._pipeline, EpochRequest(index_N, self._boxes.rows_N[index_N], boxes, self._memory))
         try:
@@ -66,6 +70,10 @@ class FfcvLoader(PositionedLoader):
                 yield batch
         finally:
             reading.close()
+
+    def _make_memory(self, epoch: int) -> BatchMemory:
+        side = self._crop.at(epoch).image_size
+        return BatchMemory((self._pipeline.batch_size, 3, side, side), pinned=self._options.pin_memory)
 
     def _shares(self, epoch: int, first_step: int) -> Int64Array:
         """Return what this rank reads at each step from the first one on: int64 (S, B)."""

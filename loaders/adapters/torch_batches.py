@@ -85,9 +85,9 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
             self.current_images.set(-1)
 
     def _make_batch(self, request: Request) -> Batch:
-        index_B = request.index_B
+        index_B, transform = request.index_B, self.transform.at(request.epoch)
         batch = Batch(
-            images=_blank_images(len(index_B), self.transform.image_size),
+            images=_blank_images(len(index_B), transform.image_size),
             targets=_shared(torch.zeros(len(index_B), dtype=torch.int64)),
             index=_shared(torch.from_numpy(index_B.copy())),
             num_global_rows=request.num_global_rows,
@@ -112,11 +112,12 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
         if not opened:
             return
         sizes_B2 = np.array([image.size for image in opened.values()], dtype=np.int64)
-        cuts = self.transform.place(request.draws_UB[:, list(opened)], sizes_B2)
+        transform = self.transform.at(request.epoch)
+        cuts = transform.place(request.draws_UB[:, list(opened)], sizes_B2)
         for (row, image), cut in zip(opened.items(), cuts, strict=True):
             index = int(request.index_B[row])
             with self._reading(row, index, errors):
-                images[row] = self.transform.make(self._decode(index, image), cut)
+                images[row] = transform.make(self._decode(index, image), cut)
 
     @contextmanager
     def _reading(self, row: int, index: int, errors: dict[int, ImageReadError]) -> Iterator[None]:

@@ -26,6 +26,10 @@ class ImageTransform(Protocol):
         """Side of the squares, in pixels."""
         ...
 
+    def at(self, epoch: int) -> ImageTransform:
+        """Return the transform of an epoch, whose size may be its own."""
+        ...
+
     def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:
         """Draw all random numbers that samples need, before their images are opened: float64 (U, B)."""
         ...
@@ -63,6 +67,10 @@ class TrainTransform:
         """Side of the squares, in pixels."""
         return self.crop.image_size
 
+    def at(self, epoch: int) -> TrainTransform:
+        """Return the transform with the size of an epoch."""
+        return TrainTransform(self.crop.at(epoch), self.seed)
+
     def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:
         """Draw the random numbers of crops and flips."""
         return draw_crops(self.crop, self.seed, epoch, index_B)
@@ -92,6 +100,10 @@ class EvalTransform:
     def image_size(self) -> int:
         """Side of the squares, in pixels."""
         return self.crop.image_size
+
+    def at(self, epoch: int) -> EvalTransform:  # noqa: ARG002
+        """Return the transform itself: every epoch has the same size."""
+        return self
 
     def draw(self, epoch: int, index_B: Int64Array) -> FloatArray:  # noqa: ARG002
         """Return no numbers: nothing is random."""

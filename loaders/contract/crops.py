@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -34,6 +34,8 @@ class CropSpec:
         kind: What training cuts out: "random_resized" takes a box of random area and ratio, "whole" the largest central
             square, which is then shifted on the device (`rlpheads.loaders.augment.boxes.PadCrop`).
         interpolation: Of every resize, in training and in evaluation; antialiased where an image shrinks.
+        early_sizes: Sides in the first epochs of training, one an epoch; later epochs have `image_size`. Boxes and flips are
+            the same at any size.
 
     Raises:
         ValueError: For a value out of its range.
@@ -46,10 +48,13 @@ class CropSpec:
     crop_fraction: float = 0.875
     kind: Literal["random_resized", "whole"] = "random_resized"
     interpolation: Interpolation = "bilinear"
+    early_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least 1 pixel")
+        if min((self.image_size, *self.early_sizes)) < 1:
+            raise ValueError(
+                f"image_size is {self.image_size} and early_sizes {self.early_sizes}; each must be at least 1 pixel"
+            )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale is {self.scale}; it must be two numbers with 0 < least <= most <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
@@ -61,6 +66,13 @@ class CropSpec:
         if self.interpolation not in get_args(Interpolation):
             known = ", ".join(get_args(Interpolation))
             raise ValueError(f"interpolation is {self.interpolation!r}; it must be one of {known}")
+
+    def at(self, epoch: int) -> CropSpec:
+        """Return how training images become squares in an epoch, from 0: with the size of that epoch alone."""
+        if not self.early_sizes:
+            return self
+        size = self.early_sizes[epoch] if epoch < len(self.early_sizes) else self.image_size
+        return replace(self, image_size=size, early_sizes=())
 
     @property
     def short_side(self) -> int:

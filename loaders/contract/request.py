@@ -22,25 +22,27 @@ class Request(NamedTuple):
         index_B: Canonical indices, int64 (B,); padding, -1, stands at the end.
         draws_UB: Random numbers of their crops: float64 (U, B).
         num_global_rows: Rows of the whole global batch that are not padding.
+        epoch: Epoch, from 0.
     """
 
     index_B: Int64Array
     draws_UB: FloatArray
     num_global_rows: int
+    epoch: int
 
     @property
     def samples(self) -> Int64Array:
         """The indices that are not padding."""
         return self.index_B[self.index_B >= 0]
 
-    def __reduce__(self) -> tuple[Callable[..., Request], tuple[bytes, bytes, int]]:
-        return _unpickle, (self.index_B.tobytes(), self.draws_UB.tobytes(), self.num_global_rows)
+    def __reduce__(self) -> tuple[Callable[..., Request], tuple[bytes, bytes, int, int]]:
+        return _unpickle, (self.index_B.tobytes(), self.draws_UB.tobytes(), self.num_global_rows, self.epoch)
 
 
-def _unpickle(index: bytes, draws: bytes, num_global_rows: int) -> Request:
+def _unpickle(index: bytes, draws: bytes, num_global_rows: int, epoch: int) -> Request:
     """Rebuild a pickled request; its arrays are read-only."""
     index_B = np.frombuffer(index, dtype=np.int64)
-    return Request(index_B, np.frombuffer(draws).reshape(-1, len(index_B)), num_global_rows)
+    return Request(index_B, np.frombuffer(draws).reshape(-1, len(index_B)), num_global_rows, epoch)
 
 
 def rank_requests(
@@ -58,4 +60,4 @@ def rank_requests(
         index_SB = order.rank_slices(epoch_indices_N, steps, rank, world_size)
         draws_USB = draw(epoch, index_SB.ravel()).reshape(-1, *index_SB.shape)
         for step, index_B, draws_UB in zip(steps, index_SB, draws_USB.swapaxes(0, 1), strict=True):
-            yield Request(index_B, draws_UB, order.rows_at(step))
+            yield Request(index_B, draws_UB, order.rows_at(step), epoch)

@@ -25,6 +25,39 @@ NUMBERS = [
         "data.dali.decode: got 'gpu'; allowed: auto or cpu where the model is not on a GPU",
     ),
     (["--data.image_size", "0"], "data.image_size: got 0; allowed: a number at least 1"),
+    (["--eval.image_size", "0"], "eval.image_size: got 0; allowed: a number at least 1"),
+    (
+        ["--data.progressive.first_size", "8"],
+        "data.progressive.first_size: got 8; allowed: a multiple of data.progressive.multiple, 32 (nearest: 32)",
+    ),
+    (
+        ["--data.progressive.first_size", "8", "--data.progressive.multiple", "4", "--data.progressive.end_epoch", "9"],
+        "data.progressive.first_size: got 8; allowed: less than data.image_size, 8, to which images grow",
+    ),
+    (
+        ["--data.progressive.first_size", "4", "--data.progressive.multiple", "4"],
+        "data.progressive.end_epoch: got null; allowed: an epoch from 1 to 39 with data.progressive.first_size",
+    ),
+    (
+        [
+            *("--data.progressive.first_size", "4", "--data.progressive.multiple", "4"),
+            *("--data.progressive.start_epoch", "39", "--data.progressive.end_epoch", "40"),
+        ],
+        "data.progressive.start_epoch: got 39; allowed: an epoch before the last, 39: images grow after it",
+    ),
+    (
+        ["--data.progressive.end_epoch", "3"],
+        "data.progressive.end_epoch: got 3; allowed: null while data.progressive.first_size is null: every epoch has "
+        "data.image_size",
+    ),
+    (
+        [
+            *("--data.progressive.first_size", "1", "--data.progressive.multiple", "1", "--runtime.compile", "true"),
+            *("--data.progressive.end_epoch", "39"),
+        ],
+        "data.progressive.multiple: got 1; allowed: a larger one with runtime.compile: each of the 8 sizes has a graph of its "
+        "own, and torch makes graphs for 6 at most",
+    ),
     (["--data.val_fraction", "1"], "data.val_fraction: got 1.0; allowed: a number above 0 and below 1"),
     (["--data.val_fraction", "0"], "data.val_fraction: got 0.0; allowed: a number above 0 and below 1"),
     (["--data.hflip", "1.5"], "data.hflip: got 1.5; allowed: a number at least 0 and at most 1"),
@@ -250,7 +283,9 @@ NAMES = [
     (["--model.args.num_heads", "0"], "which cannot be built: ZeroDivisionError: integer modulo by zero"),
     (
         ["--data.image_size", "32"],
-        "does not take images of 32 x 32 pixels: Input height (32) doesn't match model (8).",
+        "does not take images of 32 x 32 pixels: Input height (32) doesn't match model (8). It takes several sizes, its "
+        "position embeddings interpolated at each step, with --model.args.dynamic_img_size true; and another one alone with "
+        "--model.args.img_size",
     ),
     (["--heads.taps", "[6]"], "the network has 6 blocks, 0 to 5, or -6 to -1 from the end; the nearest is 5"),
     (["--regularizer.taps", "[-7]"], "the network has 6 blocks, 0 to 5, or -6 to -1 from the end; the nearest is -6"),

@@ -1,11 +1,13 @@
 """After a resume: the order of the epoch that it is in, and random generators in the state of an undisturbed run."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from rlpheads.engine.config.data import ProgressiveConfig
 from rlpheads.engine.runs.resume import ResumePoint
 from rlpheads.engine.runs.run_manifest import Position
 
@@ -63,6 +65,28 @@ def test_generators_end_in_the_same_state_and_only_torchs_is_drawn_from(tiny, bu
     assert sealed_generators() == expected
     for ours, theirs in zip(again.learner.tapped.parameters(), undisturbed.learner.tapped.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_in_the_middle_of_growing_images_a_resume_ends_at_the_same_bits(tiny, build):
+    grows = ProgressiveConfig(first_size=4, end_epoch=2, multiple=4)
+    data = replace(tiny.data, image_size=12, progressive=grows, val_fraction=0.9)
+    model = replace(tiny.model, args=tiny.model.args | {"dynamic_img_size": True})
+    config = replace(tiny, epochs=3, data=data, model=model)
+    undisturbed, halfway = build(config), build(config)
+    for training in (undisturbed, halfway):
+        training.move_to(Position(1, 0))
+    train(undisturbed, 4)
+    train(halfway, 2)
+    again = resumed_at(halfway, build)
+    train(again, 2)
+    for ours, theirs in zip(again.learner.tapped.parameters(), undisturbed.learner.tapped.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    sizes = []
+    for epoch in range(3):
+        again.splits.trained.loader.set_epoch(epoch)
+        sizes.append(next(iter(again.splits.trained.loader)).images.shape[-1])
+    assert sizes == [4, 8, 12]
+    assert next(iter(again.splits.clean.loader)).images.shape[-1] == 12
 
 
 def test_a_checkpoint_of_before_predictions_were_recorded_goes_on(tiny, build, monkeypatch):

@@ -127,6 +127,23 @@ def test_a_resume_costs_the_same_at_any_position(ramps, kind):
         path.write_bytes(data)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_epoch_has_its_size_and_the_pixels_of_a_loader_of_that_size(ramps, kind, num_workers):
+    """After a resume too; and evaluation has the last one in any epoch."""
+    grows = CropSpec(32, early_sizes=(16, 24))
+    loader = loader_of(kind, ramps, grows, BATCH_SIZE, num_workers=num_workers)
+    for epoch, size in ((0, 16), (1, 24), (2, 32), (3, 32), (1, 24)):
+        fixed = loader_of(kind, ramps, CropSpec(size), BATCH_SIZE)
+        for each in (loader, fixed):
+            each.set_epoch(epoch, consumed=2 * BATCH_SIZE)
+        for ours, theirs in zip(loader, fixed, strict=True):
+            assert ours.images.shape[2:] == (size, size)
+            assert torch.equal(ours.images, theirs.images)
+    evaluation = loader_of(kind, ramps, grows, BATCH_SIZE, train=False)
+    assert next(iter(evaluation)).images.shape[2:] == (32, 32)
+
+
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_bicubic_pixels_are_those_of_torchvision(photographs, kind, train):

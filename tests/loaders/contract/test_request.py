@@ -60,8 +60,8 @@ def test_a_request_arrives_whole_in_another_process():
         assert isinstance(again, Request)
         np.testing.assert_array_equal(again.index_B, request.index_B)
         np.testing.assert_array_equal(again.draws_UB, request.draws_UB)
-        assert again.num_global_rows == request.num_global_rows
-    nothing = Request(np.arange(4), no_draws(np.arange(4)), 4)
+        assert (again.num_global_rows, again.epoch) == (request.num_global_rows, 3)
+    nothing = Request(np.arange(4), no_draws(np.arange(4)), 4, 0)
     assert pickle.loads(pickle.dumps(nothing)).draws_UB.shape == (0, 4)
 
 
