@@ -5,9 +5,13 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+OLDEST := .venv-oldest
+INSTALLED_OLDEST := $(OLDEST)/.installed
+# The least that setup.py admits; Triton 3.6's interpreter takes no numpy from 2.4 on.
+OLDEST_VERSIONS := torch==2.11.0 torchvision==0.26.0 triton==3.6.0 'numpy<2.4'
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow test-gpu test-ptx test-browser test-slurm test-integrations docs commands faults kills errors fuzz check lint house format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu bench-gpu test-ptx test-oldest test-browser test-slurm test-integrations docs commands faults kills errors fuzz check lint house format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -23,8 +27,14 @@ test-slow: $(INSTALLED_DEV)  ## Run the tests that take more than a minute each
 test-gpu: $(INSTALLED_DEV)  ## Run the tests that need a CUDA device, on a machine that has one
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
+bench-gpu: $(INSTALLED)  ## Ask a first GPU everything: loss, engine, loaders, sanitizers (ten minutes; RANKS=4, ARGS="--device cpu")
+	$(BIN)/python benchmarks/bench_gpu.py $(ARGS)
+
 test-ptx: $(INSTALLED_DEV)  ## Execute every GPU kernel on the CPU, as compiled for three chips (half an hour)
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/kernels/tools/ptx $(ARGS)
+
+test-oldest: $(INSTALLED_OLDEST)  ## Run the tests of the kernels and of the engine on the oldest torch and Triton, in a venv of their own
+	$(OLDEST)/bin/python -m pytest -m 'not slow and not gpu and not fuzz' $(or $(ARGS),tests/kernels tests/engine)
 
 test-browser: $(INSTALLED_DEV)  ## Open the report in a browser (Debian's chromium; axe-core comes by npm)
 	npm install --no-audit --no-fund --prefix build/browser axe-core@4
@@ -80,7 +90,7 @@ ffcv: $(INSTALLED)  ## Install FFCV, for --data.loader ffcv; demo and test do it
 	@./setup_ffcv.sh
 
 clean:  ## Remove the virtual environment and caches (never runs/)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -92,6 +102,12 @@ $(INSTALLED): $(VENV)/pyvenv.cfg setup.py pyproject.toml requirements.lock setup
 	@$(PIP) --editable '.[dali]' || \
 		{ echo "NVIDIA DALI is not to be had here: going on without it (data.loader: torch decodes)"; $(PIP) --editable .; }
 	@./setup_ffcv.sh
+	@touch $@
+
+$(INSTALLED_OLDEST): setup.py pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(OLDEST)
+	grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*|numpy|pandas|optype|numpy-typing-compat|scipy-stubs)==' requirements.lock > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(OLDEST)/constraints.txt $(OLDEST_VERSIONS) --editable '.[test]'
 	@touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)

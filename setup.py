@@ -11,8 +11,8 @@ from setuptools import find_namespace_packages, setup
 ROOMS = ("engine", "loaders", "kernels", "memorization")
 
 DEPENDENCIES = [
-    "torch>=2.14,<2.16",
-    "torchvision>=0.29,<0.31",
+    "torch>=2.11,<2.16",
+    "torchvision>=0.26,<0.31",
     "timm>=1.0.31,<1.1",
     "numpy>=2.0,<3",
     "scipy>=1.14,<2",

@@ -90,18 +90,19 @@ def linear_cross_entropy(options: Any) -> Contender:
 
 def contenders(device: str, num_rows: int, num_labels: int) -> dict[str, Contender]:
     """Everything that runs on this device; the reference holds B×K logits, so it is left out where they are many."""
-    chunked = torch.nn.LinearCrossEntropyOptions
     found = {
         "ours": ours("auto"),
         "ours, slabs": ours("triton" if device == "cuda" else "tiled_cpu", memory_budget=0),
         "ours, measuring only": ours("auto", None),
         "two losses, eager": Contender(two_losses),
         "two losses, compiled": Contender(torch.compile(two_losses)),
-        "F.linear_cross_entropy": linear_cross_entropy(None),
-        "F.linear_cross_entropy, chunks": linear_cross_entropy(chunked()),
     }
-    for size in (num_rows, num_rows // 2, num_rows // 4):
-        found[f"F.linear_cross_entropy, chunks of {size}"] = linear_cross_entropy(chunked(batch_chunk_size=size))
+    if hasattr(F, "linear_cross_entropy"):  # not in torch before 2.14
+        chunked = torch.nn.LinearCrossEntropyOptions
+        found["F.linear_cross_entropy"] = linear_cross_entropy(None)
+        found["F.linear_cross_entropy, chunks"] = linear_cross_entropy(chunked())
+        for size in (num_rows, num_rows // 2, num_rows // 4):
+            found[f"F.linear_cross_entropy, chunks of {size}"] = linear_cross_entropy(chunked(batch_chunk_size=size))
     if num_rows * num_labels <= 2**24:
         found["ours, reference"] = ours("reference")
         if device == "cpu":

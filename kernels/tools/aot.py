@@ -165,9 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
     for build in (build for chip in options.chips for build in chosen(chip, quick=options.quick)):
         console.print(f"compiling {build.name} for sm_{build.chip}", style="dim")
         reports += [check_build(specialize(build, multiples)) for multiples in specializations]
+        if options.json:
+            options.json.write_text(json.dumps([asdict(report) for report in reports], indent=2))
     console.print(report_table(reports))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(report) for report in reports], indent=2))
     faulty = [report for report in reports if report.faults]
     console.print(f"{len(reports)} kernels compiled, {len(faulty)} faulty")
     return 1 if faulty else 0

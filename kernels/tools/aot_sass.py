@@ -77,7 +77,7 @@ def behind_products(code: str) -> int:
     targets = [_target(match, labels) for match in instructions]
     last = max(place for place, match in enumerate(instructions) if TENSOR_CORES.match(match["name"]))
     loops = [place for place, target in enumerate(targets) if target is not None and target <= last < place]
-    queue, found = [(0, max([last, *loops]) + 1)], set()
+    queue, found = [(0, min(loops, default=last) + 1)], set()  # later ones lead back from code that was moved away
     while queue:
         steps, place = heapq.heappop(queue)
         if place in found or place >= len(instructions):

@@ -27,6 +27,8 @@ class Counts:
     blocks: int = 0
     grid: int = 0
     """Blocks of the whole launch."""
+    places: set[int] = field(default_factory=set)
+    """Of the instructions that were issued, in the code."""
     instructions: Counter[str] = field(default_factory=Counter)
     """Thread-instructions by kind: 32 for each that a warp issues, whether its predicate holds or not."""
     stores: Counter[int] = field(default_factory=Counter)
@@ -42,8 +44,9 @@ class Counts:
         """Passes beyond the least that the bytes need."""
         return self.shared_passes - self.least_passes
 
-    def issue(self, instruction: Instruction, num_warps: int) -> None:
+    def issue(self, instruction: Instruction, place: int, num_warps: int) -> None:
         """Count an instruction of some warps; arithmetic by the type of its operands."""
+        self.places.add(place)
         kind = _KIND_OF.get(instruction.name)
         if kind is None:
             kind = "float" if instruction.modifiers[-1].startswith(("f", "bf")) else "integer"

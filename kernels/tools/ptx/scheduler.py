@@ -76,7 +76,7 @@ class Scheduler:
         num_warps = int(group.reshape(-1, 32).any(1).sum())
         while place < end:
             instruction = self._code[place]
-            self._block.launch.counts.issue(instruction, num_warps)
+            self._block.launch.counts.issue(instruction, place, num_warps)
             try:
                 stays = self._execute(instruction, place, group)
             except KernelError as error:

@@ -1,7 +1,8 @@
 """Faults put into compiled kernels, to see whether executing them shows it: `python tests/helpers/kernels/ptx_mutations.py`.
 
 A mutation changes one instruction of one kernel on one chip. It is detected if one of the kernel's launches raises a
-`KernelError`, or does not write what Triton's interpreter writes, in the late or in the early mode.
+`KernelError`, or does not write what Triton's interpreter writes, in the late or in the early mode. It is not run in launches
+that never come to the instruction, nor in the early mode where the kernel has nothing asynchronous: there it would survive.
 """
 
 import argparse
@@ -11,10 +12,10 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from ptx_twin import Storages, by_name, complaint, expected
 from ptx_works import works
 
 from rlpheads.kernels.tools.ptx.checked_memory import KernelError
-from rlpheads.kernels.tools.ptx.launch import Compiled, Executor, executed, lay_out, run_blocks
+from rlpheads.kernels.tools.ptx.launch import ASYNCHRONOUS, Compiled, Executor, executed, lay_out, run_blocks
+from rlpheads.kernels.tools.ptx.program import Program, parse
 
 SEED, NUMBER = 16, 100
 NEGATED = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
@@ -116,6 +118,9 @@ class Scene:
     before: list[torch.Tensor]
     wanted: list[np.ndarray]
 
+    places: set[int] = field(default_factory=set)
+    """Of the instructions that the unchanged kernel comes to."""
+
     def outcome(self, text: str, *, late: bool, most_turns: int = 100_000) -> str | None:
         """Run another text in place of the kernel; what is wrong with it."""
         for flat, before in zip(self.storages.flat, self.before, strict=True):
@@ -128,7 +133,26 @@ class Scene:
             return str(error)
         except Exception as error:  # the executor refuses what no compiler writes
             return f"{type(error).__name__}: {error}"
+        self.places |= launch.counts.places if text == self.compiled.ptx else set()
         return complaint(self.storages, self.wanted)
+
+    def outcome_of(self, mutation: Mutation) -> str | None:
+        """What is wrong with the changed kernel; None where nothing is, and "never executed" where it is not reached."""
+        text = mutation.changed()
+        if first_change(self.compiled.program, parse(text)) not in self.places:
+            return NEVER
+        is_asynchronous = any(one.name in ASYNCHRONOUS for one in self.compiled.program.code)
+        outcomes = (self.outcome(text, late=late, most_turns=5_000) for late in (True, False)[: 1 + is_asynchronous])
+        return next(filter(None, outcomes), None)
+
+
+SURVIVES, NEVER = "survives", "never executed"
+
+
+def first_change(before: Program, after: Program) -> int:
+    """Place of the first instruction that is not what it was."""
+    pairs = zip(before.code, after.code, strict=False)
+    return next((place for place, pair in enumerate(pairs) if pair[0].text != pair[1].text), len(after.code))
 
 
 class EnoughError(Exception):
@@ -137,12 +161,13 @@ class EnoughError(Exception):
 
 @dataclass
 class Recorder(Executor):
-    """Lets the interpreter do what is launched, and keeps the first launches of one kernel."""
+    """Lets the interpreter do what is launched, and keeps the first launches of some kernels."""
 
-    wanted: str = ""
-    """Its text."""
+    wanted: frozenset[str] = frozenset()
+    """Their texts."""
     most: int = 2
-    scenes: list[Scene] = field(default_factory=list)
+    """Launches of each that are kept."""
+    scenes: dict[str, list[Scene]] = field(default_factory=dict)
 
     def run(self, kernel: Any, *arguments: Any, grid: tuple[int, ...], **options: Any) -> None:
         compiled, values = self.compile(kernel, arguments, options)
@@ -152,22 +177,24 @@ class Recorder(Executor):
         wanted = expected(kernel, named, grid)
         for flat, exact in zip(storages.flat, wanted, strict=True):
             flat.copy_(torch.from_numpy(exact))
-        if compiled.ptx == self.wanted:
+        kept = self.scenes.setdefault(compiled.ptx, []) if compiled.ptx in self.wanted else None
+        if kept is not None and len(kept) < self.most:
             width, height, depth = (*grid, 1, 1)[:3]
-            self.scenes.append(Scene(compiled, values, (width, height, depth), storages, before, wanted))
-        if len(self.scenes) == self.most:
+            kept.append(Scene(compiled, values, (width, height, depth), storages, before, wanted))
+        if all(len(self.scenes.get(text, ())) == self.most for text in self.wanted):
             raise EnoughError
 
 
-@lru_cache(4)
-def scenes_of(chip: int, group: int, place: int, text: str) -> list[Scene]:
-    """Launches of a kernel in one work, right without a change: the first two where it goes by slabs, else the first."""
+def scenes_of(chip: int, group: int, place: int, texts: frozenset[str]) -> dict[str, list[Scene]]:
+    """Launches of kernels in one work, right without a change: the first two where it goes by slabs, else the first."""
     work = works(chip)[group][place]
-    with executed(chip, Recorder, wanted=text, most=1 + ("slabs=True" in work.name)) as recorder, suppress(EnoughError):
+    most = 1 + ("slabs=True" in work.name)
+    with executed(chip, Recorder, wanted=texts, most=most) as recorder, suppress(EnoughError):
         work.launch()
-    for scene in recorder.scenes:
-        wrong = scene.outcome(text, late=True)
-        assert wrong is None, f"sm_{chip} {work.name}: {wrong}"
+    for text, scenes in recorder.scenes.items():
+        for scene in scenes:
+            wrong = scene.outcome(text, late=True)
+            assert wrong is None, f"sm_{chip} {work.name}: {wrong}"
     return recorder.scenes
 
 
@@ -190,14 +217,21 @@ def all_mutations() -> list[Mutation]:
     return mutations
 
 
-def outcome(mutation: Mutation) -> str:
-    """How it shows, or "survives"."""
-    for place in range(len(works(mutation.chip)[mutation.group])):
-        for scene in scenes_of(mutation.chip, mutation.group, place, mutation.text):
-            for late in (True, False):
-                if wrong := scene.outcome(mutation.changed(), late=late, most_turns=5_000):
-                    return wrong
-    return "survives"
+def outcomes(mutations: Sequence[Mutation]) -> Iterator[tuple[Mutation, str]]:
+    """How those of one chip and group show, or "survives", or "never executed"; each as soon as it is known."""
+    chip, group = mutations[0].chip, mutations[0].group
+    left = dict.fromkeys(mutations, NEVER)
+    for place in range(len(works(chip)[group])):
+        scenes = scenes_of(chip, group, place, frozenset(mutation.text for mutation in left)) if left else {}
+        for mutation in list(left):
+            for scene in scenes.get(mutation.text, ()):
+                wrong = scene.outcome_of(mutation)
+                if wrong not in (None, NEVER):
+                    yield mutation, wrong
+                    del left[mutation]
+                    break
+                left[mutation] = SURVIVES if wrong is None else left[mutation]
+    yield from left.items()
 
 
 def main() -> None:
@@ -207,6 +241,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=NUMBER)
     parser.add_argument("--from", dest="first", type=int, default=0, help="the first of the drawn that is run")
     parser.add_argument("--to", dest="last", type=int, default=None, help="the first that is not run any more")
+    parser.add_argument("--chips", type=int, nargs="+", default=[80, 90, 100], help="run those of these chips alone")
     parser.add_argument("--json", type=Path, default=Path("ptx_mutations.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -217,19 +252,26 @@ def main() -> None:
     ]
     done = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
     left = {number for number, _ in drawn} - {record["number"] for record in done}
-    for number, mutation in sorted(drawn, key=lambda pair: (pair[1].chip, pair[1].group, pair[1].text)):
-        if number not in left:
-            continue
-        start = time.process_time()
-        record = vars(mutation) | {"number": number, "text": "", "result": outcome(mutation)}
-        record["seconds"] = round(time.process_time() - start, 1)
-        done.append(record)
-        with options.json.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        where = f"{mutation.kind} sm_{mutation.chip} {mutation.kernel}:{mutation.line}"
-        print(number, where, "|", mutation.before[:90], "|", record["result"][:120], record["seconds"], flush=True)
-    survivors = [record["number"] for record in done if record["result"] == "survives"]
-    print(f"{len(done) - len(survivors)} of {len(done)} detected; survivors {survivors}")
+    numbers = {mutation: number for number, mutation in drawn if number in left and mutation.chip in options.chips}
+    start = time.process_time()
+    for _, some in groupby(sorted(numbers, key=work_of), work_of):
+        for mutation, result in outcomes(list(some)):
+            record = vars(mutation) | {"number": numbers[mutation], "text": "", "result": result}
+            record["seconds"] = round(time.process_time() - start, 1)
+            start = time.process_time()
+            done.append(record)
+            with options.json.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            where = f"{mutation.kind} sm_{mutation.chip} {mutation.kernel}:{mutation.line}"
+            print(record["number"], where, "|", mutation.before[:90], "|", result[:120], record["seconds"], flush=True)
+    for kind in (SURVIVES, NEVER):
+        print(kind, [record["number"] for record in done if record["result"] == kind])
+    print(f"{sum(record['result'] not in (SURVIVES, NEVER) for record in done)} of {len(done)} detected")
+
+
+def work_of(mutation: Mutation) -> tuple[int, int]:
+    """Chip and group, by which mutations share their launches."""
+    return mutation.chip, mutation.group
 
 
 if __name__ == "__main__":

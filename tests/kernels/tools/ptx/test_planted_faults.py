@@ -27,9 +27,10 @@ def scene(chip: int, features: int) -> Scene:
     with executed(chip, Lister) as lister:
         work.launch()
     (text,) = (compiled.ptx for compiled in lister.compiled.values() if ".entry class_tiles_kernel" in compiled.ptx)
-    with executed(chip, Recorder, wanted=text, most=1) as recorder, suppress(EnoughError):
+    with executed(chip, Recorder, wanted=frozenset([text]), most=1) as recorder, suppress(EnoughError):
         work.launch()
-    return recorder.scenes[0]
+    (found,) = recorder.scenes[text]
+    return found
 
 
 def replaced(pattern: str, by: str, text: str) -> str:

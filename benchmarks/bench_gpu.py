@@ -1,0 +1,237 @@
+"""Everything that a first GPU is asked, as one command: `make bench-gpu`.
+
+python benchmarks/bench_gpu.py                  # all parts, ten minutes at most
+python benchmarks/bench_gpu.py --device cpu     # the same in miniature on a CPU: what runs, and what needs a GPU
+python benchmarks/bench_gpu.py --only loss      # parts whose name begins so
+RANKS=4 python benchmarks/bench_gpu.py          # several GPUs: replicated against sharded heads over NCCL
+
+Each part is a command of its own with a limit of time; what it lacks (a module, a tool, a GPU, several of them) is said by
+name. What there is no time left for is said, too. Needs nothing but torch and what the part itself imports. Writes a folder:
+parts.json, table.md, a log of every part, and what the parts themselves write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+PYTHON = sys.executable
+TINY = "--data.synthetic.train 64 --data.synthetic.val 32 --data.synthetic.classes 5 --heads.labels 50 --batch_size 8"
+"""For a CPU in place of 12 x 100,000 labels."""
+SMALL_VIT = "--data.image_size 32 --model.name vit_tiny_patch16_224 --model.args.img_size 32 --data.workers 0"
+SANITIZED = "-m pytest -q -x tests/gpu/test_gpu_random_label_loss.py -k"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the parts run, and with how much."""
+
+    device: str
+    ranks: int
+    folder: Path
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether kernels of a GPU run."""
+        return self.device == "cuda"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command."""
+
+    name: str
+    words: Callable[[Setting], str]
+    """What is run, by this Python unless another program is named."""
+    modules: tuple[str, ...] = ()
+    """Beside torch."""
+    tools: tuple[str, ...] = ()
+    gpu_only: str = ""
+    """Why a CPU cannot run it."""
+    limit_s: int = 120
+    ranks: int = 1
+    """GPUs that it needs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a part."""
+
+    part: str
+    state: str
+    """ok, failed, or why it was not run."""
+    seconds: float
+    last_lines: list[str]
+
+
+ENGINE = ("timm", "jsonargparse", "pyarrow", "rich")
+
+
+def synthetic(*more: str, ranks: int = 1) -> Callable[[Setting], str]:
+    """A ViT-B on made-up images with twelve heads of 100,000 labels; on a CPU a small one."""
+
+    def words(setting: Setting) -> str:
+        name = "_".join(more).replace("--", "").replace(" ", "_").replace(".", "_") or "plain"
+        size = "--max_steps 30 --batch_size 64 --data.synthetic.train 2048 --data.synthetic.val 64"
+        if not setting.is_gpu:
+            size = f"--max_steps 2 {TINY} {SMALL_VIT}"
+        processes = f"--nproc-per-node {setting.ranks}" if ranks > 1 else ""
+        return (
+            f"-m rlpheads.engine.cli train {processes} --config {ROOT}/configs/imagenet_vit_b.yaml --device {setting.device} "
+            f"--data.dataset synthetic --epochs 1 {size} --run.dir {setting.folder}/runs --run.name {name} {' '.join(more)}"
+        )
+
+    return words
+
+
+def digits(epochs: int) -> Callable[[Setting], str]:
+    """The digits; a second start goes on from the checkpoint of the first."""
+    return lambda setting: (
+        f"-m rlpheads.engine.cli train --config {ROOT}/configs/digits_vit.yaml --device {setting.device} --epochs {epochs} "
+        f"--schedule.name constant --checkpoint.every 1 --run.dir {setting.folder}/runs --run.name digits"
+    )
+
+
+def loss(*shape: int) -> Callable[[Setting], str]:
+    """The loss beside eager, compiled and the libraries that can be imported, at (B, D, K)."""
+
+    def words(setting: Setting) -> str:
+        rows, features, labels = shape if setting.is_gpu else (16, 32, 300)
+        return (
+            f"{HERE}/bench_random_label_loss.py --device {setting.device} --dtype bfloat16 --rows {rows} --labels {labels} "
+            f"--features {features} --rounds 5 --single --out {setting.folder}/loss_{'_'.join(map(str, shape))}"
+        )
+
+    return words
+
+
+def tests(which: str) -> Callable[[Setting], str]:
+    """Tests that need a GPU."""
+    return lambda _: f"-m pytest -q -m gpu -p no:cacheprovider {which}"
+
+
+NEEDS_GPU = "kernels of a GPU"
+SHAPES = (128, 768, 10_000), (128, 768, 100_000), (1024, 768, 100_000), (2048, 2048, 102_400), (1024, 4096, 128_256)
+"""(B, D, K); of the last two QuACK publishes times on an H200, 3.44 ms of the one before."""
+PARTS = (
+    Part("environment", lambda _: "-m rlpheads.engine.cli env", ENGINE, limit_s=60),
+    Part("tests, loss", tests("tests/gpu/test_gpu_random_label_loss.py"), ("pytest",), gpu_only=NEEDS_GPU, limit_s=180),
+    *(
+        Part(f"loss {shape}", loss(*shape), ("scipy", "rich"), limit_s=90)
+        for shape in SHAPES
+    ),
+    Part("engine, digits", digits(1), ENGINE),
+    Part("engine, digits resumed", digits(2), ENGINE),
+    Part("engine, ViT-B, bf16", synthetic("--precision bf16"), ENGINE),
+    Part("engine, ViT-B, fp16", synthetic("--precision fp16"), ENGINE, gpu_only="fp16 autocast of training"),
+    Part("engine, ViT-B, compiled", synthetic("--runtime.compile true"), ENGINE, limit_s=240),
+    Part("engine, ViT-B, profile", synthetic("--runtime.profile.first 1 --runtime.profile.steps 1"), ENGINE),
+    Part("engine, replicated heads", synthetic("--heads.shard none", ranks=2), ENGINE, ranks=2),
+    Part("engine, sharded heads", synthetic("--heads.shard class", ranks=2), ENGINE, ranks=2),
+    Part("loaders", lambda setting: f"{HERE}/bench_loaders.py --quick --out {setting.folder}/loaders", ("PIL",), limit_s=200),
+    Part("loaders, into GPU memory", tests("tests/gpu/test_gpu_delivery.py"), ("pytest",), gpu_only="a GPU's memory"),
+    Part("loaders, DALI mixed", tests("tests/gpu/test_gpu_dali.py"), ("pytest", "nvidia.dali"), gpu_only="DALI on a GPU"),
+    *(
+        Part(
+            f"compute-sanitizer, {tool}",
+            lambda _, tool=tool: f"compute-sanitizer --tool {tool} --error-exitcode 9 {PYTHON} {SANITIZED} every_dtype",
+            ("pytest",),
+            ("compute-sanitizer",),
+            gpu_only=NEEDS_GPU,
+            limit_s=180,
+        )
+        for tool in ("memcheck", "racecheck")
+    ),
+    Part(
+        "Triton's sanitizer of concurrency",
+        lambda _: f"env TRITON_INSTRUMENTATION_MODE=consan {PYTHON} {SANITIZED} every_dtype",
+        ("pytest", "triton"),
+        gpu_only=NEEDS_GPU,
+        limit_s=180,
+    ),
+)  # fmt: skip
+
+
+def obstacle(part: Part, setting: Setting, left_s: float) -> str | None:
+    """Why a part cannot be run here."""
+    if part.gpu_only and not setting.is_gpu:
+        return f"needs a GPU: {part.gpu_only}"
+    if part.ranks > setting.ranks and setting.is_gpu:
+        return f"needs {part.ranks} GPUs: RANKS={part.ranks}"
+    missing = [name for name in part.modules if importlib.util.find_spec(name.partition(".")[0]) is None]
+    missing += [name for name in part.tools if shutil.which(name) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    return None if left_s > 10 else "no time left"
+
+
+def run(part: Part, setting: Setting, left_s: float) -> Outcome:
+    """Run a part to its end or its limit."""
+    if reason := obstacle(part, setting, left_s):
+        return Outcome(part.name, reason, 0.0, [])
+    words = part.words(setting).split()
+    command = words if words[0] in ("compute-sanitizer", "env") else [PYTHON, *words]
+    log = setting.folder / f"{part.name.replace(' ', '_').replace(',', '')}.log"
+    limit_s, start = min(part.limit_s * (1 if setting.is_gpu else 3), left_s), time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(HERE))))}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(limit_s)
+            state = "ok" if code == 0 else f"failed: exit code {code}"
+        except subprocess.TimeoutExpired:
+            state = f"failed: not done after {limit_s:.0f} s"
+            os.killpg(process.pid, signal.SIGKILL)  # ranks and workers too
+            process.wait()
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return Outcome(part.name, state, round(time.monotonic() - start, 1), lines[-8:])
+
+
+def table(outcomes: list[Outcome], setting: Setting) -> str:
+    """The outcomes in Markdown."""
+    rows = [f"| {outcome.part} | {outcome.state} | {outcome.seconds:.0f} |" for outcome in outcomes]
+    return "\n".join(
+        [f"# {setting.device}, {setting.ranks} rank(s)", "", "| part | state | seconds |", "|---|---|---|", *rows, ""]
+    )
+
+
+def main() -> int:
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of all parts together")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts whose names begin with one of these")
+    parser.add_argument("--out", type=Path, help="folder of the results; default: benchmarks/results/gpu_DEVICE_DATE")
+    options = parser.parse_args()
+    name = torch.cuda.get_device_name().replace(" ", "-").lower() if options.device == "cuda" else "cpu"
+    folder = (options.out or HERE / "results" / f"gpu_{name}_{date.today():%Y-%m-%d}").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    setting = Setting(options.device, int(os.environ.get("RANKS", "1" if options.device == "cuda" else "2")), folder)
+    end, outcomes = time.monotonic() + 60 * options.minutes, []
+    for part in (part for part in PARTS if part.name.startswith(tuple(options.only))):
+        outcomes.append(run(part, setting, end - time.monotonic()))
+        print(f"{outcomes[-1].part}: {outcomes[-1].state} ({outcomes[-1].seconds:.0f} s)", flush=True)
+        (folder / "parts.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
+        (folder / "table.md").write_text(table(outcomes, setting))
+    print(f"Everything is in {folder}")
+    return int(any(outcome.state.startswith("failed") for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
