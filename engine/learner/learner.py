@@ -17,6 +17,7 @@ from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.learner.averaged_part import average_part
 from rlpheads.engine.learner.ema import Average, build_average
 from rlpheads.engine.learner.parts import FrozenPart, TrainedPart, build_part, with_loss_scale, with_pending_update
+from rlpheads.engine.learner.precision import compute_dtype
 from rlpheads.engine.learner.runtime import adapt_module
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.shard_choice import (
@@ -53,6 +54,7 @@ class Learner:
         origin: where the weights come from, if not from the seed.
         sharding: whether the heads' classes are sharded over the ranks, and why; None without heads.
         update_line: how the heads are updated, and why; empty where there was nothing to choose.
+        attention_line: which kernel torch takes for the network's attention; empty where it has none of torch's.
     """
 
     backbone: TrainedPart | FrozenPart
@@ -63,6 +65,7 @@ class Learner:
     origin: str = ""
     sharding: ShardChoice | None = None
     update_line: str = ""
+    attention_line: str = ""
 
     @property
     def parts(self) -> Iterator[tuple[str, TrainedPart | FrozenPart]]:
@@ -233,15 +236,16 @@ def build_learner(
             built: TrainedPart = shard_part(trained(sharded, config.heads.optim, wrap=False))
         else:
             module = build_heads(config, plan.dims, name, num_draws, num_blocks).to(launch.device)
-            is_compiled = config.runtime.compile and not fused
-            adapt_module(module, replace(config.runtime, compile=is_compiled))
+            is_compiled = bool(config.runtime.compile) and not fused
+            adapt_module(module, config.runtime if is_compiled else replace(config.runtime, compile=False))
             built = trained(module, config.heads.optim, wrap=ddp and is_compiled)
             if ddp and not is_compiled:
                 return average_part(built, launch.world_size)
         return with_pending_update(built) if fused else built
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))
-    return Learner(backbone, heads, audit, ema, plan.dims, origin, sharding, said)
+    attention = plan.attention.describe(launch.device, compute_dtype(config.precision)) if plan.attention else ""
+    return Learner(backbone, heads, audit, ema, plan.dims, origin, sharding, said, attention)
 
 
 def build_heads(config: Config, dims: tuple[int, ...], name: str, num_draws: int, num_blocks: int = 1) -> RLPHeads:

@@ -86,7 +86,7 @@ def time_heads(
     learner = step.learner
     if learner.heads is None or isinstance(learner.backbone, FrozenPart):
         return None
-    taps_stay = step.config.runtime.compile  # without them it would be compiled again
+    taps_stay = bool(step.config.runtime.compile)  # without them it would be compiled again
     watches = {kind: _DeviceWatch(batch.images.device) for kind in (True, False)}
     bare = _without_heads(step)
 

@@ -11,6 +11,11 @@ from rlpheads.engine.config.schema import Precision
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """Return the type in which matrix products of a forward pass run."""
+    return _DTYPES.get(precision, torch.float32)
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Return the context in which a forward pass runs."""
     if precision == "fp32":

@@ -49,4 +49,10 @@ def adapt_module(module: nn.Module, runtime: RuntimeConfig) -> None:
     if runtime.activation_checkpointing and isinstance(module, TappedModel):
         module.backbone.set_grad_checkpointing(True)
     if runtime.compile:
-        module.compile(fullgraph=True, dynamic=False)
+        module.compile(fullgraph=True, dynamic=False, mode=None if runtime.compile is True else runtime.compile)
+
+
+def begin_compiled_pass(runtime: RuntimeConfig) -> None:
+    """Let CUDA graphs, which modes other than `true` make, use the memory of the passes before again: nobody reads it."""
+    if isinstance(runtime.compile, str):
+        torch.compiler.cudagraph_mark_step_begin()

@@ -19,6 +19,7 @@ from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.learner.class_loss import ClassLoss
 from rlpheads.engine.learner.learner import Learner
 from rlpheads.engine.learner.precision import autocast
+from rlpheads.engine.learner.runtime import begin_compiled_pass
 from rlpheads.engine.learner.update_guard import RunningStatistics, judge
 from rlpheads.engine.model.builder import Network
 from rlpheads.engine.model.tapped_model import TappedModel
@@ -215,6 +216,7 @@ class TrainStep:
         # One seed a micro-batch instead of a saved generator: dropout continues exactly after a resume at any step, and
         # what the heads drop, after the backbone's forward pass, shifts nothing of the backbone's.
         _seed_generators(batch.images.device, seed)
+        begin_compiled_pass(self.config.runtime)
         with autocast(batch.images.device, self.config.precision):
             rows = forward_rows(self.learner.wrapped, batch, self.table_MN, self.routes)
         valid_B = batch.index >= 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.model.attention import AttentionCall, AttentionWatch
 from rlpheads.engine.model.batch_norm import has_batch_norm
 from rlpheads.engine.model.builder import build_model, tap_dims
 from rlpheads.engine.model.flops import network_flops
@@ -27,6 +28,7 @@ class ModelPlan:
         has_batch_norm: whether the network keeps statistics of its batches.
         supports_checkpointing: whether its activations can be computed again in the backward pass.
         model: the network on the meta device, in evaluation mode.
+        attention: what its last attention hands to torch's; None where there is none, or another one.
     """
 
     num_classes: int
@@ -36,6 +38,7 @@ class ModelPlan:
     has_batch_norm: bool
     supports_checkpointing: bool
     model: TappedModel = field(repr=False, compare=False)
+    attention: AttentionCall | None = None
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -62,10 +65,11 @@ def plan_model(config: Config, num_classes: int) -> ModelPlan:
     grows = bool(config.data.early_sizes)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = build_model(config, num_classes)
-        dims = tap_dims(model, size)
+        with AttentionWatch() as watch:
+            dims = tap_dims(model, size)
+            flops = None if grows else network_flops(model, size, frozen=config.model.frozen)
         for other in sorted({*config.data.early_sizes, config.evaluation_size} - {size}):
             _check_size(model, other, dims)
-        flops = None if grows else network_flops(model, size, frozen=config.model.frozen)
     model.eval().zero_grad()
     return ModelPlan(
         num_classes=num_classes,
@@ -75,6 +79,7 @@ def plan_model(config: Config, num_classes: int) -> ModelPlan:
         has_batch_norm=has_batch_norm(model),
         supports_checkpointing=_supports_checkpointing(model),
         model=model,
+        attention=watch.call,
     )
 
 

@@ -20,6 +20,8 @@ def opening_lines(training: Training, *, fresh: bool) -> Iterator[str]:
     yield _model_and_images(training)
     yield from _sizes(training.run.config)
     yield _arithmetic(training)
+    if training.learner.attention_line:
+        yield training.learner.attention_line
     if training.learner.sharding is not None and training.learner.sharding.line:
         yield training.learner.sharding.line
     if training.learner.update_line:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from rlpheads.loaders.contract.errors import ImageReadError
+from rlpheads.loaders.contract.regular_files import read_listed_file
 from rlpheads.loaders.sources.datasets import EncodedSource, ImageSource
 
 MOST_SAMPLED = 256
@@ -47,7 +48,9 @@ def _hashes(source: ImageSource, indices: Iterable[int]) -> dict[str, str]:
     def digest(index: int) -> str | None:
         try:
             data = source.encoded(index) if isinstance(source, EncodedSource) else None
-        except ImageReadError:
+            if data is None and source.manifest.exif == "apply":  # it is turned, and goes to no decoder as it stands
+                data = read_listed_file(source.manifest.path(index), int(source.manifest.sizes[index]))
+        except (ImageReadError, OSError, ValueError):
             return None
         return None if data is None else hashlib.sha256(data).hexdigest()[:_HEX_DIGITS]
 

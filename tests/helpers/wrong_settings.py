@@ -25,6 +25,11 @@ NUMBERS = [
         "data.dali.decode: got 'gpu'; allowed: auto or cpu where the model is not on a GPU",
     ),
     (["--data.image_size", "0"], "data.image_size: got 0; allowed: a number at least 1"),
+    (
+        ["--runtime.compile", "reduce-overheads"],
+        "runtime.compile: got 'reduce-overheads'; allowed: true or false, reduce-overhead or max-autotune (nearest: "
+        "reduce-overhead)",
+    ),
     (["--eval.image_size", "0"], "eval.image_size: got 0; allowed: a number at least 1"),
     (
         ["--data.progressive.first_size", "8"],

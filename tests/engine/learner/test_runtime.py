@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from rlpheads.engine.config.run import RuntimeConfig
 from rlpheads.engine.learner.runtime import torch_switches
@@ -52,12 +53,34 @@ def test_results_stay(tiny, build, runtime):
         torch.testing.assert_close(weights_of(changed)[name], tensor, msg=name)
 
 
+@pytest.mark.parametrize(("chosen", "mode"), [(True, None), ("reduce-overhead",) * 2, ("max-autotune",) * 2], ids=str)
+def test_network_and_heads_are_one_graph_in_every_mode(tiny, build, monkeypatch, chosen, mode):
+    """Traced in the mode that is asked for; what the mode does to the graph is torch's, and needs its compiler or a GPU."""
+    asked, compiled = [], nn.Module.compile
+
+    def traced(module: nn.Module, *, mode: str | None, **options) -> None:
+        asked.append(mode)
+        compiled(module, backend="aot_eager", **options)  # torch takes a mode with its own compiler only
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    undropped = replace(tiny.model, args={**tiny.model.args, "drop_rate": 0.0})
+    config = replace(tiny, model=undropped, heads=replace(tiny.heads, update="separate"))
+    plain, changed = build(config), build(config, runtime=RuntimeConfig(compile=chosen))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert steps_of(changed, 2) == pytest.approx(steps_of(plain, 2), rel=1e-4)
+    assert asked == [mode] * 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
 @pytest.mark.slow
-def test_compiled_parts_learn_the_same_under_the_same_names(tiny, build):
+@pytest.mark.parametrize("chosen", [True, "reduce-overhead", "max-autotune"])
+def test_compiled_parts_learn_the_same_under_the_same_names(tiny, build, chosen):
     """Network and heads, whole graphs, with a place inside a block and the moving average beside them."""
     undropped = replace(tiny.model, ema_decay=0.9, args={**tiny.model.args, "drop_rate": 0.0})
     config = replace(tiny, model=undropped, heads=replace(tiny.heads, taps=["0.attn", 0, "blocks.1.mlp"]))
-    plain, compiled = build(config), build(config, runtime=RuntimeConfig(compile=True))
+    plain, compiled = build(config), build(config, runtime=RuntimeConfig(compile=chosen))
     assert steps_of(compiled) == pytest.approx(steps_of(plain), rel=1e-4)
     for name, tensor in weights_of(plain).items():
         torch.testing.assert_close(weights_of(compiled)[name], tensor, atol=1e-4, rtol=1e-3, msg=name)

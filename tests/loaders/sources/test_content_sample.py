@@ -1,6 +1,9 @@
 """Images replaced by others as large are seen in the hashes of some files, whatever wraps the tree."""
 
+from itertools import product
+
 import pytest
+from PIL import Image
 
 from rlpheads.loaders.sources.canary_source import CanarySpec, insert_canaries
 from rlpheads.loaders.sources.content_sample import MOST_SAMPLED, replaced_files, sample_contents
@@ -35,6 +38,22 @@ def test_a_file_with_other_contents_is_named_and_no_other(tmp_path, wrapped):
     for name in names:
         replace_content(tmp_path / "train" / name)
     assert replaced_files(source, recorded) == names
+
+
+@pytest.mark.parametrize("wrapped", ["tree", "subset"])
+def test_a_turned_file_is_compared_too(tmp_path, wrapped):
+    for split, label, number in product(("train", "val"), "ab", range(4)):
+        picture, exif = Image.new("RGB", (8, 6), (9 * number, 99, 0)), Image.Exif()
+        exif[0x0112] = 6 if number % 2 else 1
+        (tmp_path / split / label).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / split / label / f"{number}.jpg", exif=exif)
+    source, _ = open_dataset("imagefolder", tmp_path, seed=0, exif="apply")
+    if wrapped == "subset":
+        source = take_subset(source, 0.8, None, seed=0)
+    recorded = sample_contents(source)
+    assert len(recorded) == source.manifest.num_samples >= 7
+    replace_content(tmp_path / "train" / "a" / "3.jpg")
+    assert replaced_files(source, recorded) == ["a/3.jpg"]
 
 
 def test_of_many_files_some_are_read_the_same_ones_each_time(tmp_path):
