@@ -33,6 +33,7 @@ def settings_errors(config: Config, world_size: int) -> Iterator[ConfigError]:
     yield from _run_errors(config.run)
     yield from _data_errors(config.data)
     yield from _size_errors(config)
+    yield from _repeat_errors(config)
     yield from _class_loss_errors(config.model)
     yield from _term_errors(config)
     yield from _start_weights_errors(config.model)
@@ -164,6 +165,23 @@ def _size_errors(config: Config) -> Iterator[ConfigError]:
             f"graphs for {MOST_COMPILED_SIZES} at most"
         )
         yield refusal("data.progressive.multiple", grows.multiple, allowed)
+
+
+def _repeat_errors(config: Config) -> Iterator[ConfigError]:
+    """Yield what keeps images from being repeated within a batch."""
+    data, repeats = config.data, config.data.repeats
+    if repeats == 1:
+        return
+    if config.batch_size % repeats or config.batch_size < 2 * repeats:
+        fitting = [number for number in range(1, config.batch_size // 2 + 1) if config.batch_size % number == 0]
+        match = min(fitting, key=lambda number: abs(number - repeats))
+        allowed = f"a divisor of batch_size, {config.batch_size}, at most half of it (nearest: {match})"
+        yield refusal("data.repeats", repeats, allowed)
+    for key, given, wanted in (("partial", data.partial, "drop"), ("on_error", data.on_error, "raise")):
+        if given != wanted:
+            yield refusal(
+                f"data.{key}", given, f"{wanted} with data.repeats above 1: each repeat has its place in a batch"
+            )
 
 
 def _root_errors(data: DataConfig, *, can_be_fetched: bool) -> Iterator[ConfigError]:

@@ -203,6 +203,9 @@ class DataConfig:
     """Normalisation: means of the channels, which are subtracted, for pixels in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Normalisation: standard deviations of the channels, which are divided by, for pixels in [0, 1]."""
+    repeats: int = 1
+    """Repeated augmentation (DeiT): how often each training image stands in a global batch, augmented otherwise each time; an
+    epoch has as many steps as with 1, and reads that many times fewer images."""
     partial: Literal["drop", "pad"] = "drop"
     """Last, incomplete global batch of a training epoch: dropped, or padded with rows that count nowhere."""
     verified: str | None = None

@@ -74,6 +74,7 @@ RANGES: dict[str, Range] = {
     "data.progressive.start_epoch": _FROM_0,
     "data.progressive.end_epoch": _FROM_1,
     "data.progressive.multiple": _FROM_1,
+    "data.repeats": Range(1, 100),
     "data.crop_scale": _SHARE,
     "data.crop_ratio": _ABOVE_0,
     "data.crop_padding": _FROM_1,

@@ -173,6 +173,7 @@ def record_rows(ledger: Ledger, batch: Batch, rows: RowLosses) -> None:
         margin_TMB,
         predicted_B=rows.predicted_B,
         confidence_B=rows.confidence_B,
+        counts_only_B=None if batch.is_first is None else ~batch.is_first,
     )
     if batch.skipped:
         ledger.skip(batch.skipped_index.to(batch.index.device, non_blocking=True))

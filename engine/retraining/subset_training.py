@@ -91,12 +91,13 @@ def check_retrainable(config: Config) -> None:
         "data.mix": config.data.mix.mixup > 0
         or config.data.mix.cutmix > 0
         or config.data.mix.cutmix_minmax is not None,
+        "data.repeats": config.data.repeats > 1,
         "optim.clip_value": config.optim.clip_value is not None,
     }
     if found := [name for name, given in refused.items() if given]:
         raise RetrainingError(
             f"the run sets {', '.join(found)}; networks on subsets are trained by the class loss in fp32 from their own "
-            "initial weights, without mixing: judge a run that is trained so, too"
+            "initial weights, without mixing or repeats: judge a run that is trained so, too"
         )
 
 

@@ -131,7 +131,7 @@ def scan_cache(rescan: bool = False) -> ScanCache | None:
 def training_order(config: Config, source: ImageSource) -> Order:
     """Return the order in which a run trains on a split."""
     seed = stream_seed(config.seed_of("order"), "order")
-    return Order(source.manifest.num_samples, config.batch_size, seed, True, config.data.partial)
+    return Order(source.manifest.num_samples, config.batch_size, seed, True, config.data.partial, config.data.repeats)
 
 
 def _convert_command(config: Config) -> str:

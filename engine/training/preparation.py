@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlpheads.engine.config.schema import Config
+from rlpheads.engine.distributed.launch import Rank
 from rlpheads.engine.report.skipped_images import SkipNotices
 from rlpheads.engine.training.loading import augment_spec, mix_spec
 from rlpheads.kernels.pixels.mixing_native import load_native_mixing
@@ -15,7 +17,32 @@ from rlpheads.kernels.pixels.pixel_native import load_native_pixels
 from rlpheads.loaders.augment.mixing import Mixer
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.loaders.augment.pipeline import Augment
+from rlpheads.loaders.contract.arrays import Int64Array
 from rlpheads.loaders.contract.batch import Batch
+from rlpheads.loaders.contract.order import Order
+
+
+class Repeats(NamedTuple):
+    """Which rows of this rank's batches repeat rows before them, and what is added to their index to key their draws.
+
+    Attributes:
+        offset_B: int64 (B,), on the host.
+        offset: the same on the device.
+        is_first: bool (B,), on the device.
+    """
+
+    offset_B: Int64Array
+    offset: Tensor
+    is_first: Tensor
+
+    @classmethod
+    def of(cls, order: Order, rank: Rank, device: torch.device) -> Repeats | None:
+        """Return those of a rank's share of a global batch; None where nothing is repeated."""
+        if order.repeats == 1:
+            return None
+        repeat_B = order.repeat_of_rows(rank.rank, rank.world_size)
+        offset = torch.from_numpy(order.num_samples * repeat_B).to(device)
+        return cls(order.num_samples * repeat_B, offset, offset == 0)
 
 
 @dataclass(frozen=True)
@@ -27,12 +54,14 @@ class BatchPreparation:
         augment: the same with the training augmentations in between.
         mixer: mixup and CutMix.
         notices: names skipped images.
+        repeats: what is repeated within a batch (`data.repeats`); None: nothing.
     """
 
     normalize: nn.Module
     augment: Augment
     mixer: Mixer
     notices: SkipNotices
+    repeats: Repeats | None = None
 
     def check_quota(self, num_skipped: int) -> None:
         """Compare what a pass left out, over all ranks, with the quota.
@@ -56,20 +85,26 @@ class BatchPreparation:
             step: number of the step in it, from 0.
         """
         self._announce_skipped(batch)
-        images = self.augment(batch.images, batch.index, epoch, batch.index_on_host)
-        augmented = batch.with_images(images)
-        return self.mixer(augmented, epoch, step)
+        if self.repeats is None:
+            images = self.augment(batch.images, batch.index, epoch, batch.index_on_host)
+            return self.mixer(batch.with_images(images), epoch, step)
+        keys_B = batch.index_on_host + self.repeats.offset_B
+        images = self.augment(batch.images, batch.index + self.repeats.offset, epoch, keys_B)
+        mixed = self.mixer(replace(batch, images=images, host_index=keys_B), epoch, step)
+        return replace(mixed, host_index=batch.host_index, is_first=self.repeats.is_first)
 
     def _announce_skipped(self, batch: Batch) -> None:
         if batch.skipped:
             self.notices.announce(batch.skipped)
 
 
-def build_preparation(config: Config, device: torch.device, seed: int) -> BatchPreparation:
+def build_preparation(
+    config: Config, device: torch.device, seed: int, repeats: Repeats | None = None
+) -> BatchPreparation:
     """Build what the settings say is done to batches on a device; `seed` keys the random draws."""
     normalize = Normalize(config.data.mean, config.data.std)
     on_cpu, in_place = (load_native_pixels(), load_native_mixing()) if device.type == "cpu" else (None, None)
     augment = Augment(augment_spec(config.data), normalize, seed, on_cpu)
     mixer = Mixer(mix_spec(config.data), seed, in_place)
     notices = SkipNotices(config.data.max_skipped)
-    return BatchPreparation(normalize.to(device), augment.to(device), mixer, notices)
+    return BatchPreparation(normalize.to(device), augment.to(device), mixer, notices, repeats)

@@ -26,7 +26,7 @@ from rlpheads.engine.training.label_choice import head_baselines
 from rlpheads.engine.training.outcome import REMEDIES, TrainingDivergedError
 from rlpheads.engine.training.preparation import BatchPreparation
 from rlpheads.loaders.contract.batch import Batch
-from rlpheads.loaders.contract.order import Order
+from rlpheads.loaders.contract.order import PADDING, Order
 from rlpheads.memorization.heads.combined_loss import TermWeights
 
 
@@ -183,7 +183,7 @@ class Training:
         epoch, step_of_epoch = divmod(step - 1, self.order.num_steps)
         rank = self.run.launch.rank
         index_B = self.order.rank_indices(epoch, step_of_epoch, rank.rank, rank.world_size)
-        self.splits.trained.ledger.retract(torch.from_numpy(index_B).to(self.run.launch.device))
+        self.splits.trained.ledger.retract(torch.from_numpy(index_B).to(self.run.launch.device), self._is_first)
 
     def leave_out(self, steps: tuple[int, ...]) -> None:
         """Take no step on the global batches of these steps, numbered from 1, whatever else the position says."""
@@ -206,8 +206,10 @@ class Training:
         return time_heads(self.step, self._last_batch, self.num_updates, self._term_weights, num_pairs)
 
     def _leave_out(self, delivered: Batch) -> None:
-        """Take no step on a batch, and record its samples as skipped."""
-        for index_B in (delivered.index, delivered.skipped_index):
+        """Take no step on a batch, and record its samples as skipped; of repeats the first, at one rank."""
+        is_first = self._is_first
+        scheduled_B = delivered.index if is_first is None else torch.where(is_first, delivered.index, PADDING)
+        for index_B in (scheduled_B, delivered.skipped_index):
             self.splits.trained.ledger.skip(index_B.to(self.run.launch.device, non_blocking=True))
 
     def begin_next_epoch(self) -> None:
@@ -307,6 +309,10 @@ class Training:
     def _may_be_last(self) -> bool:
         """Whether the step that is being taken closes an epoch or reaches `max_steps`."""
         return self._step_of_epoch + 1 == self.order.num_steps or self.num_updates + 1 == self.run.config.max_steps
+
+    @property
+    def _is_first(self) -> Tensor | None:
+        return None if self.preparation.repeats is None else self.preparation.repeats.is_first
 
     @property
     def _step_of_epoch(self) -> int:

@@ -17,7 +17,7 @@ from rlpheads.engine.runs.sources import Sources
 from rlpheads.engine.runs.weights_files import read_weights
 from rlpheads.engine.training.label_choice import run_labels
 from rlpheads.engine.training.loading import evaluation_loader, training_loader
-from rlpheads.engine.training.preparation import build_preparation
+from rlpheads.engine.training.preparation import Repeats, build_preparation
 from rlpheads.engine.training.training import Splits, Training
 from rlpheads.loaders.sources.datasets import ImageSource
 from rlpheads.memorization.records.ledger import Ledger
@@ -42,7 +42,9 @@ def build_training(
         learner=learner,
         splits=Splits(trained, clean, _evaluation_split(config, sources.heldout, learner, launch)),
         step=TrainStep(learner, trained.table_MN, trained.ledger, routes, config, launch.rank.rank),
-        preparation=build_preparation(config, launch.device, loader.order.seed),
+        preparation=build_preparation(
+            config, launch.device, loader.order.seed, Repeats.of(loader.order, launch.rank, launch.device)
+        ),
         gauges=build_gauges(launch, mfu, config.stability),
     )
 

@@ -43,24 +43,28 @@ class CropBoxes:
         self._unreadable_index = np.fromiter(self._unreadable, dtype=np.int64)
         self._seed, self._crop, self._train = seed, crop, train
 
-    def batches(self, epoch: int, index_N: Int64Array, batch_size: int) -> Iterator[NDArray[np.void]]:
+    def batches(
+        self, epoch: int, index_N: Int64Array, keys_N: Int64Array, batch_size: int
+    ) -> Iterator[NDArray[np.void]]:
         """Yield the boxes of batch after batch of an epoch's samples: `ffcv_kernels.BOX` (B,), the last one shorter.
 
-        The store tells the images' sizes, so that some thousand samples share the cost of drawing.
+        The store tells the images' sizes, so that some thousand samples share the cost of drawing. `keys_N` key the draws
+        (`Order.draw_keys`).
         """
         at_once = max(1, DRAWN_AT_ONCE // batch_size) * batch_size
         for start in range(0, len(index_N), at_once):
-            boxes_D = self.draw(epoch, index_N[start : start + at_once])
+            part = slice(start, start + at_once)
+            boxes_D = self.draw(epoch, index_N[part], keys_N[part])
             yield from (boxes_D[place : place + batch_size] for place in range(0, len(boxes_D), batch_size))
 
-    def draw(self, epoch: int, index_B: Int64Array) -> NDArray[np.void]:
+    def draw(self, epoch: int, index_B: Int64Array, keys_B: Int64Array) -> NDArray[np.void]:
         """Return the boxes of samples in an epoch: `ffcv_kernels.BOX` (B,)."""
         rows_B = self.rows_N[index_B]
         sizes_B2 = self._sizes_N2[rows_B].astype(np.int64)
         boxes_B = np.zeros(len(index_B), dtype=BOX)
         box_B4: FloatArray | Int64Array
         if self._train:
-            box_B4, boxes_B["flip"] = keyed_crops(self._crop, self._seed, epoch, index_B, sizes_B2)
+            box_B4, boxes_B["flip"] = keyed_crops(self._crop, self._seed, epoch, keys_B, sizes_B2)
             bounds_B4 = np.concatenate([box_B4[:, :2], box_B4[:, :2] + box_B4[:, 2:]], axis=1)
         else:
             box_B4, bounds_B4 = central_boxes(self._crop, sizes_B2)

@@ -61,7 +61,8 @@ class FfcvLoader(PositionedLoader):
         index_N = index_SB[index_SB >= 0]
         if self._memory.shape[-1] != self._crop.at(epoch).image_size:
             self._memory = self._make_memory(epoch)
-        boxes = self._boxes.batches(epoch, index_N, self._pipeline.batch_size)
+        keys_SB = self.order.draw_keys(index_SB, self._options.rank, self._options.world_size)
+        boxes = self._boxes.batches(epoch, index_N, keys_SB[index_SB >= 0], self._pipeline.batch_size)
         reading = EpochReader(self._pipeline, EpochRequest(index_N, self._boxes.rows_N[index_N], boxes, self._memory))
         try:
             for step, index_B in enumerate(index_SB, first_step):

@@ -49,6 +49,7 @@ class Batch:
         skipped: Why rows of this rank could not be read, one error for each, naming index and path; only under
             `LoaderOptions.on_error` "skip". Such a row is a padding row where its image would have stood.
         partners: What the images were mixed with, on the device; None: nothing.
+        is_first: bool (B,), on the device: rows that are no repeats of rows before them in the global batch; None: all.
         host_index: `index` on the host, where the tensor lies on another device; None: the tensor lies on the host, or
             nobody knows its values there.
     """
@@ -60,6 +61,7 @@ class Batch:
     skipped: tuple[ImageReadError, ...] = ()
     partners: Partners | None = None
     host_index: Int64Array | None = None
+    is_first: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the rows of this rank, padding included."""
@@ -130,6 +132,7 @@ class Batch:
             )
         columns = (self.images.chunk(num_chunks), self.targets.chunk(num_chunks), self.index.chunk(num_chunks))
         partners = self.partners.chunks(num_chunks) if self.partners else [None] * num_chunks
+        first = [None] * num_chunks if self.is_first is None else self.is_first.chunk(num_chunks)
         host = [None] * num_chunks if self.host_index is None else np.split(self.host_index, num_chunks)
         return [
             replace(
@@ -140,6 +143,7 @@ class Batch:
                 skipped=() if position else self.skipped,
                 partners=partners[position],
                 host_index=host[position],
+                is_first=first[position],
             )
             for position, (images, targets, index) in enumerate(zip(*columns, strict=True))
         ]

@@ -30,9 +30,13 @@ class Order:
         seed: Key of the permutation.
         shuffle: A new permutation each epoch, or the canonical order.
         partial: The last, partial global batch of an epoch is dropped, or padded with index -1.
+        repeats: How often a sample stands in a global batch (repeated augmentation: Hoffer et al., 2020, arXiv:1901.09335). An
+            epoch has as many steps as without, and so reads each time another part of the samples, as timm's
+            `RepeatAugSampler` does.
 
     Raises:
-        ValueError: For sizes below one, an unknown `partial`, or a dropped batch that would leave no step at all.
+        ValueError: For sizes below one, an unknown `partial`, a dropped batch that would leave no step at all, or repeats that
+            do not fit the batch.
     """
 
     num_samples: int
@@ -40,9 +44,10 @@ class Order:
     seed: int = 0
     shuffle: bool = True
     partial: Literal["drop", "pad"] = "drop"
+    repeats: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "batch_size"):
+        for name in ("num_samples", "batch_size", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.partial not in ("drop", "pad"):
@@ -51,6 +56,15 @@ class Order:
             raise ValueError(
                 f"batch_size {self.batch_size} is more than the {self.num_samples} samples, and partial='drop' leaves "
                 f"no step: lower batch_size, or set partial='pad'"
+            )
+
+        if self.repeats > 1 and (self.batch_size % self.repeats or self.batch_size < 2 * self.repeats):
+            raise ValueError(
+                f"repeats is {self.repeats}; the batch size {self.batch_size} must be a multiple, twice or more"
+            )
+        if self.repeats > 1 and (self.partial != "drop" or not self.shuffle):
+            raise ValueError(
+                f"repeats is {self.repeats}; only a shuffled order that drops its last, partial batch has any"
             )
 
     @property
@@ -67,6 +81,7 @@ class Order:
     def epoch_indices(self, epoch: int) -> Int64Array:
         """Return the canonical indices in the order in which the epoch reads them: int64 (N,).
 
+        With repeats they are those of its steps, each as often as it is read.
         The permutation sorts the hashes of (seed, epoch, index). Each is that of one index, which is recovered from it:
         sorting the hashes themselves and that take half the time of sorting the indices by them.
         """
@@ -75,7 +90,32 @@ class Order:
         state = stream_state(self.seed, "order", epoch)
         hashes_N = absorb(state, np.arange(self.num_samples, dtype=np.uint64))
         hashes_N.sort()
-        return absorbed_words(state, hashes_N).view(np.int64)
+        indices_N = absorbed_words(state, hashes_N).view(np.int64)
+        return indices_N if self.repeats == 1 else self._repeated(indices_N)
+
+    def _repeated(self, indices_N: Int64Array) -> Int64Array:
+        """Return the first samples, repeated within each global batch: one pass over them after the other.
+
+        Each pass begins one sample later, so that neighbours, which are mixed, are other ones than in the pass before.
+        """
+        distinct_SD = indices_N[: self.num_steps * self._num_distinct].reshape(self.num_steps, -1)
+        passes = [np.roll(distinct_SD, -repeat, axis=1) for repeat in range(self.repeats)]
+        return np.concatenate(passes, axis=1).ravel()
+
+    @property
+    def _num_distinct(self) -> int:
+        return self.batch_size // self.repeats
+
+    def repeat_of_rows(self, rank: int, world_size: int) -> Int64Array:
+        """Return, for each row of a rank's share, how often its sample stands earlier in the global batch: int64 (B,)."""
+        num_rows = self.batch_size // world_size
+        return (np.arange(num_rows, dtype=np.int64) + rank * num_rows) // self._num_distinct
+
+    def draw_keys(self, index_SB: Int64Array, rank: int, world_size: int) -> Int64Array:
+        """Return what keys the random draws of a rank's rows: the index, and another number for each repeat. int64 (S, B)."""
+        if self.repeats == 1:
+            return index_SB
+        return index_SB + self.num_samples * self.repeat_of_rows(rank, world_size)
 
     def rank_indices(self, epoch: int, step: int, rank: int, world_size: int) -> Int64Array:
         """Return what a rank reads at a step: int64 (batch_size / world_size,), with -1 for padding.

@@ -12,7 +12,8 @@ from rlpheads.loaders.contract.crops import DRAWN_AT_ONCE
 from rlpheads.loaders.contract.order import Order
 
 Draw = Callable[[int, Int64Array], FloatArray]
-"""Returns the random numbers of the crops of B samples in an epoch, float64 (U, B); see `crops.draw_crops`."""
+"""Returns the random numbers of the crops of B samples in an epoch, float64 (U, B), by their keys (`Order.draw_keys`); see
+`crops.draw_crops`."""
 
 
 class Request(NamedTuple):
@@ -58,6 +59,7 @@ def rank_requests(
     for start in range(first_step, order.num_steps, steps_at_once):
         steps = range(start, min(start + steps_at_once, order.num_steps))
         index_SB = order.rank_slices(epoch_indices_N, steps, rank, world_size)
-        draws_USB = draw(epoch, index_SB.ravel()).reshape(-1, *index_SB.shape)
+        keys_SB = order.draw_keys(index_SB, rank, world_size)
+        draws_USB = draw(epoch, keys_SB.ravel()).reshape(-1, *index_SB.shape)
         for step, index_B, draws_UB in zip(steps, index_SB, draws_USB.swapaxes(0, 1), strict=True):
             yield Request(index_B, draws_UB, order.rows_at(step), epoch)

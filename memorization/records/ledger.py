@@ -67,6 +67,7 @@ class Ledger:
         *,
         predicted_B: Tensor | None = None,
         confidence_B: Tensor | None = None,
+        counts_only_B: Tensor | None = None,
     ) -> None:
         """Write one micro-batch; safe inside a step: no host synchronisation, nothing depends on a value.
 
@@ -80,11 +81,15 @@ class Ledger:
             margin_TMB: margin of the random label.
             predicted_B: the class that was predicted; None where nobody knows: -1.
             confidence_B: its probability; None: NaN.
+            counts_only_B: bool, rows that raise their sample's count and leave its row as it is, such as repeats within a
+                batch, one of which alone is recorded, by one rank; None: no row.
 
         A sample that comes again overwrites its row, and its count goes up.
         """
         slot_B = self._slots(index_B)
         self._rows["count"].index_add_(0, slot_B, torch.ones_like(slot_B, dtype=torch.int32))
+        if counts_only_B is not None:
+            slot_B = torch.where(counts_only_B, self.num_samples, slot_B)
         self._write(slot_B, "status", torch.full_like(slot_B, SEEN))
         self._write(slot_B, "target", targets_B)
         self._write(slot_B, "class_loss", class_loss_B)
@@ -105,11 +110,16 @@ class Ledger:
         self._write(slot_B, "status", torch.where(self._rows["status"][slot_B] == SEEN, SEEN, SKIPPED))
 
     @torch.no_grad()
-    def retract(self, index_B: Tensor) -> None:
-        """Mark samples as skipped, as if they had never been recorded: their step was not taken. -1 is ignored."""
+    def retract(self, index_B: Tensor, is_first_B: Tensor | None = None) -> None:
+        """Mark samples as skipped, as if they had never been recorded: their step was not taken. -1 is ignored.
+
+        Of rows that repeat a sample those of `is_first_B`, bool, mark it, so that one rank does; None: all do.
+        """
         slot_B = self._slots(index_B)
-        for name, values in self._rows.items():
-            values.index_fill_(0, slot_B, SKIPPED if name == "status" else 0)
+        for values in self._rows.values():
+            values.index_fill_(0, slot_B, 0)
+        marked_B = slot_B if is_first_B is None else torch.where(is_first_B, slot_B, self.num_samples)
+        self._rows["status"].index_fill_(0, marked_B, SKIPPED)
 
     def reset(self) -> None:
         """Zero every row, for the next epoch."""

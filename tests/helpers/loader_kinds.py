@@ -36,11 +36,18 @@ def write_ramps(root: Path, num_images: int, longest: int = 200) -> ImageSource:
 
 
 def loader_of(
-    kind: str, source: ImageSource, crop: CropSpec, batch_size: int, *, train: bool = True, **options
+    kind: str,
+    source: ImageSource,
+    crop: CropSpec,
+    batch_size: int,
+    *,
+    train: bool = True,
+    order: Order | None = None,
+    **options,
 ) -> Loader:
-    """Make a loader: shuffled with seed 3, dropping nothing, or in canonical order."""
+    """Make a loader, in this order or: shuffled with seed 3, dropping nothing, or in canonical order."""
     source = _stored(source) if kind == "ffcv" else source
-    order = Order(source.manifest.num_samples, batch_size, 3, shuffle=train, partial="pad")
+    order = order or Order(source.manifest.num_samples, batch_size, 3, shuffle=train, partial="pad")
     return make_loader(kind, source, order, crop, train=train, options=LoaderOptions(**options))
 
 

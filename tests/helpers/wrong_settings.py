@@ -30,6 +30,18 @@ NUMBERS = [
         "runtime.compile: got 'reduce-overheads'; allowed: true or false, reduce-overhead or max-autotune (nearest: "
         "reduce-overhead)",
     ),
+    (
+        ["--data.repeats", "3"],
+        "data.repeats: got 3; allowed: a divisor of batch_size, 32, at most half of it (nearest: 2)",
+    ),
+    (
+        ["--data.repeats", "2", "--data.partial", "pad"],
+        "data.partial: got 'pad'; allowed: drop with data.repeats above 1: each repeat has its place in a batch",
+    ),
+    (
+        ["--data.repeats", "2", "--data.on_error", "skip"],
+        "data.on_error: got 'skip'; allowed: raise with data.repeats above 1: each repeat has its place in a batch",
+    ),
     (["--eval.image_size", "0"], "eval.image_size: got 0; allowed: a number at least 1"),
     (
         ["--data.progressive.first_size", "8"],

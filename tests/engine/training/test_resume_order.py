@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from rlpheads.engine.config.data import ProgressiveConfig
+from rlpheads.engine.config.data import AugmentConfig, MixConfig, ProgressiveConfig
 from rlpheads.engine.runs.resume import ResumePoint
 from rlpheads.engine.runs.run_manifest import Position
+from rlpheads.memorization.records.ledger_file import SKIPPED
 
 
 def sealed_generators() -> tuple:
@@ -65,6 +66,33 @@ def test_generators_end_in_the_same_state_and_only_torchs_is_drawn_from(tiny, bu
     assert sealed_generators() == expected
     for ours, theirs in zip(again.learner.tapped.parameters(), undisturbed.learner.tapped.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_repeats_are_augmented_otherwise_recorded_once_and_resume_at_the_same_bits(tiny, build):
+    data = replace(tiny.data, repeats=4, mix=MixConfig(mixup=0.8), augment=AugmentConfig("rand", erase=0.5))
+    config = replace(tiny, data=data)
+    undisturbed, halfway = build(config), build(config)
+    train(undisturbed, 4)
+    train(halfway, 2)
+    again = resumed_at(halfway, build)
+    train(again, 2)
+    for ours, theirs in zip(again.learner.tapped.parameters(), undisturbed.learner.tapped.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    rows = undisturbed.splits.trained.ledger.tensors()
+    for name, values in rows.items():
+        assert torch.equal(again.splits.trained.ledger.tensors()[name], values), name
+    assert rows["count"].unique().tolist() == [0, 4]
+    assert int((rows["count"] == 4).sum()) == undisturbed.splits.trained.ledger.num_seen == 4 * tiny.batch_size // 4
+    loader = undisturbed.splits.trained.loader
+    loader.set_epoch(0)
+    prepared = undisturbed.preparation.for_training(next(iter(loader)), 0, 0)
+    assert prepared.is_first.sum() == tiny.batch_size // 4
+    of_one = prepared.images[prepared.index == prepared.index[0]]
+    weights = prepared.partners.weight[prepared.index == prepared.index[0]]
+    assert len(of_one.flatten(1).unique(dim=0)) == len(weights.unique()) == 4
+    undisturbed.count_skipped(1)
+    assert rows["count"].sum() == 3 * tiny.batch_size
+    assert int((rows["status"] == SKIPPED).sum()) == tiny.batch_size // 4
 
 
 def test_in_the_middle_of_growing_images_a_resume_ends_at_the_same_bits(tiny, build):

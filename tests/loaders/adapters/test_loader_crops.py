@@ -127,6 +127,30 @@ def test_a_resume_costs_the_same_at_any_position(ramps, kind):
         path.write_bytes(data)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_repeats_have_crops_of_their_own_at_any_number_of_ranks(ramps, kind):
+    order = Order(NUM_IMAGES, BATCH_SIZE, 3, repeats=3)
+    whole = list(loader_of(kind, ramps, CROP, BATCH_SIZE, order=order))
+    halves = [list(loader_of(kind, ramps, CROP, BATCH_SIZE, order=order, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert len(whole) == NUM_IMAGES // BATCH_SIZE
+    for step, batch in enumerate(whole):
+        shares = [half[step] for half in halves]
+        assert torch.equal(torch.cat([share.index for share in shares]), batch.index)
+        assert torch.equal(torch.cat([share.images for share in shares]), batch.images)
+        keys = order.draw_keys(batch.index.numpy(), 0, 1)
+        sizes = np.array([ramps.read(int(sample)).shape[1:] for sample in batch.index])
+        boxes, flipped = keyed_crops(CROP, 3, 0, keys, sizes)
+        top, left, height, width = boxes.T.astype(float) - [[0.5], [0.5], [0], [0]]
+        first, last = np.where(flipped, left + width, left), np.where(flipped, left, left + width)
+        expected = np.stack([first, last, top, top + height], axis=1)
+        np.testing.assert_allclose(cut_out(batch.images), expected, atol=0.49)
+        assert len(np.unique(boxes, axis=0)) == BATCH_SIZE
+    resumed = loader_of(kind, ramps, CROP, BATCH_SIZE, order=order)
+    resumed.load_state_dict({"epoch": 0, "consumed": 2 * BATCH_SIZE})
+    for ours, theirs in zip(resumed, whole[2:], strict=True):
+        assert torch.equal(ours.images, theirs.images)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_epoch_has_its_size_and_the_pixels_of_a_loader_of_that_size(ramps, kind, num_workers):

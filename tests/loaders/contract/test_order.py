@@ -191,3 +191,45 @@ def test_hashes_are_distinct_and_order_matters():
     assert hash64(-1) == hash64(2**64 - 1)
     assert hash64(0, np.arange(3)[:, None], np.arange(4)).shape == (3, 4)
     assert stream_key("crops") != stream_key("flips")
+
+
+@given(
+    distinct=st.integers(2, 12), repeats=st.integers(2, 5), steps=st.integers(1, 6), rest=st.integers(0, 20), seed=sizes
+)
+def test_repeats_stand_in_one_global_batch_and_each_has_its_draws(distinct, repeats, steps, rest, seed):
+    """As timm's RepeatAugSampler: as many steps as without, of the permutation's first samples."""
+    batch_size = 24 * distinct * repeats
+    plain = Order(steps * batch_size + rest, batch_size, seed)
+    order = Order(steps * batch_size + rest, batch_size, seed, repeats=repeats)
+    read = read_by_ranks(order, 3, 1)
+    assert read.shape == (plain.num_steps, batch_size)
+    first = plain.epoch_indices(3)[: read.size // repeats].reshape(len(read), -1)
+    for row, expected in zip(read, first, strict=True):
+        names, counts = np.unique(row, return_counts=True)
+        np.testing.assert_array_equal(names, np.sort(expected))
+        assert (counts == repeats).all()
+        assert (row.reshape(-1, 2)[:, 0] != row.reshape(-1, 2)[:, 1]).all(), "no sample is mixed with itself"
+    for world_size in (2, 3, 4):
+        np.testing.assert_array_equal(read_by_ranks(order, 3, world_size), read)
+        shares = [order.rank_indices(3, 0, rank, world_size)[None] for rank in range(world_size)]
+        keys = np.concatenate([order.draw_keys(share, rank, world_size)[0] for rank, share in enumerate(shares)])
+        np.testing.assert_array_equal(keys, order.draw_keys(read[:1], 0, 1)[0])
+        assert len(np.unique(keys)) == batch_size
+        np.testing.assert_array_equal(keys % order.num_samples, read[0])
+        repeat = np.concatenate([order.repeat_of_rows(rank, world_size) for rank in range(world_size)])
+        assert np.bincount(repeat).tolist() == [batch_size // repeats] * repeats
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"repeats": 0}, "repeats is 0; it must be at least 1"),
+        ({"repeats": 5}, "the batch size 24 must be a multiple"),
+        ({"repeats": 24}, "must be a multiple, twice or more"),
+        ({"repeats": 2, "partial": "pad"}, "only a shuffled order that drops"),
+        ({"repeats": 2, "shuffle": False}, "only a shuffled order that drops"),
+    ],
+)
+def test_repeats_that_do_not_fit_are_refused(changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        Order(100, 24, **changes)

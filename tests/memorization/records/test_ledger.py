@@ -154,3 +154,22 @@ def test_rows_of_a_checkpoint_that_lacks_predictions_are_not_known():
     rows = ledger.tensors()
     assert rows["predicted"].tolist() == [-1 if sample in (1, 5) else 0 for sample in range(NUM_SAMPLES)]
     assert rows["confidence"].isnan().nonzero().flatten().tolist() == [1, 5]
+
+
+def test_a_repeat_raises_the_count_alone_and_is_retracted_with_the_first():
+    """Two ranks that hold two repeats each: the sum of their ledgers has the rows of the first."""
+    ranks, merged = [new_ledger(), new_ledger()], new_ledger()
+    firsts, repeats = batch_of([4, 0]), batch_of([0, 4])
+    ranks[0].record(**firsts, counts_only_B=torch.tensor([False, False]))
+    ranks[1].record(**repeats, counts_only_B=torch.tensor([True, True]))
+    merged.record(**firsts)
+    merged.tensors()["count"].mul_(2)
+    for name, values in merged.tensors().items():
+        assert torch.equal(sum(rank.tensors()[name] for rank in ranks), values), name
+    ranks[0].retract(firsts["index_B"], torch.tensor([True, True]))
+    ranks[1].retract(repeats["index_B"], torch.tensor([False, False]))
+    for name, values in merged.tensors().items():
+        found = sum(rank.tensors()[name] for rank in ranks)
+        assert found[[0, 4]].unique().tolist() == [SKIPPED if name == "status" else 0], name
+        assert found.count_nonzero() == (2 if name == "status" else 0)
+        assert values.shape == found.shape
