@@ -8,6 +8,7 @@ summed over the ranges before it is attached, and `attach_class_gradients`, whos
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -92,8 +93,8 @@ def attach_class_gradients(
 
     The rows are those of all heads, one head after another.
     """
-    saved: list[Tensor | None] = []
-    for head, shift_B, exp_B, label_LB, labels_LB in zip(
+    saved: list[_SavedHead] = []
+    for local, shift_B, exp_B, label_LB, labels_LB in zip(
         heads,
         by_head(rows.shift_B, len(heads)),
         by_head(coefficients.exp_B, len(heads)),
@@ -101,11 +102,22 @@ def attach_class_gradients(
         by_head(rows.labels.index_LB, len(heads)),
         strict=True,
     ):
-        scale_CB = exp_B * torch.exp(head.exponentials.tile_shift_CB - shift_B)
-        saved += [head.features_BD, labels_LB, *head.exponentials, scale_CB, label_LB]
+        scale_CB = exp_B * torch.exp(local.exponentials.tile_shift_CB - shift_B)
+        kept, classes = local.exponentials, local.head
+        head = _SavedHead(
+            classes.weight_KD,
+            classes.bias_K,
+            local.features_BD,
+            labels_LB,
+            kept.flat,
+            kept.tile_shift_CB,
+            kept.tile_base_CB,
+            scale_CB,
+            label_LB,
+        )
+        saved.append(head)
     ranges = [(local.head.start, local.head.num_labels) for local in heads]
-    parameters = [parameter for local in heads for parameter in (local.head.weight_KD, local.head.bias_K)]
-    return _ClassRoute.apply(value_B, ranges, kernel, *parameters, *saved)
+    return _ClassRoute.apply(value_B, ranges, kernel, *chain.from_iterable(saved))
 
 
 class _FeatureRoute(torch.autograd.Function):
@@ -131,31 +143,50 @@ class _FeatureRoute(torch.autograd.Function):
         return (None, None, *of_features, *[None] * num_heads)
 
 
+class _SavedHead(NamedTuple):
+    """What the class gradients of one head need; a route's inputs are those of all heads, as autograd takes tensors alone."""
+
+    weight_KD: Tensor
+    bias_K: Tensor | None
+    features_BD: Tensor
+    labels_LB: Tensor
+    flat: Tensor
+    tile_shift_CB: Tensor
+    tile_base_CB: Tensor | None
+    scale_CB: Tensor
+    """dL/dz over the exponentials, for an upstream of 1."""
+    label_LB: Tensor
+    """dL/dz at the labels."""
+
+    @property
+    def exponentials(self) -> Exponentials:
+        """As far as they were kept."""
+        return Exponentials(self.flat, self.tile_shift_CB, self.tile_base_CB)
+
+
 class _ClassRoute(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, value_B: Tensor, ranges: Sequence[tuple[int, int]], kernel: Kernel, *tensors: Tensor | None
+        ctx: Any, value_B: Tensor, ranges: Sequence[tuple[int, int]], kernel: Kernel, *saved: Tensor | None
     ) -> Tensor:
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*saved)
         ctx.ranges, ctx.kernel = ranges, kernel
         return value_B.clone()
 
     @staticmethod
     @refuse_second_derivative
     def backward(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:
-        num_heads = len(ctx.ranges)
-        tensors = ctx.saved_tensors
+        size, tensors, needed = len(_SavedHead._fields), ctx.saved_tensors, ctx.needs_input_grad[3:]
         gradients: list[Tensor | None] = []
-        for number, upstream_of_head_B in enumerate(by_head(upstream_B, num_heads)):
-            weight_KD, bias_K = tensors[2 * number : 2 * number + 2]
-            saved = tensors[2 * num_heads + 7 * number :][:7]
-            features_BD, labels_LB, *exponentials, scale_CB, label_LB = saved
+        for number, upstream_of_head_B in enumerate(by_head(upstream_B, len(ctx.ranges))):
+            head = _SavedHead(*tensors[number * size :][:size])
             gradients += ctx.kernel.local_class_gradients(
-                features_BD,
-                ClassRange(weight_KD, bias_K, *ctx.ranges[number]),
-                labels_LB,
-                Exponentials(*exponentials),
-                LogitGradient(upstream_of_head_B * scale_CB, upstream_of_head_B * label_LB),
-                ctx.needs_input_grad[3 + 2 * number : 5 + 2 * number],
+                head.features_BD,
+                ClassRange(head.weight_KD, head.bias_K, *ctx.ranges[number]),
+                head.labels_LB,
+                head.exponentials,
+                LogitGradient(upstream_of_head_B * head.scale_CB, upstream_of_head_B * head.label_LB),
+                needed[number * size :][:2],  # weight and bias
             )
-        return (None, None, None, *gradients, *[None] * (7 * num_heads))
+            gradients += [None] * (size - 2)
+        return (None, None, None, *gradients)

@@ -188,9 +188,9 @@ def _partials_op(
     num_rows, num_features = features_BD.shape
     zeros = head.features_BD.new_zeros
     sums = ClassSums(
-        zeros(num_rows * products, num_features),
-        zeros(num_rows * (products and moments), num_features),
-        zeros(num_features * weight_sum),
+        zeros(num_rows if products else 0, num_features),
+        zeros(num_rows if products and moments else 0, num_features),
+        zeros(num_features if weight_sum else 0),
     )
     exp_flat = WORKSPACE.empty((num_rows * num_kept,), head.dtype)
     tile_shift_CB = zeros(len(head.edges) - 1, num_rows)
@@ -221,9 +221,9 @@ def _(
     num_rows, num_features = features_BD.shape
     dtype = accumulation_dtype(features_BD, weight_KD)
     shapes = [(num_rows,)] * 4 + [tuple(labels_LB.shape)] + [(num_rows,)] * 2
-    shapes += [(num_rows * products, num_features), (num_rows * (products and moments), num_features)]
+    shapes += [(num_rows if flag else 0, num_features) for flag in (products, products and moments)]
     shapes += [
-        (num_features * weight_sum,),
+        (num_features if weight_sum else 0,),
         (num_rows * num_kept,),
         (-(-len(weight_KD) // _tile_classes(features_BD, weight_KD)), num_rows),
     ]
@@ -247,8 +247,8 @@ def _class_gradients_op(
 ) -> tuple[Tensor, Tensor]:
     num_rows, num_classes = len(features_BD), len(weight_KD)
     head = TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept=exp_flat.numel() // max(num_rows, 1))
-    weight_gradient_KD = WORKSPACE.empty((num_classes * for_weight, features_BD.shape[1]), weight_KD.dtype)
-    bias_gradient_K = scale_CB.new_empty(num_classes * for_bias)
+    weight_gradient_KD = WORKSPACE.empty((num_classes if for_weight else 0, features_BD.shape[1]), weight_KD.dtype)
+    bias_gradient_K = scale_CB.new_empty(num_classes if for_bias else 0)
     exponentials, gradient = Exponentials(exp_flat, tile_shift_CB), LogitGradient(scale_CB, label_LB)
     for tile, exp_KB, scale_B, label_N in head.gradient_tiles(exponentials, gradient):
         if for_weight:
@@ -279,6 +279,6 @@ def _(
     for_weight: bool,
     for_bias: bool,
 ) -> tuple[Tensor, Tensor]:
-    weight_gradient_KD = weight_KD.new_empty(len(weight_KD) * for_weight, features_BD.shape[1])
+    weight_gradient_KD = weight_KD.new_empty(len(weight_KD) if for_weight else 0, features_BD.shape[1])
     bias = weight_KD if bias_K is None else bias_K
-    return weight_gradient_KD, bias.new_empty(len(weight_KD) * for_bias)
+    return weight_gradient_KD, bias.new_empty(len(weight_KD) if for_bias else 0)

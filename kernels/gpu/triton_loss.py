@@ -225,12 +225,12 @@ def pass_shapes(heads: HeadsInMemory, plan: SlabPlan, outputs: PassOutputs) -> l
     return [
         Shape((NUM_STATE, num_rows)),
         Shape((labels_a_row + 2, num_rows)),
-        Shape((num_rows * outputs.products, num_features)),
-        Shape((num_rows * (outputs.products and outputs.moments), num_features)),
-        Shape((heads.num_heads * num_features * (outputs.products and outputs.sum_logits),)),
+        Shape((num_rows if outputs.products else 0, num_features)),
+        Shape((num_rows if outputs.products and outputs.moments else 0, num_features)),
+        Shape((heads.num_heads * num_features if outputs.products and outputs.sum_logits else 0,)),
         Shape((heads.num_heads * plan.buffer_rows, plan.buffer_classes), heads.features_RD.dtype),
         Shape((plan.num_slabs, num_rows)),
-        Shape((plan.num_slabs, num_rows * outputs.has_base)),
+        Shape((plan.num_slabs, num_rows if outputs.has_base else 0)),
     ]
 
 
@@ -272,8 +272,8 @@ def _empty_gradients(
     """Uninitialised gradients of weights and biases, empty where they are not wanted."""
     num_classes, num_features = weight_KD.shape
     return (
-        weight_KD.new_empty(num_classes * wanted[0], num_features, dtype=dtypes[0]),
-        weight_KD.new_empty(num_classes * wanted[1], dtype=dtypes[1]),
+        weight_KD.new_empty(num_classes if wanted[0] else 0, num_features, dtype=dtypes[0]),
+        weight_KD.new_empty(num_classes if wanted[1] else 0, dtype=dtypes[1]),
     )
 
 

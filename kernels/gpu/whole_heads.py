@@ -299,7 +299,7 @@ def _forward_shapes(heads: HeadsInMemory, wanted: Wanted) -> list[Shape]:
         Shape((num_rows,), torch.bool),
         *(Shape((plan.num_slabs, num_rows)), Shape((labels_a_row, num_rows))),
         *pass_shapes(heads, plan, outputs)[-3:],
-        *(Shape((num_rows * is_wanted, num_features)) for is_wanted in of_features),
+        *(Shape((num_rows if is_wanted else 0, num_features)) for is_wanted in of_features),
     ]
 
 

@@ -68,7 +68,8 @@ def behind_products(code: str) -> int:
 
     What only a warp takes whose threads have come apart (BRA.DIV) is no way.
     """
-    instructions, labels = [], {}
+    instructions: list[re.Match[str]] = []
+    labels: dict[str, int] = {}
     for match in SASS.finditer(code[code.index(".text.") :]):
         if match["label"]:
             labels[match["label"]] = len(instructions)

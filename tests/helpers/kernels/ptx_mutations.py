@@ -14,19 +14,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from ptx_twin import Storages, by_name, complaint, expected
+from ptx_scenes import NEVER, SURVIVES, Scene, variations
+from ptx_twin import by_name
 from ptx_works import works
 
-from rlpheads.kernels.tools.ptx.checked_memory import KernelError
-from rlpheads.kernels.tools.ptx.launch import ASYNCHRONOUS, Compiled, Executor, executed, lay_out, run_blocks
-from rlpheads.kernels.tools.ptx.program import Program, parse
+from rlpheads.kernels.tools.ptx.launch import Executor, executed
 
 SEED, NUMBER = 16, 100
 NEGATED = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
@@ -107,54 +105,6 @@ class Lister(Executor):
         self.compile(kernel, arguments, options)
 
 
-@dataclass
-class Scene:
-    """A launch: its arguments, what they held before, and what they must hold after it."""
-
-    compiled: Compiled
-    values: list[Any]
-    grid: tuple[int, int, int]
-    storages: Storages
-    before: list[torch.Tensor]
-    wanted: list[np.ndarray]
-
-    places: set[int] = field(default_factory=set)
-    """Of the instructions that the unchanged kernel comes to."""
-
-    def outcome(self, text: str, *, late: bool, most_turns: int = 100_000) -> str | None:
-        """Run another text in place of the kernel; what is wrong with it."""
-        for flat, before in zip(self.storages.flat, self.before, strict=True):
-            flat.copy_(before)
-        try:
-            compiled = replace(self.compiled, ptx=text)
-            launch = replace(lay_out(compiled, self.values, self.grid, late), most_turns=most_turns)
-            run_blocks(launch, seed=0)
-        except KernelError as error:
-            return str(error)
-        except Exception as error:  # the executor refuses what no compiler writes
-            return f"{type(error).__name__}: {error}"
-        self.places |= launch.counts.places if text == self.compiled.ptx else set()
-        return complaint(self.storages, self.wanted)
-
-    def outcome_of(self, mutation: Mutation) -> str | None:
-        """What is wrong with the changed kernel; None where nothing is, and "never executed" where it is not reached."""
-        text = mutation.changed()
-        if first_change(self.compiled.program, parse(text)) not in self.places:
-            return NEVER
-        is_asynchronous = any(one.name in ASYNCHRONOUS for one in self.compiled.program.code)
-        outcomes = (self.outcome(text, late=late, most_turns=5_000) for late in (True, False)[: 1 + is_asynchronous])
-        return next(filter(None, outcomes), None)
-
-
-SURVIVES, NEVER = "survives", "never executed"
-
-
-def first_change(before: Program, after: Program) -> int:
-    """Place of the first instruction that is not what it was."""
-    pairs = zip(before.code, after.code, strict=False)
-    return next((place for place, pair in enumerate(pairs) if pair[0].text != pair[1].text), len(after.code))
-
-
 class EnoughError(Exception):
     """A loss is given up, as what it was run for has been seen."""
 
@@ -170,17 +120,12 @@ class Recorder(Executor):
     scenes: dict[str, list[Scene]] = field(default_factory=dict)
 
     def run(self, kernel: Any, *arguments: Any, grid: tuple[int, ...], **options: Any) -> None:
-        compiled, values = self.compile(kernel, arguments, options)
-        named = by_name(kernel, arguments, options)
-        storages = Storages(named)
-        before = [flat.clone() for flat in storages.flat]
-        wanted = expected(kernel, named, grid)
-        for flat, exact in zip(storages.flat, wanted, strict=True):
-            flat.copy_(torch.from_numpy(exact))
+        compiled, _ = self.compile(kernel, arguments, options)
+        scene = Scene.of(kernel, compiled, by_name(kernel, arguments, options), grid)
+        scene.skip()
         kept = self.scenes.setdefault(compiled.ptx, []) if compiled.ptx in self.wanted else None
         if kept is not None and len(kept) < self.most:
-            width, height, depth = (*grid, 1, 1)[:3]
-            kept.append(Scene(compiled, values, (width, height, depth), storages, before, wanted))
+            kept.append(scene)
         if all(len(self.scenes.get(text, ())) == self.most for text in self.wanted):
             raise EnoughError
 
@@ -218,20 +163,27 @@ def all_mutations() -> list[Mutation]:
 
 
 def outcomes(mutations: Sequence[Mutation]) -> Iterator[tuple[Mutation, str]]:
-    """How those of one chip and group show, or "survives", or "never executed"; each as soon as it is known."""
+    """How those of one chip and group show, or "survives", or "never executed"; each as soon as it is known.
+
+    What shows in no launch of the works is tried in launches that are made for it (`ptx_scenes.variations`).
+    """
     chip, group = mutations[0].chip, mutations[0].group
     left = dict.fromkeys(mutations, NEVER)
+    met: dict[Mutation, list[Scene]] = {mutation: [] for mutation in mutations}
     for place in range(len(works(chip)[group])):
         scenes = scenes_of(chip, group, place, frozenset(mutation.text for mutation in left)) if left else {}
         for mutation in list(left):
             for scene in scenes.get(mutation.text, ()):
-                wrong = scene.outcome_of(mutation)
+                wrong = scene.outcome_of(mutation.changed())
+                met[mutation].append(scene)
                 if wrong not in (None, NEVER):
                     yield mutation, wrong
                     del left[mutation]
                     break
                 left[mutation] = SURVIVES if wrong is None else left[mutation]
-    yield from left.items()
+    for mutation, result in left.items():
+        changed = (scene.outcome_of(mutation.changed()) for scene in variations(met[mutation], mutation.changed()))
+        yield mutation, next((wrong for wrong in changed if wrong not in (None, NEVER)), result)
 
 
 def main() -> None:

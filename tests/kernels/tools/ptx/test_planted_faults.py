@@ -10,7 +10,8 @@ import torch
 pytest.importorskip("triton", reason="triton comes with torch's CUDA build only")
 
 from ptx_cases import LossCase
-from ptx_mutations import EnoughError, Lister, Recorder, Scene
+from ptx_mutations import EnoughError, Lister, Recorder
+from ptx_scenes import Scene
 from ptx_works import loss_work
 from triton_cases import Case
 

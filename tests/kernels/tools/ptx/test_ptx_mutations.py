@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("triton", reason="triton comes with torch's CUDA build only")
 
-from ptx_mutations import NEVER, SEED, SURVIVES, all_mutations, outcomes, sites, work_of
+from ptx_mutations import SEED, all_mutations, outcomes, sites, work_of
+from ptx_scenes import NEVER, SURVIVES
 
 KERNEL = """
 	bar.sync 	0;
