@@ -11,7 +11,7 @@ INSTALLED_OLDEST := $(OLDEST)/.installed
 OLDEST_VERSIONS := torch==2.11.0 torchvision==0.26.0 triton==3.6.0 'numpy<2.4'
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: help demo test test-slow test-gpu bench-gpu test-ptx test-oldest test-browser test-slurm test-integrations docs commands faults kills errors fuzz check lint house format lock ffcv clean
+.PHONY: help demo test test-slow test-gpu bench-gpu test-ptx test-oldest test-browser test-slurm test-integrations docs commands bench bench-timm faults kills errors fuzz check lint house format lock ffcv clean
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
@@ -46,6 +46,20 @@ test-slurm: $(INSTALLED_DEV)  ## Install Slurm (as root, on Debian), run the bat
 test-integrations: $(INSTALLED_DEV)  ## Install Lightning, transformers and cleanlab; run the callbacks and examples that need them
 	$(PIP) --editable '.[lightning,transformers,cleanlab]'
 	$(BIN)/python -m pytest -m integrations tests/engine/integrations tests/examples $(ARGS)
+
+bench: $(INSTALLED_DEV)  ## Measure a short form of each benchmark of the engine (25 minutes on two quiet cores)
+	$(BIN)/python benchmarks/bench_startup.py --rounds 3
+	$(BIN)/python benchmarks/bench_epoch_end.py
+	$(BIN)/python benchmarks/bench_step.py --quick
+	$(BIN)/python benchmarks/bench_step_guard.py --quick
+	$(BIN)/python benchmarks/bench_scaling.py --quick
+	$(BIN)/python benchmarks/bench_augment.py --asked
+	$(BIN)/python benchmarks/bench_loaders.py --only float --rounds 3 --images 384
+	$(BIN)/python benchmarks/bench_few_labels.py --quick
+	$(BIN)/python benchmarks/bench_checkpoint.py --quick
+
+bench-timm: $(INSTALLED_DEV)  ## Whole runs beside timm's train.py (TIMM=CHECKOUT of pytorch-image-models)
+	$(BIN)/python benchmarks/bench_step.py --timm $(TIMM) $(ARGS)
 
 faults: $(INSTALLED_DEV)  ## Inject every fault of benchmarks/faults.yaml and write docs/faults.md (an hour; ARGS="--only NAME")
 	$(BIN)/python benchmarks/fault_table.py $(ARGS)

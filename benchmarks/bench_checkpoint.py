@@ -36,8 +36,9 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.model.plan import plan_model
 from rlpheads.engine.report.display import Display
+from rlpheads.engine.runs.checkpoint import Retention, Writers
 from rlpheads.engine.runs.checkpoint_saver import StateCopy
-from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
+from rlpheads.engine.runs.checkpoint_writing import write_checkpoint
 from rlpheads.engine.runs.finite_content import nonfinite_tensors
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.sources import open_sources

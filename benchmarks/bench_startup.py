@@ -29,9 +29,10 @@ FIRST_STEP = """
 import os
 from rlpheads.engine import train
 from rlpheads.engine.distributed import host_memory
-from rlpheads.engine.model import timm_loading
+from rlpheads.engine.model import late_compiler, timm_loading
 host_memory.keep_freed_memory()  # before torch loads, as a start does
-with timm_loading.without_wandb():
+late_compiler.defer()
+with timm_loading.without_extras():
     from rlpheads.engine.training.training import Training
 whole = Training.train_on
 def first_step(self, delivered):

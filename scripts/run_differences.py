@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 CLOCK_FIGURES = (
     *("images_per_second", "data_wait", "mfu", "mfu_heads", "seconds", "device_seconds"),
+    *("slowest_rank", "slowest_rank_seconds", "slowest_rank_data_wait"),
     *("wall_hours", "device_hours"),
 )
 STATUS_LEFT_OUT = ("reason", "warnings", "overhead")

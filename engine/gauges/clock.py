@@ -12,7 +12,7 @@ import torch
 
 
 class DeviceWait:
-    """Times the gaps between steps on the device's own stream, without ever waiting for it.
+    """Times stretches of the device's own stream, such as the gaps between steps, without ever waiting for it.
 
     The host runs ahead of the device, so the time that it spends waiting for a batch says little: as long as the device
     still works on the step before, nothing is lost. A pair of events brackets each wait in the device's stream; where the
@@ -26,7 +26,7 @@ class DeviceWait:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Count how long the device idles while the host waits inside."""
+        """Count how long the device takes for what is inside, or idles while the host waits."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record(self._stream)
         yield
@@ -35,7 +35,7 @@ class DeviceWait:
 
     @property
     def seconds(self) -> float:
-        """Seconds of idling, over the waits that the device has passed by now."""
+        """Seconds of all stretches that the device has passed by now."""
         while self._pending and self._pending[0][1].query():
             begin, end = self._pending.popleft()
             self._seconds += begin.elapsed_time(end) / 1000
@@ -166,8 +166,12 @@ class Clock:
     @property
     def data_wait(self) -> float:
         """Share of training time, in [0, 1], that was spent waiting for the next batch."""
-        waited = self._waited if self.device_wait is None else self.device_wait.seconds
-        return waited / self.training_seconds if self._images else 0.0
+        return self.waited_seconds / self.training_seconds if self._images else 0.0
+
+    @property
+    def waited_seconds(self) -> float:
+        """Seconds that were spent waiting for the next batch so far."""
+        return self._waited if self.device_wait is None else self.device_wait.seconds
 
     def eta_seconds(self, images_left: int) -> float | None:
         """Seconds of training left at the present rate; None before there is a rate."""

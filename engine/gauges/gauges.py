@@ -8,6 +8,7 @@ from rlpheads.engine.config.learning import StabilityConfig
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.gauges.clock import Clock, DeviceWait, EvaluationClock, Stopwatch
 from rlpheads.engine.gauges.meters import Meters
+from rlpheads.engine.gauges.own_time import HostTimer, OwnTime
 from rlpheads.engine.gauges.replicas import ReplicaComparison
 from rlpheads.engine.gauges.spikes import SpikeDetector
 from rlpheads.engine.model.flops import Utilisation
@@ -22,6 +23,7 @@ class Gauges:
         spikes: which steps' figures stand out.
         replicas: whether the ranks' weights are the same.
         clock: training time, images and waiting for data.
+        own_time: how long this rank takes before the ranks of a step meet.
         evaluation_clock: evaluated images and their time.
         utilisation: arithmetic of an image, and the device's peak.
         stopwatch: time of whole epochs.
@@ -31,6 +33,7 @@ class Gauges:
     spikes: SpikeDetector
     replicas: ReplicaComparison
     clock: Clock
+    own_time: OwnTime
     evaluation_clock: EvaluationClock
     utilisation: Utilisation
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
@@ -51,12 +54,15 @@ class Gauges:
 
 def build_gauges(launch: Launch, utilisation: Utilisation, stability: StabilityConfig) -> Gauges:
     """Build the gauges of a run on this rank's device; waiting is timed on the device where there is one."""
-    device_wait = None if launch.device.type == "cpu" else DeviceWait(launch.device)
+    is_host = launch.device.type == "cpu"
+    clock = Clock(device_wait=None if is_host else DeviceWait(launch.device))
+    work = HostTimer() if is_host else DeviceWait(launch.device)
     return Gauges(
-        Meters(launch.device, launch.world_size),
+        Meters(launch.device, launch.world_size, launch.rank.rank),
         SpikeDetector(stability.spike_window, stability.spike_z),
         ReplicaComparison(launch.world_size),
-        Clock(device_wait=device_wait),
+        clock,
+        OwnTime(work, lambda: clock.waited_seconds),
         EvaluationClock(),
         utilisation,
     )

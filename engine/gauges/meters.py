@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlpheads.engine.gauges.host_copy import HostCopy
+from rlpheads.engine.gauges.own_time import RankTimes
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class StepFigures:
         figures: by name the figure of each step, the mean over the ranks.
         closed_at: optimizer steps taken when their window was closed.
         beside: figures that the host knew then.
+        ranks: times of every rank in this window, by its number; none where they were not asked for.
     """
 
     steps: tuple[int, ...]
     figures: Mapping[str, list[float]]
     closed_at: int
     beside: Mapping[str, float]
+    ranks: tuple[RankTimes, ...] = ()
 
 
 class PartialWindow(NamedTuple):
@@ -45,8 +48,9 @@ class Meters:
     the host; `finish_read`, called after the next step was issued, returns it.
     """
 
-    def __init__(self, device: torch.device, world_size: int):
+    def __init__(self, device: torch.device, world_size: int, rank: int = 0):
         self._device = device
+        self._rank = rank
         self._world_size = world_size
         self._names: tuple[str, ...] = ()
         self._steps: tuple[int, ...] = ()
@@ -88,18 +92,19 @@ class Meters:
         """Wait for the steps since the last window was closed, which stays open; None if there are none. Collective."""
         if not self._steps:
             return None
-        return _Read(self._names, torch.stack(self._shares), self._steps, self._world_size).finish(self._steps[-1], {})
+        return self._read(None).finish(self._steps[-1], {})
 
-    def begin_read(self, step: int, **beside: float) -> None:
+    def begin_read(self, step: int, own: RankTimes | None = None, **beside: float) -> None:
         """Close the window at `step` and send its figures on their way to the host. Collective.
 
         Args:
             step: optimizer steps taken.
+            own: this rank's times, which travel with the figures; all ranks give theirs, or none does.
             beside: figures that the host knows at this moment, to be returned beside the steps'.
         """
         if not self._steps:
             return
-        self._pending = _Read(self._names, torch.stack(self._shares), self._steps, self._world_size)
+        self._pending = self._read(own)
         self._closed_at, self._beside = step, beside
         self._steps, self._shares = (), []
 
@@ -110,17 +115,35 @@ class Meters:
         pending, self._pending = self._pending, None
         return pending.finish(self._closed_at, self._beside)
 
+    def _read(self, own: RankTimes | None) -> _Read:
+        shares_SF = torch.stack(self._shares)
+        times_W2 = shares_SF.new_zeros(0 if own is None else self._world_size, len(RankTimes._fields))
+        if own is not None:
+            for column, seconds in enumerate(own):
+                times_W2[self._rank, column].fill_(seconds)  # an argument of a kernel: nothing is copied from the host
+        return _Read(self._names, shares_SF, self._steps, times_W2, self._world_size)
+
 
 class _Read:
     """A reduction and a copy to the host that are under way."""
 
-    def __init__(self, names: tuple[str, ...], shares_SF: Tensor, steps: tuple[int, ...], world_size: int):
+    def __init__(
+        self, names: tuple[str, ...], shares_SF: Tensor, steps: tuple[int, ...], times_W2: Tensor, world_size: int
+    ):
         self._names, self._steps, self._world_size = names, steps, world_size
-        work = dist.all_reduce(shares_SF, async_op=True)
+        self._shapes = shares_SF.shape, times_W2.shape
+        sums_N = torch.cat([shares_SF.flatten(), times_W2.flatten()])  # one message: of the times each rank has its own
+        work = dist.all_reduce(sums_N, async_op=True)
         assert work is not None
-        self._copy = HostCopy(work, shares_SF)
+        self._copy = HostCopy(work, sums_N)
 
     def finish(self, closed_at: int, beside: Mapping[str, float]) -> StepFigures:
         """Return the figures; the device has had a step's time to get there."""
-        columns = (self._copy.read().double() / self._world_size).T.tolist()
-        return StepFigures(self._steps, dict(zip(self._names, columns, strict=True)), closed_at, beside)
+        sums_N = self._copy.read().double()
+        shares_SF, times_W2 = (
+            part.view(shape)
+            for part, shape in zip(sums_N.split([shape.numel() for shape in self._shapes]), self._shapes, strict=True)
+        )
+        columns = (shares_SF / self._world_size).T.tolist()
+        ranks = tuple(RankTimes(*times) for times in times_W2.tolist())
+        return StepFigures(self._steps, dict(zip(self._names, columns, strict=True)), closed_at, beside, ranks)

@@ -13,12 +13,12 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from rlpheads.engine.learner.learner import Learner
 from rlpheads.engine.learner.parts import FrozenPart
 from rlpheads.engine.learner.step import TrainStep
 from rlpheads.loaders.contract.batch import Batch
+from rlpheads.memorization.heads.class_shards import is_dtensor
 from rlpheads.memorization.heads.combined_loss import TermWeights
 from rlpheads.memorization.records.ledger import Ledger
 
@@ -142,7 +142,7 @@ def _ledger_columns(step: TrainStep) -> list[Tensor]:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum((each.to_local() if isinstance(each, DTensor) else each).nbytes for each in tensors)
+    return sum((each.to_local() if is_dtensor(each) else each).nbytes for each in tensors)
 
 
 @dataclass

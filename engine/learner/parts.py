@@ -11,7 +11,6 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
@@ -139,10 +138,14 @@ class TrainedPart:
 
     def optimizer_state(self) -> dict[str, Any]:
         """Return the optimizer's state, by reference, under the names of the parameters."""
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict  # no step needs it
+
         return get_optimizer_state_dict(self.module, self.optimizer)
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
         """Take up what `optimizer_state` returned."""
+        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
         set_optimizer_state_dict(self.module, self.optimizer, state)
 
     def _survey_pending(self) -> list[Tensor]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from rlpheads.engine.learner.parts import TrainedPart, total_norm
+from rlpheads.memorization.heads.class_shards import is_dtensor
 from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
 
 
@@ -74,7 +74,7 @@ class ShardedPart(TrainedPart):
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
         """Take up what `optimizer_state` returned, filled from a checkpoint of any number of ranks."""
         of_parameters = {
-            name: {key: value.to_local() if isinstance(value, DTensor) else value for key, value in states.items()}
+            name: {key: value.to_local() if is_dtensor(value) else value for key, value in states.items()}
             for name, states in state["state"].items()
         }
         super().load_optimizer_state({**state, "state": of_parameters})

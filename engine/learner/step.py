@@ -7,7 +7,8 @@ the heads only, and the regulariser on the heads' output trains the backbone onl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -189,6 +190,8 @@ class TrainStep:
     routes: Routes
     config: Config
     rank: int
+    timed: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Measures forward passes: what a rank does before it meets the others."""
 
     def __call__(self, batch: Batch, num_updates: int, term_weights: TermWeights) -> dict[str, Tensor]:
         """Take optimizer step number `num_updates` (from 0) with λ and μ as `term_weights` has them.
@@ -218,7 +221,7 @@ class TrainStep:
         # what the heads drop, after the backbone's forward pass, shifts nothing of the backbone's.
         _seed_generators(batch.images.device, seed)
         begin_compiled_pass(self.config.runtime)
-        with autocast(batch.images.device, self.config.precision):
+        with self.timed(), autocast(batch.images.device, self.config.precision):
             rows = forward_rows(self.learner.wrapped, batch, self.table_MN, self.routes)
         valid_B = batch.index >= 0
         scale = self.routes.world_size / batch.num_global_rows

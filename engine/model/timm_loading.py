@@ -1,4 +1,4 @@
-"""timm loaded without a package that it imports where it is installed, and that this engine never uses through it."""
+"""timm loaded without packages that it imports where it finds them, and that this engine never uses through it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_NOT_USED = {
+    "wandb": "`timm.utils.summary` takes half a second of a start for it; `log.wandb` imports it itself",
+    "torch.distributed.tensor": "`timm.optim.muon` asks whether weights are sharded tensors, as no network's are here",
+}
+"""Modules, each with who loads it and why nothing is lost."""
+
 
 @contextmanager
-def without_wandb() -> Iterator[None]:
-    """Have `import timm` find no wandb: `timm.utils.summary` takes half a second of a start for it.
+def without_extras() -> Iterator[None]:
+    """Have `import timm` not find what only its own scripts need.
 
-    It can be imported afterwards, as `log.wandb` does; one that is loaded stays.
+    It can be imported afterwards; what is loaded already stays.
     """
-    if "wandb" in sys.modules:
-        yield
-        return
-    sys.modules["wandb"] = None  # type: ignore[assignment]  # the import system's own way to say that there is none
+    absent = [name for name in _NOT_USED if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = None  # type: ignore[assignment]  # the import system's own way to say that there is none
     try:
         yield
     finally:
-        del sys.modules["wandb"]
+        for name in absent:
+            del sys.modules[name]

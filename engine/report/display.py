@@ -206,6 +206,9 @@ def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
         parts.append(f"skipped {percent(row['skipped'])}")
     parts.append(f"{row['images_per_second']:.0f} img/s")
     parts.append(f"wait {percent(row['data_wait'])}")
+    if "slowest_rank" in row:
+        seconds, waited = (1e3 * row[f"slowest_rank_{name}"] for name in ("seconds", "data_wait"))
+        parts.append(f"slowest rank {row['slowest_rank']}: {seconds:.0f} ms, {waited:.0f} of them waiting")
     if "mfu" in row:
         parts.append(f"MFU {percent(row['mfu'])} (heads {percent(row['mfu_heads'])})")
     if eta_seconds is not None:

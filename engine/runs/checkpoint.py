@@ -12,25 +12,28 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor
 
 from rlpheads.engine.config.errors import UserError
 from rlpheads.engine.distributed.launch import Launch
-from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state, missing_names
 from rlpheads.engine.runs.finite_content import nonfinite_entries
 from rlpheads.engine.runs.folder import write_atomically
 from rlpheads.engine.runs.hashed_files import check_facts, file_problem
 from rlpheads.engine.runs.storage_errors import describe_storage_failure
 from rlpheads.memorization.atomic_file import flush_to_disk
+from rlpheads.memorization.heads.class_shards import is_dtensor
 from rlpheads.memorization.json_reading import DamagedJsonError, Kind, check_kinds, parse_mapping
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
 
 MANIFEST = "manifest.json"
 KEYS: dict[str, Kind] = {"step": "count", "files": "mapping"}
@@ -66,6 +69,45 @@ class DamagedCheckpointError(CheckpointError):
 
     def __reduce__(self) -> tuple[type, tuple[Path, str]]:
         return type(self), (self.checkpoint, self.problem)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept.
+
+    Attributes:
+        newest: how many of the newest.
+        epochs: how many of the newest that close an epoch, whatever stops and steps add.
+    """
+
+    newest: int
+    epochs: int = 0
+
+    def surplus(self, checkpoints: list[Path]) -> list[Path]:
+        """Return those of a list, the oldest first, that are not kept."""
+        older = checkpoints[: -self.newest]
+        closing = [path for path in checkpoints if _closes_epoch(path)] if older and self.epochs else []
+        return [path for path in older if path not in closing[-self.epochs :]]
+
+
+@dataclass(frozen=True)
+class Writers:
+    """The ranks that write a checkpoint together, over a gloo group that nothing else uses meanwhile."""
+
+    group: dist.ProcessGroup
+    is_main: bool
+
+    def main_alone(self, action: Callable[[], object]) -> None:
+        """Let the main rank do something, and all ranks raise what it raises. Collective."""
+        error: list[Exception | None] = [None]
+        if self.is_main:
+            try:
+                action()
+            except Exception as raised:
+                error[0] = raised
+        dist.broadcast_object_list(error, src=0, group=self.group)
+        if error[0] is not None:
+            raise error[0]
 
 
 def list_whole(folder: Path) -> list[Path]:
@@ -159,6 +201,10 @@ def verify(checkpoint: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         CheckpointError: a file cannot be read, or the metadata asks for what is no part of a checkpoint, though they are
             as they were written: by a stranger.
     """
+    from torch.distributed.checkpoint.api import CheckpointException  # a run begins without it
+
+    from rlpheads.engine.runs.checkpoint_metadata import MetadataError
+
     problems = [problem for name, facts in files.items() if (problem := file_problem(checkpoint / name, facts))]
     if problems:
         raise DamagedCheckpointError(checkpoint, f"{checkpoint} is damaged: {'; '.join(problems)}")
@@ -193,6 +239,10 @@ def load(
         CheckpointError: the files lack a part of the state, or hold it in another form than their metadata says.
         torch.distributed.checkpoint.api.CheckpointException: the system cannot read a file.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from rlpheads.engine.runs.checkpoint_metadata import fill_state, missing_names
+
     for part, names in may_lack.items():
         missing = missing_names(checkpoint, part, names)
         state[part] = {name: value for name, value in state[part].items() if name not in missing}
@@ -208,7 +258,7 @@ def weights_sha256(module: nn.Module) -> str:
     """Hash a module's names, types and bytes, for comparing two runs. Collective where the module shows DTensors."""
     digest = hashlib.sha256()
     for name, part in sorted(module.state_dict().items()):
-        tensor = part.full_tensor() if isinstance(part, DTensor) else part
+        tensor = part.full_tensor() if is_dtensor(part) else part
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -219,6 +269,14 @@ def delete_checkpoint(checkpoint: Path) -> None:
     gone = checkpoint.with_name(f".{checkpoint.name}.gone")
     checkpoint.rename(gone)
     _delete(gone)
+
+
+def _closes_epoch(checkpoint: Path) -> bool:
+    try:
+        position = read_manifest(checkpoint).get("position", {})
+    except CheckpointError:  # damaged: a resume says so
+        return False
+    return position.get("consumed") == 0 and position.get("epoch", 0) > 0
 
 
 def _delete(folder: Path) -> None:

@@ -7,17 +7,19 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor
 
 from rlpheads.engine.config.run import CheckpointConfig
 from rlpheads.engine.distributed.launch import Launch
-from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
+from rlpheads.engine.runs.checkpoint import Retention, Writers
 from rlpheads.engine.runs.finite_content import NonfiniteStateError, check_state_finite
+from rlpheads.memorization.heads.class_shards import is_dtensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 _WRITER_NICENESS = 10
 """How far the thread that writes stands behind training's own: a layer's team of threads waits for its slowest."""
@@ -112,6 +114,8 @@ class CheckpointSaver:
     def _write(self, step: int, state: dict[str, Any], facts: Mapping[str, Any]) -> None:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # a thread begins with the first one
+        from rlpheads.engine.runs.checkpoint_writing import write_checkpoint  # a run begins without it
+
         check_state_finite(state, step, self._writers.group)
         write_checkpoint(self._folder, step, state, facts, self._writers, self._retention)
 
@@ -125,6 +129,8 @@ def _give_way_to_training() -> None:
 
 
 def _outcome_of(action: Callable[[], None]) -> BaseException | None:
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
         action()
     except (Exception, CheckpointException) as error:  # told in the run's own thread; torch's is no Exception
@@ -151,7 +157,7 @@ class StateCopy:
         return copied
 
     def _copy(self, value: Any, path: tuple[Any, ...]) -> Any:
-        if isinstance(value, DTensor):
+        if is_dtensor(value):
             return self._copy_shard(value, path)
         if isinstance(value, Tensor):
             return self._copy_tensor(value, path)
@@ -169,6 +175,8 @@ class StateCopy:
         return memory.copy_(tensor, non_blocking=True)
 
     def _copy_shard(self, shard: DTensor, path: tuple[Any, ...]) -> DTensor:
+        from torch.distributed.tensor import DTensor
+
         local = shard.to_local()
         shape, stride = shard.shape, shard.stride()
         copied = DTensor.from_local(

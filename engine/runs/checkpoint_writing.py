@@ -2,65 +2,57 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.utils.serialization import config as serialization
 
 from rlpheads.engine.runs.checkpoint import (
-    CheckpointError,
+    Retention,
+    Writers,
     delete_checkpoint,
     list_whole,
-    read_manifest,
     sweep,
     write_sealed_manifest,
 )
-from rlpheads.engine.runs.hashed_files import HashingFileSystem
+from rlpheads.engine.runs.hashed_files import WRITTEN, WrittenFile, created
+from rlpheads.engine.runs.storage_errors import named_complaints
 from rlpheads.memorization.atomic_file import flush_to_disk
 
 
-@dataclass(frozen=True)
-class Retention:
-    """Which checkpoints are kept.
+class HashingFileSystem(FileSystem):
+    """Writes files that are on the disk once they are closed, and knows the size and hash of each."""
 
-    Attributes:
-        newest: how many of the newest.
-        epochs: how many of the newest that close an epoch, whatever stops and steps add.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        self._files: dict[str, WrittenFile] = {}
 
-    newest: int
-    epochs: int = 0
+    @property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Size and hash of each file that was written, by name."""
+        return {name: {"bytes": file.num_bytes, WRITTEN: file.digest.hexdigest()} for name, file in self._files.items()}
 
-    def surplus(self, checkpoints: list[Path]) -> list[Path]:
-        """Return those of a list, the oldest first, that are not kept."""
-        older = checkpoints[: -self.newest]
-        closing = [path for path in checkpoints if _closes_epoch(path)] if older and self.epochs else []
-        return [path for path in older if path not in closing[-self.epochs :]]
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        """Open a file that is written from its beginning to its end; complaints about it name it."""
+        assert mode == "wb"
+        with named_complaints(Path(path)), created(Path(path)) as descriptor:
+            file = self._files[Path(path).name] = WrittenFile(descriptor)
+            yield file
+            file.finish()
 
-
-@dataclass(frozen=True)
-class Writers:
-    """The ranks that write a checkpoint together, over a gloo group that nothing else uses meanwhile."""
-
-    group: dist.ProcessGroup
-    is_main: bool
-
-    def main_alone(self, action: Callable[[], object]) -> None:
-        """Let the main rank do something, and all ranks raise what it raises. Collective."""
-        error: list[Exception | None] = [None]
-        if self.is_main:
-            try:
-                action()
-            except Exception as raised:
-                error[0] = raised
-        dist.broadcast_object_list(error, src=0, group=self.group)
-        if error[0] is not None:
-            raise error[0]
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        """Move a file; what is known of it goes with it."""
+        super().rename(path, new_path)
+        self._files[Path(new_path).name] = self._files.pop(Path(path).name)
 
 
 def write_checkpoint(
@@ -117,11 +109,3 @@ def _move_into_place(temporary: Path, final: Path) -> None:
         final.rename(aside)
     temporary.rename(final)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _closes_epoch(checkpoint: Path) -> bool:
-    try:
-        position = read_manifest(checkpoint).get("position", {})
-    except CheckpointError:  # damaged: a resume says so
-        return False
-    return position.get("consumed") == 0 and position.get("epoch", 0) > 0

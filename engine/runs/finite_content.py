@@ -10,10 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor
 
-from rlpheads.engine.runs.checkpoint_metadata import MetadataError, fill_state, read_metadata
+from rlpheads.memorization.heads.class_shards import is_dtensor
 
 _MEASURED = ("ledger", "window")
 _GROUP_BYTES = 2**28
@@ -75,6 +73,10 @@ def nonfinite_entries(checkpoint: Path) -> list[str]:
     Raises:
         MetadataError: the metadata asks for what is no part of a checkpoint.
     """
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # a run begins without it
+
+    from rlpheads.engine.runs.checkpoint_metadata import MetadataError, read_metadata
+
     found: list[str] = []
     group: dict[str, Tensor] = {}
     entries = read_metadata(checkpoint).state_dict_metadata
@@ -93,6 +95,8 @@ def nonfinite_entries(checkpoint: Path) -> list[str]:
 
 
 def _nonfinite_group(checkpoint: Path, group: dict[str, Tensor]) -> list[str]:
+    from rlpheads.engine.runs.checkpoint_metadata import fill_state
+
     if not group:
         return []
     with warnings.catch_warnings():
@@ -103,7 +107,7 @@ def _nonfinite_group(checkpoint: Path, group: dict[str, Tensor]) -> list[str]:
 
 def _tensors(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     for key, value in state.items():
-        if isinstance(value, DTensor):
+        if is_dtensor(value):
             yield f"{prefix}{key}", value.to_local()
         elif isinstance(value, Tensor):
             yield f"{prefix}{key}", value

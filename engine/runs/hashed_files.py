@@ -20,9 +20,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from torch.distributed.checkpoint.filesystem import FileSystem
 
-from rlpheads.engine.runs.storage_errors import named_complaints
 from rlpheads.memorization.json_reading import DamagedJsonError, check_kinds
 
 WRITTEN = "xxh3_128"
@@ -57,33 +55,6 @@ def file_problem(path: Path, facts: Mapping[str, Any]) -> str | None:
             if hashlib.file_digest(file, start).hexdigest() != facts[name]:
                 return f"{path.name} does not have the hash that was recorded when it was written"
     return None
-
-
-class HashingFileSystem(FileSystem):
-    """Writes files that are on the disk once they are closed, and knows the size and hash of each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._files: dict[str, WrittenFile] = {}
-
-    @property
-    def facts(self) -> dict[str, dict[str, Any]]:
-        """Size and hash of each file that was written, by name."""
-        return {name: {"bytes": file.num_bytes, WRITTEN: file.digest.hexdigest()} for name, file in self._files.items()}
-
-    @contextmanager
-    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
-        """Open a file that is written from its beginning to its end; complaints about it name it."""
-        assert mode == "wb"
-        with named_complaints(Path(path)), _created(Path(path)) as descriptor:
-            file = self._files[Path(path).name] = WrittenFile(descriptor)
-            yield file
-            file.finish()
-
-    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-        """Move a file; what is known of it goes with it."""
-        super().rename(path, new_path)
-        self._files[Path(new_path).name] = self._files.pop(Path(path).name)
 
 
 class WrittenFile(io.IOBase):
@@ -159,7 +130,7 @@ class WrittenFile(io.IOBase):
 
 
 @contextmanager
-def _created(path: Path) -> Iterator[int]:
+def created(path: Path) -> Iterator[int]:
     """Open a new file past the page cache, or through it on a file system that has no other way."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:

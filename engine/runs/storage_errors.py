@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from torch.distributed.checkpoint.api import CheckpointException
 
 _WRITING = {
     errno.ENOSPC: "make room (--checkpoint.keep 1 keeps fewer checkpoints), or move the run to another --run.dir",
@@ -110,6 +109,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(cause))
         yield cause
-        if isinstance(cause, CheckpointException):
-            waiting += [failure for failure, _ in cause.failures.values()]
+        waiting += _of_ranks(cause)
         waiting += [linked for linked in (cause.__cause__, cause.__context__) if linked is not None]
+
+
+def _of_ranks(error: BaseException) -> list[BaseException]:
+    """Return what a checkpoint's ranks raised, of torch's error that gathers it; its module is loaded where there is one."""
+    module = sys.modules.get("torch.distributed.checkpoint.api")
+    if module is None or not isinstance(error, module.CheckpointException):
+        return []
+    return [failure for failure, _ in error.failures.values()]

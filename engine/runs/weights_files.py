@@ -11,7 +11,6 @@ from torch import nn
 
 from rlpheads.engine.model.initial_weights import SUFFIXES, SavedWeights, WeightsError, read_weights_file
 from rlpheads.engine.runs.checkpoint import MANIFEST, CheckpointError, DamagedCheckpointError, list_whole, verify
-from rlpheads.engine.runs.checkpoint_metadata import MetadataError, read_tensors
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.run_manifest import read_run_manifest
 from rlpheads.memorization.atomic_file import atomic_file
@@ -67,6 +66,8 @@ def read_weights(place: str) -> SavedWeights:
 
 
 def _read_checkpoint(checkpoint: Path) -> SavedWeights:
+    from rlpheads.engine.runs.checkpoint_metadata import MetadataError, read_tensors  # a run begins without it
+
     try:
         verify(checkpoint, read_run_manifest(checkpoint).files)
         found = ((read_tensors(checkpoint, prefix), words) for prefix, words in _PARTS.items())

@@ -25,22 +25,28 @@ class TensorBoardFiles:
     def __init__(
         self, folder: Path, purge_from: int, settings: Mapping[str, bool | int | float | str], taps: Sequence[int | str]
     ):
-        from torch.utils.tensorboard import SummaryWriter  # takes a second, at the main rank alone
+        self._folder, self._purge_from, self._settings, self._taps = folder, purge_from, dict(settings), tuple(taps)
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        """Begun with the first figures: it takes longer to load than a step takes, at the main rank alone."""
+        from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
         _silence_writers()
-        self._writer = SummaryWriter(folder, purge_step=purge_from)
-        sections = charts(taps)
+        writer = SummaryWriter(self._folder, purge_step=self._purge_from)
+        sections = charts(self._taps)
         tags = {
             section: {title: ["Multiline", [f"{re.escape(name)}$" for name in names]] for title, names in each.items()}
             for section, each in sections.items()
         }
-        self._writer.add_custom_scalars(tags)
+        writer.add_custom_scalars(tags)
         # SummaryWriter.add_hparams would put them into a folder of their own, as another run
         shown = dict.fromkeys(name for names in sections["first"].values() for name in names)
-        experiment, start, self._end = hparams(dict(settings), shown)
+        experiment, start, self._end = hparams(self._settings, shown)
         for summary in (experiment, start):
-            self._writer._get_file_writer().add_summary(summary)
+            writer._get_file_writer().add_summary(summary)
+        return writer
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """See `Tracker.write`."""
@@ -60,8 +66,9 @@ class TensorBoardFiles:
 
     def close(self) -> None:
         """See `Tracker.close`."""
-        self._writer._get_file_writer().add_summary(self._end)
-        self._writer.close()
+        if "_writer" in vars(self):
+            self._writer._get_file_writer().add_summary(self._end)
+            self._writer.close()
 
 
 @functools.cache

@@ -171,7 +171,8 @@ class Training:
         if self.num_updates + 1 in self._position.left_out:
             self._leave_out(delivered)
         else:
-            batch = self.preparation.for_training(delivered, self._position.epoch, self._step_of_epoch)
+            with self.gauges.own_time.work.measuring():
+                batch = self.preparation.for_training(delivered, self._position.epoch, self._step_of_epoch)
             self.gauges.meters.add(self.num_updates + 1, self.step(batch, self.num_updates, self._term_weights))
             self._last_batch = batch if self._may_be_last else None
         self._position = self._position.after(delivered.num_global_rows)

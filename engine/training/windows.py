@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlpheads.engine.gauges.meters import StepFigures
+from rlpheads.engine.gauges.own_time import slowest_rank
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.training.stability import review_steps
 from rlpheads.engine.training.training import Training
@@ -11,7 +12,9 @@ from rlpheads.engine.training.training import Training
 def close_window(training: Training) -> None:
     """Start to read the averages of the steps since the last window was closed. Collective."""
     rates = {f"{name}_lr": part.lr for name, part in training.learner.parts}
-    training.gauges.meters.begin_read(training.num_updates, **rates)
+    own = training.gauges.own_time.take()
+    alone = training.run.launch.world_size == 1
+    training.gauges.meters.begin_read(training.num_updates, None if alone else own, **rates)
 
 
 def publish_last_windows(training: Training, display: Display) -> None:
@@ -46,7 +49,7 @@ def publish_window(training: Training, display: Display, window: StepFigures) ->
     """
     averages = review_steps(training, display, window)
     row = {"kind": "step", "step": window.closed_at, "epoch": training.position.epoch, **averages, **window.beside}
-    row |= training.gauges.rates
+    row |= training.gauges.rates | slowest_rank(window.ranks, len(window.steps))
     if training.run.launch.is_main:
         training.run.log.append(row)
     display.step(row, training.gauges.eta_seconds(training.images_left, training.evaluation_images_left))

@@ -37,15 +37,18 @@ def build_training(
     trained = Split(loader, clean.table_MN, _ledger(config, sources.train, learner, launch))
     head_arithmetic = head_flops(config.heads, learner.dims, routes.terms.regularized, num_audit_draws(config))
     mfu = utilisation(config, plan.image_flops, head_arithmetic, launch.device, launch.world_size)
+    gauges = build_gauges(launch, mfu, config.stability)
     return Training(
         run=RunSetup(config, launch, folder, RunLog(folder, config.log, learner.tapped.taps), sources),
         learner=learner,
         splits=Splits(trained, clean, _evaluation_split(config, sources.heldout, learner, launch)),
-        step=TrainStep(learner, trained.table_MN, trained.ledger, routes, config, launch.rank.rank),
+        step=TrainStep(
+            learner, trained.table_MN, trained.ledger, routes, config, launch.rank.rank, gauges.own_time.work.measuring
+        ),
         preparation=build_preparation(
             config, launch.device, loader.order.seed, Repeats.of(loader.order, launch.rank, launch.device)
         ),
-        gauges=build_gauges(launch, mfu, config.stability),
+        gauges=gauges,
     )
 
 

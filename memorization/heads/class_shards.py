@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_dtensor(value: object) -> TypeGuard[DTensor]:
+    """Whether a value is a DTensor: none is before somebody loads them, which takes half as long as torch itself."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,8 @@ class ClassShards:
         Raises:
             ValueError: the shards have no mesh.
         """
+        from torch.distributed.tensor import DTensor, Shard
+
         if self.mesh is None:
             raise ValueError(
                 "these shards have no device mesh, and DTensors need one: make them by ClassShards.of_mesh"

@@ -20,6 +20,7 @@ from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.memorization.measures.label_measures import expected_calibration_error
 
 pytestmark = pytest.mark.distributed
+TIMES = ("/images_per_second", "data_wait", "seconds", "/slowest_rank")
 
 AUGMENTED = ["--data.crop", "pad", "--data.augment.policy", "rand", "--data.augment.cutout", "2"]
 AUGMENTED += ["--data.augment.erase", "0.3", "--data.mix.mixup", "0.8", "--data.mix.cutmix", "1"]
@@ -28,9 +29,7 @@ AUGMENTED += ["--data.augment.erase", "0.3", "--data.mix.mixup", "0.8", "--data.
 def curves(finished):
     """TensorBoard's scalars, by name: (step, value) in the order in which it shows them; but for times."""
     events = EventAccumulator(str(finished.folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    names = [
-        name for name in events.Tags()["scalars"] if not name.endswith(("/images_per_second", "/data_wait", "seconds"))
-    ]
+    names = [name for name in events.Tags()["scalars"] if not name.endswith(TIMES)]
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 RANKS_2_AND_3 = ["--batch_size", "96", "--heads.optim.clip_norm", "0.5"]
 SHARDED = [*RANKS_2_AND_3, "--heads.shard", "class"]
 TIMES = {"images_per_second", "data_wait", "seconds", "device_seconds"}
+TIMES |= {"slowest_rank", "slowest_rank_seconds", "slowest_rank_data_wait"}
 
 
 @pytest.fixture(scope="module")

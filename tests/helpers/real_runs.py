@@ -168,6 +168,7 @@ def rank_processes(launcher: "subprocess.Popen[str]") -> dict[int, psutil.Proces
 
 def without_times(rows):
     times = ("images_per_second", "data_wait", "seconds", "device_seconds")
+    times += ("slowest_rank", "slowest_rank_seconds", "slowest_rank_data_wait")
     return [{key: value for key, value in row.items() if key not in times} for row in rows]
 
 

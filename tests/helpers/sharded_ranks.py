@@ -24,7 +24,8 @@ from rlpheads.engine.learner.parts import TrainedPart, build_part
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.sharded_part import shard_part
 from rlpheads.engine.runs import checkpoint
-from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
+from rlpheads.engine.runs.checkpoint import Retention, Writers
+from rlpheads.engine.runs.checkpoint_writing import write_checkpoint
 from rlpheads.memorization.heads.class_shards import ClassShards
 from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
 from rlpheads.memorization.heads.head_losses import HeadTerms

@@ -13,7 +13,8 @@ from rlpheads.engine.learner.parts import build_part, with_pending_update
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.shard_choice import fuses_update
 from rlpheads.engine.runs import checkpoint
-from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
+from rlpheads.engine.runs.checkpoint import Retention, Writers
+from rlpheads.engine.runs.checkpoint_writing import write_checkpoint
 from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
 from rlpheads.memorization.heads.head_losses import HeadTerms
 from rlpheads.memorization.heads.rlp_heads import RLPHeads

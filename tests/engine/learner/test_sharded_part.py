@@ -11,7 +11,8 @@ from rlpheads.engine.config.learning import OptimConfig, RegularizerConfig
 from rlpheads.engine.learner.optimizer import ELEMENTWISE, build_optimizer
 from rlpheads.engine.learner.sharded_part import ShardedPart
 from rlpheads.engine.runs import checkpoint
-from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
+from rlpheads.engine.runs.checkpoint import Retention, Writers
+from rlpheads.engine.runs.checkpoint_writing import write_checkpoint
 from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
 
 

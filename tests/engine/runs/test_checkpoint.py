@@ -8,8 +8,8 @@ import torch
 from strangers_files import make_manifest_agree
 
 from rlpheads.engine.runs import checkpoint
-from rlpheads.engine.runs.checkpoint import CheckpointError, DamagedCheckpointError
-from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
+from rlpheads.engine.runs.checkpoint import CheckpointError, DamagedCheckpointError, Retention, Writers
+from rlpheads.engine.runs.checkpoint_writing import write_checkpoint
 
 FACTS = {"position": {"epoch": 1, "consumed": 64}}
 

@@ -9,9 +9,9 @@ from strangers_files import Command, make_manifest_agree, replace_metadata
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from rlpheads.engine.runs import checkpoint
-from rlpheads.engine.runs.checkpoint import CheckpointError
+from rlpheads.engine.runs.checkpoint import CheckpointError, Retention, Writers
 from rlpheads.engine.runs.checkpoint_metadata import MetadataError, read_metadata
-from rlpheads.engine.runs.checkpoint_writing import Retention, Writers, write_checkpoint
+from rlpheads.engine.runs.checkpoint_writing import write_checkpoint
 
 
 @pytest.fixture

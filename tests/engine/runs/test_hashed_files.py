@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpheads.engine.runs import hashed_files
-from rlpheads.engine.runs.hashed_files import HashingFileSystem, file_problem
+from rlpheads.engine.runs.checkpoint_writing import HashingFileSystem
+from rlpheads.engine.runs.hashed_files import file_problem
 
 BLOCK = hashed_files._BLOCK_BYTES
 SIZES = st.lists(st.sampled_from([0, 1, 511, 4096, 70_001, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 77]), max_size=6)
@@ -71,7 +72,7 @@ def test_views_of_tensors_are_written_as_their_bytes(tmp_path):
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from rlpheads.engine.runs.hashed_files import HashingFileSystem
+from rlpheads.engine.runs.checkpoint_writing import HashingFileSystem
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
     with HashingFileSystem().create_stream(Path(sys.argv[1]), "wb") as stream:

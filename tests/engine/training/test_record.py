@@ -12,6 +12,7 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.training import job
 
 pytestmark = pytest.mark.long
+TIMES = ("/images_per_second", "data_wait", "seconds", "/slowest_rank")
 STEPS_PER_EPOCH = 5
 
 
@@ -36,9 +37,7 @@ def lines(config: Config) -> list[dict]:
 
 def curves(config: Config) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder_of(config) / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    names = [
-        name for name in events.Tags()["scalars"] if not name.endswith(("/images_per_second", "/data_wait", "seconds"))
-    ]
+    names = [name for name in events.Tags()["scalars"] if not name.endswith(TIMES)]
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 
