@@ -74,7 +74,7 @@ QUICK = (Case(0, micro=True, side=32, rows=8), Case(0), Case(0, precision="bf16"
 
 def config_of(case: Case, folder: Path) -> Config:
     """Return the settings of a case: computed images, nothing beside the step."""
-    taps: Any = list(range(case.taps)) if case.taps else []
+    taps: Any = list(range(case.taps)) if case.taps else "none"
     augment = AugmentConfig(policy="rand" if case.augmented else "none")
     return Config(
         epochs=10**6,

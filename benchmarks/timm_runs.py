@@ -40,7 +40,7 @@ def command_of(program: str, tree: Path, precision: str, folder: Path) -> list[s
         "data.image_size": 224,
         "data.workers": 2,
         "model.name": MODEL,
-        "heads.taps": "[]",
+        "heads.taps": "none",
         "batch_size": ROWS,
         "epochs": 1,
         "precision": precision,

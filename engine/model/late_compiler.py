@@ -58,6 +58,12 @@ class _Settings:
     def __getattr__(self, name: str) -> Any:
         return getattr(_load().config, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if is_deferred():
+            super().__setattr__(name, value)
+        else:  # of who has held them since
+            setattr(_load().config, name, value)
+
 
 class _Utils(ModuleType):
     """The one function of the compiler's utilities that torchvision names."""

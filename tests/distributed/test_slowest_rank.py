@@ -46,8 +46,8 @@ def test_the_rank_that_the_others_wait_for_is_named(runner: Runner, delay, slow)
     name = delay.__name__
     done = runner.join(runner.fork(name, *FLAGS, ranks=2, prepare=partial(delay, slow)), name)
     assert done.code == 0, done.output
-    first, last = done.rows("step")
-    assert {first["slowest_rank"], last["slowest_rank"]} == {slow}
+    _, last = done.rows("step")  # in the first window all ranks have their first steps, which take as long as they like
+    assert last["slowest_rank"] == slow
     assert last["slowest_rank_seconds"] >= DELAY
     waited = last["slowest_rank_data_wait"]
     assert waited >= DELAY if delay is slow_images else waited < last["slowest_rank_seconds"] - DELAY + 1e-6

@@ -33,6 +33,7 @@ assert late_compiler.is_deferred()
 marked = torch.compiler.disable(lambda x: x + 1)
 assert marked(torch.ones(1)) == 2
 held = torch._dynamo
+held_settings = held.config
 
 def double(x):
     return 2 * x, torch.compiler.is_compiling()
@@ -47,6 +48,8 @@ assert not late_compiler.is_deferred()
 assert torch._dynamo is sys.modules["torch._dynamo"] is not held
 assert torch._dynamo.config.cache_size_limit == 1_000_000  # timm's optimizers set it
 assert held.disable is torch._dynamo.disable and held.config is torch._dynamo.config
+held_settings.recompile_limit = 77
+assert torch._dynamo.config.recompile_limit == held_settings.recompile_limit == 77
 
 graphs = []
 def backend(graph, inputs):
