@@ -61,6 +61,7 @@ def measure_simulated(case: dict[str, Any]) -> dict[str, Any]:
                 if step == 0:
                     own = HeadLosses(*(None if each is None else by_rank(each.detach())[0] for each in gathered.losses))
                     errors = _errors(own, losses, of_ranks, gradients)
+                    gradients.clear()  # as large as the heads
                 optimizer.step()
                 held = [_numbers_held([parts[rank] for parts in of_ranks.values()], optimizer) for rank in range(ranks)]
                 optimizer.zero_grad()

@@ -41,11 +41,13 @@ class Progress:
         phase: its name.
         step: optimizer steps taken when it began.
         count: phases begun so far: the rank with the smallest is the furthest behind.
+        turns: turns so far of loops that say so.
         is_judged: whether a hang was found, which ends this rank in a moment.
     """
 
     def __init__(self) -> None:
         self.is_judged = False
+        self.turns = 0
         self.phase, self.step, self.count = "starting", 0, 0
         self._since = time.monotonic()
         self._times: dict[str, int] = defaultdict(int)
@@ -61,6 +63,13 @@ class Progress:
         self.phase, self.step = phase, self.step if step is None else step
         self.count += 1
         self._since = now
+
+    def take_turn(self) -> None:
+        """Say that a long loop is at its next turn: from its lines it cannot be told from one that goes round for ever.
+
+        For loops that have an end which their turns bring nearer, such as blocks of rows.
+        """
+        self.turns += 1
 
     def restart_phase(self) -> None:
         """Count the phase's time anew."""

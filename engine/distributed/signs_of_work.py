@@ -2,7 +2,7 @@
 
 A first step may compile for half an hour, and a first batch may start many processes. Each of these uses cores, or reads and
 writes, and comes to lines of code where it has not been. A rank that waits for ever does none of that, and one that runs in a
-circle uses a core, but comes to no new line.
+circle uses a core, but comes to no new line. A long loop over the same lines says that it gets on (`Progress.take_turn`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ class _Effort(NamedTuple):
 
     Attributes:
         main_s: seconds that the main thread ran or waited for a core: on a crowded machine it is the wish that counts.
+        waited_s: those of them that it waited.
         other_s: CPU seconds of other threads but the one that asks, and of the processes that were started from here.
         moved: bytes that were read and written, but by the thread that asks.
     """
 
     main_s: float
+    waited_s: float
     other_s: float
     moved: int
 
@@ -74,12 +76,14 @@ class SignsOfWork:
         if self._progress.seconds < _QUIET_S:
             return False
         self._look()
-        idle_s = time.monotonic() - self._worked
+        # A thread that is not let onto a core stands still for no fault of its own.
+        idle_s = time.monotonic() - self._worked - (self._seen.waited_s - self._counted.waited_s)
         return idle_s > max(silence_s, self._worked - self._began)
 
     def _begin(self) -> None:
         self._count = self._progress.count
         self._began = self._worked = time.monotonic()
+        self._turns = self._progress.turns
         self._lines: set[tuple[str, int]] = set()
         self._seen = self._counted = _measure(self._main)
         self._effort_s = 0.0
@@ -92,6 +96,8 @@ class SignsOfWork:
         spent_s = now.other_s - self._seen.other_s  # less than nothing where a child has ended
         self._effort_s += spent_s if spent_s > _ROUNDING_S else 0.0
         self._seen = now
+        if self._progress.turns != self._turns:
+            self._turns, self._effort_s = self._progress.turns, _EFFORT_S
         if self._effort_s >= _EFFORT_S or abs(now.moved - self._counted.moved) >= _EFFORT_BYTES:
             self._worked, self._effort_s, self._counted = time.monotonic(), 0.0, now
 
@@ -120,7 +126,9 @@ def _measure(main: threading.Thread) -> _Effort:
     ran_s, waited_s = _scheduled(main)
     other_s = sum(map(_cpu_seconds, processes)) - ran_s - time.thread_time()
     moved = sum(_moved_bytes(Path(f"/proc/{process.pid}/io")) for process in processes)
-    return _Effort(ran_s + waited_s, other_s, moved - _moved_bytes(Path("/proc/thread-self/io")))  # looking reads, too
+    return _Effort(
+        ran_s + waited_s, waited_s, other_s, moved - _moved_bytes(Path("/proc/thread-self/io"))
+    )  # looking reads, too
 
 
 def _scheduled(thread: threading.Thread) -> tuple[float, float]:

@@ -6,7 +6,7 @@ it is memory of its labels. Draws share one factorisation, so that many are chea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,12 @@ def keeps_features(config: Config, num_samples: int, dims: Sequence[int]) -> boo
 
 
 def refit_fresh_labels(
-    features: CleanFeatures, config: Config, manifest: Manifest, taps: Sequence[int | str], step: int
+    features: CleanFeatures,
+    config: Config,
+    manifest: Manifest,
+    taps: Sequence[int | str],
+    step: int,
+    advance: Callable[[], None],
 ) -> FreshRefit:
     """Refit heads at every tap.
 
@@ -69,8 +74,10 @@ def refit_fresh_labels(
         manifest: of the training images.
         taps: their names.
         step: optimizer steps taken; each step and tap has labels of its own.
+        advance: is called for every few rows, of which a fit to a label for every image takes seconds each.
     """
     from rlpheads.memorization.measures.intervals import draw_interval  # scipy loads after the first epoch
+    from rlpheads.memorization.probes.feature_blocks import WatchedRows
     from rlpheads.memorization.probes.probe_heads import ClassBlockProbe, LeastSquaresProbe, Probe
 
     probe: Probe = LeastSquaresProbe()
@@ -83,7 +90,8 @@ def refit_fresh_labels(
     hit_rate_TN = torch.full((len(tables), len(read_N)), torch.nan, dtype=torch.float64)
     for tap, table, hit_rate_N in zip(taps, tables, hit_rate_TN, strict=True):
         labels_FN = _fresh_labels(config, manifest, read_N, num_draws, (step, str(tap)))
-        fit = probe(table, labels_FN, config.heads.num_labels)
+        num_rows = MAX_PRODUCTS // (num_draws * table.shape[1] * config.heads.num_labels)
+        fit = probe(WatchedRows(table, advance, num_rows), labels_FN, config.heads.num_labels)
         interval = draw_interval(fit.accuracy_M)
         accuracies.append(float(fit.accuracy_M.mean()))
         half_widths.append(float(interval.high - interval.low) / 2)

@@ -109,8 +109,8 @@ class Learner:
         return stack
 
     def scaled(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Return the sum of the losses, by the part that each trains, as it is to be back-propagated."""
-        scaled = [part.scaled(losses[name]) for name, part in self.parts]
+        """Return the sum of losses, by the part that each trains, as it is to be back-propagated."""
+        scaled = [part.scaled(losses[name]) for name, part in self.parts if name in losses]
         return sum(scaled[1:], scaled[0])
 
     @property

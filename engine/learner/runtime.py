@@ -1,4 +1,4 @@
-"""Runtime settings: torch's global switches (TF32, cuDNN, determinism), and compile or channels-last of a module."""
+"""Runtime settings: torch's global switches (TF32, cuDNN, determinism), compile or channels-last of a module, and streams."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlpheads.engine.config.run import RuntimeConfig
 from rlpheads.engine.model.tapped_model import TappedModel
@@ -62,3 +62,52 @@ def begin_compiled_pass(runtime: RuntimeConfig) -> None:
     """Let CUDA graphs, which modes other than `true` make, use the memory of the passes before again: nobody reads it."""
     if isinstance(runtime.compile, str):
         torch.compiler.cudagraph_mark_step_begin()
+
+
+class SideStream:
+    """A stream of the device for work that runs beside what the current stream is given meanwhile; none on a CPU.
+
+    The host never waits. Whatever was given to the current stream before the side stream's work is done before it, and the
+    current stream goes on with what it is given behind `join` when the side stream is through. So memory that is allocated by
+    the side stream and read behind `join` is never reused too early: the side stream's next work waits for its readers.
+
+    Args:
+        streams: the device's module of streams, such as torch.cuda: `Stream`, `current_stream` and `stream`. None: there are
+            none, and everything runs in the order of the calls.
+    """
+
+    def __init__(self, streams: Any = None):
+        self._streams = streams
+        self._side = None if streams is None else streams.Stream()
+
+    @classmethod
+    def of_device(cls, device: torch.device) -> SideStream:
+        """Return a side stream of a device, none for a CPU."""
+        return cls() if device.type == "cpu" else cls(torch.get_device_module(device))
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is one."""
+        return self._side is not None
+
+    @contextmanager
+    def work(self, *reads: Tensor) -> Iterator[None]:
+        """The context whose operations go to the side stream.
+
+        Args:
+            reads: tensors of the current stream that they read and that may be dropped before they are through: the memory
+                is kept until then.
+        """
+        if self._side is None:
+            yield
+            return
+        self._side.wait_stream(self._streams.current_stream())
+        for tensor in reads:
+            tensor.record_stream(self._side)
+        with self._streams.stream(self._side):
+            yield
+
+    def join(self) -> None:
+        """Let the current stream go on when the side stream is through."""
+        if self._side is not None:
+            self._streams.current_stream().wait_stream(self._side)

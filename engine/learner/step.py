@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -20,12 +20,12 @@ from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.learner.class_loss import ClassLoss
 from rlpheads.engine.learner.learner import Learner
 from rlpheads.engine.learner.precision import autocast
-from rlpheads.engine.learner.runtime import begin_compiled_pass
+from rlpheads.engine.learner.runtime import SideStream, begin_compiled_pass
 from rlpheads.engine.learner.update_guard import RunningStatistics, judge
 from rlpheads.engine.model.builder import Network
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.loaders.contract.batch import Batch
-from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
+from rlpheads.memorization.heads.combined_loss import CombinedLoss, TermWeights, combine_losses
 from rlpheads.memorization.heads.head_losses import GatheredLosses, HeadLosses, HeadTerms
 from rlpheads.memorization.heads.sharded_heads import HeadCall, ShardedRLPHeads, forward_together
 from rlpheads.memorization.records.ledger import Ledger
@@ -92,7 +92,9 @@ def build_routes(config: Config, model: TappedModel, world_size: int) -> Routes:
     return Routes(terms, class_loss, config.heads.draws, world_size)
 
 
-def forward_rows(network: Network, batch: Batch, table_MN: Tensor, routes: Routes) -> RowLosses:
+def forward_rows(
+    network: Network, batch: Batch, table_MN: Tensor, routes: Routes, heads_stream: SideStream | None = None
+) -> RowLosses:
     """Return every row's losses on normalised images; those of padding rows are finite and mean nothing.
 
     Args:
@@ -100,12 +102,15 @@ def forward_rows(network: Network, batch: Batch, table_MN: Tensor, routes: Route
         batch: the rows' prepared images, targets and indices, and the samples that they were mixed with.
         table_MN: random labels, those of the heads' draws first and those of the audit heads behind them.
         routes: the terms of the heads; audit heads have none but their own loss.
+        heads_stream: where the heads run, who reads their losses there or behind its `join`; None: with the rest.
     """
-    logits, taps = network.model(batch.images)
-    class_loss_B, trained_loss_B = routes.class_loss(logits, batch.targets, batch.partners)
     labels = _random_labels(table_MN, batch)
+    logits, taps = network.model(batch.images)
     own, audited = labels.of_draws(slice(routes.num_draws)), labels.of_draws(slice(routes.num_draws, None))
-    heads, audit = _losses_of_heads(network, taps, (own, audited), routes.terms, batch)
+    given = [labels.first_MB, batch.index, *taps, *(() if labels.pair is None else labels.pair)]
+    with (heads_stream or SideStream()).work(*given):
+        heads, audit = _losses_of_heads(network, taps, (own, audited), routes.terms, batch)
+    class_loss_B, trained_loss_B = routes.class_loss(logits, batch.targets, batch.partners)
     predicted_B, confidence_B = logits.argmax(-1), logits.detach().float().softmax(-1).amax(-1)
     class_hit_B = predicted_B == batch.targets
     return RowLosses(class_loss_B, trained_loss_B, class_hit_B, predicted_B, confidence_B, logits, heads, audit, taps)
@@ -192,6 +197,8 @@ class TrainStep:
     rank: int
     timed: Callable[[], AbstractContextManager[object]] = nullcontext
     """Measures forward passes: what a rank does before it meets the others."""
+    heads_stream: SideStream = field(default_factory=SideStream)
+    """Where heads run that need nothing of the backbone's backward pass, nor it of them: beside it."""
 
     def __call__(self, batch: Batch, num_updates: int, term_weights: TermWeights) -> dict[str, Tensor]:
         """Take optimizer step number `num_updates` (from 0) with λ and μ as `term_weights` has them.
@@ -221,27 +228,46 @@ class TrainStep:
         # what the heads drop, after the backbone's forward pass, shifts nothing of the backbone's.
         _seed_generators(batch.images.device, seed)
         begin_compiled_pass(self.config.runtime)
+        apart = self.heads_stream if self._heads_are_apart else SideStream()
         with self.timed(), autocast(batch.images.device, self.config.precision):
-            rows = forward_rows(self.learner.wrapped, batch, self.table_MN, self.routes)
+            rows = forward_rows(self.learner.wrapped, batch, self.table_MN, self.routes, apart)
         valid_B = batch.index >= 0
         scale = self.routes.world_size / batch.num_global_rows
         total = torch.where(valid_B, rows.trained_loss_B, 0.0).sum() * scale
         shares = {"class_loss": total.detach(), "top1": (rows.class_hit_B & valid_B).sum() * scale}
         shares["skipped"] = total.new_full((), len(batch.skipped) * scale)
         trains = {"backbone": total}
-        own, audit = ("heads", "", rows.heads, term_weights), ("audit", "audit_", rows.audit, TermWeights())
-        for part, prefix, losses, weights in (own, audit):
-            if losses is None:
-                continue
-            terms = combine_losses(losses, valid_B, batch.num_global_rows, self.routes.world_size, weights)
-            trains[part] = terms.heads
-            trains["backbone"] = trains["backbone"] + terms.backbone
-            shares |= {prefix + name: value for name, value in terms.scalars.items()}
-            hits_TM = (losses.own.hit_TMB & valid_B).sum(-1) * scale
-            shares |= {f"{prefix}rla_first": hits_TM[0].mean(), f"{prefix}rla_last": hits_TM[-1].mean()}
-        self.learner.scaled(trains).backward()
+        with apart.work(valid_B):
+            for part, losses, weights in (("heads", rows.heads, term_weights), ("audit", rows.audit, TermWeights())):
+                if losses is None:
+                    continue
+                terms = combine_losses(losses, valid_B, batch.num_global_rows, self.routes.world_size, weights)
+                trains[part] = terms.heads
+                if not apart.exists:
+                    trains["backbone"] = trains["backbone"] + terms.backbone
+                shares |= _figures_of_heads("audit_" * (part == "audit"), terms, losses.own, valid_B, scale)
+            if apart.exists and len(trains) > 1:
+                self.learner.scaled({name: loss for name, loss in trains.items() if name != "backbone"}).backward()
+        if total.requires_grad or not apart.exists:
+            self.learner.scaled({"backbone": total} if apart.exists else trains).backward()
+        apart.join()
         record_rows(self.ledger, batch, rows)
         return shares, {name: loss.detach() for name, loss in trains.items()}
+
+    @property
+    def _heads_are_apart(self) -> bool:
+        """Whether no gradient of theirs reaches the features, whose memory is no CUDA graph's."""
+        has_graphs = isinstance(self.config.runtime.compile, str)
+        return self.routes.terms.regularizer is None and not self.routes.terms.joint and not has_graphs
+
+
+def _figures_of_heads(
+    prefix: str, terms: CombinedLoss, losses: HeadLosses, valid_B: Tensor, scale: float
+) -> dict[str, Tensor]:
+    """Return the terms of heads, and the accuracy of their first and last tap."""
+    hits_TM = (losses.hit_TMB & valid_B).sum(-1) * scale
+    accuracies = {f"{prefix}rla_first": hits_TM[0].mean(), f"{prefix}rla_last": hits_TM[-1].mean()}
+    return {prefix + name: value for name, value in terms.scalars.items()} | accuracies
 
 
 def _root_mean_square(batch: Batch) -> Tensor:

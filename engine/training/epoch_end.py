@@ -95,7 +95,8 @@ def clean_pass(training: Training, display: Display, stop_flag: StopFlag) -> dic
     launch.progress.enter("refit on fresh labels")
     refit_figures = None
     if launch.is_main:
-        refit = refit_fresh_labels(features, config, manifest, training.learner.tapped.taps, training.num_updates)
+        taps, advance = training.learner.tapped.taps, launch.progress.take_turn
+        refit = refit_fresh_labels(features, config, manifest, taps, training.num_updates, advance)
         training.keep_refit(refit)
         refit_figures = refit.figures()
     refit_figures = launch.share(refit_figures)

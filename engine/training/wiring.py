@@ -6,6 +6,7 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.gauges.gauges import build_gauges
 from rlpheads.engine.learner.learner import Learner, build_initial_model, build_learner, num_audit_draws
+from rlpheads.engine.learner.runtime import SideStream
 from rlpheads.engine.learner.split import Split
 from rlpheads.engine.learner.step import TrainStep, build_routes
 from rlpheads.engine.model.flops import head_flops, utilisation
@@ -43,7 +44,9 @@ def build_training(
         learner=learner,
         splits=Splits(trained, clean, _evaluation_split(config, sources.heldout, learner, launch)),
         step=TrainStep(
-            learner, trained.table_MN, trained.ledger, routes, config, launch.rank.rank, gauges.own_time.work.measuring
+            *(learner, trained.table_MN, trained.ledger, routes, config, launch.rank.rank),
+            timed=gauges.own_time.work.measuring,
+            heads_stream=SideStream.of_device(launch.device),
         ),
         preparation=build_preparation(
             config, launch.device, loader.order.seed, Repeats.of(loader.order, launch.rank, launch.device)

@@ -6,7 +6,7 @@ slices of a memory-mapped file that are moved to a GPU one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,27 @@ def iterate_rows(features: Features, labels_MN: Tensor) -> Iterator[tuple[Tensor
     if num_rows != num_labelled:
         given = f"more than {num_labelled}" if num_rows > num_labelled else str(num_rows)
         raise ValueError(f"there are {given} rows of features for {num_labelled} labels")
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedRows:
+    """Features whose blocks are counted as they are read: a long fit says by them that it gets on.
+
+    Attributes:
+        features_ND: all rows.
+        advance: is called once a block.
+        num_rows: rows of a block, at most `BLOCK_ROWS`.
+    """
+
+    features_ND: Tensor
+    advance: Callable[[], None]
+    num_rows: int = BLOCK_ROWS
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the blocks."""
+        for block_BD in self.features_ND.split(min(max(1, self.num_rows), BLOCK_ROWS)):
+            self.advance()
+            yield block_BD
 
 
 @dataclass(frozen=True, eq=False)

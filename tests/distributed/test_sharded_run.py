@@ -2,10 +2,12 @@
 
 import json
 import signal
+from functools import partial
 
 import pytest
 import torch
-from real_runs import same_result
+from faulty_steps import Fault, put_in
+from real_runs import ROOT, same_result
 
 from rlpheads.engine.learner.learner import build_heads
 from rlpheads.engine.runs.opened_run import open_checkpoint
@@ -14,6 +16,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 RANKS_2_AND_3 = ["--batch_size", "96", "--heads.optim.clip_norm", "0.5"]
 SHARDED = [*RANKS_2_AND_3, "--heads.shard", "class"]
+EVERY_IMAGE = ROOT / "configs" / "imagenet_vit_b_every_sample.yaml"
+SMALL = ["--data.val_fraction", "0.9", "--batch_size", "32", "--log_every", "3", "--model.args.drop_rate", "0"]
 TIMES = {"images_per_second", "data_wait", "seconds", "device_seconds"}
 TIMES |= {"slowest_rank", "slowest_rank_seconds", "slowest_rank_data_wait"}
 
@@ -96,14 +100,50 @@ def test_commands_read_a_sharded_checkpoint(sharded, whole):
     assert json.loads((sharded.folder / "status.json").read_text())["heldout_check"] == "passed"
 
 
-def test_a_label_for_every_image(runner):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_label_for_every_image(runner, ranks):
     """n = K = 20,000 images and labels: heads find some of the images, which chance would find once."""
-    flags = ["--data.dataset", "synthetic", "--data.val_fraction", "null", "--data.synthetic.train", "20000"]
-    flags += ["--epochs", "1", "--batch_size", "256"]
-    flags += ["--heads.labels", "20000", "--heads.balance", "balanced", "--heads.shard", "auto", "--log_every", "10"]
-    finished = done(runner.run("every_image", *flags, ranks=2))
-    assert "heads.shard auto: class (" in finished.output
+    flags = ["--config", str(EVERY_IMAGE), "--heads.labels", "20000", "--heads.taps", "[0, 1]", "--heads.shard", "auto"]
+    flags += ["--data.dataset", "synthetic", "--data.val_fraction", "null", "--data.synthetic.train", "20000"]
+    flags += ["--epochs", "1", "--batch_size", "256", "--log_every", "10"]
+    finished = done(runner.finish(runner.start("every_image", *flags, ranks=ranks), "every_image", limit_s=1200))
+    assert ("heads.shard auto: class (" in finished.output) == (ranks == 2)
     clean = finished.ledgers["ledger/epoch=0000/clean.parquet"]
-    hits_T = torch.tensor(clean["hit"].to_pylist()).sum(0)
-    assert len(clean) == 20_000
-    assert hits_T.max() >= 4
+    assert clean["index"].to_pylist() == list(range(20_000))
+    assert torch.tensor(clean["hit"].to_pylist()).sum(0).max() >= 4
+    # some 4 * 10^10 multiplications a tap, by one core: the longest loop that `eval.refit` auto admits
+    assert min(finished.rows("epoch")[-1]["fresh_refit_clean"]) > 100 / 20_000
+
+
+def test_a_rollback_with_a_fused_update_is_that_of_a_separate_one(runner):
+    """What a rank's own range left pending is forgotten; the same batch is left out, and the figures are alike."""
+    flags = [*SMALL, "--heads.labels", "1100", "--heads.shard", "class", "--stability.on_nonfinite", "rollback"]
+    ended = {}
+    for update in ("fused", "separate"):
+        given = [*flags, "--heads.update", update]
+        forked = runner.fork(update, *given, ranks=2, prepare=partial(put_in, [Fault(7, rank=1)]))
+        ended[update] = done(runner.join(forked, update))
+    fused, separate = ended["fused"], ended["separate"]
+    assert len(fused.rows("event")) == 1
+    for name, table in separate.ledgers.items():
+        for column in ("index", "status", "count", "hit"):
+            assert fused.ledgers[name][column] == table[column], (name, column)
+    for figure in ("train_loss", "eval_loss", "head_cross_entropy"):
+        ours, theirs = (run.rows("epoch")[-1][figure] for run in (fused, separate))
+        assert ours == pytest.approx(theirs, rel=1e-4), figure
+
+
+def test_a_compiled_network_with_sharded_heads_learns_what_an_uncompiled_one_does(runner):
+    """The network alone is compiled; the heads are not, and their messages pass between the graphs."""
+    flags = [*SMALL, "--heads.shard", "class", "--regularizer.factor", "1"]
+    compiled = runner.start("compiled_shards", *flags, "--runtime.compile", "true", ranks=2)
+    compiled = done(runner.finish(compiled, "compiled_shards", limit_s=1200))
+    plain = done(runner.run("plain_shards", *flags, ranks=2))
+    assert "runtime.compile: the network alone; heads are not compiled where they are sharded by class" in (
+        compiled.output
+    )
+    for name, table in plain.ledgers.items():
+        assert compiled.ledgers[name]["index"] == table["index"]
+    for figure in ("train_loss", "eval_loss"):
+        ours, theirs = (run.rows("epoch")[-1][figure] for run in (compiled, plain))
+        assert ours == pytest.approx(theirs, rel=1e-3), figure

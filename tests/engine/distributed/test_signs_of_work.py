@@ -20,6 +20,7 @@ signs_of_work._QUIET_S, signs_of_work._EFFORT_S = 0.0, 0.05
 def stalls_in(code, looks):
     if (child := os.fork()):
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    global progress
     progress = Progress()
     signs = signs_of_work.SignsOfWork(progress)
 
@@ -63,6 +64,11 @@ WORKS = {
                 path.read_bytes(); time.sleep(0.05)
         threading.Thread(target=read, daemon=True).start()
         time.sleep(100)
+    """,
+    "turns of a long loop": """
+        while True:
+            sum(range(200000))
+            progress.take_turn()
     """,
     "ever new lines": """
         for number in range(1 << 30):

@@ -1,13 +1,15 @@
 """How it is computed: switches go back, weights keep their names, results stay."""
 
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 
+from rlpheads.engine.config.learning import RegularizerConfig
 from rlpheads.engine.config.run import RuntimeConfig
-from rlpheads.engine.learner.runtime import torch_switches
+from rlpheads.engine.learner.runtime import SideStream, torch_switches
 
 
 def switches() -> tuple[bool, ...]:
@@ -85,3 +87,78 @@ def test_compiled_parts_learn_the_same_under_the_same_names(tiny, build, chosen)
     for name, tensor in weights_of(plain).items():
         torch.testing.assert_close(weights_of(compiled)[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
     assert compiled.learner.state().keys() == plain.learner.state().keys()
+
+
+class TracedStreams:
+    """Streams that write down what they are asked for; the work itself runs where it is called."""
+
+    def __init__(self, monkeypatch):
+        self.told, self._current, self._names = [], "main", iter(["side"])
+        monkeypatch.setattr(
+            torch.Tensor, "record_stream", lambda _tensor, stream: self.told.append(f"kept for {stream.name}")
+        )
+
+    def Stream(self):  # noqa: N802 - torch's name
+        return TracedStream(self.told, next(self._names))
+
+    def current_stream(self):
+        return TracedStream(self.told, self._current)
+
+    @contextmanager
+    def stream(self, stream):
+        before, self._current = self._current, stream.name
+        self.told.append(f"work on {stream.name}")
+        yield
+        self._current = before
+
+
+@dataclass(frozen=True)
+class TracedStream:
+    told: list
+    name: str
+
+    def wait_stream(self, other):
+        self.told.append(f"{self.name} waits for {other.name}")
+
+
+def test_a_side_stream_waits_for_what_it_reads_and_is_waited_for(monkeypatch):
+    streams = TracedStreams(monkeypatch)
+    side = SideStream(streams)
+    with side.work(torch.zeros(2), torch.zeros(3)):
+        pass
+    side.join()
+    forked = ["side waits for main", "kept for side", "kept for side", "work on side"]
+    assert streams.told == [*forked, "main waits for side"]
+    none = SideStream.of_device(torch.device("cpu"))
+    with none.work(torch.zeros(2)):
+        none.join()
+    assert not none.exists
+
+
+def weights_with(training, stream: SideStream) -> tuple[list[float], dict[str, torch.Tensor]]:
+    training = replace(training, step=replace(training.step, heads_stream=stream))
+    return steps_of(training), weights_of(training)
+
+
+def test_heads_beside_the_backbones_backward_pass_learn_the_same_bits(tiny, build, monkeypatch):
+    """Apart from it where no gradient of theirs reaches the features, and with it where one does."""
+    for config, is_apart in ((tiny, True), (replace(tiny, regularizer=RegularizerConfig(factor=1.0)), False)):
+        streams = TracedStreams(monkeypatch)
+        figures, weights = weights_with(build(config), SideStream(streams))
+        expected, expected_weights = weights_with(build(config), SideStream())
+        assert figures == expected
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected_weights.items())
+        assert streams.told.count("work on side") == (6 if is_apart else 0)
+        assert streams.told.count("main waits for side") == (3 if is_apart else 0)
+
+
+@pytest.mark.gpu
+def test_heads_on_a_stream_of_a_gpu_learn_the_same(tiny, build):
+    found = []
+    for stream in (SideStream(torch.cuda), SideStream()):
+        figures, weights = weights_with(build(replace(tiny, device="cuda")), stream)
+        torch.cuda.synchronize()
+        found.append((figures, weights))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for name, tensor in found[1][1].items():
+        torch.testing.assert_close(found[0][1][name], tensor, rtol=1e-4, atol=1e-5)
