@@ -136,7 +136,7 @@ def test_a_side_stream_waits_for_what_it_reads_and_is_waited_for(monkeypatch):
 
 
 def weights_with(training, stream: SideStream) -> tuple[list[float], dict[str, torch.Tensor]]:
-    training = replace(training, step=replace(training.step, heads_stream=stream))
+    training.step = replace(training.step, heads_stream=stream)
     return steps_of(training), weights_of(training)
 
 
