@@ -11,8 +11,8 @@ from rlpheads.kernels.gpu import triton_gradient_kernels as kernels
 from rlpheads.kernels.gpu import triton_terms
 from rlpheads.kernels.gpu.triton_launch import EMULATED, Operands
 
-WRITTEN_ENTRIES = 2048
-"""Logits of a block of `finish_written_rows`."""
+WRITTEN_ENTRIES = 512
+"""Logits of a block of `finish_written_rows`: with 2,048 a thread has up to eight rows, whose terms spill."""
 TERMS_TILE = {"ROWS": 128, "num_warps": 4}
 SCALE_TILE = {"ROWS": 32, "FEATURES": 128, "num_warps": 4}
 FEATURE_TILE = {"ROWS": 16, "FEATURES": 128, "num_warps": 4}

@@ -225,8 +225,9 @@ def class_tiles(
         *[unused] * 4,
         unused.expand(num_labels + 2, -1),
     )
-    use_tma = tiles.tma and _has_descriptor(features_RD) and _has_descriptor(weight_KD)
-    tiles = tiles if use_tma else without_descriptors(tiles)
+    if not (_has_descriptor(features_RD) and _has_descriptor(weight_KD)):
+        tiles = without_descriptors(tiles)
+    use_tma = tiles.tma
     x: Any = TensorDescriptor.from_tensor(features_RD, [tiles.rows, tiles.features]) if use_tma else features_RD
     w: Any = TensorDescriptor.from_tensor(weight_KD, [tiles.classes, tiles.features]) if use_tma else weight_KD
     grid = (triton.cdiv(num_kept_rows, tiles.rows) * triton.cdiv(num_classes, tiles.classes), num_heads)

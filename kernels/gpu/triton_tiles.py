@@ -35,12 +35,10 @@ class TileConfig:
 
 
 def without_descriptors(tiles: TileConfig) -> TileConfig:
-    """The same for operands that no tensor-memory descriptor can describe.
+    """The same for operands that no tensor-memory descriptor can describe, as their rows start at no multiple of 16 bytes.
 
     Addresses and masks then take registers that a limit, 128 rows or four warps would not leave.
     """
-    if not tiles.tma:
-        return tiles
     return replace(tiles, tma=False, rows=min(tiles.rows, 64), warps=max(tiles.warps, 8), registers=None)
 
 

@@ -155,9 +155,8 @@ def builds(chip: int, *, quick: bool = False) -> list[Build]:
 
 def specialize(build: Build, multiples: str) -> Build:
     """The same for sizes of which these are multiples of 16; others of D allow no tensor descriptor (TMA)."""
-    if "D" in multiples or not build.flags.get("TMA"):
+    if "D" in multiples or build.tiles_of_launch is None:
         return replace(build, multiples=multiples)
-    assert build.tiles_of_launch is not None
     tiles, dtype = without_descriptors(build.tiles_of_launch), build.pointers["exps"]
     pointers = {**build.pointers, "features": dtype, "weight": dtype}
     flags = {**build.flags, "TMA": False, "ROWS": tiles.rows}

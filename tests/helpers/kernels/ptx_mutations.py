@@ -136,9 +136,9 @@ def scenes_of(chip: int, group: int, place: int, texts: frozenset[str]) -> dict[
     most = 1 + ("slabs=True" in work.name)
     with executed(chip, Recorder, wanted=texts, most=most) as recorder, suppress(EnoughError):
         work.launch()
-    for text, scenes in recorder.scenes.items():
+    for scenes in recorder.scenes.values():
         for scene in scenes:
-            wrong = scene.outcome(text, late=True)
+            wrong = scene.settle()
             assert wrong is None, f"sm_{chip} {work.name}: {wrong}"
     return recorder.scenes
 
