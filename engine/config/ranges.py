@@ -143,6 +143,7 @@ RANGES: dict[str, Range] = {
     "eval.batch_size": _FROM_1,
     "eval.image_size": _FROM_1,
     "ledger.every": _FROM_0,
+    "log.images": Range(0, 1000),
     "checkpoint.every": _FROM_1,
     "checkpoint.keep": _FROM_1,
     "checkpoint.keep_epochs": _FROM_0,

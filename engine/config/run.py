@@ -117,6 +117,9 @@ class LogConfig:
     """Project of the run in W&B and trackio."""
     trackio: bool = False
     """Record in trackio too, which keeps figures on this machine, for `trackio show`."""
+    images: int = 0
+    """Number of first batches of the run that are drawn, as the network gets them, with the classes of both images of a mixed
+    row: figures/batch_0001.png, and in TensorBoard. Each makes its step wait."""
 
 
 @dataclass(frozen=True)

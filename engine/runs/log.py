@@ -88,7 +88,7 @@ class RunLog:
         self._digests.add_ledger(path)
 
     def show(self, step: int, drawings: Sequence[Path]) -> None:
-        """Show the drawings that the run ends with, of which PNG files are taken, in all records that can."""
+        """Show drawings, of which PNG files are taken, in all records that can."""
         if self._trackers:
             named = {path.stem: path for path in drawings if path.suffix == ".png"}
             epochs = self._folder.metrics("epoch")

@@ -25,6 +25,7 @@ from rlpheads.engine.learner.evaluation import EvaluationInterruptedError
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.training.closing import conclude
 from rlpheads.engine.training.epoch_end import finish_epoch, reason_to_stop_early
+from rlpheads.engine.training.opening import draw_first_batch
 from rlpheads.engine.training.outcome import Outcome, RollBackError, TrainingStoppedError
 from rlpheads.engine.training.saving import SaveSchedule, save_checkpoint
 from rlpheads.engine.training.stability import watch_replicas
@@ -108,6 +109,7 @@ def _train_epoch(
                 delivered = next(batches)
             progress.enter(training.step_phase, training.num_updates)
             training.train_on(delivered)
+            draw_first_batch(training)
             training.announce("step_taken")
             clock.step(delivered.num_global_rows)
             publish_closed_window(training, display)

@@ -11,6 +11,7 @@ from rlpheads.engine.config.launcher_variables import local_world_size
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.cores import thread_advice
 from rlpheads.engine.learner.learner import num_parameters
+from rlpheads.engine.report.batch_picture import draw_batch
 from rlpheads.engine.training.training import Training
 from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
 
@@ -35,6 +36,17 @@ def opening_lines(training: Training, *, fresh: bool) -> Iterator[str]:
             yield advice
     if training.learner.origin and fresh:
         yield training.learner.origin
+
+
+def draw_first_batch(training: Training) -> None:
+    """Draw the batch of the last step, where it is one of the first of the run that are asked for (log.images)."""
+    step, batch = training.num_updates, training.last_batch
+    if batch is None or step > training.run.config.log.images or not training.run.launch.is_main:
+        return
+    path = training.run.folder.figures / f"batch_{step:04d}.png"
+    data, classes = training.run.config.data, training.run.sources.train.manifest.classes
+    draw_batch(path, batch, classes, data.mean, data.std)
+    training.run.log.show(step, [path])
 
 
 def _heads_not_compiled(training: Training) -> str:

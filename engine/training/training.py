@@ -162,6 +162,11 @@ class Training:
         return heldout_passes * num_heldout + clean_passes * sources.train.manifest.num_samples
 
     @property
+    def last_batch(self) -> Batch | None:
+        """The last prepared batch, where it is drawn or may be the last of the run; else None."""
+        return self._last_batch
+
+    @property
     def baselines_T(self) -> list[float]:  # noqa: N802 - shape suffix
         """What a least-squares head alone reaches at every tap, on features that know nothing of the labels."""
         return head_baselines(self.run.config, self.run.sources.train.manifest, self.learner.dims)
@@ -174,7 +179,8 @@ class Training:
             with self.gauges.own_time.work.measuring():
                 batch = self.preparation.for_training(delivered, self._position.epoch, self._step_of_epoch)
             self.gauges.meters.add(self.num_updates + 1, self.step(batch, self.num_updates, self._term_weights))
-            self._last_batch = batch if self._may_be_last else None
+            is_drawn = self.num_updates < self.run.config.log.images
+            self._last_batch = batch if is_drawn or self._may_be_last else None
         self._position = self._position.after(delivered.num_global_rows)
 
     def count_skipped(self, step: int) -> None:
