@@ -72,9 +72,9 @@ def _captions(batch: Batch, classes: Sequence[str]) -> list[list[str]]:
         return [[_words(index, target, classes)] for index, target in own]
     partners = (batch.partners.index, batch.partners.targets, batch.partners.weight)
     return [
-        [_words(*sample, classes)]
+        [_words(*sample, classes=classes)]
         if weight == 1
-        else [_words(*sample, classes, weight), _words(index, target, classes, 1 - weight)]
+        else [_words(*sample, classes=classes, weight=weight), _words(index, target, classes, 1 - weight)]
         for sample, index, target, weight in zip(
             own, *(column[:MOST_SHOWN].tolist() for column in partners), strict=True
         )
