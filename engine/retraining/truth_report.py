@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlpheads.engine.retraining.subset_training import SubsetNetworks
 from rlpheads.memorization.measures.estimates import Estimated, mean_estimate
+from rlpheads.memorization.measures.rank_correlation import Correlation
 from rlpheads.memorization.measures.subset_retraining import (
     MEMORIZED,
     ScoreAgreement,
@@ -135,8 +136,9 @@ class WidthTrend:
     Attributes:
         means: of the score over the images, by network, the smallest first.
         falling: share of the images whose score falls, among those where it changes.
-        falls_as_truth: whether it goes the way of the ground truth for most images, its own sign taken from its correlation
-            with the truth at the smallest network; None where an interval holds .5.
+        falls_as_truth: whether it goes the way of the ground truth for most images, its own sign taken from its correlations
+            with the truth; None where an interval holds .5, and where the correlations of no network, or of two with opposite
+            signs, leave out 0.
     """
 
     means: tuple[float, ...]
@@ -153,9 +155,9 @@ def width_trends(runs: Sequence[RunTruth]) -> dict[str, WidthTrend]:
     for name in (name for name in first.scores if all(name in run.scores for run in runs)):
         falling = share_falling(first.scores[name], last.scores[name])
         means = tuple(float(torch.as_tensor(run.scores[name]).nanmean()) for run in runs)
-        points_up = first.agreement[name].correlation.rho > 0
+        points_up = _points_up([run.agreement[name].correlation for run in runs])
         agrees = None
-        if truth.excludes(0.5) and falling.excludes(0.5):
+        if points_up is not None and truth.excludes(0.5) and falling.excludes(0.5):
             agrees = ((falling.value > 0.5) == (truth.value > 0.5)) == points_up
         trends[name] = WidthTrend(means, falling, agrees)
     return trends
@@ -176,6 +178,12 @@ def trend_table(runs: Sequence[RunTruth], trends: Mapping[str, WidthTrend]) -> T
         way = {True: "yes", False: "no", None: "–"}[trend.falls_as_truth]
         table.add_row(name, *(f"{mean:.4g}" for mean in trend.means), share, way)
     return table
+
+
+def _points_up(correlations: Sequence[Correlation]) -> bool | None:
+    """Whether a score is high where the truth is: the sign of the correlations that leave out 0, if they share one."""
+    signs = {found.rho > 0 for found in correlations if found.low > 0 or found.high < 0}
+    return signs.pop() if len(signs) == 1 else None
 
 
 def _strength(found: ScoreAgreement) -> float:
