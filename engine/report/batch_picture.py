@@ -71,13 +71,12 @@ def _captions(batch: Batch, classes: Sequence[str]) -> list[list[str]]:
     if batch.partners is None:
         return [[_words(index, target, classes)] for index, target in own]
     partners = (batch.partners.index, batch.partners.targets, batch.partners.weight)
+    mixed_in = zip(*(column[:MOST_SHOWN].tolist() for column in partners), strict=True)
     return [
-        [_words(*sample, classes=classes)]
+        [_words(index, target, classes)]
         if weight == 1
-        else [_words(*sample, classes=classes, weight=weight), _words(index, target, classes, 1 - weight)]
-        for sample, index, target, weight in zip(
-            own, *(column[:MOST_SHOWN].tolist() for column in partners), strict=True
-        )
+        else [_words(index, target, classes, weight), _words(partner, its_target, classes, 1 - weight)]
+        for (index, target), (partner, its_target, weight) in zip(own, mixed_in, strict=True)
     ]
 
 
