@@ -78,6 +78,11 @@ class StopFlag:
         return stops
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether this rank was asked to stop; other ranks know nothing of it yet."""
+        return self._wanted == _STOP
+
+    @property
     def _wanted(self) -> int:
         if self._received is not None or self._stop_reason is not None:
             return _STOP

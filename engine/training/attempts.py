@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import asdict
 
 from rlpheads.engine.distributed.launch import Launch
-from rlpheads.engine.distributed.stop_flag import StopFlag, install_stop_flag
+from rlpheads.engine.distributed.stop_flag import StopFlag
 from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.report.console import open_console
 from rlpheads.engine.report.display import Display
@@ -23,7 +23,7 @@ from rlpheads.engine.training.wiring import build_training
 
 
 def train_with_rollbacks(
-    start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, launched: Launch
+    start: Start, plan: ModelPlan, sources: Sources, folder: RunFolder, launched: Launch, stop_flag: StopFlag
 ) -> Outcome:
     """Train from `start` to the end, a stop signal or `max_steps`, as often as it rolls back. Collective.
 
@@ -31,7 +31,6 @@ def train_with_rollbacks(
         TrainingDivergedError: something is not finite, and the run is to stop.
     """
     rollbacks = RollBacks(start.config.stability.max_rollbacks)
-    stop_flag = install_stop_flag(launched)
     while True:
         try:
             return _train_from(start, plan, sources, folder, launched, stop_flag)

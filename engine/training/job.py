@@ -16,7 +16,8 @@ from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch, Rank
 from rlpheads.engine.distributed.progress import Patience
-from rlpheads.engine.distributed.staging import stage_splits
+from rlpheads.engine.distributed.staging import StagingStoppedError, stage_splits
+from rlpheads.engine.distributed.stop_flag import StopFlag, install_stop_flag
 from rlpheads.engine.distributed.watchdog import watchdog
 from rlpheads.engine.learner.runtime import torch_switches
 from rlpheads.engine.model.plan import ModelPlan
@@ -26,7 +27,7 @@ from rlpheads.engine.runs.sources import Sources, check_same_images, open_source
 from rlpheads.engine.terminal.text import printable
 from rlpheads.engine.training.attempts import train_with_rollbacks
 from rlpheads.engine.training.failure import explain_failure, write_failure, write_hang
-from rlpheads.engine.training.start import Start, claimed_folder, settle_start
+from rlpheads.engine.training.start import UNTRAINED, Start, claimed_folder, settle_start
 
 
 def run(config: Config) -> int:
@@ -59,7 +60,7 @@ def _patience(config: Config) -> Patience:
     return Patience(config.distributed.timeout, config.distributed.start_timeout)
 
 
-def _staged(data: DataConfig, sources: Sources, launched: Launch) -> Sources:
+def _staged(data: DataConfig, sources: Sources, launched: Launch, stop_flag: StopFlag) -> Sources:
     """Return the images as they lie on this node's own disk, where they are copied to it; collective."""
     if data.stage is None:
         return sources
@@ -68,7 +69,7 @@ def _staged(data: DataConfig, sources: Sources, launched: Launch) -> Sources:
     def say(line: str) -> None:
         console.print(Text(printable(line)), soft_wrap=True)
 
-    train, heldout = stage_splits(data, (sources.train, sources.heldout), launched, say)
+    train, heldout = stage_splits(data, (sources.train, sources.heldout), launched, say, stop_flag)
     return replace(sources, train=train, heldout=heldout)
 
 
@@ -78,8 +79,15 @@ def _train(
     """Train; `here` are this rank's own settings of the images."""
     try:
         check_same_images(sources, launched)
-        sources = _staged(here, sources, launched)
-        outcome = train_with_rollbacks(start, plan, sources, folder, launched)
+        stop_flag = install_stop_flag(launched)
+        sources = _staged(here, sources, launched, stop_flag)
+        outcome = train_with_rollbacks(start, plan, sources, folder, launched, stop_flag)
+    except StagingStoppedError as stopped:
+        if launched.is_main:
+            reason = f"stopped by {stopped} while images were copied (data.stage), before a step was taken"
+            folder.write_status("requeue", reason, **({UNTRAINED: True} if start.point is None else {}))
+            open_console(quiet=False).print(Text(f"requeue: {reason}; the same command goes on"), soft_wrap=True)
+        return exit_codes.REQUEUE
     except BaseException as error:
         launched.progress.wait_if_judged()
         write_failure(folder, launched, error)

@@ -34,6 +34,8 @@ _RESTARTED = (
     "this job was started again and goes on with what it made itself, whatever run.overwrite and run.resume say"
 )
 _MOST_NAMED = 8
+UNTRAINED = "untrained"
+"""Key of status.json: true where a run was stopped before its first step, so that it has no checkpoint."""
 
 
 class Start(NamedTuple):
@@ -178,8 +180,9 @@ def _check_nothing_is_lost(config: Config, folder: RunFolder) -> None:
     settings = folder.path / "config.yaml"
     if not settings.exists():
         return
-    status = folder.status().get("status")
-    if status in ("done", "requeue"):
+    before = folder.status()
+    status = before.get("status")
+    if status in ("done", "requeue") and not before.get(UNTRAINED):
         raise CheckpointError(
             f"{folder.path} holds a run that is {status}, but no checkpoint to go on from; "
             "begin again with --run.overwrite, or choose another --run.name"

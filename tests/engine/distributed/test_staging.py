@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,11 @@ from rlpheads.engine.config.data import CanaryConfig, SubsetConfig
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.staging import stage_splits
+from rlpheads.engine.distributed.stop_flag import install_stop_flag
 from rlpheads.engine.runs.sources import open_sources
 from rlpheads.engine.training import job
 from rlpheads.loaders.contract.errors import DatasetError
+from rlpheads.loaders.sources import local_copy
 from rlpheads.loaders.sources.datasets import open_dataset
 from rlpheads.loaders.sources.image_folder import ImageFolderSource
 from rlpheads.loaders.sources.local_copy import MARK, SENTINEL
@@ -72,6 +76,33 @@ def test_a_staged_run_reads_the_copies_and_ends_as_any_other(spoiled, scratch, m
     assert f"data.stage: 26 files in {folder}, 0.00 GB copied in" in capfd.readouterr().out
     assert job.run(named(staged, "again")) == exit_codes.DONE
     assert f"data.stage: 26 files in {folder}, all there already" in capfd.readouterr().out
+
+
+def test_a_stop_signal_during_the_copy_is_answered_as_one_in_training_is(spoiled, scratch, monkeypatch, capfd):
+    copied, copy_file = [], local_copy._copy_file
+
+    def copy_one_and_stop(path, size, part, tally):
+        if copied or copied.append(path):
+            waited = time.monotonic()
+            while not tally.stops and time.monotonic() - waited < 60:
+                time.sleep(0.01)
+        copy_file(path, size, part, tally)
+        signal.raise_signal(signal.SIGTERM) if not tally.stops else None
+
+    config = replace(named(spoiled, "stopped", stage=str(scratch)), max_steps=2)
+    status = Path(config.run.dir) / "stopped" / "status.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(local_copy, "_copy_file", copy_one_and_stop)
+        assert job.run(config) == exit_codes.REQUEUE
+    found = json.loads(status.read_text())
+    assert (found["status"], found["untrained"]) == ("requeue", True)
+    assert found["reason"] == "stopped by SIGTERM while images were copied (data.stage), before a step was taken"
+    assert "requeue: stopped by SIGTERM while images were copied" in capfd.readouterr().out
+    (folder,) = scratch.iterdir()
+    assert not (folder / SENTINEL).exists()
+    assert job.run(config) == exit_codes.DONE
+    assert (folder / SENTINEL).exists()
+    assert json.loads(status.read_text())["status"] == "done"
 
 
 @pytest.mark.long
@@ -150,5 +181,5 @@ def test_copies_inside_the_tree_are_refused(spoiled):
 def test_the_error_of_a_node_is_every_ranks(tmp_path, spoiled, launched):
     data, sources = replace(spoiled.data, stage=str(tmp_path / "nowhere")), open_sources(spoiled)
     with pytest.raises(DatasetError, match=r"data\.stage: there is no folder .*nowhere on this node"):
-        stage_splits(data, (sources.train, sources.heldout), launched, print)
+        stage_splits(data, (sources.train, sources.heldout), launched, print, install_stop_flag(launched))
     assert "there is no folder" in launched.store.get("staging failed").decode()
