@@ -67,12 +67,16 @@ class CheckpointSaver:
     def save(self, step: int, state: dict[str, Any], facts: Mapping[str, Any]) -> None:
         """Save a copy of the state as it is now, once the save before has ended; one that is not finite fails. Collective.
 
+        Nothing is saved where that one's failure ends the run, which would hide it.
+
         Args:
             step: optimizer steps taken.
             state: tensors, nested by name.
             facts: what else the manifest says; the main rank's are written.
         """
         self.wait()
+        if self.has_failed_for_good:
+            return
         if not self._settings.background:
             self._end(_outcome_of(lambda: self._write(step, state, facts)))
             return

@@ -26,11 +26,6 @@ NUMBERS = [
     ),
     (["--data.image_size", "0"], "data.image_size: got 0; allowed: a number at least 1"),
     (
-        ["--runtime.compile", "reduce-overheads"],
-        "runtime.compile: got 'reduce-overheads'; allowed: true or false, reduce-overhead or max-autotune (nearest: "
-        "reduce-overhead)",
-    ),
-    (
         ["--data.repeats", "3"],
         "data.repeats: got 3; allowed: a divisor of batch_size, 32, at most half of it (nearest: 2)",
     ),

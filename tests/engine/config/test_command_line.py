@@ -376,3 +376,13 @@ def test_any_bytes(tmp_path: Path, content: bytes, suffix: str) -> None:
 @given(name=st.text(max_size=300))
 def test_any_file_name(name: str) -> None:
     parse_or_refuse(["--config", f"{name}.yaml"])
+
+
+@pytest.mark.wrong("config")
+def test_a_mode_or_a_switch_has_a_nearest_value() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(["--runtime.compile", "reduce-overheads"])
+    assert str(caught.value) == (
+        "--runtime.compile: got 'reduce-overheads'; allowed: true or false, reduce-overhead or max-autotune "
+        "(nearest: reduce-overhead)"
+    )

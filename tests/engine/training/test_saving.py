@@ -19,7 +19,7 @@ from rlpheads.engine.config.run import CheckpointConfig, EvalConfig, LedgerConfi
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.initial_weights import load_weights, read_weights_file
-from rlpheads.engine.runs import checkpoint_saver
+from rlpheads.engine.runs import checkpoint_writing
 from rlpheads.engine.runs.checkpoint import list_whole
 from rlpheads.engine.runs.checkpoint_writing import write_checkpoint
 from rlpheads.engine.training import job
@@ -182,7 +182,7 @@ def test_the_thread_that_writes_gives_way_to_training(few, monkeypatch):
         priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         return write_checkpoint(*args)
 
-    monkeypatch.setattr(checkpoint_saver, "write_checkpoint", noted)
+    monkeypatch.setattr(checkpoint_writing, "write_checkpoint", noted)
     before = os.getpriority(os.PRIO_PROCESS, 0)
     assert job.run(named(few, "giving_way", epochs=1)) == 0
     assert set(priorities) == {min(before + 10, 19)}

@@ -92,7 +92,9 @@ def test_skipping_a_batch_is_leaving_it_out(small, update, num_labels):
 
     Also where the heads are updated without gradients that anything could look at later, in tiles where labels are many.
     """
-    wanted = [Fault(7, part="heads"), Fault(7), Fault(8)]
+    wanted = [Fault(7), Fault(8)]
+    if num_labels < 1000:  # in tiles there is no gradient of the weight that could be spoiled
+        wanted.insert(0, Fault(7, part="heads"))
     heads = replace(small("heads").heads, update=update, labels=num_labels)
     skipped = Run(small("skipped", stability=SKIP, heads=heads), *wanted)
     rolled = Run(small("rolled", stability=ROLL_BACK, heads=heads), *wanted)
