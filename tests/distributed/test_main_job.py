@@ -73,9 +73,12 @@ def test_plain_lines_show_what_is_trained(undisturbed):
 
 @pytest.fixture(scope="module")
 def killed(runner):
-    """A run to its end, past SIGKILL in turn: at two steps before its first checkpoint, and at three behind it."""
+    """A run to its end, past SIGKILL in turn: at two steps before its first checkpoint, and at three behind it.
+
+    Training waits for the checkpoint, or it would be killed before the first one of a process is written.
+    """
     for step in (6, 12, 24, 30, 36):
-        forked = runner.fork("killed", "--checkpoint.every", "1")
+        forked = runner.fork("killed", "--checkpoint.every", "1", "--checkpoint.background", "false")
         runner.wait_for_step("killed", step, forked)
         forked.kill()
         runner.join(forked, "killed")
