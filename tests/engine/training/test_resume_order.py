@@ -10,6 +10,7 @@ import torch
 from rlpheads.engine.config.data import AugmentConfig, MixConfig, ProgressiveConfig
 from rlpheads.engine.runs.resume import ResumePoint
 from rlpheads.engine.runs.run_manifest import Position
+from rlpheads.engine.training.training import Training
 from rlpheads.memorization.records.ledger_file import SKIPPED
 
 
@@ -34,6 +35,11 @@ def resumed_at(training, build):
     again = build(training.run.config)
     again.resume(ResumePoint(saved, training.position, 0.0))
     return again
+
+
+def assert_same_weights(first: Training, second: Training) -> None:
+    for ours, theirs in zip(first.learner.tapped.parameters(), second.learner.tapped.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("position", [Position(1, 0), Position(1, 64), Position(0, 32)], ids=str)
@@ -64,8 +70,7 @@ def test_generators_end_in_the_same_state_and_only_torchs_is_drawn_from(tiny, bu
     again = resumed_at(halfway, build)
     train(again, 2)
     assert sealed_generators() == expected
-    for ours, theirs in zip(again.learner.tapped.parameters(), undisturbed.learner.tapped.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert_same_weights(again, undisturbed)
 
 
 def test_repeats_are_augmented_otherwise_recorded_once_and_resume_at_the_same_bits(tiny, build):
@@ -76,8 +81,7 @@ def test_repeats_are_augmented_otherwise_recorded_once_and_resume_at_the_same_bi
     train(halfway, 2)
     again = resumed_at(halfway, build)
     train(again, 2)
-    for ours, theirs in zip(again.learner.tapped.parameters(), undisturbed.learner.tapped.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert_same_weights(again, undisturbed)
     rows = undisturbed.splits.trained.ledger.tensors()
     for name, values in rows.items():
         assert torch.equal(again.splits.trained.ledger.tensors()[name], values), name
@@ -107,8 +111,7 @@ def test_in_the_middle_of_growing_images_a_resume_ends_at_the_same_bits(tiny, bu
     train(halfway, 2)
     again = resumed_at(halfway, build)
     train(again, 2)
-    for ours, theirs in zip(again.learner.tapped.parameters(), undisturbed.learner.tapped.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert_same_weights(again, undisturbed)
     sizes = []
     for epoch in range(3):
         again.splits.trained.loader.set_epoch(epoch)
