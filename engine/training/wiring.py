@@ -44,7 +44,12 @@ def build_training(
         learner=learner,
         splits=Splits(trained, clean, _evaluation_split(config, sources.heldout, learner, launch)),
         step=TrainStep(
-            *(learner, trained.table_MN, trained.ledger, routes, config, launch.rank.rank),
+            learner,
+            trained.table_MN,
+            trained.ledger,
+            routes,
+            config,
+            launch.rank.rank,
             timed=gauges.own_time.work.measuring,
             heads_stream=SideStream.of_device(launch.device),
         ),
