@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlpheads.engine.checks.device import why_no_cuda
+from rlpheads.engine.checks.model import make_plan
 from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.ranges import range_errors
@@ -139,6 +140,9 @@ def _of_run(place: Path, options: EvaluationOptions) -> _Weights:
         # Those of the command line alone are imported: what a run folder names is code of whoever made it.
         config = _checked(["--config", str(folder / "config.yaml"), "--plugins", "[]", *options.settings])
         sources = open_sources(config)
+        run = replace(
+            run, config=replace(run.config, model=config.model)
+        )  # such as one that takes other sizes of images
     else:
         sources = open_images(run)
     if options.ema and config.model.ema_decay is None:
@@ -210,6 +214,7 @@ def _fitting(words: str, config: Config, sources: Sources, model: TappedModel) -
     num_classes, there = classifier_outputs(model.backbone, config.model.name), len(sources.train.manifest.classes)
     if num_classes != there:
         raise RunError(f"{words}: the network tells {num_classes} classes apart, and the images have {there}")
+    make_plan(config, num_classes)  # refuses a size of images that the network does not take
     return _Weights(words, config, sources, model.eval().requires_grad_(False))
 
 

@@ -22,14 +22,18 @@ def load_saved_network(run: SavedRun, part: str) -> TappedModel:
 
     Raises:
         CheckpointError: the checkpoint is damaged.
-        RunError: the settings name no model that can be built.
+        RunError: the settings name no model that can be built, or another than the checkpoint's.
     """
     verify(run.saved.path, read_run_manifest(run.saved.path).files)
     tensors = read_tensors(run.saved.path, f"{part}.backbone.")
     with torch.device("meta"):
         name = _classifier_name(build_saved_model(run.folder, run.config, 2).backbone, run.config.model.name)
     model = build_saved_model(run.folder, run.config, len(tensors[f"{name}.weight"]))
-    model.backbone.load_state_dict(tensors)
+    try:
+        model.backbone.load_state_dict(tensors)
+    except RuntimeError as error:
+        given = f"{run.config.model.name} with model.args {run.config.model.args}"
+        raise RunError(f"{run.saved.path}: its weights are not those of {given}: {error}") from error
     return model
 
 

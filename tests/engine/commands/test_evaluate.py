@@ -90,6 +90,8 @@ def test_what_cannot_be_evaluated_is_one_line(detached_run, capsys, tmp_path):
         (detached_run, "--epoch", "2"): "has no checkpoint of the end of epoch 2",
         (detached_run, "--data.datset", "digits"): "data.datset.*data.dataset",
         (detached_run, *two): "the network tells 10 classes apart, and the images have 2",
+        (detached_run, "--eval.image_size", "64"): "does not take images of 64 x 64 .*dynamic_img_size true",
+        (detached_run, "--model.args.embed_dim", "48"): "its weights are not those of vit_tiny_patch16_224 with .*48",
     }
     for arguments, message in wrong.items():
         assert main(["evaluate", *map(str, arguments)]) == 2, arguments
