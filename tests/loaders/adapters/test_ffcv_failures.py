@@ -164,8 +164,8 @@ class Doomed:
         self._batches, self._error = loader._boxes.batches, error
         monkeypatch.setattr(loader._boxes, "batches", self.batches)
 
-    def batches(self, epoch, index_N, batch_size):
-        yield from islice(self._batches(epoch, index_N, batch_size), 2)
+    def batches(self, *asked):
+        yield from islice(self._batches(*asked), 2)
         raise self._error("the thread is hit")
 
 
