@@ -54,92 +54,97 @@ NARROW = {"bf16": to_bf16, "f16": to_f16, "tf32": to_tf32}
 
 
 def compute(step: Step) -> None:
-    """One type (9.7.1 to 9.7.4) but for f32x2, pairs of float32, and `.f32.bf16`, whose first is narrower (9.7.5)."""
-    kind, function, sources = step.kind, FUNCTIONS[step.name], step.operands[1:]
-    if kind == "f32x2":
-        pairs = [step.column(source).view(np.float32).reshape(-1, 2).T for source in sources]
-        step.write(0, packed(*(_canonical(function(*half).astype(np.float32)) for half in zip(*pairs, strict=True))))
-        return
-    values = [step.read(source) for source in sources[: 2 if "wide" in step.modifiers else None]]
-    if step.modifiers[-2:] in (("f32", "bf16"), ("f32", "f16")):
-        first, kind = values[0], "f32"
-        widened = from_bf16(first) if step.kind == "bf16" else first.astype(np.float32)
-        values = [widened, *(step.read(source, kind) for source in sources[1:])]
+    """One type (9.7.1 to 9.7.4) but for `.wide` and `.f32.bf16`, whose first operands are narrower (9.7.5)."""
+    target, *sources = step.operands
+    kind, kinds = step.kind, [step.kind] * len(sources)
     if "wide" in step.modifiers:
         kind = f"{kind[0]}{2 * int(kind[1:])}"
-        values = [value.astype(TYPES[kind]) for value in values] + [step.read(part, kind) for part in sources[2:]]
-    flushes = "ftz" in step.modifiers
-    result = function(*(map(flush, values) if flushes else values))
-    result = (flush(result) if flushes else result).astype(TYPES[kind])
-    step.write(0, _canonical(result) if kind == "f32" else result)
+        kinds[2:] = [kind] * len(kinds[2:])
+    elif step.modifiers[-2:] in (("f32", "bf16"), ("f32", "f16")):
+        kind, kinds[1:] = "f32", ["f32"] * len(kinds[1:])
+    number = np.dtype(np.float32) if kind == "f32x2" else TYPES[kind]  # pairs are twice as many numbers
+    values = [
+        _numbers(step.read(source, kind), kind).astype(number, copy=False)
+        for source, kind in zip(sources, kinds, strict=True)
+    ]
+    if "ftz" in step.modifiers:
+        values = list(map(flush, values))
+    result = FUNCTIONS[step.name](*values).astype(number)
+    if "ftz" in step.modifiers:
+        result = flush(result)
+    if number == np.float32:  # every NaN has the bits 0x7fffffff (9.7.3)
+        result = np.where(np.isnan(result), NAN, result)
+    step.write(target, result.view("u8") if kind == "f32x2" else result)
 
 
-def _canonical(values: Array) -> Array:
-    """What arithmetic returns: every NaN of float32 has the bits 0x7fffffff (9.7.3)."""
-    return np.where(np.isnan(values), NAN, values)
+def _numbers(raw: Array, kind: str) -> Array:
+    if kind == "f32x2":
+        return raw.view(np.float32)
+    return from_bf16(raw) if kind == "bf16" else raw
 
 
 def convert_type(step: Step) -> None:
     """cvt: .rn to nearest even, .rna ties away, .rz toward zero, .rpi up and .rmi down to an integer (9.7.9.21)."""
     *_, into, source = step.modifiers
-    cuts = "rz" in step.modifiers
+    cuts, target = "rz" in step.modifiers, step.operands[0]
     first, *rest = (step.read(operand, source) for operand in step.operands[1:])
     if rest:  # into .x2, of which the first operand becomes the upper half
         narrow = NARROW[into.removesuffix("x2")]
         result = packed(narrow(rest[0], cuts), narrow(first, cuts))
     elif into in ("bf16", "tf32"):
         result = NARROW[into](first, cuts)
-    elif source == "bf16":
-        result = from_bf16(first)
     else:
-        result = flush(first) if "ftz" in step.modifiers else first
+        result = flush(first) if "ftz" in step.modifiers else _numbers(first, source)
         for modifier in TO_INTEGRAL.keys() & set(step.modifiers):
             result = TO_INTEGRAL[modifier](result)
         result = result.astype(TYPES[into])
-    step.write(0, result)
+    step.write(target, result)
 
 
 def set_predicate(step: Step) -> None:
     """setp.order: false where either is NaN, but true for `…u`; `num` and `nan` ask only that (9.7.6 "setp")."""
-    order, is_float = step.modifiers[0], step.kind[0] == "f"
-    a, b = step.read(1), step.read(2)
-    disordered = np.isnan(a) | np.isnan(b) if is_float else np.array(False)
+    target, a, b, *others = step.operands
+    order, left, right = step.modifiers[0], step.read(a), step.read(b)
+    disordered = (left != left) | (right != right)  # of NaN alone
     if order in ("num", "nan"):
-        holds = disordered if order == "nan" else ~disordered
-    elif is_float and order.endswith("u"):
-        holds = ORDERS[order[:-1]](a, b) | disordered
+        holds = disordered == (order == "nan")
+    elif step.kind[0] == "f" and order.endswith("u"):
+        holds = ORDERS[order[:-1]](left, right) | disordered
     else:
-        holds = ORDERS[order](a, b) & ~disordered
-    if len(step.operands) > 3:
-        holds = LOGIC[step.modifiers[1]](holds, step.read(3, "pred"))
-    step.write(0, holds)
+        holds = ORDERS[order](left, right) & ~disordered
+    for other in others:
+        holds = LOGIC[step.modifiers[1]](holds, step.read(other, "pred"))
+    step.write(target, holds)
 
 
 def select_values(step: Step) -> None:
     """selp: a where the predicate holds, else b (9.7.6)."""
-    step.write(0, np.where(step.read(3, "pred"), step.read(1), step.read(2)))
+    target, a, b, predicate = step.operands
+    step.write(target, np.where(step.read(predicate, "pred"), step.read(a), step.read(b)))
 
 
 def logic(step: Step) -> None:
     """and, or, xor, not of bits or predicates (9.7.8)."""
-    step.write(0, LOGIC[step.name](*map(step.read, step.operands[1:])))
+    step.write(step.operands[0], LOGIC[step.name](*map(step.read, step.operands[1:])))
 
 
 def shift(step: Step) -> None:
     """Of shl and shr amounts beyond the width shift everything out, of signed types all but the sign (9.7.8)."""
-    values, by = step.read(1), step.read(2, "u32")
-    width = 8 * values.dtype.itemsize
+    target, source, amount = step.operands
+    values, by = step.read(source), step.read(amount, "u32")
+    width = 8 * values.itemsize
     inside = np.minimum(by, width - 1).astype(values.dtype)
     result = values << inside if step.name == "shl" else values >> inside
-    step.write(0, np.where(by >= width, 0, result).astype(values.dtype) if values.dtype.kind == "u" else result)
+    step.write(target, np.where(by >= width, 0, result).astype(values.dtype) if values.dtype.kind == "u" else result)
 
 
 def extract(step: Step) -> None:
     """bfe: a field of bits, extended by its own sign for signed types (9.7.1)."""
-    bits = as_bits(step.read(1, step.kind.replace("s", "u")))
-    left = bits.dtype.type(8 * bits.dtype.itemsize - step.one(3))
-    field = (bits >> bits.dtype.type(step.one(2)) << left).view(TYPES[step.kind])
-    step.write(0, field >> field.dtype.type(left))
+    target, source, first, length = step.operands
+    bits = as_bits(step.read(source, step.kind.replace("s", "u")))
+    left = bits.dtype.type(8 * bits.itemsize - step.one(length))
+    field = (bits >> bits.dtype.type(step.one(first)) << left).view(TYPES[step.kind])
+    step.write(target, field >> field.dtype.type(left))
 
 
 INSTRUCTIONS = {

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlpheads.kernels.tools.ptx.block import Action, Block
+from rlpheads.kernels.tools.ptx.block import Action, Block, complete_groups
 from rlpheads.kernels.tools.ptx.checked_memory import Flight, KernelError
 from rlpheads.kernels.tools.ptx.formats import Array
 from rlpheads.kernels.tools.ptx.global_memory import GlobalMemory
-from rlpheads.kernels.tools.ptx.program import Literal
+from rlpheads.kernels.tools.ptx.program import Address
 from rlpheads.kernels.tools.ptx.step import Step
 
 
@@ -35,12 +35,6 @@ class Barrier:
         if self.pending == 0 and self.num_bytes == 0:
             self.phase, self.pending = self.phase + 1, self.count
 
-    def land(self) -> None:
-        """Complete what is under way."""
-        actions, self.actions = self.actions, []
-        for action in actions:
-            action()
-
     def teach(self, threads: Array) -> None:
         """Tell threads that waited what is complete."""
         for flight in self.flights:
@@ -62,24 +56,23 @@ def barrier_at(block: Block, where: int) -> Barrier:
 def barrier_object(step: Step) -> None:
     """mbarrier.init, .arrive.expect_tx and .inval by one thread; `.try_wait` is the scheduler's."""
     block, action = step.block, step.modifiers[0]
-    where = step.one(1 if action == "arrive" else 0)
-    cells = where + np.arange(8)[None]
+    where, *rest = step.operands[action == "arrive" :]
+    start, number = step.one(where), step.one(rest[0]) if rest else 0
+    cells = start + np.arange(8)[None]
     if action == "init":
-        if where in block.barriers:
-            raise KernelError(f"initialises the mbarrier at {where} twice")
+        if start in block.barriers:
+            raise KernelError(f"initialises the mbarrier at {start} twice")
         block.shared.write(cells, step.thread(), np.zeros((1, 8), np.uint8))
-        block.barriers[where] = Barrier(step.one(1), step.one(1))
+        block.barriers[start] = Barrier(number, number)
         return
-    barrier = barrier_at(block, where)
+    barrier = barrier_at(block, start)
     block.shared.read(cells, step.thread())
     if action == "arrive":
-        barrier.arrive(1, step.one(2) if len(step.operands) > 2 else 0)
-    elif action == "inval":
-        if barrier.actions:
-            raise KernelError("invalidates an mbarrier on which an operation will complete")
-        del block.barriers[where]
+        barrier.arrive(1, number)
+    elif barrier.actions:
+        raise KernelError("invalidates an mbarrier on which an operation will complete")
     else:
-        raise NotImplementedError(step.instruction.text)
+        del block.barriers[start]
 
 
 @dataclass(frozen=True)
@@ -118,48 +111,40 @@ def copy(step: Step) -> None:
     elif "commit_group" in step.modifiers:
         step.block.copies.append([])
     elif "wait_group" in step.modifiers:
-        wait_for_groups(step.block.copies, step.one(0))
+        complete_groups(step.block.copies, step.one(step.operands[0]))
     else:
         _copy_bytes(step)
 
 
-def wait_for_groups(groups: list[list[Action]], kept: int) -> None:
-    """Complete all groups but the last ones; the open one at the end does not count."""
-    while len(groups) - 1 > kept:
-        for action in groups.pop(0):
-            action()
-
-
 def _copy_bytes(step: Step) -> None:
     """cp.async.ca and .cg: what lies beyond the size of the source becomes zeros (9.7.9.25.3.1)."""
-    block, threads, size = step.block, step.threads, step.one(2)
-    cells, source = step.shared_cells(0, size), step.addresses(1, "u64")
-    filled = step.column(step.operands[3] if len(step.operands) > 3 else Literal(size), "u32")[step.active]
+    target, origin, most, *given = step.operands
+    block, threads, size = step.block, step.threads, step.one(most)
+    cells, source = step.shared_cells(target, size), step.addresses(origin, "u64")
+    filled = step.read(given[0] if given else size, "u32")[step.active]
     if (filled > size).any():
         raise KernelError("cp.async of more than its size")
     flight = block.shared.begin(step.instruction.text, cells, threads, writes=True, proxy=False)
     block.launch.counts.shared(cells, threads)
 
-    def values() -> Array:
+    def land() -> None:
         inside = np.arange(size) < filled[:, None]
-        found = np.zeros((len(threads), size), np.uint8)
-        found[inside] = block.launch.memory.load((source[:, None] + np.arange(size))[inside], 1)
-        return found
+        values = np.zeros((len(threads), size), np.uint8)
+        values[inside] = block.launch.memory.load((source[:, None] + np.arange(size))[inside], 1)
+        block.shared.data[cells] = values
 
-    early = None if block.launch.late else values()
-    if early is not None:
-        block.shared.fill(cells, early)
-    land = lambda: block.shared.settle(flight, cells, threads, values() if early is None else early)  # noqa: E731
-    block.copies[-1].append(land)
+    block.later(block.copies[-1], land)
+    block.copies[-1].append(lambda: block.shared.settle(flight, cells, threads))
 
 
 def _copy_tensor(step: Step) -> None:
     """cp.async.bulk.tensor.2d: one thread moves a box, which completes on an mbarrier (9.7.9.25.5.2)."""
-    block, thread, start = step.block, step.thread(), step.one(0)
-    source = step.address(1)
+    target, source, where = step.operands
+    assert isinstance(source, Address), step.instruction.text
+    block, thread, start = step.block, step.thread(), step.one(target)
     column, row = (step.one(part, "s32") for part in source.coordinates)
     tensor_map: TensorMap = block.launch.tensor_maps[step.one(source.base, "u64")]
-    barrier = barrier_at(block, step.one(2))
+    barrier = barrier_at(block, step.one(where))
     if start % 128:
         raise KernelError("a tensor copy to no multiple of 128 bytes")
     num_bytes = tensor_map.box[0] * tensor_map.box[1] * tensor_map.itemsize
@@ -168,14 +153,11 @@ def _copy_tensor(step: Step) -> None:
     flight = block.shared.begin(step.instruction.text, cells[None], thread, writes=True, proxy=True)
 
     def land() -> None:
-        block.shared.fill(cells, tensor_map.box_at(block.launch.memory, row, column))
+        block.shared.data[cells] = tensor_map.box_at(block.launch.memory, row, column)
         barrier.flights.append(flight)
         barrier.arrive(0, -num_bytes)
 
-    if block.launch.late:
-        barrier.actions.append(land)
-    else:
-        land()
+    block.later(barrier.actions, land)
 
 
 def fence(step: Step) -> None:

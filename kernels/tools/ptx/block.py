@@ -10,7 +10,7 @@ from rlpheads.kernels.tools.ptx.checked_memory import CheckedMemory, Flight, Ker
 from rlpheads.kernels.tools.ptx.counts import Counts
 from rlpheads.kernels.tools.ptx.formats import Array
 from rlpheads.kernels.tools.ptx.global_memory import GlobalMemory
-from rlpheads.kernels.tools.ptx.program import Operand, Program, Register
+from rlpheads.kernels.tools.ptx.program import Program
 
 TENSOR_LANES, TENSOR_COLUMNS = 128, 512
 """Tensor memory of a multiprocessor (PTX ISA, 9.7.16.1 "Tensor Memory")."""
@@ -50,13 +50,12 @@ class Block:
         self.tensor_columns: dict[int, int] = {}
         fixed = {"global_smem": 0, **launch.values, "%tid.y": 0, "%tid.z": 0, "%ntid.x": size}
         fixed |= {f"%nctaid.{axis}": extent for axis, extent in zip("xyz", launch.grid, strict=True)}
-        self.registers = {name: np.full(self.num_threads, value) for name, value in fixed.items()}
-        self.registers["%tid.x"] = self.threads % size
-        for axis, places in zip("xyz", np.array(indices).T, strict=True):
+        self.registers = {name: np.full(self.num_threads, value & 2**64 - 1, "u8") for name, value in fixed.items()}
+        self.registers["%tid.x"] = (self.threads % size).astype("u8")
+        for axis, places in zip("xyz", np.array(indices, "u8").T, strict=True):
             self.registers[f"%ctaid.{axis}"] = np.repeat(places, size)
         self.unset: dict[str, Array] = {}
-        self.holes: dict[str, tuple[bool, ...]] = {}
-        """Registers that were put together from parts of which some were unset, and which."""
+        """Of registers that were not set in all threads, the bits that were not."""
         self.unfenced: set[str] = set()
         """Registers written since the last wgmma.fence."""
         self.copies: list[list[Action]] = [[]]
@@ -64,27 +63,30 @@ class Block:
         """Groups of cp.async and of wgmma that are not waited for; the last is still open."""
         self.tensor_loads: list[Action] = []
         self.tensor_stores: list[Action] = []
-        self.tensor_products: list[tuple[list[Flight], Action]] = []
-        """Not yet committed."""
+        self.tensor_products: list[Action] = []
+        self.tensor_flights: list[Flight] = []
+        """Of products in tensor memory that are not yet committed."""
         self.owed: dict[str, list[Action]] = {}
         """Registers that an asynchronous operation will set, and the list in which it stands."""
         self.barriers: dict[int, Any] = {}
-
-    def is_unset(self, operand: Operand, active: Array) -> bool:
-        """Whether a register was not set in all active threads."""
-        if not isinstance(operand, Register):
-            return False
-        unset = self.unset.get(operand.name)
-        return operand.name not in self.registers or (unset is not None and bool((unset & active).any()))
 
     def make(self, name: str) -> Array:
         """The values of a register, unset at first."""
         if name not in self.registers:
             widths = self.program.widths
-            bits = widths[name] if name in widths else widths[name.rstrip("0123456789")]
+            bits = widths.get(name) or widths.get(name.rstrip("0123456789"))
+            if bits is None:
+                raise NotImplementedError(f"register {name}")
             self.registers[name] = np.zeros(self.num_threads, bool if bits == 1 else f"u{bits // 8}")
-            self.unset[name] = np.ones(self.num_threads, bool)
+            self.unset[name] = ~self.registers[name]
         return self.registers[name]
+
+    def later(self, queue: list[Action], action: Action) -> None:
+        """What an asynchronous operation does: when it is waited for, or in the early mode at once."""
+        if self.launch.late:
+            queue.append(action)
+        else:
+            action()
 
     def drain(self) -> None:
         """The end of a block, by which everything must have been waited for."""
@@ -92,3 +94,15 @@ class Block:
         left += [barrier for barrier in self.barriers.values() if barrier.actions]
         if left or self.tensor_loads or self.tensor_stores or self.tensor_columns:
             raise KernelError("the block ends before what it began has been waited for, or keeps tensor memory")
+
+
+def complete(actions: list[Action]) -> None:
+    """What a wait does."""
+    while actions:
+        actions.pop(0)()
+
+
+def complete_groups(groups: list[list[Action]], kept: int) -> None:
+    """Complete all groups but the last ones; the open one at the end does not count."""
+    while len(groups) - 1 > kept:
+        complete(groups.pop(0))

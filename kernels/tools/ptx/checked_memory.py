@@ -23,7 +23,8 @@ class Flight:
     """An asynchronous operation that has begun, on these cells, and which threads know that it is complete."""
 
     text: str
-    cells: Array
+    extent: tuple[int, int]
+    """Lowest and highest cell."""
     writes: bool
     is_in: Array
     knows: Array
@@ -44,9 +45,7 @@ class CheckedMemory:
 
     def read(self, cells_TN: Array, threads_T: Array) -> Array:
         """Let each thread read its row of cells."""
-        self._check(cells_TN, threads_T, False)
-        if not self.is_set(cells_TN):
-            raise KernelError(f"reads {self._name} that was never written")
+        self._check(cells_TN, threads_T, writes=False)
         threads_T1 = threads_T[:, None]
         others = (self._read_at[cells_TN] == self._epoch) & (self._reader[cells_TN] != threads_T1)
         self._reader[cells_TN] = threads_T1
@@ -56,13 +55,13 @@ class CheckedMemory:
 
     def write(self, cells_TN: Array, threads_T: Array, values_TN: Array) -> None:
         """Let each thread write its row of cells; two may write the same values to one cell."""
-        self._check(cells_TN, threads_T, True, values_TN=values_TN)
-        self._land(cells_TN, threads_T, values_TN)
+        self._check(cells_TN, threads_T, writes=True, values_TN=values_TN)
+        self.data[cells_TN] = values_TN
+        self._written(cells_TN, threads_T)
         if (self.data[cells_TN] != values_TN).any():
             raise KernelError(f"two threads write different values to one place of {self._name}")
 
-    def _land(self, cells_TN: Array, threads_T: Array, values_TN: Array) -> None:
-        self.data[cells_TN] = values_TN
+    def _written(self, cells_TN: Array, threads_T: Array) -> None:
         self._is_set[cells_TN] = self._unfenced[cells_TN] = True
         self._writer[cells_TN] = threads_T[:, None]
         self._written_at[cells_TN] = self._epoch
@@ -74,27 +73,21 @@ class CheckedMemory:
         self._check(cells_PN, parties_P, writes, span, pipe)
         if proxy and self._unfenced[cells_PN].any():
             raise KernelError(f"the asynchronous proxy meets {self._name} written without a fence.proxy.async")
-        if not writes and not self.is_set(cells_PN):
-            raise KernelError(f"reads {self._name} that was never written")
         self._is_set[cells_PN] = True
-        is_in = np.zeros(len(self.data), bool)
+        is_in, knows = np.zeros(len(self.data), bool), np.zeros(self._num_threads, bool)
         is_in[cells_PN] = True
-        knows = np.zeros(self._num_threads, bool)
-        self.flights.append(Flight(text, np.array([cells_PN.min(), cells_PN.max()]), writes, is_in, knows, pipe))
+        self.flights.append(Flight(text, (cells_PN.min(), cells_PN.max()), writes, is_in, knows, pipe))
         return self.flights[-1]
 
-    def fill(self, cells_N: Array, values_N: Array) -> None:
-        """Write by the asynchronous proxy, what `begin` announced."""
-        self.data[cells_N] = values_N
-
-    def settle(self, flight: Flight, cells_TN: Array, threads_T: Array, values_TN: Array) -> None:
+    def settle(self, flight: Flight, cells_TN: Array, threads_T: Array) -> None:
         """End a flight as a plain write of the threads that waited for it."""
         self.flights.remove(flight)
-        self._land(cells_TN, threads_T, values_TN)
+        self._written(cells_TN, threads_T)
 
-    def is_set(self, cells: Array) -> bool:
-        """Whether all cells were written."""
-        return bool(self._is_set[cells].all())
+    def require_set(self, cells: Array) -> None:
+        """Refuse a read of cells that were never written."""
+        if not self._is_set[cells].all():
+            raise KernelError(f"reads {self._name} that was never written")
 
     def barrier(self) -> None:
         """bar.sync: what any thread knows, all know."""
@@ -119,25 +112,24 @@ class CheckedMemory:
         low, high = cells_PN.min(), cells_PN.max()
         if low < 0 or high >= len(self.data):
             raise KernelError(f"cell {low if low < 0 else high} lies outside the {len(self.data)} of {self._name}")
-        for flight in self.flights:
-            if (writes or flight.writes) and not (pipe and pipe == flight.pipe):
-                self._check_flight(flight, cells_PN, parties_P, span)
         party_P1 = parties_P[:, None]
+        for flight in self.flights:
+            keeps_order = not (writes or flight.writes) or (pipe and pipe == flight.pipe)
+            if keeps_order or low > flight.extent[1] or high < flight.extent[0]:
+                continue
+            knows_P1 = np.asarray(flight.knows.reshape(-1, span).all(1))[party_P1]
+            if (flight.is_in[cells_PN] & ~knows_P1).any():
+                raise KernelError(
+                    f"race: touches {self._name} in use by an asynchronous operation not waited for: {flight.text}"
+                )
         clash = (self._written_at[cells_PN] == self._epoch) & (self._writer[cells_PN] // span != party_P1)
         if writes:
             clash |= (self._read_at[cells_PN] == self._epoch) & (self._reader[cells_PN] // span != party_P1)
+        else:
+            self.require_set(cells_PN)
         if values_TN is not None:
             clash &= self.data[cells_PN] != values_TN
         if clash.any():
             cell = cells_PN[clash][0]
             last = f"thread {self._writer[cell]} wrote in epoch {self._written_at[cell]}, now {self._epoch}"
             raise KernelError(f"race: {'writes' if writes else 'reads'} cell {cell} of {self._name} ({last})")
-
-    def _check_flight(self, flight: Flight, cells_PN: Array, parties_P: Array, span: int) -> None:
-        if cells_PN.min() > flight.cells[1] or cells_PN.max() < flight.cells[0]:
-            return
-        knows_P = np.asarray(flight.knows.reshape(-1, span).all(1))[parties_P]
-        if (flight.is_in[cells_PN] & ~knows_P[:, None]).any():
-            raise KernelError(
-                f"race: touches {self._name} in use by an asynchronous operation not waited for: {flight.text}"
-            )

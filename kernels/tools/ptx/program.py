@@ -2,36 +2,21 @@
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import count
 
 
-class Register(NamedTuple):
-    """A register, special register, parameter or shared variable by its name; `_` is a sink (6.2)."""
-
-    name: str
-
-
-class Literal(NamedTuple):
-    """A constant: an integer, or 0f and the bits of a float32 (4.5)."""
-
-    bits: int
-
-
-class Group(NamedTuple):
-    """A vector {a, b, …} or a pair d|p (6.4.3)."""
-
-    parts: tuple["Operand", ...]
-
-
-class Address(NamedTuple):
+@dataclass(frozen=True)
+class Address:
     """[base + offset], or [base, {coordinates}] of a tensor (6.4.1)."""
 
     base: "Operand"
     offset: int
-    coordinates: tuple["Operand", ...] = ()
+    coordinates: "tuple[Operand, ...]"
 
 
-Operand = Register | Literal | Group | Address
+Operand = str | int | tuple["Operand", ...] | Address
+"""A register, parameter or shared variable by its name, `_` a sink (6.2); a constant, 0f… as its bits (4.5); a vector
+{a, b, …} or a pair d|p (6.4.3); an address."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +55,8 @@ _LOCAL = re.compile(r"^\s*(\w+):|\.reg\s+\.\w+\s+(\w+);", re.M)
 _REGISTERS = re.compile(r"\.reg\s+\.([a-z]+)(\d*)\s+(%?[\w.]+)")
 _LABEL = re.compile(r"([$\w.]+):(?!:)\s*")
 _GUARD = re.compile(r"@(!?)([%\w.]+)\s+")
+_OPERAND = re.compile(r"\[[^\]]*\]|\{[^}]*\}|[^\s,]+")
+_ADDRESS = re.compile(r"\[\s*([^\s+,]+)\s*(?:\+\s*(\S+?))?\s*(?:,\s*(\{.*\})\s*)?\]")
 
 
 def parse(text: str) -> Program:
@@ -93,14 +80,12 @@ def parse(text: str) -> Program:
 
 def _scoped(body: str) -> str:
     """Give names declared in an inner { } (4.6 "Scoping") a suffix of their own, and drop its braces."""
-    scopes = 0
+    numbers = count(1)
 
     def rename(scope: re.Match[str]) -> str:
-        nonlocal scopes
-        scopes += 1
-        inner = scope[1]
+        inner, number = scope[1], next(numbers)
         for name in {first or second for first, second in _LOCAL.findall(inner)}:
-            inner = re.sub(rf"(?<![%$\w]){name}\b", f"{name}.{scopes}x", inner)
+            inner = re.sub(rf"(?<![%$\w]){name}\b", f"{name}.{number}x", inner)
         return inner
 
     return _SCOPE.sub(rename, body)
@@ -110,44 +95,33 @@ def _read(statement: str, program: Program) -> None:
     while label := _LABEL.match(statement):
         statement = statement[label.end() :]
         if statement.startswith(".branchtargets"):
-            program.tables[label[1]] = [part.strip() for part in statement.removeprefix(".branchtargets").split(",")]
+            program.tables[label[1]] = _OPERAND.findall(statement.removeprefix(".branchtargets"))
             return
         program.labels[label[1]] = len(program.code)
     if declared := _REGISTERS.match(statement):
         program.widths[declared[3]] = int(declared[2] or 1)
     elif statement and not statement.startswith("."):
-        program.code.append(instruction(statement))
+        program.code.append(_instruction(statement))
 
 
-def instruction(statement: str) -> Instruction:
-    """One statement without its semicolon."""
+def _instruction(statement: str) -> Instruction:
     guard = _GUARD.match(statement)
     opcode, _, rest = statement[guard.end() if guard else 0 :].partition(" ")
-    name, *modifiers = re.split(r"\.", opcode)
-    operands = tuple(map(_operand, _split(rest)))
+    name, *modifiers = opcode.split(".")
+    operands = tuple(map(_operand, _OPERAND.findall(rest)))
     return Instruction(name, tuple(modifiers), operands, statement, guard and guard[2], bool(guard and guard[1]))
-
-
-def _split(text: str) -> list[str]:
-    """Parts between the commas that no bracket encloses."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "[{(") - (letter in "]})")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts if part.strip()]
 
 
 def _operand(text: str) -> Operand:
     if text[0] == "{" or "|" in text:
-        return Group(tuple(map(_operand, _split(text[1:-1]) if text[0] == "{" else text.split("|"))))
-    if text[0] == "[":
-        where, *rest = _split(text[1:-1])
-        base, _, offset = where.partition("+")
-        coordinates = _split(rest[0][1:-1]) if rest else ()
-        return Address(_operand(base.strip()), int(offset or "0", 0), tuple(map(_operand, coordinates)))
+        return tuple(map(_operand, _OPERAND.findall(text.strip("{}").replace("|", ","))))
+    if address := _ADDRESS.fullmatch(text):
+        return Address(_operand(address[1]), int(address[2] or "0", 0), parts(_operand(address[3] or "{}")))
     if text.startswith("0f"):
-        return Literal(int(text[2:], 16))
-    return Literal(int(text, 0)) if re.match(r"-?\d", text) else Register(text)
+        return int(text[2:], 16)
+    return int(text, 0) if re.match(r"-?\d", text) else text
+
+
+def parts(operand: Operand) -> tuple[Operand, ...]:
+    """The registers of a vector; one alone is a vector of one."""
+    return operand if isinstance(operand, tuple) else (operand,)

@@ -7,10 +7,11 @@ wait, the asynchronous operations that a waiting thread needs complete; when the
 import numpy as np
 
 from rlpheads.kernels.tools.ptx import arithmetic, asynchronous_copies, data_movement, tensor_cores, tensor_memory
-from rlpheads.kernels.tools.ptx.block import Block
+from rlpheads.kernels.tools.ptx.asynchronous_copies import Barrier, barrier_at
+from rlpheads.kernels.tools.ptx.block import Block, complete
 from rlpheads.kernels.tools.ptx.checked_memory import KernelError
 from rlpheads.kernels.tools.ptx.formats import Array
-from rlpheads.kernels.tools.ptx.program import Instruction, Program, Register
+from rlpheads.kernels.tools.ptx.program import Instruction, Program
 from rlpheads.kernels.tools.ptx.step import Step
 
 FAMILIES = (arithmetic, data_movement, asynchronous_copies, tensor_cores, tensor_memory)
@@ -48,7 +49,7 @@ class Scheduler:
         self._place = np.zeros(block.num_threads, np.int64)
         self._lives = np.ones(block.num_threads, bool)
         self._at_barrier, self._is_parked = np.zeros((2, block.num_threads), bool)
-        self._awaited: list[tuple[int, int]] = []
+        self._awaited: list[tuple[Barrier, int]] = []
 
     def run(self) -> None:
         """Run the block to its end.
@@ -92,8 +93,7 @@ class Scheduler:
         """Execute one instruction; False where the threads of the group no longer go on together to the next."""
         step = Step(self._block, instruction, group)
         if instruction.guard is not None:
-            holds = step.column(Register(instruction.guard), "pred")
-            step.active = group & (~holds if instruction.unless else holds)
+            step.active = group & (step.read(instruction.guard, "pred") ^ instruction.unless)
             if not step.active.any():
                 return True
         if instruction.name in CONTROL or instruction.modifiers[:1] == ("try_wait",):
@@ -104,7 +104,7 @@ class Scheduler:
 
     def _control(self, step: Step, place: int) -> bool:
         """Control flow (PTX ISA, 9.7.12) and waiting: `bar.sync` (9.7.13), `mbarrier.try_wait` (9.7.13.15)."""
-        program, target = self._block.program, step.operands[0] if step.operands else None
+        program = self._block.program
         if step.name == "ret":
             self._lives &= ~step.active
         elif step.name == "bar":
@@ -112,29 +112,27 @@ class Scheduler:
         elif step.name == "mbarrier":
             return self._wait(step, place)
         elif step.name == "bra":
-            assert isinstance(target, Register)
-            self._place[step.active] = program.labels[target.name]
+            self._place[step.active] = program.labels[str(step.operands[0])]
         else:
-            table = step.operands[1]
-            assert isinstance(table, Register)
-            targets = np.array([program.labels[name] for name in program.tables[table.name]])
-            chosen = step.column(0, "u32")[step.active]
+            targets = np.array([program.labels[name] for name in program.tables[str(step.operands[1])]])
+            chosen = step.read(step.operands[0], "u32")[step.active]
             if (chosen >= len(targets)).any():
                 raise KernelError("brx.idx beyond its table")
             self._place[step.active] = targets[chosen]
         return False
 
     def _wait(self, step: Step, place: int) -> bool:
-        where, parity = step.one(1), step.one(2)
-        barrier = asynchronous_copies.barrier_at(self._block, where)
+        target, *waited = step.operands
+        where, parity = map(step.one, waited)
+        barrier = barrier_at(self._block, where)
         self._block.shared.read(np.broadcast_to(where + np.arange(8), (len(step.threads), 8)), step.threads)
         if barrier.passed(parity):
             barrier.teach(step.active)
-            step.write(0, np.array(True))
+            step.write(target, np.array(True))
             return True
         self._place[step.active] = place
         self._is_parked |= step.active
-        self._awaited.append((where, parity))
+        self._awaited.append((barrier, parity))
         return False
 
     def _release(self) -> None:
@@ -143,11 +141,11 @@ class Scheduler:
             self._block.shared.barrier()
             self._block.tensor.barrier()
             return
-        barriers = [(self._block.barriers[where], parity) for where, parity in self._awaited]
-        if not any(barrier.passed(parity) for barrier, parity in barriers):
-            for barrier, _ in barriers:
-                barrier.land()
-            if not any(barrier.passed(parity) for barrier, parity in barriers):
-                raise KernelError(f"deadlock: {int(self._is_parked.sum())} threads wait at {barriers[0][0]}")
+        if not any(barrier.passed(parity) for barrier, parity in self._awaited):
+            for barrier, _ in self._awaited:
+                complete(barrier.actions)
+            if not any(barrier.passed(parity) for barrier, parity in self._awaited):
+                barrier, _ = self._awaited[0]
+                raise KernelError(f"deadlock: {int(self._is_parked.sum())} threads wait at {barrier}")
         self._is_parked[:] = False
         self._awaited.clear()

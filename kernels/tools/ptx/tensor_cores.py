@@ -6,35 +6,31 @@ than "at least single precision" and leaves order and rounding of the sum open, 
 
 import numpy as np
 
-from rlpheads.kernels.tools.ptx.asynchronous_copies import swizzled, wait_for_groups
+from rlpheads.kernels.tools.ptx.asynchronous_copies import swizzled
+from rlpheads.kernels.tools.ptx.block import complete_groups
 from rlpheads.kernels.tools.ptx.checked_memory import Flight, KernelError
 from rlpheads.kernels.tools.ptx.formats import Array, elements
-from rlpheads.kernels.tools.ptx.program import Group, Register
+from rlpheads.kernels.tools.ptx.program import Operand, parts
 from rlpheads.kernels.tools.ptx.step import Step
 
 WARPGROUP = 128
 
 
-def _fragments(step: Step, place: int, kind: str, right: bool) -> Array:
-    """A (warps, 16, K) or B (warps, 8, K) from registers of 1 or 2 numbers: lane l has row l/4 and place l mod 4 (9.7.15.5.8).
+def _from_registers(step: Step, source: Operand, kind: str, rows: int) -> Array:
+    """A (warps, 16, K) or B (warps, 8, K): lane l has row l/4 and 1 or 2 numbers from place l mod 4 on (9.7.15.5.8).
 
     A's register r has rows from 8·(r mod 2) and columns from K/2·(r/2) on, B's columns from K/2·r on.
     """
-    raw = np.stack([step.column(part, "b32") for part in step.parts(place)])
-    numbers = elements(np.ascontiguousarray(raw)[..., None].view(np.uint8), kind)
-    count, num_threads, width = numbers.shape
-    lane, warp = np.arange(num_threads) % 32, np.arange(num_threads) // 32
-    matrix = np.zeros((num_threads // 32, 8 if right else 16, 4 * width * (count if right else count // 2)))
-    for register, values in enumerate(numbers):
-        below, half = (0, register) if right else (8 * (register % 2), register // 2)
-        for place in range(width):
-            matrix[warp, lane // 4 + below, lane % 4 * width + place + 4 * width * half] = values[:, place]
-    return matrix
+    raw = np.stack([step.read(part, "b32") for part in parts(source)])[..., None].view(np.uint8)
+    numbers, warps = elements(raw, kind), step.block.num_threads // 32
+    by_place = numbers.reshape(-1, rows // 8, warps, 8, 4, numbers.shape[-1]).transpose(2, 1, 3, 0, 4, 5)
+    return by_place.reshape(warps, rows, -1)
 
 
-def _accumulator_place(register: int, lane: Array) -> tuple[Array, Array]:
-    """Row and column within a warp's 16 rows; four registers an 8-column block."""
-    return lane // 4 + 8 * (register // 2 % 2), 8 * (register // 4) + lane % 4 * 2 + register % 2
+def _to_registers(product: Array) -> Array:
+    """16 rows a warp into registers (R, threads): four an 8-column block, two of row l/4 and two of the row 8 below."""
+    by_lane = product.reshape(-1, 2, 8, product.shape[-1] // 8, 4, 2).transpose(3, 1, 5, 0, 2, 4)
+    return by_lane.reshape(product.shape[-1] // 2, -1)
 
 
 def _require_whole(step: Step, size: int) -> Array:
@@ -48,13 +44,12 @@ def _require_whole(step: Step, size: int) -> Array:
 def multiply_fragments(step: Step) -> None:
     """mma.sync.m16n8k16 of bf16 or fp16, m16n8k8 of tf32 (9.7.15.5)."""
     _require_whole(step, 32)
+    target, a, b, total = step.operands
     kind = step.modifiers[-2]
-    lane, warp = step.block.threads % 32, step.block.threads // 32
-    product = _fragments(step, 1, kind, False) @ _fragments(step, 2, kind, True).transpose(0, 2, 1)
-    totals = [step.read(total, "f32") for total in step.parts(3)]
-    for register, (target, total) in enumerate(zip(step.parts(0), totals, strict=True)):
-        value = product[warp, *_accumulator_place(register, lane)] + total
-        step.write(target, value.astype(np.float32))
+    product = _from_registers(step, a, kind, 16) @ _from_registers(step, b, kind, 8).transpose(0, 2, 1)
+    totals = _to_registers(product) + np.stack([step.read(part, "f32") for part in parts(total)])
+    for part, values in zip(parts(target), totals.astype(np.float32), strict=True):
+        step.write(part, values)
 
 
 def matrix_cells(descriptor: int, swizzle: int, rows: int, across: bool) -> Array:
@@ -76,6 +71,13 @@ def matrix_cells(descriptor: int, swizzle: int, rows: int, across: bool) -> Arra
     return swizzled(cells.reshape(rows, 32), swizzle)
 
 
+def begin_reading(step: Step, cells: Array, party: int, span: int = 1) -> Flight:
+    """Begin to read an operand of an asynchronous product from shared memory."""
+    step.block.launch.counts.shared_bytes += cells.size
+    text, flat = step.instruction.text[:90], cells.reshape(1, -1)
+    return step.block.shared.begin(text, flat, np.array([party]), writes=False, span=span, proxy=True)
+
+
 def warpgroup(step: Step) -> None:
     """wgmma: asynchronous products of 128 threads, in groups (9.7.15.7)."""
     action, block = step.modifiers[0], step.block
@@ -84,77 +86,46 @@ def warpgroup(step: Step) -> None:
     elif action == "commit_group":
         block.products.append([])
     elif action == "wait_group":
-        wait_for_groups(block.products, step.one(0))
+        complete_groups(block.products, step.one(step.operands[0]))
     else:
-        _begin_product(step)
+        target, a, _, _, *scales = step.operands
+        if not block.unfenced.isdisjoint(parts(target) + (a if isinstance(a, tuple) else ())):
+            raise KernelError("registers of a wgmma were written since the last wgmma.fence")
+        if scales[:2] != [1, 1]:
+            raise NotImplementedError(step.instruction.text)
+        for number in _require_whole(step, WARPGROUP):
+            mine = step.active & (block.threads // WARPGROUP == number)
+            _begin_product(Step(block, step.instruction, mine), int(number))
 
 
-def _begin_product(step: Step) -> None:
-    numbers = _require_whole(step, WARPGROUP)
-    left = step.parts(1) if isinstance(step.operands[1], Group) else ()
-    if any(isinstance(part, Register) and part.name in step.block.unfenced for part in (*step.parts(0), *left)):
-        raise KernelError("registers of a wgmma were written since the last wgmma.fence")
-    if [step.one(scale, "s32") for scale in step.operands[4:6]] != [1, 1]:
-        raise NotImplementedError(step.instruction.text)
-    for number in numbers:
-        mine = step.active & (step.block.threads // WARPGROUP == number)
-        product = _GroupProduct(Step(step.block, step.instruction, mine), int(number))
-        if step.block.launch.late:
-            product.step.put_off(0, step.block.products[-1], product.finish)
+def _begin_product(step: Step, number: int) -> None:
+    target, a, b, scale, _, _, *across = step.operands
+    block, columns = step.block, int(step.modifiers[3].partition("n")[2].partition("k")[0])
+    adds, cells, flights = step.read(scale, "pred")[step.active].all(), {}, []
+    for name, source, rows, flag in (("a", a, 64, across[:1]), ("b", b, columns, across[1:])):
+        if not isinstance(source, tuple):
+            descriptor = step.one(source, "u64")
+            cells[name] = matrix_cells(descriptor, (0, 3, 2, 1)[descriptor >> 62], rows, flag == [1])
+            flights.append(begin_reading(step, cells[name], number, WARPGROUP))
+
+    def compute() -> None:
+        if isinstance(a, tuple):
+            left = _from_registers(step, a, step.kind, 16)[4 * number :][:4].reshape(64, -1)
         else:
-            product.compute()
-            step.block.products[-1].append(product.finish)
+            left = elements(block.shared.data[cells["a"]], step.kind)
+        result = _to_registers(left @ elements(block.shared.data[cells["b"]], step.kind).T).T
+        if adds:
+            before = np.stack([block.registers[str(part)] for part in parts(target)], 1)[step.active]
+            result = result + before.view(np.float32)
+        step.write_columns(target, result.astype(np.float32))
+        block.unfenced.difference_update(parts(target))
 
+    def tell() -> None:
+        for flight in flights:
+            flight.knows |= step.active
 
-class _GroupProduct:
-    """One warpgroup's product, from its beginning to the wait that completes it."""
-
-    def __init__(self, step: Step, number: int) -> None:
-        self.step = step
-        self._kind, self._is_done = step.kind, False
-        self._adds = bool(step.column(3, "pred")[step.active].all())
-        self._flights: list[Flight] = []
-        self._cells: dict[int, Array] = {}
-        columns = int(step.modifiers[3].partition("n")[2].partition("k")[0])
-        across = [step.one(flag, "s32") == 1 for flag in step.operands[6:]] or [False, False]
-        for place, rows in ((1, 64), (2, columns)):
-            if isinstance(step.operands[place], Group):
-                continue
-            descriptor = step.one(place, "u64")
-            cells = matrix_cells(descriptor, (0, 3, 2, 1)[descriptor >> 62], rows, across[place - 1])
-            self._cells[place] = cells
-            step.block.launch.counts.shared_bytes += cells.size
-            text, party = step.instruction.text[:60], np.array([number])
-            self._flights.append(
-                step.block.shared.begin(text, cells.reshape(1, -1), party, writes=False, span=WARPGROUP, proxy=True)
-            )
-
-    def compute(self) -> None:
-        """Read the operands, multiply, write the registers."""
-        step, block = self.step, self.step.block
-        if 1 in self._cells:
-            left = elements(block.shared.data[self._cells[1]], self._kind)
-        else:
-            warps = _fragments(step, 1, self._kind, False)
-            left = warps[np.flatnonzero(step.active.reshape(-1, 32).any(1))].reshape(64, -1)
-        product = left @ elements(block.shared.data[self._cells[2]], self._kind).T
-        lane, warp = block.threads % 32, block.threads % WARPGROUP // 32
-        for register, target in enumerate(step.parts(0)):
-            assert isinstance(target, Register)
-            row, column = _accumulator_place(register, lane)
-            value = product[16 * warp + row, column]
-            if self._adds:
-                value = value + block.registers[target.name].view(np.float32)
-            step.write(target, value.astype(np.float32))
-            block.unfenced.discard(target.name)
-        self._is_done = True
-
-    def finish(self) -> None:
-        """What wgmma.wait_group does."""
-        if not self._is_done:
-            self.compute()
-        for flight in self._flights:
-            flight.knows |= self.step.active
+    step.write_later(target, block.products[-1], compute)
+    block.products[-1].append(tell)
 
 
 INSTRUCTIONS = {"mma": multiply_fragments, "wgmma": warpgroup}
