@@ -20,7 +20,8 @@ from rlpheads.kernels.tools.ptx.block import KernelLaunch
 from rlpheads.kernels.tools.ptx.counts import KINDS
 from rlpheads.kernels.tools.ptx.launch import executed
 
-COLUMNS = ("kernel", "chip", "blocks", "a logit", *KINDS, "integer")
+ALL_KINDS = (*KINDS, "integer")
+COLUMNS = ("kernel", "chip", "blocks", "a logit", *ALL_KINDS)
 COLUMNS += ("read once", "asked for", "written", "shared", "16 B", "conflicts")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PASS = ("row_shifts", "class_tiles", "merge_tiles", "align_tiles")
@@ -45,76 +46,65 @@ def launches_of(
     return executor.launches
 
 
-def rows_of(chip: int, launches: list[KernelLaunch], num_logits: int) -> list[list[str]]:
-    """One row a kernel: thread-instructions a logit by kind, megabytes, share of stores with 16 bytes, bank conflicts."""
-    found = defaultdict(list)
+def row_of(name: str, chip: int, launches: list[KernelLaunch], num_logits: int) -> list[str]:
+    """A kernel's: thread-instructions a logit by kind, megabytes, share of stores with 16 bytes, bank conflicts."""
+    counts = [launch.counts for launch in launches]
+    each = [sum(one.instructions[kind] * one.scale for one in counts) / num_logits for kind in ALL_KINDS]
+    stores = sum((one.stores for one in counts), Counter())
+    conflicts = sum(one.bank_conflicts for one in counts) / max(sum(one.shared_passes for one in counts), 1)
+    row = [name, f"sm_{chip}", str(sum(one.grid for one in counts))]
+    row += [f"{number:.2f}" for number in (sum(each), *each, *(size / 1e6 for size in moved(launches)))]
+    return [*row, f"{stores[16] / max(stores.total(), 1):.0%}", f"{conflicts:.0%}"]
+
+
+def moved(launches: list[KernelLaunch]) -> list[float]:
+    """Bytes read once, asked for and written, and of shared memory, of whole grids."""
+    sums = [0.0] * 4
     for launch in launches:
-        found[launch.program.name.removesuffix("_kernel")].append(launch)
-    rows = []
-    for name, group in found.items():
-        scales = [launch.counts.grid / launch.counts.blocks for launch in group]
-        each: Counter[str] = Counter()
-        for launch, scale in zip(group, scales, strict=True):
-            each.update({kind: number * scale / num_logits for kind, number in launch.counts.instructions.items()})
-        stores = sum((launch.counts.stores for launch in group), Counter())
-        passes = sum(launch.counts.shared_passes for launch in group)
-        conflicts = sum(launch.counts.bank_conflicts for launch in group)
-        shared = sum(launch.counts.shared_bytes * scale for launch, scale in zip(group, scales, strict=True))
-        rows.append(
-            [name, f"sm_{chip}", str(sum(launch.counts.grid for launch in group)), f"{each.total():.2f}"]
-            + [f"{each[kind]:.2f}" for kind in (*KINDS, "integer")]
-            + [f"{number / 1e6:.2f}" for number in (*moved(group), shared)]
-            + [f"{stores[16] / max(stores.total(), 1):.0%}", f"{conflicts / max(passes, 1):.0%}"]
-        )
-    return rows
+        memory, counts, scale = launch.memory, launch.counts, launch.counts.scale
+        sizes = (memory.read.total(), memory.written.total(), counts.shared_bytes)
+        one = (memory.read_once(scale), *(scale * size for size in sizes))
+        sums = [total + size for total, size in zip(sums, one, strict=True)]
+    return sums
 
 
-def moved(launches: list[KernelLaunch]) -> tuple[float, float, float]:
-    """Bytes read once, asked for and written, of whole grids."""
-    scales = [(launch.memory, launch.counts.grid / launch.counts.blocks) for launch in launches]
-    return (
-        sum(memory.read_once(scale) for memory, scale in scales),
-        sum(memory.read.total() * scale for memory, scale in scales),
-        sum(memory.written.total() * scale for memory, scale in scales),
-    )
+def parser() -> argparse.ArgumentParser:
+    """What can be asked for."""
+    made = argparse.ArgumentParser(prog="python -m rlpheads.kernels.tools.ptx", description=__doc__.split("\n\n")[0])
+    made.add_argument("--chips", type=int, nargs="+", choices=KNOWN_CHIPS, default=list(KNOWN_CHIPS))
+    made.add_argument("--sizes", type=int, nargs=3, default=[128, 768, 10_000], metavar=("ROWS", "FEATURES", "LABELS"))
+    made.add_argument("--dtype", choices=DTYPES, default="bf16")
+    made.add_argument("--regularizer", choices=("unlikelihood", "uniform", "entropy"), default="unlikelihood")
+    made.add_argument("--bias", action="store_true")
+    return made
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Execute and print."""
-    parser = argparse.ArgumentParser(prog="python -m rlpheads.kernels.tools.ptx", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--chips", type=int, nargs="+", choices=KNOWN_CHIPS, default=list(KNOWN_CHIPS))
-    parser.add_argument(
-        "--sizes", type=int, nargs=3, default=[128, 768, 10_000], metavar=("ROWS", "FEATURES", "LABELS")
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--regularizer", choices=("unlikelihood", "uniform", "entropy"), default="unlikelihood")
-    parser.add_argument("--bias", action="store_true")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     rows, features, labels = options.sizes
+    kind, dtype, bias = options.regularizer, DTYPES[options.dtype], options.bias
+    outputs = PassOutputs(True, kind == "entropy", kind == "uniform")
+    load = traffic.Workload(rows, features, labels, dtype.itemsize, 4, outputs)
+    compulsory, cast = traffic.compulsory_tile_bytes(load), traffic.cast_bytes(load, 1)
     table = Table(title=f"executed: B={rows}, D={features}, K={labels}; instructions a logit by kind, megabytes")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "kernel" else "right")
-    outputs = PassOutputs(True, options.regularizer == "entropy", options.regularizer == "uniform")
-    itemsize = DTYPES[options.dtype].itemsize
-    load = traffic.Workload(rows, features, labels, itemsize, 4, outputs)
-    compulsory = traffic.compulsory_tile_bytes(load)
     lines = []
     for chip in options.chips:
-        tiles = chip_tiles(
-            chip, DTYPES[options.dtype], rows, rich=outputs.has_base or outputs.moments, bias=options.bias
-        )[0]
-        launches = launches_of(chip, (rows, features, labels), DTYPES[options.dtype], options.regularizer, options.bias)
-        for row in rows_of(chip, launches, rows * labels):
-            table.add_row(*row)
-        once, _, written = moved([launch for launch in launches if launch.program.name.removesuffix("_kernel") in PASS])
+        launches = defaultdict(list)
+        for launch in launches_of(chip, (rows, features, labels), dtype, kind, bias):
+            launches[launch.program.name.removesuffix("_kernel")].append(launch)
+        for name, group in launches.items():
+            table.add_row(*row_of(name, chip, group, rows * labels))
+        once, _, written, _ = moved([launch for name in PASS for launch in launches[name]])
+        tiles = chip_tiles(chip, dtype, rows, rich=outputs.has_base or outputs.moments, bias=bias)[0]
         lines.append(
-            f"sm_{chip}: pass over the logits {(once + written) / compulsory:.3f} of the compulsory bytes executed"
+            f"sm_{chip}: pass over the logits {(once + written) / compulsory:.3f} of the compulsory bytes executed, "
+            f"{traffic.modelled_tile_bytes(load, tiles) / compulsory:.3f} by the model, "
+            f"{(once + written + cast) / compulsory:.3f} with the cast of a float32 weight"
         )
-        cast = labels * features * (4 + itemsize) * (itemsize < 4)
-        lines[-1] += f", {traffic.modelled_tile_bytes(load, tiles) / compulsory:.3f} by the model"
-        lines[-1] += f", {(once + written + cast) / compulsory:.3f} with the cast of a float32 weight"
-    console = Console(width=max(Console().width, 190))
-    console.print(table, *lines, sep="\n")
+    Console(width=max(Console().width, 190)).print(table, *lines, sep="\n")
 
 
 if __name__ == "__main__":

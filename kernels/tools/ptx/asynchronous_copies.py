@@ -1,56 +1,15 @@
 """cp.async, tensor copies by the TMA unit, and the mbarriers on which they complete (PTX ISA, 9.7.9.25, 9.7.13.15)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from rlpheads.kernels.tools.ptx.block import Action, Block, complete_groups
-from rlpheads.kernels.tools.ptx.checked_memory import Flight, KernelError
+from rlpheads.kernels.tools.ptx.block import Barrier, complete_groups
+from rlpheads.kernels.tools.ptx.checked_memory import KernelError
 from rlpheads.kernels.tools.ptx.formats import Array
 from rlpheads.kernels.tools.ptx.global_memory import GlobalMemory
 from rlpheads.kernels.tools.ptx.program import Address
 from rlpheads.kernels.tools.ptx.step import Step
-
-
-@dataclass
-class Barrier:
-    """An mbarrier object: a phase is complete when no arrival and no byte is pending (9.7.13.15.1)."""
-
-    count: int
-    pending: int
-    num_bytes: int = 0
-    phase: int = 0
-    actions: list[Action] = field(default_factory=list)
-    """Asynchronous operations that will complete on it."""
-    flights: list[Flight] = field(default_factory=list)
-
-    def passed(self, parity: int) -> bool:
-        """Whether the phase of that parity is complete."""
-        return self.phase % 2 != parity % 2
-
-    def arrive(self, arrivals: int, num_bytes: int) -> None:
-        """Count arrivals, and bytes that are expected or, negative, have come."""
-        self.pending -= arrivals
-        self.num_bytes += num_bytes
-        if self.pending == 0 and self.num_bytes == 0:
-            self.phase, self.pending = self.phase + 1, self.count
-
-    def teach(self, threads: Array) -> None:
-        """Tell threads that waited what is complete."""
-        for flight in self.flights:
-            flight.knows |= threads
-        self.flights = [flight for flight in self.flights if not flight.knows.all()]
-
-    def __str__(self) -> str:
-        return f"an mbarrier in phase {self.phase}, {self.pending} arrivals and {self.num_bytes} bytes pending"
-
-
-def barrier_at(block: Block, where: int) -> Barrier:
-    """The mbarrier at an address of shared memory."""
-    if where not in block.barriers:
-        raise KernelError(f"no mbarrier at {where}")
-    barrier: Barrier = block.barriers[where]
-    return barrier
 
 
 def barrier_object(step: Step) -> None:
@@ -65,7 +24,7 @@ def barrier_object(step: Step) -> None:
         block.shared.write(cells, step.thread(), np.zeros((1, 8), np.uint8))
         block.barriers[start] = Barrier(number, number)
         return
-    barrier = barrier_at(block, start)
+    barrier = block.barrier_at(start)
     block.shared.read(cells, step.thread())
     if action == "arrive":
         barrier.arrive(1, number)
@@ -144,7 +103,7 @@ def _copy_tensor(step: Step) -> None:
     block, thread, start = step.block, step.thread(), step.one(target)
     column, row = (step.one(part, "s32") for part in source.coordinates)
     tensor_map: TensorMap = block.launch.tensor_maps[step.one(source.base, "u64")]
-    barrier = barrier_at(block, step.one(where))
+    barrier = block.barrier_at(step.one(where))
     if start % 128:
         raise KernelError("a tensor copy to no multiple of 128 bytes")
     num_bytes = tensor_map.box[0] * tensor_map.box[1] * tensor_map.itemsize

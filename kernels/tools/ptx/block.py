@@ -36,6 +36,39 @@ class KernelLaunch:
     """Branches and waits after which a block is taken to go on for ever."""
 
 
+@dataclass
+class Barrier:
+    """An mbarrier object: a phase is complete when no arrival and no byte is pending (9.7.13.15.1)."""
+
+    count: int
+    pending: int
+    num_bytes: int = 0
+    phase: int = 0
+    actions: list[Action] = field(default_factory=list)
+    """Asynchronous operations that will complete on it."""
+    flights: list[Flight] = field(default_factory=list)
+
+    def passed(self, parity: int) -> bool:
+        """Whether the phase of that parity is complete."""
+        return self.phase % 2 != parity % 2
+
+    def arrive(self, arrivals: int, num_bytes: int) -> None:
+        """Count arrivals, and bytes that are expected or, negative, have come."""
+        self.pending -= arrivals
+        self.num_bytes += num_bytes
+        if self.pending == 0 and self.num_bytes == 0:
+            self.phase, self.pending = self.phase + 1, self.count
+
+    def teach(self, threads: Array) -> None:
+        """Tell threads that waited what is complete."""
+        for flight in self.flights:
+            flight.knows |= threads
+        self.flights = [flight for flight in self.flights if not flight.knows.all()]
+
+    def __str__(self) -> str:
+        return f"an mbarrier in phase {self.phase}, {self.pending} arrivals and {self.num_bytes} bytes pending"
+
+
 class Block:
     """One block of a launch, or several that have nothing in common but the code."""
 
@@ -68,7 +101,8 @@ class Block:
         """Of products in tensor memory that are not yet committed."""
         self.owed: dict[str, list[Action]] = {}
         """Registers that an asynchronous operation will set, and the list in which it stands."""
-        self.barriers: dict[int, Any] = {}
+        self.barriers: dict[int, Barrier] = {}
+        """By their addresses in shared memory."""
 
     def make(self, name: str) -> Array:
         """The values of a register, unset at first."""
@@ -81,6 +115,12 @@ class Block:
             self.unset[name] = ~self.registers[name]
         return self.registers[name]
 
+    def barrier_at(self, where: int) -> Barrier:
+        """The mbarrier at an address of shared memory."""
+        if where not in self.barriers:
+            raise KernelError(f"no mbarrier at {where}")
+        return self.barriers[where]
+
     def later(self, queue: list[Action], action: Action) -> None:
         """What an asynchronous operation does: when it is waited for, or in the early mode at once."""
         if self.launch.late:
@@ -90,9 +130,8 @@ class Block:
 
     def drain(self) -> None:
         """The end of a block, by which everything must have been waited for."""
-        left = [group for groups in (self.copies, self.products) for group in groups if group]
-        left += [barrier for barrier in self.barriers.values() if barrier.actions]
-        if left or self.tensor_loads or self.tensor_stores or self.tensor_columns:
+        left = [*self.copies, *self.products, self.tensor_loads, self.tensor_stores]
+        if any(left) or any(barrier.actions for barrier in self.barriers.values()) or self.tensor_columns:
             raise KernelError("the block ends before what it began has been waited for, or keeps tensor memory")
 
 

@@ -40,6 +40,11 @@ class Counts:
     least_passes: int = 0
 
     @property
+    def scale(self) -> float:
+        """Blocks of the grid for each that ran."""
+        return self.grid / self.blocks
+
+    @property
     def bank_conflicts(self) -> int:
         """Passes beyond the least that the bytes need."""
         return self.shared_passes - self.least_passes

@@ -45,10 +45,20 @@ def to_tf32(values: Array, toward_zero: bool) -> Array:
     return np.where((bits & np.uint32(0x7F800000)) == 0x7F800000, bits, rounded)
 
 
+ROUNDINGS = {"bf16": to_bf16, "f16": to_f16, "tf32": to_tf32}
+
+
 def flush(values: Array) -> Array:
     """ftz: subnormal float32 become zeros of the same sign."""
     tiny = np.abs(values) < np.finfo(np.float32).tiny
     return np.where(tiny, np.copysign(np.float32(0), values), values)
+
+
+def numbers(raw: Array, kind: str) -> Array:
+    """What one can compute with: of bf16 float32, of pairs of float32 twice as many."""
+    if kind == "f32x2":
+        return raw.view(np.float32)
+    return from_bf16(raw) if kind == "bf16" else raw
 
 
 def elements(raw: Array, kind: str) -> Array:

@@ -64,9 +64,8 @@ class Executor:
         """Take the place of JITFunction.run."""
         compiled, values = self.compile(kernel, arguments, options)
         width, height, depth = (*grid, 1, 1)[:3]
-        launch = lay_out(compiled, values, (width, height, depth), self.late)
-        self.launches.append(launch)
-        run_blocks(launch, self.seed, self.limits.get(compiled.program.name))
+        self.launches.append(lay_out(compiled, values, (width, height, depth), self.late))
+        run_blocks(self.launches[-1], self.seed, self.limits.get(compiled.program.name))
 
     def compile(
         self, kernel: JITFunction, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -81,11 +80,8 @@ class Executor:
         bound, specialization, chosen = bind(*arguments, **options)
         key = kernel, str(specialization), str(chosen)
         if key not in self.compiled:
-            parsed, signature, constants, attributes = kernel._pack_args(
-                backend, options, bound, specialization, chosen
-            )
-            source = ASTSource(kernel, signature, constants, attributes)
-            self.compiled[key] = _compile_source(source, target, parsed.__dict__)
+            parsed, *described = kernel._pack_args(backend, options, bound, specialization, chosen)
+            self.compiled[key] = _compile_source(ASTSource(kernel, *described), target, parsed.__dict__)
         return self.compiled[key], list(bound.values())
 
 
@@ -112,32 +108,28 @@ def lay_out(compiled: Compiled, arguments: list[Any], grid: tuple[int, int, int]
     numbers: list[int] = []
 
     def lay(kind: Any, value: Any) -> None:
+        if kind == "constexpr":
+            return
         if isinstance(kind, tuple):
             for part, item in zip(kind, value, strict=True):
                 lay(part, item)
         elif isinstance(value, TensorDescriptor):
-            handle = FIRST_HANDLE + 128 * len(maps)
-            maps[handle] = _tensor_map(value, compiled.boxes[len(maps)])
-            tensors.append(value.base)
+            box, handle = compiled.boxes[len(maps)], FIRST_HANDLE + 128 * len(maps)
+            size, base = tuple(box["block_size"]), value.base
+            shape, stride = tuple(value.shape), value.strides[0]
+            maps[handle] = TensorMap(base.data_ptr(), shape, stride, box["elem_size"], size, box["swizzle"])
+            tensors.append(base)
             numbers.extend((handle, *value.shape, *value.strides))
         elif isinstance(value, torch.Tensor):
             tensors.append(value)
             numbers.append(value.data_ptr())
-        elif kind != "constexpr":
+        else:
             numbers.append(int(value))
 
-    for kind, value in zip(compiled.types.values(), arguments, strict=True):
-        if kind != "constexpr":
-            lay(kind, value)
+    lay(tuple(compiled.types.values()), arguments)
     names = list(compiled.program.parameters)
     values = dict(zip(names, [*numbers, 0, 0], strict=True))  # two of scratch memory, which no kernel uses
     return KernelLaunch(compiled.program, values, maps, GlobalMemory(tensors), compiled.shared_bytes, grid, late)
-
-
-def _tensor_map(descriptor: TensorDescriptor, box: dict[str, Any]) -> TensorMap:
-    base, (rows, columns), stride = descriptor.base, descriptor.shape, descriptor.strides[0]
-    shape = tuple(box["block_size"])
-    return TensorMap(base.data_ptr(), (rows, columns), stride, box["elem_size"], shape, box["swizzle"])
 
 
 TOGETHER = 32

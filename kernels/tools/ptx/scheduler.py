@@ -7,8 +7,7 @@ wait, the asynchronous operations that a waiting thread needs complete; when the
 import numpy as np
 
 from rlpheads.kernels.tools.ptx import arithmetic, asynchronous_copies, data_movement, tensor_cores, tensor_memory
-from rlpheads.kernels.tools.ptx.asynchronous_copies import Barrier, barrier_at
-from rlpheads.kernels.tools.ptx.block import Block, complete
+from rlpheads.kernels.tools.ptx.block import Barrier, Block, complete
 from rlpheads.kernels.tools.ptx.checked_memory import KernelError
 from rlpheads.kernels.tools.ptx.formats import Array
 from rlpheads.kernels.tools.ptx.program import Instruction, Program
@@ -124,7 +123,7 @@ class Scheduler:
     def _wait(self, step: Step, place: int) -> bool:
         target, *waited = step.operands
         where, parity = map(step.one, waited)
-        barrier = barrier_at(self._block, where)
+        barrier = self._block.barrier_at(where)
         self._block.shared.read(np.broadcast_to(where + np.arange(8), (len(step.threads), 8)), step.threads)
         if barrier.passed(parity):
             barrier.teach(step.active)

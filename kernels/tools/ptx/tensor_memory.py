@@ -5,7 +5,6 @@ An address has the lane in its upper 16 bits and the column in its lower. A warp
 
 import numpy as np
 
-from rlpheads.kernels.tools.ptx.asynchronous_copies import barrier_at
 from rlpheads.kernels.tools.ptx.block import TENSOR_COLUMNS, TENSOR_LANES, Block, complete
 from rlpheads.kernels.tools.ptx.checked_memory import KernelError
 from rlpheads.kernels.tools.ptx.formats import Array, elements
@@ -128,7 +127,7 @@ def _shared_matrix(descriptor: int, rows: int, across: bool) -> Array:
 def commit(step: Step) -> None:
     """tcgen05.commit: an mbarrier is arrived at when all products so far are complete (9.7.16.11.1)."""
     step.thread()
-    block, barrier = step.block, barrier_at(step.block, step.one(step.operands[0]))
+    block, barrier = step.block, step.block.barrier_at(step.one(step.operands[0]))
     products, flights = block.tensor_products, block.tensor_flights
     block.tensor_products, block.tensor_flights = [], []
 
