@@ -5,7 +5,8 @@ python benchmarks/bench_startup.py --rounds 1   # does it run?
 
 The digits are trained from `configs/digits_vit.yaml`, and the process ends when its first optimizer step was taken. It is
 started by plain python and by torchrun, in turns with `python -c 'import torch, timm'`. A command's processor time is that of
-all its processes. The first round fills caches and does not count.
+all its processes, threads that wait for one another included: where others use the cores, set OMP_NUM_THREADS=1. The first
+round fills caches and does not count.
 """
 
 from __future__ import annotations
@@ -29,9 +30,8 @@ FIRST_STEP = """
 import os
 from rlpheads.engine import train
 from rlpheads.engine.distributed import host_memory
-from rlpheads.engine.model import late_compiler, timm_loading
+from rlpheads.engine.model import timm_loading
 host_memory.keep_freed_memory()  # before torch loads, as a start does
-late_compiler.defer()
 with timm_loading.without_extras():
     from rlpheads.engine.training.training import Training
 whole = Training.train_on

@@ -16,7 +16,7 @@ from rlpheads.engine.config.launcher_variables import is_first, without_local_ra
 from rlpheads.engine.config.ranges import range_errors
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed import host_memory, launcher_folder, parent_death
-from rlpheads.engine.model import late_compiler, timm_loading
+from rlpheads.engine.model import timm_loading
 from rlpheads.engine.terminal import standard_streams
 from rlpheads.engine.terminal.text import printable
 
@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str]) -> int:
     try:
         config = read_settings(without_local_rank(argv), _note)
-        late_compiler.defer()  # torch and timm load here: --help and slips are answered at once
-        with timm_loading.without_extras():
+        with timm_loading.without_extras():  # torch and timm load here: --help and slips are answered at once
             from rlpheads.engine.training import job
 
         return job.run(config)

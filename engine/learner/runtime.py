@@ -28,20 +28,14 @@ def torch_switches(runtime: RuntimeConfig) -> Iterator[None]:
     for backend in backends:
         backend.allow_tf32 = runtime.tf32
     torch.backends.cudnn.benchmark = runtime.cudnn_benchmark and not runtime.deterministic
-    _set_deterministic(runtime.deterministic)
+    torch.use_deterministic_algorithms(runtime.deterministic)
     try:
         yield
     finally:
         for backend, allowed in zip(backends, before, strict=True):
             backend.allow_tf32 = allowed
         torch.backends.cudnn.benchmark = cudnn
-        _set_deterministic(deterministic)
-
-
-def _set_deterministic(wanted: bool) -> None:
-    """Switch where it is a change: torch loads its whole compiler to tell it."""
-    if wanted != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(wanted)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def adapt_module(module: nn.Module, runtime: RuntimeConfig) -> None:

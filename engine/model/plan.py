@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.model.attention import AttentionCall, AttentionWatch
@@ -16,9 +13,6 @@ from rlpheads.engine.model.builder import build_model, tap_dims
 from rlpheads.engine.model.flops import network_flops
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.engine.model.taps import Place, Tap
-
-_FILLING = frozenset({"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"})
-"""Methods by which initial weights are drawn."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +64,7 @@ def plan_model(config: Config, num_classes: int) -> ModelPlan:
     size = config.data.image_size
     grows = bool(config.data.early_sizes)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        with _WithoutFilling():
-            model = build_model(config, num_classes)
+        model = build_model(config, num_classes)
         with AttentionWatch() as watch:
             dims = tap_dims(model, size)
             flops = None if grows else network_flops(model, size, frozen=config.model.frozen)
@@ -108,20 +101,3 @@ def _supports_checkpointing(model: TappedModel) -> bool:
     except (AttributeError, AssertionError):
         return False
     return True
-
-
-class _WithoutFilling(TorchFunctionMode):
-    """Draws no weights on the meta device, where there is nothing to fill, but torch would load sympy to find that out."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Collection[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Return a meta tensor that is to be filled as it is, and call anything else."""
-        del types
-        if func.__name__ in _FILLING and args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))

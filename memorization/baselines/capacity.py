@@ -22,7 +22,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from rlpheads.memorization.arguments import check_num_labels
 
@@ -64,7 +63,7 @@ def _log_above_mean(j: int) -> float:
     """Log q_j: of j+1 standard normals, j given ones exceed the mean of all."""
     if j == 0:
         return 0.0
-    from scipy import optimize  # a run begins without it: `capacity_warning`
+    from scipy import optimize, special  # a run begins without them: `capacity_warning`
 
     def exponent(c: float) -> float:
         return 0.5 * c * c + j * math.log(special.erfcx(c / math.sqrt(2)))
@@ -80,5 +79,7 @@ def _log_above_mean(j: int) -> float:
 
 def _log_rest_below(j: int, num_rest: int) -> float:
     """Log E Φ(Z/√(j+1))^num_rest."""
+    from scipy import special
+
     log_density = -0.5 * (j + 1) * _C**2 + 0.5 * math.log((j + 1) / (2 * math.pi)) + math.log(_C[1] - _C[0])
     return float(special.logsumexp(log_density + num_rest * special.log_ndtr(_C)))

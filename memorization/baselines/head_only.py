@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+import torch
 
 from rlpheads.memorization.arguments import check_alpha, check_count, check_num_labels
 from rlpheads.memorization.baselines.capacity import capacity
@@ -53,7 +53,8 @@ def least_squares_rla(num_labels: int, alpha: float) -> float:
         return 1.0
     nodes, weights = normal_rule()
     lift = math.sqrt(num_labels / (alpha - 1))
-    return min(1.0, float(weights @ np.exp((num_labels - 1) * special.log_ndtr(nodes + lift))))
+    log_below = torch.special.log_ndtr(torch.from_numpy(nodes + lift)).numpy()
+    return min(1.0, float(weights @ np.exp((num_labels - 1) * log_below)))
 
 
 @lru_cache(maxsize=4096, typed=True)
