@@ -93,7 +93,7 @@ class TruthRecord:
     def _read_group(self, path: Path, numbers: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         shape = (len(numbers), self._num_samples)
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 identity = json.loads(str(content["identity"]))
                 inside, hit = (
                     np.unpackbits(content[name], axis=1, count=self._num_samples).astype(bool)

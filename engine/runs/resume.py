@@ -230,7 +230,7 @@ def check_images(sources: Sources, manifest: RunManifest) -> None:
 
 
 def _hint_of_skipping(sources: Sources) -> str:
-    return "; where images of the tree are gone, --data.on_error skip goes on without them" if sources.scanned else ""
+    return "; where images of the tree are gone, --data.on_error skip goes on without them" if sources.listed else ""
 
 
 def _named(files: list[str]) -> str:

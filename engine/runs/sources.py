@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rlpheads.engine.config.data import PLUGIN_DATASET, DataConfig
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
-from rlpheads.engine.distributed.launch import Launch
+from rlpheads.engine.distributed.launch import Launch, Rank
 from rlpheads.engine.plugins.loading import load_plugins
 from rlpheads.kernels.cache_folder import cache_folder, unusable_reason
 from rlpheads.loaders.contract.errors import DatasetError
@@ -20,6 +20,7 @@ from rlpheads.loaders.contract.listing import listing_path, scanned_splits, writ
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import check_loader
+from rlpheads.loaders.sources.beton import is_store
 from rlpheads.loaders.sources.canary_source import CanarySource, CanarySpec, insert_canaries
 from rlpheads.loaders.sources.content_sample import sample_contents
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
@@ -45,8 +46,13 @@ class Sources:
 
     train: ImageSource
     heldout: ImageSource
-    scanned: Sequence[Manifest] = ()
-    """What was found in a tree, before it was split, cut and altered; empty where the images do not lie in one."""
+    listed: Sequence[Manifest] = ()
+    """The splits of a tree, before they were cut and altered; empty where the images do not lie in one."""
+
+    @property
+    def scanned(self) -> Sequence[Manifest]:
+        """What was found in a tree: as `listed`, or one listing of which both splits were taken."""
+        return scanned_splits(*self.listed) if self.listed else ()
 
     @cached_property
     def contents(self) -> dict[str, dict[str, str]]:
@@ -59,22 +65,22 @@ class Sources:
         return tuple(dict.fromkeys(self.train.manifest.remarks + self.heldout.manifest.remarks))
 
 
-def open_sources(config: Config, listing: Path | None = None) -> Sources:
+def open_sources(config: Config, listing: Path | None = None, listed: Sequence[Manifest] = ()) -> Sources:
     """List the images.
 
     Args:
         config: settings of the run.
         listing: folder of the listings of a run that goes on with the images that it began with.
+        listed: what another rank has found (`Sources.listed`): nothing is scanned.
 
     Raises:
         ConfigError: the images are not there, or cannot be split as asked.
     """
     data = config.data
     try:
-        train, heldout = _open_splits(config, listing)
-        scanned: Sequence[Manifest] = ()
+        train, heldout = map(ImageFolderSource, listed) if listed else _open_splits(config, listing)
         if isinstance(train, ImageFolderSource):
-            scanned = scanned_splits(train.manifest, heldout.manifest, one_scan=data.val_fraction is not None)
+            listed = (train.manifest, heldout.manifest)
         check_loader(data.loader, heldout)
         train = take_subset(
             train,
@@ -99,7 +105,7 @@ def open_sources(config: Config, listing: Path | None = None) -> Sources:
             f"batch_size is {config.batch_size}, but there are only {num_samples} training images; "
             f"give --batch_size {num_samples - num_samples % 2} or less, or --data.partial pad"
         )
-    return Sources(train, heldout, scanned)
+    return Sources(train, heldout, listed)
 
 
 def _open_splits(config: Config, listing: Path | None) -> tuple[ImageSource, ImageSource]:
@@ -204,16 +210,54 @@ def _split_samples(source: ImageSource) -> SplitSamples:
     )
 
 
+def scans_itself(data: DataConfig, rank: Rank) -> bool:
+    """Whether a rank lists the images on its own: the main rank does, and the others where no tree is to be scanned for it."""
+    return rank.is_main or data.dataset != "imagefolder" or data.root is None or is_store(Path(data.root).expanduser())
+
+
+def share_sources(config: Config, sources: Sources | None, launched: Launch) -> Sources:
+    """Return a rank's images: its own, or where it has none those of the main rank's listing, below its own root. Collective.
+
+    Args:
+        config: this rank's settings; the root of the images may be another on each node.
+        sources: what this rank has opened.
+        launched: this rank among the others.
+
+    Raises:
+        ConfigError: as `open_sources`.
+    """
+    if launched.world_size == 1 and sources is not None:
+        return sources
+    root = Path(config.data.root or "").expanduser()
+    found = None if sources is None else [_moved(manifest, root, Path()) for manifest in sources.listed]
+    listed = launched.share(found) or ()
+    if sources is not None:
+        return sources
+    return open_sources(config, listed=[_moved(manifest, Path(), root) for manifest in listed])
+
+
+def _moved(manifest: Manifest, before: Path, after: Path) -> Manifest:
+    assert manifest.root is not None  # a tree's
+    return replace(manifest, root=after / manifest.root.relative_to(before))
+
+
 def check_same_images(sources: Sources, launched: Launch) -> None:
     """Compare what this rank sees with what the main rank sees: an index must mean the same image everywhere. Collective.
+
+    The first rank of each node reads some files of a tree, whose names and sizes it was told.
 
     Raises:
         DatasetError: they differ.
     """
+    if launched.world_size == 1:
+        return
+    looks = launched.is_main or launched.rank.local_rank == 0
     here = [source.manifest.fingerprint for source in (sources.train, sources.heldout)]
-    there = launched.share(here)
+    there, contents = launched.share((here, sources.contents if launched.is_main else None)) or (here, None)
+    who = f"rank {launched.rank.rank} sees other images than rank 0"
     if here != there:
+        raise DatasetError(f"{who}: fingerprints {here}, not {there}; give every node the same files")
+    if looks and sources.contents != contents:
         raise DatasetError(
-            f"rank {launched.rank.rank} sees other images than rank 0: fingerprints {here}, not {there}; "
-            "give every node the same files"
+            f"{who} in {sources.train.manifest.root}: files are missing or differ; give every node the same files"
         )

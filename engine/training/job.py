@@ -23,7 +23,7 @@ from rlpheads.engine.learner.runtime import torch_switches
 from rlpheads.engine.model.plan import ModelPlan
 from rlpheads.engine.report.console import open_console
 from rlpheads.engine.runs.folder import RunFolder, kept_listing
-from rlpheads.engine.runs.sources import Sources, check_same_images, open_sources
+from rlpheads.engine.runs.sources import Sources, check_same_images, open_sources, scans_itself, share_sources
 from rlpheads.engine.terminal.text import printable
 from rlpheads.engine.training.attempts import train_with_rollbacks
 from rlpheads.engine.training.failure import explain_failure, write_failure, write_hang
@@ -39,15 +39,18 @@ def run(config: Config) -> int:
     rank = Rank.from_environment()
     plan = check_config(config, rank.world_size)
     goes_on_without = config.data.on_error == "skip"  # images that are gone since the run began
-    sources = open_sources(config, kept_listing(config.run) if goes_on_without else None)
-    check_classes(plan, len(sources.train.manifest.classes))
+    sources = None
+    if scans_itself(config.data, rank):
+        sources = open_sources(config, kept_listing(config.run) if goes_on_without else None)
+        check_classes(plan, len(sources.train.manifest.classes))
     with claimed_folder(config, rank) as folder:
-        start = settle_start(config, plan, sources, folder) if rank.is_main else None
+        start = settle_start(config, plan, sources, folder) if rank.is_main and sources is not None else None
         timeout = config.distributed.start_timeout
         try:
             with torch_switches(config.runtime), launch.start(config.device, timeout, folder.path) as launched:
                 start = launched.share(start)
                 assert start is not None  # the main rank has one
+                sources = share_sources(config, sources, launched)
                 with watchdog(launched, _patience(start.config), folder.path, partial(write_hang, folder, launched)):
                     return _train(start, plan, sources, folder, launched, config.data)
         except ConfigError as error:

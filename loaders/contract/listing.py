@@ -36,7 +36,7 @@ def read_listing(path: Path, root: Path | None) -> Manifest:
         DatasetError: the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             columns = {name: stored[name] for name in _COLUMNS}
             classes = tuple(os.fsdecode(name) for name in stored["classes"].tolist())
             split, fingerprint = (fact.decode() for fact in stored["facts"].tolist())
@@ -82,13 +82,13 @@ def as_listed(scanned: Manifest, folder: Path | None) -> Manifest:
     return replace(listed, unreadable=unreadable, remarks=(*scanned.remarks, remark))
 
 
-def scanned_splits(train: Manifest, heldout: Manifest, *, one_scan: bool) -> Sequence[Manifest]:
-    """Return what a tree's scan found, from the splits that it became; `one_scan`: both are taken from one.
+def scanned_splits(train: Manifest, heldout: Manifest) -> Sequence[Manifest]:
+    """Return what a tree's scan found, from the splits that it became: one listing where both were taken from one folder.
 
     What is done about orientation is no part of it.
     """
     train, heldout = (replace(split, exif="ignore") for split in (train, heldout))
-    if not one_scan:
+    if train.root != heldout.root:
         return train, heldout
     names = [*train.names(), *heldout.names()]
     targets = np.concatenate([train.targets, heldout.targets])

@@ -297,7 +297,7 @@ def _read_manifest(path: Path, columns: Sequence[str] = _COLUMNS) -> tuple[dict[
                 + (" (a .beton file made by other means says nothing of the dataset)" if needed == beside else "")
             )
     try:
-        with np.load(beside, allow_pickle=False) as arrays:
+        with beside.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             facts = _parse_facts(arrays["facts"].tobytes(), beside)
             found = {name: arrays[name] for name in columns}
     except DatasetError:

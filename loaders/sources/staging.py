@@ -35,7 +35,7 @@ def copied_manifests(splits: Splits) -> Sequence[Manifest]:
     train, heldout = (_listed(split).manifest for split in splits)
     if train.root is None:
         return [_bottom(split).manifest for split in splits]
-    return scanned_splits(train, heldout, one_scan=train.root == heldout.root)
+    return scanned_splits(train, heldout)
 
 
 def copy_name(splits: Splits, root: Path, manifests: Sequence[Manifest]) -> str:

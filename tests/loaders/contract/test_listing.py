@@ -1,6 +1,7 @@
 """The list of a tree's files that a run keeps: what is gone is marked, and nothing moves."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,9 @@ def test_a_listing_is_read_as_it_was_written(tree, tmp_path):
 
 def test_splits_of_one_scan_are_put_together_again(tree):
     splits = open_image_folder(tree, val_fraction=0.25, seed=0)
-    assert list(scanned_splits(*splits, one_scan=True)) == scan_splits(tree)
-    assert list(scanned_splits(*splits, one_scan=False)) == list(splits)
+    assert list(scanned_splits(*splits)) == scan_splits(tree)
+    apart = [replace(split, root=tree / split.split) for split in splits]
+    assert list(scanned_splits(*apart)) == apart
 
 
 def test_what_is_gone_or_changed_is_marked_and_what_is_new_is_left_out(tree, tmp_path):

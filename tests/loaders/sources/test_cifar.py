@@ -86,6 +86,7 @@ def test_cifar_is_downloaded_once(tmp_path, monkeypatch):
     for each in readers:
         each.join()
     server.shutdown()
+    server.server_close()
     assert len(set(found)) == 1
     assert len(found) == 4
     assert requests.count("GET") == 2  # torchvision asks for redirections first
