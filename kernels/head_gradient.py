@@ -14,9 +14,14 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.cpu import tile_update
-from rlpheads.kernels.cpu.tile_update import UpdateRule
+from rlpheads.kernels.gpu import triton_update
+from rlpheads.kernels.gpu.kept_operands import KeptOperands
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
+from rlpheads.kernels.rows.updates import UpdateRule, Updates
+
+UPDATES: dict[str, Updates] = {"tiled_cpu": tile_update, "triton": triton_update}
+"""What uses gradients up in tiles, by the name of the kernel in `stages.KERNELS`."""
 
 
 class HeadGradient(NamedTuple):
@@ -28,6 +33,10 @@ class HeadGradient(NamedTuple):
     labels_LB: Tensor
     exponentials: Exponentials
     gradient: LogitGradient
+    updates: Updates | None = None
+    """Uses it up in tiles; None: nothing does."""
+    kept: KeptOperands | None = None
+    """Holds the weight in the dtype of the products, where the kernel reads that."""
 
     @property
     def weight(self) -> Tensor:
@@ -37,7 +46,9 @@ class HeadGradient(NamedTuple):
     @property
     def in_tiles(self) -> bool:
         """Whether it can be used up without being made, tile by tile."""
-        return bool(len(self.weight)) and tile_update.serves(self.features_BD, self.weight)
+        return (
+            bool(len(self.weight)) and self.updates is not None and self.updates.serves(self.features_BD, self.weight)
+        )
 
     def scaled(self, factor: Tensor) -> "HeadGradient":
         """Return the same times a factor ()."""
@@ -48,7 +59,7 @@ class HeadGradient(NamedTuple):
     def make(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of weight and bias, None where there is no bias."""
         wanted = (True, self.head.bias_K is not None)
-        return self.kernel.local_class_gradients(*self[1:], wanted)
+        return self.kernel.local_class_gradients(*self._made_from, wanted)
 
     def norm_bound(self) -> Tensor:
         """Return a bound of the norm of the weight's gradient, float64 (): finite if and only if the gradient is, below 1e30.
@@ -67,7 +78,8 @@ class HeadGradient(NamedTuple):
         Where it cannot be done in tiles the weight's gradient is made for it, and dropped.
         """
         if self.in_tiles:
-            surveyed_K, squared = tile_update.survey(*self[1:])
+            assert self.updates is not None
+            surveyed_K, squared = self.updates.survey(*self._made_from)
             return self._of_bias(surveyed_K), squared
         weight_KD, bias_K = self.make()
         assert weight_KD is not None
@@ -75,13 +87,22 @@ class HeadGradient(NamedTuple):
 
     @torch.no_grad()
     def update(self, rule: UpdateRule, states: list[Tensor], left_out: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Take an optimizer's step with the weight, in tiles; see `rlpheads.kernels.cpu.tile_update.update`.
+        """Take an optimizer's step with the weight, in tiles; see `rlpheads.kernels.rows.updates.Updates.update`.
 
         Returns:
             What `survey` returns.
         """
-        updated_K, squared = tile_update.update(*self[1:], rule, states, left_out)
+        assert self.updates is not None
+        weight, kept = self.weight, self.kept
+        copy_KD = None if kept is None else kept.copy_of(weight, self.features_BD.dtype)
+        updated_K, squared = self.updates.update(*self._made_from, rule, states, left_out, copy_KD)
+        if kept is not None and copy_KD is not None:
+            kept.renew(weight)
         return self._of_bias(updated_K), squared
+
+    @property
+    def _made_from(self) -> tuple[Tensor, ClassRange, Tensor, Exponentials, LogitGradient]:
+        return self.features_BD, self.head, self.labels_LB, self.exponentials, self.gradient
 
     def _of_bias(self, gradient_K: Tensor) -> Tensor | None:
         return None if self.head.bias_K is None else gradient_K
@@ -99,15 +120,27 @@ Consumer = Callable[[HeadGradient], None]
 
 @dataclass(frozen=True)
 class HandingOver:
-    """`rlpheads.kernels.rows.kernel.Kernel` whose gradients go to a consumer before they are made."""
+    """`rlpheads.kernels.rows.kernel.Kernel` whose gradients go to a consumer before they are made.
 
+    Args:
+        name: of the kernel in `stages.KERNELS`.
+        kernel: the kernel.
+        consumer: takes the gradients.
+        kept: holds weights in the dtype of the products for `triton`, and is kept true by updates in tiles; None: weights are
+            cast at every pass.
+    """
+
+    name: str
     kernel: Kernel
     consumer: Consumer
+    kept: KeptOperands | None = None
 
     def local_partials(
         self, features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
     ) -> tuple[Partials, Products, Exponentials]:
         """First stage: the kernel's."""
+        if self._kept is not None and head.weight_KD.dtype != features_BD.dtype:
+            head = head._replace(weight_KD=self._kept.stack([head.weight_KD], features_BD.dtype))
         return self.kernel.local_partials(features_BD, head, labels_LB, needs)
 
     def local_class_gradients(
@@ -120,7 +153,12 @@ class HandingOver:
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor | None, Tensor | None]:
         """Last stage: hand over what the gradients are made from, and return none. Nothing where the weight's is not wanted."""
+        made_from = features_BD, head, labels_LB, exponentials, gradient
         if not wanted[0]:
-            return self.kernel.local_class_gradients(features_BD, head, labels_LB, exponentials, gradient, wanted)
-        self.consumer(HeadGradient(self.kernel, features_BD, head, labels_LB, exponentials, gradient))
+            return self.kernel.local_class_gradients(*made_from, wanted)
+        self.consumer(HeadGradient(self.kernel, *made_from, UPDATES.get(self.name), self._kept))
         return None, None
+
+    @property
+    def _kept(self) -> KeptOperands | None:
+        return self.kept if self.name == "triton" else None

@@ -218,7 +218,7 @@ def random_label_losses(
     if chosen == "reference":
         loss = _loss_by_reference(heads, rows, regularizer, joint)
     else:
-        kernel = KERNELS[chosen] if consumer is None else HandingOver(KERNELS[chosen], consumer)
+        kernel = KERNELS[chosen] if consumer is None else HandingOver(chosen, KERNELS[chosen], consumer, kept)
         loss = _loss_by_stages(heads, rows, heads.needs(regularizer, joint, budget), joint, kernel)
     return _split_by_head(loss, len(weights))
 
@@ -295,7 +295,8 @@ def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool,
     labels_of_heads, passes, local_heads = by_head(labels.index_LB, num_heads), [], []
     for features_BD, weight_KD, bias_K, labels_LB in zip(*heads, labels_of_heads, strict=True):
         head, fixed_BD = ClassRange(weight_KD, bias_K, 0, num_labels), features_BD.detach()
-        passes.append(kernel.local_partials(fixed_BD, head.detach(), labels_LB, needs))
+        with torch.no_grad():  # not a detached weight: its copies are kept for itself
+            passes.append(kernel.local_partials(fixed_BD, head, labels_LB, needs))
         local_heads.append(LocalHead(fixed_BD, head, passes[-1][2]))
     partials = Partials(*(concatenate(parts) for parts in zip(*(partials for partials, _, _ in passes), strict=True)))
     rows = merge_partials([partials], labels, num_labels)

@@ -68,7 +68,7 @@ ARROWS = {
         "tools/ptx": "tools gpu random_label_loss",
         "random_label_loss": "arguments transforms implementations batched head_gradient stages rows gpu label_source",
         "implementations": "arguments gpu",
-        "head_gradient": "cpu rows",
+        "head_gradient": "cpu gpu rows",
         "stages": "cpu gpu rows first_derivative",
         "batched": "rows gpu native label_source first_derivative",
         "pixels": "native",
@@ -126,6 +126,9 @@ POLYMORPHIC = {
     "run": "what each command does",
     "local_partials": "a stage of the loss, on each kind of device; stages.py chooses",
     "local_class_gradients": "a stage of the loss, on each kind of device; stages.py chooses",
+    **dict.fromkeys(
+        ("serves", "survey", "update"), "a step in tiles, on each kind of device; head_gradient.py chooses"
+    ),
 }
 """Public names that stand in several files by right, each with its reason."""
 

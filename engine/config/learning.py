@@ -131,8 +131,8 @@ class HeadsConfig:
     the heads would not fit otherwise. What is learned stays the same."""
     update: Literal["separate", "fused", "auto"] = "auto"
     """Update of the heads. separate: the optimizer steps when the gradients of all heads are there; fused: each head is
-    stepped as its gradient is made, which is nowhere kept (on a CPU with adamw, adam, sgd or momentum) or only for one head
-    at a time; auto: fused where nothing is kept. What is learned stays the same."""
+    stepped as its gradient is made, which is nowhere kept (with adamw, adam, sgd or momentum) or only for one head at a
+    time; auto: fused on a CPU where nothing is kept. What is learned stays the same."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
     """Optimizer of the heads."""
 

@@ -3,8 +3,8 @@
 The backward pass leaves a `HeadGradient` of every large head; nothing of it is as large as the head's gradient. From these it
 is known whether the gradients are finite, so that whether the step is left out is settled before a weight changes; where
 clipping, a loss scale or other ranks need their norm, it is found by a pass of its own, else in that of the update. Then each
-head is stepped in turn. AdamW, Adam and SGD do so in tiles where the loss runs in our C++, and the gradient of a weight exists
-nowhere; else it is made for one head at a time, and the optimizer's own step takes it.
+head is stepped in turn. AdamW, Adam and SGD do so in tiles where the loss runs in our C++ or by Triton, and the gradient of a
+weight exists nowhere; else it is made for one head at a time, and the optimizer's own step takes it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from rlpheads.engine.learner.optimizer import take_step
-from rlpheads.kernels.cpu.tile_update import AdamRule, SgdRule, UpdateRule
 from rlpheads.kernels.head_gradient import HeadGradient, squared_norm
+from rlpheads.kernels.rows.updates import AdamRule, SgdRule, UpdateRule
 
 
 class PendingUpdate:
@@ -92,7 +92,7 @@ def _step_weight(
         take_step(optimizer, left_out)
         weight.grad = None
         return bias_gradient_K, squared
-    never = torch.zeros((), dtype=torch.bool)
+    never = torch.zeros((), dtype=torch.bool, device=weight.device)
     return gradient.update(rule, optimizer_states(optimizer, weight), never if left_out is None else left_out)
 
 

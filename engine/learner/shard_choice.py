@@ -197,7 +197,7 @@ def obstacles_to_fusing(config: Config, *, is_averaged: bool) -> Iterator[Obstac
 
 
 def fuses_update(config: Config, device: torch.device, *, is_averaged: bool) -> bool:
-    """Decide as `heads.update` says; auto: fused where no gradient is kept at all, in tiles on a CPU."""
+    """Decide as `heads.update` says; auto: fused where no gradient is kept at all, in tiles, on a CPU."""
     if config.heads.update != "auto":
         return config.heads.update == "fused"
     return _reason_for_separate(config, device, is_averaged=is_averaged) is None
@@ -208,7 +208,7 @@ def _reason_for_separate(config: Config, device: torch.device, *, is_averaged: b
         return f"{obstacle.key} is {obstacle.given}: {obstacle.reason}"
     if config.heads.optim.name not in FUSED:
         return f"{config.heads.optim.name} steps whole heads; {', '.join(sorted(FUSED))} do in tiles"
-    return None if device.type == "cpu" else f"tiles are stepped on a CPU, not on {device.type}"
+    return None if device.type == "cpu" else f"steps in tiles are not measured on {device.type} yet"
 
 
 def update_line(config: Config, work: HeadWorkload, world_size: int, device: torch.device, *, is_sharded: bool) -> str:

@@ -6,7 +6,6 @@ pairs of rows, B²·K operations in place of B·D·K: with G = dL/dz the squared
 """
 
 import ctypes
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,30 +14,7 @@ from rlpheads.kernels import native
 from rlpheads.kernels.cpu.tile_native import address, check_memory, pack_panels
 from rlpheads.kernels.cpu.tiled_cpu import GradientTile, TiledHead
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, accumulation_dtype
-
-
-class AdamRule(NamedTuple):
-    """Adam's numbers in torch's terms; its states are the averages of gradient and square, and the count of steps."""
-
-    lr: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
-    decoupled: bool
-    """Whether weights decay by themselves (AdamW), not through their gradient."""
-
-
-class SgdRule(NamedTuple):
-    """SGD's numbers in torch's terms; its state is the momentum's buffer, which begins at 0, or none."""
-
-    lr: float
-    weight_decay: float
-    momentum: float
-    nesterov: bool
-
-
-UpdateRule = AdamRule | SgdRule
+from rlpheads.kernels.rows.updates import AdamRule, SgdRule, UpdateRule, rule_of
 
 
 def serves(features_BD: Tensor, weight_KD: Tensor) -> bool:
@@ -54,7 +30,7 @@ def serves(features_BD: Tensor, weight_KD: Tensor) -> bool:
 def survey(
     features_BD: Tensor, head: ClassRange, labels_LB: Tensor, exponentials: Exponentials, gradient: LogitGradient
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the bias (K,), and the squared norm of the weight's, float64 ()."""
+    """See `rlpheads.kernels.rows.updates.Updates`."""
     found: tuple[Tensor, Tensor] = _survey_op(
         features_BD, head.weight_KD, head.bias_K, labels_LB, head.start, *exponentials[:2], *gradient
     )
@@ -70,19 +46,9 @@ def update(
     rule: UpdateRule,
     states: list[Tensor],
     left_out: Tensor,
+    copy_KD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Take an optimizer's step with the weight, in place; return what `survey` returns.
-
-    Args:
-        features_BD: as for `rlpheads.kernels.cpu.tiled_cpu.local_class_gradients`, like all before `rule`.
-        head: likewise.
-        labels_LB: likewise.
-        exponentials: likewise.
-        gradient: likewise; of what is to be minimised, clipped and without loss scale.
-        rule: how the step is taken.
-        states: the optimizer's tensors of this weight: of Adam exp_avg, exp_avg_sq and step, of SGD the momentum's or none.
-        left_out: whether nothing is to change, bool ().
-    """
+    """See `rlpheads.kernels.rows.updates.Updates`."""
     found: tuple[Tensor, Tensor] = _update_op(
         features_BD,
         head.weight_KD,
@@ -96,6 +62,8 @@ def update(
         isinstance(rule, AdamRule),
         [float(number) for number in rule],
     )
+    if copy_KD is not None:
+        copy_KD.copy_(head.weight_KD)
     return found
 
 
@@ -150,11 +118,12 @@ def _update_op(
     if left_out:
         return _surveyed(features_BD, weight_KD, bias_K, labels_LB, start, exp_flat, tile_shift_CB, scale_CB, label_LB)
     of_weight = [*states, None, None][:2]
-    if is_adam:
+    rule = rule_of(is_adam, numbers)
+    if isinstance(rule, AdamRule):
         states[2] += 1
-        constants = _adam_constants(numbers, float(states[2]))
+        constants = _adam_constants(rule, float(states[2]))
     else:
-        constants = _sgd_constants(numbers)
+        constants = _sgd_constants(rule)
     head = _tiled_head(features_BD, weight_KD, bias_K, labels_LB - start, exp_flat)
     library, num_features, threads = _library(), features_BD.shape[1], torch.get_num_threads()
     panels_PBN = pack_panels(head.features_BD, library.rlpheads_panel())
@@ -226,19 +195,17 @@ def _surveyed(
     return bias_gradient_K, squared
 
 
-def _adam_constants(numbers: list[float], num_steps: float) -> tuple[float, ...]:
-    """Return the numbers of one step from those of an `AdamRule`, in the order of `_Step`: in float64, as torch's are."""
-    lr, weight_decay, beta1, beta2, eps, decoupled = numbers
+def _adam_constants(rule: AdamRule, num_steps: float) -> tuple[float, ...]:
+    """Return the numbers of one step in the order of `_Step`: in float64, as torch's are."""
+    beta1, beta2 = rule.beta1, rule.beta2
     root = (1 - beta2**num_steps) ** 0.5
-    rate = lr / (1 - beta1**num_steps)
-    keep, l2 = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
+    rate = rule.lr / (1 - beta1**num_steps)
     # 1 - 0.999 in float32 would be off by 1.3e-5
-    return keep, l2, beta1, 1 - beta1, beta2, 1 - beta2, rate, 1 / root, eps, 0
+    return rule.keep, rule.l2, beta1, 1 - beta1, beta2, 1 - beta2, rate, 1 / root, rule.eps, 0
 
 
-def _sgd_constants(numbers: list[float]) -> tuple[float, ...]:
-    lr, weight_decay, momentum, nesterov = numbers
-    return 1.0, weight_decay, momentum, 1.0, 0.0, 0.0, lr, 0.0, 0.0, int(nesterov)
+def _sgd_constants(rule: SgdRule) -> tuple[float, ...]:
+    return 1.0, rule.weight_decay, rule.momentum, 1.0, 0.0, 0.0, rule.lr, 0.0, 0.0, int(rule.nesterov)
 
 
 def _sum_over_pairs(products_PBN: Tensor, features_BD: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class KeptOperands:
         """The weights one after another in a dtype, (H·K, D)."""
         if torch.compiler.is_compiling() or not all(map(_may_be_kept, weights)):
             return stack_weights(weights, dtype)
-        states = tuple((weight._version, weight.data_ptr()) for weight in weights)
+        states = tuple(map(_state_of, weights))
         for stack in self._stacks:
             if stack.states == states and stack.stacked_KD.dtype == dtype and _are(stack.weights, weights):
                 return stack.stacked_KD
@@ -50,12 +50,33 @@ class KeptOperands:
         self._stacks.append(_Stack(tuple(map(ref, weights)), states, stack_weights(weights, dtype)))
         return self._stacks[-1].stacked_KD
 
+    def copy_of(self, weight_KD: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The copy of one weight as it is, if there is one that is no other weight's too; None: `stack` would make one."""
+        if torch.compiler.is_compiling() or not _may_be_kept(weight_KD):
+            return None
+        for stack in self._stacks:
+            if _are(stack.weights, [weight_KD]) and stack.states == (_state_of(weight_KD),):
+                return stack.stacked_KD if stack.stacked_KD.dtype == dtype else None
+        return None
+
+    def renew(self, weight_KD: Tensor) -> None:
+        """Take the copy of one weight for one of the weight as it is now: whoever changed it has written both."""
+        of_weight = [_are(stack.weights, [weight_KD]) for stack in self._stacks]
+        self._stacks = [
+            stack._replace(states=(_state_of(weight_KD),)) if is_its else stack
+            for stack, is_its in zip(self._stacks, of_weight, strict=True)
+        ]
+
 
 def stack_weights(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """A copy of the weights one after another in a dtype, (H·K, D), by one call."""
     stacked_HKD = weights[0].new_empty((len(weights), *weights[0].shape), dtype=dtype)
     torch._foreach_copy_(list(stacked_HKD.unbind()), list(weights))
     return stacked_HKD.flatten(0, 1)
+
+
+def _state_of(weight: Tensor) -> tuple[int, int]:
+    return weight._version, weight.data_ptr()
 
 
 def _may_be_kept(weight: Tensor) -> bool:

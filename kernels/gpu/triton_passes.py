@@ -5,6 +5,7 @@ the first call only. Reads nothing on the host.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -185,10 +186,17 @@ class ClassGradients(NamedTuple):
     bias_K: Tensor
 
 
-def backward_pass(
-    operands: Operands, exponentials: Exponentials, gradient: LogitGradient, gradients: ClassGradients
-) -> None:
-    """Write the gradients of weights and biases, from the exponentials that were kept and others computed again."""
+class GradientSlab(NamedTuple):
+    """What the gradients of a slab's classes are made from."""
+
+    classes: slice
+    """Its place among the classes of all heads."""
+    operands: Operands
+    rows: GradientRows
+
+
+def gradient_slabs(operands: Operands, exponentials: Exponentials, gradient: LogitGradient) -> Iterator[GradientSlab]:
+    """Yield the slabs, with the exponentials that were kept and others computed again, each at its turn."""
     kept_RK, shift_CR, base_CR = exponentials
     assert base_CR is not None
     operands = operands._replace(features_RD=launch.with_dense_rows(operands.features_RD))
@@ -196,7 +204,6 @@ def backward_pass(
     ranges = slab_ranges(len(shift_CR), operands.num_rows, operands.num_classes, kept_RK.element_size())
     scratch_RK = kept_RK.new_empty(0)
     tiles = launch.tiles_for(operands, has_base=base_CR.numel() > 0)
-    ordered = SortedLabels.of(operands) if len(gradients.weight_KD) else None
     for number, (start, stop) in enumerate(ranges):
         slab = operands.narrow(start, stop)
         if stop <= kept_RK.shape[1]:
@@ -208,22 +215,24 @@ def backward_pass(
             reference = ExpReference(shift_CR[number], base_CR[number])
             launch.class_tiles(slab.cast(features_RD), reference, SlabBuffers(exp_RK), tiles)
         rows = GradientRows(exp_RK, gradient.scale_CB[number], base_CR[number], gradient.label_LB)
-        of_slab = slice(None) if operands.num_heads > 1 else slice(start, stop)
+        yield GradientSlab(slice(None) if operands.num_heads > 1 else slice(start, stop), slab, rows)
+
+
+def backward_pass(
+    operands: Operands, exponentials: Exponentials, gradient: LogitGradient, gradients: ClassGradients
+) -> None:
+    """Write the gradients of weights and biases."""
+    ordered = SortedLabels.of(operands) if len(gradients.weight_KD) else None
+    for classes, slab, rows in gradient_slabs(operands, exponentials, gradient):
         if ordered is not None:
-            _write_weight_gradient(gradients.weight_KD[of_slab], slab, rows, ordered)
+            _write_weight_gradient(gradients.weight_KD[classes], slab, rows, ordered)
         if len(gradients.bias_K):
-            gradient_launch.class_sums(gradients.bias_K[of_slab], slab, rows)
+            gradient_launch.class_sums(gradients.bias_K[classes], slab, rows)
 
 
 def _write_weight_gradient(out_KD: Tensor, slab: Operands, rows: GradientRows, ordered: SortedLabels) -> None:
-    """V = Eᵀ(v∘x), then the labels' rows in float32; each row is rounded once, also to a narrow dtype.
-
-    float16 has too few exponents for v, whose size is that of 1/K times the upstream gradient: a power of two is taken out.
-    """
-    factor_H = (
-        _power_of_two_above(rows.scale_R.view(slab.num_heads, -1)) if rows.exp_RK.dtype == torch.float16 else None
-    )
-    scaled_RD = gradient_launch.scale_features(slab, rows, factor_H)
+    """V = Eᵀ(v∘x), then the labels' rows in float32; each row is rounded once, also to a narrow dtype."""
+    scaled_RD, factor_H = scaled_features(slab, rows)
     exp_HRK, scaled_HRD = (each.unflatten(0, (slab.num_heads, -1)) for each in (rows.exp_RK, scaled_RD))
     sums_ND = None
     if out_KD.dtype != torch.float32:
@@ -240,6 +249,17 @@ def _write_weight_gradient(out_KD: Tensor, slab: Operands, rows: GradientRows, o
         ):
             out_of_HKD.copy_(matmul_float32(columns_HRK.mT, scaled_HRD) * factor_H[:, None, None])
     gradient_launch.add_label_rows(out_KD, sums_ND, slab, ordered, rows.label_LR)
+
+
+def scaled_features(slab: Operands, rows: GradientRows) -> tuple[Tensor, Tensor | None]:
+    """Return v∘x in the exponentials' dtype, and by what it must be multiplied, (H,); None: by nothing.
+
+    float16 has too few exponents for v, whose size is that of 1/K times the upstream gradient: a power of two is taken out.
+    """
+    factor_H = None
+    if rows.exp_RK.dtype == torch.float16:
+        factor_H = _power_of_two_above(rows.scale_R.view(slab.num_heads, -1))
+    return gradient_launch.scale_features(slab, rows, factor_H), factor_H
 
 
 def _power_of_two_above(scale_HB: Tensor) -> Tensor:

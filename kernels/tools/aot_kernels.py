@@ -14,6 +14,8 @@ from rlpheads.kernels.gpu import (
     triton_launch,
     triton_row_kernels,
     triton_terms,
+    triton_update_kernels,
+    triton_update_launch,
 )
 from rlpheads.kernels.gpu.slab_plan import PassOutputs
 from rlpheads.kernels.gpu.triton_labels import SOURCES_PER_LAUNCH
@@ -24,7 +26,18 @@ OWN_TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
 """Instructions of each chip's own generation. A tile of 16 rows is too small for those of sm_90 and later."""
 SIZES = ("num_", "start", "stride_", "rows_apart", "classes_apart")
 """How the names of arguments begin that are integers."""
-GIVEN_WITH = {"bias": "HAS_BIAS", "factor": "HAS_FACTOR", "first_weight": "PAIR", "moment_factor": "MOMENT"}
+GIVEN_WITH = {
+    "bias": "HAS_BIAS",
+    "factor": "HAS_FACTOR",
+    "first_weight": "PAIR",
+    "moment_factor": "MOMENT",
+    "weight": "STEP",
+    "left_out": "STEP",
+    "first": "HAS_FIRST",
+    "second": "ADAM",
+    "rates": "ADAM",
+    "copy": "COPY",
+}
 """Arguments that are None without a flag."""
 SPECIALIZATIONS = ("BKD", "D", "")
 """Which of rows B, labels K and features D are multiples of 16. Triton compiles a kernel for each case that it meets at run
@@ -36,8 +49,21 @@ SIZE_OF_ARGUMENT = {
         ("num_classes", "num_labels", "num_tiles", "start", "classes_apart", "rows", "strides", "widths", "bias"), "K"
     ),
     **dict.fromkeys(
-        ("num_features", "stride_x", "stride_w", "stride_g", "features", "weight", "gradient", "scaled"), "D"
+        (
+            "num_features",
+            "stride_x",
+            "stride_w",
+            "stride_g",
+            "features",
+            "weight",
+            "gradient",
+            "scaled",
+            "first",
+            "second",
+        ),
+        "D",
     ),
+    "copy": "D",
     **dict.fromkeys(("stride_e", "stride_m", "exps", "moments"), ""),
 }
 """The size that must be a multiple of 16 for an argument, or a pointer's address, to be one; none where it always is, as the
@@ -150,7 +176,13 @@ def builds(chip: int, *, quick: bool = False) -> list[Build]:
     """All kernels for a chip, with the tiles that are taken where none were measured; with `quick` the first of each kind."""
     passes = [variant.build(chip) for variant in (VARIANTS[:1] if quick else VARIANTS)]
     gathers = _gather_builds(chip)
-    return [*passes, *(gathers[:1] if quick else gathers), *_row_builds(chip, quick=quick)]
+    updates = _update_builds(chip)
+    return [
+        *passes,
+        *(gathers[:1] if quick else gathers),
+        *(updates[:2] if quick else updates),
+        *_row_builds(chip, quick=quick),
+    ]
 
 
 def specialize(build: Build, multiples: str) -> Build:
@@ -296,6 +328,46 @@ def _row_build(chip: int, kind: _RowKernel, is_on: bool) -> Build:
     }
     named = (kind.kernel.__name__.removesuffix("_kernel"), dtype, kind.note, kind.name_with_switches if is_on else "")
     return Build(" ".join(filter(None, named)), kind.kernel, chip, flags, pointers, options, kind.tensor_cores)
+
+
+def _update_builds(chip: int) -> list[Build]:
+    """Adam's count, and steps in tiles: Adam's for every type of operands, the others', and none."""
+    steps = {
+        "adam": {"STEP": True, "ADAM": True, "HAS_FIRST": True},
+        "sgd": {"STEP": True},
+        "momentum": {"STEP": True, "MOMENTUM": True, "HAS_FIRST": True},
+        "nesterov": {"STEP": True, "MOMENTUM": True, "HAS_FIRST": True, "NESTEROV": True},
+        "survey": {},
+    }
+    half, single, wide = torch.bfloat16, torch.float16, torch.float32
+    kinds = [("adam", half, "tf32"), ("adam", single, "tf32"), ("adam", wide, "tf32"), ("adam", wide, "tf32x3")]
+    kinds += [(name, half, "tf32") for name in steps if name != "adam"]
+    count = Build(
+        *("count_step", triton_update_kernels.count_step_kernel, chip, {}),
+        *({"lr": "fp32", "first_share": "fp32", "second_share": "fp32", "left_out": "*i1"}, {"num_warps": 1}),
+    )
+    return [count, *(_update_build(chip, *kind, steps[kind[0]]) for kind in kinds)]
+
+
+def _update_build(chip: int, name: str, dtype: torch.dtype, precision: str, flags: dict[str, bool]) -> Build:
+    tile = triton_update_launch.update_tile(dtype)
+    options = {option: tile.pop(option) for option in ("num_warps", "num_stages")}
+    kernel, operand = triton_update_kernels.update_tiles_kernel, TYPE_NAMES[dtype]
+    pointers = {
+        **dict.fromkeys(("exps", "scaled", "features", "copy"), f"*{operand}"),
+        **{argument: "fp32" for argument in kernel.arg_names if argument.startswith("number_")},
+        "order": "*i64",
+        "left_out": "*i1",
+    }
+    copies, has_factor = dtype != torch.float32 and "STEP" in flags, dtype == torch.float16
+    switches = dict.fromkeys(("STEP", "ADAM", "HAS_FIRST", "MOMENTUM", "NESTEROV"), False)
+    return Build(
+        f"update_tiles {operand if precision == 'tf32x3' or dtype != torch.float32 else 'tf32'} {name}",
+        *(kernel, chip),
+        _flags(dtype, **switches | flags, COPY=copies, HAS_FACTOR=has_factor, **tile) | {"PRECISION": precision},
+        *(pointers, options),
+        tensor_cores=OWN_TENSOR_CORES[chip],
+    )
 
 
 class Signature(NamedTuple):

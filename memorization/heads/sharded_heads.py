@@ -340,9 +340,9 @@ def _kernel(calls: Sequence[HeadCall], head: ShardedHead) -> Kernel:
     first = calls[0].heads
     if first.num_blocks > 1:
         return ClassBlockStages(first.num_labels)
-    kernel = KERNELS[resolve_kernel(calls[0].terms.impl, head.features_GD, len(head.classes.weight_KD))]
+    name = resolve_kernel(calls[0].terms.impl, head.features_GD, len(head.classes.weight_KD))
     if first.consumer is None:
-        return kernel
+        return KERNELS[name]
     consumers = {
         id(weight): call.heads.consumer for call in calls for weight in call.heads.parameters() if weight.dim() == 2
     }
@@ -352,7 +352,7 @@ def _kernel(calls: Sequence[HeadCall], head: ShardedHead) -> Kernel:
         assert consumer is not None
         consumer(gradient)
 
-    return HandingOver(kernel, consume)
+    return HandingOver(name, KERNELS[name], consume, first.kept_operands)
 
 
 def _show_as_dtensors(heads: ShardedRLPHeads, state: dict[str, Any], prefix: str, _metadata: Any) -> None:

@@ -133,7 +133,9 @@ def regularizer_of(heads: Sequence[ShardedHead]) -> str | None:
 
 
 def _pass_over_range(head: ShardedHead, labels_LG: Tensor, kernel: Kernel) -> _RangePass:
-    partials, products, kept = kernel.local_partials(head.features_GD, head.classes.detach(), labels_LG, head.needs)
+    needs = head.needs
+    with torch.no_grad():  # not a detached weight: its copies are kept for itself
+        partials, products, kept = kernel.local_partials(head.features_GD, head.classes, labels_LG, needs)
     return _RangePass(head, partials, products, LocalHead(head.features_GD, head.classes, kept))
 
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlpheads.kernels import native
-from rlpheads.kernels.cpu.tile_update import AdamRule, SgdRule
 from rlpheads.kernels.head_gradient import HeadGradient
 from rlpheads.kernels.random_label_loss import random_label_losses
+from rlpheads.kernels.rows.updates import AdamRule, SgdRule
 
 NEVER = torch.tensor(False)
 

@@ -82,13 +82,13 @@ def divisible(build: Build) -> set[str]:
 
 
 def test_every_argument_is_compiled_divisible_and_not() -> None:
-    """But for the buffers of exponentials, whose rows are padded to multiples of 64."""
+    """But for the buffers of exponentials, whose rows are padded to multiples of 64, and for numbers that are no integers."""
     assert set(ALL_SPECIALIZATIONS) >= set(SPECIALIZATIONS)
     assert len(set(ALL_SPECIALIZATIONS)) == 8
     for build in (build for chip in KNOWN_CHIPS for build in builds(chip)):
         types, values, _ = signature(build)
         met = [divisible(specialize(build, multiples)) for multiples in SPECIALIZATIONS]
-        arguments = {name for place, name in enumerate(types) if (place,) not in values}
+        arguments = {name for place, name in enumerate(types) if (place,) not in values and types[name] != "fp32"}
         if build.flags.get("TMA"):
             arguments -= {"features", "weight"}
         assert met[0] - {"features", "weight"} == arguments - {"features", "weight"}
