@@ -80,11 +80,15 @@ def bare_decode(setting: Setting) -> MakePass:
 
 
 def ours(kind: str, store: str | None = None, *, as_float: bool = False) -> Callable[[Setting], MakePass]:
-    """Our adapter for a library, on the tree or on a store of it; float: normalised by the training process."""
+    """Our adapter for a library, on the tree or on a store of it; float: normalised by the training process.
+
+    That process keeps freed memory, as a training's does.
+    """
 
     def build(setting: Setting) -> MakePass:
         import torch
 
+        from rlpheads.engine.distributed.host_memory import keep_freed_memory
         from rlpheads.loaders.augment.normalize import Normalize
         from rlpheads.loaders.contract.crops import CropSpec
         from rlpheads.loaders.contract.options import LoaderOptions
@@ -92,6 +96,7 @@ def ours(kind: str, store: str | None = None, *, as_float: bool = False) -> Call
         from rlpheads.loaders.factory import make_loader
         from rlpheads.loaders.sources.datasets import open_dataset
 
+        keep_freed_memory()
         root = setting.tree if store is None else setting.stores / store
         source, _ = open_dataset("imagefolder", root, seed=0)
         order = Order(source.manifest.num_samples, setting.batch_size)

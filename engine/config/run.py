@@ -142,9 +142,9 @@ class RuntimeConfig:
     """Activation checkpointing: recompute the network's activations in the backward pass instead of keeping them: less
     memory, a third more work. Changes no result."""
     compile: bool | Literal["reduce-overhead", "max-autotune"] = False
-    """Compile network and heads with torch.compile, without graph breaks; not heads that are sharded or updated fused.
-    reduce-overhead: with CUDA graphs, which take more memory; max-autotune: also measure several kernels for each product,
-    for minutes at the first step."""
+    """Compile network and heads with torch.compile, without graph breaks, and on a GPU the augmentation; not heads that are
+    sharded or updated fused. reduce-overhead: with CUDA graphs, which take more memory; max-autotune: also measure several
+    kernels for each product, for minutes at the first step."""
     channels_last: bool = False
     """Channels-last memory format of the network's convolution weights, which GPUs' tensor cores prefer."""
     tf32: bool = False

@@ -14,6 +14,7 @@ from rlpheads.engine.report.skipped_images import SkipNotices
 from rlpheads.engine.training.loading import augment_spec, mix_spec
 from rlpheads.kernels.pixels.mixing_native import load_native_mixing
 from rlpheads.kernels.pixels.pixel_native import load_native_pixels
+from rlpheads.loaders.augment.fixed_groups import CompiledAugment
 from rlpheads.loaders.augment.mixing import Mixer
 from rlpheads.loaders.augment.normalize import Normalize
 from rlpheads.loaders.augment.pipeline import Augment
@@ -58,7 +59,7 @@ class BatchPreparation:
     """
 
     normalize: nn.Module
-    augment: Augment
+    augment: Augment | CompiledAugment
     mixer: Mixer
     notices: SkipNotices
     repeats: Repeats | None = None
@@ -104,7 +105,9 @@ def build_preparation(
     """Build what the settings say is done to batches on a device; `seed` keys the random draws."""
     normalize = Normalize(config.data.mean, config.data.std)
     on_cpu, in_place = (load_native_pixels(), load_native_mixing()) if device.type == "cpu" else (None, None)
-    augment = Augment(augment_spec(config.data), normalize, seed, on_cpu)
+    by_operation = Augment(augment_spec(config.data), normalize, seed, on_cpu).to(device)
+    in_one_graph = bool(config.runtime.compile) and device.type == "cuda"
+    augment = CompiledAugment(by_operation) if in_one_graph else by_operation
     mixer = Mixer(mix_spec(config.data), seed, in_place)
     notices = SkipNotices(config.data.max_skipped)
-    return BatchPreparation(normalize.to(device), augment.to(device), mixer, notices, repeats)
+    return BatchPreparation(normalize.to(device), augment, mixer, notices, repeats)

@@ -58,7 +58,7 @@ class Cutout(nn.Module):
         self.side = side
         self.stream = KeyedStream(seed, "cutout")
 
-    def forward(self, images_B3HW: Tensor, index_B: Tensor, epoch: int) -> Tensor:
+    def forward(self, images_B3HW: Tensor, index_B: Tensor, epoch: int | Tensor) -> Tensor:
         """Cover a square of normalised (B, 3, H, W) images with zeros."""
         size = images_B3HW.shape[-2:]
         draws_B2 = self.stream.uniforms(epoch, index_B, num_draws=2)
@@ -81,7 +81,7 @@ class RandomErasing(nn.Module):
         self.boxes = KeyedStream(seed, "erase")
         self.fill = KeyedStream(seed, "erase fill")
 
-    def forward(self, images_B3HW: Tensor, index_B: Tensor, epoch: int) -> Tensor:
+    def forward(self, images_B3HW: Tensor, index_B: Tensor, epoch: int | Tensor) -> Tensor:
         """Cover a box of normalised (B, 3, H, W) images, of those that are chosen."""
         size = images_B3HW.shape[-2:]
         draws_BU = self.boxes.uniforms(epoch, index_B, num_draws=3 + 2 * NUM_ERASE_TRIES)
@@ -107,7 +107,7 @@ class RandomErasing(nn.Module):
         fits_B = fits_BT.any(1)
         return torch.where(fits_B[:, None], sides_B2, 0), fits_B
 
-    def _fill_values(self, images_B3HW: Tensor, index_B: Tensor, epoch: int) -> Tensor:
+    def _fill_values(self, images_B3HW: Tensor, index_B: Tensor, epoch: int | Tensor) -> Tensor:
         """Return what covers a box, in units of the normalised pixels."""
         num_rows, num_channels, height, width = images_B3HW.shape
         if self.spec.fill == "mean":

@@ -6,6 +6,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlpheads.loaders.augment.boxes import Cutout, PadCrop, RandomErasing
@@ -64,38 +65,54 @@ class Augment(nn.Module):
         Raises:
             ValueError: no indices lie on the host, and bytes are augmented.
         """
-        in_channels_last = images_B3HW.is_contiguous(memory_format=torch.channels_last)
-        memory_format = torch.channels_last if in_channels_last else torch.contiguous_format
+        changed_B3HW = images_B3HW
         if self.on_bytes:
-            on_host = _read_on_host(index_B) if host_index_B is None else host_index_B
-            images_B3HW = self._change_bytes(images_B3HW, on_host, epoch)
+            on_host = read_on_host(index_B) if host_index_B is None else host_index_B
+            kinds_SB, values_SB6 = self.plan(on_host, epoch, images_B3HW.shape[-2:])
+            run = self.on_cpu if self.on_cpu is not None and images_B3HW.device.type == "cpu" else run_sorted
+            changed_B3HW = run(images_B3HW, kinds_SB, values_SB6, self.spec.interpolation)
+        return self.finish(changed_B3HW, index_B, epoch, memory_format_of(images_B3HW))
+
+    def plan(
+        self, index_B: Int64Array, epoch: int, size: tuple[int, int] | torch.Size
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return what is done to the bytes of images of (H, W) pixels: kinds (S, B) and their numbers (S, B, 6)."""
+        height, width = size
+        steps = [step for planner in self.on_bytes for step in planner.plan(index_B, epoch, (height, width))]
+        kinds_SB, values_SB6 = (np.stack(column) for column in zip(*steps, strict=True))
+        return kinds_SB, values_SB6
+
+    def finish(
+        self, images_B3HW: Tensor, index_B: Tensor, epoch: int | Tensor, memory_format: torch.memory_format
+    ) -> Tensor:
+        """Normalise bytes and do what is done to numbers."""
         if not self.on_numbers:
             return cast("Tensor", self.normalize(images_B3HW)).contiguous(memory_format=memory_format)
         num_rows = max(1, _values_at_once(images_B3HW.device) // images_B3HW[0].numel())
         parts = zip(images_B3HW.split(num_rows), index_B.split(num_rows), strict=True)
         return torch.cat([self._finish_rows(*part, epoch) for part in parts]).contiguous(memory_format=memory_format)
 
-    def _change_bytes(self, images_B3HW: Tensor, index_B: Int64Array, epoch: int) -> Tensor:
-        height, width = images_B3HW.shape[-2:]
-        steps = [step for planner in self.on_bytes for step in planner.plan(index_B, epoch, (height, width))]
-        kinds_SB, values_SB6 = (np.stack(column) for column in zip(*steps, strict=True))
-        run = self.on_cpu if self.on_cpu is not None and images_B3HW.device.type == "cpu" else run_sorted
-        return run(images_B3HW, kinds_SB, values_SB6, self.spec.interpolation)
-
-    def _finish_rows(self, images_B3HW: Tensor, index_B: Tensor, epoch: int) -> Tensor:
+    def _finish_rows(self, images_B3HW: Tensor, index_B: Tensor, epoch: int | Tensor) -> Tensor:
         images_B3HW = cast("Tensor", self.normalize(images_B3HW))
         for operation in self.on_numbers:
             images_B3HW = operation(images_B3HW, index_B, epoch)
         return images_B3HW
 
 
-def _read_on_host(index_B: Tensor) -> Int64Array:
+def read_on_host(index_B: Tensor) -> Int64Array:
+    """Return indices that lie on the host; ValueError for others."""
     if index_B.device.type != "cpu":
         raise ValueError(
             f"the indices lie on {index_B.device}; what is done to the bytes is planned on the host: give host_index_B, "
             "such as Batch.index_on_host"
         )
     return np.asarray(index_B)
+
+
+def memory_format_of(images_B3HW: Tensor) -> torch.memory_format:
+    """Return whether images lie channels-last or contiguous."""
+    in_channels_last = images_B3HW.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if in_channels_last else torch.contiguous_format
 
 
 def _values_at_once(device: torch.device) -> int:

@@ -97,12 +97,12 @@ def run_sorted(
             part = slice(int(ends[kind - 1]), int(ends[kind]))
             if part.start < part.stop:
                 rows = rows_SB[step, part]
-                changed = _apply_kind(kind, images.index_select(0, rows), values[step, part], interpolation)
+                changed = apply_kind(kind, images.index_select(0, rows), values[step, part], interpolation)
                 images.index_copy_(0, rows, changed)
     return images
 
 
-def _apply_kind(kind: PixelKind, images: Tensor, values_B6: Tensor, interpolation: Interpolation) -> Tensor:
+def apply_kind(kind: PixelKind, images: Tensor, values_B6: Tensor, interpolation: Interpolation) -> Tensor:
     """Do one kind of operation to all images."""
     value_B, rest_B = values_B6[:, :2].unbind(1)
     match kind:

@@ -96,33 +96,32 @@ class KeyedStream(nn.Module):
         key = int(hash64(seed, stream_key(stream)).astype("int64"))
         self.register_buffer("key", torch.tensor(key, dtype=torch.int64), persistent=False)
 
-    def words(self, epoch: int, *names: Tensor) -> Tensor:
+    def words(self, epoch: int | Tensor, *names: Tensor) -> Tensor:
         """Return one 64-bit word for each sample, a hash of the stream, the epoch and what names it.
 
         Args:
-            epoch: epoch, from 0.
+            epoch: epoch, from 0; a compiled graph takes it as a tensor, int64 () on the stream's device.
             names: int64 tensors that broadcast: the canonical index, or the two of a pair.
 
         Returns:
             int64 of the names' broadcast shape.
         """
-        # A tensor, so that a compiled step takes the epoch as an input instead of as a constant.
-        words = absorb_tensor(self.key, torch.full_like(self.key, epoch))
+        words = absorb_tensor(self.key, epoch if isinstance(epoch, Tensor) else torch.full_like(self.key, epoch))
         for name in names:
             words = absorb_tensor(words, name)
         return words
 
-    def bits(self, epoch: int, *names: Tensor, num_draws: int) -> Tensor:
+    def bits(self, epoch: int | Tensor, *names: Tensor, num_draws: int) -> Tensor:
         """Return `num_draws` 64-bit words for each sample: int64 (B, num_draws)."""
         words_B = self.words(epoch, *names)
         steps_U = torch.arange(1, num_draws + 1, device=words_B.device) * (GOLDEN - 2**64)
         return mix64_tensor(words_B[:, None] + steps_U)
 
-    def uniforms(self, epoch: int, *names: Tensor, num_draws: int) -> Tensor:
+    def uniforms(self, epoch: int | Tensor, *names: Tensor, num_draws: int) -> Tensor:
         """Return uniform numbers: float64 (B, num_draws) in [0, 1), multiples of 2**-53."""
         return shift_right(self.bits(epoch, *names, num_draws=num_draws), 11).to(torch.float64) * 2.0**-53
 
-    def normals(self, epoch: int, *names: Tensor, num_draws: int) -> Tensor:
+    def normals(self, epoch: int | Tensor, *names: Tensor, num_draws: int) -> Tensor:
         """Return standard normal numbers: float32 (B, num_draws), two from each word, within ±5.5."""
         bits_BU = self.bits(epoch, *names, num_draws=-(-num_draws // 2))
         halves_BU = torch.cat([bits_BU & _LOW_32, shift_right(bits_BU, 32)], dim=1)[:, :num_draws]

@@ -85,7 +85,7 @@ def test_differences_hold_for_all_comparisons_together(tmp_path):
     found = {"study": "s", "vary": "all", "reference": "free", "runs": {}, "arms": arms, "excesses": {}}
     paths = write_study(tmp_path, found | {"saturated": {"probes": 0, "of": 0}})
     assert [path.name for path in paths] == ["study.json", "study.csv", "study.tex"]
-    rows = list(csv.DictReader((tmp_path / "study.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "study.csv").read_text().splitlines()))
     assert [(row["arm"], row["measure"]) for row in rows][2:] == [("held_2 %", "own_rla"), ("held_2 %", "top1")]
     assert float(rows[2]["p_adjusted"]) == together["p_adjusted"]
     text = (tmp_path / "study.tex").read_text()
