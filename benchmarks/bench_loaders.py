@@ -3,7 +3,7 @@
 python benchmarks/bench_loaders.py             # the figures that are asked for; up to ten minutes on two cores
 python benchmarks/bench_loaders.py --all       # every contender, both image sizes, one and two workers, all tables
 python benchmarks/bench_loaders.py --quick     # the same tables from few images, to see that everything runs
-python benchmarks/bench_loaders.py --only float  # floats for floats: ours, timm's, its prefetcher's, torchvision's
+python benchmarks/bench_loaders.py --only float  # floats for floats: ours, timm's, torchvision's, SPDL's
 python benchmarks/bench_loaders.py --host      # host time of order, index, labels and crops alone; a minute
 
 The images are a deterministic JPEG tree cut from photographs (make_photo_tree.py): 500 x 375 pixels of 84 kB, as ImageNet
@@ -40,6 +40,7 @@ ASKED = (
     "timm, float",
     "timm prefetcher, float",
     "torchvision v2, float",
+    "SPDL threads, float",
     "rlpheads dali",
     "DALI external source",
     "DALI reader",

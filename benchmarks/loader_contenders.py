@@ -182,6 +182,43 @@ def torchvision_loader(*, v2: bool, as_float: bool) -> Callable[[Setting], MakeP
     return build
 
 
+def spdl_threads(*, as_float: bool) -> Callable[[Setting], MakePass]:
+    """SPDL's pipeline of threads around torchvision's decoder and transforms: its own decoders want FFmpeg's libraries."""
+
+    def build(setting: Setting) -> MakePass:
+        import torch
+        from spdl.pipeline import PipelineBuilder
+        from torchvision.io import ImageReadMode, decode_image
+        from torchvision.transforms import v2 as T
+
+        paths = [str(path) for path in sorted(setting.tree.glob("train/*/*"))]
+        crops = T.Compose([T.RandomResizedCrop(SIDE, antialias=True), T.RandomHorizontalFlip()])
+        last = (
+            T.Compose([T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)])
+            if as_float
+            else torch.nn.Identity()
+        )
+
+        def read(path: str) -> torch.Tensor:
+            return crops(decode_image(path, mode=ImageReadMode.RGB))
+
+        def collate(images: list[torch.Tensor]) -> torch.Tensor:
+            return last(torch.stack(images))
+
+        def begin() -> Iterator[int]:
+            shuffled = [paths[place] for place in torch.randperm(len(paths)).tolist()]
+            builder = PipelineBuilder().add_source(shuffled).pipe(read, concurrency=setting.workers)
+            builder = builder.aggregate(setting.batch_size, drop_last=True).pipe(collate).add_sink(2)
+            pipeline = builder.build(num_threads=setting.workers)
+            with pipeline.auto_stop():
+                for images in pipeline:
+                    yield len(images)
+
+        return begin
+
+    return build
+
+
 def timm_loader(*, prefetcher: bool) -> Callable[[Setting], MakePass]:
     """Timm's create_loader without augmentation policies: PIL, bilinear, float32 from the workers or its prefetcher."""
 
@@ -215,6 +252,8 @@ CONTENDERS: dict[str, Callable[[Setting], MakePass]] = {
     "torchvision v2, float": torchvision_loader(v2=True, as_float=True),
     "torchvision PIL": torchvision_loader(v2=False, as_float=False),
     "torchvision PIL, float": torchvision_loader(v2=False, as_float=True),
+    "SPDL threads": spdl_threads(as_float=False),
+    "SPDL threads, float": spdl_threads(as_float=True),
     "timm, float": timm_loader(prefetcher=False),
     "timm prefetcher, float": timm_loader(prefetcher=True),
     "rlpheads dali": ours("dali"),
