@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from typing import NamedTuple
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, finalize, ref
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class _Stack(NamedTuple):
@@ -21,12 +22,14 @@ class KeptOperands:
 
     A caller keeps one beside its heads: micro-batches of a step, and the batches of an evaluation, then cast no weight again.
     It takes K·D numbers a head in the dtype of the products. Whether a weight has changed is told by its version counter, which
-    every operation on the weight raises; what changes a weight behind the counter's back (`weight.data`, a replayed CUDA graph)
-    must be followed by `forget`. Under torch.compile and while a CUDA graph is captured nothing is kept.
+    every operation on the weight raises but the fused steps of torch's optimizers: of these a hook on all optimizers tells.
+    What changes a weight behind the back of both (`weight.data`, a replayed CUDA graph) must be followed by `forget`. Under
+    torch.compile and while a CUDA graph is captured nothing is kept.
     """
 
     def __init__(self) -> None:
         self._stacks: list[_Stack] = []
+        self._watches_optimizers = False
 
     def __reduce__(self) -> tuple[type["KeptOperands"], tuple[()]]:
         """Copies and pickles are empty."""
@@ -44,11 +47,30 @@ class KeptOperands:
         for stack in self._stacks:
             if stack.states == states and stack.stacked_KD.dtype == dtype and _are(stack.weights, weights):
                 return stack.stacked_KD
+        self._watch_optimizers()
         # One copy of each weight: heads that come in other groups replace it.
         held = {id(weight) for weight in weights}
         self._stacks = [stack for stack in self._stacks if not any(id(each()) in held for each in stack.weights)]
         self._stacks.append(_Stack(tuple(map(ref, weights)), states, stack_weights(weights, dtype)))
         return self._stacks[-1].stacked_KD
+
+    def _watch_optimizers(self) -> None:
+        """Drop the copies of what an optimizer steps from here on; for as long as this lives."""
+        if self._watches_optimizers:
+            return
+        reference = ref(self)
+
+        def drop_stepped(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            kept = reference()
+            if kept is not None:
+                kept._drop_stepped(optimizer)
+
+        finalize(self, register_optimizer_step_post_hook(drop_stepped).remove)
+        self._watches_optimizers = True
+
+    def _drop_stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        stepped = {id(each) for group in optimizer.param_groups for each in group["params"] if each.grad is not None}
+        self._stacks = [stack for stack in self._stacks if not any(id(each()) in stepped for each in stack.weights)]
 
     def copy_of(self, weight_KD: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The copy of one weight as it is, if there is one that is no other weight's too; None: `stack` would make one."""
