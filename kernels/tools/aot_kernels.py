@@ -344,7 +344,7 @@ def _update_builds(chip: int) -> list[Build]:
     kinds += [(name, half, "tf32") for name in steps if name != "adam"]
     count = Build(
         *("count_step", triton_update_kernels.count_step_kernel, chip, {}),
-        *({"lr": "fp32", "first_share": "fp32", "second_share": "fp32", "left_out": "*i1"}, {"num_warps": 1}),
+        *({"lr": "fp32", "first_share": "fp32", "second_share": "fp32", "left_out": "*u1"}, {"num_warps": 1}),
     )
     return [count, *(_update_build(chip, *kind, steps[kind[0]]) for kind in kinds)]
 
@@ -357,7 +357,7 @@ def _update_build(chip: int, name: str, dtype: torch.dtype, precision: str, flag
         **dict.fromkeys(("exps", "scaled", "features", "copy"), f"*{operand}"),
         **{argument: "fp32" for argument in kernel.arg_names if argument.startswith("number_")},
         "order": "*i64",
-        "left_out": "*i1",
+        "left_out": "*u1",
     }
     copies, has_factor = dtype != torch.float32 and "STEP" in flags, dtype == torch.float16
     switches = dict.fromkeys(("STEP", "ADAM", "HAS_FIRST", "MOMENTUM", "NESTEROV"), False)

@@ -1,7 +1,7 @@
 """Arithmetic, comparison, logic, shifts and conversions of registers (PTX ISA, 9.7.1 to 9.7.9).
 
-A fused multiply-add rounds a float64 sum, which is off by one bit in rare ties; ex2.approx and div.full are computed exactly,
-where the ISA allows 2 ulp.
+A fused multiply-add rounds a float64 sum, which is off by one bit in rare ties; ex2.approx, sqrt.approx and div.full are
+computed exactly, where the ISA allows 2 ulp.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "mad": _fused, "fma": _fused, "neg": np.negative, "abs": np.abs,
     "div": _quotient, "rem": lambda a, b: a.astype(np.int64) - _quotient(a, b) * b.astype(np.int64), "ex2": np.exp2,
-    "max": lambda *values: reduce(np.fmax, values), "min": lambda *values: reduce(np.fmin, values),
+    "sqrt": np.sqrt, "max": lambda *values: reduce(np.fmax, values), "min": lambda *values: reduce(np.fmin, values),
     "selp": lambda a, b, holds: np.where(holds, a, b),
     "shl": partial(_shifted, np.left_shift), "shr": partial(_shifted, np.right_shift), "bfe": _field,
 }  # fmt: skip

@@ -9,7 +9,7 @@ from rlpheads.kernels.tools.ptx.formats import Array
 from rlpheads.kernels.tools.ptx.program import Instruction
 
 KINDS = {
-    "float": ("fma", "ex2", "div"),
+    "float": ("fma", "ex2", "sqrt", "div"),
     "choice": ("setp", "selp", "and", "or", "xor", "not"),
     "memory": ("ld", "st", "cp", "ldmatrix", "stmatrix", "prefetch"),
     "tensor": ("mma", "wgmma", "tcgen05"),

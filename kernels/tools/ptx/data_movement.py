@@ -75,8 +75,8 @@ def shuffle(step: Step) -> None:
 
 
 def reduce_warp(step: Step) -> None:
-    """redux.sync.max and .min of float32 over a warp (9.7.13 "redux.sync")."""
-    function = np.fmax if "max" in step.modifiers else np.fmin
+    """redux.sync.max, .min and .add over a warp (9.7.13 "redux.sync")."""
+    function = {"max": np.fmax, "min": np.fmin, "add": np.add}[step.modifiers[1]]
     step.write(step.operands[0], np.repeat(function.reduce(step.read(step.operands[1]).reshape(-1, 32), 1), 32))
 
 

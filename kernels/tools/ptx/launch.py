@@ -123,6 +123,8 @@ def lay_out(compiled: Compiled, arguments: list[Any], grid: tuple[int, int, int]
         elif isinstance(value, torch.Tensor):
             tensors.append(value)
             numbers.append(value.data_ptr())
+        elif kind == "fp32":
+            numbers.append(int(np.float32(value).view(np.uint32)))
         else:
             numbers.append(int(value))
 

@@ -17,10 +17,10 @@ FAMILIES = (arithmetic, data_movement, asynchronous_copies, tensor_cores, tensor
 INSTRUCTIONS = {name: execute for family in FAMILIES for name, execute in family.INSTRUCTIONS.items()}
 CONTROL = ("bra", "brx", "ret", "bar")
 MODIFIERS = frozenset(
-    """16x32bx2 2d 32x32b aligned alloc approx arrive async b16 b32 b64 b8 bf16 bf16x2 bfly bulk ca cg col commit commit_group
-    cta_group::1 dealloc eq expect_tx f16 f16x2 f32 f32x2 fence ftz full ge global gt idx init inval kind::f16 kind::tf32 ld
-    le lo lt ltu leu gtu geu equ m16n8k16 m16n8k8 m8n8 max mbarrier::arrive::one mbarrier::complete_tx::bytes min mma
-    mma_async nan ne neu num param parity pred proxy relinquish_alloc_permit rmi rn rna row rpi rz s32 s64 shared
+    """16x32bx2 2d 32x32b add aligned alloc approx arrive async b16 b32 b64 b8 bf16 bf16x2 bfly bulk ca cg col commit
+    commit_group cta_group::1 dealloc eq expect_tx f16 f16x2 f32 f32x2 fence ftz full ge global gt idx init inval kind::f16
+    kind::tf32 ld le lo lt ltu leu gtu geu equ m16n8k16 m16n8k8 m8n8 max mbarrier::arrive::one mbarrier::complete_tx::bytes min
+    mma mma_async nan ne neu num param parity pred proxy relinquish_alloc_permit rmi rn rna row rpi rz rzi s32 s64 shared
     shared::cluster shared::cta st sync tensor tf32 trans try_wait u16 u32 u64 u8 uni v2 v4 v8 wait::ld wait::st wait_group
     wide x1 x2 x4 x8 x16 x32 x64 x128 and or xor""".split()  # noqa: SIM905 - shorter than a list of strings
 )

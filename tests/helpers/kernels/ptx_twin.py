@@ -22,6 +22,8 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-5
 """Noise allowed beside the rounding: of each number, and of the root mean square of its tensor."""
 INTERPRETED = {"EMULATED": True, "LABELS": 256}
 """Compile-time values for the interpreter, whose time is by the operation: how many labels a loop takes changes nothing."""
+OPERANDS = {"update_tiles_kernel": ("exps", "scaled"), "": ("features", "weight")}
+"""What a kernel multiplies as matrices; "": any other kernel."""
 DIGITS = {torch.bfloat16: 8, torch.float16: 11}
 SMALLEST = {torch.bfloat16: -134, torch.float16: -25}
 """Binary exponent of half the smallest subnormal."""
@@ -96,7 +98,7 @@ def expected(kernel: Any, arguments: dict[str, Any], grid: tuple[int, ...]) -> l
     storages = Storages(arguments)
     flat = storages.widened()
     whole = {}
-    for name in ("features", "weight") if arguments.get("PRECISION") == "tf32" else ():
+    for name in OPERANDS.get(kernel.__name__, OPERANDS[""]) if arguments.get("PRECISION") == "tf32" else ():
         place = storages.arguments[name].storage
         if storages.flat[place].dtype == torch.float32:
             whole[place] = flat[place]

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from triton_behaviour import use_default_slabs, use_small_slabs
 
+from rlpheads.engine.learner.optimizer import take_step
+from rlpheads.engine.learner.pending_update import PendingUpdate
 from rlpheads.kernels.gpu.kept_operands import KeptOperands
 from rlpheads.kernels.gpu.triton_update_launch import count_step
 from rlpheads.kernels.head_gradient import HeadGradient
@@ -172,3 +174,33 @@ def assert_counts_of_steps_lose_no_digits() -> None:
         exact = (rule.lr / (1 - rule.beta1**number), (1 - rule.beta2**number) ** -0.5)
         assert float(step) == number
         torch.testing.assert_close(rates.double(), torch.tensor(exact, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def assert_pending_updates_are_separate_ones(device: str = "cpu") -> None:
+    """Two heads of a part, trained by what the backward pass leaves and by `.grad`: clipped, scaled, and once left out."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(600, 12, generator=generator).to(device)) for _ in range(2)]
+    twins = [torch.nn.Parameter(weight_KD.detach().clone()) for weight_KD in weights]
+    kept, pending = KeptOperands(), PendingUpdate()
+    optimizers = [torch.optim.AdamW(each, lr=0.01, eps=1e-4, fused=True) for each in (weights, twins)]
+
+    for factor, left_out in ((0.5, False), (2.0, True), (1.0, False), (None, False)):
+        features_BD = torch.randn(5, 12, generator=generator).to(device)
+        labels = list(torch.randint(600, (2, 5), generator=generator).to(device))
+        for parameters, consumer in ((weights, pending), (twins, None)):
+            losses = random_label_losses(features_BD, parameters, labels, impl="triton", consumer=consumer, kept=kept)
+            sum(loss.cross_entropy_B.sum() for loss in losses).backward()  # type: ignore[union-attr]
+        squared = [] if factor is None else pending.survey()
+        flag = torch.tensor(left_out, device=device)
+        found = pending.apply(optimizers[0], None if factor is None else torch.tensor(factor, device=device), flag)
+        for one, two, twin in zip(squared or found, found, twins, strict=True):
+            assert twin.grad is not None
+            assert abs(float(one) / float(twin.grad.square().sum()) - 1) <= 1e-5
+            assert abs(float(two) / float(one) / (factor or 1.0) ** 2 - 1) <= 1e-5
+            twin.grad *= factor or 1.0
+        take_step(optimizers[1], flag)
+        optimizers[1].zero_grad()
+        for weight_KD, twin in zip(weights, twins, strict=True):
+            torch.testing.assert_close(weight_KD, twin, rtol=2e-6, atol=1e-6)
+    for weight_KD, twin in zip(weights, twins, strict=True):
+        assert float(optimizers[0].state[weight_KD]["step"]) == float(optimizers[1].state[twin]["step"]) == 3

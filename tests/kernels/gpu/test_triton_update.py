@@ -56,3 +56,7 @@ def test_a_row_that_is_not_finite_shows_in_the_norm(interpreter: Interpreter, va
 
 def test_counts_of_steps_lose_no_digits(interpreter: Interpreter) -> None:
     interpreter(triton_updates.assert_counts_of_steps_lose_no_digits)
+
+
+def test_pending_updates_are_separate_ones(interpreter: Interpreter) -> None:
+    interpreter(triton_updates.assert_pending_updates_are_separate_ones)

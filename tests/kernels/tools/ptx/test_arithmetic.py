@@ -32,6 +32,7 @@ with np.errstate(all="ignore"):
         ("neg.f32 {0}, {1}", (A,), -A),
         ("abs.f32 {0}, {1}", (A,), abs(A)),
         ("ex2.approx.ftz.f32 {0}, {1}", (A,), flushed(np.exp2(flushed(A).astype(np.float64)).astype(F32))),
+        ("sqrt.approx.ftz.f32 {0}, {1}", (A,), np.sqrt(flushed(A))),
         ("cvt.rpi.ftz.f32.f32 {0}, {1}", (A,), np.ceil(flushed(A))),
         ("cvt.rmi.f32.f32 {0}, {1}", (A,), np.floor(A)),
         ("add.f32 {0}, {1}, 0f3FC00000", (A,), A + F32(1.5)),
@@ -146,6 +147,12 @@ def test_tf32_rounds_ties_away_from_zero() -> None:
     bits = np.array([0x3F801000, 0x3F800FFF, 0xBF801000, 0x7F800000, 0x3F803000], U32)
     found = elementwise("cvt.rna.tf32.f32 {0}, {1}", np.resize(bits, 32), result=U32)
     assert [hex(value) for value in found[:5]] == ["0x3f802000", "0x3f800000", "0xbf802000", "0x7f800000", "0x3f804000"]
+
+
+def test_floats_are_cut_to_integers() -> None:
+    values = np.array([0.0, 0.9, -0.9, 1.0, 2.5, -3.99, 123_456.7, 2.0**30], F32)
+    found = elementwise("cvt.rzi.s32.f32 {0}, {1}", np.resize(values, 32), result=S32)
+    assert found[:8].tolist() == [0, 0, 0, 1, 2, -3, 123_456, 2**30]
 
 
 def test_integers_to_float() -> None:

@@ -105,6 +105,8 @@ def test_shuffles() -> None:
     values = np.random.default_rng(0).standard_normal(64).astype(np.float32)
     found = elementwise("redux.sync.max.f32 {0}, {1}, -1", values, result=np.float32)
     assert (found == np.repeat(values.reshape(2, 32).max(1), 32)).all()
+    found = elementwise("redux.sync.add.s32 {0}, {1}, -1", WORDS, result=U32)
+    assert (found == np.repeat(WORDS.reshape(2, 32).sum(1, dtype=U32), 32)).all()
 
 
 def test_elect_chooses_one_lane_of_a_warp() -> None:

@@ -16,6 +16,7 @@ import triton_labels
 from many_heads import ManyHeads, assert_heads_as_in_float64
 from ptx_cases import SHAPES, LossCase, builds_run, cases, errors_in_bounds
 from ptx_twin import TwinExecutor
+from ptx_updates import assert_steps, launches_of_every_build
 from ptx_works import merge_work
 from triton_cases import Case
 
@@ -117,6 +118,8 @@ def test_every_kernel_that_is_listed(chip: int, mode: str) -> None:
             for seed in (2, 3):
                 assert_heads_as_in_float64(ManyHeads((24, 16), 7, 40, kind, seed=seed), "batched")
     compiled += executor.compiled.values()
+    for launch in launches_of_every_build(chip, late=mode == "late"):
+        compiled += [each for one in assert_steps(launch, seed=2) for each in one.compiled.values()]
     listed = builds(chip)
     missing = {build.name for build in listed} - {build.name for build in builds_run(compiled, listed)}
     print(f"sm_{chip} {mode}: {len(listed) - len(missing)} of {len(listed)} kernels, worst {worst:.3f}")
