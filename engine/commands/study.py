@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         claim_study_folder(folder)
         runs = plan_runs(study, folder, num_ranks)
         failed = finish_runs(study, runs, num_ranks, arguments.jobs, console)
-        lost = [each.run for each in failed]
-        found = collect_study(study, [each for each in runs if each not in lost])
+        lost = [each.run.folder for each in failed]
+        found = collect_study(study, [each for each in runs if each.folder not in lost])
     except AUDIT_ERRORS as error:
         return exit_codes.report_error(error)
     except (ImageReadError, LoaderError) as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -110,13 +110,14 @@ def plan_runs(study: Study, folder: Path, world_size: int) -> list[PlannedRun]:
     """Write the settings of every run into `folder`, and check them, before any is started.
 
     Runs are ordered by seed, then by source of chance and arm: a study that is stopped early has as many seeds of each arm as
-    there was time for.
+    there was time for. Where a source of chance takes the seed that the others have too, the run is that of another source:
+    both are planned, with one folder.
 
     Raises:
         ConfigError: the settings of a run cannot be run; the message names the file that holds them.
     """
     planned = itertools.product(study.seeds, study.vary, study.arms)
-    runs = [_plan_run(study, arm, seed, source, folder) for seed, source, arm in planned]
+    runs = _share_equal([_plan_run(study, arm, seed, source, folder) for seed, source, arm in planned])
     for run in runs[: len(study.arms)]:
         try:
             check_config(run.config, world_size)
@@ -135,6 +136,17 @@ def _plan_run(study: Study, arm: str, seed: int, source: RandomSource | None, fo
     write_atomically(path, dump_yaml(settings))
     command = [part for file in (*study.config, path) for part in ("--config", str(file))]
     return PlannedRun(arm, seed, source, parse_config(command), path, tuple(command))
+
+
+def _share_equal(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Give runs of the same arm and the same seeds the settings, and so the folder, of the first of them."""
+    first: dict[tuple[str | int, ...], PlannedRun] = {}
+    shared = []
+    for run in runs:
+        seeds = (run.config.seed_of(source) for source in get_args(RandomSource))
+        kept = first.setdefault((run.arm, run.config.seed, *seeds), run)
+        shared.append(replace(kept, seed=run.seed, source=run.source))
+    return shared
 
 
 def _run_name(arm: str, seed: int, source: RandomSource | None = None) -> str:

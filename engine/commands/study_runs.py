@@ -97,6 +97,7 @@ def finish_runs(
         ConfigError: a folder holds a run with other settings; nothing was trained.
         StudyStoppedError: it was stopped by a signal; every run saved where it stands.
     """
+    runs = list({run.folder: run for run in runs}.values())  # planned for several sources of chance, trained once
     left = [run for run in runs if not _is_finished(study, run)]
     if not left:
         return []

@@ -36,6 +36,15 @@ def test_several_sources_of_chance_have_runs_of_their_own(tmp_path):
     assert [(run.config.seed, run.config.seeds.labels) for run in runs[::2]] == [(3, None), (0, 3), (4, None), (0, 4)]
 
 
+def test_equal_runs_of_several_sources_of_chance_have_one_folder(tmp_path):
+    path = study_file(tmp_path, STUDY.replace("[3]", "[0, 1]") + "vary: [all, labels, order]\n")
+    runs = [run for run in plan_runs(read_study(path), tmp_path, world_size=1) if run.arm == "free"]
+    assert [(run.source, run.seed) for run in runs] == [
+        *((None, 0), ("labels", 0), ("order", 0), (None, 1), ("labels", 1), ("order", 1))
+    ]
+    assert [run.folder.name for run in runs] == [*["free.seed0"] * 3, "free.seed1", "free.labels1", "free.order1"]
+
+
 def test_a_grid_multiplies_the_arms(tmp_path):
     text = "config: base.yaml\narms: {a: {heads.draws: 3}}\ngrid: {regularizer.factor: [0, 0.5], epochs: [1, 2]}\n"
     study = read_study(study_file(tmp_path, text))
