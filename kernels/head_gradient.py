@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlpheads.kernels.cpu import tile_update
 from rlpheads.kernels.gpu import triton_update
-from rlpheads.kernels.gpu.kept_operands import KeptOperands
+from rlpheads.kernels.gpu.kept_stages import KeptStages
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
 from rlpheads.kernels.rows.updates import UpdateRule, Updates
@@ -35,8 +35,6 @@ class HeadGradient(NamedTuple):
     gradient: LogitGradient
     updates: Updates | None = None
     """Uses it up in tiles; None: nothing does."""
-    kept: KeptOperands | None = None
-    """Holds the weight in the dtype of the products, where the kernel reads that."""
 
     @property
     def weight(self) -> Tensor:
@@ -93,7 +91,7 @@ class HeadGradient(NamedTuple):
             What `survey` returns.
         """
         assert self.updates is not None
-        weight, kept = self.weight, self.kept
+        weight, kept = self.weight, self.kernel.kept if isinstance(self.kernel, KeptStages) else None
         copy_KD = None if kept is None else kept.copy_of(weight, self.features_BD.dtype)
         updated_K, squared = self.updates.update(*self._made_from, rule, states, left_out, copy_KD)
         if kept is not None and copy_KD is not None:
@@ -126,21 +124,16 @@ class HandingOver:
         name: of the kernel in `stages.KERNELS`.
         kernel: the kernel.
         consumer: takes the gradients.
-        kept: holds weights in the dtype of the products for `triton`, and is kept true by updates in tiles; None: weights are
-            cast at every pass.
     """
 
     name: str
     kernel: Kernel
     consumer: Consumer
-    kept: KeptOperands | None = None
 
     def local_partials(
         self, features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
     ) -> tuple[Partials, Products, Exponentials]:
         """First stage: the kernel's."""
-        if self._kept is not None and head.weight_KD.dtype != features_BD.dtype:
-            head = head._replace(weight_KD=self._kept.stack([head.weight_KD], features_BD.dtype))
         return self.kernel.local_partials(features_BD, head, labels_LB, needs)
 
     def local_class_gradients(
@@ -156,9 +149,5 @@ class HandingOver:
         made_from = features_BD, head, labels_LB, exponentials, gradient
         if not wanted[0]:
             return self.kernel.local_class_gradients(*made_from, wanted)
-        self.consumer(HeadGradient(self.kernel, *made_from, UPDATES.get(self.name), self._kept))
+        self.consumer(HeadGradient(self.kernel, *made_from, UPDATES.get(self.name)))
         return None, None
-
-    @property
-    def _kept(self) -> KeptOperands | None:
-        return self.kept if self.name == "triton" else None

@@ -32,10 +32,10 @@ from rlpheads.kernels.rows.partials import ClassRange, Needs, Partials, accumula
 from rlpheads.kernels.rows.row_softmax import RowLabels, RowSoftmax, by_head, merge_partials, row_labels
 from rlpheads.kernels.rows.terms import TERMS
 from rlpheads.kernels.stages import (
-    KERNELS,
     LocalHead,
     attach_class_gradients,
     attach_feature_gradient,
+    kernel_that_keeps,
     local_feature_gradient,
 )
 from rlpheads.kernels.transforms import check_no_transform, may_transform, tensors_of_labels
@@ -218,7 +218,8 @@ def random_label_losses(
     if chosen == "reference":
         loss = _loss_by_reference(heads, rows, regularizer, joint)
     else:
-        kernel = KERNELS[chosen] if consumer is None else HandingOver(chosen, KERNELS[chosen], consumer, kept)
+        kernel = kernel_that_keeps(chosen, kept)
+        kernel = kernel if consumer is None else HandingOver(chosen, kernel, consumer)
         loss = _loss_by_stages(heads, rows, heads.needs(regularizer, joint, budget), joint, kernel)
     return _split_by_head(loss, len(weights))
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from rlpheads.kernels.cpu import tiled_cpu
 from rlpheads.kernels.first_derivative import refuse_second_derivative
 from rlpheads.kernels.gpu import triton_loss
+from rlpheads.kernels.gpu.kept_operands import KeptOperands
+from rlpheads.kernels.gpu.kept_stages import KeptStages
 from rlpheads.kernels.rows import reference_stages
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Partials, Products
@@ -25,6 +27,11 @@ from rlpheads.kernels.rows.terms import Coefficients
 
 KERNELS: dict[str, Kernel] = {"reference": reference_stages, "tiled_cpu": tiled_cpu, "triton": triton_loss}
 """The implementations of the local stages by their name."""
+
+
+def kernel_that_keeps(name: str, kept: KeptOperands | None) -> Kernel:
+    """Return the implementation of a name, with weights in the products' dtype that are kept from pass to pass, if given."""
+    return KeptStages(kept) if name == "triton" and kept is not None else KERNELS[name]
 
 
 class LocalHead(NamedTuple):

@@ -3,7 +3,8 @@
 With P parameters in the heads, N ranks, a global batch of G rows, T taps of width D and M draws, a rank
 
 * holding whole heads keeps (2 + S)·4·P bytes: weights, gradients and the S states of its optimizer, in fp32 (a fused update
-  keeps no gradients); it sends 2·(N−1)/N·4·P bytes a step, a ring's all-reduce of the gradients;
+  keeps no gradients), and on a GPU in half precision 2·P for the weights as the products read them; it sends
+  2·(N−1)/N·4·P bytes a step, a ring's all-reduce of the gradients;
 * holding a range of the classes keeps an N-th of that (of ceil(K/N) classes), and sends (N−1)/N of G rows of features, labels
   and pair weights, (N−1) times its partials, (7 or 8)·4·G·T·M bytes, and where a regulariser or the joint term trains the
   backbone (N−1)/N of G rows of gradients in fp32. None of it grows with K.
@@ -23,7 +24,7 @@ from rlpheads.engine.config.launcher_variables import local_world_size
 from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.learner.optimizer import ELEMENTWISE, FUSED, build_optimizer
-from rlpheads.kernels.implementations import MAX_SMALL_LABELS
+from rlpheads.kernels.implementations import MAX_BATCHED_LABELS_ON_GPU, MAX_SMALL_LABELS
 from rlpheads.memorization.heads.class_shards import ClassShards
 
 SHARE_FOR_HEADS = 0.5
@@ -34,7 +35,7 @@ class HeadCosts(NamedTuple):
     """What the heads cost one rank."""
 
     memory: int
-    """Bytes of weights, gradients and optimizer states."""
+    """Bytes of weights, their copies, gradients and optimizer states."""
     traffic: int
     """Bytes that the rank sends in a training step."""
 
@@ -96,7 +97,8 @@ class HeadWorkload:
         """Costs of heads that every rank holds whole."""
         parameters = self.num_parameters(self.num_classes)
         keeps_gradients = world_size > 1 or self._keeps_gradients(self.num_classes)
-        return HeadCosts(self._memory(parameters, keeps_gradients), 2 * (world_size - 1) * 4 * parameters // world_size)
+        memory = self._memory(parameters, self.num_classes, keeps_gradients)
+        return HeadCosts(memory, 2 * (world_size - 1) * 4 * parameters // world_size)
 
     def sharded(self, world_size: int) -> HeadCosts:
         """Costs of heads whose classes are sharded: of the first rank, which holds the most."""
@@ -105,12 +107,17 @@ class HeadWorkload:
         partials = (world_size - 1) * self.num_rows * self.num_heads * 4 * (8 if self.mixed else 7)
         layers = 2 * 4 * self.num_parameters(0) * (world_size - 1) // world_size
         traffic = rows_of_others * (self._bytes_forward + self._bytes_backward) + partials + layers
-        return HeadCosts(self._memory(self.num_parameters(held), self._keeps_gradients(held)), traffic)
+        return HeadCosts(self._memory(self.num_parameters(held), held, self._keeps_gradients(held)), traffic)
 
     def update_bytes(self, num_held: int) -> int:
-        """Bytes that an optimizer's step of heads of so many classes reads and writes; gradients that are kept count."""
+        """Bytes that an optimizer's step of heads of so many classes reads and writes, kept gradients and copies with them.
+
+        A fused update writes the copy beside the weight; else the weight is read once more for it.
+        """
         arrays = 2 * (1 + self.num_states) + 2 * self._keeps_gradients(num_held)
-        return arrays * 4 * self.num_parameters(num_held)
+        copy = self._copy_bytes(num_held)
+        casts = copy + 4 * (copy > 0 and self._keeps_gradients(num_held))
+        return (arrays * 4 + casts) * self.num_parameters(num_held)
 
     @property
     def _bytes_forward(self) -> int:
@@ -133,8 +140,12 @@ class HeadWorkload:
         """Whether gradients that are this rank's alone lie in memory: those of few labels do in any case."""
         return not self.fused or num_held <= MAX_SMALL_LABELS
 
-    def _memory(self, parameters: int, keeps_gradients: bool) -> int:
-        return (1 + keeps_gradients + self.num_states) * 4 * parameters
+    def _copy_bytes(self, num_held: int) -> int:
+        """Bytes that a parameter takes once more in the dtype of the products, which a GPU's heads of many labels keep."""
+        return self.feature_bytes if self.feature_bytes < 4 and num_held > MAX_BATCHED_LABELS_ON_GPU else 0
+
+    def _memory(self, parameters: int, num_held: int, keeps_gradients: bool) -> int:
+        return ((1 + keeps_gradients + self.num_states) * 4 + self._copy_bytes(num_held)) * parameters
 
 
 def choose_sharding(config: Config, work: HeadWorkload, world_size: int, device: torch.device) -> ShardChoice:

@@ -22,7 +22,7 @@ from rlpheads.kernels.label_source import concatenate
 from rlpheads.kernels.random_label_loss import RandomLabelLoss
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange
-from rlpheads.kernels.stages import KERNELS
+from rlpheads.kernels.stages import kernel_that_keeps
 from rlpheads.memorization.heads.class_blocks import ClassBlockStages
 from rlpheads.memorization.heads.class_shards import ClassShards
 from rlpheads.memorization.heads.head_losses import (
@@ -341,8 +341,9 @@ def _kernel(calls: Sequence[HeadCall], head: ShardedHead) -> Kernel:
     if first.num_blocks > 1:
         return ClassBlockStages(first.num_labels)
     name = resolve_kernel(calls[0].terms.impl, head.features_GD, len(head.classes.weight_KD))
+    kernel = kernel_that_keeps(name, first.kept_operands)
     if first.consumer is None:
-        return KERNELS[name]
+        return kernel
     consumers = {
         id(weight): call.heads.consumer for call in calls for weight in call.heads.parameters() if weight.dim() == 2
     }
@@ -352,7 +353,7 @@ def _kernel(calls: Sequence[HeadCall], head: ShardedHead) -> Kernel:
         assert consumer is not None
         consumer(gradient)
 
-    return HandingOver(name, KERNELS[name], consume, first.kept_operands)
+    return HandingOver(name, kernel, consume)
 
 
 def _show_as_dtensors(heads: ShardedRLPHeads, state: dict[str, Any], prefix: str, _metadata: Any) -> None:

@@ -38,8 +38,8 @@ def test_costs_of_the_headline_job(imagenet):
     work = workload(imagenet, GPU)
     whole, sharded = work.whole(8), work.sharded(8)
     num_parameters = 12 * 100_000 * 769
-    assert whole == (16 * num_parameters, 2 * 7 * 4 * num_parameters // 8)
-    assert sharded.memory == 16 * num_parameters // 8
+    assert whole == (18 * num_parameters, 2 * 7 * 4 * num_parameters // 8)
+    assert sharded.memory == 18 * num_parameters // 8
     of_features, of_partials = 7 * 128 * (12 * 768 * 2 + 1 + 4), 7 * 1024 * 12 * 7 * 4
     assert sharded.traffic == of_features + of_partials
     assert (
@@ -68,7 +68,7 @@ def test_a_label_for_every_image():
     assert config.model.name == "vit_base_patch16_224"
     chosen = choose_sharding(config, head_workload(config, (768,) * 3, 1000, 0, GPU), 8, CPU)
     assert chosen.line == (
-        "heads.shard class: 5.91 GB a rank, 4.74 MB sent a step; none: 47.3 GB a rank, 20.7 GB sent a step"
+        "heads.shard class: 6.65 GB a rank, 4.74 MB sent a step; none: 53.2 GB a rank, 20.7 GB sent a step"
     )
 
 
@@ -94,9 +94,11 @@ def test_auto_says_how_heads_are_updated_and_why(imagenet):
     assert line(replace(imagenet, accumulate=2)) == (
         f"heads.update auto: separate ({separate}), as accumulate is 2: micro-batches sum their gradients first; fused: {fused}"
     )
-    assert line(imagenet, GPU).startswith(
-        f"heads.update auto: separate ({separate}), as steps in tiles are not measured on cuda yet"
+    on_gpu = (
+        "heads.update auto: separate (16.6 GB a rank, 35.1 GB through memory a step), "
+        "as steps in tiles are not measured on cuda yet; fused: 12.9 GB a rank, 24 GB through memory a step"
     )
+    assert line(imagenet, GPU) == on_gpu  # with copies of 2 bytes, which a separate update leaves to be cast
     assert line(imagenet, world_size=8) == (
         f"heads.update auto: separate ({separate}), "
         "as heads.shard is auto: the ranks average the gradients of whole heads first"

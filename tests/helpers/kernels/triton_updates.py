@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from launch_counter import HOST_READS, Launches, counted
 from torch import Tensor
 from triton_behaviour import use_default_slabs, use_small_slabs
 
@@ -204,3 +205,19 @@ def assert_pending_updates_are_separate_ones(device: str = "cpu") -> None:
             torch.testing.assert_close(weight_KD, twin, rtol=2e-6, atol=1e-6)
     for weight_KD, twin in zip(weights, twins, strict=True):
         assert float(optimizers[0].state[weight_KD]["step"]) == float(optimizers[1].state[twin]["step"]) == 3
+
+
+def launches_of_an_update(name: str) -> Launches:
+    """What a step in tiles launches beside the loss, other values and a step that is left out no less."""
+    found = []
+    for left_out in (False, True):
+        head, rule = Head(UpdateCase(8, 1000, 16, name, torch.bfloat16)), RULES[name]
+        gradient, states = head.backward(), states_of(rule, head.weight_KD)
+        flag = torch.tensor(left_out)
+        with counted() as launches:
+            gradient.update(rule, states, flag)
+        found.append(launches)
+    assert found[0].grids == found[1].grids
+    assert found[0].aten == found[1].aten
+    assert not HOST_READS & found[0].aten.keys()
+    return found[0]

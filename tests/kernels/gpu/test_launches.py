@@ -6,6 +6,7 @@ pytest.importorskip("triton", reason="triton comes with torch's CUDA build only"
 
 import kept_weights
 import launch_counter
+import triton_updates
 from launch_counter import Step
 from triton_interpreter import Interpreter
 
@@ -28,6 +29,14 @@ launches at 1,000 labels as at 10,000, where they are one group, too (test_whole
 def test_launches_of_a_step(interpreter: Interpreter, step: Step, most: int) -> None:
     launches = interpreter(launch_counter.launches_of, step)
     assert launches.total <= most, (launches.total, launches.aten, launches.triton)
+
+
+@pytest.mark.parametrize(("rule", "most"), [("adamw", 6), ("momentum", 5)])
+def test_launches_of_a_step_in_tiles(interpreter: Interpreter, rule: str, most: int) -> None:
+    """No product of the library's is among them: what it would write is the gradient."""
+    launches = interpreter(triton_updates.launches_of_an_update, rule)
+    assert launches.total <= most, (launches.total, launches.aten, launches.triton)
+    assert "bmm" not in launches.aten
 
 
 def test_nothing_waits_for_a_value(interpreter: Interpreter) -> None:
