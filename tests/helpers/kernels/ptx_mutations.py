@@ -182,8 +182,13 @@ def outcomes(mutations: Sequence[Mutation]) -> Iterator[tuple[Mutation, str]]:
                     break
                 left[mutation] = SURVIVES if wrong is None else left[mutation]
     for mutation, result in left.items():
-        changed = (scene.outcome_of(mutation.changed()) for scene in variations(met[mutation], mutation.changed()))
-        yield mutation, next((wrong for wrong in changed if wrong not in (None, NEVER)), result)
+        for scene in variations(met[mutation], mutation.changed()):
+            wrong = scene.outcome_of(mutation.changed())
+            if wrong != NEVER:
+                result = wrong or SURVIVES
+            if result not in (SURVIVES, NEVER):
+                break
+        yield mutation, result
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from ptx_made_scenes import made_arguments, moved
 from ptx_twin import Storages, complaint, differs, expected
 from torch import Tensor
 
@@ -22,8 +23,6 @@ from rlpheads.kernels.tools.ptx.step import Step
 
 FEW = 0.002
 """Share of the numbers of a tensor in which the compiled kernel may be further off than `differs` allows."""
-MANY_TILES = 300
-"""More than `merge_tiles` takes at a time."""
 
 
 @dataclass
@@ -108,26 +107,25 @@ def first_change(before: Program, after: Program) -> int:
 
 def variations(scenes: Sequence[Scene], text: str) -> Iterator[Scene]:
     """Launches in which the change of a kernel to this text may show, though it does not in these; each right unchanged."""
-    for scene in scenes:
-        yield from many_tiles(scene)
-        yield from tiles_without_labels(scene)
-    for scene in scenes:
+    made = list(scenes)
+    for scene in scenes[-1:]:  # that of the largest work
+        for named in made_arguments(scene.kernel.__name__, scene.named, (*scene.grid, 1)[1]):
+            if other := _right(replace(scene, named=named, places=set())):
+                yield other
+                made.append(other)
+    for scene in made:
         place = first_change(scene.compiled.program, parse(text))
         if place in scene.places and scene.compiled.program.code[place].name == "setp":
             yield from moved_bounds(scene, place)
 
 
 def moved_bounds(scene: Scene, place: int, most: int = 3) -> Iterator[Scene]:
-    """The launch with a size lowered so that the two sides of a comparison are equal in some thread."""
-    distances = sorted({int(gap) for gap in _gaps(scene, place) if gap < 0}, reverse=True)
-    sizes = {name: value for name, value in scene.named.items() if name.startswith("num_") and type(value) is int}
+    """The launch with a size lowered, or all labels moved, so that the two sides of a comparison are equal in some thread."""
     found = 0
-    for gap in distances[:8]:
-        for name, value in sizes.items():
-            lowered = value + gap
-            if lowered <= 1 or (lowered % 16 == 0) != (value % 16 == 0):
-                continue  # Triton would compile another kernel
-            other = replace(scene, named=scene.named | {name: lowered}, places=set())
+    gaps = sorted(map(int, _gaps(scene, place)), key=abs)
+    for gap in [gap for gap in gaps if gap < 0][:6] + [gap for gap in gaps if gap > 0][:3]:
+        for named in moved(scene.named, gap):
+            other = replace(scene, named=named, places=set())
             if 0 not in _gaps(other, place):
                 continue
             made = _right(other)
@@ -136,30 +134,6 @@ def moved_bounds(scene: Scene, place: int, most: int = 3) -> Iterator[Scene]:
                 found += 1
             if found == most:
                 return
-
-
-def many_tiles(scene: Scene) -> Iterator[Scene]:
-    """Of `merge_tiles` a launch whose tiles fill all threads more than once, with labels in all of them."""
-    if scene.kernel.__name__ != "merge_tiles_kernel":
-        return
-    generator = torch.Generator().manual_seed(0)
-    num_rows, named = scene.named["num_rows"], dict(scene.named)
-    named |= {"num_tiles": MANY_TILES, "num_classes": MANY_TILES * named["TILE_CLASSES"] - 7}
-    for name in ("tile_max", "tile_sum", "tile_moment", "tile_logits"):
-        if named[name].numel():
-            values = torch.randn(MANY_TILES, num_rows, generator=generator)
-            named[name] = values * 8 if name == "tile_max" else values.exp()
-    named["labels"] = named["start"] + torch.randint(named["num_classes"], named["labels"].shape, generator=generator)
-    if made := _right(replace(scene, named=named)):
-        yield made
-
-
-def tiles_without_labels(scene: Scene) -> Iterator[Scene]:
-    """Of `class_tiles` a launch whose labels all are the first class, so that all tiles but the first ones hold none."""
-    if scene.kernel.__name__ == "class_tiles_kernel":
-        labels = torch.full_like(scene.named["labels"], scene.named["start"])
-        if made := _right(replace(scene, named=scene.named | {"labels": labels})):
-            yield made
 
 
 def _right(scene: Scene) -> Scene | None:
@@ -179,7 +153,7 @@ def _gaps(scene: Scene, place: int) -> np.ndarray:
 
     def watch(step: Step) -> None:
         if step.instruction.text == wanted.text:
-            sides = [step.column(side)[step.active].astype(np.int64) for side in (1, 2)]
+            sides = [step.read(side)[step.active].astype(np.int64) for side in step.operands[1:3]]
             gaps.append(sides[0] - sides[1])
         compare(step)
 

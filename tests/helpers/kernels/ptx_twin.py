@@ -6,6 +6,7 @@ kernel must round is known exactly, and in a process of its own, as Triton decid
 
 import importlib
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -105,7 +106,11 @@ def expected(kernel: Any, arguments: dict[str, Any], grid: tuple[int, ...]) -> l
             flat[place] = (flat[place].view(np.int32) & -0x2000).view(np.float32)  # products ignore the lower 13 bits
     arguments = storages.arguments | {name: value for name, value in INTERPRETED.items() if name in kernel.arg_names}
     job = _process().submit(interpret, kernel.__module__, kernel.__name__, arguments, flat, grid)
-    found: list[np.ndarray] = job.result()
+    try:
+        found: list[np.ndarray] = job.result()
+    except BrokenProcessPool:  # the interpreter checks no address
+        _process.cache_clear()
+        raise
     return [whole.get(place, array) for place, array in enumerate(found)]
 
 
