@@ -25,17 +25,25 @@ def made_arguments(kernel: str, named: Arguments, num_heads: int) -> Iterator[Ar
     elif kernel == "align_tiles_kernel":
         yield lifted_tiles(named)
     elif kernel in ("class_tiles_kernel", "row_shifts_kernel") and num_heads == 1:
+        end = -(-named["num_classes"] // named["CLASSES"]) * named["CLASSES"]
+        if kernel == "class_tiles_kernel":
+            beyond = with_classes(named, end + (12 if named["num_classes"] % 16 else 16))
+            yield with_logits(beyond, normal(beyond), labels_at=-1)
         if named["num_classes"] % 16:
-            tiles = -(-named["num_classes"] // named["CLASSES"])
-            named = with_classes(named, tiles * named["CLASSES"] - 4)
-        size = torch.randn(named["num_rows"], named["num_classes"], generator=torch.Generator().manual_seed(0))
-        yield with_logits(named, size)
-        yield with_logits(named, -1 - size.abs())
+            named = with_classes(named, end - 4)
+        logits_BK = normal(named)
+        yield with_logits(named, logits_BK)
+        yield with_logits(named, -1 - logits_BK.abs())
         for place in (0, -1):
-            yield with_logits(named, size, labels_at=place)
+            yield with_logits(named, logits_BK, labels_at=place)
         for value in (-4.0, 4.0):
             for seed in range(2):
-                yield with_logits(named, one_other(size / 10, value, seed))
+                yield with_logits(named, one_other(logits_BK / 10, value, seed))
+
+
+def normal(named: Arguments) -> Tensor:
+    """Logits of each row and class."""
+    return torch.randn(named["num_rows"], named["num_classes"], generator=torch.Generator().manual_seed(0))
 
 
 def many_tiles(named: Arguments, seed: int) -> Arguments:
@@ -67,7 +75,7 @@ def lifted_tiles(named: Arguments) -> Arguments:
 
 
 def with_classes(named: Arguments, number: int) -> Arguments:
-    """As many classes, each with a row of the weight; the last tile of those that there were is all but full."""
+    """As many classes, each with a row of the weight; the tiles stay those that there were."""
     weight, changed = named["weight"], {"num_classes": number, "classes_apart": number}
     rows = torch.zeros(number, named["stride_w"], dtype=getattr(weight, "base", weight).dtype)
     changed["weight"] = replace(weight, base=rows, shape=list(rows.shape)) if hasattr(weight, "block_shape") else rows
