@@ -62,8 +62,9 @@ class HeadGradient(NamedTuple):
     def norm_bound(self) -> Tensor:
         """Return a bound of the norm of the weight's gradient, float64 (): finite if and only if the gradient is, below 1e30.
 
-        From features, the scale of each row's exponentials, which are at most e^8, and the labels' dL/dz: without a pass over
-        the classes.
+        From features, the scale of each row's exponentials, and the labels' dL/dz: without a pass over the classes.
+        Exponentials are taken for at most e^8, as they are on a CPU; on a GPU they may be larger, though never infinite, and
+        the norm with them.
         """
         scale_CB, label_LB = self.gradient.scale_CB.double(), self.gradient.label_LB.double()
         largest_B = scale_CB.abs().amax(0) * (math.e**8 * len(self.weight) ** 0.5) + label_LB.abs().sum(0)
