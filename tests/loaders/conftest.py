@@ -36,8 +36,3 @@ def write_tree(tmp_path: Path) -> Callable[[dict[str, list[str]]], Path]:
 @pytest.fixture(scope="session")
 def digits() -> tuple[DigitsSource, DigitsSource]:
     return open_digits(seed=0)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Torchvision 0.29 announces the end of its decoders; the dependency is capped below it."""
-    config.addinivalue_line("filterwarnings", "ignore:The image decoding and encoding capabilities:DeprecationWarning")
