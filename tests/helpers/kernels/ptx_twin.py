@@ -21,6 +21,8 @@ from rlpheads.kernels.tools.ptx.launch import Executor
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 """Noise allowed beside the rounding: of each number, and of the root mean square of its tensor."""
+NEAR_ZERO = 2.0**-23
+"""Noise of what is the difference of two numbers near 1, such as the shift of a flat row: its first logit and a logarithm."""
 INTERPRETED = {"EMULATED": True, "LABELS": 256}
 """Compile-time values for the interpreter, whose time is by the operation: how many labels a loop takes changes nothing."""
 OPERANDS = {"update_tiles_kernel": ("exps", "scaled"), "": ("features", "weight")}
@@ -132,7 +134,7 @@ def differs(found: Tensor, exact: Tensor) -> Tensor:
     value, truth = found.double(), exact.double()
     size = truth.abs()
     rms = size[truth.isfinite()].square().mean().sqrt().nan_to_num(0.0)
-    allowed = RELATIVE * size + ABSOLUTE * rms
+    allowed = RELATIVE * size + ABSOLUTE * rms + NEAR_ZERO
     if found.dtype in DIGITS:
         _, exponent = torch.frexp(truth)
         half = torch.exp2((exponent - DIGITS[found.dtype] - 1).double().clamp(min=SMALLEST[found.dtype]))
