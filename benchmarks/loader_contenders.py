@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 
+from rlpheads.engine.distributed import host_memory
+
 SIDE = 224
 _PATIENCE = 240
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -80,15 +82,11 @@ def bare_decode(setting: Setting) -> MakePass:
 
 
 def ours(kind: str, store: str | None = None, *, as_float: bool = False) -> Callable[[Setting], MakePass]:
-    """Our adapter for a library, on the tree or on a store of it; float: normalised by the training process.
-
-    That process keeps freed memory, as a training's does.
-    """
+    """Our adapter for a library, on the tree or on a store of it; float: normalised by the training process."""
 
     def build(setting: Setting) -> MakePass:
         import torch
 
-        from rlpheads.engine.distributed.host_memory import keep_freed_memory
         from rlpheads.loaders.augment.normalize import Normalize
         from rlpheads.loaders.contract.crops import CropSpec
         from rlpheads.loaders.contract.options import LoaderOptions
@@ -96,7 +94,6 @@ def ours(kind: str, store: str | None = None, *, as_float: bool = False) -> Call
         from rlpheads.loaders.factory import make_loader
         from rlpheads.loaders.sources.datasets import open_dataset
 
-        keep_freed_memory()
         root = setting.tree if store is None else setting.stores / store
         source, _ = open_dataset("imagefolder", root, seed=0)
         order = Order(source.manifest.num_samples, setting.batch_size)
@@ -321,6 +318,7 @@ def resident(pid: int) -> int:
 def _serve(name: str, setting: Setting, orders: Connection) -> None:
     warnings.filterwarnings("ignore")
     os.environ["OMP_NUM_THREADS"] = "1"
+    host_memory.keep_freed_memory()  # of all, as a training of ours does: else the allocators are compared
     set_start_method("fork", force=True)  # as in a training: what spawned this process would be handed down to workers
     try:
         import torch

@@ -81,6 +81,7 @@ def test_disk_that_fills_up_in_training_loses_nothing(shell):
 
 
 @needs_mounts
+@pytest.mark.slow
 @pytest.mark.wrong("environment")
 def test_disk_that_is_full_for_tensorboard_alone(shell):
     """Its files are written by a thread of their own, which would die unheard, or with a traceback."""

@@ -32,7 +32,7 @@ def train(folder, *flags: str, **options) -> Ended:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("width", [80, 40])
+@pytest.mark.parametrize("width", [pytest.param(80, marks=pytest.mark.slow), 40])
 def test_no_word_is_broken_and_no_control_sequence_is_seen(tmp_path, monkeypatch, width):
     monkeypatch.chdir(tmp_path)  # a short name of the folder, which is the only word that could be too long
     ended = train("r", "--run.name", "a", "--epochs", "1", width=width)
@@ -58,7 +58,7 @@ def test_mistake_is_one_line_at_once(tmp_path, flags, answer):
 @pytest.mark.wrong("launcher")
 @pytest.mark.distributed
 @pytest.mark.long
-@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_missing_folder_is_one_line(tmp_path, ranks):
     flags = ["--data.dataset", "imagefolder", "--data.root", "nowhere", "--nproc-per-node", ranks]
     ended = train(tmp_path, *flags, width=400)

@@ -29,7 +29,8 @@ def evaluated(capsys, *arguments):
 
 
 def last_line(folder):
-    return [line for line in map(json.loads, (folder / "metrics.jsonl").open()) if line["kind"] == "epoch"][-1]
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "epoch"][-1]
 
 
 def test_a_run_is_evaluated_as_it_evaluated_itself(detached_run, capsys, tmp_path):

@@ -84,6 +84,7 @@ def test_what_is_outside_or_unset_is_refused(body: str, message: str) -> None:
         run("\t" + body, torch.zeros(32, dtype=torch.int32), shared_bytes=1024)
 
 
+@pytest.mark.slow
 def test_a_64_bit_offset_into_memory_that_is_mostly_untouched() -> None:
     """4.4 GB that are never touched but for two numbers; the same offset cut to 32 bits falls outside."""
     large = torch.empty(2**31 + 1000, dtype=torch.int16)
