@@ -323,7 +323,7 @@ def _row_build(chip: int, kind: _RowKernel, is_on: bool) -> Build:
         **dict.fromkeys(("features", "weight", "exps", "moments", "scaled", "out"), f"*{dtype}"),
         "gradient": kind.gradient[is_on],
         "order": "*i64",
-        "hit": "*i1",
+        "hit": "*u1",  # as torch.bool arrives
         "values": ("*fp32",) * 6,
     }
     named = (kind.kernel.__name__.removesuffix("_kernel"), dtype, kind.note, kind.name_with_switches if is_on else "")
