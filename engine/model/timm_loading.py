@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 _NOT_USED = {
     "wandb": "`timm.utils.summary` takes half a second of a start for it; `log.wandb` imports it itself",
-    "torch.distributed.tensor": "`timm.optim.muon` asks whether weights are sharded tensors, as no network's are here",
 }
 """Modules, each with who loads it and why nothing is lost."""
 
