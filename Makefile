@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s :
 
-demo: $(INSTALLED)  ## Set up, train on handwritten digits in about three minutes, print and draw what was memorised, by depth
+demo: $(INSTALLED)  ## Set up, train on handwritten digits in three to six minutes, print and draw what was memorised, by depth
 	$(BIN)/torchrun --standalone --nproc-per-node 1 engine/train.py --config configs/digits_vit.yaml --config configs/digits_memory.yaml $(ARGS)
 
 test: $(INSTALLED_DEV)  ## Set up and run the default tests

@@ -32,7 +32,7 @@ from rlpheads.engine import train
 from rlpheads.engine.distributed import host_memory
 from rlpheads.engine.model import timm_loading
 host_memory.keep_freed_memory()  # before torch loads, as a start does
-with timm_loading.without_extras():
+with timm_loading.without_wandb():
     from rlpheads.engine.training.training import Training
 whole = Training.train_on
 def first_step(self, delivered):

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str]) -> int:
     try:
         config = read_settings(without_local_rank(argv), _note)
-        with timm_loading.without_extras():  # torch and timm load here: --help and slips are answered at once
+        with timm_loading.without_wandb():  # torch and timm load here: --help and slips are answered at once
             from rlpheads.engine.training import job
 
         return job.run(config)

@@ -1,4 +1,4 @@
-"""timm loaded without packages that it imports where it finds them, and that this engine never uses through it."""
+"""timm loaded without wandb, which it imports where it finds it, and which this engine never uses through it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_NOT_USED = {
-    "wandb": "`timm.utils.summary` takes half a second of a start for it; `log.wandb` imports it itself",
-}
-"""Modules, each with who loads it and why nothing is lost."""
-
 
 @contextmanager
-def without_extras() -> Iterator[None]:
-    """Have `import timm` not find what only its own scripts need.
+def without_wandb() -> Iterator[None]:
+    """Have `import timm` not find wandb, for which `timm.utils.summary` would take half a second of a start.
 
-    It can be imported afterwards; what is loaded already stays.
+    `log.wandb` imports it afterwards; if it is loaded already, it stays. torch's compiler loads in here too, and keeps without
+    a word what it does not find: nothing of torch's may be hidden.
     """
-    absent = [name for name in _NOT_USED if name not in sys.modules]
-    for name in absent:
-        sys.modules[name] = None  # type: ignore[assignment]  # the import system's own way to say that there is none
+    if "wandb" in sys.modules:
+        yield
+        return
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # the import system's own way to say that there is none
     try:
         yield
     finally:
-        for name in absent:
-            del sys.modules[name]
+        del sys.modules["wandb"]
