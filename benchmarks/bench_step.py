@@ -152,7 +152,11 @@ def copied(num_parameters: int) -> Callable[[], None]:
     """Return a call that moves as many bytes as an update of so many parameters does."""
     source = torch.zeros(max(num_parameters * BYTES_A_PARAMETER // 8, 1))  # read once and written once
     there = torch.empty_like(source)
-    return lambda: there.copy_(source) and None
+
+    def copy() -> None:
+        there.copy_(source)
+
+    return copy
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:

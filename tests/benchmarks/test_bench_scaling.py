@@ -1,0 +1,13 @@
+"""The benchmark of the rate over ranks: its settings can be run."""
+
+import bench_scaling
+import pytest
+
+from rlpheads.engine.checks.settings import settings_errors
+from rlpheads.engine.train import read_settings
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 16])
+def test_its_settings_can_be_run(ranks):
+    config = read_settings(bench_scaling.settings(ranks, steps=10), print)
+    assert list(settings_errors(config, ranks)) == []
