@@ -122,6 +122,7 @@ def bare_step(case: Case, folder: Path) -> Callable[[], None]:
     model = build_model(config, 10).backbone.train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     images = torch.randint(256, (case.rows, 3, case.side, case.side), dtype=torch.uint8)
+    images = images.contiguous(memory_format=torch.channels_last)  # as loaders deliver them
     targets = torch.randint(10, (case.rows,))
     scale, offset = (torch.tensor(values).view(3, 1, 1) for values in ((0.017, 0.0175, 0.0174), (-2.1, -2.0, -1.8)))
 

@@ -78,7 +78,7 @@ class AveragedPart(TrainedPart):
 
     def gradient_norm(self) -> Tensor:
         """See `TrainedPart.gradient_norm`: once the gradients of all ranks are there."""
-        self.travelling.arrive(list(self.module.parameters()))
+        self.travelling.arrive(self.weights)
         return super().gradient_norm()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -119,15 +120,17 @@ class Learner:
         scales = {name: part.loss_scale for name, part in self.trained_parts}
         return {f"{name}_loss_scale": scale.factor for name, scale in scales.items() if scale is not None}
 
-    def update(
-        self, num_updates: int, verdicts: Mapping[str, Verdict], statistics: RunningStatistics
-    ) -> dict[str, Tensor]:
+    @cached_property
+    def statistics(self) -> RunningStatistics:
+        """Batch norm's statistics in the parts that are trained; whoever takes a step keeps them before it."""
+        return RunningStatistics(part.module for _, part in self.trained_parts)
+
+    def update(self, num_updates: int, verdicts: Mapping[str, Verdict]) -> dict[str, Tensor]:
         """Take optimizer step number `num_updates` (from 0) with every part that may, then move the average.
 
         Args:
             num_updates: optimizer steps taken.
             verdicts: of every part that has an optimizer.
-            statistics: batch norm's, from before the step.
 
         Returns:
             The global norm of each part's gradient before clipping, float32 ().
@@ -137,7 +140,7 @@ class Learner:
             for name, part in self.trained_parts
         }
         if "backbone" in verdicts:
-            statistics.restore_where(verdicts["backbone"].nonfinite)
+            self.statistics.restore_where(verdicts["backbone"].nonfinite)
         if self.ema is not None:
             self.ema.update(self.tapped, num_updates)
         return norms

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,9 +65,14 @@ class TrainedPart:
         """Return what is to be back-propagated for a loss that trains this part."""
         return loss if self.loss_scale is None else self.loss_scale.scaled(loss)
 
+    @cached_property
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        """The module's weights, found once: looking through a deep network takes longer than a step's small operations."""
+        return tuple(self.module.parameters())
+
     def replicated_parameters(self) -> list[nn.Parameter]:
         """Return the weights that every rank holds alike."""
-        return list(self.module.parameters())
+        return list(self.weights)
 
     @property
     def finds_norm_late(self) -> bool:
@@ -88,10 +94,10 @@ class TrainedPart:
         """
         if self.finds_norm_late:
             assert self.pending is not None
-            return total_norm(self.module.parameters(), [bound.square() for bound in self.pending.norm_bounds()])
+            return total_norm(self.weights, [bound.square() for bound in self.pending.norm_bounds()])
         pending = self._survey_pending()
         overflows = [] if self.loss_scale is None else self.loss_scale.unscale(self.optimizer)
-        norm = total_norm(self.module.parameters(), pending)
+        norm = total_norm(self.weights, pending)
         for overflow in overflows:
             overflow.copy_(torch.maximum(overflow, (~norm.isfinite()).float()))
         return norm
@@ -126,12 +132,12 @@ class TrainedPart:
         """Step the weights whose gradients are pending, then what is small; return the norm."""
         assert self.pending is not None
         skipped = self._skipped(left_out)
-        kept = [(parameter, parameter.grad) for parameter in self.module.parameters() if parameter.grad is not None]
+        kept = [(parameter, parameter.grad) for parameter in self.weights if parameter.grad is not None]
         self.optimizer.zero_grad(set_to_none=True)
         squared = self.pending.apply(self.optimizer, None, skipped)
         for parameter, gradient in kept:
             parameter.grad = gradient
-        norm = total_norm(self.module.parameters(), squared)
+        norm = total_norm(self.weights, squared)
         take_step(self.optimizer, skipped)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -171,11 +177,11 @@ class TrainedPart:
         if self.optim.clip_norm is not None:
             if self.loss_scale is None and can_skip_on_device(self.optimizer):
                 return ((norm + 1e-6) / self.optim.clip_norm).clamp(min=1.0)
-            torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.optim.clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.weights, self.optim.clip_norm, norm)
         if self.optim.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(self.module.parameters(), self.optim.clip_value)
+            torch.nn.utils.clip_grad_value_(self.weights, self.optim.clip_value)
         if self.optim.clip_agc is not None:
-            adaptive_clip_grad(self.module.parameters(), self.optim.clip_agc)
+            adaptive_clip_grad(self.weights, self.optim.clip_agc)
         return None
 
     @property

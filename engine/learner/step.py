@@ -21,7 +21,7 @@ from rlpheads.engine.learner.class_loss import ClassLoss
 from rlpheads.engine.learner.learner import Learner
 from rlpheads.engine.learner.precision import autocast
 from rlpheads.engine.learner.runtime import SideStream, begin_compiled_pass
-from rlpheads.engine.learner.update_guard import RunningStatistics, judge
+from rlpheads.engine.learner.update_guard import judge
 from rlpheads.engine.model.builder import Network
 from rlpheads.engine.model.tapped_model import TappedModel
 from rlpheads.loaders.contract.batch import Batch
@@ -211,13 +211,13 @@ class TrainStep:
         seeds = [stream_seed(self.config.seed, "dropout", num_updates, self.rank, part) for part in range(num_parts)]
         parts = list(zip(batch.chunks(num_parts), seeds, strict=True))
         learner, trained = self.learner, dict(self.learner.trained_parts)
-        statistics = RunningStatistics(part.module for part in trained.values())
+        learner.statistics.keep()
         with learner.without_sync():
             found = [self._forward_backward(*part, term_weights) for part in parts[:-1]]
         found.append(self._forward_backward(*parts[-1], term_weights))
         shares, losses = (_sum_by_name(each) for each in zip(*found, strict=True))
         verdicts = judge(trained, losses, self.routes.world_size)
-        norms = learner.update(num_updates, verdicts, statistics)
+        norms = learner.update(num_updates, verdicts)
         for name, verdict in verdicts.items():
             shares |= {f"{name}_grad_norm": norms[name], f"{name}_nonfinite": verdict.nonfinite.float()}
         return shares | {"image_rms": _root_mean_square(batch)} | learner.loss_scales
@@ -275,7 +275,7 @@ def _root_mean_square(batch: Batch) -> Tensor:
 
     Networks that normalise their inputs hide what is wrong with these.
     """
-    norm_B = torch.linalg.vector_norm(batch.images.flatten(1), dim=1, dtype=torch.float32)
+    norm_B = torch.linalg.vector_norm(batch.images, dim=(1, 2, 3), dtype=torch.float32)  # flattened rows would be copied
     valid_B = batch.index >= 0
     num_values = valid_B.sum().clamp(min=1) * batch.images[0].numel()
     norm = torch.linalg.vector_norm(torch.where(valid_B, norm_B, 0.0))

@@ -37,22 +37,31 @@ def judge(parts: Mapping[str, TrainedPart], losses: Mapping[str, Tensor], world_
         losses: this rank's share of the loss that trains each, 0-d.
         world_size: number of ranks.
     """
-    to_sum = {name: part.to_sum() for name, part in parts.items()}
-    norms = {name: parts[name].gradient_norm() for name, numbers in to_sum.items() if numbers is None}
+    asked = {name: part.to_sum() for name, part in parts.items()}
+    to_sum = {name: numbers for name, numbers in asked.items() if numbers is not None}
+    norms = {name: part.gradient_norm() for name, part in parts.items() if name not in to_sum}
     # norms that need other ranks' numbers are looked at behind the message, alike at every rank
-    flags = [_is_spoiled(part, losses[name], norms.get(name)).float() for name, part in parts.items()]
-    packed = torch.cat([torch.stack(flags), *(numbers for numbers in to_sum.values() if numbers is not None)])
-    if world_size > 1 or len(packed) > len(parts):
-        dist.all_reduce(packed)
-    spoiled_P, *sums = packed.split([len(parts), *(len(numbers) for numbers in to_sum.values() if numbers is not None)])
-    spoiled = dict(zip(parts, (spoiled_P > 0).unbind(), strict=True))
-    late = [name for name, numbers in to_sum.items() if numbers is not None]
-    for name, summed in zip(late, sums, strict=True):
-        norms[name] = parts[name].norm_from(summed)
-        spoiled[name] = spoiled[name] | _overflows(parts[name], norms[name])
+    spoiled = {name: _is_spoiled(part, losses[name], norms.get(name)) for name, part in parts.items()}
+    if world_size > 1 or to_sum:
+        spoiled, sums = _exchange(spoiled, to_sum)
+        for name, summed in sums.items():
+            norms[name] = parts[name].norm_from(summed)
+            spoiled[name] = spoiled[name] | _overflows(parts[name], norms[name])
     if "backbone" in parts:
-        spoiled = {name: each | spoiled["backbone"] for name, each in spoiled.items()}
+        of_backbone = spoiled["backbone"]
+        spoiled = {name: each if each is of_backbone else each | of_backbone for name, each in spoiled.items()}
     return {name: Verdict(norms[name], spoiled[name]) for name in parts}
+
+
+def _exchange(
+    spoiled: Mapping[str, Tensor], to_sum: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return whether each part is spoiled at some rank, and sums over the ranks. One message."""
+    flags_P = torch.stack([each.float() for each in spoiled.values()])
+    packed = torch.cat([flags_P, *to_sum.values()])
+    dist.all_reduce(packed)
+    spoiled_P, *sums = packed.split([len(spoiled), *(len(numbers) for numbers in to_sum.values())])
+    return dict(zip(spoiled, (spoiled_P > 0).unbind(), strict=True)), dict(zip(to_sum, sums, strict=True))
 
 
 def _is_spoiled(part: TrainedPart, loss: Tensor, norm: Tensor | None) -> Tensor:
@@ -77,10 +86,14 @@ class RunningStatistics:
     def __init__(self, modules: Iterable[nn.Module]):
         norms = [each for module in modules for each in module.modules() if getattr(each, "track_running_stats", False)]
         self._buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self._before: list[Tensor] = []
+
+    def keep(self) -> None:
+        """Copy them as they are before a step."""
         self._before = [buffer.clone() for buffer in self._buffers]
 
     @torch.no_grad()
     def restore_where(self, nonfinite: Tensor) -> None:
-        """Put back what they were when this was made, if `nonfinite`, a bool () on the device, is true."""
+        """Put back what was kept last, if `nonfinite`, a bool () on the device, is true."""
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(torch.where(nonfinite, before, buffer))

@@ -95,8 +95,7 @@ class Ledger:
         self._write(slot_B, "class_loss", class_loss_B)
         self._write(slot_B, "class_hit", class_hit_B)
         for name, values_B in (("predicted", predicted_B), ("confidence", confidence_B)):
-            unknown_B = torch.full_like(class_loss_B, _UNKNOWN[name])
-            self._write(slot_B, name, unknown_B if values_B is None else values_B)
+            self._write(slot_B, name, torch.full_like(class_loss_B, _UNKNOWN[name]) if values_B is None else values_B)
         for name, values_TMB in (("hit", hit_TMB), ("bits", bits_TMB), ("margin", margin_TMB)):
             if values_TMB is not None:
                 self._write(slot_B, name, values_TMB.permute(2, 0, 1))
