@@ -230,12 +230,18 @@ def finish_tile(  # noqa: C901 - its branches are resolved when it is compiled
         # Read once more: kept until here, the labels would be the registers that two blocks a multiprocessor do not have.
         label_M, _ = load_labels(labels + head * num_rows, rows_M, num_rows, start + first_class, PAIR)
         logits_MN = tl.where(columns_N[None, :] == label_M[:, None], float("-inf"), logits_MN)
-    exponent_MN = (logits_MN - shift_M[:, None]) * LOG2_E - lift_M[:, None]
+    if exps.dtype.element_ty.primitive_bitwidth == 16:
+        # One instruction in place of two; it rounds the shift, which is the row's own, by far less than operands are rounded.
+        exponent_MN = logits_MN * LOG2_E - (shift_M * LOG2_E + lift_M)[:, None]
+    else:
+        exponent_MN = (logits_MN - shift_M[:, None]) * LOG2_E - lift_M[:, None]
     exp_MN = tl.exp2(exponent_MN)
     if STATISTICS:
         tl.store(tile_sum + out_M, tl.sum(exp_MN, 1), mask=in_rows_M)
     if MOMENT:
-        moment_MN = tl.where(exponent_MN > float("-inf"), exp_MN * exponent_MN * LN_2, 0.0)
+        moment_MN = exp_MN * exponent_MN * LN_2
+        if not PLAIN:
+            moment_MN = tl.where(exponent_MN > float("-inf"), moment_MN, 0.0)
         tl.store(tile_moment + out_M, tl.sum(moment_MN, 1), mask=in_rows_M)
     # Buffers are padded to whole groups of classes: a mask that is one for a group leaves stores of 16 bytes at every K.
     in_groups_1N = (first_class + tl.arange(0, logits_MN.shape[1]) // GROUP * GROUP < num_classes)[None, :]

@@ -135,7 +135,8 @@ def tuning_case(operands: Operands, *, has_base: bool) -> TuningCase:
         rows=operands.num_rows,
         features=features_BD.shape[1],
         classes=operands.num_classes,
-        rich=has_base or len(operands.labels_LR) == 2,
+        pair=len(operands.labels_LR) == 2,
+        base=has_base,
         bias=operands.bias_K is not None,
     )
 
@@ -145,7 +146,8 @@ def candidate_tiles(features_BD: Tensor, case: TuningCase) -> tuple[TileConfig, 
     if EMULATED:
         return INTERPRETED_TILES
     major, minor = torch.cuda.get_device_capability(features_BD.device)
-    return chip_tiles(10 * major + minor, features_BD.dtype, case.rows, rich=case.rich, bias=case.bias)
+    chip = 10 * major + minor
+    return chip_tiles(chip, features_BD.dtype, case.rows, pair=case.pair, base=case.base, bias=case.bias)
 
 
 def compile_options(tiles: TileConfig) -> dict[str, int]:

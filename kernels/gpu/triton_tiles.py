@@ -89,19 +89,21 @@ INTERPRETED_TILES = (
 )
 
 
-def chip_tiles(capability: int, dtype: torch.dtype, num_rows: int, *, rich: bool, bias: bool) -> tuple[TileConfig, ...]:
+def chip_tiles(
+    capability: int, dtype: torch.dtype, num_rows: int, *, pair: bool = False, base: bool = False, bias: bool = False
+) -> tuple[TileConfig, ...]:
     """Tiles for a compute capability (80, 90, …), the operands' dtype and a number of rows.
 
-    The first are taken where none were measured, and `rlpheads.kernels.tools.tune` measures all. `rich`: with pairs, bases or
-    moments, which like a bias take more registers. What spills was found by `rlpheads.kernels.tools.aot`; also that 16 warps on
-    sm_100 fall back to the tensor instructions of sm_80.
+    The first are taken where none were measured, and `rlpheads.kernels.tools.tune` measures all. Pairs, bases or moments
+    (`base`) and biases take registers. What spills was found by `rlpheads.kernels.tools.aot`; also that 16 warps on sm_100 fall
+    back to the tensor instructions of sm_80.
     """
     chip = max((known for known in KNOWN_CHIPS if known <= capability), default=KNOWN_CHIPS[0])
     fitted = []
     for tiles in (FLOAT_TILES if dtype == torch.float32 else HALF_TILES)[chip]:
-        if rich or dtype == torch.float16:
+        if pair or base or dtype == torch.float16:
             tiles = replace(tiles, registers=None)
-        if rich and bias and chip == 100:
+        if pair and base and bias and chip == 100:
             tiles = replace(tiles, rows=64)
         elif num_rows <= 64 < tiles.rows:
             tiles = replace(tiles, rows=64, warps=tiles.warps // 2, registers=None)

@@ -20,7 +20,7 @@ from rlpheads.kernels.gpu.triton_tiles import TileConfig
 
 FILE_VARIABLE = "RLPHEADS_TILES"
 COMMAND = "python -m rlpheads.kernels.tools.tune"
-FORMAT = "rlpheads tiles 1"
+FORMAT = "rlpheads tiles 2"
 
 _T = TypeVar("_T")
 
@@ -39,8 +39,10 @@ class TuningCase:
     features: int
     classes: int
     """Of the whole range that a call passes over."""
-    rich: bool
-    """With pairs, bases or moments."""
+    pair: bool
+    """Rows have two labels."""
+    base: bool
+    """With bases or moments."""
     bias: bool
 
 

@@ -111,8 +111,8 @@ class Variant:
 
     def tiles(self, chip: int) -> tuple[TileConfig, ...]:
         """Tiles that a chip can have for it; the first are taken where none were measured."""
-        rich = self.outputs.has_base or self.outputs.moments or self.pair
-        return chip_tiles(chip, self.dtype, self.rows, rich=rich, bias=self.bias)
+        base = self.outputs.has_base or self.outputs.moments
+        return chip_tiles(chip, self.dtype, self.rows, pair=self.pair, base=base, bias=self.bias)
 
     def build(self, chip: int, number: int = 0) -> Build:
         """`class_tiles` for a chip, with the first tiles or others that it can have."""
@@ -158,9 +158,11 @@ VARIANTS = (
     Variant("bf16 pair", pair=True),
     Variant("bf16 bias", bias=True),
     Variant("bf16 uniform", outputs=UNIFORM),
+    Variant("bf16 uniform bias", outputs=UNIFORM, bias=True),
     Variant("bf16 uniform pair bias", outputs=UNIFORM, pair=True, bias=True),
     Variant("bf16 uniform pair bias, 64 rows", outputs=UNIFORM, pair=True, bias=True, rows=64),
     Variant("bf16 entropy", outputs=ENTROPY),
+    Variant("bf16 entropy bias", outputs=ENTROPY, bias=True),
     Variant("bf16 entropy pair bias", outputs=ENTROPY, pair=True, bias=True),
     Variant("bf16 recompute", recompute=True),
     Variant("bf16 recompute, base", outputs=UNIFORM, pair=True, bias=True, recompute=True),
@@ -261,9 +263,7 @@ def _align_kernel(dtype: torch.dtype, num_classes: int) -> _RowKernel:
 
 
 def _row_builds(chip: int, *, quick: bool = False) -> list[Build]:
-    half, wide = (
-        chip_tiles(chip, dtype, 1024, rich=False, bias=False)[0].classes for dtype in (torch.bfloat16, torch.float32)
-    )
+    half, wide = (chip_tiles(chip, dtype, 1024)[0].classes for dtype in (torch.bfloat16, torch.float32))
     kernels, tiles = triton_gradient_kernels, triton_gradient_launch
     shifts = _RowKernel(
         *(triton_row_kernels.row_shifts_kernel, "base pair bias", ("HAS_BASE", "PAIR", "HAS_BIAS")),

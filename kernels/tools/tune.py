@@ -151,7 +151,8 @@ def timings_table(case: TuningCase, timings: list[Timing], kept: Winner | None) 
     title = (
         f"B={case.rows}, D={case.features}, K={case.classes:,}, {case.operands}, {case.device}, Triton {case.triton}"
     )
-    grid = Table(title=title + (", rich" if case.rich else "") + (", bias" if case.bias else ""), title_justify="left")
+    kinds = [f", {name}" for name in ("pair", "base", "bias") if getattr(case, name)]
+    grid = Table(title="".join([title, *kinds]), title_justify="left")
     for heading in ("tiles (rows × classes × features)", "ms", "of the usual", ""):
         grid.add_column(heading, justify="right" if heading in ("ms", "of the usual") else "left")
     usual = timings[0].milliseconds

@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, group in launches.items():
             table.add_row(*row_of(name, chip, group, rows * labels))
         once, _, written, _ = moved([launch for name in PASS for launch in launches[name]])
-        tiles = chip_tiles(chip, dtype, rows, rich=outputs.has_base or outputs.moments, bias=bias)[0]
+        tiles = chip_tiles(chip, dtype, rows, base=outputs.has_base or outputs.moments, bias=bias)[0]
         lines.append(
             f"sm_{chip}: pass over the logits {(once + written) / compulsory:.3f} of the compulsory bytes executed, "
             f"{traffic.modelled_tile_bytes(load, tiles) / compulsory:.3f} by the model, "

@@ -1,5 +1,7 @@
 """Optimizer's steps in tiles as Triton compiles them for a chip, executed, against torch's own in float64."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,9 @@ from rlpheads.kernels.tools.ptx.launch import Executor, executed
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 ROUNDING = {BF16: 2e-3, FP16: 3e-4, FP32: 2e-6}
 """Of v∘x, as an operand of the product."""
+
+MadeFrom = tuple[Tensor, ClassRange, Tensor, Exponentials, LogitGradient]
+"""Arguments of a survey."""
 
 
 @dataclass(frozen=True)
@@ -34,34 +39,47 @@ class Launch:
     """How float32 is multiplied."""
 
 
-def assert_steps(launch: Launch, seed: int) -> list[Executor]:
-    """Each launch writes what Triton's interpreter writes; returns what executed them."""
+@contextmanager
+def multiplying(precision: str) -> Iterator[None]:
+    """How float32 is multiplied inside."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(launch.precision)
+    torch.set_float32_matmul_precision(precision)
     try:
-        return _executed_steps(launch, seed)
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def assert_steps(launch: Launch, seed: int) -> list[Executor]:
+    """Each launch writes what Triton's interpreter writes; returns what executed them."""
+    with multiplying(launch.precision):
+        return _executed_steps(launch, seed)
+
+
+def take_steps(launch: Launch) -> None:
+    """Steps and surveys of a head, by whatever runs the launches."""
+    generator = torch.Generator().manual_seed(0)
+    weight_KD, copy_KD = _weights(launch, generator)
+    states = states_of(RULES[launch.rule], weight_KD)
+    with multiplying(launch.precision):
+        for left_out in launch.left_out:
+            made_from, _ = problem(launch, weight_KD if copy_KD is None else copy_KD, generator)
+            _step(launch, made_from, weight_KD, copy_KD, states, left_out)
 
 
 def _executed_steps(launch: Launch, seed: int) -> list[Executor]:
     generator, executors = torch.Generator().manual_seed(0), []
     rounding = ROUNDING[BF16 if launch.precision == "high" else launch.dtype]
-    _, labels, dim = launch.shape
-    rule, weight_KD = RULES[launch.rule], torch.randn(labels, dim, generator=generator) / dim**0.5
+    rule, (weight_KD, copy_KD) = RULES[launch.rule], _weights(launch, generator)
     twin = torch.nn.Parameter(weight_KD.double())
     optimizer, states = optimizer_of(rule, twin), states_of(rule, weight_KD)
-    copy_KD = None if launch.dtype == FP32 else weight_KD.to(launch.dtype)
     for left_out in launch.left_out:
         made_from, exact_KD = problem(launch, weight_KD if copy_KD is None else copy_KD, generator)
         if not left_out:
             twin.grad = exact_KD
             optimizer.step()
         with executed(launch.chip, TwinExecutor, late=launch.late, seed=seed) as executor:
-            head = made_from[1]._replace(weight_KD=weight_KD)
-            flag = torch.tensor(left_out)
-            found = triton_update.update(made_from[0], head, *made_from[2:], rule, states, flag, copy_KD)
-            surveyed = triton_update.survey(*made_from)
+            found, surveyed = _step(launch, made_from, weight_KD, copy_KD, states, left_out)
         executors.append(executor)
         names = [each.program.name for each in executor.launches]
         assert names.count("update_tiles_kernel") == 2
@@ -74,9 +92,23 @@ def _executed_steps(launch: Launch, seed: int) -> list[Executor]:
     return executors
 
 
-def problem(
-    launch: Launch, operand_KD: Tensor, generator: torch.Generator
-) -> tuple[tuple[Tensor, ClassRange, Tensor, Exponentials, LogitGradient], Tensor]:
+def _weights(launch: Launch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """The weight, and its copy in the operands' dtype if that is another."""
+    _, labels, dim = launch.shape
+    weight_KD = torch.randn(labels, dim, generator=generator) / dim**0.5
+    return weight_KD, None if launch.dtype == FP32 else weight_KD.to(launch.dtype)
+
+
+def _step(
+    launch: Launch, made_from: MadeFrom, weight_KD: Tensor, copy_KD: Tensor | None, states: list[Tensor], left_out: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What a step returns, and what a survey of the same gradient does."""
+    head, rule, flag = made_from[1]._replace(weight_KD=weight_KD), RULES[launch.rule], torch.tensor(left_out)
+    found = triton_update.update(made_from[0], head, *made_from[2:], rule, states, flag, copy_KD)
+    return found, triton_update.survey(*made_from)
+
+
+def problem(launch: Launch, operand_KD: Tensor, generator: torch.Generator) -> tuple[MadeFrom, Tensor]:
     """What a step is made from, and the gradient in float64."""
     rows, labels, dim = launch.shape
     labels_LB = torch.randint(labels, (1 + launch.pair, rows), generator=generator)
@@ -96,9 +128,10 @@ def problem(
     return made_from, logit_BK.T @ features_BD.double()
 
 
-def launches_of_every_build(chip: int, late: bool) -> list[Launch]:
+def launches_of_every_build(
+    chip: int, late: bool, shape: tuple[int, int, int] = (130, 75, 80), left_out: tuple[bool, ...] = (False,)
+) -> list[Launch]:
     """Steps that together launch every kernel of an update that `aot` lists."""
-    shape = (130, 75, 80)
     kinds = [("adamw", dtype, "highest") for dtype in (BF16, FP16, FP32)] + [("adamw", FP32, "high")]
     kinds += [(rule, BF16, "highest") for rule in ("sgd", "momentum", "nesterov")]
-    return [Launch(chip, late, shape, rule, dtype, precision=precision) for rule, dtype, precision in kinds]
+    return [Launch(chip, late, shape, rule, dtype, False, left_out, precision) for rule, dtype, precision in kinds]

@@ -1,4 +1,7 @@
-"""What is asked of the compiled kernels where each launch is judged by itself: losses whose rows differ in all that matters."""
+"""What is asked of the compiled kernels where each launch is judged by itself: losses whose rows differ in all that matters.
+
+So are steps of optimizers in tiles.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from kernel_problems import Problem, evaluate
 from ptx_cases import LossCase, cases, surroundings
+from ptx_updates import Launch, launches_of_every_build, take_steps
 from triton_cases import cast
 from triton_labels import sources
 
@@ -20,6 +24,8 @@ WORK_SHAPES = ((126, 272, 140), (140, 272, 300))
 
 Loops over features take at least five turns, so that buffers of several stages are used again.
 """
+STEPS = (((322, 75, 80), False), ((350, 140, 144), False), ((350, 140, 144), True))
+"""Rows, labels and features of steps, whose loops are over rows, and whether they are left out."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def loss_work(loss: LossCase) -> Work:
 def merge_work(chip: int) -> Work:
     """Merge tiles with moments and sums of logits, which no loss asks for together."""
     rows, _, labels = WORK_SHAPES[1]
-    tiles = chip_tiles(chip, torch.bfloat16, 1024, rich=False, bias=False)[0]
+    tiles = chip_tiles(chip, torch.bfloat16, 1024)[0]
 
     def launch() -> None:
         generator = torch.Generator().manual_seed(0)
@@ -93,8 +99,18 @@ def merge_work(chip: int) -> Work:
     return Work("merge_tiles, moments, logits and bases", launch)
 
 
+def update_works(chip: int) -> list[list[Work]]:
+    """Steps of optimizers in tiles, by rule and dtype."""
+
+    def work(launch: Launch) -> Work:
+        return Work(f"steps {launch}", lambda: take_steps(launch))
+
+    every = [launches_of_every_build(chip, True, shape, (left_out,)) for shape, left_out in STEPS]
+    return [list(map(work, same)) for same in zip(*every, strict=True)]
+
+
 def works(chip: int) -> list[list[Work]]:
     """Groups of works that launch the same kernels; together every kernel that `aot` lists."""
     groups = [[loss_work(loss) for loss in group] for group in zip(*map(cases, WORK_SHAPES), strict=True)]
     labels = Work("gather_labels", lambda: gather_labels(sources("cpu") * 2, gather_by_triton))
-    return [*groups, [merge_work(chip)], [labels]]
+    return [*groups, [merge_work(chip)], [labels], *update_works(chip)]

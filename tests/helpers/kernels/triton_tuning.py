@@ -34,9 +34,9 @@ def tiles_used(
     return {call.args[3] for call in launch.call_args_list}
 
 
-def case_of(problem: Problem, *, rich: bool = False) -> TuningCase:
+def case_of(problem: Problem) -> TuningCase:
     operands = triton_launch.Operands(problem.features_BD, problem.weight_KD, problem.bias_K, problem.labels_B[None], 0)
-    return triton_launch.tuning_case(operands, has_base=rich)
+    return triton_launch.tuning_case(operands, has_base=False)
 
 
 def problem_of(num_labels: int = 300) -> Problem:
@@ -51,8 +51,8 @@ def assert_the_command_writes_what_the_loss_takes(folder: Path) -> None:
         assert tune.main(shape) == 0
         assert tune.main([*shape, "--regularizer", "uniform", "--pair", "--bias"]) == 0
         winners = read_winners(path)
-        assert {(case.classes, case.rich, case.bias) for case in winners} == {
-            (classes, rich, rich) for classes in (300, 40) for rich in (False, True)
+        assert {(case.classes, case.pair, case.base, case.bias) for case in winners} == {
+            (classes, *[every] * 3) for classes in (300, 40) for every in (False, True)
         }
         problem = problem_of()
         winner = winners[case_of(problem)]
@@ -75,7 +75,7 @@ def assert_the_loss_takes_measured_tiles_for_their_case_alone(folder: Path) -> N
         assert tiles_used(problem, memory_budget=0) == {OTHER}
         assert tiles_used(problem_of(301)) == {USUAL}
         assert tiles_used(problem, "uniform") == {USUAL}, "bases are a case of their own"
-        save_winner(path, replace(case, rich=True), Winner(INTERPRETED_TILES[2], 1.0, 2.0))
+        save_winner(path, replace(case, base=True), Winner(INTERPRETED_TILES[2], 1.0, 2.0))
         assert tiles_used(problem, "uniform") == {INTERPRETED_TILES[2]}
         measured = evaluate(problem, "uniform", "triton", memory_budget=0)
     assert_same(measured, usual, 2e-6)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ from rlpheads.kernels.tools import tune
 from rlpheads.kernels.tools.tune import Timing, fastest_tiles
 
 ONE, TWO, THREE = (TileConfig(rows, 128, 64, warps=8, stages=3, tma=True) for rows in (128, 64, 32))
-CASE = TuningCase("a GPU", "3.8.0", "bfloat16", rows=512, features=768, classes=100_000, rich=False, bias=False)
+CASE = TuningCase(
+    "a GPU", "3.8.0", "bfloat16", rows=512, features=768, classes=100_000, pair=False, base=False, bias=False
+)
 ENTRY = {**asdict(CASE), **asdict(Winner(TWO, 1.5, 2.0))}
 
 
@@ -58,7 +61,7 @@ def test_wrong_tiles_are_found_out(interpreter: Interpreter, tmp_path: Path) -> 
         ('{"format": "rlpheads til', "Unterminated string"),
         ("[]", "list indices must be integers"),
         ('{"device": "x"}', "it has no 'format'"),
-        ('{"format": "rlpheads tiles 2", "winners": []}', f"its format is 'rlpheads tiles 2', not '{FORMAT}'"),
+        ('{"format": "rlpheads tiles 3", "winners": []}', f"its format is 'rlpheads tiles 3', not '{FORMAT}'"),
         (json.dumps({"format": FORMAT, "winners": [{**ENTRY, "rows": "512"}]}), "rows is '512'"),
         (json.dumps({"format": FORMAT, "winners": [{**ENTRY, "tiles": {"rows": 64}}]}), "it has no 'classes'"),
         (None, "No such file"),
@@ -178,8 +181,8 @@ def test_nothing_is_kept_where_the_usual_tiles_do_not_run() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("num_rows", [1, 64, 65, 1024])
 def test_every_chip_has_a_few_different_candidates(chip: int, dtype: torch.dtype, num_rows: int) -> None:
-    for rich, bias in ((False, False), (True, False), (False, True), (True, True)):
-        found = chip_tiles(chip, dtype, num_rows, rich=rich, bias=bias)
+    for pair, base, bias in product((False, True), repeat=3):
+        found = chip_tiles(chip, dtype, num_rows, pair=pair, base=base, bias=bias)
         assert 2 <= len(found) == len(set(found)) <= 4
         assert all(tiles.rows == 64 for tiles in found) or num_rows > 64
 

@@ -228,7 +228,7 @@ def test_every_kernel(chip: int, switches: list[str], expected: Callable[..., li
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("rows", [64, 1024])
 def test_the_model_never_counts_less_than_is_compulsory(rows: int, itemsize: int) -> None:
-    tiles = chip_tiles(80, torch.bfloat16, rows, rich=False, bias=False)[0]
+    tiles = chip_tiles(80, torch.bfloat16, rows)[0]
     load = Workload(rows, 768, 100_000, itemsize, 4, UNIFORM)
     assert modelled_tile_bytes(load, tiles) > compulsory_tile_bytes(load)
     assert modelled_product_bytes(load) > compulsory_product_bytes(load)
@@ -236,7 +236,7 @@ def test_the_model_never_counts_less_than_is_compulsory(rows: int, itemsize: int
 
 def test_narrow_tiles_cost_bytes() -> None:
     """A quarter of the classes in a tile makes four times the statistics, beyond the bound at large batches."""
-    tiles = chip_tiles(80, torch.bfloat16, 1024, rich=False, bias=False)[0]
+    tiles = chip_tiles(80, torch.bfloat16, 1024)[0]
     build: Build = replace(Variant("bf16").build(80), tiles=replace(tiles, classes=32))
     assert max(ratio or 0 for ratio in aot.byte_ratios(build)) > aot.MAX_BYTES_RATIO
 
