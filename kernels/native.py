@@ -28,7 +28,7 @@ CPP_SOURCES = tuple(
     ROOM / name
     for name in (
         *("cpu/tile_pass.cpp", "cpu/tile_update.cpp", "batched/batched_pass.cpp"),
-        "batched/batched_ranges.cpp",
+        *("batched/batched_ranges.cpp", "batched/row_message.cpp"),
         *("pixels/pixel_pass.cpp", "pixels/pair_mixing.cpp"),
     )
 )

@@ -1,4 +1,4 @@
-"""Classes sharded over ranks: which range of every head's classes a rank holds, and how rows travel between the ranks."""
+"""Classes sharded over ranks: which range of every head's classes a rank holds, and the messages between the ranks."""
 
 from __future__ import annotations
 
@@ -55,20 +55,8 @@ class ClassShards:
         size = -(-num_classes // self.world_size)
         return size * (self.world_size - 1) >= num_classes
 
-    def gather_rows(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the rows of all ranks, in their order, of tensors (B, …): (N·B, …) each. One message; no gradient.
-
-        Every rank gives the same B rows (padding fills a rank's up), widths and dtypes.
-        """
-        runs = _runs_of_one_shape(tensors)
-        with torch.no_grad():
-            packed_X = torch.cat([_as_bytes([tensors[place] for place in run]) for run in runs])
-        gathered_NX = packed_X.new_empty(self.world_size, packed_X.numel())
-        dist.all_gather_single(gathered_NX.view(-1), packed_X, group=self._group)
-        return _rows_of(gathered_NX, tensors, runs)
-
     def gather_blocks(self, block: Tensor) -> Tensor:
-        """Return the ranks' tensors of one shape behind one another: (N, …). No gradient."""
+        """Return the ranks' tensors of one shape, in their order: (N, …). No gradient."""
         gathered = block.new_empty(self.world_size, *block.shape)
         dist.all_gather_single(gathered.view(-1), block.contiguous().view(-1), group=self._group)
         return gathered
@@ -108,31 +96,3 @@ class ClassShards:
     @property
     def _group(self) -> Any:
         return None if self.mesh is None else self.mesh.get_group()
-
-
-def _runs_of_one_shape(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Group tensors of one dtype and shape: those of the widest numbers first, so that none lies across its own alignment."""
-    runs: dict[tuple[int, str, torch.Size], list[int]] = {}
-    for place, tensor in enumerate(tensors):
-        runs.setdefault((-tensor.element_size(), str(tensor.dtype), tensor.shape), []).append(place)
-    return [places for _, places in sorted(runs.items(), key=lambda run: run[0][:2])]
-
-
-def _as_bytes(tensors: list[Tensor]) -> Tensor:
-    """Pack tensors of one dtype and shape behind one another."""
-    return (tensors[0] if len(tensors) == 1 else torch.stack(tensors)).flatten().view(torch.uint8)
-
-
-def _rows_of(gathered_NX: Tensor, tensors: Sequence[Tensor], runs: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Unpack what the ranks sent of tensors, those of one shape in one copy."""
-    sizes = [len(run) * tensors[run[0]].numel() * tensors[run[0]].element_size() for run in runs]
-    rows: dict[int, Tensor] = {}
-    for run, part_NX in zip(runs, gathered_NX.split(sizes, 1), strict=True):
-        first = tensors[run[0]]
-        numbers = part_NX.reshape(-1).view(first.dtype)
-        if len(run) == 1:
-            rows[run[0]] = numbers.view(-1, *first.shape[1:])
-            continue
-        of_ranks = numbers.view(len(part_NX), len(run), *first.shape).transpose(0, 1)
-        rows |= dict(zip(run, of_ranks.reshape(len(run), -1, *first.shape[1:]).unbind(), strict=True))
-    return [rows[place] for place in range(len(tensors))]

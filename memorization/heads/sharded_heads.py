@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlpheads.kernels.batched.row_message import OwnRows, pack_rows, unpack_rows
 from rlpheads.kernels.head_gradient import HandingOver, HeadGradient
 from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
-from rlpheads.kernels.label_source import concatenate
 from rlpheads.kernels.random_label_loss import RandomLabelLoss
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange
@@ -221,47 +221,38 @@ class _GatheredRows(NamedTuple):
     features: list[list[Tensor]]
     """Those of each head (G, D), by call."""
     valid_G: Tensor
-    labels_MG: list[Tensor]
-    """By call, as all that follows."""
-    seconds_MG: list[Tensor] | None
-    weight_G: Tensor | None
+    labels: ShardedLabels
+    """Of every head's rows, tap by tap and draw by draw in each call."""
 
 
 def _gather(calls: Sequence[HeadCall], inputs: Sequence[Sequence[HeadInput]], valid_B: Tensor | None) -> _GatheredRows:
     """Exchange everything that the ranks must know of one another's rows, in one message."""
     values = {id(each.values_BD): each.values_BD for of_call in inputs for each in of_call}
-    pair = calls[0].pair
-    valid_B = torch.ones_like(calls[0].labels_MB[0], dtype=torch.bool) if valid_B is None else valid_B
-    seconds = [call.pair[0] for call in calls if call.pair]
-    integers_BI = torch.cat([*(call.labels_MB for call in calls), *seconds, valid_B[None]]).T.to(torch.int32)
-    weights = [] if pair is None else [pair[1]]
-    gathered = calls[0].heads.shards.gather_rows([*values.values(), integers_BI, *weights])
-    features = dict(zip(values, gathered, strict=False))
-    integers_GI, *weights_G = gathered[len(values) :]
-    num_draws = [call.heads.num_draws for call in calls]
-    of_calls = integers_GI.T.long().split([*num_draws, *(num_draws if pair is not None else ()), 1])
-    return _GatheredRows(
-        [[features[id(each.values_BD)] for each in of_call] for of_call in inputs],
-        of_calls[-1][0] != 0,
-        list(of_calls[: len(calls)]),
-        list(of_calls[len(calls) : -1]) if pair is not None else None,
-        weights_G[0] if weights_G else None,
-    )
+    pair, shards = calls[0].pair, calls[0].heads.shards
+    labels = [call.labels_MB for call in calls] + [call.pair[0] for call in calls if call.pair]
+    own = OwnRows(list(values.values()), labels, None if pair is None else pair[1], valid_B)
+    messages_NX = shards.gather_blocks(pack_rows(own))
+    rows = unpack_rows(messages_NX, own, [len(call.heads.tap_dims) for call in calls])
+    features = dict(zip(values, rows.features, strict=True))
+    of_calls = [[features[id(each.values_BD)] for each in of_call] for of_call in inputs]
+    return _GatheredRows(of_calls, rows.valid_G, ShardedLabels(*rows.labels))
 
 
 def _losses(calls: Sequence[HeadCall], inputs: Sequence[Sequence[HeadInput]], rows: _GatheredRows) -> list[HeadLosses]:
     """Compute the losses of every head of every call at once."""
-    first, heads, labels = calls[0].heads, _heads(calls, inputs, rows), _labels(calls, rows)
-    joint = any(call.terms.joint for call in calls)
+    first, heads, labels = calls[0].heads, _heads(calls, inputs, rows), rows.labels
+    weight_R, joint = labels.first_weight_R, any(call.terms.joint for call in calls)
+    if first.num_blocks > 1:  # see `_heads`
+        labels = ShardedLabels(labels.index_LR.view(1, -1), None)
     of_heads = (heads, labels, first.num_labels, first.shards)
     if _writes_out(calls, heads[0]):
         loss = written_losses(*of_heads, joint=joint, plain=calls[0].terms.impl == "reference")
     else:
         loss = sharded_losses(*of_heads, _kernel(calls, heads[0]), joint=joint)
-    if rows.weight_G is not None and first.num_blocks > 1:
+    if weight_R is not None and first.num_blocks > 1:
         num_first = loss.lse_B.shape[0] // 2
         first_labels, partners = _rows_at(loss, slice(num_first)), _rows_at(loss, slice(num_first, None))
-        loss = mix_pair_losses(first_labels, partners, rows.weight_G.repeat(len(heads) // 2))
+        loss = mix_pair_losses(first_labels, partners, weight_R)
     stacked, begin, num_rows = [], 0, len(rows.valid_G)
     for call, of_call in zip(calls, inputs, strict=True):
         stop = begin + len(of_call) * num_rows
@@ -278,22 +269,7 @@ def _heads(calls: Sequence[HeadCall], inputs: Sequence[Sequence[HeadInput]], row
         for head in call.heads.sharded_heads(each, features, call.terms)
     ]
     # a partner's label is in the block of the partner's class, over whose labels its own softmax goes
-    return heads * 2 if rows.weight_G is not None and calls[0].heads.num_blocks > 1 else heads
-
-
-def _labels(calls: Sequence[HeadCall], rows: _GatheredRows) -> ShardedLabels:
-    """Return the labels of the rows of every head, tap by tap and draw by draw."""
-
-    def of_heads(labels: Sequence[Tensor]) -> Tensor:
-        repeated = [each.repeat(len(call.heads.tap_dims), 1) for call, each in zip(calls, labels, strict=True)]
-        return concatenate([each.view(-1) for each in repeated])
-
-    if rows.seconds_MG is None or rows.weight_G is None:
-        return ShardedLabels(of_heads(rows.labels_MG)[None], None)
-    both = [of_heads(rows.labels_MG), of_heads(rows.seconds_MG)]
-    if calls[0].heads.num_blocks > 1:
-        return ShardedLabels(torch.cat(both)[None], None)
-    return ShardedLabels(torch.stack(both), rows.weight_G.repeat(len(both[0]) // len(rows.weight_G)))
+    return heads * 2 if rows.labels.first_weight_R is not None and calls[0].heads.num_blocks > 1 else heads
 
 
 def _rows_at(loss: RandomLabelLoss, rows: slice) -> RandomLabelLoss:
