@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from bench_checkpoint import batches
 from measuring import Results, interleave, ratio, ratio_interval
-from timm_runs import lines_of_runs, measure_runs
+from timm_runs import PAIRINGS, lines_of_runs, measure_runs
 
 from rlpheads.engine.config.data import AugmentConfig, DataConfig, MixConfig, SyntheticConfig
 from rlpheads.engine.config.learning import HeadsConfig, ModelConfig
@@ -210,22 +210,21 @@ def main() -> None:
     results, said = Results("step", "cpu", arguments.out), []
     if arguments.timm:
         runs = 2 if arguments.quick else 5
-        for precision in ("fp32", "bf16"):
+        for pairing in PAIRINGS:
             found = results.measure(
-                lambda precision=precision: measure_runs(arguments.timm, precision, runs, quick=arguments.quick),
-                precision=precision,
+                lambda pairing=pairing: measure_runs(arguments.timm, pairing, runs, quick=arguments.quick),
+                **pairing._asdict(),
                 runs=runs,
                 quick=arguments.quick,
             )
-            said += lines_of_runs(precision, found)
+            said += lines_of_runs(pairing, found)
+            print(*said[-3:], sep="\n", flush=True)
     else:
         for case in QUICK if arguments.quick else FULL:
             found = results.measure(lambda case=case: measure(case, rounds), rounds=rounds, **case._asdict())
             said.append(line(case, found["seconds"]))
             print(said[-1], flush=True)
     text = "\n".join(said) + "\n"
-    if arguments.timm:
-        print(text, end="")
     results.write("figures.txt", text)
 
 
