@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -187,7 +188,8 @@ def measure_simulated_ranks(case: dict[str, Any]) -> dict[str, Any]:
     found = measure_simulated(case)
     work = HeadWorkload(tuple(case["dims"]), case["num_labels"], (1, 0), None, case["num_rows"], (), False, 4, 2)
     ranks = [{"held": 4 * numbers} for numbers in found.pop("held")]
-    return {**found, "ranks": ranks, "formula": work.sharded(case["ranks"]).memory}
+    of_process = {"process_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    return {**found, **of_process, "ranks": ranks, "formula": work.sharded(case["ranks"]).memory}
 
 
 def run_rank(theme: str, number: int) -> None:
@@ -238,6 +240,8 @@ def told_of(case: dict[str, Any], line: dict[str, Any]) -> Iterator[tuple[str, .
     named = (case["shard"], f"{case['num_labels']:,}", str(case["regularizer"]))
     for what, error in line.get("errors", {}).items():
         yield *named, f"{what}, beside whole heads", f"{error:.1e}", "", ""
+    if "process_bytes" in line:
+        yield *named, "peak of the process that holds all ranks", f"{line['process_bytes']:,}", "", ""
     losses = line.get("losses") or next((rank["losses"] for rank in line.get("ranks", [])), None)
     if losses:
         yield *named, "loss of each step", ", ".join(f"{loss:.3f}" for loss in losses), "", ""

@@ -1,6 +1,7 @@
 """Heads sharded over ranks that are simulated in one process, beside the same heads held whole; and steps of their optimizer.
 
-The simulation (torch's LocalTensorMode) holds the memory of all ranks, so what a rank holds is counted, not measured.
+The simulation (torch's LocalTensorMode) holds the memory of all ranks, so what a rank holds is counted, not measured. It sees
+the operators of heads whose logits are written out, C++ and all, and nothing of the tiles, which whole heads are taken in here.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"
 
 from simulated_ranks import GlobalBatch, HeadProblem, by_rank, simulated_heads, simulated_ranks
 
+from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.memorization.heads.combined_loss import combine_losses
-from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms
+from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms, stack_losses
 
 NUM_STEPS = 3
 
@@ -48,7 +50,7 @@ def measure_simulated(case: dict[str, Any]) -> dict[str, Any]:
             gathered = heads(
                 [mode.rank_map(lambda rank, tap=tap: tap.chunk(ranks)[rank].clone()) for tap in batch.taps],
                 mode.rank_map(lambda rank: batch.labels_MG.chunk(ranks, 1)[rank].clone()),
-                HeadTerms(impl="reference"),
+                HeadTerms(impl="batched"),
                 valid_B=mode.rank_map(lambda rank: batch.valid_G.chunk(ranks)[rank].clone()),
             )
             loss = combine_losses(gathered, None, int(batch.valid_G.sum()), ranks).total
@@ -70,12 +72,16 @@ def measure_simulated(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole(problem: HeadProblem, batch: GlobalBatch) -> tuple[HeadLosses, dict[str, Tensor]]:
-    """Losses and gradients of heads held whole."""
-    heads = problem.whole_heads()
-    losses = heads(batch.taps, batch.labels_MG, HeadTerms())
-    combine_losses(losses, batch.valid_G, int(batch.valid_G.sum()), 1).total.backward()
+    """Losses and gradients of heads held whole: one after another, in tiles, so that they share their buffers."""
+    heads, losses = problem.whole_heads(), []
+    num_rows = int(batch.valid_G.sum())
+    for head, features_GD in zip(heads.heads_at(range(len(problem.dims))), batch.taps, strict=True):
+        inputs_GD = heads.head_inputs(features_GD)
+        loss = random_label_loss(inputs_GD, head.weight, batch.labels_MG[0], bias_K=head.bias)
+        (torch.where(batch.valid_G, loss.cross_entropy_B, 0).sum() / num_rows).backward()
+        losses.append(loss._replace(cross_entropy_B=loss.cross_entropy_B.detach()))
     gradients = {name: each.grad for name, each in heads.named_parameters() if each.grad is not None}
-    return HeadLosses(*(None if each is None else each.detach() for each in losses)), gradients
+    return stack_losses(losses, 1), gradients
 
 
 def _errors(

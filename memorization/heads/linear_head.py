@@ -55,10 +55,11 @@ class RandomLabelHead(nn.Module):
             return
         generator = torch.Generator().manual_seed(self.key)
         dim = self.weight.shape[1]
-        stop, num_rows = self.start + len(self.weight), max(1, _SLAB_ELEMENTS // dim)
+        stop, num_rows = self.start + len(self.weight), min(max(1, _SLAB_ELEMENTS // dim), self.num_labels)
+        slab = torch.empty(num_rows, dim, dtype=torch.float32)
         for first in range(0, stop, num_rows):
             last = min(first + num_rows, self.num_labels)
-            drawn = torch.empty(last - first, dim, dtype=torch.float32).normal_(generator=generator)
+            drawn = slab[: last - first].normal_(generator=generator)
             low, high = max(first, self.start), min(last, stop)
             if low < high:
                 self.weight[low - self.start : high - self.start].copy_(drawn[low - first : high - first])
