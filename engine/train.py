@@ -7,6 +7,7 @@ torchrun --nproc-per-node 8 engine/train.py --config configs/imagenet_vit_b.yaml
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from rlpheads.engine import exit_codes
@@ -19,6 +20,9 @@ from rlpheads.engine.distributed import host_memory, launcher_folder, parent_dea
 from rlpheads.engine.model import timm_loading
 from rlpheads.engine.terminal import standard_streams
 from rlpheads.engine.terminal.text import printable
+
+_FIRST_SPEAKS_S = 10.0
+"""Seconds that a rank waits which leaves a refusal to its node's first one: a launcher ends all as soon as one ends."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     host_memory.keep_freed_memory()
     if (left := launcher_folder.read_code()) is not None:
         return left
-    code = _train(sys.argv[1:])
+    code = _train(sys.argv[1:], is_launched=True)
     if code == exit_codes.WRONG_SETTINGS:
         launcher_folder.leave_refusal(code)
     elif code == exit_codes.REQUEUE and launcher_folder.leave_stop(code):
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _train(argv: Sequence[str]) -> int:
+def _train(argv: Sequence[str], *, is_launched: bool = False) -> int:
     try:
         config = read_settings(without_local_rank(argv), _note)
         with timm_loading.without_wandb():  # torch and timm load here: --help and slips are answered at once
@@ -51,6 +55,8 @@ def _train(argv: Sequence[str]) -> int:
     except ConfigError as error:
         if is_first("LOCAL_RANK") or isinstance(error, RankError):  # of others, the node's first rank speaks
             exit_codes.report_error(error)
+        elif is_launched:
+            time.sleep(_FIRST_SPEAKS_S)
         return exit_codes.WRONG_SETTINGS
     except KeyboardInterrupt:  # before the first step, or a second one; the first one saves
         if is_first("RANK"):

@@ -129,6 +129,11 @@ def _data_errors(data: DataConfig) -> Iterator[ConfigError]:
         yield refusal("data.crop_padding", data.crop_padding, f"at most {of_what}, {data.least_size}")
     if data.exif == "apply" and data.dataset != "imagefolder":
         yield refusal("data.exif", "apply", f"ignore: the images of {data.dataset} have no EXIF orientation")
+    if data.dataset == "synthetic":
+        classes = data.synthetic.classes
+        for split in ("train", "val"):
+            if (number := getattr(data.synthetic, split)) < classes:
+                yield refusal(f"data.synthetic.{split}", number, f"at least data.synthetic.classes, {classes}")
     yield from _augment_errors(data)
     is_cifar = data.dataset in ("cifar10", "cifar100")
     if data.download and not is_cifar:

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from timm.layers.norm_act import SyncBatchNormAct
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum of a tensor over all ranks, all of which have it; so its gradient is summed over them, too."""
+
+    @staticmethod
+    def forward(_: Any, summand: Tensor) -> Tensor:
+        summed = summand.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    @once_differentiable
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+
+def _sum_over_ranks(summand: Tensor) -> Tensor:
+    return _SumOverRanks.apply(summand)
 
 
 class SyncBatchNormCPU(_BatchNorm):
@@ -29,9 +52,9 @@ class SyncBatchNormCPU(_BatchNorm):
         shape = [-1 if axis == 1 else 1 for axis in range(maps.ndim)]
         count = maps.numel() // maps.shape[1] * dist.get_world_size()
         wide = maps.float()
-        mean_C = all_reduce(wide.sum(axes)) / count
+        mean_C = _sum_over_ranks(wide.sum(axes)) / count
         centred = wide - mean_C.view(shape)
-        variance_C = all_reduce(centred.square().sum(axes)) / count
+        variance_C = _sum_over_ranks(centred.square().sum(axes)) / count
         self._keep(mean_C.detach(), variance_C.detach() * (count / (count - 1)))
         scaled = centred * torch.rsqrt(variance_C + self.eps).view(shape)
         if self.affine:

@@ -137,7 +137,10 @@ def _number(value: float | None) -> str:
 def _interval(found: Mapping[str, float | None], form: str) -> str:
     if found["value"] is None or found["value"] != found["value"]:
         return "–"
-    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+    value = f"{found['value']:{form}}"
+    if found["low"] is None or found["low"] != found["low"]:
+        return f"{value} (no interval)"  # of a single image, whose spread nobody knows
+    return f"{value} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
 def _percent_interval(found: Mapping[str, float | None]) -> str:

@@ -202,9 +202,11 @@ def class_table(memory: RunMemory) -> Table:
 
 
 def size_lines(memory: RunMemory) -> Iterator[str]:
-    """Yield what the classes' sizes have to do with their memory; nothing where all are of one size."""
+    """Yield what the classes' sizes have to do with their memory; nothing where all are of one size, or remembered alike."""
     names = {"loss_excess": "held-out loss − loss", "label_excess": "RLA − refit"}
     for name, found in memory.size.items():
+        if found.rho != found.rho:
+            continue
         where = "in the small classes" if found.high < 0 else "in the large ones" if found.low > 0 else "in neither end"
         yield (
             f"size of the class and {names[name]}: Spearman {found.rho:+.2f} [{found.low:+.2f}, {found.high:+.2f}]; memory "
@@ -213,4 +215,8 @@ def size_lines(memory: RunMemory) -> Iterator[str]:
 
 
 def _interval(found: Estimated) -> str:
-    return "–" if found.value != found.value else f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    if found.value != found.value:
+        return "–"
+    if found.low != found.low:
+        return f"{found.value:.3f} (no interval)"  # of a single image, whose spread nobody knows
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"

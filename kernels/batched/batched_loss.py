@@ -198,8 +198,7 @@ def _compute_rows(*arguments: Any) -> list[Tensor]:
         else:
             check_values_on_host(*labels, num_labels)
             rows = written_rows(batched_logits(heads, call.dtype), row_labels(*labels, call.dtype), call.kind, wanted)
-    nothing = rows.lse_R.new_empty(0)
-    return [nothing if each is None else each for each in rows]
+    return [rows.lse_R.new_empty(0) if each is None else each for each in rows]  # outputs must not be one tensor
 
 
 def _shape_of_rows(*arguments: Any) -> list[Tensor]:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from real_runs import Runner, rank_processes, same_result
+from stuck_ranks import come_late
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -106,6 +107,14 @@ def test_refused_settings_are_said_once(runner: Runner):
     """The parser knows nothing of the images: rank 0 refuses, and is started again in vain."""
     words = runner.train_command("refused", "--batch_size", "4096", ranks=2)
     refused = runner.finish(runner.start_command([*words, "--max-restarts", "2"]), "refused")
+    assert refused.code == 2
+    (line,) = refused.output.splitlines()
+    assert "batch_size is 4096" in line
+
+
+def test_refusal_is_said_however_late_the_first_rank_is(runner: Runner):
+    """A launcher ends all ranks as soon as one ends: one that leaves the word to the first must not end before it."""
+    refused = runner.join(runner.fork("late", "--batch_size", "4096", ranks=2, prepare=come_late), "late")
     assert refused.code == 2
     (line,) = refused.output.splitlines()
     assert "batch_size is 4096" in line

@@ -29,6 +29,11 @@ def turned(number):
 WAYS = {"wait": wait, "circle": circle, "long circle": long_circle}
 
 
+def come_late(rank: int) -> None:
+    """Let the first rank begin a second after the others."""
+    time.sleep(1.0 * (rank == 0))
+
+
 def stick(victim: int, phase: str, times: int, how: str, rank: int) -> None:
     """Have this process go that way when it begins a phase for the how manyeth time, if it is the victim."""
     enter, begun = Progress.enter, []

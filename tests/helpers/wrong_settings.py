@@ -88,6 +88,10 @@ NUMBERS = [
     (["--data.subset.fraction", "0"], "data.subset.fraction: got 0.0; allowed: a number above 0 and at most 1"),
     (["--data.subset.per_class", "0"], "data.subset.per_class: got 0; allowed: a number at least 1"),
     (["--data.subset.imbalance", "0.1"], "data.subset.imbalance: got 0.1; allowed: a number at least 1"),
+    (
+        ["--data.dataset", "synthetic", "--data.synthetic.val", "7"],
+        "data.synthetic.val: got 7; allowed: at least data.synthetic.classes, 10",
+    ),
     (["--data.synthetic.classes", "1"], "data.synthetic.classes: got 1; allowed: a number at least 2"),
     (
         ["--data.augment.rand_magnitude", "31"],

@@ -1,5 +1,7 @@
 """Several heads in one call: what each gets is what it gets alone."""
 
+import warnings
+
 import pytest
 import torch
 from kernel_problems import IMPLS, KINDS, Problem, assert_same, evaluate, make_problem
@@ -113,6 +115,22 @@ def test_many_heads_compile_into_one_graph() -> None:
     expected, actual = (torch.autograd.grad(function(*inputs), inputs) for function in (step, compiled))
     for one, two in zip(expected, actual, strict=True):
         torch.testing.assert_close(two, one)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_compiled_heads_whose_gradient_nobody_wants_share_no_memory(dtype: torch.dtype) -> None:
+    """torch warns of outputs of an operator that are one tensor, and will refuse them."""
+    features_BD, weights = torch.randn(8, 6, dtype=dtype), [torch.randn(10, 6, dtype=dtype) for _ in range(2)]
+    labels_B = torch.randint(10, (8,))
+
+    def measure(features_BD: Tensor) -> Tensor:
+        return sum(loss.lse_B for loss in random_label_losses(features_BD, weights, [labels_B] * 2, impl="batched"))
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*custom operator")
+        actual = torch.compile(measure, fullgraph=True, backend="aot_eager")(features_BD)
+    torch.testing.assert_close(actual, measure(features_BD))
 
 
 ROWS, HEAD, LABELS = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(3, dtype=torch.int64)

@@ -96,6 +96,15 @@ def test_membership_and_classes_are_those_that_the_run_wrote(ledgered_run, tmp_p
     assert columns[0] == columns[1]
 
 
+def test_a_class_with_one_heldout_image_has_a_value_without_an_interval(ledgered_run, tmp_path):
+    shutil.copytree(ledgered_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    memory = json.loads((tmp_path / "run" / "memory.json").read_text())
+    memory["classes"][0]["loss_excess"] = {"value": 0.25, "low": None, "high": None}
+    (tmp_path / "run" / "memory.json").write_text(json.dumps(memory))
+    (grid, *_) = classes_section(read_facts(tmp_path / "run")).blocks
+    assert "+0.250 (no interval)" in [row[4] for row in grid.rows]
+
+
 def test_what_heads_cost_is_told_as_the_run_measured_it(ledgered_run):
     facts = read_facts(ledgered_run)
     assert "Steps were not timed without heads" in overhead_section(facts).blocks[0].note  # 36 steps

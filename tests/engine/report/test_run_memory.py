@@ -89,3 +89,15 @@ def test_without_heads_and_epochs_what_is_missing_is_said(tmp_path):
     console.print(membership_table(found), class_table(found))
     assert "loss traces need 4 epochs" in console.export_text().replace("\n", " ")
     assert not any(map(math.isnan, found.classes[2].loss))
+
+
+def test_a_single_heldout_image_has_no_interval_and_classes_that_are_alike_no_correlation(tmp_path):
+    outside = ledger_of(torch.full((140,), 1.5), skipped=79)
+    inside, refit = ledger_of(torch.linspace(0.5, 1, 140)), FreshRefit([0.0] * 2, [0.01] * 2, torch.zeros(2, 140), 50)
+    memory = measure_run_memory(inside, outside, RunFolder(tmp_path), NAMES, (0, "1.attn"), 2, refit)
+    console = Console(width=200, record=True)
+    console.print(class_table(memory))
+    text = console.export_text()
+    assert "(no interval)" in text
+    assert "nan" not in text + "".join(size_lines(memory))
+    assert len(list(size_lines(memory))) == 1
