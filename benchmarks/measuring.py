@@ -119,14 +119,15 @@ def device_slug(device: str) -> str:
 class Results:
     """The folder benchmarks/results/THEME_DEVICE_DATE: environment.json, and in runs.jsonl one line for each case.
 
-    Lines are written as they are measured. A later run in the same folder at the same commit finds them and need not
-    repeat them; lines of other commits stay, and count for nothing. Changes that are not committed it cannot see.
+    Lines are written as they are measured. The same command at the same commit finds them and need not repeat them; another
+    one gets a folder of its own, THEME_DEVICE_DATE_2 and so on. In a folder that is given, lines of other commits stay, and
+    count for nothing. Changes that are not committed it cannot see.
     """
 
     def __init__(self, theme: str, device: str, folder: Path | None = None) -> None:
-        self.folder = folder or RESULTS / f"{theme}_{device_slug(device)}_{date.today():%Y-%m-%d}"
-        self.folder.mkdir(parents=True, exist_ok=True)
         environment = collect_environment()
+        self.folder = folder or _folder_of(f"{theme}_{device_slug(device)}_{date.today():%Y-%m-%d}", environment)
+        self.folder.mkdir(parents=True, exist_ok=True)
         del environment["python"][
             "executable"
         ]  # results are published; a path on this machine is of no use to a reader
@@ -163,3 +164,18 @@ class Results:
     def write_json(self, name: str, value: Any) -> None:
         """Write a file of the folder from plain values."""
         self.write(name, json.dumps(value, indent=2) + "\n")
+
+
+def _folder_of(name: str, environment: Mapping[str, Any]) -> Path:
+    """Return the first folder of a name that no other command or commit has written to."""
+    folder, number = RESULTS / name, 1
+    while (written := folder / "environment.json").exists():
+        if _command_and_commit(json.loads(written.read_text())) == _command_and_commit(environment):
+            break
+        number += 1
+        folder = RESULTS / f"{name}_{number}"
+    return folder
+
+
+def _command_and_commit(environment: Mapping[str, Any]) -> tuple[Any, Any]:
+    return environment["command"], environment["git"] and environment["git"]["commit"]

@@ -50,6 +50,16 @@ def test_a_measured_case_is_not_measured_again(tmp_path) -> None:
     assert (tmp_path / "environment.json").exists()
 
 
+def test_another_command_overwrites_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
+    folders = []
+    for command in (["bench.py"], ["bench.py", "--quick"], ["bench.py"], ["bench.py", "--quick"]):
+        monkeypatch.setattr("sys.argv", command)
+        folders.append(measuring.Results("theme", "cpu").folder)
+    assert folders[0] == folders[2] != folders[1] == folders[3]
+    assert folders[1].name == f"{folders[0].name}_2"
+
+
 def test_lines_of_another_commit_count_for_nothing(tmp_path) -> None:
     results = measuring.Results("theme", "cpu", tmp_path)
     results.measure(lambda: {"seconds": [1.0]}, rows=64)
