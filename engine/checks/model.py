@@ -304,7 +304,8 @@ def _optimizer_errors(key: str, optim: OptimConfig, config: Config) -> Iterator[
     else:
         try:
             with torch.random.fork_rng(devices=[]):
-                build_part(nn.Linear(2, 2), optim, config.schedule, Span(config.epochs, 2), ddp=False)
+                one_layer = replace(optim, layer_decay=None)  # timm would warn of it
+                build_part(nn.Linear(2, 2), one_layer, config.schedule, Span(config.epochs, 2), ddp=False)
         except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
             yield ConfigError(f"{key}.name: {optim.name} cannot be built here: {error}")
 

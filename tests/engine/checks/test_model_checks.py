@@ -23,6 +23,11 @@ def test_refused_by_the_model_and_optimizers_themselves(flags: list[str], ending
     assert complaint(*flags).endswith(ending)
 
 
+def test_layer_decay_is_checked_without_a_warning_that_it_has_no_effect(caplog: pytest.LogCaptureFixture) -> None:
+    check_config(parse_config([*DIGITS, "--optim.layer_decay", "0.65"]), 1)
+    assert caplog.messages == []
+
+
 @pytest.mark.long
 @pytest.mark.wrong("config")
 def test_batch_norm_is_refused_on_several_ranks() -> None:
