@@ -36,7 +36,9 @@ class ReplicaComparison:
         self._pending: tuple[int, tuple[str, ...], HostCopy] | None = None
 
     def begin(self, step: int, replicated: Mapping[str, Iterable[Tensor]]) -> None:
-        """Start to compare the tensors of each part as they are after `step` steps. Collective."""
+        """Start to compare the tensors of each part as they are after `step` steps, if there are any. Collective."""
+        if not replicated:  # heads that are sharded, on a frozen network
+            return
         sums_P = torch.stack([bit_sum(tensors) for tensors in replicated.values()])
         sums_WP = sums_P.new_empty(self._world_size, len(sums_P))
         work = dist.all_gather(list(sums_WP.unbind()), sums_P, async_op=True)

@@ -100,6 +100,14 @@ def test_commands_read_a_sharded_checkpoint(sharded, whole):
     assert json.loads((sharded.folder / "status.json").read_text())["heldout_check"] == "passed"
 
 
+def test_sharded_heads_of_a_frozen_network_leave_no_weights_to_compare_over_ranks(runner):
+    flags = [*SMALL, "--epochs", "1", "--model.frozen", "--stability.drift_every", "2"]
+    shards, whole = (
+        done(runner.run(f"frozen_{shard}", *flags, "--heads.shard", shard, ranks=2)) for shard in ("class", "none")
+    )
+    assert_alike(shards, whole, 1e-5)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_label_for_every_image(runner, ranks):
     """n = K = 20,000 images and labels: heads find some of the images, which chance would find once."""

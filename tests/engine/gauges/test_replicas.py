@@ -25,3 +25,9 @@ def test_a_rank_alone_differs_from_nobody(launched):
     comparison.begin(3, {"backbone": [torch.ones(4)]})
     assert comparison.finish() == (3, {})
     assert comparison.finish() is None
+
+
+def test_where_nothing_is_replicated_there_is_nothing_to_compare(launched):
+    comparison = ReplicaComparison(world_size=1)
+    comparison.begin(3, {})
+    assert comparison.finish() is None
