@@ -8,19 +8,42 @@
 
 namespace {
 
-void write_row(const BatchedHeads& heads, const BatchedOutputs& out, Kind kind, int64_t number, float* z) {
+// A row as it lies in memory: `width` logits from `z` on, and as many numbers of scratch memory, whole vectors where the row is
+// short. `may_exceed`: what is written behind the row is overwritten, as this thread writes the next rows afterwards.
+struct RowInMemory {
+    float *z, *scratch;
+    int64_t width;
+    bool is_short, may_exceed;
+};
+
+void write_row(const BatchedHeads& heads, const BatchedOutputs& out, Kind kind, int64_t number, const RowInMemory& row) {
     const RowLabels labels = labels_of(heads, number);
-    const auto row_of = [&](float* matrix) { return matrix == nullptr ? nullptr : matrix + number * heads.num_labels; };
-    float *class_gradient = row_of(out.class_gradient), *feature_gradient = row_of(out.feature_gradient);
-    std::vector<float> spare(kind == ENTROPY && feature_gradient == nullptr ? heads.num_labels : 0);
-    float* moments = kind != ENTROPY ? nullptr : feature_gradient == nullptr ? spare.data() : feature_gradient;
     const HeldClasses held = {0, heads.num_labels};
-    const Row row(sum_range(z, held, labels, kind, moments), labels, heads.num_labels);
-    write_values(row, kind, heads.num_labels, number, out);
-    if (feature_gradient != nullptr)
-        write_gradient(row.regularizer_gradient(kind), labels, held, z, moments, feature_gradient);
-    if (class_gradient != nullptr)
-        write_gradient(row.cross_entropy(), labels, held, z, nullptr, class_gradient);
+    float* moments = kind == ENTROPY ? row.scratch : nullptr;
+    const RowSums sums = row.is_short ? sum_short_row(row.z, held.count, row.width, labels, kind, moments)
+                                      : sum_range(row.z, held, labels, kind, moments);
+    const Row terms(sums, labels, held.count);
+    write_values(terms, kind, held.count, number, out);
+    const auto write = [&](const Coefficients& factors, const float* own_moments, float* gradient) {
+        if (gradient != nullptr)
+            write_gradient(factors, labels, held, row.z, own_moments, gradient + number * held.count,
+                           row.may_exceed ? row.width : held.count);
+    };
+    write(terms.regularizer_gradient(kind), moments, out.feature_gradient);
+    write(terms.cross_entropy(), nullptr, out.class_gradient);
+}
+
+// scaled (labels, rows) = the transpose of gradient (rows, labels), whose rows are multiplied by their own factors.
+inline void scale_transposed(int64_t rows, int64_t labels, const float* gradient, const float* factors, float* scaled) {
+    for (int64_t k = 0; k < labels; ++k)
+        for (int64_t b = 0; b < rows; ++b) scaled[k * rows + b] = gradient[b * labels + k] * factors[b];
+}
+
+inline float sum_of(int64_t size, const float* values) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < size; ++i) sum += values[i];
+    return sum;
 }
 
 // Panels of PANEL features over all heads: number -> head and first feature.
@@ -49,26 +72,24 @@ int rlpheads_batched_forward(const BatchedHeads* heads, const BatchedOutputs* ou
     const int64_t block = std::min<int64_t>(MOST_ROWS, heads->num_rows);
     const int64_t blocks = block == 0 ? 0 : (heads->num_rows + block - 1) / block;
     const int team = worthy_threads(*heads, threads);
-    std::vector<float> spare(out->logits == nullptr ? team * block * heads->num_labels : 0);
-    bool lacks_memory = false;
-#pragma omp parallel for num_threads(team) schedule(static) reduction(|| : lacks_memory)
+    const bool has_logits = out->logits != nullptr;
+    const int64_t labels = heads->num_labels, width = has_logits ? labels : (labels + LANES - 1) / LANES * LANES;
+    const int64_t own = (has_logits ? 1 : block + 1) * width;  // numbers of a thread
+    std::vector<float> spare(team * own);
+#pragma omp parallel for num_threads(team) schedule(static)
     for (int64_t task = 0; task < blocks * heads->num_heads; ++task) {
         const int64_t head = task / blocks, first = task % blocks * block, depth = heads->num_features[head];
-        const int64_t rows = std::min(block, heads->num_rows - first);
-        float* z = out->logits == nullptr ? spare.data() + omp_get_thread_num() * block * heads->num_labels
-                                          : out->logits + (head * heads->num_rows + first) * heads->num_labels;
-        if (out->logits == nullptr)
-            dot_product_matrix(rows, heads->num_labels, depth, heads->features[head] + first * depth,
-                               heads->weights[head], heads->biases[head], z);
-        try {
-            for (int64_t b = 0; b < rows; ++b)
-                write_row(*heads, *out, static_cast<Kind>(kind), head * heads->num_rows + first + b,
-                          z + b * heads->num_labels);
-        } catch (const std::bad_alloc&) {
-            lacks_memory = true;
-        }
+        const int64_t rows = std::min(block, heads->num_rows - first), number = head * heads->num_rows + first;
+        float* scratch = spare.data() + omp_get_thread_num() * own;
+        float* z = has_logits ? out->logits + number * labels : scratch + width;
+        if (!has_logits)
+            dot_product_matrix(rows, labels, depth, heads->features[head] + first * depth, heads->weights[head],
+                               heads->biases[head], z, width);
+        for (int64_t b = 0; b < rows; ++b)
+            write_row(*heads, *out, static_cast<Kind>(kind), number + b,
+                      {z + b * width, scratch, width, !has_logits, (rows - b) * labels >= width});
     }
-    return lacks_memory ? NO_MEMORY : 0;
+    return 0;
 } catch (const std::bad_alloc&) {
     return NO_MEMORY;
 }
@@ -79,22 +100,28 @@ int rlpheads_batched_class_gradients(const BatchedHeads* heads, const float* gra
     const int64_t rows = heads->num_rows, labels = heads->num_labels;
     const Panels panels(*heads);
     const int team = worthy_threads(*heads, threads);
-    std::vector<float> packed(team * rows * PANEL);
-#pragma omp parallel for num_threads(team) schedule(static)
-    for (int64_t task = 0; task < panels.count(); ++task) {
-        const int64_t head = panels.head_of(task), first = (task - panels.first_panel[head]) * PANEL;
-        const int64_t depth = heads->num_features[head], columns = std::min<int64_t>(PANEL, depth - first);
-        const float *of_head = gradient + head * rows * labels, *scale = upstream + head * rows;
-        if (weight_gradients[head] != nullptr) {
-            float* panel = packed.data() + omp_get_thread_num() * rows * PANEL;
-            pack_scaled(rows, depth, columns, heads->features[head] + first, scale, panel);
-            outer_product_panel(labels, rows, {of_head, 1, labels}, panel, weight_gradients[head] + first, depth,
-                                columns, false);
-        }
-        if (first == 0 && bias_gradients[head] != nullptr) {
-            std::fill(bias_gradients[head], bias_gradients[head] + labels, 0.0f);
-            for (int64_t b = 0; b < rows; ++b)
-                for (int64_t k = 0; k < labels; ++k) bias_gradients[head][k] += scale[b] * of_head[b * labels + k];
+    std::vector<float> memory(team * rows * (PANEL + labels));
+#pragma omp parallel num_threads(team)
+    {
+        float* packed = memory.data() + omp_get_thread_num() * rows * (PANEL + labels);
+        float* scaled = packed + rows * PANEL;  // of a head, (K, rows)
+        int64_t scaled_head = -1;
+#pragma omp for schedule(static)
+        for (int64_t task = 0; task < panels.count(); ++task) {
+            const int64_t head = panels.head_of(task), first = (task - panels.first_panel[head]) * PANEL;
+            const int64_t depth = heads->num_features[head], columns = std::min<int64_t>(PANEL, depth - first);
+            if (head != scaled_head)
+                scale_transposed(rows, labels, gradient + head * rows * labels, upstream + head * rows, scaled);
+            scaled_head = head;
+            if (weight_gradients[head] != nullptr) {
+                const float* x = heads->features[head] + first;
+                const bool is_read_in_place = columns == PANEL && labels <= 2 * BLOCK;  // twice at most
+                if (!is_read_in_place) pack(rows, depth, columns, x, packed);
+                const Panel panel = is_read_in_place ? Panel{x, depth, columns} : Panel{packed, PANEL, columns};
+                outer_product_panel(labels, rows, {scaled, rows, 1}, panel, weight_gradients[head] + first, depth, false);
+            }
+            if (first == 0 && bias_gradients[head] != nullptr)
+                for (int64_t k = 0; k < labels; ++k) bias_gradients[head][k] = sum_of(rows, scaled + k * rows);
         }
     }
     return 0;
@@ -119,8 +146,9 @@ int rlpheads_batched_feature_gradients(const BatchedHeads* heads, const float* g
             for (int64_t k = 0; k < labels; k += DOT_CHUNK) {
                 const int64_t here = std::min(DOT_CHUNK, labels - k);
                 pack(here, depth, columns, heads->weights[head] + k * depth + first, panel);
-                outer_product_panel(rows, here, {gradient + head * rows * labels + k, labels, 1}, panel,
-                                    feature_gradients[head] + first, depth, columns, adds[head] || k > 0);
+                outer_product_panel(rows, here, {gradient + head * rows * labels + k, labels, 1},
+                                    {panel, PANEL, columns}, feature_gradients[head] + first, depth,
+                                    adds[head] || k > 0);
             }
         }
     return 0;

@@ -7,6 +7,10 @@
 
 #include "../cpu/tile_products.h"
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -17,12 +21,31 @@ constexpr int DOT_ROWS = 4, DOT_CLASSES = 3;  // 12 sums, 3 operands and 1 of 16
 constexpr int64_t DOT_CHUNK = 96;  // classes whose weight stays in a core's cache while the rows pass by
 static_assert(DOT_CHUNK % DOT_CLASSES == 0);
 
-inline float add_lanes(const Lanes& lanes) {
-    float sums[LANES];
-    std::memcpy(sums, &lanes, sizeof lanes);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
-    return sums[0];
+// The sum of the lanes of each of COUNT vectors.
+template <int COUNT>
+inline void add_lanes(const Lanes* vectors, float* sums) {
+    int i = 0;
+#if defined(__AVX__)
+    const auto quarter = [vectors](int i) {
+#if defined(__AVX512F__)
+        const __m512 whole = (__m512)vectors[i];
+        const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(whole),
+                                          _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(whole), 1)));
+#else
+        const __m256 half = (__m256)vectors[i];
+#endif
+        return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    };
+    for (; i + 4 <= COUNT; i += 4)
+        _mm_storeu_ps(sums + i, _mm_hadd_ps(_mm_hadd_ps(quarter(i), quarter(i + 1)), _mm_hadd_ps(quarter(i + 2), quarter(i + 3))));
+#endif
+    for (; i < COUNT; ++i) {
+        float lanes[LANES];
+        std::memcpy(lanes, &vectors[i], sizeof lanes);
+        for (int width = LANES / 2; width > 0; width /= 2)
+            for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+        sums[i] = lanes[0];
+    }
 }
 
 // out[m * out_stride + n] = x[m] . w[n] + bias[n], over contiguous rows of `depth` numbers.
@@ -50,9 +73,10 @@ WHOLE_VECTORS void dot_block(int64_t depth, const float* x, const float* w, cons
             std::memcpy(&rest, row + d, (depth - d) * sizeof(float));
             return rest;
         });
+    float added[M * N];
+    add_lanes<M * N>(sums[0], added);
     for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n)
-            out[m * out_stride + n] = add_lanes(sums[m][n]) + (bias == nullptr ? 0.0f : bias[n]);
+        for (int n = 0; n < N; ++n) out[m * out_stride + n] = added[m * N + n] + (bias == nullptr ? 0.0f : bias[n]);
 }
 
 template <int M>
@@ -69,19 +93,19 @@ void dot_rows_with_chunk(int64_t classes, int64_t depth, const float* x, const f
     if (k < classes) dot_block<M, 1>(depth, x, w + k * depth, bias_at(k), out + k, out_stride);
 }
 
-// out (rows, classes) = x (rows, depth) w (classes, depth)^T + bias.
+// out (rows, classes), of which rows begin `out_stride` apart, = x (rows, depth) w (classes, depth)^T + bias.
 void dot_product_matrix(int64_t rows, int64_t classes, int64_t depth, const float* x, const float* w, const float* bias,
-                        float* out) {
+                        float* out, int64_t out_stride) {
     for (int64_t first = 0; first < classes; first += DOT_CHUNK) {
         const int64_t here = std::min(DOT_CHUNK, classes - first);
         const float* chunk_bias = bias == nullptr ? nullptr : bias + first;
         int64_t b = 0;
         for (; b + DOT_ROWS <= rows; b += DOT_ROWS)
             dot_rows_with_chunk<DOT_ROWS>(here, depth, x + b * depth, w + first * depth, chunk_bias,
-                                          out + b * classes + first, classes);
+                                          out + b * out_stride + first, out_stride);
         for (; b < rows; ++b)
-            dot_rows_with_chunk<1>(here, depth, x + b * depth, w + first * depth, chunk_bias, out + b * classes + first,
-                                   classes);
+            dot_rows_with_chunk<1>(here, depth, x + b * depth, w + first * depth, chunk_bias, out + b * out_stride + first,
+                                   out_stride);
     }
 }
 
@@ -102,41 +126,35 @@ inline void add_row(float* to, const Lanes (&sums)[PANEL_VECTORS], int64_t colum
     for (int64_t c = 0; c < columns; ++c) to[c] += row[c];
 }
 
-// Copy `columns` of every row, each times its own factor, into a panel, and fill it up with zeros.
-inline void pack_scaled(int64_t rows, int64_t row_stride, int64_t columns, const float* from, const float* factors,
-                        float* panel) {
-    for (int64_t b = 0; b < rows; ++b, from += row_stride, panel += PANEL)
-        if (columns == PANEL) {
-            for (int n = 0; n < PANEL; n += LANES)
-                *reinterpret_cast<Unaligned*>(panel + n) = *reinterpret_cast<const Unaligned*>(from + n) * factors[b];
-        } else {
-            for (int64_t c = 0; c < PANEL; ++c) panel[c] = c < columns ? from[c] * factors[b] : 0.0f;
-        }
-}
+// Rows of which `columns` numbers count, PANEL of them readable, the rows `stride` apart.
+struct Panel {
+    const float* data;
+    int64_t stride, columns;
+};
 
 // out[m][.] (+)= sum over the depth of left(m, d) * panel[d]: M rows of a panel.
 template <int M>
-void outer_rows(int64_t depth, const Strided& left, int64_t m, const float* panel, float* out, int64_t out_stride,
-                int64_t columns, bool adds) {
+void outer_rows(int64_t depth, const Strided& left, int64_t m, const Panel& panel, float* out, int64_t out_stride, bool adds) {
     Lanes sums[M][PANEL_VECTORS] = {};
-    multiply<M, PANEL_VECTORS>(depth, left.data + m * left.row_stride, left.row_stride, left.column_stride, panel, sums);
-    for (int i = 0; i < M && adds; ++i) add_row(out + i * out_stride, sums[i], columns);
-    if (!adds) store<false>(sums, out, out_stride, columns);
+    multiply<M, PANEL_VECTORS>(depth, left.data + m * left.row_stride, left.row_stride, left.column_stride, panel.data, sums,
+                               panel.stride);
+    for (int i = 0; i < M && adds; ++i) add_row(out + i * out_stride, sums[i], panel.columns);
+    if (!adds) store<false>(sums, out, out_stride, panel.columns);
 }
 
-// `columns` columns of out (rows, stride) (+)= left (rows, depth) right (depth, stride), the right ones packed in a panel.
-void outer_product_panel(int64_t rows, int64_t depth, const Strided& left, const float* panel, float* out,
-                         int64_t out_stride, int64_t columns, bool adds) {
+// The panel's columns of out (rows, out_stride) (+)= left (rows, depth) panel (depth, columns).
+void outer_product_panel(int64_t rows, int64_t depth, const Strided& left, const Panel& panel, float* out,
+                         int64_t out_stride, bool adds) {
     int64_t m = 0;
     for (; m + BLOCK <= rows; m += BLOCK)
-        outer_rows<BLOCK>(depth, left, m, panel, out + m * out_stride, out_stride, columns, adds);
+        outer_rows<BLOCK>(depth, left, m, panel, out + m * out_stride, out_stride, adds);
     float* rest = out + m * out_stride;
     switch (rows - m) {
-        case 5: outer_rows<5>(depth, left, m, panel, rest, out_stride, columns, adds); break;
-        case 4: outer_rows<4>(depth, left, m, panel, rest, out_stride, columns, adds); break;
-        case 3: outer_rows<3>(depth, left, m, panel, rest, out_stride, columns, adds); break;
-        case 2: outer_rows<2>(depth, left, m, panel, rest, out_stride, columns, adds); break;
-        case 1: outer_rows<1>(depth, left, m, panel, rest, out_stride, columns, adds); break;
+        case 5: outer_rows<5>(depth, left, m, panel, rest, out_stride, adds); break;
+        case 4: outer_rows<4>(depth, left, m, panel, rest, out_stride, adds); break;
+        case 3: outer_rows<3>(depth, left, m, panel, rest, out_stride, adds); break;
+        case 2: outer_rows<2>(depth, left, m, panel, rest, out_stride, adds); break;
+        case 1: outer_rows<1>(depth, left, m, panel, rest, out_stride, adds); break;
         default: break;
     }
 }

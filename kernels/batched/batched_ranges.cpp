@@ -85,7 +85,7 @@ int rlpheads_batched_partials(const BatchedHeads* heads, const BatchedRange* ran
         const int64_t rows = std::min(block, heads->num_rows - first), number = head * heads->num_rows + first;
         if (!has_logits)
             dot_product_matrix(rows, held.count, depth, heads->features[head] + first * depth, heads->weights[head],
-                               heads->biases[head], range->exps + number * held.count);
+                               heads->biases[head], range->exps + number * held.count, held.count);
         for (int64_t row = number; row < number + rows; ++row) {
             float* moments = range->moments == nullptr ? nullptr : range->moments + row * held.count;
             layout.write(sum_range(range->exps + row * held.count, held, labels_of(*heads, row),
@@ -112,7 +112,7 @@ void rlpheads_batched_merge(const BatchedHeads* heads, const BatchedRange* range
         const auto write = [&](const Coefficients& factors, const float* moments, float* gradient) {
             if (gradient == nullptr) return;
             write_gradient(row.of_range(factors, part.shift, part.sum), labels, held, range->exps + number * held.count,
-                           moments, gradient + number * held.count);
+                           moments, gradient + number * held.count, held.count);
         };
         const float* moments = range->moments == nullptr ? nullptr : range->moments + number * held.count;
         write(row.regularizer_gradient(kind), moments, out->feature_gradient);

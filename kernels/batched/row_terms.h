@@ -113,6 +113,46 @@ inline RowSums sum_range(float* z, HeldClasses held, const RowLabels& labels, Ki
     return found;
 }
 
+// The same of a row of few classes, whose numbers fill whole vectors: `width` of them, those behind the last class arbitrary
+// and 0 afterwards. Labels are passed over by comparisons, since a vector that was written in part is read slowly.
+inline RowSums sum_short_row(float* z, int32_t count, int32_t width, const RowLabels& labels, Kind kind, float* moments) {
+    RowSums found;
+    const int32_t own = static_cast<int32_t>(labels.index[0]);
+    const int32_t other = labels.count == 2 ? static_cast<int32_t>(labels.index[1]) : own;
+    float before = -INF, after = -INF, top = -INF, logits = 0.0f, sum = 0.0f, moment = 0.0f;
+#pragma omp simd reduction(max : before, after, top)
+    for (int32_t j = 0; j < width; ++j) {
+        const float logit = j < count ? z[j] : -INF, left = j < own ? logit : -INF, right = j > own ? logit : -INF;
+        const float rest = j == own || j == other ? -INF : logit;
+        before = before > left ? before : left;
+        after = after > right ? after : right;
+        top = top > rest ? top : rest;
+    }
+    if (kind == UNIFORM) {
+#pragma omp simd reduction(+ : logits)
+        for (int32_t j = 0; j < width; ++j) logits += j < count ? z[j] : 0.0f;
+    }
+    for (int l = 0; l < labels.count; ++l) found.label_logit[l] = z[labels.index[l]];
+    const float shift = top > -INF ? top : NO_CLASS_SHIFT;
+    if (moments != nullptr) {
+#pragma omp simd reduction(+ : moment)
+        for (int32_t j = 0; j < width; ++j) {
+            const float x = z[j] - shift, product = exp_near(x) * x;
+            moments[j] = x < -87.0f || j >= count || j == own || j == other ? 0.0f : product;
+            moment += moments[j];
+        }
+    }
+#pragma omp simd reduction(+ : sum)
+    for (int32_t j = 0; j < width; ++j) {
+        const float e = exp_near(z[j] - shift);
+        z[j] = j >= count || j == own || j == other ? 0.0f : e;
+        sum += z[j];
+    }
+    found.shift = shift, found.sum = sum, found.moment = moment, found.logits = logits;
+    found.before = before, found.after = after;
+    return found;
+}
+
 // Losses, measures and gradients of a row from its statistics over all classes.
 class Row {
 public:
@@ -259,16 +299,17 @@ private:
     float shift_, log_others_, log_sum_, inverse_sum_;
 };
 
-// Write dL/dz of a range's classes from the row's exponentials and moments; the latter may be where it is written.
+// Write dL/dz of a range's classes from the row's exponentials and moments; the latter may be where it is written. `written`:
+// so many numbers may be written, of which those behind the classes mean nothing.
 inline void write_gradient(const Coefficients& factors, const RowLabels& labels, HeldClasses held, const float* exps,
-                           const float* moments, float* out) {
+                           const float* moments, float* out, int64_t written) {
     if (moments != nullptr) {
 #pragma omp simd
-        for (int64_t j = 0; j < held.count; ++j)
+        for (int64_t j = 0; j < written; ++j)
             out[j] = exps[j] * factors.exp + moments[j] * factors.moment + factors.uniform;
     } else {
 #pragma omp simd
-        for (int64_t j = 0; j < held.count; ++j) out[j] = exps[j] * factors.exp + factors.uniform;
+        for (int64_t j = 0; j < written; ++j) out[j] = exps[j] * factors.exp + factors.uniform;
     }
     for (int l = 0; l < labels.count; ++l)
         if (const int64_t place = held.place(labels.index[l]); place >= 0) out[place] = factors.uniform;

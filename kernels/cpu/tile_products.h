@@ -42,15 +42,15 @@ constexpr int BLOCK = 6;
 constexpr int64_t CACHE_LINE = 16;  // floats
 constexpr int64_t STREAMED_BYTES = 1 << 26;  // results this large do not stay in a cache, so that they may pass it by
 
-// sums[m][.] = sum over d of left[m * row_stride + d * depth_stride] * panel[d * PANEL + .]
+// sums[m][.] = sum over d of left[m * row_stride + d * depth_stride] * panel[d * panel_stride + .]
 template <int M, int N>
 inline __attribute__((always_inline)) WHOLE_VECTORS void multiply(int64_t depth, const float* left, int64_t row_stride,
                                                                   int64_t depth_stride, const float* panel,
-                                                                  Lanes (&sums)[M][N]) {
+                                                                  Lanes (&sums)[M][N], int64_t panel_stride = PANEL) {
     for (int64_t d = 0; d < depth; ++d) {
         Lanes right[N];
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) right[n] = *reinterpret_cast<const Unaligned*>(panel + d * PANEL + n * LANES);
+        for (int n = 0; n < N; ++n) right[n] = *reinterpret_cast<const Unaligned*>(panel + d * panel_stride + n * LANES);
 #pragma GCC unroll 6
         for (int m = 0; m < M; ++m) {
             const float scalar = left[m * row_stride + d * depth_stride];
