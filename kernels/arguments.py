@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.label_source import Labels, Pair, check_values_on_host
+from rlpheads.kernels.operators import register_operator
 from rlpheads.kernels.rows.partials import accumulation_dtype
 from rlpheads.kernels.rows.row_softmax import RowLabels
 from rlpheads.kernels.rows.terms import REGULARIZERS
@@ -225,13 +226,15 @@ def check_label_values(labels: RowLabels, num_labels: int) -> RowLabels:
     return labels._replace(index_LB=_check_values_op(labels.index_LB, labels.weight_LB, num_labels))
 
 
-@torch.library.custom_op("rlpheads::check_label_values", mutates_args=(), device_types="cpu")
-def _check_values_op(labels_LB: Tensor, weight_LB: Tensor, num_labels: int) -> Tensor:
+def _checked(labels_LB: Tensor, weight_LB: Tensor, num_labels: int) -> Tensor:
     """Check in an operator, since Python cannot branch on values under FakeTensorMode or torch.compile."""
     check_values_on_host(labels_LB, weight_LB, num_labels)
     return labels_LB.clone()
 
 
-@_check_values_op.register_fake
-def _(labels_LB: Tensor, weight_LB: Tensor, num_labels: int) -> Tensor:
-    return torch.empty_like(labels_LB)
+_check_values_op = register_operator(
+    "check_label_values",
+    "Tensor labels, Tensor weight, SymInt num_labels) -> Tensor",
+    _checked,
+    lambda labels_LB, _weight_LB, _num_labels: torch.empty_like(labels_LB),
+)

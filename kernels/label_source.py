@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rlpheads.kernels.operators import register_operator
+
 Labels = Tensor | tuple[Tensor, Tensor, int]
 """Labels (B,), or (table (M, N), index (B,), draw): row b's label is table[draw, index[b]]. An index of −1 marks a padding
 row, which reads some label in range: its losses are finite, and the caller leaves them out."""
@@ -52,8 +54,7 @@ def _gather_by_pytorch(labels: Labels) -> Tensor:
     return table_MN[draw].index_select(0, index_B.clamp(min=0)).long()
 
 
-@torch.library.custom_op("rlpheads::gather_labels", mutates_args=(), device_types="cpu")
-def _gather_op(table_MN: Tensor, index_B: Tensor, draw: int) -> Tensor:
+def _gather(table_MN: Tensor, index_B: Tensor, draw: int) -> Tensor:
     """Check the index in an operator, since Python cannot branch on values under FakeTensorMode or torch.compile."""
     if index_B.numel():
         smallest, largest = (int(value) for value in index_B.aminmax())
@@ -65,6 +66,10 @@ def _gather_op(table_MN: Tensor, index_B: Tensor, draw: int) -> Tensor:
     return table_MN[draw].index_select(0, index_B.clamp(min=0)).to(torch.int64, copy=True)
 
 
-@_gather_op.register_fake
-def _(table_MN: Tensor, index_B: Tensor, draw: int) -> Tensor:
+def _shape_of_labels(table_MN: Tensor, index_B: Tensor, draw: int) -> Tensor:
     return index_B.new_empty(index_B.shape, dtype=torch.int64)
+
+
+_gather_op = register_operator(
+    "gather_labels", "Tensor table, Tensor index, SymInt draw) -> Tensor", _gather, _shape_of_labels
+)

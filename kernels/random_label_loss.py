@@ -261,6 +261,8 @@ def _tensors(heads: _Heads, labels: list[Labels], pairs: list[Pair | None]) -> l
 
 def _gather_labels_of_rows(labels: list[Labels], pairs: list[Pair | None], by_triton: bool) -> BatchedLabels:
     """Return the labels of all heads' rows, one head after another."""
+    if len(labels) == 1 and isinstance(labels[0], Tensor) and pairs[0] is None:
+        return BatchedLabels(labels[0].long()[None], None)
     given = [pair for pair in pairs if pair is not None]
     sources = [*labels, *(second for second, _ in given)]
     index_R = gather_labels(sources, gather_by_triton if by_triton else None)

@@ -5,6 +5,7 @@ elsewhere one batched product of the library (`written_rows`). Memory: B·K numb
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from rlpheads.kernels.batched.written_rows import (
 )
 from rlpheads.kernels.first_derivative import refuse_second_derivative
 from rlpheads.kernels.label_source import check_values_on_host
+from rlpheads.kernels.operators import register_operator
 from rlpheads.kernels.rows.partials import accumulation_dtype
 from rlpheads.kernels.rows.row_softmax import row_labels
 
@@ -67,8 +69,8 @@ def batched_losses(heads: WrittenHeads, labels: BatchedLabels, terms: BatchedTer
     with torch.no_grad():
         rows = _forward(heads, labels, terms.regularizer, wanted)
     cross_entropy_R, regularizer_R, joint_R = rows.cross_entropy_R, None, None
-    if terms.joint:
-        joint_R = _attach_features(cross_entropy_R, rows.class_gradient_RK if for_features else None, heads)
+    if terms.joint:  # before the cross-entropy itself becomes a function of the weights
+        joint_R = _attach_features(cross_entropy_R.clone(), rows.class_gradient_RK if for_features else None, heads)
     if terms.regularizer is not None:
         regularizer_R = _attach_features(rows.regularizer_R, rows.feature_gradient_RK, heads)
     if for_classes:
@@ -79,12 +81,12 @@ def batched_losses(heads: WrittenHeads, labels: BatchedLabels, terms: BatchedTer
 def _attach_features(value_R: Tensor, gradient_RK: Tensor | None, heads: WrittenHeads) -> Tensor:
     """`value_R` as a function of the features alone, whose logits have this gradient; None where none is wanted."""
     if gradient_RK is None:
-        return value_R.clone()
+        return value_R
     places = _distinct_places(heads.features)
     distinct = [
         features_BD for number, features_BD in enumerate(heads.features) if places[number] not in places[:number]
     ]
-    return _FeatureRoute.apply(value_R, gradient_RK, places, *distinct, *heads.weights)
+    return _FeatureRoute.apply((value_R, gradient_RK), places, *distinct, *heads.weights)
 
 
 def _distinct_places(features: Sequence[Tensor]) -> tuple[int, ...]:
@@ -95,26 +97,29 @@ def _distinct_places(features: Sequence[Tensor]) -> tuple[int, ...]:
 
 def attach_classes(value_R: Tensor, gradient_RK: Tensor | None, heads: WrittenHeads) -> Tensor:
     """`value_R` as a function of the heads' weights and biases alone, whose logits have this gradient."""
-    return _ClassRoute.apply(value_R, gradient_RK, heads.features, *heads.weights, *heads.biases)
+    return _ClassRoute.apply((value_R, gradient_RK), heads.features, *heads.weights, *heads.biases)
+
+
+Held = tuple[Tensor, Tensor]
+"""Values, and their gradient in the logits, as a route takes them: unseen by autograd, so that the values need no copy."""
 
 
 class _ClassRoute(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, value_R: Tensor, gradient_RK: Tensor, features: list[Tensor], *parameters: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, held: Held, features: list[Tensor], *parameters: Tensor | None) -> Tensor:
+        value_R, gradient_RK = held
         ctx.save_for_backward(gradient_RK, *features)
         ctx.dtypes = [None if parameter is None else parameter.dtype for parameter in parameters]
-        return value_R.clone()
+        return value_R
 
     @staticmethod
     @refuse_second_derivative
     def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
         gradient_RK, *features = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[3:]
+        wanted = ctx.needs_input_grad[2:]
         found = iter(_class_gradients_op(features, gradient_RK, upstream_R, wanted))
         gradients = [next(found) if is_wanted else None for is_wanted in wanted]
-        return (None, None, None, *map(_in_dtype, gradients, ctx.dtypes))
+        return (None, None, *map(_in_dtype, gradients, ctx.dtypes))
 
 
 def _in_dtype(gradient: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
@@ -123,11 +128,12 @@ def _in_dtype(gradient: Tensor | None, dtype: torch.dtype | None) -> Tensor | No
 
 class _FeatureRoute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value_R: Tensor, gradient_RK: Tensor, places: tuple[int, ...], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, held: Held, places: tuple[int, ...], *tensors: Tensor) -> Tensor:
+        value_R, gradient_RK = held
         num_distinct = len(tensors) - len(places)
         ctx.save_for_backward(gradient_RK, *tensors[num_distinct:])
         ctx.places, ctx.dtypes = places, [features_BD.dtype for features_BD in tensors[:num_distinct]]
-        return value_R.clone()
+        return value_R
 
     @staticmethod
     @refuse_second_derivative
@@ -135,36 +141,17 @@ class _FeatureRoute(torch.autograd.Function):
         gradient_RK, *weights = ctx.saved_tensors
         dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else gradient_RK.dtype
         sums = feature_gradients_op(weights, gradient_RK * upstream_R[:, None], ctx.places, dtype)
-        return (None, None, None, *map(_in_dtype, sums, ctx.dtypes), *[None] * len(weights))
+        return (None, None, *map(_in_dtype, sums, ctx.dtypes), *[None] * len(weights))
 
 
 def _forward(heads: WrittenHeads, labels: BatchedLabels, kind: str | None, wanted: tuple[bool, bool]) -> WrittenRows:
-    found = WrittenRows._make(_forward_op(*heads, *labels, kind, *wanted))
-    return found._replace(
-        class_gradient_RK=found.class_gradient_RK if wanted[0] else None,
-        feature_gradient_RK=found.feature_gradient_RK if wanted[1] else None,
-    )
+    *values, class_gradient_RK, feature_gradient_RK = _forward_op(*heads, *labels, kind, *wanted)
+    matrices = class_gradient_RK if wanted[0] else None, feature_gradient_RK if wanted[1] else None
+    return WrittenRows._make([*values, *matrices])
 
 
 # --------------------------------------------------------------------------------------------------------- the operators
-# Plain registrations: torch.library.custom_op costs twice as much a call, which is felt at few labels.
-
-_LIBRARY = torch.library.Library("rlpheads", "FRAGMENT")
 _HEADS = "Tensor[] features, Tensor[] weights, Tensor?[] biases, "
-_KEY = "CompositeExplicitAutograd"
-
-
-def register_operator(name: str, schema: str, function: Any, shape: Any) -> Any:
-    """Define an operator, opaque to FakeTensorMode and to torch.compile, and return it."""
-    _LIBRARY.define(f"{name}({schema}")
-    _LIBRARY.impl(name, function, _KEY)
-    torch.library.register_fake(f"rlpheads::{name}", shape, lib=_LIBRARY)
-    IMPLEMENTATIONS[f"rlpheads::{name}"] = function
-    return getattr(torch.ops.rlpheads, name).default
-
-
-IMPLEMENTATIONS: dict[str, Any] = {}
-"""What each operator calls."""
 
 
 class _ForwardCall(NamedTuple):
@@ -188,17 +175,25 @@ class _ForwardCall(NamedTuple):
 def _compute_rows(*arguments: Any) -> list[Tensor]:
     call = _ForwardCall(*arguments)
     heads, labels, device = WrittenHeads(*call[:3]), (call.index_LR, call.first_weight_R), call.index_LR.device
-    wanted, num_labels = (call.for_classes, call.for_features), call.weights[0].shape[0]
-    with torch.autocast(device.type, enabled=False):
-        if uses_stacks(device):
+    wanted, num_labels, in_stacks = (call.for_classes, call.for_features), len(call.weights[0]), uses_stacks(device)
+    native = None if in_stacks else native_batch(call.dtype, device)
+    with _without_autocast(device):
+        if in_stacks:
             rows = stacked_rows(heads, labels, call.kind, wanted, call.dtype)
-        elif native := native_batch(call.dtype, device):
+        elif native is not None:
             logits_RK = None if num_labels <= MAX_LABELS_OF_LOOPS else batched_logits(heads, call.dtype)
             rows = native.forward(heads, labels, call.kind, wanted, logits_RK)
         else:
             check_values_on_host(*labels, num_labels)
             rows = written_rows(batched_logits(heads, call.dtype), row_labels(*labels, call.dtype), call.kind, wanted)
     return [rows.lse_R.new_empty(0) if each is None else each for each in rows]  # outputs must not be one tensor
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast inside; to enter torch's own context costs more than to ask whether there is need."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _shape_of_rows(*arguments: Any) -> list[Tensor]:
@@ -221,7 +216,7 @@ def _compute_class_gradients(
     if native is not None:
         return native.class_gradients(features, gradient_RK, upstream_R, wanted)
     compute = stacked_class_gradients if in_stacks else batched_class_gradients
-    with torch.autocast(gradient_RK.device.type, enabled=False):
+    with _without_autocast(gradient_RK.device):
         of_weights, of_biases = compute(features, gradient_RK, upstream_R)
     return list(compress([*of_weights, *of_biases], wanted))
 
@@ -250,7 +245,7 @@ def _compute_feature_gradients(
     native = None if in_stacks else _native_loops(gradient_RK)
     if native is not None:
         return [each.to(dtype) for each in native.feature_gradients(weights, gradient_RK, places)]
-    with torch.autocast(gradient_RK.device.type, enabled=False):
+    with _without_autocast(gradient_RK.device):
         if in_stacks:
             each = stacked_feature_gradients(weights, gradient_RK, dtype if all_differ else gradient_RK.dtype)
         else:

@@ -21,7 +21,7 @@ from rlpheads.kernels.batched.native_arguments import (
 from rlpheads.kernels.batched.written_rows import WrittenHeads, WrittenRows
 from rlpheads.kernels.label_source import check_values_on_host
 
-MAX_LABELS_OF_LOOPS = 64
+MAX_LABELS_OF_LOOPS = 128
 """Labels up to which the products are loops of this file's own: beyond, the library's products are faster, though each is a
 call of its own."""
 

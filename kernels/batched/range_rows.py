@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.batched.batched_loss import BatchedLabels, register_operator
+from rlpheads.kernels.batched.batched_loss import BatchedLabels
 from rlpheads.kernels.batched.range_native import native_ranges
 from rlpheads.kernels.batched.stacked_heads import stacked_logits, uses_stacks
 from rlpheads.kernels.batched.written_rows import (
@@ -20,6 +20,7 @@ from rlpheads.kernels.batched.written_rows import (
     sums_over_range,
 )
 from rlpheads.kernels.label_source import check_values_on_host
+from rlpheads.kernels.operators import register_operator
 from rlpheads.kernels.rows.partials import Partials, accumulation_dtype
 from rlpheads.kernels.rows.row_softmax import merge_stacked_partials, row_labels
 

@@ -75,11 +75,11 @@ def _implementation(func: Any) -> Any:
     """The Python function of an operator of ours."""
     from torch._library.custom_ops import OPDEFS
 
-    from rlpheads.kernels.batched import batched_loss
+    from rlpheads.kernels import operators
 
     if func.name() in OPDEFS:
         return OPDEFS[func.name()]._init_fn
-    return batched_loss.IMPLEMENTATIONS[func.name()]
+    return operators.IMPLEMENTATIONS[func.name()]
 
 
 @contextmanager
