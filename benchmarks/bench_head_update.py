@@ -28,7 +28,7 @@ from rlpheads.engine.learner.learner import Learner, build_heads
 from rlpheads.engine.learner.parts import TrainedPart, build_part, with_pending_update
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.step import TrainStep, build_routes
-from rlpheads.engine.learner.update_guard import RunningStatistics, judge
+from rlpheads.engine.learner.update_guard import judge
 from rlpheads.engine.model.builder import build_model
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
@@ -99,7 +99,7 @@ class WholeStep:
         _, losses = self._step._forward_backward(self._batch, 0, TermWeights())
         middle = time.perf_counter()
         trained = dict(self._learner.trained_parts)
-        self._learner.update(0, judge(trained, losses, 1), RunningStatistics([]))
+        self._learner.update(0, judge(trained, losses, 1))
         return middle - start, time.perf_counter() - middle
 
 
