@@ -28,12 +28,13 @@ include_patterns = [
     "CONTRIBUTING.md",
     "SECURITY.md",
     "CHANGELOG.md",
+    "benchmarks/README.md",
     "docs/*.md",
     "docs/notes/*.md",
     "docs/api/*.rst",
 ]
 include_patterns += ["docs/site/index.md"]
-exclude_patterns = [".*", "build", "runs", "tests", "benchmarks", "wandb"]
+exclude_patterns = [".*", "build", "runs", "tests", "benchmarks/inputs", "benchmarks/results", "wandb"]
 root_doc = "docs/site/index"
 html_theme = "furo"
 html_title = f"rlpheads {release}"
