@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlpheads.engine.config.run import RuntimeConfig
+from rlpheads.engine.model.batch_norm import RecomputedStatistics
 from rlpheads.engine.model.tapped_model import TappedModel
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -48,6 +49,8 @@ def adapt_module(module: nn.Module, runtime: RuntimeConfig) -> None:
         module.to(memory_format=torch.channels_last)
     if runtime.activation_checkpointing and isinstance(module, TappedModel):
         module.backbone.set_grad_checkpointing(True)
+        if not runtime.compile:  # a graph changes its buffers once
+            RecomputedStatistics(module)
     if runtime.compile:
         module.compile(fullgraph=True, dynamic=False, mode=None if runtime.compile is True else runtime.compile)
 

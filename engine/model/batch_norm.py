@@ -98,3 +98,37 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
         if isinstance(child, _BatchNorm) and not isinstance(child, (nn.SyncBatchNorm, SyncBatchNormCPU)):
             child.__class__ = activating if isinstance(child, BatchNormAct2d) else plain
             child.process_group = None  # type: ignore[assignment]  # the default group
+
+
+class RecomputedStatistics:
+    """Lets batch norms that are computed again in the backward pass (activation checkpointing) keep no statistics there.
+
+    They would take every batch into their running statistics twice, and another network would be evaluated. What is computed
+    outside the model's own forward pass gets copies of the statistics, which are thrown away.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._is_forward = False
+        self._kept: dict[nn.Module, dict[str, Tensor]] = {}
+        model.register_forward_pre_hook(self._begin)
+        model.register_forward_hook(self._end, always_call=True)
+        for child in model.modules():
+            if isinstance(child, _BatchNorm):
+                child.register_forward_pre_hook(self._lend_copies)
+                child.register_forward_hook(self._take_back, always_call=True)
+
+    def _begin(self, *_: object) -> None:
+        self._is_forward = True
+
+    def _end(self, *_: object) -> None:
+        self._is_forward = False
+
+    def _lend_copies(self, norm: nn.Module, _: object) -> None:
+        if norm.training and not self._is_forward:
+            self._kept[norm] = kept = dict(norm.named_buffers(recurse=False))
+            for name, buffer in kept.items():
+                setattr(norm, name, buffer.clone())
+
+    def _take_back(self, norm: nn.Module, *_: object) -> None:
+        for name, buffer in self._kept.pop(norm, {}).items():
+            setattr(norm, name, buffer)

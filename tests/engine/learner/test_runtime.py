@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlpheads.engine.config.learning import RegularizerConfig
+from rlpheads.engine.config.learning import ModelConfig, RegularizerConfig
 from rlpheads.engine.config.run import RuntimeConfig
 from rlpheads.engine.learner.runtime import SideStream, torch_switches
 
@@ -53,6 +53,15 @@ def test_results_stay(tiny, build, runtime):
         assert steps_of(changed) == pytest.approx(steps_of(plain), rel=1e-6)
     for name, tensor in weights_of(plain).items():
         torch.testing.assert_close(weights_of(changed)[name], tensor, msg=name)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "wrn_16_4"])
+def test_what_is_computed_again_enters_the_statistics_of_batch_norm_once(tiny, build, name):
+    config = replace(tiny, model=ModelConfig(name=name), data=replace(tiny.data, image_size=32), batch_size=8)
+    plain, changed = build(config), build(config, runtime=RuntimeConfig(activation_checkpointing=True))
+    assert steps_of(changed, 2) == pytest.approx(steps_of(plain, 2), rel=1e-6)
+    for weight, tensor in weights_of(plain).items():
+        torch.testing.assert_close(weights_of(changed)[weight], tensor, msg=weight)
 
 
 @pytest.mark.parametrize(("chosen", "mode"), [(True, None), ("reduce-overhead",) * 2, ("max-autotune",) * 2], ids=str)
