@@ -71,7 +71,7 @@ kills: $(INSTALLED_DEV)  ## Kill and stop runs at 200 random moments and in ever
 errors: $(INSTALLED_DEV)  ## Count the wrong configs, trees, files, checkpoints and environments that are answered as promised
 	$(BIN)/python -m pytest -q -m 'wrong and not gpu and not fuzz' tests $(ARGS)
 
-fuzz: $(INSTALLED_DEV)  ## Mutate settings, trees, images and run folders some ten thousand times each (minutes)
+fuzz: $(INSTALLED_DEV)  ## Mutate settings, trees, images and run folders some ten thousand times each, and train with settings drawn together (minutes)
 	$(BIN)/python -m pytest -q -m fuzz tests/fuzz $(ARGS)
 
 check: $(INSTALLED_DEV) lint  ## Lint and the fast tests (a minute and a half on two quiet cores)

@@ -200,8 +200,8 @@ def open_store(
         if facts.split_key != split_key:
             made, wanted = (key or "the folders train and val" for key in (facts.split_key, split_key))
             raise DatasetError(
-                f"{source.path} was split by {made}, but the run splits by {wanted}: give the run and `rlpheads convert` "
-                "the same --seed and --data.val_fraction"
+                f"{source.path} was split by {made}, but the run splits by {wanted}: give `rlpheads convert` the run's "
+                "--data.val_fraction and, as --seed, its --seeds.split or else its --seed, from which these seeds are drawn"
             )
     if train.manifest.classes != val.manifest.classes:
         raise DatasetError(
