@@ -120,13 +120,16 @@ def one_other(values_BK: Tensor, value: float, seed: int) -> Tensor:
 
 
 def moved(named: Arguments, gap: int) -> Iterator[Arguments]:
-    """A size lowered by a gap, with no bias beyond it; or labels moved by it to either side."""
+    """A size lowered by a gap, with no bias and no rows of a step beyond it; or labels moved by it to either side."""
     for name, value in named.items():
         lowered = value + gap if name.startswith("num_") and type(value) is int else 0
         if gap < 0 and lowered > 1 and (lowered % 16 == 0) == (value % 16 == 0):
-            changed = {name: lowered}
+            changed: Arguments = {name: lowered}
             bias = named.get("bias") if name == "num_classes" else None
-            yield named | changed | ({} if bias is None else {"bias": bias[:lowered].clone()})
+            changed |= {} if bias is None else {"bias": bias[:lowered].clone()}
+            if name == "num_kept_rows" and "scaled" in named:
+                changed |= {key: like(named[key][:lowered], named[key][:lowered]) for key in ("exps", "scaled")}
+            yield named | changed
     if gap and "labels" in named:
         for step in (gap, -gap):
             labels = (named["labels"] - named["start"] + step) % named["num_classes"]
