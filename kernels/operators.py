@@ -51,7 +51,7 @@ def _is_watched(arguments: Iterable[Any]) -> bool:
     ):
         return True
     for argument in arguments:
-        if isinstance(argument, list):
+        if isinstance(argument, (list, tuple)):
             if not _PLAIN.issuperset(map(type, argument)) and any(_is_subclass(each) for each in argument):
                 return True
         elif _is_subclass(argument):

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.batched.batched_loss import BatchedLabels, register_operator
+from rlpheads.kernels.batched.batched_loss import BatchedLabels
 from rlpheads.kernels.batched.message_native import MessageLayout, native_message
+from rlpheads.kernels.operators import register_operator
 
 
 class OwnRows(NamedTuple):
