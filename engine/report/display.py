@@ -108,7 +108,7 @@ class Display:
             f"epoch {row['epoch']} (of 0–{self._num_epochs - 1})  "
             f"top-1: train {percent(row.get('train_top1'))}, held-out {percent(row.get('eval_top1'))}"
             + (f", average {percent(row['eval_ema_top1'])}" if "eval_ema_top1" in row else "")
-            + f"  loss: train {row['train_loss']:.4f}, held-out {number(row.get('eval_loss'))}"
+            + f"  loss: train {number(row.get('train_loss'))}, held-out {number(row.get('eval_loss'))}"
             + _calibration_errors(row)
             + _skipped_counts(row)
             + f"  {row['images_per_second']:.0f} img/s, data wait {percent(row['data_wait'])}"

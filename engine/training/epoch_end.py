@@ -176,6 +176,8 @@ def _evaluate_average(training: Training, display: Display, stop_flag: StopFlag)
 def _figures(training: Training, name: str, phase: str, found: Evaluation) -> dict[str, Any]:
     named = {"loss": found.loss, "top1": found.top1, "top5": found.top5, "ece": found.ece, "skipped": found.num_skipped}
     figures: dict[str, Any] = {f"{name}_{figure}": value for figure, value in named.items() if value is not None}
+    if found.num_samples == 0:  # every batch of the epoch was left out: there is nothing to average
+        return {f"{name}_skipped": found.num_skipped}
     num_draws, learner = training.run.config.heads.draws, training.learner
     sizes = HeadSizes(
         num_labels=training.run.config.heads.num_labels,

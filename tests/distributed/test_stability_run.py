@@ -46,6 +46,17 @@ def test_two_ranks_leave_out_what_one_rank_leaves_out(runner, response):
         assert ours == pytest.approx(theirs, rel=1e-4), figure
 
 
+def test_an_epoch_of_which_every_batch_is_left_out_has_no_figures_and_the_run_goes_on(runner):
+    flags = ["--epochs", "3", "--stability.on_nonfinite", "skip", "--stability.max_skipped", "9"]
+    done = faulty_run(runner, "left-out", *flags, ranks=1, wanted=[Fault(step) for step in range(6, 11)])
+    assert done.code == 0, done.output
+    rows = done.rows("epoch")
+    assert ["train_loss" in row for row in rows] == ["rla_running" in row for row in rows] == [True, False, True]
+    assert rows[1]["train_skipped"] == 160
+    assert "loss: train –, held-out" in done.output
+    assert set(done.ledgers["ledger/epoch=0001/running.parquet"]["status"].to_pylist()) <= {0, 2}
+
+
 def test_a_rank_whose_weights_drift_is_named_and_ends_the_run(runner):
     drifting = faulty_run(
         runner, "drifting", "--stability.drift_every", "2", ranks=2, wanted=[Fault(3, "weights", rank=1, size=1e-3)]
