@@ -164,6 +164,8 @@ class SampleRanker:
         seen_N, (hit_EN, loss_EN) = self.history.seen_N, self.filled
         measure, num_epochs = _HISTORIES[by], len(hit_EN)
         value_N = np.full(len(seen_N), np.nan)
+        if not seen_N.any():  # every batch was left out
+            return value_N, mean_reliability(loss_EN.numpy(), "ledgers")
         value_N[seen_N.numpy()] = measure(loss_EN, hit_EN).numpy()
         if by in _EPOCHS:
             value_N = np.where(np.isnan(value_N), np.nan, np.array([*self.history.epochs, np.inf])[_positions(value_N)])

@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,6 +18,7 @@ from rlpheads.engine.page.facts import read_facts
 from rlpheads.engine.page.run_sections import overhead_section, settings_section, shipped_config
 from rlpheads.engine.page.sample_sections import pictures_section
 from rlpheads.engine.page.verdict import tap_verdicts, verdict_sentences
+from rlpheads.engine.tables.rankings import RankingQuery, SampleRanker
 from rlpheads.engine.tables.run_tables import open_run
 from rlpheads.memorization.records.ledger_file import read_ledger
 
@@ -103,6 +105,18 @@ def test_a_class_with_one_heldout_image_has_a_value_without_an_interval(ledgered
     (tmp_path / "run" / "memory.json").write_text(json.dumps(memory))
     (grid, *_) = classes_section(read_facts(tmp_path / "run")).blocks
     assert "+0.250 (no interval)" in [row[4] for row in grid.rows]
+
+
+def test_a_run_whose_batches_were_all_left_out_ranks_no_image(ledgered_run, tmp_path):
+    shutil.copytree(ledgered_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "epoch=000[0-4]"))
+    (path,) = (tmp_path / "run" / "ledger").glob("*/running.parquet")
+    table = pq.read_table(path)
+    status, skipped = table.schema.get_field_index("status"), pa.array([2] * table.num_rows, pa.uint8())
+    pq.write_table(table.set_column(status, table.schema.field(status), skipped), path)
+    for by in ("class_loss", "first_learned"):
+        ranking = SampleRanker(tmp_path / "run", "running").rank(RankingQuery(by, 5, phase="running"))
+        assert ranking.table.num_rows == 0
+        assert not ranking.reliability.is_resolvable
 
 
 def test_what_heads_cost_is_told_as_the_run_measured_it(ledgered_run):
