@@ -18,7 +18,7 @@ from rlpheads.kernels.gpu import triton_update
 from rlpheads.kernels.gpu.kept_stages import KeptStages
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
-from rlpheads.kernels.rows.updates import UpdateRule, Updates
+from rlpheads.kernels.rows.updates import SurveyArguments, UpdateArguments, UpdateRule, Updates
 
 UPDATES: dict[str, Updates] = {"tiled_cpu": tile_update, "triton": triton_update}
 """What uses gradients up in tiles, by the name of the kernel in `stages.KERNELS`."""
@@ -78,7 +78,7 @@ class HeadGradient(NamedTuple):
         """
         if self.in_tiles:
             assert self.updates is not None
-            surveyed_K, squared = self.updates.survey(*self._made_from)
+            surveyed_K, squared = self.updates.survey(SurveyArguments(*self._made_from))
             return self._of_bias(surveyed_K), squared
         weight_KD, bias_K = self.make()
         assert weight_KD is not None
@@ -94,7 +94,8 @@ class HeadGradient(NamedTuple):
         assert self.updates is not None
         weight, kept = self.weight, self.kernel.kept if isinstance(self.kernel, KeptStages) else None
         copy_KD = None if kept is None else kept.copy_of(weight, self.features_BD.dtype)
-        updated_K, squared = self.updates.update(*self._made_from, rule, states, left_out, copy_KD)
+        of_gradient = SurveyArguments(*self._made_from)
+        updated_K, squared = self.updates.update(UpdateArguments.of(of_gradient, rule, states, left_out, copy_KD))
         if kept is not None and copy_KD is not None:
             kept.renew(weight)
         return self._of_bias(updated_K), squared

@@ -4,8 +4,11 @@ Registrations of torch.library.custom_op cost twice as much a call as these, and
 which is felt at few labels.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from inspect import Parameter as SignatureParameter
+from inspect import Signature
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -14,6 +17,9 @@ from torch.nn import Parameter
 _LIBRARY = torch.library.Library("rlpheads", "FRAGMENT")
 _PLAIN = {Tensor, Parameter, type(None)}
 _PROFILER = torch.autograd.profiler
+
+Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
+Result = TypeVar("Result")
 
 IMPLEMENTATIONS: dict[str, Any] = {}
 """What each operator calls."""
@@ -40,6 +46,80 @@ def register_operator(name: str, schema: str, function: Any, shape: Any) -> Call
         return function(*arguments)
 
     return call
+
+
+def register_named_operator(
+    name: str,
+    function: Callable[[Arguments], Result],
+    shape: Callable[[Arguments], Result],
+    *,
+    mutated: Sequence[str] = (),
+) -> Callable[[Arguments], Result]:
+    """Define an operator whose arguments are the members of a named tuple, and return what calls it with one.
+
+    Members may be named tuples themselves: those that functions hand one another are an operator's arguments, too.
+
+    Args:
+        name: as for `register_operator`, like `shape`.
+        function: computes the results of a named tuple; the schema is made of its annotations.
+        shape: takes the same.
+        mutated: the members that it changes, whose versions are raised, so that autograd knows.
+    """
+    hints = get_type_hints(function)
+    result = hints.pop("return")
+    (kind,) = hints.values()
+
+    def of_members(compute: Callable[[Arguments], Result]) -> Callable[..., Result]:
+        return lambda *members: compute(_nested(kind, iter(members)))
+
+    operator = register_operator(name, _schema(kind, result, mutated), of_members(function), of_members(shape))
+    places = [place for place, (member, _) in enumerate(_members(kind)) if member in mutated]
+
+    def call(given: Arguments) -> Result:
+        members = flat(given)
+        found: Result = operator(*members)
+        for place in places:
+            torch.autograd.graph.increment_version([] if members[place] is None else members[place])
+        return found
+
+    return call
+
+
+@cache
+def _members(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """Names and types of a named tuple's members, those of nested ones in their place."""
+    hints = get_type_hints(kind)
+    found: list[tuple[str, Any]] = []
+    for name in kind._fields:
+        found += _members(hints[name]) if hasattr(hints[name], "_fields") else [(name, hints[name])]
+    return tuple(found)
+
+
+def flat(given: Iterable[Any]) -> list[Any]:
+    """The members, those of nested named tuples in their place."""
+    members: list[Any] = []
+    for member in given:
+        members += flat(member) if hasattr(member, "_fields") else [member]
+    return members
+
+
+def _nested(kind: Any, members: Iterator[Any]) -> Any:
+    """Undo `flat`."""
+    hints = get_type_hints(kind)
+    kinds = [hints[name] for name in kind._fields]
+    return kind._make(_nested(each, members) if hasattr(each, "_fields") else next(members) for each in kinds)
+
+
+def _schema(kind: Any, result: Any, mutated: Sequence[str]) -> str:
+    """Return what `register_operator` takes, of the members of a named tuple."""
+
+    def prototype() -> None:
+        """Has the members as its parameters."""
+
+    place = SignatureParameter.POSITIONAL_OR_KEYWORD
+    parameters = [SignatureParameter(name, place, annotation=annotation) for name, annotation in _members(kind)]
+    prototype.__signature__ = Signature(parameters, return_annotation=result)  # type: ignore[attr-defined]
+    return torch.library.infer_schema(prototype, mutates_args=mutated).removeprefix("(")
 
 
 def _is_watched(arguments: Iterable[Any]) -> bool:

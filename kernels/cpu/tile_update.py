@@ -6,6 +6,8 @@ pairs of rows, B²·K operations in place of B·D·K: with G = dL/dz the squared
 """
 
 import ctypes
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +15,17 @@ from torch import Tensor
 from rlpheads.kernels import native
 from rlpheads.kernels.cpu.tile_native import address, check_memory, pack_panels
 from rlpheads.kernels.cpu.tiled_cpu import GradientTile, TiledHead
-from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, accumulation_dtype
-from rlpheads.kernels.rows.updates import AdamRule, SgdRule, UpdateRule, rule_of
+from rlpheads.kernels.operators import register_named_operator
+from rlpheads.kernels.rows.partials import accumulation_dtype
+from rlpheads.kernels.rows.updates import (
+    CHANGED_BY_UPDATE,
+    AdamRule,
+    SgdRule,
+    SurveyArguments,
+    UpdateArguments,
+    shape_of_survey,
+    shape_of_update,
+)
 
 
 def serves(features_BD: Tensor, weight_KD: Tensor) -> bool:
@@ -27,172 +38,88 @@ def serves(features_BD: Tensor, weight_KD: Tensor) -> bool:
     )
 
 
-def survey(
-    features_BD: Tensor, head: ClassRange, labels_LB: Tensor, exponentials: Exponentials, gradient: LogitGradient
-) -> tuple[Tensor, Tensor]:
-    """See `rlpheads.kernels.rows.updates.Updates`."""
-    found: tuple[Tensor, Tensor] = _survey_op(
-        features_BD, head.weight_KD, head.bias_K, labels_LB, head.start, *exponentials[:2], *gradient
-    )
-    return found
+class _HeadGradient(NamedTuple):
+    """What the gradient of a head's weight is made of, tile by tile."""
+
+    features_BD: Tensor
+    """Widened."""
+    panels_PBN: Tensor
+    """The same, packed."""
+    tiles: Iterator[GradientTile]
+
+    @classmethod
+    def of(cls, given: SurveyArguments, panel: int) -> "_HeadGradient":
+        """Return that of a head; exponentials that were not kept are made anew, tile by tile."""
+        features_BD, (weight_KD, bias_K, start, _), labels_LB, exponentials, gradient = given
+        num_kept = exponentials.flat.numel() // max(len(features_BD), 1)
+        head = TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept=num_kept)
+        return cls(head.features_BD, pack_panels(head.features_BD, panel), head.gradient_tiles(exponentials, gradient))
+
+    def in_memory(self, each: GradientTile) -> "_TileGradient":
+        """Return a tile as C++ takes it."""
+        arrays = (each.exp_KB, each.scale_B, each.tile.column_N, each.tile.row_N, each.label_N, self.panels_PBN)
+        sizes = (*each.exp_KB.shape, len(each.label_N), self.features_BD.shape[1])
+        return _TileGradient(*map(address, arrays), *sizes)
 
 
-def update(
-    features_BD: Tensor,
-    head: ClassRange,
-    labels_LB: Tensor,
-    exponentials: Exponentials,
-    gradient: LogitGradient,
-    rule: UpdateRule,
-    states: list[Tensor],
-    left_out: Tensor,
-    copy_KD: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See `rlpheads.kernels.rows.updates.Updates`."""
-    found: tuple[Tensor, Tensor] = _update_op(
-        features_BD,
-        head.weight_KD,
-        head.bias_K,
-        labels_LB,
-        head.start,
-        *exponentials[:2],
-        *gradient,
-        states,
-        left_out,
-        isinstance(rule, AdamRule),
-        [float(number) for number in rule],
-    )
-    if copy_KD is not None:
-        copy_KD.copy_(head.weight_KD)
-    return found
-
-
-@torch.library.custom_op("rlpheads::tiled_cpu_survey", mutates_args=(), device_types="cpu")
 @torch.autocast("cpu", enabled=False)
-def _survey_op(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    exp_flat: Tensor,
-    tile_shift_CB: Tensor,
-    scale_CB: Tensor,
-    label_LB: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return _surveyed(features_BD, weight_KD, bias_K, labels_LB, start, exp_flat, tile_shift_CB, scale_CB, label_LB)
+def _compute_survey(given: SurveyArguments) -> tuple[Tensor, Tensor]:
+    library, threads = _library(), torch.get_num_threads()
+    panel = library.rlpheads_panel()
+    gradient, bias_gradient_K = _HeadGradient.of(given, panel), _empty_bias_gradient(given)
+    num_rows, num_features = given.features_BD.shape
+    in_pairs = num_rows < 2 * num_features
+    shape = (threads * in_pairs, -(-num_rows // panel), num_rows, panel)
+    products_TPBN = torch.zeros(shape, dtype=torch.float64)
+    squared_T = torch.zeros(threads * (not in_pairs), dtype=torch.float64)
+    for each in gradient.tiles:
+        bias_K_of_tile = bias_gradient_K[each.tile.start : each.tile.stop]
+        lacks_memory = library.rlpheads_survey_tile(
+            ctypes.byref(gradient.in_memory(each)),
+            ctypes.byref(_Survey(*map(address, (bias_K_of_tile, products_TPBN, squared_T)))),
+            threads,
+        )
+        check_memory(lacks_memory)
+    squared = _sum_over_pairs(products_TPBN.sum(0), gradient.features_BD) if in_pairs else squared_T.sum()
+    return bias_gradient_K, squared
 
 
-@_survey_op.register_fake
-def _(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    exp_flat: Tensor,
-    tile_shift_CB: Tensor,
-    scale_CB: Tensor,
-    label_LB: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return weight_KD.new_empty(len(weight_KD)), weight_KD.new_empty((), dtype=torch.float64)
-
-
-@torch.library.custom_op("rlpheads::tiled_cpu_update", mutates_args=("weight_KD", "states"), device_types="cpu")
 @torch.autocast("cpu", enabled=False)
-def _update_op(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    exp_flat: Tensor,
-    tile_shift_CB: Tensor,
-    scale_CB: Tensor,
-    label_LB: Tensor,
-    states: list[Tensor],
-    left_out: Tensor,
-    is_adam: bool,
-    numbers: list[float],
-) -> tuple[Tensor, Tensor]:
-    if left_out:
-        return _surveyed(features_BD, weight_KD, bias_K, labels_LB, start, exp_flat, tile_shift_CB, scale_CB, label_LB)
+def _compute_update(given: UpdateArguments) -> tuple[Tensor, Tensor]:
+    if given.left_out:
+        return _compute_survey(given.of_gradient)
+    states, rule, weight_KD = given.states, given.rule, given.of_gradient.head.weight_KD
     of_weight = [*states, None, None][:2]
-    rule = rule_of(is_adam, numbers)
     if isinstance(rule, AdamRule):
         states[2] += 1
         constants = _adam_constants(rule, float(states[2]))
     else:
         constants = _sgd_constants(rule)
-    head = _tiled_head(features_BD, weight_KD, bias_K, labels_LB - start, exp_flat)
-    library, num_features, threads = _library(), features_BD.shape[1], torch.get_num_threads()
-    panels_PBN = pack_panels(head.features_BD, library.rlpheads_panel())
-    bias_gradient_K = head.features_BD.new_empty(len(weight_KD))
-    squared_T = torch.zeros(threads, dtype=torch.float64)
-    tiles = head.gradient_tiles(Exponentials(exp_flat, tile_shift_CB), LogitGradient(scale_CB, label_LB))
-    for each in tiles:
+    library, threads = _library(), torch.get_num_threads()
+    gradient = _HeadGradient.of(given.of_gradient, library.rlpheads_panel())
+    bias_gradient_K, squared_T = _empty_bias_gradient(given.of_gradient), torch.zeros(threads, dtype=torch.float64)
+    for each in gradient.tiles:
         rows = slice(each.tile.start, each.tile.stop)
         arrays = [None if array is None else array[rows] for array in (weight_KD, *of_weight, bias_gradient_K)]
         lacks_memory = library.rlpheads_update_tile(
-            ctypes.byref(_tile_gradient(each, panels_PBN, num_features)),
+            ctypes.byref(gradient.in_memory(each)),
             ctypes.byref(_Step(*map(address, (*arrays, squared_T)), *constants)),
             threads,
         )
         check_memory(lacks_memory)
+    if given.copy_KD is not None:
+        given.copy_KD.copy_(weight_KD)
     return bias_gradient_K, squared_T.sum()
 
 
-@_update_op.register_fake
-def _(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    exp_flat: Tensor,
-    tile_shift_CB: Tensor,
-    scale_CB: Tensor,
-    label_LB: Tensor,
-    states: list[Tensor],
-    left_out: Tensor,
-    is_adam: bool,
-    numbers: list[float],
-) -> tuple[Tensor, Tensor]:
-    return weight_KD.new_empty(len(weight_KD)), weight_KD.new_empty((), dtype=torch.float64)
+survey = register_named_operator("tiled_cpu_survey", _compute_survey, shape_of_survey)
+"""See `rlpheads.kernels.rows.updates.Updates`."""
+update = register_named_operator("tiled_cpu_update", _compute_update, shape_of_update, mutated=CHANGED_BY_UPDATE)
+"""See `rlpheads.kernels.rows.updates.Updates`."""
 
 
-def _surveyed(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    exp_flat: Tensor,
-    tile_shift_CB: Tensor,
-    scale_CB: Tensor,
-    label_LB: Tensor,
-) -> tuple[Tensor, Tensor]:
-    head = _tiled_head(features_BD, weight_KD, bias_K, labels_LB - start, exp_flat)
-    num_rows, num_features = features_BD.shape
-    library, threads = _library(), torch.get_num_threads()
-    panel = library.rlpheads_panel()
-    panels_PBN = pack_panels(head.features_BD, panel)
-    in_pairs = num_rows < 2 * num_features
-    shape = (threads * in_pairs, -(-num_rows // panel), num_rows, panel)
-    products_TPBN = torch.zeros(shape, dtype=torch.float64)
-    squared_T = torch.zeros(threads * (not in_pairs), dtype=torch.float64)
-    bias_gradient_K = head.features_BD.new_empty(len(weight_KD))
-    tiles = head.gradient_tiles(Exponentials(exp_flat, tile_shift_CB), LogitGradient(scale_CB, label_LB))
-    for each in tiles:
-        bias_K_of_tile = bias_gradient_K[each.tile.start : each.tile.stop]
-        lacks_memory = library.rlpheads_survey_tile(
-            ctypes.byref(_tile_gradient(each, panels_PBN, num_features)),
-            ctypes.byref(_Survey(*map(address, (bias_K_of_tile, products_TPBN, squared_T)))),
-            threads,
-        )
-        check_memory(lacks_memory)
-    squared = _sum_over_pairs(products_TPBN.sum(0), head.features_BD) if in_pairs else squared_T.sum()
-    return bias_gradient_K, squared
+def _empty_bias_gradient(given: SurveyArguments) -> Tensor:
+    return given.features_BD.new_empty(len(given.head.weight_KD), dtype=torch.float32)
 
 
 def _adam_constants(rule: AdamRule, num_steps: float) -> tuple[float, ...]:
@@ -215,18 +142,6 @@ def _sum_over_pairs(products_PBN: Tensor, features_BD: Tensor) -> Tensor:
     wide_BD = features_BD.double()
     twice = 2 * (products_BB * (wide_BD @ wide_BD.T)).sum()
     return twice - (products_BB.diagonal() * wide_BD.square().sum(1)).sum()
-
-
-def _tiled_head(
-    features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor | None, labels_LB: Tensor, exp_flat: Tensor
-) -> TiledHead:
-    num_kept = exp_flat.numel() // max(len(features_BD), 1)
-    return TiledHead(features_BD, weight_KD, bias_K, labels_LB, num_kept=num_kept)
-
-
-def _tile_gradient(each: GradientTile, panels_PBN: Tensor, num_features: int) -> "_TileGradient":
-    arrays = (each.exp_KB, each.scale_B, each.tile.column_N, each.tile.row_N, each.label_N, panels_PBN)
-    return _TileGradient(*map(address, arrays), *each.exp_KB.shape, len(each.label_N), num_features)
 
 
 def _library() -> ctypes.CDLL:

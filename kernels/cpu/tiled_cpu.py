@@ -1,4 +1,4 @@
-"""Online softmax over tiles of classes on the CPU: the two local stages as custom operators.
+"""Online softmax over tiles of classes on the CPU: the two local stages as operators.
 
 The classes are streamed in tiles: logits, every reduction and the exponential, and at once the product with the tile's
 weight (`tile_pass`, and in C++ `tile_native`, both beside this file). A tile's classes are its rows, W·Xᵀ, which
@@ -20,6 +20,8 @@ from torch import Tensor
 from rlpheads.kernels.cpu.tile_native import make_pass
 from rlpheads.kernels.cpu.tile_pass import ClassSums, RowState, Tile
 from rlpheads.kernels.cpu.workspace import WORKSPACE
+from rlpheads.kernels.operators import register_named_operator
+from rlpheads.kernels.rows.kernel import PassArguments
 from rlpheads.kernels.rows.partials import (
     ClassRange,
     Exponentials,
@@ -41,17 +43,7 @@ def local_partials(
     features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
 ) -> tuple[Partials, Products, Exponentials]:
     """First stage: reduce a class range to `Partials`, and keep what its own gradients need."""
-    outputs = _partials_op(
-        features_BD,
-        head.weight_KD,
-        head.bias_K,
-        labels_LB,
-        head.start,
-        _num_kept_classes(needs, features_BD, head.weight_KD),
-        needs.feature_gradient,
-        needs.regularizer == "entropy",
-        needs.regularizer == "uniform",
-    )
+    outputs = _partials_op(PassArguments(features_BD, head, labels_LB, needs))
     return Partials(*outputs[:-5]), Products(*outputs[-5:-2]), Exponentials(*outputs[-2:])
 
 
@@ -65,7 +57,7 @@ def local_class_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Last stage: gradients of the range's weight and bias, each None unless wanted."""
     weight_gradient_KD, bias_gradient_K = _class_gradients_op(
-        features_BD, head.weight_KD, head.bias_K, labels_LB, head.start, *exponentials[:2], *gradient, *wanted
+        GradientArguments(features_BD, head, labels_LB, exponentials, gradient, *wanted)
     )
     return weight_gradient_KD if wanted[0] else None, bias_gradient_K if wanted[1] else None
 
@@ -170,86 +162,69 @@ class TiledHead:
         return sorted({*starts, *([self.num_kept] if self.num_kept else []), self.num_classes})
 
 
-@torch.library.custom_op("rlpheads::tiled_cpu_partials", mutates_args=(), device_types="cpu")
 @torch.autocast("cpu", enabled=False)
-def _partials_op(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    num_kept: int,
-    products: bool,
-    moments: bool,
-    weight_sum: bool,
-) -> list[Tensor]:
+def _compute_partials(given: PassArguments) -> list[Tensor]:
+    features_BD, (weight_KD, bias_K, start, _), labels_LB, needs = given
+    num_kept = _num_kept_classes(needs, features_BD, weight_KD)
     head = TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept)
-    state = RowState.start(labels_LB, head.dtype, moments=moments)
+    state = RowState.start(labels_LB, head.dtype, moments=needs.moments)
     num_rows, num_features = features_BD.shape
     zeros = head.features_BD.new_zeros
     sums = ClassSums(
-        zeros(num_rows if products else 0, num_features),
-        zeros(num_rows if products and moments else 0, num_features),
-        zeros(num_features if weight_sum else 0),
+        zeros(num_rows if needs.feature_gradient else 0, num_features),
+        zeros(num_rows if needs.feature_gradient and needs.moments else 0, num_features),
+        zeros(num_features if needs.sum_logits else 0),
     )
     exp_flat = WORKSPACE.empty((num_rows * num_kept,), head.dtype)
     tile_shift_CB = zeros(len(head.edges) - 1, num_rows)
     for tile in head.tiles(head.edges):
         head.tile_pass.reduce(tile, head.weight(tile), head.bias(tile), head.buffer(tile, exp_flat), state, sums)
         tile_shift_CB[tile.start // head.tile_classes] = state.shift_B
-    moment_B = state.moment_B if moments else zeros(num_rows)
+    moment_B = state.moment_B if needs.moments else zeros(num_rows)
     sum_logits_B = zeros(num_rows)
-    if weight_sum:
+    if needs.sum_logits:
         sum_logits_B += head.features_BD @ sums.weight_sum_D
         if bias_K is not None:
             sum_logits_B += bias_K.sum(dtype=head.dtype)
     return [state.shift_B, state.sum_B, moment_B, sum_logits_B, *state[3:], *sums, exp_flat, tile_shift_CB]
 
 
-@_partials_op.register_fake
-def _(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    num_kept: int,
-    products: bool,
-    moments: bool,
-    weight_sum: bool,
-) -> list[Tensor]:
+def _shape_of_partials(given: PassArguments) -> list[Tensor]:
+    features_BD, (weight_KD, *_), labels_LB, needs = given
     num_rows, num_features = features_BD.shape
-    dtype = accumulation_dtype(features_BD, weight_KD)
     shapes = [(num_rows,)] * 4 + [tuple(labels_LB.shape)] + [(num_rows,)] * 2
-    shapes += [(num_rows if flag else 0, num_features) for flag in (products, products and moments)]
     shapes += [
-        (num_features if weight_sum else 0,),
-        (num_rows * num_kept,),
+        (num_rows if flag else 0, num_features)
+        for flag in (needs.feature_gradient, needs.feature_gradient and needs.moments)
+    ]
+    shapes += [
+        (num_features if needs.sum_logits else 0,),
+        (num_rows * _num_kept_classes(needs, features_BD, weight_KD),),
         (-(-len(weight_KD) // _tile_classes(features_BD, weight_KD)), num_rows),
     ]
-    return [features_BD.new_empty(shape, dtype=dtype) for shape in shapes]
+    return [features_BD.new_empty(shape, dtype=accumulation_dtype(features_BD, weight_KD)) for shape in shapes]
 
 
-@torch.library.custom_op("rlpheads::tiled_cpu_class_gradients", mutates_args=(), device_types="cpu")
+class GradientArguments(NamedTuple):
+    """What the operator of the last stage takes: the stage's own arguments."""
+
+    features_BD: Tensor
+    head: ClassRange
+    labels_LB: Tensor
+    exponentials: Exponentials
+    gradient: LogitGradient
+    for_weight: bool
+    for_bias: bool
+
+
 @torch.autocast("cpu", enabled=False)
-def _class_gradients_op(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    exp_flat: Tensor,
-    tile_shift_CB: Tensor,
-    scale_CB: Tensor,
-    label_LB: Tensor,
-    for_weight: bool,
-    for_bias: bool,
-) -> tuple[Tensor, Tensor]:
+def _compute_class_gradients(given: GradientArguments) -> tuple[Tensor, Tensor]:
+    features_BD, (weight_KD, bias_K, start, _), labels_LB, exponentials, gradient, for_weight, for_bias = given
     num_rows, num_classes = len(features_BD), len(weight_KD)
-    head = TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept=exp_flat.numel() // max(num_rows, 1))
+    num_kept = exponentials.flat.numel() // max(num_rows, 1)
+    head = TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept)
     weight_gradient_KD = WORKSPACE.empty((num_classes if for_weight else 0, features_BD.shape[1]), weight_KD.dtype)
-    bias_gradient_K = scale_CB.new_empty(num_classes if for_bias else 0)
-    exponentials, gradient = Exponentials(exp_flat, tile_shift_CB), LogitGradient(scale_CB, label_LB)
+    bias_gradient_K = gradient.scale_CB.new_empty(num_classes if for_bias else 0)
     for tile, exp_KB, scale_B, label_N in head.gradient_tiles(exponentials, gradient):
         if for_weight:
             out_KD = weight_gradient_KD[tile.start : tile.stop]
@@ -265,20 +240,14 @@ def _class_gradients_op(
     return weight_gradient_KD, bias_gradient_K.to(bias_dtype)
 
 
-@_class_gradients_op.register_fake
-def _(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    exp_flat: Tensor,
-    tile_shift_CB: Tensor,
-    scale_CB: Tensor,
-    label_LB: Tensor,
-    for_weight: bool,
-    for_bias: bool,
-) -> tuple[Tensor, Tensor]:
-    weight_gradient_KD = weight_KD.new_empty(len(weight_KD) if for_weight else 0, features_BD.shape[1])
-    bias = weight_KD if bias_K is None else bias_K
-    return weight_gradient_KD, bias.new_empty(len(weight_KD) if for_bias else 0)
+def _shape_of_class_gradients(given: GradientArguments) -> tuple[Tensor, Tensor]:
+    weight_KD, num_features = given.head.weight_KD, given.features_BD.shape[1]
+    weight_gradient_KD = weight_KD.new_empty(len(weight_KD) if given.for_weight else 0, num_features)
+    bias = weight_KD if given.head.bias_K is None else given.head.bias_K
+    return weight_gradient_KD, bias.new_empty(len(weight_KD) if given.for_bias else 0)
+
+
+_partials_op = register_named_operator("tiled_cpu_partials", _compute_partials, _shape_of_partials)
+_class_gradients_op = register_named_operator(
+    "tiled_cpu_class_gradients", _compute_class_gradients, _shape_of_class_gradients
+)

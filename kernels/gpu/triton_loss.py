@@ -42,6 +42,8 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.gpu.slab_plan import NUM_STATE, PassOutputs, SlabPlan, plan_slabs
+from rlpheads.kernels.operators import register_named_operator
+from rlpheads.kernels.rows.kernel import PassArguments
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
 
 if TYPE_CHECKING:
@@ -73,20 +75,13 @@ def local_partials(
     features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
 ) -> tuple[Partials, Products, Exponentials]:
     """First stage: reduce a class range to `Partials`, and keep what its own gradients need."""
-    state_SB, label_stats_FB, *products, kept_RK, shift_CB, base_CB = _partials_op(
-        features_BD,
-        head.weight_KD,
-        head.bias_K,
-        labels_LB,
-        head.start,
-        needs.memory_budget if needs.class_gradients else None,
-        *PassOutputs.of(needs.regularizer, products=needs.feature_gradient),
-    )
+    found = _partials_op(PassArguments(features_BD, head, labels_LB, needs))
+    state_SB, label_stats_FB, exp_weight_BD, moment_weight_BD, weight_sum_D, kept_RK, shift_CB, base_CB = found
     _, sum_B, moment_B, logits_B, before_B, after_B = state_SB
     partials = Partials(shift_CB[-1], sum_B, moment_B, logits_B, label_stats_FB[:-2], before_B, after_B)
     return (
         partials,
-        Products(*products)._replace(operand_dtype=features_BD.dtype),
+        Products(exp_weight_BD, moment_weight_BD, weight_sum_D, features_BD.dtype),
         Exponentials(kept_RK, shift_CB, base_CB),
     )
 
@@ -135,54 +130,31 @@ def class_gradients(
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of all heads' weights and biases, one head after another, in these dtypes; empty where they are not wanted."""
-    found: tuple[Tensor, Tensor] = _class_gradients_op(*heads, *exponentials, *gradient, *dtypes, *wanted)
-    return found
+    return _class_gradients_op(HeadsGradientArguments(heads, exponentials, gradient, *dtypes, *wanted))
 
 
 # --------------------------------------------------------------------------------------------------------- the operators
 
 
-@torch.library.custom_op("rlpheads::triton_partials", mutates_args=(), device_types=("cpu", "cuda"))
-def _partials_op(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    memory_budget: int | None,
-    products: bool,
-    moments: bool,
-    sum_logits: bool,
-) -> list[Tensor]:
-    heads, outputs = (
-        HeadsInMemory(features_BD, weight_KD, bias_K, labels_LB, start),
-        PassOutputs(products, moments, sum_logits),
-    )
-    plan = heads.plan(memory_budget, outputs)
-    if len(features_BD) == 0:
-        return [shape.zeros(features_BD) for shape in pass_shapes(heads, plan, outputs)]
+def _compute_partials(given: PassArguments) -> list[Tensor]:
+    heads, plan, outputs = _planned(given)
+    if len(given.features_BD) == 0:
+        return [shape.zeros(given.features_BD) for shape in pass_shapes(heads, plan, outputs)]
     state_SR, label_stats_FR, sums, *exponentials = run_forward_pass(heads, plan, outputs)
-    weight_sum_D = sums.weight_sum_HD.flatten()
+    weight_sum_D = sums.weight_sum_HD.flatten().clone()  # of a buffer of its own, as a compiler is told
     return [state_SR, label_stats_FR, sums.exp_weight_RD, sums.moment_weight_RD, weight_sum_D, *exponentials]
 
 
-@_partials_op.register_fake
-def _(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    memory_budget: int | None,
-    products: bool,
-    moments: bool,
-    sum_logits: bool,
-) -> list[Tensor]:
-    heads, outputs = (
-        HeadsInMemory(features_BD, weight_KD, bias_K, labels_LB, start),
-        PassOutputs(products, moments, sum_logits),
-    )
-    return [shape.empty(features_BD) for shape in pass_shapes(heads, heads.plan(memory_budget, outputs), outputs)]
+def _shape_of_partials(given: PassArguments) -> list[Tensor]:
+    return [shape.empty(given.features_BD) for shape in pass_shapes(*_planned(given))]
+
+
+def _planned(given: PassArguments) -> "tuple[HeadsInMemory, SlabPlan, PassOutputs]":
+    """Return the one head, what is computed of it, and how its classes are cut."""
+    features_BD, head, labels_LB, needs = given
+    heads = HeadsInMemory(features_BD, head.weight_KD, head.bias_K, labels_LB, head.start)
+    outputs = PassOutputs.of(needs.regularizer, products=needs.feature_gradient)
+    return heads, heads.plan(needs.memory_budget if needs.class_gradients else None, outputs), outputs
 
 
 def run_forward_pass(heads: HeadsInMemory, plan: SlabPlan, outputs: PassOutputs) -> "ForwardPass":
@@ -234,65 +206,38 @@ def pass_shapes(heads: HeadsInMemory, plan: SlabPlan, outputs: PassOutputs) -> l
     ]
 
 
-@torch.library.custom_op("rlpheads::triton_class_gradients", mutates_args=(), device_types=("cpu", "cuda"))
-def _class_gradients_op(
-    features_RD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LR: Tensor,
-    start: int,
-    num_heads: int,
-    kept_RK: Tensor,
-    shift_CR: Tensor,
-    base_CR: Tensor,
-    scale_CR: Tensor,
-    label_LR: Tensor,
-    weight_dtype: torch.dtype,
-    bias_dtype: torch.dtype,
-    for_weight: bool,
-    for_bias: bool,
-) -> tuple[Tensor, Tensor]:
+class HeadsGradientArguments(NamedTuple):
+    """What the operator of the last stage takes: heads, kept exponentials, dL/dz, types of the gradients, which are wanted."""
+
+    heads: HeadsInMemory
+    exponentials: Exponentials
+    gradient: LogitGradient
+    weight_dtype: torch.dtype
+    bias_dtype: torch.dtype
+    for_weight: bool
+    for_bias: bool
+
+
+def _compute_class_gradients(given: HeadsGradientArguments) -> tuple[Tensor, Tensor]:
     from rlpheads.kernels.gpu import triton_passes
 
-    gradients = _empty_gradients(weight_KD, (weight_dtype, bias_dtype), (for_weight, for_bias))
-    if labels_LR.shape[1] == 0:
+    gradients = _empty_gradients(given)
+    if given.heads.labels_LR.shape[1] == 0:
         return gradients[0].zero_(), gradients[1].zero_()
-    triton_passes.backward_pass(
-        operands_of(HeadsInMemory(features_RD, weight_KD, bias_K, labels_LR, start, num_heads)),
-        Exponentials(kept_RK, shift_CR, base_CR),
-        LogitGradient(scale_CR.contiguous(), label_LR.contiguous()),
-        triton_passes.ClassGradients(*gradients),
-    )
+    operands, outputs = operands_of(given.heads), triton_passes.ClassGradients(*gradients)
+    triton_passes.backward_pass(operands, given.exponentials, given.gradient.contiguous(), outputs)
     return gradients
 
 
-def _empty_gradients(
-    weight_KD: Tensor, dtypes: tuple[torch.dtype, torch.dtype], wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
+def _empty_gradients(given: HeadsGradientArguments) -> tuple[Tensor, Tensor]:
     """Uninitialised gradients of weights and biases, empty where they are not wanted."""
-    num_classes, num_features = weight_KD.shape
+    num_classes, num_features = given.heads.weight_KD.shape
+    new_empty = given.heads.weight_KD.new_empty
     return (
-        weight_KD.new_empty(num_classes if wanted[0] else 0, num_features, dtype=dtypes[0]),
-        weight_KD.new_empty(num_classes if wanted[1] else 0, dtype=dtypes[1]),
+        new_empty(num_classes if given.for_weight else 0, num_features, dtype=given.weight_dtype),
+        new_empty(num_classes if given.for_bias else 0, dtype=given.bias_dtype),
     )
 
 
-@_class_gradients_op.register_fake
-def _(
-    features_RD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LR: Tensor,
-    start: int,
-    num_heads: int,
-    kept_RK: Tensor,
-    shift_CR: Tensor,
-    base_CR: Tensor,
-    scale_CR: Tensor,
-    label_LR: Tensor,
-    weight_dtype: torch.dtype,
-    bias_dtype: torch.dtype,
-    for_weight: bool,
-    for_bias: bool,
-) -> tuple[Tensor, Tensor]:
-    return _empty_gradients(weight_KD, (weight_dtype, bias_dtype), (for_weight, for_bias))
+_partials_op = register_named_operator("triton_partials", _compute_partials, _shape_of_partials)
+_class_gradients_op = register_named_operator("triton_class_gradients", _compute_class_gradients, _empty_gradients)

@@ -8,12 +8,24 @@ result goes nowhere. A step that is left out changes nothing: that is read on th
 Each head has launches of its own: their number counts where heads have few classes, and a step in tiles where they have many.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from rlpheads.kernels.gpu.triton_loss import HeadsInMemory, operands_of, unsupported_reason
-from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient
-from rlpheads.kernels.rows.updates import AdamRule, UpdateRule, rule_of
+from rlpheads.kernels.operators import register_named_operator
+from rlpheads.kernels.rows.updates import (
+    CHANGED_BY_UPDATE,
+    AdamRule,
+    SurveyArguments,
+    UpdateArguments,
+    shape_of_survey,
+    shape_of_update,
+)
+
+if TYPE_CHECKING:
+    from rlpheads.kernels.gpu.triton_launch import Operands
 
 
 def serves(features_BD: Tensor, weight_KD: Tensor) -> bool:
@@ -26,127 +38,30 @@ def serves(features_BD: Tensor, weight_KD: Tensor) -> bool:
     )
 
 
-def survey(
-    features_BD: Tensor, head: ClassRange, labels_LB: Tensor, exponentials: Exponentials, gradient: LogitGradient
-) -> tuple[Tensor, Tensor]:
-    """See `rlpheads.kernels.rows.updates.Updates`."""
-    found: tuple[Tensor, Tensor] = _survey_op(
-        features_BD, head.weight_KD, head.bias_K, labels_LB, head.start, *exponentials, *gradient
-    )
-    return found
-
-
-def update(
-    features_BD: Tensor,
-    head: ClassRange,
-    labels_LB: Tensor,
-    exponentials: Exponentials,
-    gradient: LogitGradient,
-    rule: UpdateRule,
-    states: list[Tensor],
-    left_out: Tensor,
-    copy_KD: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See `rlpheads.kernels.rows.updates.Updates`."""
-    found: tuple[Tensor, Tensor] = _update_op(
-        features_BD,
-        head.weight_KD,
-        head.bias_K,
-        labels_LB,
-        head.start,
-        *exponentials,
-        *gradient,
-        states,
-        left_out,
-        copy_KD,
-        isinstance(rule, AdamRule),
-        [float(number) for number in rule],
-    )
-    return found
-
-
-@torch.library.custom_op("rlpheads::triton_survey", mutates_args=(), device_types=("cpu", "cuda"))
-def _survey_op(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    kept_BK: Tensor,
-    shift_CB: Tensor,
-    base_CB: Tensor | None,
-    scale_CB: Tensor,
-    label_LB: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _compute_survey(given: SurveyArguments) -> tuple[Tensor, Tensor]:
     from rlpheads.kernels.gpu.triton_update_launch import update_pass
 
-    head = operands_of(HeadsInMemory(features_BD, weight_KD, bias_K, labels_LB, start))
-    gradient = LogitGradient(scale_CB.contiguous(), label_LB.contiguous())
-    return update_pass(head, Exponentials(kept_BK, shift_CB, base_CB), gradient, None)
+    return update_pass(_operands(given, given.head.weight_KD), given.exponentials, given.gradient.contiguous(), None)
 
 
-@_survey_op.register_fake
-def _(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    kept_BK: Tensor,
-    shift_CB: Tensor,
-    base_CB: Tensor | None,
-    scale_CB: Tensor,
-    label_LB: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return weight_KD.new_empty(len(weight_KD)), weight_KD.new_empty((), dtype=torch.float64)
-
-
-@torch.library.custom_op(
-    "rlpheads::triton_update", mutates_args=("weight_KD", "states", "copy_KD"), device_types=("cpu", "cuda")
-)
-def _update_op(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    kept_BK: Tensor,
-    shift_CB: Tensor,
-    base_CB: Tensor | None,
-    scale_CB: Tensor,
-    label_LB: Tensor,
-    states: list[Tensor],
-    left_out: Tensor,
-    copy_KD: Tensor | None,
-    is_adam: bool,
-    numbers: list[float],
-) -> tuple[Tensor, Tensor]:
+def _compute_update(given: UpdateArguments) -> tuple[Tensor, Tensor]:
     from rlpheads.kernels.gpu.triton_update_launch import WeightStep, count_step, update_pass
 
-    rule, read_KD = rule_of(is_adam, numbers), weight_KD if copy_KD is None else copy_KD
-    head = operands_of(HeadsInMemory(features_BD, read_KD, bias_K, labels_LB, start))
-    gradient = LogitGradient(scale_CB.contiguous(), label_LB.contiguous())
+    of_gradient, states, left_out, copy_KD = given[:4]
+    weight_KD, rule = of_gradient.head.weight_KD, given.rule
+    operands = _operands(of_gradient, weight_KD if copy_KD is None else copy_KD)
     rates = count_step(rule, states[2], left_out) if isinstance(rule, AdamRule) else None
     step = WeightStep(rule, weight_KD, tuple(states[:2]), copy_KD, rates, left_out)
-    return update_pass(head, Exponentials(kept_BK, shift_CB, base_CB), gradient, step)
+    return update_pass(operands, of_gradient.exponentials, of_gradient.gradient.contiguous(), step)
 
 
-@_update_op.register_fake
-def _(
-    features_BD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LB: Tensor,
-    start: int,
-    kept_BK: Tensor,
-    shift_CB: Tensor,
-    base_CB: Tensor | None,
-    scale_CB: Tensor,
-    label_LB: Tensor,
-    states: list[Tensor],
-    left_out: Tensor,
-    copy_KD: Tensor | None,
-    is_adam: bool,
-    numbers: list[float],
-) -> tuple[Tensor, Tensor]:
-    return weight_KD.new_empty(len(weight_KD)), weight_KD.new_empty((), dtype=torch.float64)
+def _operands(given: SurveyArguments, read_KD: Tensor) -> "Operands":
+    """Return the head as the launchers take it, whose products read this weight."""
+    features_BD, head, labels_LB = given[:3]
+    return operands_of(HeadsInMemory(features_BD, read_KD, head.bias_K, labels_LB, head.start))
+
+
+survey = register_named_operator("triton_survey", _compute_survey, shape_of_survey)
+"""See `rlpheads.kernels.rows.updates.Updates`."""
+update = register_named_operator("triton_update", _compute_update, shape_of_update, mutated=CHANGED_BY_UPDATE)
+"""See `rlpheads.kernels.rows.updates.Updates`."""

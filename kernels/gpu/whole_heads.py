@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
 from rlpheads.kernels.first_derivative import refuse_second_derivative
 from rlpheads.kernels.gpu.kept_operands import KeptOperands, stack_weights
@@ -24,6 +24,7 @@ from rlpheads.kernels.gpu.triton_loss import (
     run_forward_pass,
 )
 from rlpheads.kernels.label_source import concatenate
+from rlpheads.kernels.operators import register_named_operator
 from rlpheads.kernels.rows.partials import Exponentials, LogitGradient
 
 STACKED_BYTES = 256 * 2**20
@@ -135,7 +136,7 @@ def _group_losses(heads: WholeHeads, wanted: Wanted, kept: KeptOperands | None) 
     """The losses of heads of one group."""
     with torch.no_grad():
         in_memory = _in_memory(heads, kept)
-        found = _Forward._make(_forward_op(*in_memory, heads.first_weight_R, *wanted))
+        found = _Forward._make(_forward_op(_ForwardArguments(in_memory, heads.first_weight_R, wanted)))
     places = _distinct_places(heads.features)
     loss_R, regularizer_R, joint_R = found.cross_entropy_R, found.regularizer_R, found.joint_R
     if wanted.for_classes:
@@ -215,7 +216,7 @@ class _FeatureRoute(torch.autograd.Function):
         # Heads that read the same features mostly stand side by side, as the draws of a tap do.
         in_runs = ctx.places == tuple(place for place in range(num_features) for _ in range(draws))
         readers = num_features if in_runs else num_heads
-        of_readers = _weigh_op(gradient_RD, upstream_R, num_heads, readers, ctx.dtype)
+        of_readers = _weigh_op(_WeighArguments(gradient_RD, upstream_R, num_heads, readers, ctx.dtype))
         each = of_readers.unflatten(0, (readers, -1)).unbind()
         if in_runs:
             return (None, None, *each)
@@ -250,43 +251,43 @@ class _Forward(NamedTuple):
     joint_RD: Tensor
 
 
-@library.custom_op("rlpheads::triton_heads", mutates_args=(), device_types=("cpu", "cuda"))
-def _forward_op(
-    features_RD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LR: Tensor,
-    start: int,
-    num_heads: int,
-    first_weight_R: Tensor | None,
-    regularizer: str | None,
-    joint: bool,
-    for_classes: bool,
-    for_features: bool,
-    memory_budget: int,
-) -> list[Tensor]:
+class _ForwardArguments(NamedTuple):
+    """What the forward operator takes: heads, the weight of the first label of mixed rows, what is wanted."""
+
+    heads: HeadsInMemory
+    first_weight_R: Tensor | None
+    wanted: Wanted
+
+
+def _compute_forward(given: _ForwardArguments) -> list[Tensor]:
     from rlpheads.kernels.gpu import triton_gradient_launch as launch
 
-    heads = HeadsInMemory(features_RD, weight_KD, bias_K, labels_LR, start, num_heads)
-    wanted = Wanted(regularizer, joint, for_classes, for_features, memory_budget)
-    if labels_LR.shape[1] == 0:
+    heads, first_weight_R, wanted = given
+    features_RD, outputs = heads.features_RD, _outputs(wanted)
+    if heads.labels_LR.shape[1] == 0:
         return [shape.zeros(features_RD) for shape in _forward_shapes(heads, wanted)]
-    outputs = _outputs(wanted)
     operands = operands_of(heads)
-    found = run_forward_pass(heads, heads.plan(memory_budget if for_classes else None, outputs), outputs)
+    plan = heads.plan(wanted.memory_budget if wanted.for_classes else None, outputs)
+    found = run_forward_pass(heads, plan, outputs)
     terms = launch.row_terms(
-        operands, (found.state_SR, found.label_stats_FR, found.shift_CR), first_weight_R, regularizer
+        operands, (found.state_SR, found.label_stats_FR, found.shift_CR), first_weight_R, wanted.regularizer
     )
     regularizer_RD, joint_RD = (features_RD.new_empty(0, features_RD.shape[1], dtype=torch.float32) for _ in range(2))
-    if for_features and regularizer is not None:
+    if wanted.for_features and wanted.regularizer is not None:
         factors = terms.exp_R, terms.moment_R if outputs.moments else None, terms.own_LR
-        regularizer_RD = launch.feature_gradients(operands, found.sums, factors, uniform=regularizer == "uniform")
-    if for_features and joint:
+        uniform = wanted.regularizer == "uniform"
+        regularizer_RD = launch.feature_gradients(operands, found.sums, factors, uniform=uniform)
+    if wanted.for_features and wanted.joint:
         joint_RD = launch.feature_gradients(
             operands, found.sums, (terms.scale_CR[-1], None, terms.label_LR), uniform=False
         )
     kept = found.kept_RK, found.shift_CR, found.base_CR
     return [*terms.values, terms.hit_R, terms.scale_CR, terms.label_LR, *kept, regularizer_RD, joint_RD]
+
+
+def _shape_of_forward(given: _ForwardArguments) -> list[Tensor]:
+    features_RD = given.heads.features_RD
+    return [shape.empty(features_RD) for shape in _forward_shapes(given.heads, given.wanted)]
 
 
 def _forward_shapes(heads: HeadsInMemory, wanted: Wanted) -> list[Shape]:
@@ -303,37 +304,30 @@ def _forward_shapes(heads: HeadsInMemory, wanted: Wanted) -> list[Shape]:
     ]
 
 
-@_forward_op.register_fake
-def _(
-    features_RD: Tensor,
-    weight_KD: Tensor,
-    bias_K: Tensor | None,
-    labels_LR: Tensor,
-    start: int,
-    num_heads: int,
-    first_weight_R: Tensor | None,
-    regularizer: str | None,
-    joint: bool,
-    for_classes: bool,
-    for_features: bool,
-    memory_budget: int,
-) -> list[Tensor]:
-    heads = HeadsInMemory(features_RD, weight_KD, bias_K, labels_LR, start, num_heads)
-    wanted = Wanted(regularizer, joint, for_classes, for_features, memory_budget)
-    return [shape.empty(features_RD) for shape in _forward_shapes(heads, wanted)]
+class _WeighArguments(NamedTuple):
+    """dL/dx of every row, upstream of every row, number of heads, of tensors that they read, dtype of the result."""
+
+    gradient_RD: Tensor
+    upstream_R: Tensor
+    num_heads: int
+    readers: int
+    dtype: torch.dtype
 
 
-@library.custom_op("rlpheads::triton_weigh_features", mutates_args=(), device_types=("cpu", "cuda"))
-def _weigh_op(gradient_RD: Tensor, upstream_R: Tensor, num_heads: int, readers: int, dtype: torch.dtype) -> Tensor:
+def _compute_weighed(given: _WeighArguments) -> Tensor:
     """Upstream times dL/dx of every row, summed over the heads of each reader, (readers·B, D)."""
     from rlpheads.kernels.gpu.triton_gradient_launch import weigh_features
 
-    out_RD = gradient_RD.new_empty(len(gradient_RD) // num_heads * readers, gradient_RD.shape[1], dtype=dtype)
+    out_RD = _empty_weighed(given)
     if out_RD.numel():
-        weigh_features(out_RD, gradient_RD, upstream_R.contiguous(), num_heads)
+        weigh_features(out_RD, given.gradient_RD, given.upstream_R.contiguous(), given.num_heads)
     return out_RD
 
 
-@_weigh_op.register_fake
-def _(gradient_RD: Tensor, upstream_R: Tensor, num_heads: int, readers: int, dtype: torch.dtype) -> Tensor:
-    return gradient_RD.new_empty(len(gradient_RD) // num_heads * readers, gradient_RD.shape[1], dtype=dtype)
+def _empty_weighed(given: _WeighArguments) -> Tensor:
+    num_rows, num_features = given.gradient_RD.shape
+    return given.gradient_RD.new_empty(num_rows // given.num_heads * given.readers, num_features, dtype=given.dtype)
+
+
+_forward_op = register_named_operator("triton_heads", _compute_forward, _shape_of_forward)
+_weigh_op = register_named_operator("triton_weigh_features", _compute_weighed, _empty_weighed)

@@ -1,10 +1,19 @@
 """What an implementation of the loss computes itself: the two local stages of a class range."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
+
+
+class PassArguments(NamedTuple):
+    """What the operator of a first stage takes: the stage's own arguments."""
+
+    features_BD: Tensor
+    head: ClassRange
+    labels_LB: Tensor
+    needs: Needs
 
 
 class Kernel(Protocol):

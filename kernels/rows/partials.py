@@ -44,6 +44,16 @@ class Needs(NamedTuple):
     memory_budget: int
     """Bytes of exponentials that may be kept for the weight's gradient; what does not fit is recomputed."""
 
+    @property
+    def moments(self) -> bool:
+        """Whether the regularizer takes the moments of the exponentials."""
+        return self.regularizer == "entropy"
+
+    @property
+    def sum_logits(self) -> bool:
+        """Whether the regularizer takes the sum of all logits."""
+        return self.regularizer == "uniform"
+
 
 class Partials(NamedTuple):
     """Softmax statistics of each row over one class range; L is the number of labels of a row, 1 or 2.
@@ -107,6 +117,10 @@ class LogitGradient(NamedTuple):
     """Multiplies the exponentials of each tile, as they were taken with the tile's shift."""
     label_LB: Tensor
     """dL/dz at the labels."""
+
+    def contiguous(self) -> "LogitGradient":
+        """Return the same, each contiguous."""
+        return LogitGradient(self.scale_CB.contiguous(), self.label_LB.contiguous())
 
 
 def accumulation_dtype(features_BD: Tensor, weight_KD: Tensor) -> torch.dtype:

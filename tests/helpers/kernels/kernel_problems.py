@@ -1,10 +1,12 @@
 """Random problems for the loss, and one call that returns every value and gradient of it."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlpheads.kernels.operators import flat
 from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.kernels.rows.row_softmax import RowLabels, row_labels
 
@@ -112,3 +114,10 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], toleranc
             scale = 1 + float(truth.abs().max())
             error = float((actual[name].double() - truth.double()).abs().max())
             assert error <= tolerance * scale, f"{name}: {error} of {scale}"
+
+
+def check_operator(name: str, arguments: tuple[Any, ...]) -> None:
+    """Torch's own check of an operator that takes a named tuple: its schema, autograd's view of it, and its fake tensors."""
+    operator = getattr(torch.ops.rlpheads, name).default
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(operator, tuple(flat(arguments)), test_utils=checks)

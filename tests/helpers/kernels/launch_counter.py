@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import InterpretedFunction
 
+from rlpheads.kernels import operators
 from rlpheads.kernels.gpu import triton_passes
 from rlpheads.kernels.random_label_loss import random_label_losses
 
@@ -56,7 +57,7 @@ class _AtenCounter(TorchDispatchMode):
         namespace, _, name = func.name().partition("::")
         if namespace == "rlpheads":
             with self:
-                return _implementation(func)(*args, **(kwargs or {}))
+                return operators.IMPLEMENTATIONS[func.name()](*args, **(kwargs or {}))
         name = name.partition(".")[0]
         found = func(*args, **(kwargs or {}))
         self._launches.place(name, args, kwargs, found)
@@ -69,17 +70,6 @@ def _storages(values: Any) -> set[int]:
     """Storages of the tensors among some values: those of a view are its base's."""
     tensors = [each for each in tree_leaves(values) if isinstance(each, Tensor) and each.numel()]
     return {each.untyped_storage()._cdata for each in tensors}
-
-
-def _implementation(func: Any) -> Any:
-    """The Python function of an operator of ours."""
-    from torch._library.custom_ops import OPDEFS
-
-    from rlpheads.kernels import operators
-
-    if func.name() in OPDEFS:
-        return OPDEFS[func.name()]._init_fn
-    return operators.IMPLEMENTATIONS[func.name()]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from triton_updates import RULES, optimizer_of, states_of
 
 from rlpheads.kernels.gpu import triton_update
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient
-from rlpheads.kernels.rows.updates import AdamRule
+from rlpheads.kernels.rows.updates import AdamRule, SurveyArguments, UpdateArguments
 from rlpheads.kernels.tools.ptx.launch import Executor, executed
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -104,8 +104,9 @@ def _step(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """What a step returns, and what a survey of the same gradient does."""
     head, rule, flag = made_from[1]._replace(weight_KD=weight_KD), RULES[launch.rule], torch.tensor(left_out)
-    found = triton_update.update(made_from[0], head, *made_from[2:], rule, states, flag, copy_KD)
-    return found, triton_update.survey(*made_from)
+    stepped = SurveyArguments(made_from[0], head, *made_from[2:])
+    found = triton_update.update(UpdateArguments.of(stepped, rule, states, flag, copy_KD))
+    return found, triton_update.survey(SurveyArguments(*made_from))
 
 
 def problem(launch: Launch, operand_KD: Tensor, generator: torch.Generator) -> tuple[MadeFrom, Tensor]:

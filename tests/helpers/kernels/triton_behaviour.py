@@ -3,14 +3,15 @@
 from itertools import pairwise
 
 import torch
-from kernel_problems import Problem, assert_same, evaluate, make_problem
-from torch import Tensor, library
+from kernel_problems import Problem, assert_same, check_operator, evaluate, make_problem
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton_cases import Case, cast, on_device
 
 from rlpheads.kernels.gpu import slab_plan, triton_loss, whole_heads
 from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
-from rlpheads.kernels.rows.partials import ClassRange, Needs
+from rlpheads.kernels.rows.kernel import PassArguments
+from rlpheads.kernels.rows.partials import ClassRange, LogitGradient, Needs
 from rlpheads.kernels.rows.row_softmax import merge_partials
 from rlpheads.kernels.rows.terms import TERMS
 from rlpheads.kernels.stages import LocalHead, attach_class_gradients, local_feature_gradient
@@ -188,16 +189,18 @@ def assert_traces(kind: str) -> None:
     assert all(isinstance(value, FakeTensor) for value in fake.values())
     assert all((fake[name].shape, fake[name].dtype) == (real[name].shape, real[name].dtype) for name in real)
     labels_LB = torch.stack([problem.labels_B, problem.pair[0]])
-    first = (problem.features_BD, problem.weight_KD, problem.bias_K, labels_LB, 0, 10**6)
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(triton_loss._partials_op, (*first, True, True, False), test_utils=checks)
-    *_, kept_RK, shift_CB, base_CB = triton_loss._partials_op(*first, True, True, False)
-    of_gradient = (torch.rand_like(shift_CB), torch.rand(2, 4), torch.float32, torch.float32, True, True)
-    last = (*first[:5], 1, kept_RK, shift_CB, base_CB, *of_gradient)
-    torch.library.opcheck(triton_loss._class_gradients_op, last, test_utils=checks)
-    weight_B = problem.pair[1].float()
-    whole = (*first[:5], 1, weight_B, kind, True, True, True, 10**6)
-    library.opcheck(whole_heads._forward_op, whole, test_utils=checks)
+    head, needs = ClassRange(problem.weight_KD, problem.bias_K, 0, 30), Needs(kind, True, True, 10**6)
+    first = PassArguments(problem.features_BD, head, labels_LB, needs)
+    check_operator("triton_partials", first)
+    exponentials = triton_loss.local_partials(*first)[-1]
+    heads = triton_loss.HeadsInMemory(problem.features_BD, problem.weight_KD, problem.bias_K, labels_LB)
+    gradient = LogitGradient(torch.rand_like(exponentials.tile_shift_CB), torch.rand(2, 4))
+    dtypes, wanted = (torch.float32, torch.float32), (True, True)
+    check_operator(
+        "triton_class_gradients", triton_loss.HeadsGradientArguments(heads, exponentials, gradient, *dtypes, *wanted)
+    )
+    everything = whole_heads.Wanted(kind, True, True, True, 10**6)
+    check_operator("triton_heads", (heads, problem.pair[1].float(), everything))
 
 
 def assert_compiles_into_one_graph(dynamic: bool) -> None:

@@ -104,7 +104,7 @@ def assert_losses_by_table(with_pairs: bool, device: str = "cpu") -> None:
 def assert_tables_trace_and_compile() -> None:
     """The operator passes torch's own check, and a step with tables and a pair compiles into one graph."""
     rows, indices = [torch.arange(9), torch.arange(4).int()], [torch.tensor([3, -1, 8, 0]), None]
-    torch.library.opcheck(gather_by_triton, (rows, indices))
+    torch.library.opcheck(torch.ops.rlpheads.triton_gather_labels.default, (rows, indices))
     with FakeTensorMode():
         fake = gather_labels(
             [(torch.zeros(2, 9, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), 1)] * 3, gather_by_triton

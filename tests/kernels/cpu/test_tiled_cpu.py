@@ -6,13 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_problems import KINDS, assert_same, evaluate, make_problem
+from kernel_problems import KINDS, assert_same, check_operator, evaluate, make_problem
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from rlpheads.kernels.cpu import tiled_cpu
 from rlpheads.kernels.random_label_loss import random_label_loss
-from rlpheads.kernels.rows.partials import ClassRange, Needs
+from rlpheads.kernels.rows.kernel import PassArguments
+from rlpheads.kernels.rows.partials import ClassRange, LogitGradient, Needs
 from rlpheads.kernels.rows.row_softmax import merge_partials, row_labels
 from rlpheads.kernels.rows.terms import TERMS
 from rlpheads.kernels.stages import LocalHead, attach_class_gradients, local_feature_gradient
@@ -239,9 +240,10 @@ def test_compiles_into_one_graph(backend: str, dynamic: bool) -> None:
 def test_operators_pass_torchs_own_check(small_tiles: int) -> None:
     problem = make_problem(3, 4, 30).to(torch.float32)
     labels_LB = torch.stack([problem.labels_B, problem.pair[0]])
-    first = (problem.features_BD, problem.weight_KD, problem.bias_K, labels_LB, 0, 14, True, True, True)
-    torch.library.opcheck(tiled_cpu._partials_op, first)
-    flat, tile_shift_CB = tiled_cpu._partials_op(*first)[-2:]
-    scale_CB, label_LB = torch.rand_like(tile_shift_CB), torch.rand(2, 4)
-    last = (*first[:5], flat, tile_shift_CB, scale_CB, label_LB, True, True)
-    torch.library.opcheck(tiled_cpu._class_gradients_op, last)
+    head = ClassRange(problem.weight_KD, problem.bias_K, 0, 30)
+    first = PassArguments(problem.features_BD, head, labels_LB, Needs("entropy", True, True, 14 * 4 * 4))
+    check_operator("tiled_cpu_partials", first)
+    exponentials = tiled_cpu.local_partials(*first)[-1]
+    gradient = LogitGradient(torch.rand_like(exponentials.tile_shift_CB), torch.rand(2, 4))
+    last = tiled_cpu.GradientArguments(*first[:3], exponentials, gradient, True, True)
+    check_operator("tiled_cpu_class_gradients", last)
