@@ -209,7 +209,7 @@ def main() -> None:
     rounds = arguments.rounds or (5 if arguments.quick else 15)
     results, said = Results("step", "cpu", arguments.out), []
     if arguments.timm:
-        runs = 2 if arguments.quick else 5
+        runs = arguments.rounds or (2 if arguments.quick else 5)
         for pairing in PAIRINGS:
             found = results.measure(
                 lambda pairing=pairing: measure_runs(arguments.timm, pairing, runs, quick=arguments.quick),

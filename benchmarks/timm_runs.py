@@ -42,7 +42,10 @@ def make_tree(folder: Path, steps: int) -> Path:
 
 
 def command_of(program: str, pairing: Pairing, tree: Path, folder: Path) -> list[str]:
-    """Return the command of one epoch over a tree: the same network, batch, optimizer, crops and number of workers."""
+    """Return the command of one epoch over a tree: the same network, batch, optimizer, crops and number of workers.
+
+    The engine's is the first of two and ends by `max_steps`: behind a last epoch it would read the training images once more.
+    """
     if program == "timm":
         amp = ["--amp", "--amp-dtype", "bfloat16"] if pairing.precision == "bf16" else []
         words = [
@@ -66,7 +69,8 @@ def command_of(program: str, pairing: Pairing, tree: Path, folder: Path) -> list
         "model.name": pairing.model,
         "heads.taps": "none",
         "batch_size": ROWS,
-        "epochs": 1,
+        "epochs": 2,
+        "max_steps": len(list(tree.glob("train/*/*"))) // ROWS,
         "precision": pairing.precision,
         "device": "cpu",
         "eval.clean_every": 0,
