@@ -47,7 +47,7 @@ test-integrations: $(INSTALLED_DEV)  ## Install Lightning, transformers and clea
 	$(PIP) --editable '.[lightning,transformers,cleanlab]'
 	$(BIN)/python -m pytest -m integrations tests/engine/integrations tests/examples $(ARGS)
 
-bench: $(INSTALLED_DEV)  ## Measure a short form of each benchmark of the engine (25 minutes on two quiet cores)
+bench: $(INSTALLED_DEV)  ## Measure a short form of each benchmark of the engine (eight minutes on two quiet cores)
 	$(BIN)/python benchmarks/bench_startup.py --rounds 3
 	$(BIN)/python benchmarks/bench_epoch_end.py
 	$(BIN)/python benchmarks/bench_step.py --quick

@@ -66,8 +66,12 @@ def loss_case(variant: Variant, shape: tuple[int, int, int] = SHAPES[0]) -> Loss
 
 
 def cases(shape: tuple[int, int, int] = SHAPES[0]) -> list[LossCase]:
-    """One for each variant."""
-    return [loss_case(variant, shape) for variant in VARIANTS]
+    """One for each variant, and rows of one label beside a weight that is kept in the products' dtype."""
+    kept = [
+        LossCase(Case(*shape, kind, torch.bfloat16, torch.bfloat16, seed=SEEDS[False, True]))
+        for kind in ("unlikelihood", "uniform", "entropy")
+    ]
+    return [*(loss_case(variant, shape) for variant in VARIANTS), *kept]
 
 
 @contextmanager
