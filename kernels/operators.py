@@ -34,16 +34,10 @@ def register_operator(name: str, schema: str, function: Any, shape: Any) -> Call
         function: computes the results; it is called without the operator where nothing watches.
         shape: makes empty tensors like them, for fake ones.
     """
-    _LIBRARY.define(f"{name}({schema}")
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rlpheads::{name}", shape, lib=_LIBRARY)
-    IMPLEMENTATIONS[f"rlpheads::{name}"] = function
-    operator = getattr(torch.ops.rlpheads, name).default
+    operator = _define(name, schema, function, shape)
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or _is_watched(arguments):
-            return operator(*arguments)
-        return function(*arguments)
+        return operator(*arguments) if _is_watched(arguments) else function(*arguments)
 
     return call
 
@@ -72,17 +66,26 @@ def register_named_operator(
     def of_members(compute: Callable[[Arguments], Result]) -> Callable[..., Result]:
         return lambda *members: compute(_nested(kind, iter(members)))
 
-    operator = register_operator(name, _schema(kind, result, mutated), of_members(function), of_members(shape))
+    operator = _define(name, _schema(kind, result, mutated), of_members(function), of_members(shape))
     places = [place for place, (member, _) in enumerate(_members(kind)) if member in mutated]
 
     def call(given: Arguments) -> Result:
         members = flat(given)
-        found: Result = operator(*members)
+        found: Result = operator(*members) if _is_watched(members) else function(given)
         for place in places:
             torch.autograd.graph.increment_version([] if members[place] is None else members[place])
         return found
 
     return call
+
+
+def _define(name: str, schema: str, function: Any, shape: Any) -> Any:
+    """Define an operator; see `register_operator`."""
+    _LIBRARY.define(f"{name}({schema}")
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rlpheads::{name}", shape, lib=_LIBRARY)
+    IMPLEMENTATIONS[f"rlpheads::{name}"] = function
+    return getattr(torch.ops.rlpheads, name).default
 
 
 @cache
@@ -123,9 +126,10 @@ def _schema(kind: Any, result: Any, mutated: Sequence[str]) -> str:
 
 
 def _is_watched(arguments: Iterable[Any]) -> bool:
-    """Whether a mode (FakeTensorMode, …), a function transform, a profiler or a subclass of a tensor must see the operator."""
+    """Whether a compiler, a mode (FakeTensorMode, …), a transform, a profiler or a subclass of a tensor must see it."""
     if (
-        torch._C._len_torch_dispatch_stack()
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
         or _PROFILER._is_profiler_enabled
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):

@@ -275,9 +275,8 @@ def _root_mean_square(batch: Batch) -> Tensor:
 
     Networks that normalise their inputs hide what is wrong with these.
     """
-    norm_B = torch.linalg.vector_norm(
-        batch.images, dim=(1, 2, 3), dtype=torch.float32
-    )  # flattened rows would be copied
+    # rows of channels-last images, flattened, would be a copy
+    norm_B = torch.linalg.vector_norm(batch.images, dim=(1, 2, 3), dtype=torch.float32)
     valid_B = batch.index >= 0
     num_values = valid_B.sum().clamp(min=1) * batch.images[0].numel()
     norm = torch.linalg.vector_norm(torch.where(valid_B, norm_B, 0.0))
