@@ -46,30 +46,30 @@ def steps(kind: str, num_heads: int, num_rows: int, num_labels: int) -> dict[str
     biases = [torch.zeros(num_labels, requires_grad=True) for _ in features]
     labels = [torch.randint(num_labels, (num_rows,)) for _ in features]
 
-    def step(losses: Callable[[], list[torch.Tensor]]) -> Callable[[], None]:
+    def step(loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
         def run() -> None:
-            each = losses()
-            (torch.stack(each).mean() if len(each) > 1 else each[0]).backward()
+            loss().backward()
             for tensor in (*weights, *biases, *features):
                 tensor.grad = None
 
         return run
 
-    def ours() -> list[torch.Tensor]:
+    def ours() -> torch.Tensor:
         regularizer = "uniform" if kind == "uniform" else None
         found = random_label_losses(features, weights, labels, biases=biases, regularizer=regularizer)
-        kept = [(loss.cross_entropy_B, loss.regularizer_B) for loss in found]
-        return [own_B.mean() if other_B is None else own_B.mean() + other_B.mean() for own_B, other_B in kept]
+        own, other_HB = found.cross_entropy_HB.mean(), found.regularizer_HB
+        return own if other_HB is None else own + other_HB.mean()
 
-    def plain() -> list[torch.Tensor]:
+    def plain() -> torch.Tensor:
         of_heads = zip(features, weights, biases, labels, strict=True)
-        return [F.cross_entropy(F.linear(x_BD, w_KD, b_K), y_B) for x_BD, w_KD, b_K, y_B in of_heads]
+        each = [F.cross_entropy(F.linear(x_BD, w_KD, b_K), y_B) for x_BD, w_KD, b_K, y_B in of_heads]
+        return torch.stack(each).mean() if len(each) > 1 else each[0]
 
-    def two_losses() -> list[torch.Tensor]:
+    def two_losses() -> torch.Tensor:
         x_BD, w_KD, b_K, y_B = features[0], weights[0], biases[0], labels[0]
         cross_entropy = F.cross_entropy(F.linear(x_BD.detach(), w_KD, b_K), y_B)
         log_p_BK = F.log_softmax(F.linear(x_BD, w_KD.detach(), b_K.detach()), 1)
-        return [cross_entropy - log_p_BK.mean(1).mean()]
+        return cross_entropy - log_p_BK.mean(1).mean()
 
     return {"ours": step(ours), "theirs": step(plain if kind == "measuring" else two_losses)}
 

@@ -154,7 +154,7 @@ def measure_many_heads(settings: Settings) -> dict[str, Any]:
             [problem.weight_KD for problem in problems],
             [problem.labels_B for problem in problems],
             regularizer=REGULARIZER,
-        )
+        ).by_head()
         total = torch.stack([loss.cross_entropy_B.mean() + loss.regularizer_B.mean() for loss in losses]).sum()
         total.backward()
         for problem in problems:

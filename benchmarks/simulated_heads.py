@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"
 
 from simulated_ranks import GlobalBatch, HeadProblem, by_rank, simulated_heads, simulated_ranks
 
-from rlpheads.kernels.random_label_loss import random_label_loss
+from rlpheads.kernels.random_label_loss import RandomLabelLosses, random_label_loss
 from rlpheads.memorization.heads.combined_loss import combine_losses
-from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms, stack_losses
+from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms, losses_by_tap
 
 NUM_STEPS = 3
 
@@ -81,7 +81,7 @@ def _whole(problem: HeadProblem, batch: GlobalBatch) -> tuple[HeadLosses, dict[s
         (torch.where(batch.valid_G, loss.cross_entropy_B, 0).sum() / num_rows).backward()
         losses.append(loss._replace(cross_entropy_B=loss.cross_entropy_B.detach()))
     gradients = {name: each.grad for name, each in heads.named_parameters() if each.grad is not None}
-    return stack_losses(losses, 1), gradients
+    return losses_by_tap(RandomLabelLosses.stacked(losses), 1), gradients
 
 
 def _errors(

@@ -66,6 +66,29 @@ class RandomLabelLoss(NamedTuple):
     """log Σ_j e^{z_j}."""
 
 
+class RandomLabelLosses(NamedTuple):
+    """What `random_label_losses` returns of H heads: the members of `RandomLabelLoss`, (H, B) each."""
+
+    cross_entropy_HB: Tensor
+    regularizer_HB: Tensor | None
+    joint_HB: Tensor | None
+    hit_HB: Tensor
+    bits_HB: Tensor
+    margin_HB: Tensor
+    lse_HB: Tensor
+
+    def by_head(self) -> list[RandomLabelLoss]:
+        """One `RandomLabelLoss` for each head."""
+        nothing = (None,) * len(self.hit_HB)
+        members = [nothing if rows_HB is None else rows_HB.unbind() for rows_HB in self]
+        return list(starmap(RandomLabelLoss, zip(*members, strict=True)))
+
+    @classmethod
+    def stacked(cls, losses: Sequence[RandomLabelLoss]) -> "RandomLabelLosses":
+        """Undo `by_head`."""
+        return cls._make(None if each[0] is None else torch.stack(each) for each in zip(*losses, strict=True))
+
+
 def random_label_loss(
     features_BD: Tensor,
     weight_KD: Tensor,
@@ -120,17 +143,8 @@ def random_label_loss(
             [0, K) or weights outside [0, 1] (on the CPU), an unknown `regularizer` or `impl`, an `impl` that cannot run there,
             or a negative budget.
     """
-    return random_label_losses(
-        [features_BD],
-        [weight_KD],
-        [labels],
-        biases=[bias_K],
-        pairs=[pair],
-        regularizer=regularizer,
-        joint=joint,
-        impl=impl,
-        memory_budget=memory_budget,
-    )[0]
+    heads = _Heads([features_BD], [weight_KD], [bias_K])
+    return _losses_of_rows(heads, _GivenLabels([labels], [pair]), _Options(regularizer, joint, impl, memory_budget))
 
 
 def random_label_losses(
@@ -146,7 +160,7 @@ def random_label_losses(
     memory_budget: int | None = None,
     consumer: Consumer | None = None,
     kept: KeptOperands | None = None,
-) -> list[RandomLabelLoss]:
+) -> RandomLabelLosses:
     """`random_label_loss` of several heads in one call, which pays the fixed cost of a call once.
 
     Args:
@@ -167,7 +181,7 @@ def random_label_losses(
             those of another dtype at every call; None keeps nothing.
 
     Returns:
-        One `RandomLabelLoss` for each head, equal to what `random_label_loss` returns for it alone.
+        A `RandomLabelLosses`, the rows of each head equal to what `random_label_loss` returns for it alone.
 
     Raises:
         ValueError: as for one head, with the head's number; lists that differ in length or are empty; heads that differ
@@ -178,50 +192,79 @@ def random_label_losses(
         list(weights),
         [None] * len(weights) if biases is None else list(biases),
     )
-    label_list = list(labels)
-    pair_list: list[Pair | None] = [None] * len(weights) if pairs is None else list(pairs)
+    given = _GivenLabels(list(labels), [None] * len(weights) if pairs is None else list(pairs))
+    rows = _losses_of_rows(heads, given, _Options(regularizer, joint, impl, memory_budget, consumer, kept))
+    shape = len(heads.weights), len(rows.hit_B) // len(heads.weights)
+    return RandomLabelLosses._make(None if each_R is None else each_R.view(shape) for each_R in rows)
 
-    def check() -> None:
-        arguments.check_lists({**heads._asdict(), "labels": label_list, "pairs": pair_list})
-        arguments.check_heads(*heads)
-        arguments.check_labels(heads.features, label_list, pair_list)
 
-    lengths = len(heads.features), len(heads.weights), len(heads.biases), len(label_list), len(pair_list)
-    arguments.PASSED.check([*heads.features, *heads.weights, *heads.biases, *label_list, *pair_list], lengths, check)
-    arguments.check_regularizer(regularizer)
-    arguments.check_memory_budget(memory_budget)
-    chosen = resolve_impl(impl, heads.features[0], heads.num_labels)
-    if impl == "auto" and consumer is not None:
-        kernel_name = resolve_kernel(impl, heads.features[0], heads.num_labels)
-        chosen = (
-            "batched" if kernel_name == "reference" else kernel_name
-        )  # of larger heads the consumer takes the gradient
-    if impl != "reference" and may_transform():
-        check_no_transform(_tensors(heads, label_list, pair_list))
+class _GivenLabels(NamedTuple):
+    """Labels of each head, and pair or None of each."""
+
+    first: list[Labels]
+    pairs: list[Pair | None]
+
+
+class _Options(NamedTuple):
+    """What all heads of a call have in common; see `random_label_losses`."""
+
+    regularizer: str | None
+    joint: bool
+    impl: str
+    memory_budget: int | None
+    consumer: Consumer | None = None
+    kept: KeptOperands | None = None
+
+
+def _losses_of_rows(heads: "_Heads", labels: _GivenLabels, options: _Options) -> RandomLabelLoss:
+    """Return the losses of all heads' rows, (R,), one head after another."""
+    _check_arguments(heads, labels, options)
+    regularizer, joint, consumer = options.regularizer, options.joint, options.consumer
+    chosen = _chosen_impl(heads, options)
+    if options.impl != "reference" and may_transform():
+        check_no_transform(_tensors(heads, labels))
     by_triton = chosen == "triton" or (
         chosen == "batched" and uses_stacks(heads.features[0].device) and not unsupported_reason(heads.features[0])
     )
-    row_labels_given = _gather_labels_of_rows(label_list, pair_list, by_triton)
+    labels_of_rows = _gather_labels_of_rows(*labels, by_triton)
     dtype = accumulation_dtype(heads.features[0], heads.weights[0])
     heads = _cast_to_autocast_dtype(heads)
     if chosen == "batched":
         terms = BatchedTerms(regularizer, joint)
-        loss = RandomLabelLoss(*batched_losses(WrittenHeads(*heads), row_labels_given, terms))
-        return _split_by_head(loss, len(weights))
-    budget = DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget
+        return RandomLabelLoss(*batched_losses(WrittenHeads(*heads), labels_of_rows, terms))
+    budget = DEFAULT_MEMORY_BUDGET if options.memory_budget is None else options.memory_budget
+    needs = heads.needs(regularizer, joint, budget)
     if chosen == "triton" and consumer is None:
-        needs = heads.needs(regularizer, joint, budget)
         wanted = Wanted(regularizer, joint, needs.class_gradients, needs.feature_gradient, budget)
-        loss = RandomLabelLoss(*whole_head_losses(WholeHeads(*heads, *row_labels_given), wanted, kept))
-        return _split_by_head(loss, len(weights))
-    rows = arguments.check_label_values(row_labels(*row_labels_given, dtype), heads.num_labels)
+        return RandomLabelLoss(*whole_head_losses(WholeHeads(*heads, *labels_of_rows), wanted, options.kept))
+    rows = arguments.check_label_values(row_labels(*labels_of_rows, dtype), heads.num_labels)
     if chosen == "reference":
-        loss = _loss_by_reference(heads, rows, regularizer, joint)
-    else:
-        kernel = kernel_that_keeps(chosen, kept)
-        kernel = kernel if consumer is None else HandingOver(chosen, kernel, consumer)
-        loss = _loss_by_stages(heads, rows, heads.needs(regularizer, joint, budget), joint, kernel)
-    return _split_by_head(loss, len(weights))
+        return _loss_by_reference(heads, rows, regularizer, joint)
+    kernel = kernel_that_keeps(chosen, options.kept)
+    kernel = kernel if consumer is None else HandingOver(chosen, kernel, consumer)
+    return _loss_by_stages(heads, rows, needs, joint, kernel)
+
+
+def _check_arguments(heads: "_Heads", labels: _GivenLabels, options: _Options) -> None:
+    """Check what was given, tensors once for all that have their shapes and dtypes."""
+
+    def check() -> None:
+        arguments.check_lists({**heads._asdict(), "labels": labels.first, "pairs": labels.pairs})
+        arguments.check_heads(*heads)
+        arguments.check_labels(heads.features, *labels)
+
+    lists = (*heads, *labels)
+    arguments.PASSED.check([each for given in lists for each in given], tuple(len(given) for given in lists), check)
+    arguments.check_regularizer(options.regularizer)
+    arguments.check_memory_budget(options.memory_budget)
+
+
+def _chosen_impl(heads: "_Heads", options: _Options) -> str:
+    """Return the implementation that runs; the gradient of larger heads is the consumer's."""
+    if options.impl == "auto" and options.consumer is not None:
+        kernel_name = resolve_kernel(options.impl, heads.features[0], heads.num_labels)
+        return "batched" if kernel_name == "reference" else kernel_name
+    return resolve_impl(options.impl, heads.features[0], heads.num_labels)
 
 
 class _Heads(NamedTuple):
@@ -249,11 +292,11 @@ class _Heads(NamedTuple):
         )
 
 
-def _tensors(heads: _Heads, labels: list[Labels], pairs: list[Pair | None]) -> list[Tensor]:
+def _tensors(heads: _Heads, labels: _GivenLabels) -> list[Tensor]:
     """All tensors that were given."""
-    given = [pair for pair in pairs if pair is not None]
+    given = [pair for pair in labels.pairs if pair is not None]
     of_labels = [
-        tensor for source in (*labels, *(second for second, _ in given)) for tensor in tensors_of_labels(source)
+        tensor for source in (*labels.first, *(second for second, _ in given)) for tensor in tensors_of_labels(source)
     ]
     biases = [bias_K for bias_K in heads.biases if bias_K is not None]
     return [*heads.features, *heads.weights, *biases, *of_labels, *(weight_B for _, weight_B in given)]
@@ -281,15 +324,6 @@ def _cast_to_autocast_dtype(heads: _Heads) -> _Heads:
         cast.setdefault(id(x_BD), x_BD if x_BD.dtype == torch.float64 else x_BD.to(dtype)) for x_BD in heads.features
     ]
     return heads._replace(features=features)
-
-
-def _split_by_head(loss: RandomLabelLoss, num_heads: int) -> list[RandomLabelLoss]:
-    """Cut the rows of all heads into those of each."""
-    if num_heads == 1:
-        return [loss]
-    nothing = (None,) * num_heads
-    members = [nothing if rows is None else by_head(rows, num_heads) for rows in loss]
-    return list(starmap(RandomLabelLoss, zip(*members, strict=True)))
 
 
 def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, kernel: Kernel) -> RandomLabelLoss:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.random_label_loss import RandomLabelLoss
+from rlpheads.kernels.random_label_loss import RandomLabelLoss, RandomLabelLosses
 
 
 @dataclass(frozen=True)
@@ -112,19 +111,7 @@ def mix_pair_losses(loss: RandomLabelLoss, other: RandomLabelLoss, weight_B: Ten
     )
 
 
-def stack_losses(losses: Sequence[RandomLabelLoss], num_draws: int) -> HeadLosses:
-    """Stack the results of T·M heads, tap-major and each of rows (B,), into tensors (T, M, B)."""
-
-    def stack(rows: list[Tensor]) -> Tensor:
-        return torch.stack(rows).unflatten(0, (-1, num_draws))
-
-    regularizer = [loss.regularizer_B for loss in losses if loss.regularizer_B is not None]
-    joint = [loss.joint_B for loss in losses if loss.joint_B is not None]
-    return HeadLosses(
-        cross_entropy_TMB=stack([loss.cross_entropy_B for loss in losses]),
-        regularizer_RMB=stack(regularizer) if regularizer else None,
-        joint_TMB=stack(joint) if joint else None,
-        hit_TMB=stack([loss.hit_B for loss in losses]),
-        bits_TMB=stack([loss.bits_B for loss in losses]),
-        margin_TMB=stack([loss.margin_B for loss in losses]),
-    )
+def losses_by_tap(losses: RandomLabelLosses, num_draws: int) -> HeadLosses:
+    """The results of T·M heads, tap-major, as tensors (T, M, B): views."""
+    members = [None if rows_HB is None else rows_HB.unflatten(0, (-1, num_draws)) for rows_HB in losses[:6]]
+    return HeadLosses._make(members)

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_losses
+from rlpheads.kernels.random_label_loss import RandomLabelLoss, RandomLabelLosses, random_label_losses
 from rlpheads.memorization.heads.class_blocks import class_block_loss
 from rlpheads.memorization.heads.head_losses import (
     MEASURING,
     HeadLosses,
     HeadTerms,
+    losses_by_tap,
     mix_pair_losses,
-    stack_losses,
 )
 from rlpheads.memorization.heads.head_modules import HeadModules
 from rlpheads.memorization.heads.hidden_layer import HiddenLayer
@@ -59,11 +59,25 @@ class RLPHeads(HeadModules):
             labels_MB = labels_MB[None]
         self.check_inputs(taps, labels_MB, terms)
         others = tuple(t for t in range(len(taps)) if t not in terms.regularized)
-        losses: dict[int, list[RandomLabelLoss]] = {}
-        for positions, kind in ((terms.regularized, terms.regularizer), (others, None)):
-            if positions:
-                losses |= self._losses(positions, [taps[t] for t in positions], (labels_MB, pair), terms, kind)
-        return stack_losses([loss for t in range(len(taps)) for loss in losses[t]], self.num_draws)
+        groups = [(terms.regularized, terms.regularizer), (others, None)]
+        found = {
+            positions: self._losses(positions, [taps[t] for t in positions], (labels_MB, pair), terms, kind)
+            for positions, kind in groups
+            if positions
+        }
+        return losses_by_tap(self._in_order(found), self.num_draws)
+
+    def _in_order(self, found: dict[tuple[int, ...], RandomLabelLosses]) -> RandomLabelLosses:
+        """Return the losses of all heads by the position of their tap; `found` has those of some positions each."""
+        if len(found) == 1:
+            return next(iter(found.values()))
+        by_position: dict[int, list[RandomLabelLoss]] = {}
+        for positions, losses in found.items():
+            of_heads = [loss._replace(regularizer_B=None) for loss in losses.by_head()]
+            by_position |= {t: of_heads[n * self.num_draws :][: self.num_draws] for n, t in enumerate(positions)}
+        stacked = RandomLabelLosses.stacked([loss for t in sorted(by_position) for loss in by_position[t]])
+        (regularizer_HB,) = (each.regularizer_HB for each in found.values() if each.regularizer_HB is not None)
+        return stacked._replace(regularizer_HB=regularizer_HB)
 
     def _losses(
         self,
@@ -72,7 +86,7 @@ class RLPHeads(HeadModules):
         labels: tuple[Tensor, tuple[Tensor, Tensor] | None],
         terms: HeadTerms,
         kind: str | None,
-    ) -> dict[int, list[RandomLabelLoss]]:
+    ) -> RandomLabelLosses:
         """Compute the losses of the heads at some taps, under one kind of regulariser, in one call."""
         if kind is None and not terms.joint:
             taps = [features_BD.detach() for features_BD in taps]  # keep no graph of the norm either
@@ -85,10 +99,8 @@ class RLPHeads(HeadModules):
         options = {"regularizer": kind, "joint": terms.joint, "impl": terms.impl}
         with torch.autocast(features[0].device.type, enabled=False):
             if layers:
-                losses = self._losses_behind_hidden_layers(layers, features, heads, all_labels, options)
-            else:
-                losses = self._losses_of_heads(features, heads, all_labels, options)
-        return {t: losses[n * self.num_draws :][: self.num_draws] for n, t in enumerate(positions)}
+                return self._losses_behind_hidden_layers(layers, features, heads, all_labels, options)
+            return self._losses_of_heads(features, heads, all_labels, options)
 
     def _losses_behind_hidden_layers(
         self,
@@ -97,7 +109,7 @@ class RLPHeads(HeadModules):
         heads: list[RandomLabelHead],
         labels: _HeadLabels,
         options: dict[str, Any],
-    ) -> list[RandomLabelLoss]:
+    ) -> RandomLabelLosses:
         """Compute every head's loss behind its hidden layer: once for what trains the head, once for the features.
 
         The joint term on detached features trains the layer. Its value is subtracted again, so that only its gradient
@@ -105,41 +117,37 @@ class RLPHeads(HeadModules):
         """
         through = list(zip(layers, features, strict=True))
         learned = [layer.with_detached_features(features_BD) for layer, features_BD in through]
-        losses = []
-        for loss in self._losses_of_heads(learned, heads, labels, {**options, "regularizer": None, "joint": True}):
-            assert loss.joint_B is not None
-            own_B = loss.cross_entropy_B + loss.joint_B - loss.joint_B.detach()
-            losses.append(loss._replace(cross_entropy_B=own_B, joint_B=None))
+        losses = self._losses_of_heads(learned, heads, labels, {**options, "regularizer": None, "joint": True})
+        assert losses.joint_HB is not None
+        own_HB = losses.cross_entropy_HB + losses.joint_HB - losses.joint_HB.detach()
+        losses = losses._replace(cross_entropy_HB=own_HB, joint_HB=None)
         if options["regularizer"] is None and not options["joint"]:
             return losses
         carried = [layer.with_detached_weights(features_BD) for layer, features_BD in through]
         routed = self._losses_of_heads(carried, heads, labels, options)
-        return [
-            loss._replace(regularizer_B=other.regularizer_B, joint_B=other.joint_B)
-            for loss, other in zip(losses, routed, strict=True)
-        ]
+        return losses._replace(regularizer_HB=routed.regularizer_HB, joint_HB=routed.joint_HB)
 
     def _losses_of_heads(
         self, features: list[Tensor], heads: list[RandomLabelHead], labels: _HeadLabels, options: dict[str, Any]
-    ) -> list[RandomLabelLoss]:
+    ) -> RandomLabelLosses:
         """Compute the loss of every head, over all labels or over those of each row's class."""
         weights, biases = [head.weight for head in heads], [head.bias for head in heads]
         if self.num_blocks == 1:
             of_heads: dict[str, Any] = {"biases": biases, "pairs": labels.pairs}
             of_heads |= {"consumer": self.consumer, "kept": self.kept_operands}
-            return list(random_label_losses(features, weights, labels.first, **of_heads, **options))
+            return random_label_losses(features, weights, labels.first, **of_heads, **options)
 
         def in_blocks(labels: list[Tensor]) -> list[RandomLabelLoss]:
             of_heads = zip(features, weights, biases, labels, strict=True)
             return [class_block_loss(*of_head, num_labels=self.num_labels, **options) for of_head in of_heads]
 
         losses = in_blocks(labels.first)
-        if labels.pairs is None:
-            return losses
-        # A partner's label is in the block of the partner's class, over whose labels its own softmax goes.
-        others = in_blocks([second_B for second_B, _ in labels.pairs])
-        of_pairs = zip(losses, others, labels.pairs, strict=True)
-        return [mix_pair_losses(loss, other, weight_B) for loss, other, (_, weight_B) in of_pairs]
+        if labels.pairs is not None:
+            # A partner's label is in the block of the partner's class, over whose labels its own softmax goes.
+            others = in_blocks([second_B for second_B, _ in labels.pairs])
+            of_pairs = zip(losses, others, labels.pairs, strict=True)
+            losses = [mix_pair_losses(loss, other, weight_B) for loss, other, (_, weight_B) in of_pairs]
+        return RandomLabelLosses.stacked(losses)
 
 
 class _HeadLabels(NamedTuple):

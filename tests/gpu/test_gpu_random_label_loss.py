@@ -175,7 +175,7 @@ def test_a_step_is_captured_and_replayed(num_heads: int, num_labels: int) -> Non
     inputs = [*features, *weights, *biases]
 
     def step() -> list[Tensor]:
-        losses = random_label_losses(features, weights, labels, biases=biases, regularizer="uniform")
+        losses = random_label_losses(features, weights, labels, biases=biases, regularizer="uniform").by_head()
         total = sum((loss.cross_entropy_B + loss.regularizer_B).mean() for loss in losses)
         return [total, *torch.autograd.grad(total, inputs)]
 

@@ -40,7 +40,7 @@ def handed_over(
         impl="tiled_cpu",
         memory_budget=budget,
         consumer=taken.append,
-    )[0]
+    ).by_head()[0]
     (loss.cross_entropy_B * torch.rand(num_rows, generator=generator)).sum().backward()
     assert weight_KD.grad is None
     assert bias_K.grad is None
@@ -158,7 +158,7 @@ def test_a_head_whose_weight_is_fixed_hands_nothing_over():
     labels = torch.zeros(8, dtype=torch.long)
     loss = random_label_losses(
         torch.randn(8, 16), [torch.randn(300, 16)], [labels], biases=[bias_K], impl="tiled_cpu", consumer=taken.append
-    )[0]
+    ).by_head()[0]
     loss.cross_entropy_B.sum().backward()
     assert taken == []
     assert bias_K.grad is not None

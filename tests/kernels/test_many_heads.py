@@ -28,7 +28,7 @@ def evaluate_together(problems: list[Problem], kind: str, impl: str, **options: 
         joint=True,
         impl=impl,
         **options,
-    )
+    ).by_head()
     results = [{name: value.detach() for name, value in loss._asdict().items()} for loss in losses]
     upstream_B = torch.arange(1.0, 1 + len(problems[0].labels_B), dtype=losses[0].lse_B.dtype)
 
@@ -66,7 +66,7 @@ def test_heads_that_share_their_features_add_up_in_them(impl: str, kind: str) ->
     problems = [make_problem(seed, 6, 23) for seed in (1, 2, 5)]
     features_BD = problems[0].features_BD.requires_grad_()
     arguments = [p.weight_KD for p in problems], [p.labels_B for p in problems]
-    losses = random_label_losses(features_BD, *arguments, regularizer=kind, impl=impl)
+    losses = random_label_losses(features_BD, *arguments, regularizer=kind, impl=impl).by_head()
     alone = [
         random_label_loss(features_BD, weight_KD, labels_B, regularizer=kind, impl=impl)
         for weight_KD, labels_B in zip(*arguments, strict=True)
@@ -93,7 +93,7 @@ def test_a_frozen_head_among_trained_ones_gets_no_gradient() -> None:
     problems = [make_problem(seed, 6, 23) for seed in (2, 4)]
     frozen, trained = problems[0].weight_KD, problems[1].weight_KD.requires_grad_()
     labels = [problem.labels_B for problem in problems]
-    losses = random_label_losses(problems[1].features_BD, [frozen, trained], labels, impl="tiled_cpu")
+    losses = random_label_losses(problems[1].features_BD, [frozen, trained], labels, impl="tiled_cpu").by_head()
     sum(loss.cross_entropy_B.sum() for loss in losses).backward()
     assert frozen.grad is None
     expected = evaluate(problems[1], None, "tiled_cpu")["weight_gradient"]
@@ -108,7 +108,7 @@ def test_many_heads_compile_into_one_graph() -> None:
 
     def step(features_BD: Tensor, *weights: Tensor) -> Tensor:
         labels = [(table_MN, index_B, draw) for draw in range(3)]
-        losses = random_label_losses(features_BD, weights, labels, regularizer="uniform", impl="tiled_cpu")
+        losses = random_label_losses(features_BD, weights, labels, regularizer="uniform", impl="tiled_cpu").by_head()
         return sum(loss.cross_entropy_B.mean() + loss.regularizer_B.mean() for loss in losses)
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -125,7 +125,7 @@ def test_compiled_heads_whose_gradient_nobody_wants_share_no_memory(dtype: torch
     labels_B = torch.randint(10, (8,))
 
     def measure(features_BD: Tensor) -> Tensor:
-        return sum(loss.lse_B for loss in random_label_losses(features_BD, weights, [labels_B] * 2, impl="batched"))
+        return random_label_losses(features_BD, weights, [labels_B] * 2, impl="batched").lse_HB.sum(0)
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("error", ".*custom operator")

@@ -10,7 +10,7 @@ from rlpheads.kernels.random_label_loss import random_label_losses
 
 def values(features_BD: Tensor, weight_KD: Tensor, table: Tensor) -> list[Tensor]:
     labels = [(table, torch.arange(4), 1)] * 2
-    losses = random_label_losses(features_BD, [weight_KD, weight_KD], labels, impl="batched")
+    losses = random_label_losses(features_BD, [weight_KD, weight_KD], labels, impl="batched").by_head()
     return [loss.cross_entropy_B for loss in losses]
 
 
@@ -50,5 +50,5 @@ def test_fake_tensors_are_not_computed_with_inside_their_mode_or_outside() -> No
     with mode:
         assert [tuple(each.shape) for each in values(*fake)] == [(4,)] * 2
     labels = mode.from_tensor(torch.zeros(4, dtype=torch.int64))
-    (loss,) = random_label_losses([fake[0]], [fake[1]], [labels], impl="batched")
+    (loss,) = random_label_losses([fake[0]], [fake[1]], [labels], impl="batched").by_head()
     assert type(loss.lse_B) is type(fake[0])

@@ -145,7 +145,7 @@ class Step:
                 biases=given.biases,
                 regularizer=self.regularizer,
                 impl=self.impl,
-            )
+            ).by_head()
             outputs = [loss.cross_entropy_B for loss in losses]
             if self.regularizer:
                 outputs += [loss.regularizer_B for loss in losses]  # type: ignore[misc]

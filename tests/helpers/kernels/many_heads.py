@@ -52,7 +52,7 @@ class ManyHeads:
             regularizer=self.kind,
             joint=True,
             impl=impl,  # type: ignore[arg-type]
-        )
+        ).by_head()
         generator = torch.Generator().manual_seed(1)
         outputs, upstreams = [], []
         for loss in losses:
@@ -92,7 +92,7 @@ def assert_heads_need_not_require_gradients() -> None:
     features = [problems[0].features_BD.requires_grad_(), problems[1].features_BD]
     losses = random_label_losses(
         features, [frozen, trained], [each.labels_B for each in problems], regularizer="uniform", impl="triton"
-    )
+    ).by_head()
     total = sum(loss.cross_entropy_B.sum() + loss.regularizer_B.sum() for loss in losses)  # type: ignore[union-attr]
     total.backward()
     assert frozen.grad is None

@@ -166,7 +166,7 @@ def assert_backward_twice_and_many_heads() -> None:
     other_KD = weight_KD.detach().flip(0).requires_grad_()
     losses = random_label_losses(
         features_BD, [weight_KD, other_KD], [problem.labels_B] * 2, regularizer="uniform", impl="triton"
-    )
+    ).by_head()
     total = sum((loss.cross_entropy_B + loss.regularizer_B).sum() for loss in losses)
     inputs = (features_BD, weight_KD, other_KD)
     one, two = (torch.autograd.grad(total, inputs, retain_graph=True) for _ in "ab")

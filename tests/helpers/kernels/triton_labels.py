@@ -91,7 +91,9 @@ def assert_losses_by_table(with_pairs: bool, device: str = "cpu") -> None:
     pairs_by_table = [(by_table(second_B, draw), weight_B) for draw, (second_B, weight_B) in enumerate(pairs)]
 
     def evaluate(labels: list[Labels], given: list | None) -> list[Tensor]:
-        losses = random_label_losses(features_BD, weights, labels, pairs=given, regularizer="uniform", impl="triton")
+        losses = random_label_losses(
+            features_BD, weights, labels, pairs=given, regularizer="uniform", impl="triton"
+        ).by_head()
         total = sum((loss.cross_entropy_B + loss.regularizer_B).sum() for loss in losses)
         gradients = torch.autograd.grad(total, (features_BD, *weights))
         return [*gradients, *(value for loss in losses for value in (loss.cross_entropy_B, loss.hit_B, loss.bits_B))]

@@ -76,7 +76,7 @@ class Head:
             memory_budget=0 if case.slabs else None,
             consumer=taken.append,
             kept=self.kept,
-        )[0]
+        ).by_head()[0]
         (scale * loss.cross_entropy_B * self.random(case.rows).exp()).sum().backward()
         (gradient,) = taken
         assert gradient.in_tiles
@@ -189,7 +189,9 @@ def assert_pending_updates_are_separate_ones(device: str = "cpu") -> None:
         features_BD = torch.randn(5, 12, generator=generator).to(device)
         labels = list(torch.randint(600, (2, 5), generator=generator).to(device))
         for parameters, consumer in ((weights, pending), (twins, None)):
-            losses = random_label_losses(features_BD, parameters, labels, impl="triton", consumer=consumer, kept=kept)
+            losses = random_label_losses(
+                features_BD, parameters, labels, impl="triton", consumer=consumer, kept=kept
+            ).by_head()
             sum(loss.cross_entropy_B.sum() for loss in losses).backward()  # type: ignore[union-attr]
         squared = [] if factor is None else pending.survey()
         flag = torch.tensor(left_out, device=device)

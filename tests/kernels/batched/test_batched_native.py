@@ -106,7 +106,7 @@ def gradients_of_heads(problems: list[Problem], shared: Tensor | None) -> list[T
         regularizer="uniform",
         joint=True,
         impl="batched",
-    )
+    ).by_head()
     total = sum(
         (n + 1) * (loss.cross_entropy_B + loss.regularizer_B + 2 * loss.joint_B).sum() for n, loss in enumerate(losses)
     )
