@@ -43,6 +43,9 @@ from rlpheads.engine.training.training import Training
 from rlpheads.engine.training.wiring import build_training
 
 MICRO = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 2}
+STEPS_A_WINDOW = Config.log_every
+"""Steps of an epoch, at whose end the window's figures are read, as in a run."""
+
 BYTES_A_PARAMETER = 28
 """Read and written by AdamW: weight, gradient and two moments read, weight and moments written, 4 bytes each."""
 
@@ -87,7 +90,7 @@ def config_of(case: Case, folder: Path) -> Config:
             dataset="synthetic",
             workers=0,
             image_size=case.side,
-            synthetic=SyntheticConfig(train=4 * case.rows, val=16),
+            synthetic=SyntheticConfig(train=STEPS_A_WINDOW * case.rows, val=16),
             augment=augment,
             mix=MixConfig(mixup=0.8 if case.augmented else 0.0),
         ),

@@ -36,6 +36,7 @@ class Normalize(nn.Module):
         if min(std) <= 0:
             raise ValueError(f"std is {tuple(std)}; each deviation must be above 0")
         self.dtype = dtype
+        self._rows: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
         constants = torch.tensor([mean, std], dtype=torch.float64)
         arithmetic = torch.promote_types(dtype, torch.float32)
         self.register_buffer("scale", (1 / (255 * constants[1])).to(arithmetic).view(3, 1, 1), persistent=False)
@@ -57,8 +58,14 @@ class Normalize(nn.Module):
         values_B3HW = images_B3HW.to(self.scale.dtype, copy=True)
         if not values_B3HW.is_contiguous(memory_format=torch.channels_last):
             return torch.addcmul(self.offset, values_B3HW, self.scale, out=values_B3HW)
-        width = values_B3HW.shape[-1]
-        scale, offset = (constant.view(3).repeat(width) for constant in (self.scale, self.offset))
-        rows = values_B3HW.permute(0, 2, 3, 1).view(-1, 3 * width)
+        scale, offset = self._constants_of_rows(values_B3HW.shape[-1])
+        rows = values_B3HW.permute(0, 2, 3, 1).view(-1, len(scale))
         torch.addcmul(offset, rows, scale, out=rows)
         return values_B3HW
+
+    def _constants_of_rows(self, width: int) -> tuple[Tensor, Tensor]:
+        """Scale and offset of a row of channels-last pixels, (3·W,) each, kept: images come in few widths."""
+        key = width, self.scale.dtype
+        if key not in self._rows:
+            self._rows[key] = self.scale.view(3).repeat(width), self.offset.view(3).repeat(width)
+        return self._rows[key]

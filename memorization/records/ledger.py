@@ -90,7 +90,7 @@ class Ledger:
         self._rows["count"].index_add_(0, slot_B, torch.ones_like(slot_B, dtype=torch.int32))
         if counts_only_B is not None:
             slot_B = torch.where(counts_only_B, self.num_samples, slot_B)
-        self._write(slot_B, "status", torch.full_like(slot_B, SEEN))
+        self._rows["status"].index_fill_(0, slot_B, SEEN)
         self._write(slot_B, "target", targets_B)
         self._write(slot_B, "class_loss", class_loss_B)
         self._write(slot_B, "class_hit", class_hit_B)
