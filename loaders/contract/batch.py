@@ -130,6 +130,8 @@ class Batch:
             raise ValueError(
                 f"{len(self)} rows cannot be cut into {num_chunks} equal micro-batches; the nearest is {nearest}"
             )
+        if num_chunks == 1:
+            return [self]
         columns = (self.images.chunk(num_chunks), self.targets.chunk(num_chunks), self.index.chunk(num_chunks))
         partners = self.partners.chunks(num_chunks) if self.partners else [None] * num_chunks
         first = [None] * num_chunks if self.is_first is None else self.is_first.chunk(num_chunks)
