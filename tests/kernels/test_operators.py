@@ -1,9 +1,9 @@
 """The package's operators: seen by whatever watches operators, computed without them where nothing does."""
 
 import torch
+from operator_counter import OperatorNames
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlpheads.kernels.random_label_loss import random_label_losses
 
@@ -20,22 +20,10 @@ def problem() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(4, 7, generator=generator), torch.randn(5, 7, generator=generator), table
 
 
-class Watched(TorchDispatchMode):
-    """Names of the operators that were called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
 def test_whoever_watches_sees_the_operators_and_the_same_values() -> None:
     given = problem()
     plain = values(*given)
-    with Watched() as watched:
+    with OperatorNames() as watched:
         found = values(*given)
     assert {"rlpheads::gather_labels", "rlpheads::batched_forward"} <= set(watched.names)
     assert all(map(torch.equal, found, plain))

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from operator_counter import OperatorNames
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as F
 
 from rlpheads.loaders.augment.normalize import Normalize
@@ -51,20 +51,11 @@ def test_it_never_waits_for_the_device():
 
 
 def test_normalisation_is_one_operation_on_a_gpu():
-    class Operations(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.names: list[str] = []
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.names.append(function.name())
-            return function(*args, **(kwargs or {}))
-
     with FakeTensorMode():
         normalize, images = Normalize(MEAN, STD).to("cuda"), all_bytes().to("cuda")
-        with Operations() as operations:
+        with OperatorNames() as operators:
             normalize(images)
-    assert [name for name in operations.names if name.startswith("aten")] == ["aten::addcmul"]
+    assert [name for name in operators.names if name.startswith("aten")] == ["aten::addcmul"]
 
 
 @pytest.mark.parametrize(

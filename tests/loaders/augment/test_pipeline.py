@@ -1,10 +1,12 @@
 """The whole way from bytes to the model's input."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from operator_counter import OperatorNames
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlpheads.kernels.pixels.pixel_native import load_native_pixels
@@ -93,6 +95,24 @@ def test_native_code_and_pytorch_make_the_same_images_and_leave_the_bytes():
     theirs, ours = Augment(spec, NORMALIZE, 0)(IMAGES, INDEX, 2), Augment(spec, NORMALIZE, 0, native)(IMAGES, INDEX, 2)
     assert float((theirs - ours).abs().gt(4.5 / (255 * 0.2)).float().mean()) <= 1e-3  # a level, amplified
     assert torch.equal(IMAGES, before)
+
+
+OPERATORS = {"nearest": 620, "bilinear": 760, "bicubic": 1240}
+"""Most operators of RandAugment (timm's m9) and normalisation for 128 images, by warps' interpolation: 2 % above today's."""
+
+
+@pytest.mark.parametrize("interpolation", OPERATORS)
+@pytest.mark.parametrize("in_native_code", [True, False])
+def test_the_operators_of_a_batch_do_not_grow(interpolation, in_native_code):
+    """On a CPU, where it is one call of C++ beside them, at most 40 are asked for; on a GPU each may be a launch."""
+    policy = PolicySpec("rand", magnitude=27, probability=0.5, operations="timm")
+    on_cpu = load_native_pixels() if in_native_code else None
+    assert (on_cpu is not None) == in_native_code
+    augment = Augment(AugmentSpec(policy=policy, interpolation=interpolation), NORMALIZE, 0, on_cpu)
+    images = torch.zeros(128, 3, 64, 64, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    with OperatorNames() as operators:
+        augment(images, torch.arange(128), 0)
+    assert len(operators.names) <= (40 if in_native_code else OPERATORS[interpolation]), Counter(operators.names)
 
 
 def test_the_whole_image_is_the_largest_central_square():
