@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from measuring import Results, ratio
+from measuring import Results, ratio, ratio_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTS = "python -c 'import torch, timm'"
@@ -97,7 +97,10 @@ def lines(seconds: Mapping[str, list[dict[str, float]]]) -> list[str]:
     wall = {name: median(each["wall"] for each in found) for name, found in seconds.items()}
     found = []
     for name, times in cpu.items():
-        over = f", {ratio(times, cpu[IMPORTS]):.2f} times the imports" if name != IMPORTS else ""
+        over = ""
+        if name != IMPORTS:
+            low, high = ratio_interval(times, cpu[IMPORTS])
+            over = f", {ratio(times, cpu[IMPORTS]):.2f} [{low:.2f}, {high:.2f}] times the imports"
         found.append(f"{name}: {median(times):.2f} CPU seconds{over}; {wall[name]:.2f} s by the clock")
     return [*found, "asked: by plain python at most 1.1 times the imports"]
 

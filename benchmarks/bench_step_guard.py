@@ -20,7 +20,7 @@ from unittest import mock
 
 import torch
 from bench_checkpoint import MODEL, SMALL, batches, build
-from measuring import Results, interleave, ratio
+from measuring import Results, interleave, ratio, ratio_interval
 
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.gauges.replicas import bit_sum
@@ -69,6 +69,7 @@ def measure(batch_size: int, rounds: int, model: dict[str, int]) -> dict[str, An
         return {
             "seconds": {name: [each / STEPS for each in times] for name, times in seconds.items()},
             "with_over_without": ratio(seconds["with"], seconds["without"]),
+            "interval": ratio_interval(seconds["with"], seconds["without"]),
             "hash_seconds": median(hashes),
             "weights": sum(weight.numel() for weight in weights),
         }
@@ -86,11 +87,12 @@ def main() -> None:
     for batch_size in sizes:
         case = {"batch_size": batch_size, "rounds": rounds, "model": model}
         found = results.measure(lambda size=batch_size: measure(size, rounds, model), **case)
+        low, high = found["interval"]
         times = {name: median(each) for name, each in found["seconds"].items()}
         lines.append(
             f"{found['weights'] / 1e6:.1f} million weights, batches of {batch_size}: a step {times['with']:.3f} s, without "
-            f"the judgement {times['without']:.3f} s: {found['with_over_without']:.3f}; a hash "
-            f"{found['hash_seconds']:.3f} s, in 100 steps {found['hash_seconds'] / times['with'] / 100:.2%} of them"
+            f"the judgement {times['without']:.3f} s: {found['with_over_without']:.3f} [{low:.3f}, {high:.3f}]; "
+            f"a hash {found['hash_seconds']:.3f} s, in 100 steps {found['hash_seconds'] / times['with'] / 100:.2%} of them"
         )
     text = "\n".join(lines) + "\n"
     print(text, end="")
