@@ -194,8 +194,7 @@ def random_label_losses(
     )
     given = _GivenLabels(list(labels), [None] * len(weights) if pairs is None else list(pairs))
     rows = _losses_of_rows(heads, given, _Options(regularizer, joint, impl, memory_budget, consumer, kept))
-    shape = len(heads.weights), len(rows.hit_B) // len(heads.weights)
-    return RandomLabelLosses._make(None if each_R is None else each_R.view(shape) for each_R in rows)
+    return RandomLabelLosses._make(None if each_R is None else each_R.view(len(heads.weights), -1) for each_R in rows)
 
 
 class _GivenLabels(NamedTuple):
