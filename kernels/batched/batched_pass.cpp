@@ -143,13 +143,15 @@ int rlpheads_batched_feature_gradients(const BatchedHeads* heads, const float* g
             const int64_t depth = heads->num_features[head], columns = std::min<int64_t>(PANEL, depth - first);
             if (columns <= 0) continue;
             float* panel = packed.data() + omp_get_thread_num() * DOT_CHUNK * PANEL;
-            for (int64_t k = 0; k < labels; k += DOT_CHUNK) {
+            int64_t k = 0;
+            do {  // once where a range of classes is empty, too: its gradient is 0
                 const int64_t here = std::min(DOT_CHUNK, labels - k);
                 pack(here, depth, columns, heads->weights[head] + k * depth + first, panel);
                 outer_product_panel(rows, here, {gradient + head * rows * labels + k, labels, 1},
                                     {panel, PANEL, columns}, feature_gradients[head] + first, depth,
                                     adds[head] || k > 0);
-            }
+                k += DOT_CHUNK;
+            } while (k < labels);
         }
     return 0;
 } catch (const std::bad_alloc&) {

@@ -166,7 +166,8 @@ class _FeatureRoute(torch.autograd.Function):
 def _gradients(route: _Route, gradient_RK: Tensor, weights: Sequence[Tensor]) -> dict[int, Tensor]:
     """Σ of G·W over the heads that read the same, by the number of what they read."""
     if len(route.heads) < len(weights):
-        of_heads = gradient_RK.view(len(weights), -1, gradient_RK.shape[1]).unbind()
+        num_rows, num_held = len(gradient_RK) // len(weights), gradient_RK.shape[1]  # which may be none
+        of_heads = gradient_RK.view(len(weights), num_rows, num_held).unbind()
         gradient_RK = torch.cat([of_heads[number] for number in route.heads])
     distinct = list(dict.fromkeys(route.targets))
     places = [distinct.index(target) for target in route.targets]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = pytest.mark.distributed
 
 SCRIPT = Path(__file__).parent.parent / "helpers" / "sharded_ranks.py"
 
@@ -28,6 +28,18 @@ def told_by_ranks(num_ranks: int, *arguments: str) -> Any:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize(
+    ("num_ranks", "number"), [(3, 30), *(pytest.param(ranks, 300, marks=pytest.mark.slow) for ranks in (2, 4, 7))]
+)
+def test_drawn_heads_over_real_ranks_some_of_which_hold_no_label(num_ranks, number):
+    """By the native loss, whatever lay in memory before."""
+    for of_rank in told_by_ranks(num_ranks, "draws", str(number)):
+        assert len(of_rank) == 1 + number
+        assert of_rank.pop("hits that differ") == 0
+        assert {drawn: error for drawn, error in of_rank.items() if not error <= 1e-5} == {}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_native_loss_over_real_ranks(num_ranks):
     for of_rank in told_by_ranks(num_ranks, "compare"):
@@ -36,12 +48,14 @@ def test_native_loss_over_real_ranks(num_ranks):
         assert sum(value for name, value in of_rank.items() if name.endswith("hits that differ")) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_labels", [3001, 7])
 def test_gradients_that_travel_as_they_are_made_are_those_of_ddp(num_labels):
     """Of heads of many labels and of few, with hidden layers, two micro-batches and clipping."""
     assert max(told_by_ranks(2, "average", str(num_labels)).values()) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chain",
     [[(1, "class"), (3, "class"), (16, "class"), (5, "class")], [(2, "none"), (3, "class"), (2, "none"), (1, "class")]],

@@ -1,19 +1,22 @@
 """What one of several real ranks does in the tests of sharded heads; torchrun starts it, the main rank prints one JSON line.
 
 python -m torch.distributed.run --standalone --nproc-per-node N tests/helpers/sharded_ranks.py compare
+… sharded_ranks.py draws NUMBER
 … sharded_ranks.py checkpoint FOLDER NUMBER class|none
 … sharded_ranks.py average LABELS
 """
 
 import hashlib
 import json
+import math
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from simulated_ranks import WEIGHTS, GlobalBatch, HeadProblem, HeadResults, evaluate_whole
+from simulated_ranks import GlobalBatch, HeadProblem, HeadResults, evaluate_whole, gradient_of, weights_of
 from torch import Tensor, nn
 
 from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
@@ -47,6 +50,34 @@ def compare(launched: Launch) -> dict[str, float]:
     return errors
 
 
+def compare_drawn(launched: Launch, number: int) -> dict[str, float]:
+    """Largest error of each of some problems that are drawn, mostly of few labels, and how many hits differ in all.
+
+    Memory that nobody wrote holds NaN meanwhile.
+    """
+    torch.use_deterministic_algorithms(True)  # which fill what `empty` returns
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    draw, found = random.Random(launched.world_size), {"hits that differ": 0.0}
+    for seed in range(number):
+        problem = HeadProblem(
+            draw.choice((2, 3, 7, 10, 31, 129, 400)),
+            draw.randint(1, 5),
+            num_draws=draw.randint(1, 2),
+            mixed=draw.random() < 0.5,
+            options=draw.choice(({}, {}, {"hidden": 5}, {"num_blocks": 3}, {"num_blocks": 3, "hidden": 5})),
+            dtype=torch.float32,
+            seed=seed,
+        )
+        kind = draw.choice((None, *KINDS))
+        regularized = () if kind is None else draw.choice(((0,), (0, 2), (0, 1, 2)))
+        terms = HeadTerms(kind, regularized, joint=draw.random() < 0.5)
+        batch = problem.batch(launched.world_size)
+        errors = dict(own_errors(launched, problem, batch, terms, evaluate_whole(problem, batch, terms)))
+        found["hits that differ"] += errors.pop("hits that differ")
+        found[f"{problem} {terms}"] = max(errors.values(), key=lambda error: (math.isnan(error), error))
+    return found
+
+
 def own_errors(
     launched: Launch, problem: HeadProblem, batch: GlobalBatch, terms: HeadTerms, expected: HeadResults
 ) -> list[tuple[str, float]]:
@@ -57,10 +88,11 @@ def own_errors(
     taps = [tap[rows].clone().requires_grad_() for tap in batch.taps]
     pair = None if batch.pair is None else (batch.pair[0][:, rows], batch.pair[1][rows])
     gathered = heads(taps, batch.labels_MG[:, rows], terms, pair, batch.valid_G[rows])
-    weights = TermWeights(WEIGHTS.factor, WEIGHTS.joint)
     num_rows = int(batch.valid_G.sum())
-    combine_losses(gathered, batch.valid_G[rows], num_rows, shards.world_size, weights).total.backward()
-    start, stop = shards.start_and_stop(problem.num_labels)
+    combine_losses(gathered, batch.valid_G[rows], num_rows, shards.world_size, weights_of(terms)).total.backward()
+    heads.sum_replicated_gradients()
+    whole = {id(parameter) for parameter in heads.replicated_parameters()}
+    held = slice(*shards.start_and_stop(problem.num_labels * problem.options.get("num_blocks", 1)))
     found = [
         (name, relative_error(getattr(gathered.losses, name), value))
         for name, value in expected.losses._asdict().items()
@@ -68,9 +100,12 @@ def own_errors(
     ]
     found.append(("hits that differ", float((gathered.losses.hit_TMB != expected.losses.hit_TMB).sum())))
     for name, parameter in heads.named_parameters():
-        found.append((name, relative_error(parameter.grad, expected.gradients[name][start:stop])))
+        all_classes = expected.gradients[name]
+        own = all_classes if id(parameter) in whole else all_classes[held]
+        found.append((name, relative_error(parameter.grad, own, all_classes)))
     for number, tap in enumerate(taps):
-        found.append((f"tap {number}", relative_error(tap.grad / shards.world_size, expected.taps[number][rows])))
+        of_tap = expected.taps[number]
+        found.append((f"tap {number}", relative_error(gradient_of(tap) / shards.world_size, of_tap[rows], of_tap)))
     return found
 
 
@@ -127,8 +162,9 @@ def train_both_ways(launched: Launch, num_labels: int) -> dict[str, float]:
     return found | {name: relative_error(one, other) for (name, other), (_, one) in zip(theirs, ours, strict=True)}
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    norm = expected.double().norm().clamp(min=1e-30)
+def relative_error(found: Tensor, expected: Tensor, whole: Tensor | None = None) -> float:
+    """Error of a part, relative to the whole: of few rows and classes, gradients may cancel to nearly nothing."""
+    norm = (expected if whole is None else whole).double().norm().clamp(min=1e-30)
     return float((found.detach().double() - expected.double()).norm() / norm)
 
 
@@ -176,9 +212,10 @@ def main() -> None:
     torch.set_num_threads(1)
     with launch.start("cpu") as launched:
         command, *arguments = sys.argv[1:]
-        if command == "compare":
+        if command in ("compare", "draws"):
+            own = compare(launched) if command == "compare" else compare_drawn(launched, int(arguments[0]))
             told: Any = [None] * launched.world_size
-            dist.all_gather_object(told, compare(launched))
+            dist.all_gather_object(told, own)
         elif command == "average":
             told = train_both_ways(launched, int(arguments[0]))
         else:

@@ -113,9 +113,9 @@ def evaluate_whole(problem: HeadProblem, batch: GlobalBatch, terms: HeadTerms) -
     heads, taps = problem.whole_heads(), [tap.clone().requires_grad_() for tap in batch.taps]
     losses = heads(taps, batch.labels_MG, terms, batch.pair)
     num_rows = int(batch.valid_G.sum())
-    combine_losses(losses, batch.valid_G, num_rows, 1, _weights(terms)).total.backward()
+    combine_losses(losses, batch.valid_G, num_rows, 1, weights_of(terms)).total.backward()
     gradients = {name: parameter.grad for name, parameter in heads.named_parameters()}
-    return HeadResults(_detached(losses), gradients, [_gradient(tap) for tap in taps])
+    return HeadResults(_detached(losses), gradients, [gradient_of(tap) for tap in taps])
 
 
 def evaluate_simulated(
@@ -131,7 +131,7 @@ def evaluate_simulated(
     pair = None if batch.pair is None else (own(batch.pair[0], 1), own(batch.pair[1]))
     gathered = heads(taps, own(batch.labels_MG, 1), terms, pair, own(batch.valid_G))
     num_rows = int(batch.valid_G.sum())
-    terms_of_loss = combine_losses(gathered, own(batch.valid_G), num_rows, world_size, _weights(terms))
+    terms_of_loss = combine_losses(gathered, own(batch.valid_G), num_rows, world_size, weights_of(terms))
     terms_of_loss.total.backward()
     heads.sum_replicated_gradients()
     replicated = {id(parameter) for parameter in heads.replicated_parameters()}
@@ -140,7 +140,7 @@ def evaluate_simulated(
         for name, parameter in heads.named_parameters()
     }
     # DDP averages the backbone's gradients over the ranks, so that each rank's are scaled by their number
-    of_taps = [torch.cat(by_rank(_gradient(tap))) / world_size for tap in taps]
+    of_taps = [torch.cat(by_rank(gradient_of(tap))) / world_size for tap in taps]
     return HeadResults(_same_at_all_ranks(gathered), gradients, of_taps)
 
 
@@ -161,7 +161,7 @@ def simulated_heads(problem: HeadProblem, mode: LocalTensorMode, world_size: int
     return heads
 
 
-def _weights(terms: HeadTerms) -> TermWeights:
+def weights_of(terms: HeadTerms) -> TermWeights:
     return TermWeights(WEIGHTS.factor if terms.regularizer else 0.0, WEIGHTS.joint if terms.joint else 0.0)
 
 
@@ -175,5 +175,5 @@ def _same_at_all_ranks(gathered: GatheredLosses) -> HeadLosses:
     return HeadLosses(*(None if each is None else each[0] for each in parts))
 
 
-def _gradient(tap: Tensor) -> Tensor:
+def gradient_of(tap: Tensor) -> Tensor:
     return torch.zeros_like(tap) if tap.grad is None else tap.grad

@@ -1,9 +1,20 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 from triton_interpreter import Interpreter
 
 from rlpheads.kernels.cpu import tiled_cpu
+
+
+@pytest.fixture(autouse=True)
+def memory_that_nobody_wrote_holds_nan() -> Iterator[None]:
+    """What `torch.empty` returns is filled under torch's deterministic algorithms; else it often holds zeros by chance."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(params=[16384, 7], ids=["one tile", "many tiles"])

@@ -69,6 +69,12 @@ def test_any_number_of_ranks_also_where_some_hold_no_class(world_size):
     assert error_at(world_size, HeadProblem(num_labels=10, rows_per_rank=2, dims=(6,), num_draws=1), ONE_TAP) <= 1e-12
 
 
+def test_a_rank_without_a_class_where_some_taps_alone_are_regularised():
+    assert (
+        error_at(3, HeadProblem(num_labels=2, rows_per_rank=2), HeadTerms("uniform", (0, 2), impl="reference")) <= 1e-12
+    )
+
+
 @pytest.mark.slow
 @terms_of_each_kind
 @pytest.mark.parametrize("world_size", NUM_RANKS)
