@@ -8,8 +8,14 @@ import torch
 from torch import nn
 
 from rlpheads.engine.config.data import MixConfig
-from rlpheads.engine.config.learning import OptimConfig, RegularizerConfig, ScheduleConfig, StabilityConfig
-from rlpheads.engine.learner.parts import build_part, with_pending_update
+from rlpheads.engine.config.learning import (
+    LossScaleConfig,
+    OptimConfig,
+    RegularizerConfig,
+    ScheduleConfig,
+    StabilityConfig,
+)
+from rlpheads.engine.learner.parts import build_part, with_loss_scale, with_pending_update
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.shard_choice import fuses_update
 from rlpheads.engine.runs import checkpoint
@@ -67,26 +73,35 @@ def state_of(training, *parts):
     return {f"{name} {key}": value for name in names for key, value in flat(state[name])}
 
 
-def own_steps(heads, optim, update, num_steps=20):
+def own_steps(heads, optim, update, num_steps=20, is_scaled=False):
     """Train heads alone on features that are always the same, at one batch a step; return their part."""
     part = build_part(heads, optim, COSINE, Span(2, num_steps // 2, 32), ddp=False)
+    part = with_loss_scale(part, LossScaleConfig(), torch.device("cpu")) if is_scaled else part
     part = with_pending_update(part) if update == "fused" else part
     generator = torch.Generator().manual_seed(0)
     for number in range(num_steps):
         taps = [torch.randn(32, dim, generator=generator) for dim in heads.tap_dims]
         labels_MB = torch.randint(heads.num_labels, (heads.num_draws, 32), generator=generator)
         losses = part.wrapped(taps, labels_MB, HeadTerms())
-        combine_losses(losses, torch.ones(32, dtype=torch.bool), 32, 1, TermWeights()).heads.backward()
+        loss = combine_losses(losses, torch.ones(32, dtype=torch.bool), 32, 1, TermWeights()).heads
+        part.scaled(loss).backward()
         part.update(number, part.gradient_norm())
     return part
 
 
-@pytest.mark.parametrize("clip_norm", [None, 0.3])
+@pytest.mark.parametrize(
+    ("clip_norm", "is_scaled"),
+    [(None, False), (0.3, False), (0.3, True)],
+    ids=["not clipped", "clipped", "clipped, with a loss scale"],
+)
 @pytest.mark.parametrize("optim", STEPPED.values(), ids=STEPPED)
-def test_twenty_steps_are_those_of_the_optimizer(optim, clip_norm):
+def test_twenty_steps_are_those_of_the_optimizer(optim, clip_norm, is_scaled):
     """Weights and states, with weight decay, bias correction, schedule and clipping; a 20th step in float32's rounding."""
     optim = replace(optim, clip_norm=clip_norm)
-    parts = [own_steps(RLPHeads((24, 40), MANY, 1, seed=0), optim, update) for update in ("fused", "separate")]
+    parts = [
+        own_steps(RLPHeads((24, 40), MANY, 1, seed=0), optim, update, is_scaled=is_scaled)
+        for update in ("fused", "separate")
+    ]
     ours, theirs = (dict(part.module.named_parameters()) for part in parts)
     start = dict(RLPHeads((24, 40), MANY, 1, seed=0).named_parameters())
     tolerance = 2e-3 if optim.name == "lion" else 5e-6  # a sign may be another where it is near 0

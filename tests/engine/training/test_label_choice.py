@@ -145,3 +145,11 @@ def test_labels_beyond_the_memory_are_refused_with_what_would_fit(tiny):
     )
     shared = demand_of(replace(config, heads=replace(config.heads, shard="class")), world_size=4)
     assert fit_into_memory(SettledLabels(config, ()), shared, 1e9, is_open=False).config is config
+
+
+def test_a_label_for_every_image_is_refused_with_the_ranks_that_would_hold_them(tiny):
+    config = with_labels(tiny, 1_281_167, balance="balanced", update="separate", draws=1)
+    for shard, world_size in (("none", 1), ("class", 2)):
+        demand = demand_of(replace(config, heads=replace(config.heads, shard=shard)), world_size=world_size)
+        with pytest.raises(ConfigError, match=r"^heads.labels: got 1281167; .* over 32 ranks .* 1,281,167 labels take"):
+            fit_into_memory(SettledLabels(demand.config, ()), demand, 1e9, is_open=False)
