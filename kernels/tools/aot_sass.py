@@ -77,8 +77,10 @@ def behind_products(code: str) -> int:
             instructions.append(match)
     targets = [_target(match, labels) for match in instructions]
     last = max(place for place, match in enumerate(instructions) if TENSOR_CORES.match(match["name"]))
-    loops = [place for place, target in enumerate(targets) if target is not None and target <= last < place]
-    queue, found = [(0, min(loops, default=last) + 1)], set()  # later ones lead back from code that was moved away
+    ends = [place for place, match in enumerate(instructions) if match["name"] == "EXIT" and not match["guard"]]
+    end = next((place for place in ends if place > last), last)  # what lies behind was moved away, and leads back
+    loops = [place for place, target in enumerate(targets[:end]) if target is not None and target <= last < place]
+    queue, found = [(0, min(loops, default=last) + 1)], set()
     while queue:
         steps, place = heapq.heappop(queue)
         if place in found or place >= len(instructions):
