@@ -85,9 +85,7 @@ def hide_exif(data: bytes) -> bytes:
     """Return a JPEG or WebP file without EXIF data that a decoder would find; the very bytes where there are none."""
     if data.startswith(JPEG_SIGNATURE):
         return _rename_app1(data)
-    if data[:4] == b"RIFF" and b"EXIF" in data:
-        return data.replace(b"EXIF", b"-XIF")
-    return data
+    return _rename_exif_chunk(data) if data[:4] == b"RIFF" else data
 
 
 def _rename_app1(data: bytes) -> bytes:
@@ -99,6 +97,18 @@ def _rename_app1(data: bytes) -> bytes:
             renamed[position + 1] = 0xEF
         # A fill byte, or a segment with its length, which counts itself.
         position += 1 if marker in (b"\xff", b"") else 2 + int.from_bytes(data[position + 2 : position + 4])
+    return bytes(renamed) or data
+
+
+def _rename_exif_chunk(data: bytes) -> bytes:
+    """Rename the chunks EXIF of a WebP file, which follow one another behind the header (RFC 9649, 2.3)."""
+    renamed, position = bytearray(), 12
+    while position + 8 <= len(data):
+        if data[position : position + 4] == b"EXIF":
+            renamed = renamed or bytearray(data)
+            renamed[position : position + 4] = b"-XIF"
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + size + size % 2  # a byte pads an odd size
     return bytes(renamed) or data
 
 

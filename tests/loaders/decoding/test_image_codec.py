@@ -73,3 +73,15 @@ def test_hidden_exif_is_found_by_no_decoder():
         assert len(hide_exif(twice[:cut])) == cut
     plain = file_of("GIF")
     assert hide_exif(plain) is plain
+
+
+def test_only_chunks_of_a_webp_are_renamed():
+    """Four bytes of an image's data may read EXIF, and an odd size is padded."""
+    chunks = b"VP8X\x05\x00\x00\x00EXIF!\x00", b"VP8L\x08\x00\x00\x00EXIFEXIF", b"EXIF\x04\x00\x00\x00EXIF"
+    header = b"RIFF" + (4 + sum(map(len, chunks))).to_bytes(4, "little") + b"WEBP"
+    file = header + b"".join(chunks)
+    assert hide_exif(file) == header + b"".join(chunks[:2]) + b"-XIF\x04\x00\x00\x00EXIF"
+    without = header + b"".join(chunks[:2])
+    assert hide_exif(without) is without
+    for cut in range(len(file)):
+        assert len(hide_exif(file[:cut])) == cut
