@@ -139,7 +139,7 @@ def _of_run(place: Path, options: EvaluationOptions) -> _Weights:
     if options.settings:
         # Those of the command line alone are imported: what a run folder names is code of whoever made it.
         config = _checked(["--config", str(folder / "config.yaml"), "--plugins", "[]", *options.settings])
-        sources = open_sources(config)
+        sources = open_sources(config, run_listing=run.folder.listing)
         run = replace(
             run, config=replace(run.config, model=config.model)
         )  # such as one that takes other sizes of images

@@ -68,7 +68,7 @@ class RunFolder:
 
     @property
     def listing(self) -> Path:
-        """Folder of the names and sizes of the images' files as the run found them."""
+        """Folder of the images' names and sizes as the run found them, and of what tells whether they are so still."""
         return self.path / LISTING
 
     @property

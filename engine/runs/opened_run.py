@@ -150,7 +150,7 @@ def open_images(run: SavedRun) -> Sources:
         ConfigError: the images cannot be opened.
     """
     try:
-        sources = open_sources(run.config)
+        sources = open_sources(run.config, run_listing=run.folder.listing)
     except ConfigError as error:
         if hint := _plugins_hint(run.folder, run.config):
             raise ConfigError(f"{error}{hint}") from error

@@ -41,7 +41,7 @@ RUN_FILES = (
         "report.html",
         "audit/step=*.json",
     ),
-    "listing/*.npz",
+    *("listing/*.npz", "listing/*.json"),
     *("weights/last.safetensors", "weights/last_ema.safetensors"),
     *("weights/best.safetensors", "weights/epoch=*.safetensors", SAVE_REQUEST, STOP_REQUEST),
     *("tensorboard/events.out.tfevents.*", "profile/steps=*.json"),

@@ -25,6 +25,7 @@ from rlpheads.loaders.sources.canary_source import CanarySource, CanarySpec, ins
 from rlpheads.loaders.sources.content_sample import sample_contents
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
 from rlpheads.loaders.sources.image_folder import ImageFolderSource
+from rlpheads.loaders.sources.kept_listing import facts_path, listing_facts
 from rlpheads.loaders.sources.scan_cache import ScanCache
 from rlpheads.loaders.sources.stored_rows import NoStoreError
 from rlpheads.loaders.sources.subset import take_subset
@@ -65,20 +66,26 @@ class Sources:
         return tuple(dict.fromkeys(self.train.manifest.remarks + self.heldout.manifest.remarks))
 
 
-def open_sources(config: Config, listing: Path | None = None, listed: Sequence[Manifest] = ()) -> Sources:
+def open_sources(
+    config: Config,
+    listing: Path | None = None,
+    listed: Sequence[Manifest] = (),
+    run_listing: Path | None = None,
+) -> Sources:
     """List the images.
 
     Args:
         config: settings of the run.
         listing: folder of the listings of a run that goes on with the images that it began with.
         listed: what another rank has found (`Sources.listed`): nothing is scanned.
+        run_listing: folder of the run's listings (`write_listings`), taken in place of a scan while they are true.
 
     Raises:
         ConfigError: the images are not there, or cannot be split as asked.
     """
     data = config.data
     try:
-        train, heldout = map(ImageFolderSource, listed) if listed else _open_splits(config, listing)
+        train, heldout = map(ImageFolderSource, listed) if listed else _open_splits(config, listing, run_listing)
         if isinstance(train, ImageFolderSource):
             listed = (train.manifest, heldout.manifest)
         check_loader(data.loader, heldout)
@@ -108,7 +115,7 @@ def open_sources(config: Config, listing: Path | None = None, listed: Sequence[M
     return Sources(train, heldout, listed)
 
 
-def _open_splits(config: Config, listing: Path | None) -> tuple[ImageSource, ImageSource]:
+def _open_splits(config: Config, listing: Path | None, run_listing: Path | None) -> tuple[ImageSource, ImageSource]:
     data, seed = config.data, stream_seed(config.seed_of("split"), "split")
     if data.dataset == PLUGIN_DATASET:
         return load_plugins(config.plugins).open_images(data.root, seed)
@@ -121,17 +128,16 @@ def _open_splits(config: Config, listing: Path | None) -> tuple[ImageSource, Ima
         synthetic=SyntheticSpec(**asdict(data.synthetic), side=data.image_size),
         verified=data.verified,
         listing=listing,
-        cache=scan_cache(data.rescan) if data.dataset == "imagefolder" else None,
+        cache=scan_cache(rescan=data.rescan, run_listing=run_listing),
         exif=data.exif,
     )
 
 
-def scan_cache(rescan: bool = False) -> ScanCache | None:
-    """Return where listings of large trees are kept; None where the user has no cache folder that is safe from others."""
+def scan_cache(*, rescan: bool, run_listing: Path | None = None) -> ScanCache:
+    """Return where listings of large trees are looked for and kept: in no cache folder that is not safe from other users."""
     folder = cache_folder()
-    if folder is None or unusable_reason(folder / "scans", [".lock"]) is not None:
-        return None
-    return ScanCache(folder / "scans", rescan)
+    is_safe = folder is not None and unusable_reason(folder / "scans", [".lock"]) is None
+    return ScanCache(folder / "scans" if folder is not None and is_safe else None, run_listing, rescan)
 
 
 def training_order(config: Config, source: ImageSource) -> Order:
@@ -175,10 +181,18 @@ def with_noise_and_canaries(train: ImageSource, data: DataConfig, seed: int) -> 
 
 
 def write_listings(sources: Sources, folder: Path) -> None:
-    """Write the names and sizes of a tree's files into a folder, for starts of the run when some may be gone."""
+    """Write the names and sizes of a tree's files into a folder, for later starts of the run, where they are not there yet.
+
+    By what is written beside them a later start need not scan the tree (`rlpheads.loaders.sources.kept_listing`).
+    """
     for manifest in sources.scanned:
-        with atomic_file(listing_path(folder, manifest.split)) as temporary:
-            write_listing(temporary, manifest)
+        path = listing_path(folder, manifest.split)
+        if not path.exists():
+            with atomic_file(path) as temporary:
+                write_listing(temporary, manifest)
+        if manifest.folder_times:
+            with atomic_file(facts_path(path)) as temporary:
+                temporary.write_text(listing_facts(manifest))
 
 
 def write_canary_file(train: ImageSource, folder: Path) -> None:

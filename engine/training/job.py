@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from rich.text import Text
 
@@ -41,7 +42,8 @@ def run(config: Config) -> int:
     goes_on_without = config.data.on_error == "skip"  # images that are gone since the run began
     sources = None
     if scans_itself(config.data, rank):
-        sources = open_sources(config, kept_listing(config.run) if goes_on_without else None)
+        run_listing = RunFolder(Path(config.run.dir) / config.run.name).listing
+        sources = open_sources(config, kept_listing(config.run) if goes_on_without else None, run_listing=run_listing)
         check_classes(plan, len(sources.train.manifest.classes))
     with claimed_folder(config, rank) as folder:
         start = settle_start(config, plan, sources, folder) if rank.is_main and sources is not None else None

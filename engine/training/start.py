@@ -114,9 +114,9 @@ def _settle_start(config: Config, plan: ModelPlan, sources: Sources, folder: Run
             warnings = (*warnings, f"left in {folder.path}, since no run made it: {_list_some(stays)}")
         write_atomically(folder.path / "config.yaml", dump_config(config))
         folder.write_json("environment.json", collect_environment())
-        write_listings(sources, folder.listing)
         write_canary_file(sources.train, folder.path)
         write_sample_file(sources, folder.path)
+    write_listings(sources, folder.listing)
     for old in folder.path.glob("failed.rank*.json"):
         old.unlink()
     folder.write_status("running", "started", pid=os.getpid(), host=socket.gethostname(), warnings=warnings, **carried)

@@ -85,9 +85,9 @@ def as_listed(scanned: Manifest, folder: Path | None) -> Manifest:
 def scanned_splits(train: Manifest, heldout: Manifest) -> Sequence[Manifest]:
     """Return what a tree's scan found, from the splits that it became: one listing where both were taken from one folder.
 
-    What is done about orientation is no part of it.
+    What is done about orientation, and which files are known to be unreadable, is no part of it.
     """
-    train, heldout = (replace(split, exif="ignore") for split in (train, heldout))
+    train, heldout = (replace(split, exif="ignore", unreadable={}) for split in (train, heldout))
     if train.root != heldout.root:
         return train, heldout
     names = [*train.names(), *heldout.names()]
@@ -101,5 +101,7 @@ def scanned_splits(train: Manifest, heldout: Manifest) -> Sequence[Manifest]:
         classes=train.classes,
         root=train.root,
         split="train",
+        remarks=train.remarks,
+        folder_times=train.folder_times,
     )
     return (whole,)

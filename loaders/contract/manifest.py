@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from rlpheads.loaders.contract.arrays import Int64Array
 
+FolderTimes = Mapping[bytes, tuple[int, int, int]]
+"""Of folders, by their paths below a root: when entries and status last changed, in nanoseconds, and the inode."""
 ExifPolicy = Literal["ignore", "apply"]
 """An image is taken as its file has the pixels, or turned as its EXIF orientation says."""
 
@@ -42,6 +44,8 @@ class Manifest:
             (`rlpheads.loaders.sources.verification`). Not part of the fingerprint.
         remarks: Lines on what the scan passed over, for people. Not part of the fingerprint.
         exif: What is done about the files' EXIF orientation.
+        folder_times: Of every folder that was scanned its times then, by which a later start finds that nothing was added or
+            removed; empty where they cannot tell. Not part of the fingerprint.
     """
 
     name_bytes: NDArray[np.uint8]
@@ -54,6 +58,7 @@ class Manifest:
     unreadable: Mapping[int, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     exif: ExifPolicy = "ignore"
+    folder_times: FolderTimes = field(default_factory=dict)
 
     @classmethod
     def from_columns(
@@ -66,6 +71,7 @@ class Manifest:
         root: Path | None,
         split: str,
         remarks: tuple[str, ...] = (),
+        folder_times: FolderTimes | None = None,
     ) -> Manifest:
         """Pack columns that already stand in canonical order."""
         offsets = np.zeros(len(names) + 1, dtype=np.int64)
@@ -79,6 +85,7 @@ class Manifest:
             root=root,
             split=split,
             remarks=remarks,
+            folder_times=folder_times or {},
         )
 
     def check(self) -> None:
@@ -164,6 +171,7 @@ class Manifest:
             unreadable={int(place_N[index]): why for index, why in self.unreadable.items() if keep_N[index]},
             remarks=self.remarks,
             exif=self.exif,
+            folder_times=self.folder_times,
         )
 
     def __eq__(self, other: object) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlpheads.loaders.contract.errors import DatasetError, ImageReadError
 from rlpheads.loaders.contract.listing import as_listed
-from rlpheads.loaders.contract.manifest import Manifest
+from rlpheads.loaders.contract.manifest import FolderTimes, Manifest
 from rlpheads.loaders.contract.regular_files import read_listed_file
 from rlpheads.loaders.decoding.decode import decode_rgb
 from rlpheads.loaders.decoding.orientation import UPRIGHT, exif_orientation, turn_upright
@@ -26,9 +26,6 @@ from rlpheads.loaders.sources.verification import with_verification
 
 if TYPE_CHECKING:  # it scans by this module
     from rlpheads.loaders.sources.scan_cache import ScanCache
-
-FolderTimes = dict[bytes, tuple[int, int, int]]
-"""Of every folder that was scanned what `folder_times` returned before."""
 
 IMAGE_SUFFIXES = (
     *(".jfif", ".jpe", ".jpeg", ".jpg"),
@@ -155,7 +152,7 @@ def scan_splits(root: Path, cache: ScanCache | None = None) -> list[Manifest]:
         places["val"] = root / "val"
     if cache is None:
         return [scan_image_folder(folder, split) for split, folder in places.items()]
-    return [cache.listed(folder, split, scan_with_times) for split, folder in places.items()]
+    return [cache.listed(folder, split, scan_image_folder) for split, folder in places.items()]
 
 
 def count_class_folders(root: Path) -> int:
@@ -178,27 +175,9 @@ def scan_image_folder(root: Path, split: str) -> Manifest:
         DatasetError: If the root is not a folder, has fewer than two class folders, or one without images; if something
             cannot be read; if a link is broken or leads back into itself.
     """
-    return scan_with_times(root, split)[0]
-
-
-def folder_times(folder: bytes) -> tuple[int, int, int]:
-    """Return when a folder's entries and its status last changed, in nanoseconds, and its inode.
-
-    Raises:
-        OSError: It is not there.
-    """
-    return _times(Path(os.fsdecode(folder)).stat())
-
-
-def _times(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-def scan_with_times(root: Path, split: str) -> tuple[Manifest, FolderTimes]:
-    """Scan as `scan_image_folder`, and return what `folder_times` says of every folder as well."""
-    times: FolderTimes = {}
+    times: dict[bytes, tuple[int, int, int]] = {}
     if root.is_dir():
-        times[os.fsencode(root.absolute())] = folder_times(os.fsencode(root))
+        times[b""] = _times(root.stat())
     folders = _class_folders(root)
     names: list[bytes] = []
     sizes: list[int] = []
@@ -214,17 +193,37 @@ def scan_with_times(root: Path, split: str) -> tuple[Manifest, FolderTimes]:
     targets = np.repeat(np.arange(len(classes)), counts)
     passed_over.thumbnails = sum(not THUMBNAIL_FOLDERS.isdisjoint(name.split(b"/")) for name in names)
     remarks = passed_over.remarks(root)
-    manifest = Manifest.from_columns(names, targets, sizes, classes=classes, root=root, split=split, remarks=remarks)
-    return manifest, times
+    return Manifest.from_columns(
+        names, targets, sizes, classes=classes, root=root, split=split, remarks=remarks, folder_times=times
+    )
+
+
+def folder_is_as_it_was(root: Path, times: FolderTimes) -> bool:
+    """Whether no entry was added to, removed from or renamed in any of the folders below a root since these times."""
+    try:
+        return all(_times((root / os.fsdecode(name)).stat()) == then for name, then in times.items())
+    except OSError:
+        return False
+
+
+def _times(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _images_below(
-    folder: bytes, name: bytes, ancestors: tuple[tuple[int, int], ...], passed_over: PassedOver, times: FolderTimes
+    folder: bytes,
+    name: bytes,
+    ancestors: tuple[tuple[int, int], ...],
+    passed_over: PassedOver,
+    times: dict[bytes, tuple[int, int, int]],
 ) -> Iterator[tuple[bytes, int]]:
-    """Yield (relative name, bytes of the file) of every image below a folder, in the file system's order."""
+    """Yield (relative name, bytes of the file) of every image below a folder, in the file system's order.
+
+    What is passed over is counted in `passed_over`, and the times of every folder are written into `times`.
+    """
     try:
         status = Path(os.fsdecode(folder)).stat()
-        times[os.fsencode(Path(os.fsdecode(folder)).absolute())] = _times(status)
+        times[name] = _times(status)
         identity = (status.st_dev, status.st_ino)
         if identity in ancestors:
             raise DatasetError(f"{os.fsdecode(folder)} is a link to a folder that it lies in")

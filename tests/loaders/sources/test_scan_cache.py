@@ -1,17 +1,17 @@
 """Listings of large trees are taken up again while they are true, and made anew when they are not."""
 
 import json
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from listed_folders import ListedFolders
 
 from rlpheads.loaders.contract.errors import ImageReadError
 from rlpheads.loaders.sources.datasets import open_dataset
-from rlpheads.loaders.sources.image_folder import scan_with_times
+from rlpheads.loaders.sources.image_folder import scan_image_folder
 from rlpheads.loaders.sources.scan_cache import ScanCache
 
 
@@ -33,39 +33,20 @@ def cache(tmp_path) -> ScanCache:
     return ScanCache(tmp_path / "cache", least_files=100, settled_ns=-(10**12))
 
 
-class Asked:
-    """Counts the files and folders whose sizes and entries a scan asks for."""
-
-    def __init__(self, monkeypatch):
-        self.folders: list[str] = []
-        scandir = os.scandir
-
-        def counted(folder):
-            self.folders.append(os.fsdecode(folder))
-            return scandir(folder)
-
-        monkeypatch.setattr(os, "scandir", counted)
-
-    def classes(self) -> int:
-        """Return how many class folders were listed since the last call."""
-        listed, self.folders = [name for name in self.folders if Path(name).name in ("a", "b", "c")], []
-        return len(listed)
-
-
 def opened(root, cache):
     return open_dataset("imagefolder", root, seed=0, cache=cache)
 
 
 def test_second_start_lists_no_class_folder(root, cache, monkeypatch):
-    asked = Asked(monkeypatch)
+    listed = ListedFolders(monkeypatch)
     first = opened(root, cache)
-    assert asked.classes() == 4
+    assert listed.count() == 4
     second = opened(root, cache)
-    assert asked.classes() == 0
+    assert listed.count() == 0
     assert [source.manifest for source in second] == [source.manifest for source in first]
     assert second[0].encoded(7) == first[0].encoded(7)
     opened(root, replace(cache, rescan=True))
-    assert asked.classes() == 4, "data.rescan"
+    assert listed.count() == 4, "data.rescan"
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "replace by another", "a folder of files", "a class"])
@@ -126,7 +107,8 @@ def test_trees_that_are_small_or_changing_are_not_kept(root, cache):
     assert not list(cache.folder.glob("*.json"))
     opened(root, replace(cache, least_files=500))
     (kept,) = cache.folder.glob("*.json")
-    assert json.loads(kept.read_text())["root"] == str(root / "train")
+    assert json.loads(kept.read_text())["folders"].keys() == {"", "a", "b"}
+    assert kept.with_suffix(".npz").exists()
 
 
 def test_of_several_processes_one_scans(root, cache):
@@ -136,7 +118,7 @@ def test_of_several_processes_one_scans(root, cache):
     def scan(folder, split):
         scans.append(split)
         time.sleep(0.2)
-        return scan_with_times(folder, split)
+        return scan_image_folder(folder, split)
 
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: cache.listed(root / "train", "train", scan), range(3)))
