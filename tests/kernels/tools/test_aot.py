@@ -155,7 +155,9 @@ def test_the_shortest_way_behind_the_products() -> None:
     """What only warps take that have come apart is no way, and an EXIT under a predicate no end."""
     assert behind_products(SASS) == 5
     assert behind_products(SASS.replace("@P0 BRA", "BRA")) == 6
-    assert behind_products(SASS.replace("@!P0 BRA `(.L_x_1)", "NOP")) == 6  # no loop, and code behind the end that leads back
+    assert (
+        behind_products(SASS.replace("@!P0 BRA `(.L_x_1)", "NOP")) == 6
+    )  # no loop, and code behind the end that leads back
     with pytest.raises(ValueError, match="no way"):
         behind_products(SASS.replace("EXIT", "NOP"))
 
