@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
-from simulated_ranks import GlobalBatch, HeadProblem, by_rank, simulated_heads, simulated_ranks
+from simulated_ranks import (
+    GlobalBatch,
+    HeadProblem,
+    by_rank,
+    own_rows,
+    required_gradient,
+    simulated_heads,
+    simulated_ranks,
+)
 
 from rlpheads.kernels.random_label_loss import RandomLabelLosses, random_label_loss
 from rlpheads.memorization.heads.combined_loss import combine_losses
@@ -48,20 +56,22 @@ def measure_simulated(case: dict[str, Any]) -> dict[str, Any]:
         means, errors = [], {}
         for step in range(NUM_STEPS):
             gathered = heads(
-                [mode.rank_map(lambda rank, tap=tap: tap.chunk(ranks)[rank].clone()) for tap in batch.taps],
-                mode.rank_map(lambda rank: batch.labels_MG.chunk(ranks, 1)[rank].clone()),
+                [own_rows(mode, tap) for tap in batch.taps],
+                own_rows(mode, batch.labels_MG, 1),
                 HeadTerms(impl="batched"),
-                valid_B=mode.rank_map(lambda rank: batch.valid_G.chunk(ranks)[rank].clone()),
+                valid_B=own_rows(mode, batch.valid_G),
             )
             loss = combine_losses(gathered, None, int(batch.valid_G.sum()), ranks).total
             loss.backward()
             with mode.disable():
                 means.append(float(by_rank(loss.detach())[0]))
                 for name, parts in of_ranks.items():
-                    for part, gradient in zip(parts, by_rank(parameters[name].grad), strict=True):
+                    for part, gradient in zip(parts, by_rank(required_gradient(parameters[name])), strict=True):
                         part.grad = gradient
                 if step == 0:
-                    own = HeadLosses(*(None if each is None else by_rank(each.detach())[0] for each in gathered.losses))
+                    own = HeadLosses._make(
+                        None if each is None else by_rank(each.detach())[0] for each in gathered.losses
+                    )
                     errors = _errors(own, losses, of_ranks, gradients)
                     gradients.clear()  # as large as the heads
                 optimizer.step()

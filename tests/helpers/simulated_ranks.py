@@ -3,9 +3,10 @@
 A simulated rank runs every operation of torch, but no native code of ours: use `impl="reference"`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from rlpheads.memorization.heads.class_shards import ClassShards
 from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losses
 from rlpheads.memorization.heads.head_losses import GatheredLosses, HeadLosses, HeadTerms
+from rlpheads.memorization.heads.linear_head import RandomLabelHead
 from rlpheads.memorization.heads.rlp_heads import RLPHeads
 from rlpheads.memorization.heads.sharded_heads import ShardedRLPHeads
 
@@ -42,7 +44,24 @@ def simulated_ranks(world_size: int) -> Iterator[LocalTensorMode]:
 
 def by_rank(tensor: Tensor) -> list[Tensor]:
     """The value that a tensor has at each rank."""
+    assert isinstance(tensor, LocalTensor)
     return [tensor._local_tensors[rank] for rank in sorted(tensor._local_tensors)]
+
+
+def own_rows(mode: LocalTensorMode, tensor: Tensor, dim: int = 0) -> Tensor:
+    """Cut the rows of all ranks, along `dim`: each rank has its own."""
+    return mode.rank_map(lambda rank: tensor.chunk(len(mode.ranks), dim)[rank].clone())
+
+
+def own_ints(values: Iterable[int]) -> Any:
+    """An int of each rank: a torch.SymInt, which goes where an int is asked for."""
+    return torch.SymInt(LocalIntNode(dict(enumerate(values))))
+
+
+def required_gradient(parameter: Tensor) -> Tensor:
+    """What a backward pass has left, which must have reached the parameter."""
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 @dataclass(frozen=True)
@@ -65,8 +84,8 @@ class HeadProblem:
 
     def own_part(self, shards: ClassShards) -> ShardedRLPHeads:
         """A rank's part of the same heads."""
-        arguments = {"seed": self.seed, "dtype": self.dtype, "shards": shards}
-        return with_spread(ShardedRLPHeads(self.dims, self.num_labels, self.num_draws, **arguments, **self.options))
+        options = {"seed": self.seed, "dtype": self.dtype, **self.options}
+        return with_spread(ShardedRLPHeads(self.dims, self.num_labels, self.num_draws, shards=shards, **options))
 
     def batch(self, world_size: int) -> "GlobalBatch":
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -114,7 +133,7 @@ def evaluate_whole(problem: HeadProblem, batch: GlobalBatch, terms: HeadTerms) -
     losses = heads(taps, batch.labels_MG, terms, batch.pair)
     num_rows = int(batch.valid_G.sum())
     combine_losses(losses, batch.valid_G, num_rows, 1, weights_of(terms)).total.backward()
-    gradients = {name: parameter.grad for name, parameter in heads.named_parameters()}
+    gradients = {name: required_gradient(parameter) for name, parameter in heads.named_parameters()}
     return HeadResults(_detached(losses), gradients, [gradient_of(tap) for tap in taps])
 
 
@@ -122,11 +141,7 @@ def evaluate_simulated(
     problem: HeadProblem, batch: GlobalBatch, terms: HeadTerms, mode: LocalTensorMode, world_size: int
 ) -> HeadResults:
     """The sharded heads over simulated ranks, each with its rows; gathered losses must be the same at every rank."""
-    heads = simulated_heads(problem, mode, world_size)
-
-    def own(tensor: Tensor, dim: int = 0) -> Tensor:
-        return mode.rank_map(lambda rank: tensor.chunk(world_size, dim)[rank].clone())
-
+    heads, own = simulated_heads(problem, mode, world_size), partial(own_rows, mode)
     taps = [own(tap).requires_grad_() for tap in batch.taps]
     pair = None if batch.pair is None else (own(batch.pair[0], 1), own(batch.pair[1]))
     gathered = heads(taps, own(batch.labels_MG, 1), terms, pair, own(batch.valid_G))
@@ -135,8 +150,9 @@ def evaluate_simulated(
     terms_of_loss.total.backward()
     heads.sum_replicated_gradients()
     replicated = {id(parameter) for parameter in heads.replicated_parameters()}
+    of_ranks = {name: by_rank(required_gradient(parameter)) for name, parameter in heads.named_parameters()}
     gradients = {
-        name: by_rank(parameter.grad)[-1] if id(parameter) in replicated else torch.cat(by_rank(parameter.grad))
+        name: of_ranks[name][-1] if id(parameter) in replicated else torch.cat(of_ranks[name])
         for name, parameter in heads.named_parameters()
     }
     # DDP averages the backbone's gradients over the ranks, so that each rank's are scaled by their number
@@ -149,15 +165,13 @@ def simulated_heads(problem: HeadProblem, mode: LocalTensorMode, world_size: int
     with mode.disable():
         parts = [problem.own_part(ClassShards(rank, world_size)) for rank in range(world_size)]
     heads = parts[0]
-    rank = torch.SymInt(LocalIntNode({rank: rank for rank in range(world_size)}))
-    heads.shards = ClassShards(rank, world_size)
-    for name, module in heads.named_modules():
-        for key in list(module._parameters):
-            values = {rank: part.get_submodule(name).get_parameter(key).data for rank, part in enumerate(parts)}
-            setattr(module, key, nn.Parameter(LocalTensor(values)))
-        if hasattr(module, "start"):
-            starts = {rank: part.get_submodule(name).start for rank, part in enumerate(parts)}
-            module.start = torch.SymInt(LocalIntNode(starts))
+    heads.shards = ClassShards(own_ints(range(world_size)), world_size)
+    for modules in zip(*(part.modules() for part in parts), strict=True):
+        for key in list(modules[0]._parameters):
+            values = {rank: module.get_parameter(key).data for rank, module in enumerate(modules)}
+            setattr(modules[0], key, nn.Parameter(LocalTensor(values)))
+        if of_ranks := [module for module in modules if isinstance(module, RandomLabelHead)]:
+            of_ranks[0].start = own_ints(head.start for head in of_ranks)
     return heads
 
 
@@ -166,13 +180,13 @@ def weights_of(terms: HeadTerms) -> TermWeights:
 
 
 def _detached(losses: HeadLosses) -> HeadLosses:
-    return HeadLosses(*(None if each is None else each.detach() for each in losses))
+    return HeadLosses._make(None if each is None else each.detach() for each in losses)
 
 
 def _same_at_all_ranks(gathered: GatheredLosses) -> HeadLosses:
     parts = [None if each is None else by_rank(each.detach()) for each in gathered.losses]
     assert all(torch.equal(each[0], other) for each in parts if each is not None for other in each)
-    return HeadLosses(*(None if each is None else each[0] for each in parts))
+    return HeadLosses._make(None if each is None else each[0] for each in parts)
 
 
 def gradient_of(tap: Tensor) -> Tensor:
