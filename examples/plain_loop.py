@@ -6,6 +6,7 @@ It prints random-label accuracy by layer and writes FOLDER/ledger/epoch=0009/run
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,6 +55,6 @@ for _ in range(EPOCHS):
 print(f"class accuracy {ledger.class_accuracy:.3f}; random-label accuracy (chance {1 / NUM_LABELS:.3f}):")
 for tap, accuracy_M in zip(network.taps, ledger.label_accuracy_TM, strict=True):
     print(f"  after layer {tap}: {accuracy_M.mean():.3f}")
-about = {"fingerprint": "scikit-learn's digits", "seed": 0, "num_labels": NUM_LABELS, "taps": TAPS, "num_draws": 1}
-about |= {"epoch": EPOCHS - 1, "phase": "running", "split": "train", "step": EPOCHS * -(-len(dataset) // 64)}
-ledger.write_parquet(folder / "ledger" / f"epoch={EPOCHS - 1:04d}" / "running.parquet", LedgerMetadata(**about))
+of_run = partial(LedgerMetadata, "scikit-learn's digits", seed=0, num_labels=NUM_LABELS, taps=TAPS, num_draws=1)
+about = of_run(epoch=EPOCHS - 1, phase="running", split="train", step=EPOCHS * -(-len(dataset) // 64))
+ledger.write_parquet(folder / "ledger" / f"epoch={EPOCHS - 1:04d}" / "running.parquet", about)
