@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from measuring import Results, in_fresh_process, peak_extra_bytes
 from rich.console import Console
@@ -23,8 +24,18 @@ from rlpheads.memorization.probes.feature_blocks import GaussianFeatures
 from rlpheads.memorization.probes.probe_heads import LeastSquaresProbe
 
 NUM_DRAWS = 5
-FULL = {"rows": (160_000, 1_281_167), "dim": 768, "num_labels": 1000}
-QUICK = {"rows": (10_000, 80_000), "dim": 256, "num_labels": 100}
+
+
+class Sizes(NamedTuple):
+    """Of the problems: numbers of rows N, width of the features D, number of labels K."""
+
+    rows: tuple[int, ...]
+    dim: int
+    num_labels: int
+
+
+FULL = Sizes((160_000, 1_281_167), dim=768, num_labels=1000)
+QUICK = Sizes((10_000, 80_000), dim=256, num_labels=100)
 
 
 def fit(rows: int, dim: int, num_labels: int) -> dict[str, Any]:
@@ -50,9 +61,9 @@ def main() -> None:
     sizes = QUICK if arguments.quick else FULL
     results = Results("audit", "cpu", arguments.out)
     table = Table("rows", "D", "K", "features, MiB", "peak, MiB", "s", "accuracy", "closed form", title="least squares")
-    for rows in sizes["rows"]:
-        case = {"rows": rows, "dim": sizes["dim"], "num_labels": sizes["num_labels"]}
-        line = results.measure(lambda case=case: in_fresh_process(fit, *case.values()), **case)
+    for rows in sizes.rows:
+        case = {"rows": rows, "dim": sizes.dim, "num_labels": sizes.num_labels}
+        line = results.measure(partial(in_fresh_process, fit, *case.values()), **case)
         numbers = [f"{4 * rows * case['dim'] / 2**20:.0f}", f"{line['peak_mib']:.0f}", f"{line['seconds']:.1f}"]
         accuracies = [f"{line[name]:.4f}" for name in ("accuracy", "closed_form")]
         table.add_row(*map(str, case.values()), *numbers, *accuracies)

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import count as count_from
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -35,13 +35,13 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from rlpheads.kernels.pixels.mixing_native import load_native_mixing
-from rlpheads.kernels.pixels.pixel_native import INTERPOLATIONS, load_native_pixels
+from rlpheads.kernels.pixels.pixel_native import load_native_pixels
 from rlpheads.loaders.augment.boxes import Cutout, PadCrop
 from rlpheads.loaders.augment.boxes import RandomErasing as OurErasing
 from rlpheads.loaders.augment.mixing import Mixer, MixSpec
 from rlpheads.loaders.augment.pixel_plan import PixelPlanner, run_sorted
 from rlpheads.loaders.augment.policies import ColorJitter, make_policy
-from rlpheads.loaders.augment.spec import EraseSpec, Interpolation, PolicySpec
+from rlpheads.loaders.augment.spec import EraseSpec, Interpolation, Policy, PolicySpec
 from rlpheads.loaders.contract.batch import Batch
 
 Call = Callable[[], object]
@@ -79,10 +79,11 @@ class Images:
 
     def planned(self, planner: PixelPlanner, interpolation: Interpolation = "nearest") -> Call:
         """Return a call that plans and does what one of our planners does to the batch, in another epoch each time."""
-        images, index, size = self.on_device[0], np.arange(len(self.index)), tuple(self.bytes.shape[-2:])
+        images, index = self.on_device[0], np.arange(len(self.index))
+        height, width = self.bytes.shape[-2:]
 
         def call() -> Tensor:
-            steps = planner.plan(index, next(self.epochs), size)
+            steps = planner.plan(index, next(self.epochs), (height, width))
             kinds, values = (np.stack(column) for column in zip(*steps, strict=True))
             return self.run(images, kinds, values, interpolation)
 
@@ -108,8 +109,8 @@ def contenders(images: Images) -> dict[str, dict[str, Call]]:
     """Return the calls of every row, by row and contender."""
     tensors, numbers = images.bytes, images.numbers
 
-    def policy(name: str, interpolation: Interpolation = "nearest", **settings: Any) -> Call:
-        return images.planned(make_policy(PolicySpec(name, **settings), 0), interpolation)  # type: ignore[arg-type]
+    def policy(name: Policy, interpolation: Interpolation = "nearest", **settings: Any) -> Call:
+        return images.planned(make_policy(PolicySpec(name, **settings), 0), interpolation)
 
     side = tensors.shape[-1]
     erasing = RandomErasing(1.0, mode="pixel", device="cpu")
@@ -123,7 +124,7 @@ def contenders(images: Images) -> dict[str, dict[str, Call]]:
     timm_means = {"img_mean": (124, 116, 104)}
     m9: dict[str, Any] = {"magnitude": 27, "probability": 0.5, "operations": "timm"}
     same_warps: dict[str, dict[str, Call]] = {}
-    for interpolation in INTERPOLATIONS:
+    for interpolation in get_args(Interpolation):
         theirs = {**timm_means, "interpolation": Image.Resampling[interpolation.upper()]}
         same_warps[f"RandAugment, rand-m9-inc1, {interpolation}"] = {
             "ours": policy("rand", interpolation, **m9),

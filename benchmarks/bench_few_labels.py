@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -96,7 +97,7 @@ def main() -> None:
     for case in CASES:
         kind, heads, rows, labels = case
         names = {"kind": kind, "heads": heads, "rows": rows, "labels": labels, "rounds": rounds}
-        line = results.measure(lambda case=case: measure(case, rounds), **names, threads=torch.get_num_threads())
+        line = results.measure(partial(measure, case, rounds), **names, threads=torch.get_num_threads())
         ours, theirs = line["seconds"]["ours"], line["seconds"]["theirs"]
         asked = TARGETS.get((kind, heads, labels))
         table.add_row(

@@ -123,6 +123,11 @@ def tests(which: str) -> Callable[[Setting], str]:
     return lambda _: f"-m pytest -q -m gpu -p no:cacheprovider {which}"
 
 
+def under(sanitizer: str) -> Callable[[Setting], str]:
+    """The kernels' tests of every dtype below a program that watches their memory accesses."""
+    return lambda _: f"{sanitizer} {PYTHON} {SANITIZED} every_dtype"
+
+
 NEEDS_GPU = "kernels of a GPU"
 SHAPES = (128, 768, 10_000), (128, 768, 100_000), (1024, 768, 100_000), (2048, 2048, 102_400), (1024, 4096, 128_256)
 """(B, D, K); of the last two QuACK publishes times on an H200, 3.44 ms of the one before."""
@@ -147,7 +152,7 @@ PARTS = (
     *(
         Part(
             f"compute-sanitizer, {tool}",
-            lambda _, tool=tool: f"compute-sanitizer --tool {tool} --error-exitcode 9 {PYTHON} {SANITIZED} every_dtype",
+            under(f"compute-sanitizer --tool {tool} --error-exitcode 9"),
             ("pytest",),
             ("compute-sanitizer",),
             gpu_only=NEEDS_GPU,
@@ -157,7 +162,7 @@ PARTS = (
     ),
     Part(
         "Triton's sanitizer of concurrency",
-        lambda _: f"env TRITON_INSTRUMENTATION_MODE=consan {PYTHON} {SANITIZED} every_dtype",
+        under("env TRITON_INSTRUMENTATION_MODE=consan"),
         ("pytest", "triton"),
         gpu_only=NEEDS_GPU,
         limit_s=180,

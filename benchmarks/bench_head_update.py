@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +81,10 @@ class WholeStep:
             config, device="cpu", precision="fp32", batch_size=num_rows, heads=replace(config.heads, shard="none")
         )
         model = build_model(config, 1000)
-        heads = build_heads(config, (DIM,) * 12, "heads", 1)
-        parts = [
-            build_part(module, optim, config.schedule, Span(100, 100), ddp=False)
-            for module, optim in ((model, config.optim), (heads, config.heads.optim))
-        ]
-        parts[1] = with_pending_update(parts[1]) if way == "fused" else parts[1]
-        self._learner = Learner(*parts, None, None, (DIM,) * 12)
+        build = partial(build_part, schedule=config.schedule, span=Span(100, 100), ddp=False)
+        heads = build(build_heads(config, (DIM,) * 12, "heads", 1), config.heads.optim)
+        heads = with_pending_update(heads) if way == "fused" else heads
+        self._learner = Learner(build(model, config.optim), heads, None, None, (DIM,) * 12)
         labels_MN = torch.randint(num_labels, (1, 1000), dtype=torch.int32)
         ledger, routes = Ledger(1000, 12, 1), build_routes(config, model, 1)
         self._step = TrainStep(self._learner, labels_MN, ledger, routes, config, 0)
@@ -106,7 +105,7 @@ class WholeStep:
 def measure_time(num_rows: int, rounds: int, num_labels: int, *, of_thread: bool = False) -> dict[str, Any]:
     """Seconds of each way, and the fused one's share of the others'; `of_thread`: those of one thread's work."""
     steps = {way: HeadStep(way, num_rows, num_labels) for way in (*WAYS, "clipped")}
-    contenders = {**steps, "bare": lambda: steps["separate"](bare=True)}
+    contenders: dict[str, Callable[[], None]] = {**steps, "bare": partial(steps["separate"], bare=True)}
     seconds = interleave(contenders, rounds, warmup=3, clock=time.thread_time if of_thread else time.perf_counter)
     ratios = {f"fused / {way}": ratio(seconds["fused"], seconds[way]) for way in ("separate", "bare")}
     ratios["clipped / bare"] = ratio(seconds["clipped"], seconds["bare"])
@@ -166,9 +165,7 @@ def main() -> None:
     }
     table = Table("rows", "K", "what", "ratio", title=arguments.theme)
     for num_rows in ROWS if arguments.theme != "step" else (16,):
-        line = results.measure(
-            lambda num_rows=num_rows: calls[arguments.theme](num_rows), num_rows=num_rows, num_labels=labels
-        )
+        line = results.measure(partial(calls[arguments.theme], num_rows), num_rows=num_rows, num_labels=labels)
         for name, value in line["ratios"].items():
             table.add_row(str(num_rows), f"{labels:,}", name, f"{value:.3f}")
     console = Console(record=True, width=100)

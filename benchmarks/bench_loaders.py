@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -216,14 +217,14 @@ def measure(plan: Plan, results: Results, inputs: Path) -> list[Table]:
             setting = Setting(tree, stores, batch_size, workers)
             case = {"size": size, "workers": workers, "images": plan.images, "rounds": plan.rounds, "batch": batch_size}
             line = results.measure(
-                lambda setting=setting: compare(plan.contenders, setting, plan.rounds),
+                partial(compare, plan.contenders, setting, plan.rounds),
                 what="throughput",
                 contenders=plan.contenders,
                 **case,
             )
             tables += [throughput_table(line), ratio_table(line)]
     costs = [
-        results.measure(lambda n=n, rows=rows: host_costs(n, rows, 5), what="host", samples=n, rows=rows)
+        results.measure(partial(host_costs, n, rows, 5), what="host", samples=n, rows=rows)
         for n in plan.samples
         for rows in plan.rows
     ]

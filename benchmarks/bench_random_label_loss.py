@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -131,7 +132,7 @@ def relative_error(value: torch.Tensor | None, truth: torch.Tensor | None) -> fl
     return float((value.double() - truth).norm() / truth.norm())
 
 
-def measure_memory(name: str, settings: Settings, num_threads: int, num_rows: int, num_labels: int) -> int:
+def measure_memory(name: str, settings: Settings, num_threads: int, num_rows: int, num_labels: int) -> dict[str, int]:
     """Extra bytes of a contender's forward and backward; to be called in a fresh process."""
     torch.set_num_threads(num_threads)
     small, problem = settings.problem(8, 300), settings.problem(num_rows, num_labels)
@@ -141,7 +142,7 @@ def measure_memory(name: str, settings: Settings, num_threads: int, num_rows: in
     small.clear()
     peak = peak_extra_bytes(lambda: run(contender, problem), settings.device)
     gradients = [tensor.grad for tensor in (problem.features_BD, problem.weight_KD) if tensor.grad is not None]
-    return peak - sum(gradient.numel() * gradient.element_size() for gradient in gradients)
+    return {"extra_bytes": peak - sum(gradient.numel() * gradient.element_size() for gradient in gradients)}
 
 
 def measure_many_heads(settings: Settings) -> dict[str, Any]:
@@ -154,15 +155,20 @@ def measure_many_heads(settings: Settings) -> dict[str, Any]:
             [problem.weight_KD for problem in problems],
             [problem.labels_B for problem in problems],
             regularizer=REGULARIZER,
-        ).by_head()
-        total = torch.stack([loss.cross_entropy_B.mean() + loss.regularizer_B.mean() for loss in losses]).sum()
-        total.backward()
+        )
+        assert losses.regularizer_HB is not None
+        (losses.cross_entropy_HB.mean(1) + losses.regularizer_HB.mean(1)).sum().backward()
         for problem in problems:
             problem.clear()
 
     def of_every_head(product: str) -> Callable[[], None]:
         calls = [floors(problem)[product] for problem in problems]
-        return lambda: [call() for call in calls] and None
+
+        def call_all() -> None:
+            for call in calls:
+                call()
+
+        return call_all
 
     products = {name: of_every_head(name) for name in floors(problems[0])}
     seconds = interleave({"ours": all_heads, **products}, 3 * settings.rounds, device=settings.device)
@@ -239,7 +245,7 @@ def measure_everything(settings: Settings, results: Results, console: Console) -
     dtype = str(settings.dtype).removeprefix("torch.")
     report = Console(record=True, width=140, file=io.StringIO())
     report.print("* cross-entropy only, one gradient for both sides")
-    summary = []
+    summary: list[dict[str, Any]] = []
 
     def show(title: str, figures: list[dict[str, Any]], **case: Any) -> None:
         summary.extend({**case, **row} for row in figures)
@@ -253,17 +259,14 @@ def measure_everything(settings: Settings, results: Results, console: Console) -
             only = list(settings.only or ["all"])
             start = time.perf_counter()
             line = results.measure(
-                lambda shape=(num_rows, num_labels): measure_shape(settings, *shape),  # type: ignore[misc]
-                **case, rounds=settings.rounds, contenders=only,
-            )  # fmt: skip
+                partial(measure_shape, settings, num_rows, num_labels), **case, rounds=settings.rounds, contenders=only
+            )
             memory = {}
             for name in WITH_MEMORY:
                 if name in line["seconds"]:
                     arguments = (name, settings, torch.get_num_threads(), num_rows, num_labels)
-                    memory[name] = results.measure(
-                        lambda given=arguments: {"extra_bytes": in_fresh_process(measure_memory, *given)},  # type: ignore[misc]
-                        **case, memory=name,
-                    )["extra_bytes"]  # fmt: skip
+                    found = results.measure(partial(in_fresh_process, measure_memory, *arguments), **case, memory=name)
+                    memory[name] = found["extra_bytes"]
             title = f"B={num_rows}, K={num_labels:,}, D={settings.num_features}, {dtype}, {settings.device}, "
             title += f"{torch.get_num_threads()} threads ({time.perf_counter() - start:.0f} s)"
             show(title, rows_of(line, memory), **case)

@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -261,7 +262,7 @@ def main() -> None:
     table = Table("shard", "K", "regulariser", "what", "measured", "formula", "ratio", title=arguments.theme)
     for number, case in enumerate(CASES[arguments.theme]):
         line = results.measure(
-            lambda number=number: run_ranks(arguments.theme, number, arguments.ranks),
+            partial(run_ranks, arguments.theme, number, arguments.ranks),
             **{"ranks": arguments.ranks, **case},
         )
         for row in (*rows_of(case, line), *told_of(case, line)):

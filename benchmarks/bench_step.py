@@ -20,6 +20,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from timm_runs import PAIRINGS, lines_of_runs, measure_runs
 from rlpheads.engine.config.data import AugmentConfig, DataConfig, MixConfig, SyntheticConfig
 from rlpheads.engine.config.learning import HeadsConfig, ModelConfig
 from rlpheads.engine.config.run import LogConfig, RunConfig
-from rlpheads.engine.config.schema import Config
+from rlpheads.engine.config.schema import Config, Precision
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.model.builder import build_model
 from rlpheads.engine.model.plan import plan_model
@@ -55,7 +56,7 @@ class Case(NamedTuple):
 
     taps: int
     labels: int = 10
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     augmented: bool = False
     side: int = 224
     rows: int = 16
@@ -83,7 +84,7 @@ def config_of(case: Case, folder: Path) -> Config:
         epochs=10**6,
         batch_size=case.rows,
         device="cpu",
-        precision=case.precision,  # type: ignore[arg-type]
+        precision=case.precision,
         log=LogConfig(tensorboard=False),
         run=RunConfig(dir=str(folder), name="benchmark"),
         data=DataConfig(
@@ -215,7 +216,7 @@ def main() -> None:
         runs = arguments.rounds or (2 if arguments.quick else 5)
         for pairing in PAIRINGS:
             found = results.measure(
-                lambda pairing=pairing: measure_runs(arguments.timm, pairing, runs, quick=arguments.quick),
+                partial(measure_runs, arguments.timm, pairing, runs, quick=arguments.quick),
                 **pairing._asdict(),
                 runs=runs,
                 quick=arguments.quick,
@@ -224,7 +225,7 @@ def main() -> None:
             print(*said[-3:], sep="\n", flush=True)
     else:
         for case in QUICK if arguments.quick else FULL:
-            found = results.measure(lambda case=case: measure(case, rounds), rounds=rounds, **case._asdict())
+            found = results.measure(partial(measure, case, rounds), rounds=rounds, **case._asdict())
             said.append(line(case, found["seconds"]))
             print(said[-1], flush=True)
     text = "\n".join(said) + "\n"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -64,7 +65,7 @@ def measure(batch_size: int, rounds: int, model: dict[str, int]) -> dict[str, An
 
         training.learner.train()
         seconds = interleave({"with": guarded, "without": unguarded}, rounds)
-        weights = list(training.learner.backbone.replicated_parameters())
+        weights = dict(training.learner.trained_parts)["backbone"].replicated_parameters()
         hashes = interleave({"hash": lambda: bit_sum(weights)}, HASHES)["hash"]
         return {
             "seconds": {name: [each / STEPS for each in times] for name, times in seconds.items()},
@@ -86,7 +87,7 @@ def main() -> None:
     results = Results("step_guard", "cpu", arguments.out)
     for batch_size in sizes:
         case = {"batch_size": batch_size, "rounds": rounds, "model": model}
-        found = results.measure(lambda size=batch_size: measure(size, rounds, model), **case)
+        found = results.measure(partial(measure, batch_size, rounds, model), **case)
         low, high = found["interval"]
         times = {name: median(each) for name, each in found["seconds"].items()}
         lines.append(

@@ -124,7 +124,7 @@ def kills() -> str:
     """Return what the programs saw that kill runs, as far as their records are committed."""
     lines = []
     for path in sorted(KILLS.glob("trials.seed=*.jsonl")):
-        told = random_kills.summary(path.name.split("=")[1].partition(".")[0], records(path))
+        told = random_kills.summary(int(path.stem.removeprefix("trials.seed=")), records(path))
         lines += [
             "",
             "## Random kills",

@@ -293,7 +293,8 @@ class Runner:
         self._mine.close()
         self._process.join(20)
         if self._process.is_alive():
-            for process in [*psutil.Process(self._process.pid).children(recursive=True), self._process]:
+            own = psutil.Process(self._process.pid)
+            for process in [*own.children(recursive=True), own]:
                 process.kill()
 
     def _signal(self, number: signal.Signals) -> None:

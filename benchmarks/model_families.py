@@ -127,7 +127,7 @@ def _step(config: Config, model: TappedModel, dims: tuple[int, ...]) -> str:
     parts = [build_part(module, OptimConfig(), config.schedule, span, ddp=False) for module in (model, heads)]
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(NUM_IMAGES, 3, config.data.image_size, config.data.image_size, generator=generator)
-    labels_MB = torch.randint(config.heads.labels, (1, NUM_IMAGES), generator=generator)
+    labels_MB = torch.randint(config.heads.num_labels, (1, NUM_IMAGES), generator=generator)
     model.train()
     logits, taps = model(images)
     if logits.shape != (NUM_IMAGES, NUM_CLASSES):

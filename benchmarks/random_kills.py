@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def disturb(case: Case, name: str, points: Sequence[Point], pace: Pace) -> tuple
         started = case.way.start(case.arguments(name), case.log(name))
         while left and not started.has_ended():
             at = time.monotonic() + left[0].fraction * pace.left_s(last_step(run))
-            wait(started, lambda at=at: time.monotonic() >= at)
+            wait(started, partial(is_past, at))
             if send(getattr(signal, left[0].signal), victims(started, left[0].victim)):
                 seen.append(asdict(left.pop(0)) | {"start": starts, "behind_step": last_step(run)})
             elif not started.has_ended():
@@ -162,6 +163,11 @@ def disturb(case: Case, name: str, points: Sequence[Point], pace: Pace) -> tuple
         if started.code == 0 and status_of(run) == "done":
             return seen, starts, "done"
     return seen, starts, f"not done after {starts} starts: exit code {started.code}, status {status_of(run)}"
+
+
+def is_past(moment: float) -> bool:
+    """Return whether a moment of the monotonic clock has come."""
+    return time.monotonic() >= moment
 
 
 def victims(started: StartedRun, wanted: str) -> list[int]:
