@@ -25,9 +25,7 @@ def file_of(kind: str, orientation: int = 1) -> bytes:
 
 @pytest.fixture(params=["torchcodec", "torchvision"])
 def codec(request, monkeypatch) -> str:
-    if request.param == "torchcodec":
-        pytest.importorskip("torchcodec")
-    else:
+    if request.param == "torchvision":
         monkeypatch.setitem(sys.modules, "torchcodec", None)
         monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     image_codec._codec.cache_clear()
