@@ -5,10 +5,10 @@ python benchmarks/bench_random_label_loss.py --figures   100,000 labels and twel
 python benchmarks/bench_random_label_loss.py --quick     small shapes, to see that it runs (a minute)
 
 Contenders take turns in one process, each from cleared gradients to cleared gradients; medians, and ratios within a
-round. The floor is three bare whole matrix products of the same shapes, dtype and threads, each in the faster of two
-layouts, into preallocated buffers. Extra memory is the peak of forward and backward in a fresh process, less the two
-gradients. Errors are ‖g − g64‖/‖g64‖ against float64. Results go to benchmarks/results/random_label_loss_DEVICE_DATE; an
-interrupted run resumes where it stopped.
+round. The floor is three bare whole matrix products of the same shapes, dtype and threads, each in the fastest of two
+layouts into preallocated buffers and, on a CPU, oneDNN's. Extra memory is the peak of forward and backward in a fresh
+process, less the two gradients. Errors are ‖g − g64‖/‖g64‖ against float64. Results go to
+benchmarks/results/random_label_loss_DEVICE_DATE; an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from loss_contenders import (
     Problem,
     contenders,
     floors,
+    floors_together,
     make_problem,
     ours,
 )
@@ -161,17 +162,7 @@ def measure_many_heads(settings: Settings) -> dict[str, Any]:
         for problem in problems:
             problem.clear()
 
-    def of_every_head(product: str) -> Callable[[], None]:
-        calls = [floors(problem)[product] for problem in problems]
-
-        def call_all() -> None:
-            for call in calls:
-                call()
-
-        return call_all
-
-    products = {name: of_every_head(name) for name in floors(problems[0])}
-    seconds = interleave({"ours": all_heads, **products}, 3 * settings.rounds, device=settings.device)
+    seconds = interleave({"ours": all_heads, **floors_together(problems)}, 3 * settings.rounds, device=settings.device)
     return {"seconds": {"ours": seconds.pop("ours")}, "floor_seconds": seconds}
 
 
