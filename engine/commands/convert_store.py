@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 from rlpheads.engine.commands.verify_tree import print_remarks
+from rlpheads.engine.config.data import DataConfig
+from rlpheads.engine.config.schema import Config
 from rlpheads.engine.config.streams import stream_seed
 from rlpheads.engine.runs.sources import scan_cache
 from rlpheads.engine.terminal.text import shell_word
@@ -82,7 +84,21 @@ def convert(options: ConvertOptions, console: Console) -> None:
     console.print(f"ImageNet-1k at this rate, {sum(IMAGENET_IMAGES):,} images: {imagenet}")
     _check_room(jobs, num_bytes)
     console.print(_summary_table(jobs, _write(jobs, console)))
-    console.print(f"train with: --data.root {shell_word(options.out)} --data.loader ffcv", soft_wrap=True)
+    flags = " ".join(map(shell_word, _training_flags(options)))
+    console.print(f"train with: {flags}", markup=False, soft_wrap=True)
+
+
+def _training_flags(options: ConvertOptions) -> list[str]:
+    """Return the settings of a run on the store: those that it was made with, where they are not a run's defaults."""
+    settings: dict[str, object] = {"data.root": options.out, "data.loader": "ffcv"}
+    default = DataConfig()
+    for name in ("dataset", "val_fraction", "exif", "on_error"):
+        if (given := getattr(options, name)) != getattr(default, name):
+            settings[f"data.{name}"] = given
+    seed = options.seed
+    if seed != Config().seed and split_key(options.dataset, options.val_fraction, seed) is not None:
+        settings["seeds.split"] = seed
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
 
 
 def _plan_jobs(options: ConvertOptions) -> list[Job]:

@@ -23,7 +23,7 @@ from rlpheads.loaders.factory import check_loader
 from rlpheads.loaders.sources.beton import is_store
 from rlpheads.loaders.sources.canary_source import CanarySource, CanarySpec, insert_canaries
 from rlpheads.loaders.sources.content_sample import sample_contents
-from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
+from rlpheads.loaders.sources.datasets import ImageSource, open_dataset, split_key
 from rlpheads.loaders.sources.image_folder import ImageFolderSource
 from rlpheads.loaders.sources.kept_listing import facts_path, listing_facts
 from rlpheads.loaders.sources.scan_cache import ScanCache
@@ -148,16 +148,13 @@ def training_order(config: Config, source: ImageSource) -> Order:
 
 def _convert_command(config: Config) -> str:
     """Return the command that makes a store of these images, split as the run splits them."""
-    data = config.data
-    flags: dict[str, str] = {}
-    if data.dataset != "imagefolder":
-        flags["--data.dataset"] = data.dataset
-    if data.root is not None:
-        flags["--data.root"] = data.root
-    if data.val_fraction is not None:
-        flags |= {"--data.val_fraction": str(data.val_fraction), "--seed": str(config.seed_of("split"))}
-    if data.exif != "ignore":
-        flags["--data.exif"] = data.exif
+    data, default, seed = config.data, DataConfig(), config.seed_of("split")
+    flags = {} if data.dataset == "imagefolder" else {"--data.dataset": data.dataset}
+    for name in ("root", "val_fraction", "exif", "on_error"):
+        if (given := getattr(data, name)) != getattr(default, name):
+            flags[f"--data.{name}"] = str(given)
+    if split_key(data.dataset, data.val_fraction, seed) is not None:
+        flags["--seed"] = str(seed)
     return shlex.join(["rlpheads", "convert", *(word for flag in flags.items() for word in flag), "--out", "STORE"])
 
 
