@@ -145,8 +145,9 @@ class RuntimeConfig:
     """Compile network and heads with torch.compile, without graph breaks, and on a GPU the augmentation; not heads that are
     sharded or updated fused. reduce-overhead: with CUDA graphs, which take more memory; max-autotune: also measure several
     kernels for each product, for minutes at the first step."""
-    channels_last: bool = False
-    """Channels-last memory format of the network's convolution weights, which GPUs' tensor cores prefer."""
+    channels_last: bool = True
+    """Channels-last memory format of the network's convolution weights, as images have it: tensor cores prefer it, and
+    otherwise weights or their gradients are copied in every step."""
     tf32: bool = False
     """Allow TF32 on a GPU: matrix products and convolutions in fp32 round their inputs."""
     cudnn_benchmark: bool = False
