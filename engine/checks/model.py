@@ -15,6 +15,7 @@ import timm.optim
 import torch
 from torch import nn
 
+from rlpheads.engine.checks.preprocessing import preprocessing_errors
 from rlpheads.engine.config.data import PLUGIN_DATASET, DataConfig
 from rlpheads.engine.config.errors import ConfigError, nearest, refusal, show_value
 from rlpheads.engine.config.learning import HeadsConfig, ModelConfig, OptimConfig
@@ -34,10 +35,6 @@ from rlpheads.loaders.sources.synthetic import SyntheticSpec
 
 _TIMM_LOADS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _NOT_GIVEN = (*_TIMM_LOADS, "num_classes", "device", "dtype", "args", "kwargs")
-_SAME_TO = 1e-3
-"""Difference up to which means, deviations and crops are rounded otherwise, and no others."""
-_Prepared = tuple[float, ...] | str
-"""Numbers or a word that say how images were prepared."""
 _GIVEN_TWICE = re.compile(r"multiple values for (?:keyword )?argument '([^']+)'")
 _UNEXPECTED = re.compile(r"unexpected keyword argument(?:\(s\):)? \[?'([^']+)'")
 
@@ -153,7 +150,7 @@ def model_errors(config: Config, plan: ModelPlan, world_size: int) -> Iterator[C
         yield ConfigError(
             f"runtime.activation_checkpointing: got true, but timm's {config.model.name} does not offer it; allowed: false"
         )
-    yield from _preprocessing_errors(config)
+    yield from preprocessing_errors(config)
     yield from _initial_weights_errors(config.model, plan)
     yield from _regularized_tap_errors(config, plan)
 
@@ -179,44 +176,6 @@ def _batch_norm_errors(config: Config, plan: ModelPlan, world_size: int) -> Iter
         )
     if config.data.partial == "pad":
         yield refusal("data.partial", "pad", "drop for a network with batch norm, whose statistics padding would enter")
-
-
-def _preprocessing_errors(config: Config) -> Iterator[ConfigError]:
-    """Yield an error where pretrained weights had other normalisation, interpolation or, at their size, centre crop."""
-    model, data = config.model, config.data
-    known = timm.get_pretrained_cfg(model.name, allow_unregistered=True) if model.pretrained else None
-    if known is None or not known.has_weights:
-        return
-    pairs: dict[str, tuple[_Prepared, _Prepared]] = {
-        "mean": (data.mean, tuple(known.mean)),
-        "std": (data.std, tuple(known.std)),
-        "interpolation": (data.interpolation, known.interpolation),
-    }
-    for size, crop in ((known.input_size, known.crop_pct), (known.test_input_size, known.test_crop_pct)):
-        if size is not None and crop is not None and config.evaluation_size == size[-1]:
-            pairs["eval_crop_fraction"] = ((data.eval_crop_fraction,), (crop,))
-    differing = {key: pair for key, pair in pairs.items() if not _is_same(*pair)}
-    if differing:
-        of_run, of_weights = (
-            ", ".join(f"data.{key} {_words(pair[which])}" for key, pair in differing.items()) for which in (0, 1)
-        )
-        flags = " ".join(f'--data.{key} "{_words(theirs)}"' for key, (_, theirs) in differing.items())
-        yield ConfigError(
-            f"model.pretrained: the weights of {model.name} were trained with {of_weights}, but the run has {of_run}; "
-            f"give {flags}"
-        )
-
-
-def _is_same(ours: _Prepared, theirs: _Prepared) -> bool:
-    if isinstance(ours, str) or isinstance(theirs, str):
-        return ours == theirs
-    return all(abs(one - other) <= _SAME_TO for one, other in zip(ours, theirs, strict=True))
-
-
-def _words(prepared: _Prepared) -> str:
-    if isinstance(prepared, str):
-        return prepared
-    return str(prepared[0]) if len(prepared) == 1 else str(list(prepared))
 
 
 def _initial_weights_errors(model: ModelConfig, plan: ModelPlan) -> Iterator[ConfigError]:

@@ -214,14 +214,19 @@ def claim(config: RunConfig) -> tuple[RunFolder, io.TextIOWrapper]:
     return folder, lock
 
 
-def kept_listing(config: RunConfig) -> Path | None:
-    """Return the folder of the listings of a run that goes on; None where one begins. Every rank finds the same."""
+def goes_on(config: RunConfig) -> bool:
+    """Whether a start goes on with what a run has saved in its folder, or begins one. Every rank finds the same."""
     path = Path(config.dir) / config.name
     begins = config.overwrite or config.resume == "never"
     if begins and not JobOwner.from_environment().is_restart_of(read_owner(path)):
-        return None
-    has_checkpoint = any(path.glob("checkpoints/step=*/manifest.json"))
-    return path / LISTING if has_checkpoint and (path / LISTING).is_dir() else None
+        return False
+    return any(path.glob("checkpoints/step=*/manifest.json"))
+
+
+def kept_listing(config: RunConfig) -> Path | None:
+    """Return the folder of the listings of a run that goes on; None where one begins."""
+    listing = Path(config.dir) / config.name / LISTING
+    return listing if goes_on(config) and listing.is_dir() else None
 
 
 def _lock(path: Path, *, takeover: bool) -> io.TextIOWrapper:

@@ -149,7 +149,7 @@ def training_order(config: Config, source: ImageSource) -> Order:
 def _convert_command(config: Config) -> str:
     """Return the command that makes a store of these images, split as the run splits them."""
     data, default, seed = config.data, DataConfig(), config.seed_of("split")
-    flags = {} if data.dataset == "imagefolder" else {"--data.dataset": data.dataset}
+    flags: dict[str, str] = {} if data.dataset == "imagefolder" else {"--data.dataset": data.dataset}
     for name in ("root", "val_fraction", "exif", "on_error"):
         if (given := getattr(data, name)) != getattr(default, name):
             flags[f"--data.{name}"] = str(given)
