@@ -25,7 +25,8 @@ from simulated_ranks import (
     simulated_ranks,
 )
 
-from rlpheads.kernels.random_label_loss import RandomLabelLosses, random_label_loss
+from rlpheads.kernels.loss_results import RandomLabelLosses
+from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.memorization.heads.combined_loss import combine_losses
 from rlpheads.memorization.heads.head_losses import HeadLosses, HeadTerms, losses_by_tap
 

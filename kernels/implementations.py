@@ -18,17 +18,21 @@ MAX_WRITTEN_LABELS, MAX_WRITTEN_LOGITS = 2048, 2**21
 """Labels and entries up to which it does so, too: a product less is worth more than what lies in a cache."""
 
 
+MAX_BFLOAT16_LABELS, MAX_BFLOAT16_LOGITS = 10_000, 2**24
+"""The same for bfloat16 on a processor that multiplies it: tiles widen it, and take 1.3 to 2 times as long."""
+
 MAX_BATCHED_LABELS_ON_GPU = 512
 """Labels K up to which `auto` writes all logits out on a GPU: launches cost more than arithmetic there. Not measured yet."""
 
 
-def resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
+def resolve_impl(impl: str, features_BD: Tensor, num_labels: int, *, in_bfloat16: bool = False) -> str:
     """Return the implementation that `impl` means on this device and size: one of `IMPLS` but `auto`.
 
     Args:
         impl: as for `random_label_loss`.
         features_BD: the features (B, D).
         num_labels: K.
+        in_bfloat16: whether matrix products of all logits would be in bfloat16 on a CPU (`written_rows.product_dtype`).
 
     Raises:
         ValueError: there is none of that name, or it does not run there.
@@ -36,7 +40,8 @@ def resolve_impl(impl: str, features_BD: Tensor, num_labels: int) -> str:
     if impl == "batched":
         return impl
     kernel = resolve_kernel(impl, features_BD, num_labels)
-    writes_out = kernel == "reference" or _writes_out(features_BD.device.type, features_BD.shape[0], num_labels)
+    num_rows = features_BD.shape[0]
+    writes_out = kernel == "reference" or _writes_out(features_BD.device.type, num_rows, num_labels, in_bfloat16)
     return "batched" if impl == "auto" and writes_out else kernel
 
 
@@ -61,8 +66,11 @@ def resolve_kernel(impl: str, features_BD: Tensor, num_classes: int) -> str:
     return impl
 
 
-def _writes_out(device: str, num_rows: int, num_labels: int) -> bool:
+def _writes_out(device: str, num_rows: int, num_labels: int, in_bfloat16: bool) -> bool:
     """Whether `auto` writes all logits out, where they are not so few that it does anyway."""
     if device == "cpu":
-        return num_labels <= MAX_WRITTEN_LABELS and num_rows * num_labels <= MAX_WRITTEN_LOGITS
+        labels, logits = MAX_WRITTEN_LABELS, MAX_WRITTEN_LOGITS
+        if in_bfloat16:
+            labels, logits = MAX_BFLOAT16_LABELS, MAX_BFLOAT16_LOGITS
+        return num_labels <= labels and num_rows * num_labels <= logits
     return num_labels <= MAX_BATCHED_LABELS_ON_GPU

@@ -8,7 +8,6 @@ route that belongs to it, and what is measured along the way.
 
 import math
 from collections.abc import Sequence
-from itertools import starmap
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from rlpheads.kernels import arguments
 from rlpheads.kernels.batched.batched_loss import BatchedLabels, BatchedTerms, batched_losses
 from rlpheads.kernels.batched.stacked_heads import uses_stacks
-from rlpheads.kernels.batched.written_rows import WrittenHeads
+from rlpheads.kernels.batched.written_rows import WrittenHeads, product_dtype
 from rlpheads.kernels.gpu.kept_operands import KeptOperands
 from rlpheads.kernels.gpu.triton_labels import gather_by_triton
 from rlpheads.kernels.gpu.triton_loss import unsupported_reason
@@ -26,10 +25,11 @@ from rlpheads.kernels.gpu.whole_heads import Wanted, WholeHeads, whole_head_loss
 from rlpheads.kernels.head_gradient import Consumer, HandingOver
 from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
 from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels
+from rlpheads.kernels.loss_results import RandomLabelLoss, RandomLabelLosses, losses_without_gradient
 from rlpheads.kernels.rows import reference
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange, Needs, Partials, accumulation_dtype
-from rlpheads.kernels.rows.row_softmax import RowLabels, RowSoftmax, by_head, merge_partials, row_labels
+from rlpheads.kernels.rows.row_softmax import RowLabels, by_head, merge_partials, row_labels
 from rlpheads.kernels.rows.terms import TERMS
 from rlpheads.kernels.stages import (
     LocalHead,
@@ -42,51 +42,6 @@ from rlpheads.kernels.transforms import check_no_transform, may_transform, tenso
 
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
 """Bytes of exponentials that are kept for backward unless the caller says otherwise."""
-
-
-class RandomLabelLoss(NamedTuple):
-    """What `random_label_loss` returns: all (B,), float32, or float64 if an input is; `hit_B` is bool.
-
-    Only the first three carry a gradient.
-    """
-
-    cross_entropy_B: Tensor
-    """−log p_y. Its gradient reaches weight and bias, never the features."""
-    regularizer_B: Tensor | None
-    """The regularizer. Its gradient reaches the features, never weight or bias. None when none was asked for."""
-    joint_B: Tensor | None
-    """−log p_y once more, with its gradient reaching the features only. None unless asked for."""
-    hit_B: Tensor
-    """Whether the label has the largest logit, ties to the lowest label."""
-    bits_B: Tensor
-    """log2 K + log2 p_y: bits that the head knows about the label."""
-    margin_B: Tensor
-    """z_y − max_{j≠y} z_j."""
-    lse_B: Tensor
-    """log Σ_j e^{z_j}."""
-
-
-class RandomLabelLosses(NamedTuple):
-    """What `random_label_losses` returns of H heads: the members of `RandomLabelLoss`, (H, B) each."""
-
-    cross_entropy_HB: Tensor
-    regularizer_HB: Tensor | None
-    joint_HB: Tensor | None
-    hit_HB: Tensor
-    bits_HB: Tensor
-    margin_HB: Tensor
-    lse_HB: Tensor
-
-    def by_head(self) -> list[RandomLabelLoss]:
-        """One `RandomLabelLoss` for each head."""
-        nothing = (None,) * len(self.hit_HB)
-        members = [nothing if rows_HB is None else rows_HB.unbind() for rows_HB in self]
-        return list(starmap(RandomLabelLoss, zip(*members, strict=True)))
-
-    @classmethod
-    def stacked(cls, losses: Sequence[RandomLabelLoss]) -> "RandomLabelLosses":
-        """Undo `by_head`."""
-        return cls._make(None if each[0] is None else torch.stack(each) for each in zip(*losses, strict=True))
 
 
 def random_label_loss(
@@ -263,7 +218,8 @@ def _chosen_impl(heads: "_Heads", options: _Options) -> str:
     if options.impl == "auto" and options.consumer is not None:
         kernel_name = resolve_kernel(options.impl, heads.features[0], heads.num_labels)
         return "batched" if kernel_name == "reference" else kernel_name
-    return resolve_impl(options.impl, heads.features[0], heads.num_labels)
+    in_bfloat16 = product_dtype(heads.features, heads.weights) == torch.bfloat16
+    return resolve_impl(options.impl, heads.features[0], heads.num_labels, in_bfloat16=in_bfloat16)
 
 
 class _Heads(NamedTuple):
@@ -358,19 +314,6 @@ def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool,
     return loss._replace(
         regularizer_B=None if needs.regularizer is None else with_feature_gradient(needs.regularizer),
         joint_B=with_feature_gradient("cross_entropy") if joint else None,
-    )
-
-
-def losses_without_gradient(rows: RowSoftmax) -> RandomLabelLoss:
-    """Return what the merged statistics of the rows say, without gradient routes; regulariser and joint term are None."""
-    return RandomLabelLoss(
-        cross_entropy_B=TERMS["cross_entropy"].value_B(rows),
-        regularizer_B=None,
-        joint_B=None,
-        hit_B=rows.hit,
-        bits_B=rows.bits,
-        margin_B=rows.margin,
-        lse_B=rows.lse,
     )
 
 

@@ -66,7 +66,9 @@ ARROWS = {
     "kernels": {
         "tools": "gpu cpu rows random_label_loss",
         "tools/ptx": "tools gpu random_label_loss",
-        "random_label_loss": "arguments transforms implementations batched head_gradient stages rows gpu label_source",
+        "random_label_loss": "arguments transforms implementations batched head_gradient stages rows gpu label_source"
+        " loss_results",
+        "loss_results": "rows",
         "implementations": "arguments gpu",
         "head_gradient": "cpu gpu rows",
         "stages": "cpu gpu rows first_derivative",

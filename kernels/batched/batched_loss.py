@@ -25,6 +25,7 @@ from rlpheads.kernels.batched.written_rows import (
     batched_class_gradients,
     batched_feature_gradients,
     batched_logits,
+    product_dtype,
     written_rows,
 )
 from rlpheads.kernels.first_derivative import refuse_second_derivative
@@ -110,6 +111,8 @@ class _ClassRoute(torch.autograd.Function):
         value_R, gradient_RK = held
         ctx.save_for_backward(gradient_RK, *features)
         ctx.dtypes = [None if parameter is None else parameter.dtype for parameter in parameters]
+        weights = [parameter for parameter in parameters[: len(features)] if parameter is not None]
+        ctx.product_dtype = product_dtype(features, weights)
         return value_R
 
     @staticmethod
@@ -117,7 +120,7 @@ class _ClassRoute(torch.autograd.Function):
     def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
         gradient_RK, *features = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
-        found = iter(_class_gradients_op(features, gradient_RK, upstream_R, wanted))
+        found = iter(_class_gradients_op(features, gradient_RK, upstream_R, wanted, ctx.product_dtype))
         gradients = [next(found) if is_wanted else None for is_wanted in wanted]
         return (None, None, *map(_in_dtype, gradients, ctx.dtypes))
 
@@ -208,16 +211,20 @@ def _shape_of_rows(*arguments: Any) -> list[Tensor]:
 
 
 def _compute_class_gradients(
-    features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, wanted: list[bool]
+    features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, wanted: list[bool], dtype: torch.dtype
 ) -> list[Tensor]:
-    """Those gradients of the weights, then of the biases, that are wanted, in the dtype of that of the logits."""
+    """Those gradients that are wanted of the weights, in a dtype, then of the biases, in that of the logits' gradient."""
     in_stacks = uses_stacks(gradient_RK.device)
     native = None if in_stacks else _native_loops(gradient_RK)
     if native is not None:
-        return native.class_gradients(features, gradient_RK, upstream_R, wanted)
-    compute = stacked_class_gradients if in_stacks else batched_class_gradients
+        found = native.class_gradients(features, gradient_RK, upstream_R, wanted)
+        num_weights = sum(wanted[: len(features)])
+        return [*(each.to(dtype) for each in found[:num_weights]), *found[num_weights:]]
     with _without_autocast(gradient_RK.device):
-        of_weights, of_biases = compute(features, gradient_RK, upstream_R)
+        if in_stacks:
+            of_weights, of_biases = stacked_class_gradients(features, gradient_RK, upstream_R)
+        else:
+            of_weights, of_biases = batched_class_gradients(features, gradient_RK, upstream_R, dtype)
     return list(compress([*of_weights, *of_biases], wanted))
 
 
@@ -231,10 +238,11 @@ def _shape_of_class_gradients(
     gradient_RK: Tensor,
     upstream_R: Tensor,
     wanted: list[bool],
+    dtype: torch.dtype,
 ) -> list[Tensor]:
-    num_labels = gradient_RK.shape[1]
-    shapes = [*((num_labels, features_BD.shape[1]) for features_BD in features), *[(num_labels,)] * len(features)]
-    return [gradient_RK.new_empty(shape) for shape in compress(shapes, wanted)]
+    num_labels, empty = gradient_RK.shape[1], gradient_RK.new_empty
+    of_weights = [empty(num_labels, features_BD.shape[1], dtype=dtype) for features_BD in features]
+    return list(compress([*of_weights, *(empty(num_labels) for _ in features)], wanted))
 
 
 def _compute_feature_gradients(
@@ -249,7 +257,9 @@ def _compute_feature_gradients(
         if in_stacks:
             each = stacked_feature_gradients(weights, gradient_RK, dtype if all_differ else gradient_RK.dtype)
         else:
-            each = batched_feature_gradients(weights, gradient_RK)
+            operands = product_dtype(weights, weights) if dtype == torch.bfloat16 else gradient_RK.dtype
+            each = batched_feature_gradients(weights, gradient_RK, operands)
+            each = each if all_differ else [each_BD.to(gradient_RK.dtype) for each_BD in each]
     return [each_BD.to(dtype) for each_BD in _sums(each, places)]
 
 
@@ -281,7 +291,7 @@ _forward_op = register_operator(
 )
 _class_gradients_op = register_operator(
     "batched_class_gradients",
-    "Tensor[] features, Tensor gradient, Tensor upstream, bool[] wanted) -> Tensor[]",
+    "Tensor[] features, Tensor gradient, Tensor upstream, bool[] wanted, ScalarType dtype) -> Tensor[]",
     _compute_class_gradients,
     _shape_of_class_gradients,
 )

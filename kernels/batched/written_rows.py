@@ -5,13 +5,14 @@ Features of different widths are padded with zeros to the widest. What is writte
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlpheads.kernels.rows.partials import LogitGradient, Partials
+from rlpheads.kernels.rows.partials import LogitGradient, Partials, accumulation_dtype
 from rlpheads.kernels.rows.reference_stages import LabelPlaces, RowSums, logit_gradient, sum_rows
 from rlpheads.kernels.rows.row_softmax import RowLabels, RowSoftmax, merge_partials
 from rlpheads.kernels.rows.terms import TERMS, Coefficients
@@ -41,9 +42,30 @@ class WrittenRows(NamedTuple):
     """Of the regulariser; None where it is not wanted."""
 
 
+def product_dtype(features: Sequence[Tensor], weights: Sequence[Tensor]) -> torch.dtype:
+    """Type of the products' operands: bfloat16 where all are, on a CPU that is fast at it, or that of the sums."""
+    if features[0].dtype != torch.bfloat16 or not multiplies_bfloat16(features[0].device):
+        return accumulation_dtype(features[0], weights[0])
+    are_all = all(each.dtype == torch.bfloat16 for each in (*features, *weights))
+    return torch.bfloat16 if are_all else torch.float32
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether it is a CPU with instructions for products of bfloat16; without them float32 is faster."""
+    return device.type == "cpu" and _has_bfloat16_instructions()
+
+
+@cache
+def _has_bfloat16_instructions() -> bool:
+    # private to torch, and not in every version of it: without them products stay in float32
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
 def batched_logits(heads: WrittenHeads, dtype: torch.dtype) -> Tensor:
-    """Logits of all heads' rows, (R, K)."""
-    logits_HBK = _multiply_each(_in_dtype(heads.features, dtype), [each.mT for each in _in_dtype(heads.weights, dtype)])
+    """Logits of all heads' rows, (R, K), in a dtype; rounded to that of the products before."""
+    operands = product_dtype(heads.features, heads.weights)
+    weights = [each.mT for each in _in_dtype(heads.weights, operands)]
+    logits_HBK = _multiply_each(_in_dtype(heads.features, operands), weights).to(dtype)
     if any(bias_K is not None for bias_K in heads.biases):
         zeros_K = logits_HBK.new_zeros(logits_HBK.shape[-1])
         biases = [zeros_K if bias_K is None else bias_K.to(dtype) for bias_K in heads.biases]
@@ -52,19 +74,22 @@ def batched_logits(heads: WrittenHeads, dtype: torch.dtype) -> Tensor:
 
 
 def batched_class_gradients(
-    features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor
+    features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of every head's weight and bias from that of the logits and the upstream of every row."""
+    """Gradients of every head's weight, and bias, from that of the logits and the upstream of every row.
+
+    `dtype` is that of the products and of the weights' gradients.
+    """
     scaled_HBK = (gradient_RK * upstream_R[:, None]).unflatten(0, (len(features), -1))
-    weights_HKD = _multiply_each([each_BK.mT for each_BK in scaled_HBK], _in_dtype(features, gradient_RK.dtype))
+    weights_HKD = _multiply_each([each_BK.mT for each_BK in scaled_HBK.to(dtype)], _in_dtype(features, dtype))
     of_weights = [each_KD[:, : x_BD.shape[1]] for each_KD, x_BD in zip(weights_HKD, features, strict=True)]
     return of_weights, list(scaled_HBK.sum(1))
 
 
-def batched_feature_gradients(weights: list[Tensor], gradient_RK: Tensor) -> list[Tensor]:
-    """Gradient of every head's features from that of its logits."""
-    gradient_HBK = gradient_RK.unflatten(0, (len(weights), -1))
-    features_HBD = _multiply_each(list(gradient_HBK), _in_dtype(weights, gradient_RK.dtype))
+def batched_feature_gradients(weights: list[Tensor], gradient_RK: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Gradient of every head's features from that of its logits; `dtype` is that of the products and of the gradients."""
+    gradient_HBK = gradient_RK.to(dtype).unflatten(0, (len(weights), -1))
+    features_HBD = _multiply_each(list(gradient_HBK), _in_dtype(weights, dtype))
     return [each_BD[:, : weight_KD.shape[1]] for each_BD, weight_KD in zip(features_HBD, weights, strict=True)]
 
 

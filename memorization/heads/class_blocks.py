@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_loss
+from rlpheads.kernels.loss_results import RandomLabelLoss
+from rlpheads.kernels.random_label_loss import random_label_loss
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
 from rlpheads.kernels.rows.reference_stages import NO_PRODUCTS, LabelPlaces, logit_gradient, sum_rows, with_no_class
 from rlpheads.memorization.arguments import check_integers, check_label_range, check_num_labels

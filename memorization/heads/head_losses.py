@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.random_label_loss import RandomLabelLoss, RandomLabelLosses
+from rlpheads.kernels.loss_results import RandomLabelLoss, RandomLabelLosses
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.random_label_loss import RandomLabelLoss, RandomLabelLosses, random_label_losses
+from rlpheads.kernels.loss_results import RandomLabelLoss, RandomLabelLosses
+from rlpheads.kernels.random_label_loss import random_label_losses
 from rlpheads.memorization.heads.class_blocks import class_block_loss
 from rlpheads.memorization.heads.head_losses import (
     MEASURING,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rlpheads.kernels.batched.row_message import OwnRows, pack_rows, unpack_rows
 from rlpheads.kernels.head_gradient import HandingOver, HeadGradient
 from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
-from rlpheads.kernels.random_label_loss import RandomLabelLoss
+from rlpheads.kernels.loss_results import RandomLabelLoss
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange
 from rlpheads.kernels.stages import kernel_that_keeps

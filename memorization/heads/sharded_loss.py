@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from rlpheads.kernels import arguments
 from rlpheads.kernels.batched.range_rows import unpacked
 from rlpheads.kernels.label_source import concatenate
-from rlpheads.kernels.random_label_loss import DEFAULT_MEMORY_BUDGET, RandomLabelLoss, losses_without_gradient
+from rlpheads.kernels.loss_results import RandomLabelLoss, losses_without_gradient
+from rlpheads.kernels.random_label_loss import DEFAULT_MEMORY_BUDGET
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange, Needs, Partials, Products, accumulation_dtype
 from rlpheads.kernels.rows.row_softmax import RowLabels, RowSoftmax, by_head, merge_stacked_partials, row_labels

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from rlpheads.kernels.batched.batched_loss import BatchedLabels, attach_classes, feature_gradients_op
 from rlpheads.kernels.batched.range_rows import HeldRange, range_partials, rows_of_ranges
 from rlpheads.kernels.batched.written_rows import WrittenHeads
-from rlpheads.kernels.random_label_loss import RandomLabelLoss
+from rlpheads.kernels.loss_results import RandomLabelLoss
 from rlpheads.memorization.heads.class_shards import ClassShards
 from rlpheads.memorization.heads.sharded_loss import ShardedHead, ShardedLabels, regularizer_of
 

@@ -9,7 +9,8 @@ from launch_counter import counted
 from torch import Tensor
 
 from rlpheads.kernels.gpu.kept_operands import KeptOperands
-from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_losses
+from rlpheads.kernels.loss_results import RandomLabelLoss
+from rlpheads.kernels.random_label_loss import random_label_losses
 
 
 def assert_a_version_is_cast_once(num_heads: int) -> None:

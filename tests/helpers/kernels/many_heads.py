@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlpheads.kernels.gpu import whole_heads
 from rlpheads.kernels.gpu.whole_heads import Wanted, WholeHeads
-from rlpheads.kernels.random_label_loss import RandomLabelLoss, random_label_losses
+from rlpheads.kernels.loss_results import RandomLabelLoss
+from rlpheads.kernels.random_label_loss import random_label_losses
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """Heads of few labels in C++: as accurate as plain PyTorch, the same bits on any number of threads, its values checked."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from kernel_problems import KINDS, Problem, assert_same, evaluate, make_problem, margin_problem, relative_error
 from torch import Tensor
 
 from rlpheads.kernels import native
+from rlpheads.kernels.batched import written_rows
 from rlpheads.kernels.batched.batched_native import MAX_LABELS_OF_LOOPS
 from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
 from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
@@ -154,3 +159,51 @@ def test_what_auto_takes(num_rows: int, num_labels: int, impl: str, kernel: str)
     features_BD = torch.zeros(1, 1).expand(num_rows, 1)
     assert resolve_impl("auto", features_BD, num_labels) == impl
     assert resolve_kernel("auto", features_BD, num_labels) == kernel
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_labels", "impl"),
+    [(64, 10_000, "batched"), (64, 10_001, "tiled_cpu"), (2048, 10_000, "tiled_cpu")],
+)
+def test_what_auto_takes_in_bfloat16(num_rows: int, num_labels: int, impl: str) -> None:
+    features_BD = torch.zeros(1, 1, dtype=torch.bfloat16).expand(num_rows, 1)
+    assert resolve_impl("auto", features_BD, num_labels, in_bfloat16=True) == impl
+
+
+@pytest.mark.parametrize("kind", [None, "uniform", "entropy"])
+def test_products_in_bfloat16_are_as_near_as_plain_mixed_precision(kind: str | None, monkeypatch) -> None:
+    """On any processor: where they are slow, `auto` does not take them."""
+    monkeypatch.setattr(written_rows, "_has_bfloat16_instructions", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(size, 48, generator=generator).bfloat16().double() for size in (40, 300, 300)]
+    labels_B = torch.randint(300, (40,), generator=generator)
+
+    def gradients(dtype: torch.dtype, loss_of: Callable[..., Tensor]) -> list[Tensor]:
+        x_BD, *weights = (each.to(dtype, copy=True).requires_grad_() for each in exact)
+        loss_of(x_BD, weights).backward()
+        return [each.grad.double() for each in (x_BD, *weights) if each.grad is not None]
+
+    def ours(x_BD: Tensor, weights: list[Tensor], impl: str = "batched") -> Tensor:
+        losses = random_label_losses(x_BD, weights, [labels_B] * 2, regularizer=kind, joint=kind is None, impl=impl)
+        routed_HB = losses.joint_HB if kind is None else losses.regularizer_HB
+        return losses.cross_entropy_HB.mean() + routed_HB.mean()
+
+    def plain(x_BD: Tensor, weights: list[Tensor]) -> Tensor:
+        """Products in bfloat16, whatever else in float32."""
+        total = 0.0
+        for weight_KD in weights:
+            cross_entropy = F.cross_entropy(F.linear(x_BD.detach(), weight_KD).float(), labels_B)
+            log_p_BK = F.log_softmax(F.linear(x_BD, weight_KD.detach()).float(), 1)
+            routed = {
+                None: F.nll_loss(log_p_BK, labels_B),
+                "uniform": -log_p_BK.mean(),
+                "entropy": (log_p_BK.exp() * log_p_BK).sum(1).mean(),
+            }
+            total = total + (cross_entropy + routed[kind]) / len(weights)
+        return total
+
+    expected = gradients(torch.float64, partial(ours, impl="reference"))
+    found, theirs = gradients(torch.bfloat16, ours), gradients(torch.bfloat16, plain)
+    for one, other, true in zip(found, theirs, expected, strict=True):
+        error, allowed = (float((each - true).norm() / true.norm()) for each in (one, other))
+        assert 0 < error <= 2 * allowed + 1e-6, (error, allowed)
