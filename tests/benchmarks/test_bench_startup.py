@@ -8,3 +8,14 @@ def test_the_ratio_of_a_start_has_its_interval() -> None:
     seconds = {name: [{"cpu": each, "wall": each} for each in costs] for name, costs in starts.items()}
     said = bench_startup.lines(seconds)[1]
     assert "1.05 [0.95, 1.15] times the imports" in said  # the second least and second most of seven
+
+
+def test_a_tree_is_listed_by_a_scan_and_then_by_what_was_kept(tmp_path) -> None:
+    bench_startup.make_tree(tmp_path / "tree", 2_000)
+    names = sorted(str(file.relative_to(tmp_path / "tree")) for file in (tmp_path / "tree").rglob("*.JPEG"))
+    assert (len(names), names[0], names[-1]) == (2_000, "n00000000/n00000000_0.JPEG", "n00000999/n00000999_999.JPEG")
+    cache = bench_startup.ScanCache(tmp_path / "cache", least_files=2_000, settled_ns=-(10**12))
+    assert all(bench_startup.time_listing(tmp_path / "tree", cache).wall > 0 for _ in range(2))
+    assert len(list((tmp_path / "cache").glob("*.npz"))) == 1
+    seconds = {name: [{"cpu": 1.0, "wall": 2.0}] * 3 for name in (bench_startup.SCAN, bench_startup.SECOND)}
+    assert "second start: 2.00 s by the clock, 1.00 CPU seconds" in bench_startup.tree_lines(seconds)
