@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from device_waits import no_device_waits
 
 from rlpheads.loaders.augment.mixing import Mixer, MixSpec
 from rlpheads.loaders.augment.normalize import Normalize
@@ -36,11 +37,8 @@ def test_images_are_those_of_the_cpu_and_nothing_waits(policy):
     """Where products are rounded otherwise, a level more or less may be amplified by what follows."""
     module, images, index = augment_of(policy, "cuda"), IMAGES.cuda(), INDEX.cuda()
     module(images, index, 1, INDEX.numpy())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_device_waits():
         ours = module(images, index, 1, INDEX.numpy())
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     difference = (ours.cpu() - augment_of(policy, "cpu")(IMAGES, INDEX, 1)).abs()
     assert float((difference > 4).float().mean()) <= 2e-3
 
@@ -51,10 +49,7 @@ def test_mixing_is_that_of_the_cpu_and_nothing_waits():
     batch = Batch(IMAGES / 255, targets, INDEX, COUNT)
     expected = Mixer(spec, 0)(batch, 3, 0)
     mixer, on_device = Mixer(spec, 0), batch.to("cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_device_waits():
         mixed = mixer(on_device, 3, 0)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(mixed.partners.weight.cpu(), expected.partners.weight)
     torch.testing.assert_close(mixed.images.cpu(), expected.images, rtol=1e-4, atol=1e-5)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from device_waits import no_device_waits
 
 from rlpheads.loaders.adapters.dali_options import DaliOptions
 from rlpheads.loaders.contract.batch import Batch
@@ -88,11 +89,8 @@ def test_a_step_that_follows_waits_for_the_pixels_and_the_host_for_nothing(photo
     batches = iter(loader)
     first = next(batches)
     sums.append(first.images.sum())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_device_waits():
         sums.extend(batch.images.sum() for batch in islice(batches, 6))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     again = make_loader("dali", photographs, order, CROP, train=True, options=options, dali=GPU)
     for batch in islice(again, 7):
         torch.cuda.synchronize()

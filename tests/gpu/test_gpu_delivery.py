@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from device_waits import no_device_waits
 
 from rlpheads.engine.gauges.clock import DeviceWait
 from rlpheads.loaders.contract.crops import CropSpec
@@ -53,12 +54,9 @@ def test_delivery_does_not_wait_for_the_device():
     device = torch.device("cuda", 0)
     batches = iter(deliver(loader_of(pin_memory=True), device))
     next(batches)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_device_waits():
         busy(device)
         next(batches)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_waiting_is_what_the_device_misses_not_what_the_host_spends():

@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton_behaviour as behaviour
 import triton_labels
+from device_waits import no_device_waits
 from kernel_problems import KINDS, Problem, assert_same, evaluate
 from torch import Tensor
 from triton_cases import Case, assert_as_accurate_as_plain, cast, grid, on_device
@@ -75,11 +76,8 @@ def step(problem: Problem, kind: str, memory_budget: int | None = None) -> tuple
 def test_nothing_waits_for_the_device(kind: str, memory_budget: int | None) -> None:
     problem = large_problem(96, 20_003, seed=0)
     step(problem, kind, memory_budget)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_device_waits():
         step(problem, kind, memory_budget)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @kinds
@@ -135,11 +133,8 @@ def test_an_index_outside_the_table_shows_in_the_loss_and_waits_for_nothing() ->
     problem = large_problem(4, 1000)
     table_MN = torch.zeros(1, 9, dtype=torch.int64, device="cuda")
     index_B = torch.tensor([0, 9, -1, 8], device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_device_waits():
         loss = random_label_loss(problem.features_BD, problem.weight_KD, (table_MN, index_B, 0))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert loss.cross_entropy_B.isinf().tolist() == [False, True, False, False]
 
 
