@@ -27,7 +27,7 @@ test-slow: $(INSTALLED_DEV)  ## Run the tests that take more than a minute each
 test-gpu: $(INSTALLED_DEV)  ## Run the tests that need a CUDA device, on a machine that has one
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
-bench-gpu: $(INSTALLED)  ## Ask a first GPU everything: loss, engine, loaders, sanitizers (ten minutes; RANKS=4, ARGS="--device cpu")
+bench-gpu: $(INSTALLED)  ## Ask a first GPU everything: loss, engine, step, compile modes, augmentation, loaders, sanitizers (ten minutes; RANKS=4, ARGS="--device cpu")
 	$(BIN)/python benchmarks/bench_gpu.py $(ARGS)
 
 test-ptx: $(INSTALLED_DEV)  ## Execute every GPU kernel on the CPU, as compiled for three chips (half an hour)

@@ -5,8 +5,9 @@ python benchmarks/bench_gpu.py --device cpu     # the same in miniature on a CPU
 python benchmarks/bench_gpu.py --only loss      # parts whose name begins so
 RANKS=4 python benchmarks/bench_gpu.py          # several GPUs: replicated against sharded heads over NCCL
 
-Each part is a command of its own with a limit of time; what it lacks (a module, a tool, a GPU, several of them) is said by
-name. What there is no time left for is said, too. Needs nothing but torch and what the part itself imports. Writes a folder:
+Each part is a command of its own with a share of the time, and what the parts before it left of theirs: it is ended then, and
+no part is left without. What it lacks (a module, a tool, a GPU, several of them) is said by name. The shares are guesses until
+a GPU has run them. Needs nothing but torch and what the part itself imports. Writes a folder:
 parts.json, table.md, a log of every part, and what the parts themselves write.
 """
 
@@ -21,9 +22,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from itertools import accumulate
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +63,8 @@ class Part:
     tools: tuple[str, ...] = ()
     gpu_only: str = ""
     """Why a CPU cannot run it."""
-    limit_s: int = 120
+    share_s: int = 20
+    """Of ten minutes on one GPU."""
     ranks: int = 1
     """GPUs that it needs."""
 
@@ -118,6 +121,22 @@ def loss(*shape: int) -> Callable[[Setting], str]:
     return words
 
 
+def benchmark(script: str, on_gpu: str = "", on_cpu: str = "") -> Callable[[Setting], str]:
+    """A benchmark of the engine: in a form for a GPU, or in miniature."""
+
+    def words(setting: Setting) -> str:
+        name = "_".join([script, *on_gpu.split()]).replace("--", "")
+        more = on_gpu if setting.is_gpu else on_cpu
+        return f"{HERE}/{script}.py --device {setting.device} --out {setting.folder}/{name} {more}"
+
+    return words
+
+
+def scaling(setting: Setting) -> str:
+    """One rank beside all."""
+    return benchmark("bench_scaling", *[f"--quick --ranks 1 {setting.ranks}"] * 2)(setting)
+
+
 def tests(which: str) -> Callable[[Setting], str]:
     """Tests that need a GPU."""
     return lambda _: f"-m pytest -q -m gpu -p no:cacheprovider {which}"
@@ -131,24 +150,52 @@ def under(sanitizer: str) -> Callable[[Setting], str]:
 NEEDS_GPU = "kernels of a GPU"
 SHAPES = (128, 768, 10_000), (128, 768, 100_000), (1024, 768, 100_000), (2048, 2048, 102_400), (1024, 4096, 128_256)
 """(B, D, K); of the last two QuACK publishes times on an H200, 3.44 ms of the one before."""
+BENCHED = (*ENGINE, "scipy", "psutil")
 PARTS = (
-    Part("environment", lambda _: "-m rlpheads.engine.cli env", ENGINE, limit_s=60),
-    Part("tests, loss", tests("tests/gpu/test_gpu_random_label_loss.py"), ("pytest",), gpu_only=NEEDS_GPU, limit_s=180),
-    *(
-        Part(f"loss {shape}", loss(*shape), ("scipy", "rich"), limit_s=90)
-        for shape in SHAPES
-    ),
-    Part("engine, digits", digits(1), ENGINE),
-    Part("engine, digits resumed", digits(2), ENGINE),
+    Part("environment", lambda _: "-m rlpheads.engine.cli env", ENGINE, share_s=10),
+    Part("tests, loss", tests("tests/gpu/test_gpu_random_label_loss.py"), ("pytest",), gpu_only=NEEDS_GPU, share_s=40),
+    *(Part(f"loss {shape}", loss(*shape), ("scipy", "rich"), share_s=12) for shape in SHAPES),
+    Part("engine, digits", digits(1), ENGINE, share_s=15),
+    Part("engine, digits resumed", digits(2), ENGINE, share_s=10),
     Part("engine, ViT-B, bf16", synthetic("--precision bf16"), ENGINE),
     Part("engine, ViT-B, fp16", synthetic("--precision fp16"), ENGINE, gpu_only="fp16 autocast of training"),
-    Part("engine, ViT-B, compiled", synthetic("--runtime.compile true"), ENGINE, limit_s=240),
     Part("engine, ViT-B, profile", synthetic("--runtime.profile.first 1 --runtime.profile.steps 1"), ENGINE),
+    Part("step", benchmark("bench_step", "--quick", "--small --rounds 1"), BENCHED, share_s=60),
+    Part("augmentation", benchmark("bench_augment_graph", "--rounds 7", "--small --rounds 3"), BENCHED, share_s=30),
+    Part("epoch end", benchmark("bench_epoch_end", "", "--quick"), BENCHED, share_s=10),
+    Part("startup", benchmark("bench_startup", "--rounds 1", "--rounds 1"), BENCHED, share_s=35),
     Part("engine, replicated heads", synthetic("--heads.shard none", ranks=2), ENGINE, ranks=2),
     Part("engine, sharded heads", synthetic("--heads.shard class", ranks=2), ENGINE, ranks=2),
-    Part("loaders", lambda setting: f"{HERE}/bench_loaders.py --quick --out {setting.folder}/loaders", ("PIL",), limit_s=200),
-    Part("loaders, into GPU memory", tests("tests/gpu/test_gpu_delivery.py"), ("pytest",), gpu_only="a GPU's memory"),
-    Part("loaders, DALI mixed", tests("tests/gpu/test_gpu_dali.py"), ("pytest", "nvidia.dali"), gpu_only="DALI on a GPU"),
+    Part("scaling by ranks", scaling, BENCHED, share_s=60, ranks=2),
+    Part(
+        "loaders",
+        lambda setting: f"{HERE}/bench_loaders.py --quick --out {setting.folder}/loaders",
+        ("PIL",),
+        share_s=25,
+    ),
+    Part(
+        "loaders, into GPU memory",
+        tests("tests/gpu/test_gpu_delivery.py"),
+        ("pytest",),
+        gpu_only="a GPU's memory",
+        share_s=10,
+    ),
+    Part(
+        "loaders, DALI mixed", tests("tests/gpu/test_gpu_dali.py"), ("pytest", "nvidia.dali"), gpu_only="DALI on a GPU"
+    ),
+    Part(
+        "compiled step, true",
+        benchmark("bench_compile", "--mode true", "--mode true --small --rounds 3"),
+        BENCHED,
+        share_s=45,
+    ),
+    Part(
+        "compiled step, reduce-overhead",
+        benchmark("bench_compile", "--mode reduce-overhead"),
+        BENCHED,
+        gpu_only="CUDA graphs",
+        share_s=45,
+    ),
     *(
         Part(
             f"compute-sanitizer, {tool}",
@@ -156,7 +203,7 @@ PARTS = (
             ("pytest",),
             ("compute-sanitizer",),
             gpu_only=NEEDS_GPU,
-            limit_s=180,
+            share_s=25,
         )
         for tool in ("memcheck", "racecheck")
     ),
@@ -165,32 +212,48 @@ PARTS = (
         under("env TRITON_INSTRUMENTATION_MODE=consan"),
         ("pytest", "triton"),
         gpu_only=NEEDS_GPU,
-        limit_s=180,
+        share_s=15,
     ),
-)  # fmt: skip
+    Part(
+        "compiled step, max-autotune",
+        benchmark("bench_compile", "--mode max-autotune"),
+        BENCHED,
+        gpu_only="kernels of a GPU to choose among",
+        share_s=60,
+    ),
+)
 
 
-def obstacle(part: Part, setting: Setting, left_s: float) -> str | None:
+LEAST_S = 5.0
+"""Seconds below which nothing is begun: importing torch takes as long."""
+
+
+def obstacle(part: Part, setting: Setting) -> str | None:
     """Why a part cannot be run here."""
     if part.gpu_only and not setting.is_gpu:
         return f"needs a GPU: {part.gpu_only}"
-    if part.ranks > setting.ranks and setting.is_gpu:
-        return f"needs {part.ranks} GPUs: RANKS={part.ranks}"
+    if part.ranks > setting.ranks:
+        return f"needs {part.ranks} ranks: RANKS={part.ranks}"
     missing = [name for name in part.modules if importlib.util.find_spec(name.partition(".")[0]) is None]
     missing += [name for name in part.tools if shutil.which(name) is None]
-    if missing:
-        return f"not installed: {', '.join(missing)}"
-    return None if left_s > 10 else "no time left"
+    return f"not installed: {', '.join(missing)}" if missing else None
 
 
-def run(part: Part, setting: Setting, left_s: float) -> Outcome:
+def shares(parts: Sequence[Part], setting: Setting, seconds: float) -> dict[str, float]:
+    """Return by when each part has to be done, in seconds from the start: what cannot run leaves its share to all others."""
+    given = [0 if obstacle(part, setting) else part.share_s for part in parts]
+    ends = (seconds * end / max(sum(given), 1) for end in accumulate(given))
+    return {part.name: end for part, end in zip(parts, ends, strict=True)}
+
+
+def run(part: Part, setting: Setting, limit_s: float) -> Outcome:
     """Run a part to its end or its limit."""
-    if reason := obstacle(part, setting, left_s):
+    if reason := obstacle(part, setting) or ("no time left" if limit_s < LEAST_S else None):
         return Outcome(part.name, reason, 0.0, [])
     words = part.words(setting).split()
     command = words if words[0] in ("compute-sanitizer", "env") else [PYTHON, *words]
     log = setting.folder / f"{part.name.replace(' ', '_').replace(',', '')}.log"
-    limit_s, start = min(part.limit_s * (1 if setting.is_gpu else 3), left_s), time.monotonic()
+    start = time.monotonic()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(HERE))))}
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -220,7 +283,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of all parts together")
+    parser.add_argument("--minutes", type=float, help="of all parts together; default: 10 on a GPU, 30 on a CPU")
     parser.add_argument("--only", nargs="+", default=[""], help="parts whose names begin with one of these")
     parser.add_argument("--out", type=Path, help="folder of the results; default: benchmarks/results/gpu_DEVICE_DATE")
     options = parser.parse_args()
@@ -228,9 +291,11 @@ def main() -> int:
     folder = (options.out or HERE / "results" / f"gpu_{name}_{date.today():%Y-%m-%d}").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     setting = Setting(options.device, int(os.environ.get("RANKS", "1" if options.device == "cuda" else "2")), folder)
-    end, outcomes = time.monotonic() + 60 * options.minutes, []
-    for part in (part for part in PARTS if part.name.startswith(tuple(options.only))):
-        outcomes.append(run(part, setting, end - time.monotonic()))
+    parts = [part for part in PARTS if part.name.startswith(tuple(options.only))]
+    ends = shares(parts, setting, 60 * (options.minutes or (10 if setting.is_gpu else 30)))
+    start, outcomes = time.monotonic(), list[Outcome]()
+    for part in parts:
+        outcomes.append(run(part, setting, start + ends[part.name] - time.monotonic()))
         print(f"{outcomes[-1].part}: {outcomes[-1].state} ({outcomes[-1].seconds:.0f} s)", flush=True)
         (folder / "parts.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
         (folder / "table.md").write_text(table(outcomes, setting))

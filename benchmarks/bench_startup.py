@@ -3,6 +3,7 @@
 python benchmarks/bench_startup.py              # 7 rounds: a few minutes on two quiet cores
 python benchmarks/bench_startup.py --rounds 1   # does it run?
 python benchmarks/bench_startup.py --tree 1281167 --rounds 1   # the scan of a tree alone: some minutes, 1.3 million inodes
+python benchmarks/bench_startup.py --device cuda
 
 The digits are trained from `configs/digits_vit.yaml`, and the process ends when its first optimizer step was taken. It is
 started by plain python and by torchrun, in turns with `python -c 'import torch, timm'`. A command's processor time is that of
@@ -48,6 +49,9 @@ with timm_loading.without_wandb():
 whole = Training.train_on
 def first_step(self, delivered):
     whole(self, delivered)
+    if self.run.launch.device.type == "cuda":
+        import torch
+        torch.cuda.synchronize()
     os._exit(0)
 Training.train_on = first_step
 raise SystemExit(train.main())
@@ -78,12 +82,12 @@ def time_command(command: Sequence[str], folder: Path) -> Cost:
     return Cost(used.ru_utime + used.ru_stime, time.perf_counter() - start)
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
+def commands(folder: Path, device: str) -> dict[str, list[str]]:
     """Return what is started, by name; every start of a run deletes what the one before has written."""
     program = folder / "first_step.py"
     program.write_text(FIRST_STEP)
     config = str(ROOT / "configs" / "digits_vit.yaml")
-    run = [str(program), "--config", config, "--device", "cpu", "--data.workers", "0"]
+    run = [str(program), "--config", config, "--device", device, "--data.workers", "0"]
     run += ["--run.dir", str(folder), "--run.name", "started", "--run.overwrite", "true"]
     return {
         IMPORTS: [sys.executable, "-c", "import torch, timm"],
@@ -92,10 +96,10 @@ def commands(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def measure(rounds: int, device: str) -> dict[str, Any]:
     """Time all starts in turns; round r begins with the r-th."""
     with tempfile.TemporaryDirectory() as folder:
-        starts = commands(Path(folder))
+        starts = commands(Path(folder), device)
         names, costs = list(starts), {name: list[Cost]() for name in starts}
         for number in range(-1, rounds):
             first = number % len(names)
@@ -172,11 +176,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count")
     parser.add_argument("--tree", type=int, metavar="N", help="list a tree of N empty files instead (10,000 at least)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="folder of the results")
     arguments = parser.parse_args()
     if arguments.tree is None:
-        results = Results("startup", "cpu", arguments.out)
-        found = results.measure(lambda: measure(arguments.rounds), rounds=arguments.rounds)
+        results = Results("startup", arguments.device, arguments.out)
+        found = results.measure(lambda: measure(arguments.rounds, arguments.device), rounds=arguments.rounds)
         text = "\n".join(lines(found["seconds"])) + "\n"
     else:
         results = Results("startup_tree", "cpu", arguments.out)

@@ -1,5 +1,6 @@
 """What a first GPU is asked: parts that cannot run say why, and one that hangs ends with all its processes."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -27,16 +28,17 @@ def test_what_is_missing_is_said_by_name(setting: Setting) -> None:
         (Part("a", words, ("no_such_module", "torch")), setting, "not installed: no_such_module"),
         (Part("a", words, tools=("no-such-tool",)), setting, "not installed: no-such-tool"),
         (Part("a", words, gpu_only="its memory"), setting, "needs a GPU: its memory"),
-        (Part("a", words, ranks=2), on_gpu, "needs 2 GPUs: RANKS=2"),
+        (Part("a", words, ranks=2), on_gpu, "needs 2 ranks: RANKS=2"),
     ):
         assert bench_gpu.run(part, where, 100).state == said
-    assert bench_gpu.run(Part("a", words), setting, 5).state == "no time left"
+    assert bench_gpu.run(Part("a", words), setting, 4).state == "no time left"
 
 
-def test_a_part_that_hangs_ends_with_its_processes(setting: Setting) -> None:
+def test_a_part_that_hangs_ends_with_its_processes(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_gpu, "LEAST_S", 0.0)
     script = setting.folder / "hangs.py"
     script.write_text("import subprocess, sys\nprint('begun', flush=True)\nsubprocess.run(['sleep', '971'])\n")
-    outcome = bench_gpu.run(Part("hangs", lambda _: str(script), limit_s=1), setting, 11)
+    outcome = bench_gpu.run(Part("hangs", lambda _: str(script)), setting, 1)
     assert outcome.state.startswith("failed: not done after")
     assert outcome.last_lines == ["begun"]
     assert not [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "971"]]
@@ -57,3 +59,33 @@ def test_every_part_names_files_and_configs_that_exist(tmp_path: Path) -> None:
             named = [word for word in words if word.endswith((".py", ".yaml"))]
             assert all((ROOT / word).exists() for word in named), words
     assert len({part.name for part in PARTS}) == len(PARTS)
+
+
+def test_parts_share_ten_minutes(setting: Setting) -> None:
+    """What is said of each part is what it has at least, on one GPU; what cannot run leaves its share to the others."""
+    assert sum(part.share_s for part in PARTS if part.ranks == 1) <= 600
+
+    def words(_: Setting) -> str:
+        return ""
+
+    parts = [Part("a", words, share_s=10), Part("b", words, gpu_only="one", share_s=50), Part("c", words, share_s=30)]
+    assert bench_gpu.shares(parts, setting, 400) == {"a": 100, "b": 100, "c": 400}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_options_of_every_benchmark_are_known(device: str, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their parsers read them; nothing is measured."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise StopIteration
+
+    for part in PARTS:
+        script, *words = part.words(Setting(device, 2, setting.folder)).split()
+        if not script.endswith(".py") or (part.gpu_only and device == "cpu"):
+            continue
+        module = importlib.import_module(Path(script).stem)
+
+        monkeypatch.setattr(module, "Results", stop)
+        monkeypatch.setattr("sys.argv", [script, *words])
+        with pytest.raises(StopIteration):
+            module.main()
