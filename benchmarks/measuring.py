@@ -7,19 +7,19 @@ of them alike. Read medians, and ratios of times that were taken in the same rou
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 import torch
-from scipy.stats import binom
 
 from rlpheads.engine.runs.environment import collect_environment
 
@@ -75,11 +75,20 @@ def ratio(numerator: list[float], denominator: list[float]) -> float:
 
 
 def ratio_interval(numerator: list[float], denominator: list[float]) -> tuple[float, float]:
-    """95 % interval of `ratio`, by the order statistics of the rounds' quotients; least and most of fewer than 6 rounds."""
+    """95 % interval of `ratio`, by the order statistics of the rounds' quotients; least and most of fewer than 9 rounds."""
     quotients = sorted(over / under for over, under in zip(numerator, denominator, strict=True))
-    count = len(quotients)
-    below = next(rank for rank in range(count) if binom.cdf(rank, count, 0.5) > 0.025)
-    return quotients[below], quotients[count - 1 - below]
+    outside = values_outside(len(quotients))
+    return quotients[outside], quotients[-1 - outside]
+
+
+def values_outside(count: int) -> int:
+    """How many of so many values lie below the 95 % interval of their median, and as many above it.
+
+    A value lies below the median as a coin shows heads: of `count` throws that many heads or fewer come in 2.5 % of all cases
+    at most, and one more in more, by exact integers.
+    """
+    chances = accumulate(math.comb(count, heads) for heads in range(count + 1))
+    return max(sum(40 * at_most <= 2**count for at_most in chances) - 1, 0)
 
 
 def peak_extra_bytes(call: Callable[[], object], device: str = "cpu") -> int:
@@ -96,11 +105,14 @@ def peak_extra_bytes(call: Callable[[], object], device: str = "cpu") -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
-    before = psutil.Process().memory_info().rss
+    before = _process_bytes("VmRSS")
     call()
-    status = Path("/proc/self/status").read_text()
-    peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
-    return peak - before
+    return _process_bytes("VmHWM") - before
+
+
+def _process_bytes(name: str) -> int:
+    """A figure of this process's memory that Linux keeps."""
+    return int(re.findall(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:

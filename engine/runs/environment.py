@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from rlpheads.engine.distributed import host_memory
@@ -65,12 +64,18 @@ def _system() -> dict[str, Any]:
         "platform": platform.platform(),
         "host": platform.node(),
         "processor": _processor(),
-        "cores": psutil.cpu_count(logical=False),
-        "threads": psutil.cpu_count(),
-        "usable_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "cores": _cores(),
+        "threads": os.cpu_count(),
+        "usable_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "keeps_freed_memory": host_memory.keeps_freed_memory(),
     }
+
+
+def _cores() -> int | None:
+    """Return the processor's cores, whose hardware threads Linux lists together."""
+    threads = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    return len({path.read_text() for path in threads}) or None
 
 
 def _processor() -> str | None:

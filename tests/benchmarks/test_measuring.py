@@ -5,6 +5,7 @@ import time
 import measuring
 import pytest
 import torch
+from scipy.stats import binom
 
 
 def test_contenders_take_turns_and_are_timed_one_by_one() -> None:
@@ -27,6 +28,15 @@ def test_contenders_take_turns_and_are_timed_one_by_one() -> None:
 def test_ratio_pairs_the_times_of_a_round() -> None:
     assert measuring.ratio([2.0, 30.0, 4.0], [1.0, 10.0, 2.0]) == 2.0  # medians alone would give 4/2 as well
     assert measuring.ratio([1.0, 30.0, 30.0], [1.0, 10.0, 30.0]) == 1.0  # and here 30/10
+
+
+def test_interval_of_the_median_is_that_of_the_binomial() -> None:
+    """Of 20 values the 6th to the 15th, as tables of the sign test have it: of five all of them are too few."""
+    assert measuring.ratio_interval([5.0, 2.0, 4.0, 3.0, 1.0], [1.0] * 5) == (1.0, 5.0)
+    assert measuring.ratio_interval([float(n) for n in range(1, 21)], [1.0] * 20) == (6.0, 15.0)
+    for count in range(6, 200):
+        outside = measuring.values_outside(count)
+        assert 2 * binom.cdf(outside, count, 0.5) <= 0.05 < 2 * binom.cdf(outside + 1, count, 0.5)
 
 
 def touch_and_free(mebibytes: int) -> int:

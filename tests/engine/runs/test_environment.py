@@ -7,6 +7,7 @@ import platform
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -19,7 +20,9 @@ def test_env_names_versions_and_devices() -> None:
     assert environment["packages"]["rlpheads"] == "0.1.0"
     assert set(environment["packages"]) == set(PACKAGES)
     assert environment["python"]["version"] == platform.python_version()
-    assert environment["system"]["memory_gib"] > 0
+    assert environment["system"]["cores"] == psutil.cpu_count(logical=False)
+    assert environment["system"]["threads"] == psutil.cpu_count()
+    assert environment["system"]["memory_gib"] == pytest.approx(psutil.virtual_memory().total / 2**30, abs=0.1)
     assert environment["torch"]["threads"] == torch.get_num_threads()
     assert (environment["cuda"] is not None) is torch.cuda.is_available()
     assert environment["tiles"] is None
