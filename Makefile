@@ -10,7 +10,7 @@ INSTALLED_OLDEST := $(OLDEST)/.installed
 # The least that setup.py admits; Triton 3.6's interpreter takes no numpy from 2.4 on.
 OLDEST_VERSIONS := torch==2.11.0 torchvision==0.26.0 triton==3.6.0 'numpy<2.4'
 # torch 2.11's own forward-mode rules use what it deprecates; what the executor knows of PTX is the newest Triton's.
-OLDEST_OPTIONS := -W 'ignore:.torch.jit.script. is deprecated:DeprecationWarning' --ignore tests/kernels/tools/ptx
+OLDEST_OPTIONS := -W 'ignore:`torch.jit.script` is deprecated:DeprecationWarning' --ignore tests/kernels/tools/ptx
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
 .PHONY: help demo test test-slow test-gpu bench-gpu test-ptx test-oldest test-browser test-slurm test-integrations docs commands bench bench-timm faults kills errors fuzz check lint house format lock ffcv clean
