@@ -1,40 +1,63 @@
-"""Gradients that cannot be differentiated again: a backward decorated here raises in words of ours, not in autograd's."""
+"""Gradients that cannot be differentiated again: a backward decorated here raises in words of ours, not in autograd's.
 
-from collections.abc import Callable
+What raises must be on the way from a gradient to everything that the route is a function of, else whoever differentiates twice
+gets zeros. So a route has a second output, its anchor: empty, and saved as an output, which costs no reference to the route.
+Where a graph of the backward is wanted, gradients are made functions of the anchor, and through it of the route's own inputs.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Backward = Callable[..., tuple[Tensor | None, ...]]
+Gradients = tuple[Tensor | None, ...]
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
-    """Identity whose derivative raises: it wraps gradients that cannot be differentiated again."""
+    """Identity whose derivative raises: it makes a gradient a function of tensors that it cannot be differentiated in."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, gradient: Tensor, *_anchors: Tensor) -> Tensor:  # noqa: ARG004
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004
         raise RuntimeError(
             "random_label_loss was differentiated twice (create_graph=True); its tiled and fused implementations have first "
             "derivatives only: pass impl='reference', which holds all B×K logits"
         )
 
 
-def refuse_second_derivative(backward: Backward) -> Backward:
-    """Decorate a backward: it records no graph, and differentiating its result raises a RuntimeError."""
+def save_with_anchor(ctx: Any, value_R: Tensor, *saved: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Save tensors for a backward that `refuse_second_derivative` decorates; return what the forward returns: value, anchor."""
+    anchor = value_R.new_empty(0)
+    ctx.save_for_backward(anchor, *saved)
+    return value_R, anchor
+
+
+def refuse_second_derivative(
+    backward: Callable[[Any, Sequence[Any], Tensor], Gradients],
+) -> Callable[[Any, Tensor, Tensor], Gradients]:
+    """Decorate a backward of (ctx, saved tensors, upstream), whose forward returned what `save_with_anchor` did.
+
+    It records no graph, and differentiating its result in what the route is a function of, or in the upstream, raises a
+    RuntimeError.
+    """
 
     @wraps(backward)
-    def refusing(ctx: Any, *upstreams: Tensor | None) -> tuple[Tensor | None, ...]:
-        with torch.no_grad():
-            gradients = backward(ctx, *upstreams)
-        if not torch.is_grad_enabled():
+    def refusing(ctx: Any, upstream_R: Tensor, _of_anchor: Tensor) -> Gradients:
+        anchor, *saved = ctx.saved_tensors
+        with_graph = torch.is_grad_enabled()
+        with torch.no_grad() if with_graph else nullcontext():
+            gradients = backward(ctx, saved, upstream_R)
+        if not with_graph:
             return gradients
-        with_graph = [None if gradient is None else gradient.requires_grad_() for gradient in gradients]
-        return tuple(None if gradient is None else _FirstDerivativeOnly.apply(gradient) for gradient in with_graph)
+        return tuple(
+            None if gradient is None else _FirstDerivativeOnly.apply(gradient, anchor, upstream_R)
+            for gradient in gradients
+        )
 
     return refusing

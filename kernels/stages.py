@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.cpu import tiled_cpu
-from rlpheads.kernels.first_derivative import refuse_second_derivative
+from rlpheads.kernels.first_derivative import refuse_second_derivative, save_with_anchor
 from rlpheads.kernels.gpu import triton_loss
 from rlpheads.kernels.gpu.kept_operands import KeptOperands
 from rlpheads.kernels.gpu.kept_stages import KeptStages
@@ -90,7 +90,8 @@ def attach_feature_gradient(value_B: Tensor, features: Sequence[Tensor], gradien
         read_by_head.append(places[0] if places else len(distinct))
         if not places:
             distinct.append(features_BD)
-    return _FeatureRoute.apply(value_B, tuple(read_by_head), *distinct, *gradients)
+    attached_B, _ = _FeatureRoute.apply(value_B, tuple(read_by_head), *distinct, *gradients)
+    return attached_B
 
 
 def attach_class_gradients(
@@ -124,25 +125,25 @@ def attach_class_gradients(
         )
         saved.append(head)
     ranges = [(local.head.start, local.head.num_labels) for local in heads]
-    return _ClassRoute.apply(value_B, ranges, kernel, *chain.from_iterable(saved))
+    attached_B, _ = _ClassRoute.apply(value_B, ranges, kernel, *chain.from_iterable(saved))
+    return attached_B
 
 
 class _FeatureRoute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value_B: Tensor, read_by_head: Sequence[int], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, value_B: Tensor, read_by_head: Sequence[int], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         num_distinct = len(tensors) - len(read_by_head)
-        ctx.save_for_backward(*tensors[num_distinct:])
         ctx.read_by_head = read_by_head
         ctx.dtypes = [features_BD.dtype for features_BD in tensors[:num_distinct]]
-        return value_B.clone()
+        return save_with_anchor(ctx, value_B.clone(), *tensors[num_distinct:])
 
     @staticmethod
     @refuse_second_derivative
-    def backward(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: Sequence[Tensor], upstream_B: Tensor) -> tuple[Tensor | None, ...]:
         num_heads = len(ctx.read_by_head)
         sums: list[Tensor | None] = [None] * len(ctx.dtypes)
         for place, upstream_of_head_B, gradient_BD in zip(
-            ctx.read_by_head, by_head(upstream_B, num_heads), ctx.saved_tensors, strict=True
+            ctx.read_by_head, by_head(upstream_B, num_heads), saved, strict=True
         ):
             sum_BD, upstream_B1 = sums[place], upstream_of_head_B[:, None]
             sums[place] = upstream_B1 * gradient_BD if sum_BD is None else sum_BD.addcmul(upstream_B1, gradient_BD)
@@ -175,18 +176,17 @@ class _ClassRoute(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, value_B: Tensor, ranges: Sequence[tuple[int, int]], kernel: Kernel, *saved: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(*saved)
+    ) -> tuple[Tensor, Tensor]:
         ctx.ranges, ctx.kernel = ranges, kernel
-        return value_B.clone()
+        return save_with_anchor(ctx, value_B.clone(), *saved)
 
     @staticmethod
     @refuse_second_derivative
-    def backward(ctx: Any, upstream_B: Tensor) -> tuple[Tensor | None, ...]:
-        size, tensors, needed = len(_SavedHead._fields), ctx.saved_tensors, ctx.needs_input_grad[3:]
+    def backward(ctx: Any, saved: Sequence[Tensor], upstream_B: Tensor) -> tuple[Tensor | None, ...]:
+        size, needed = len(_SavedHead._fields), ctx.needs_input_grad[3:]
         gradients: list[Tensor | None] = []
         for number, upstream_of_head_B in enumerate(by_head(upstream_B, len(ctx.ranges))):
-            head = _SavedHead(*tensors[number * size :][:size])
+            head = _SavedHead(*saved[number * size :][:size])
             gradients += ctx.kernel.local_class_gradients(
                 head.features_BD,
                 ClassRange(head.weight_KD, head.bias_K, *ctx.ranges[number]),

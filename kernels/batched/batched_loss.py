@@ -28,7 +28,7 @@ from rlpheads.kernels.batched.written_rows import (
     product_dtype,
     written_rows,
 )
-from rlpheads.kernels.first_derivative import refuse_second_derivative
+from rlpheads.kernels.first_derivative import refuse_second_derivative, save_with_anchor
 from rlpheads.kernels.label_source import check_values_on_host
 from rlpheads.kernels.operators import register_operator
 from rlpheads.kernels.rows.partials import accumulation_dtype
@@ -87,7 +87,8 @@ def _attach_features(value_R: Tensor, gradient_RK: Tensor | None, heads: Written
     distinct = [
         features_BD for number, features_BD in enumerate(heads.features) if places[number] not in places[:number]
     ]
-    return _FeatureRoute.apply((value_R, gradient_RK), places, *distinct, *heads.weights)
+    attached_R, _ = _FeatureRoute.apply((value_R, gradient_RK), places, *distinct, *heads.weights)
+    return attached_R
 
 
 def _distinct_places(features: Sequence[Tensor]) -> tuple[int, ...]:
@@ -98,7 +99,8 @@ def _distinct_places(features: Sequence[Tensor]) -> tuple[int, ...]:
 
 def attach_classes(value_R: Tensor, gradient_RK: Tensor | None, heads: WrittenHeads) -> Tensor:
     """`value_R` as a function of the heads' weights and biases alone, whose logits have this gradient."""
-    return _ClassRoute.apply((value_R, gradient_RK), heads.features, *heads.weights, *heads.biases)
+    attached_R, _ = _ClassRoute.apply((value_R, gradient_RK), heads.features, *heads.weights, *heads.biases)
+    return attached_R
 
 
 Held = tuple[Tensor, Tensor]
@@ -107,18 +109,17 @@ Held = tuple[Tensor, Tensor]
 
 class _ClassRoute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, held: Held, features: list[Tensor], *parameters: Tensor | None) -> Tensor:
+    def forward(ctx: Any, held: Held, features: list[Tensor], *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
         value_R, gradient_RK = held
-        ctx.save_for_backward(gradient_RK, *features)
         ctx.dtypes = [None if parameter is None else parameter.dtype for parameter in parameters]
         weights = [parameter for parameter in parameters[: len(features)] if parameter is not None]
         ctx.product_dtype = product_dtype(features, weights)
-        return value_R
+        return save_with_anchor(ctx, value_R, gradient_RK, *features)
 
     @staticmethod
     @refuse_second_derivative
-    def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_RK, *features = ctx.saved_tensors
+    def backward(ctx: Any, saved: Sequence[Tensor], upstream_R: Tensor) -> tuple[Tensor | None, ...]:
+        gradient_RK, *features = saved
         wanted = ctx.needs_input_grad[2:]
         found = iter(_class_gradients_op(features, gradient_RK, upstream_R, wanted, ctx.product_dtype))
         gradients = [next(found) if is_wanted else None for is_wanted in wanted]
@@ -131,17 +132,16 @@ def _in_dtype(gradient: Tensor | None, dtype: torch.dtype | None) -> Tensor | No
 
 class _FeatureRoute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, held: Held, places: tuple[int, ...], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, held: Held, places: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         value_R, gradient_RK = held
         num_distinct = len(tensors) - len(places)
-        ctx.save_for_backward(gradient_RK, *tensors[num_distinct:])
         ctx.places, ctx.dtypes = places, [features_BD.dtype for features_BD in tensors[:num_distinct]]
-        return value_R
+        return save_with_anchor(ctx, value_R, gradient_RK, *tensors[num_distinct:])
 
     @staticmethod
     @refuse_second_derivative
-    def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_RK, *weights = ctx.saved_tensors
+    def backward(ctx: Any, saved: Sequence[Tensor], upstream_R: Tensor) -> tuple[Tensor | None, ...]:
+        gradient_RK, *weights = saved
         dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else gradient_RK.dtype
         sums = feature_gradients_op(weights, gradient_RK * upstream_R[:, None], ctx.places, dtype)
         return (None, None, *map(_in_dtype, sums, ctx.dtypes), *[None] * len(weights))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.first_derivative import refuse_second_derivative
+from rlpheads.kernels.first_derivative import refuse_second_derivative, save_with_anchor
 from rlpheads.kernels.gpu.kept_operands import KeptOperands, stack_weights
 from rlpheads.kernels.gpu.slab_plan import PassOutputs
 from rlpheads.kernels.gpu.triton_loss import (
@@ -140,13 +140,13 @@ def _group_losses(heads: WholeHeads, wanted: Wanted, kept: KeptOperands | None) 
     places = _distinct_places(heads.features)
     loss_R, regularizer_R, joint_R = found.cross_entropy_R, found.regularizer_R, found.joint_R
     if wanted.for_classes:
-        loss_R = _ClassRoute.apply(_Held((loss_R,)), in_memory, found, *heads.weights, *heads.biases)
+        loss_R, _ = _ClassRoute.apply(_Held((loss_R,)), in_memory, found, *heads.weights, *heads.biases)
     if wanted.for_features:
         distinct = [each for number, each in enumerate(heads.features) if places[number] not in places[:number]]
         if wanted.regularizer is not None:
-            regularizer_R = _FeatureRoute.apply(_Held((regularizer_R, found.regularizer_RD)), places, *distinct)
+            regularizer_R, _ = _FeatureRoute.apply(_Held((regularizer_R, found.regularizer_RD)), places, *distinct)
         if wanted.joint:
-            joint_R = _FeatureRoute.apply(_Held((joint_R, found.joint_RD)), places, *distinct)
+            joint_R, _ = _FeatureRoute.apply(_Held((joint_R, found.joint_RD)), places, *distinct)
     return (
         loss_R,
         regularizer_R if wanted.regularizer is not None else None,
@@ -169,19 +169,20 @@ class _Held(NamedTuple):
 
 class _ClassRoute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, held: _Held, heads: HeadsInMemory, found: "_Forward", *parameters: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, held: _Held, heads: HeadsInMemory, found: "_Forward", *parameters: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         # Weights are read again only where exponentials were not kept.
         exponentials = Exponentials(found.kept_RK, found.shift_CR, found.base_CR)
         gradient = LogitGradient(found.scale_CR, found.label_LR)
-        ctx.save_for_backward(*heads[:4], *exponentials, *gradient)
         ctx.num_heads = heads.num_heads
         ctx.dtypes = [None if parameter is None else parameter.dtype for parameter in parameters]
-        return held.tensors[0]
+        return save_with_anchor(ctx, held.tensors[0], *heads[:4], *exponentials, *gradient)
 
     @staticmethod
     @refuse_second_derivative
-    def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
-        saved, num_heads = ctx.saved_tensors, ctx.num_heads
+    def backward(ctx: Any, saved: Sequence[Any], upstream_R: Tensor) -> tuple[Tensor | None, ...]:
+        num_heads = ctx.num_heads
         features_RD, weight_KD, bias_K, labels_LR, *exponentials, scale_CR, label_LR = saved
         needed = ctx.needs_input_grad[3:]
         wanted = any(needed[:num_heads]), any(needed[num_heads:])
@@ -201,16 +202,15 @@ class _ClassRoute(torch.autograd.Function):
 
 class _FeatureRoute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, held: _Held, places: tuple[int, ...], *features: Tensor) -> Tensor:
+    def forward(ctx: Any, held: _Held, places: tuple[int, ...], *features: Tensor) -> tuple[Tensor, Tensor]:
         value_R, gradient_RD = held.tensors
-        ctx.save_for_backward(gradient_RD)
         ctx.places, ctx.dtype, ctx.num_features = places, features[0].dtype, len(features)
-        return value_R
+        return save_with_anchor(ctx, value_R, gradient_RD)
 
     @staticmethod
     @refuse_second_derivative
-    def backward(ctx: Any, upstream_R: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient_RD,) = ctx.saved_tensors
+    def backward(ctx: Any, saved: Sequence[Any], upstream_R: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_RD,) = saved
         num_heads, num_features = len(ctx.places), ctx.num_features
         draws = num_heads // num_features
         # Heads that read the same features mostly stand side by side, as the draws of a tap do.

@@ -216,27 +216,6 @@ def test_backward_twice_under_retain_graph(impl: str) -> None:
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
 
 
-def test_double_backward_is_refused() -> None:
-    problem = make_problem(1, 5, 11)
-    features_BD, weight_KD, _ = leaves(problem)
-    loss = random_label_loss(features_BD, weight_KD, problem.labels_B, regularizer="uniform", impl="tiled_cpu")
-    for value_B, leaf in ((loss.cross_entropy_B, weight_KD), (loss.regularizer_B, features_BD)):
-        upstream_B = torch.ones(5, dtype=torch.float64, requires_grad=True)
-        (gradient,) = torch.autograd.grad(value_B, leaf, upstream_B, create_graph=True)
-        with pytest.raises(RuntimeError, match="differentiated twice.*impl='reference'"):
-            gradient.sum().backward()
-
-
-@pytest.mark.parametrize("num_labels", [10, 3000])
-def test_auto_is_differentiated_once_at_any_size(num_labels: int) -> None:
-    problem = make_problem(1, 32, num_labels)
-    features_BD, _, _ = leaves(problem)
-    loss = random_label_loss(features_BD, problem.weight_KD, problem.labels_B, regularizer="uniform")
-    (gradient_BD,) = torch.autograd.grad(loss.regularizer_B.sum(), features_BD, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated twice"):
-        gradient_BD.sum().backward()
-
-
 # ----------------------------------------------------------------------------------------------------- inputs of all kinds
 
 
