@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlpheads.kernels.transforms import check_no_transform_of_backward
+
 Gradients = tuple[Tensor | None, ...]
 
 
@@ -44,11 +46,12 @@ def refuse_second_derivative(
     """Decorate a backward of (ctx, saved tensors, upstream), whose forward returned what `save_with_anchor` did.
 
     It records no graph, and differentiating its result in what the route is a function of, or in the upstream, raises a
-    RuntimeError.
+    RuntimeError. It refuses transforms of itself, too.
     """
 
     @wraps(backward)
     def refusing(ctx: Any, upstream_R: Tensor, _of_anchor: Tensor) -> Gradients:
+        check_no_transform_of_backward(upstream_R)
         anchor, *saved = ctx.saved_tensors
         with_graph = torch.is_grad_enabled()
         with torch.no_grad() if with_graph else nullcontext():

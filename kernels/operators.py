@@ -102,7 +102,10 @@ def flat(given: Iterable[Any]) -> list[Any]:
     """The members, those of nested named tuples in their place."""
     members: list[Any] = []
     for member in given:
-        members += flat(member) if hasattr(member, "_fields") else [member]
+        is_named = isinstance(member, tuple) and hasattr(
+            member, "_fields"
+        )  # of a symbolic size dynamo cannot ask the latter
+        members += flat(member) if is_named else [member]
     return members
 
 

@@ -83,7 +83,7 @@ ARROWS = {
         "cache_folder": "",
         "label_source": "operators",
         "operators": "",
-        "first_derivative": "",
+        "first_derivative": "transforms",
     },
     "memorization": {
         "validation": "probes measures baselines heads audit arguments quantiles atomic_file",

@@ -9,18 +9,65 @@ from torch.autograd import forward_ad
 from triton_interpreter import Interpreter
 from triton_transforms import ASKED, TRANSFORMS, losses_of
 
+from rlpheads.kernels.implementations import resolve_impl
 from rlpheads.kernels.random_label_loss import random_label_loss
 
 transforms = pytest.mark.parametrize("transform", TRANSFORMS)
-sizes = pytest.mark.parametrize("num_labels", [11, 2000], ids=["few labels", "many labels"])
-"""`auto` takes `reference` for the first and `tiled_cpu` for the second."""
+MANY_LABELS = 3000
+"""So many that `auto` takes `tiled_cpu`."""
+
+sizes = pytest.mark.parametrize("num_labels", [11, MANY_LABELS], ids=["few labels", "many labels"])
 
 
-@pytest.mark.parametrize("impl", ["tiled_cpu", "auto"])
+@pytest.mark.parametrize("impl", ["batched", "tiled_cpu", "auto"])
 @sizes
 @transforms
 def test_refused_by_name(impl: str, transform: str, num_labels: int) -> None:
     triton_transforms.assert_refused(impl, transform, num_labels)
+
+
+def test_auto_is_not_one_implementation_at_these_sizes() -> None:
+    features_BD = torch.zeros(40, 5)
+    assert [resolve_impl("auto", features_BD, size) for size in (11, MANY_LABELS)] == ["batched", "tiled_cpu"]
+
+
+COMPILED = {name: TRANSFORMS[name] for name in ("grad", "jvp", "vmap")}
+"""What can be written inside a compiled function."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("impl", ["batched", "tiled_cpu"])
+@pytest.mark.parametrize("transform", COMPILED)
+def test_refused_by_name_inside_a_compiled_function(impl: str, transform: str) -> None:
+    problem = make_problem(1, 40, 11)
+    compiled = torch.compile(
+        lambda features_BD: COMPILED[transform](losses_of(problem, impl), features_BD), backend="aot_eager"
+    )
+    with pytest.raises(RuntimeError, match=f"called under {ASKED[transform]}.*impl='reference'"):
+        compiled(problem.features_BD)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("impl", ["batched", "tiled_cpu"])
+@pytest.mark.parametrize("transform", COMPILED)
+def test_refused_by_name_around_a_compiled_function(impl: str, transform: str) -> None:
+    problem = make_problem(1, 40, 11)
+    compiled = torch.compile(losses_of(problem, impl), backend="aot_eager")
+    compiled(problem.features_BD)  # which leaves code for calls without a transform
+    with pytest.raises(RuntimeError, match=f"called under {ASKED[transform]}.*impl='reference'"):
+        COMPILED[transform](compiled, problem.features_BD)
+
+
+@pytest.mark.long
+def test_one_graph_with_a_transform_inside_is_refused() -> None:
+    problem = make_problem(1, 40, 11)
+    compiled = torch.compile(
+        lambda features_BD: torch.func.grad(losses_of(problem, "batched"))(features_BD),
+        backend="aot_eager",
+        fullgraph=True,
+    )
+    with pytest.raises(RuntimeError, match=r"random_label_loss was called under a transform"):
+        compiled(problem.features_BD)
 
 
 @pytest.mark.long
@@ -49,7 +96,8 @@ def test_the_reference_is_right(transform: str, num_labels: int) -> None:
         "jvp": gradient_BD.sum(),
         "forward_ad": gradient_BD.sum(),
         "vmap": torch.stack([loss.detach().sum()] * 2),
-        "vmap of grad": torch.stack([gradient_BD] * 2),
+        **dict.fromkeys(("vmap of grad", "is_grads_batched", "vmap of backward"), torch.stack([gradient_BD] * 2)),
+        **dict.fromkeys(("vectorize", "forward_ad of backward"), gradient_BD),
     }
     torch.testing.assert_close(result, expected[transform], rtol=1e-9, atol=1e-12)
 

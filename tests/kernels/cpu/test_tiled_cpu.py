@@ -1,5 +1,6 @@
 """The tiled implementation against the reference, its memory, its class ranges, and its life under tracing."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -195,7 +196,9 @@ def test_ties_across_class_ranges_go_to_the_lowest_label() -> None:
 # -------------------------------------------------------------------------------------------------------------- tracing
 
 
-def tiny_step(features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor, labels_LB: Tensor, first_B: Tensor) -> Tensor:
+def tiny_step(
+    features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor, labels_LB: Tensor, first_B: Tensor, *, impl: str
+) -> Tensor:
     loss = random_label_loss(
         features_BD,
         weight_KD,
@@ -204,6 +207,7 @@ def tiny_step(features_BD: Tensor, weight_KD: Tensor, bias_K: Tensor, labels_LB:
         pair=(labels_LB[1], first_B),
         regularizer="unlikelihood",
         joint=True,
+        impl=impl,
     )
     return loss.cross_entropy_B.mean() + loss.regularizer_B.mean() + 0.1 * loss.joint_B.mean() + loss.hit_B.sum()
 
@@ -228,11 +232,13 @@ def test_forward_and_backward_under_fake_tensors(impl: str, kind: str, small_til
 @pytest.mark.long
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiles_into_one_graph(backend: str, dynamic: bool) -> None:
+@pytest.mark.parametrize("impl", ["tiled_cpu", "batched"])
+def test_compiles_into_one_graph(impl: str, backend: str, dynamic: bool) -> None:
     torch.manual_seed(0)
     inputs = step_inputs()
-    compiled = torch.compile(tiny_step, fullgraph=True, backend=backend, dynamic=dynamic)
-    expected, actual = (torch.autograd.grad(step(*inputs), inputs[:3]) for step in (tiny_step, compiled))
+    eager = partial(tiny_step, impl=impl)
+    compiled = torch.compile(eager, fullgraph=True, backend=backend, dynamic=dynamic)
+    expected, actual = (torch.autograd.grad(step(*inputs), inputs[:3]) for step in (eager, compiled))
     for one, two in zip(expected, actual, strict=True):
         torch.testing.assert_close(two, one)
 
