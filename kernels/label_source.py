@@ -18,6 +18,11 @@ TableGather = Callable[[Sequence[Tensor], Sequence[Tensor | None]], Tensor]
 """(rows, indices) of the heads → their labels one after another: `row[index]`, or the row itself where there is no index."""
 
 
+def tensors_of_labels(labels: Labels) -> tuple[Tensor, ...]:
+    """The tensors that labels are read from."""
+    return (labels,) if isinstance(labels, Tensor) else labels[:2]
+
+
 def gather_labels(heads: Sequence[Labels], gather_tables: TableGather | None = None) -> Tensor:
     """Labels of the rows of all heads, one head after another, as int64.
 

@@ -24,7 +24,7 @@ from rlpheads.kernels.gpu.triton_loss import unsupported_reason
 from rlpheads.kernels.gpu.whole_heads import Wanted, WholeHeads, whole_head_losses
 from rlpheads.kernels.head_gradient import Consumer, HandingOver
 from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
-from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels
+from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels, tensors_of_labels
 from rlpheads.kernels.loss_results import RandomLabelLoss, RandomLabelLosses, losses_without_gradient
 from rlpheads.kernels.rows import reference
 from rlpheads.kernels.rows.kernel import Kernel
@@ -38,7 +38,7 @@ from rlpheads.kernels.stages import (
     kernel_that_keeps,
     local_feature_gradient,
 )
-from rlpheads.kernels.transforms import check_no_transform, may_transform, tensors_of_labels
+from rlpheads.kernels.transforms import check_no_transform, may_transform
 
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
 """Bytes of exponentials that are kept for backward unless the caller says otherwise."""

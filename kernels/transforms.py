@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rlpheads.kernels.label_source import Labels
-
 TRANSFORMS = {"Grad": "grad, vjp or jacrev", "Vmap": "vmap", "Jvp": "jvp or jacfwd"}
 """Functions of torch.func by the name of their level on functorch's stack."""
 
@@ -57,11 +55,6 @@ def _refusal(asked: str) -> RuntimeError:
         f"random_label_loss was called under {asked}, for which its tiled and fused implementations have no rules: pass "
         "impl='reference', which holds all B×K logits"
     )
-
-
-def tensors_of_labels(labels: Labels) -> tuple[Tensor, ...]:
-    """The tensors that labels are read from."""
-    return (labels,) if isinstance(labels, Tensor) else labels[:2]
 
 
 def _requested_transform(tensors: list[Tensor]) -> str | None:

@@ -77,7 +77,7 @@ ARROWS = {
         "cpu": "rows native operators",
         "gpu": "rows cache_folder label_source first_derivative operators",
         "arguments": "rows label_source operators",
-        "transforms": "label_source",
+        "transforms": "",
         "rows": "",
         "native": "cache_folder",
         "cache_folder": "",
