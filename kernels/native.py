@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from rlpheads.kernels.cache_folder import folder_for_code, warn_not_kept
 
 ROOM = Path(__file__).parent
@@ -122,6 +124,19 @@ def build_library(folder: Path, recipe: Recipe) -> ctypes.CDLL:
         except OSError as error:
             warn_not_kept(str(error))
     return loaded
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers begin, for C++, which computes all other places from sizes; None for none.
+
+    Raises:
+        RuntimeError: the numbers do not lie side by side: C++ would read or write another tensor's.
+    """
+    if tensor is None or tensor.numel() == 0:
+        return None
+    if not tensor.is_contiguous():
+        raise RuntimeError(f"C++ cannot take a {tuple(tensor.shape)} with strides {tensor.stride()}")
+    return tensor.data_ptr()
 
 
 def make_recipe() -> Recipe:

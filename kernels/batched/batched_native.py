@@ -13,7 +13,6 @@ from rlpheads.kernels.batched.native_arguments import (
     HeadPointers,
     OutputPointers,
     plain_floats,
-    pointer,
     pointers,
     raise_if_no_memory,
     widths,
@@ -57,13 +56,13 @@ class NativeBatch:
         matrices = [empty(num_rows, num_labels) if is_wanted else None for is_wanted in wanted]
         values = [empty(num_rows) for _ in range(5)]
         rows = WrittenRows._make([*values, empty(num_rows, dtype=torch.bool), *matrices])
-        outputs = OutputPointers(*map(pointer, (*rows, logits_RK)))
+        outputs = OutputPointers(*map(native.address, (*rows, logits_RK)))
         batch = HeadPointers(
             pointers(features),
             pointers(weights),
             pointers(biases),
             widths(features),
-            *map(pointer, (labels_LR, first_weight_R)),
+            *map(native.address, (labels_LR, first_weight_R)),
             *(len(features), features[0].shape[0], num_labels, labels_a_row),
         )
         failure = self._library.rlpheads_batched_forward(
@@ -91,7 +90,7 @@ class NativeBatch:
         raise_if_no_memory(
             self._library.rlpheads_batched_class_gradients(
                 ctypes.byref(batch),
-                *(ctypes.c_void_p(pointer(tensor)) for tensor in (gradient_RK, upstream_R)),
+                *(ctypes.c_void_p(native.address(tensor)) for tensor in (gradient_RK, upstream_R)),
                 *(pointers(gradients) for gradients in (of_weights, of_biases)),
                 torch.get_num_threads(),
             )
@@ -111,7 +110,7 @@ class NativeBatch:
         raise_if_no_memory(
             self._library.rlpheads_batched_feature_gradients(
                 ctypes.byref(batch),
-                ctypes.c_void_p(pointer(gradient_RK)),
+                ctypes.c_void_p(native.address(gradient_RK)),
                 pointers([gradients[place] for place in places]),
                 (ctypes.c_bool * len(places))(*[place in places[:number] for number, place in enumerate(places)]),
                 torch.get_num_threads(),

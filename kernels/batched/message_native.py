@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels import native
-from rlpheads.kernels.batched.native_arguments import pointer, pointers
+from rlpheads.kernels.batched.native_arguments import pointers
 
 
 class MessageLayout(NamedTuple):
@@ -40,7 +40,7 @@ class NativeMessage:
             ctypes.byref(_message(layout)),
             pointers(kept),
             pointers(kept_labels),
-            ctypes.c_void_p(pointer(packed_X)),
+            ctypes.c_void_p(native.address(packed_X)),
             torch.get_num_threads(),
         )
         return packed_X
@@ -58,12 +58,12 @@ class NativeMessage:
         gathered_NX = gathered_NX.contiguous()
         self._library.rlpheads_unpack_rows(
             ctypes.byref(_message(layout)),
-            ctypes.c_void_p(pointer(gathered_NX)),
+            ctypes.c_void_p(native.address(gathered_NX)),
             ctypes.c_int64(len(gathered_NX)),
             pointers(blocks),
             _integers(of_blocks),
             _integers(of_sets),
-            ctypes.c_void_p(pointer(index)),
+            ctypes.c_void_p(native.address(index)),
             torch.get_num_threads(),
         )
 

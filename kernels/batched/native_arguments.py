@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlpheads.kernels.native import address
+
 BAD_VALUES = 2
 """What C++ returns where a label is none of the classes or a weight is outside [0, 1]."""
 
@@ -46,14 +48,9 @@ def widths(matrices: list[Tensor]) -> "ctypes.Array[ctypes.c_int64]":
     return (ctypes.c_int64 * len(matrices))(*[matrix.shape[1] for matrix in matrices])
 
 
-def pointer(tensor: Tensor | None) -> int | None:
-    """Where a tensor lies, null for None."""
-    return None if tensor is None else tensor.data_ptr()
-
-
 def pointers(tensors: Sequence[Tensor | None]) -> "ctypes.Array[ctypes.c_void_p]":
     """Where each tensor lies, null for None."""
-    return (ctypes.c_void_p * len(tensors))(*[None if tensor is None else tensor.data_ptr() for tensor in tensors])
+    return (ctypes.c_void_p * len(tensors))(*map(address, tensors))
 
 
 def raise_if_no_memory(failure: int) -> None:

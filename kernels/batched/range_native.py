@@ -13,7 +13,6 @@ from rlpheads.kernels.batched.native_arguments import (
     HeadPointers,
     OutputPointers,
     plain_floats,
-    pointer,
     pointers,
     raise_if_no_memory,
     widths,
@@ -50,7 +49,7 @@ class NativeRanges:
             ctypes.byref(batch),
             ctypes.byref(_range(start, num_labels, kind, exp_RK, moment_RK)),
             ctypes.c_bool(has_logits),
-            ctypes.c_void_p(packed_FR.data_ptr()),
+            ctypes.c_void_p(native.address(packed_FR)),
             torch.get_num_threads(),
         )
         if failure == BAD_VALUES:
@@ -80,9 +79,9 @@ class NativeRanges:
         self._library.rlpheads_batched_merge(
             ctypes.byref(batch),
             ctypes.byref(_range(start, num_labels, kind, exp_RK, moment_RK)),
-            *(ctypes.c_void_p(each.data_ptr()) for each in (packed_FR, gathered_NFR)),
+            *(ctypes.c_void_p(native.address(each)) for each in (packed_FR, gathered_NFR)),
             ctypes.c_int64(len(gathered_NFR)),
-            ctypes.byref(OutputPointers(*map(pointer, rows))),
+            ctypes.byref(OutputPointers(*map(native.address, rows))),
             torch.get_num_threads(),
         )
         del kept
@@ -106,7 +105,7 @@ class _RangePointers(ctypes.Structure):
 
 def _range(start: int, num_labels: int, kind: str | None, exp_RK: Tensor, moment_RK: Tensor) -> _RangePointers:
     moments = moment_RK if kind == "entropy" else None
-    return _RangePointers(start, num_labels, KINDS.index(kind), pointer(exp_RK), pointer(moments))
+    return _RangePointers(start, num_labels, KINDS.index(kind), native.address(exp_RK), native.address(moments))
 
 
 def _kept_labels(
@@ -114,7 +113,7 @@ def _kept_labels(
 ) -> tuple[Tensor, Tensor | None]:
     """Point to the labels and their weights; return the tensors that must outlive the call."""
     labels_LR, first_weight_R = labels[0].contiguous(), None if labels[1] is None else plain_floats(labels[1])
-    batch.labels, batch.first_weight = pointer(labels_LR), pointer(first_weight_R)
+    batch.labels, batch.first_weight = native.address(labels_LR), native.address(first_weight_R)
     batch.num_heads, batch.num_labels = heads_and_classes
     batch.num_rows, batch.labels_a_row = labels_LR.shape[1] // batch.num_heads, len(labels_LR)
     return labels_LR, first_weight_R

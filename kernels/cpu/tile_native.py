@@ -10,6 +10,7 @@ from torch import Tensor
 from rlpheads.kernels import native
 from rlpheads.kernels.cpu.tile_pass import ClassSums, PlainPass, RowState, Tile, TilePass
 from rlpheads.kernels.cpu.workspace import WORKSPACE
+from rlpheads.kernels.native import address
 
 MAX_ABOVE_SHIFT = 8.0
 """How far above its shift a row's largest logit may lie: so little that exponents lose no digits, so much that the shift of
@@ -120,11 +121,6 @@ def check_memory(lacks_memory: int) -> None:
     """Raise MemoryError where the C++ says that there was none."""
     if lacks_memory:
         raise MemoryError("there is none for the buffers of the loss on the CPU")
-
-
-def address(tensor: Tensor | None) -> int | None:
-    """Return where a tensor's numbers begin, for C++; None where there are none."""
-    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
 def pack_panels(matrix_MN: Tensor, width: int) -> Tensor:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels import native
-from rlpheads.kernels.cpu.tile_native import address, check_memory, pack_panels
+from rlpheads.kernels.cpu.tile_native import check_memory, pack_panels
 from rlpheads.kernels.cpu.tiled_cpu import GradientTile, TiledHead
+from rlpheads.kernels.native import address
 from rlpheads.kernels.operators import register_named_operator
 from rlpheads.kernels.rows.partials import accumulation_dtype
 from rlpheads.kernels.rows.updates import (

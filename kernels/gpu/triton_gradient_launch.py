@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlpheads.kernels.gpu import triton_gradient_kernels as kernels
 from rlpheads.kernels.gpu import triton_terms
+from rlpheads.kernels.gpu.checked_launch import Strided, launch_kernel
 from rlpheads.kernels.gpu.triton_launch import EMULATED, Operands
 
 WRITTEN_ENTRIES = 512
@@ -53,9 +54,10 @@ def row_terms(
         *(empty(num_slabs, num_rows), empty(len(operands.labels_LR), num_rows), empty(num_rows), empty(num_rows)),
         empty(len(operands.labels_LR), num_rows),
     )
-    triton_terms.row_terms_kernel[(triton.cdiv(num_rows, TERMS_TILE["ROWS"]),)](
-        *(*terms, state_SR, label_stats_FR, shift_CR, operands.labels_LR),
-        None if first_weight_R is None else first_weight_R.float(),
+    launch_kernel(
+        triton_terms.row_terms_kernel,
+        (triton.cdiv(num_rows, TERMS_TILE["ROWS"]),),
+        *(*terms, state_SR, label_stats_FR, shift_CR, operands.labels_LR, _plain_floats(first_weight_R)),
         *(num_rows, num_slabs, operands.num_classes),
         PAIR=len(operands.labels_LR) == 2,
         KIND=-1 if kind is None else triton_terms.KINDS.index(kind),
@@ -71,8 +73,10 @@ def finish_written_rows(
     num_rows, num_labels = logits_RK.shape
     classes = triton.next_power_of_2(num_labels)
     rows = max(1, min(WRITTEN_ENTRIES // classes, 64))
-    triton_terms.written_rows_kernel[(triton.cdiv(num_rows, rows),)](
-        *(*out, logits_RK, labels_LR, None if first_weight_R is None else first_weight_R.float()),
+    launch_kernel(
+        triton_terms.written_rows_kernel,
+        (triton.cdiv(num_rows, rows),),
+        *(*out, logits_RK, labels_LR, _plain_floats(first_weight_R)),
         *(num_rows, num_labels),
         PAIR=len(labels_LR) == 2,
         KIND=-1 if kind is None else triton_terms.KINDS.index(kind),
@@ -107,8 +111,10 @@ def feature_gradients(
         _feature_blocks(FEATURE_TILE, num_features),
         operands.num_heads,
     )
-    kernels.feature_gradients_kernel[grid](
-        *(gradient_RD, *sums, operands.weight_KD, operands.labels_LR, *factors),
+    launch_kernel(
+        kernels.feature_gradients_kernel,
+        grid,
+        *(gradient_RD, *sums, Strided(operands.weight_KD), operands.labels_LR, *factors),
         *(num_rows, operands.num_classes, num_features, operands.weight_KD.stride(0)),
         PAIR=len(operands.labels_LR) == 2,
         MOMENT=factors[1] is not None,
@@ -128,7 +134,9 @@ def weigh_features(out_RD: Tensor, gradient_RD: Tensor, upstream_R: Tensor, num_
     num_rows, num_features = len(gradient_RD) // num_heads, gradient_RD.shape[1]
     readers = len(out_RD) // num_rows
     grid = (triton.cdiv(num_rows, FEATURE_TILE["ROWS"]), _feature_blocks(FEATURE_TILE, num_features), readers)
-    kernels.weigh_features_kernel[grid](
+    launch_kernel(
+        kernels.weigh_features_kernel,
+        grid,
         *(out_RD, gradient_RD, upstream_R, num_rows, num_heads // readers, num_features),
         EMULATED=EMULATED,
         **FEATURE_TILE,
@@ -157,8 +165,10 @@ def scale_features(operands: Operands, rows: GradientRows, factor_H: Tensor | No
     scaled_RD = rows.exp_RK.new_empty(len(rows.exp_RK), num_features)
     has_base = len(rows.base_R) > 0
     row_blocks = 1 if has_base else triton.cdiv(num_rows, SCALE_TILE["ROWS"])
-    kernels.scale_features_kernel[(_feature_blocks(SCALE_TILE, num_features), row_blocks, operands.num_heads)](
-        *(scaled_RD, operands.features_RD, rows.scale_R, factor_H, rows.base_R),
+    launch_kernel(
+        kernels.scale_features_kernel,
+        (_feature_blocks(SCALE_TILE, num_features), row_blocks, operands.num_heads),
+        *(scaled_RD, Strided(operands.features_RD), rows.scale_R, factor_H, rows.base_R),
         *(num_rows, rows.num_kept_rows(operands), num_features, operands.rows_apart, operands.features_RD.stride(0)),
         HAS_FACTOR=factor_H is not None,
         HAS_BASE=has_base,
@@ -180,7 +190,8 @@ class SortedLabels(NamedTuple):
     def of(cls, operands: Operands) -> "SortedLabels":
         """Sort the labels of every head."""
         labels_LHB = operands.labels_LR.unflatten(1, (operands.num_heads, -1))
-        return cls(*labels_LHB.transpose(0, 1).flatten(1).sort(dim=1, stable=True))
+        labels_HN = labels_LHB.transpose(0, 1).flatten(1).contiguous()  # of one row a head `flatten` makes no copy
+        return cls(*labels_HN.sort(dim=1, stable=True))
 
 
 def add_label_rows(
@@ -189,8 +200,11 @@ def add_label_rows(
     """Add the labels' terms to the weights' gradient; `sums_ND` are the unrounded rows of the sorted labels of a narrow one."""
     num_features, num_places = operands.features_RD.shape[1], ordered.labels_HN.shape[1]
     grid = (num_places, _feature_blocks(LABEL_TILE, num_features), operands.num_heads)
-    kernels.add_label_rows_kernel[grid](
-        *(gradient_KD, gradient_KD if sums_ND is None else sums_ND, operands.features_RD, *ordered, label_LR),
+    launch_kernel(
+        kernels.add_label_rows_kernel,
+        grid,
+        *(Strided(gradient_KD), Strided(gradient_KD) if sums_ND is None else sums_ND),
+        *(Strided(operands.features_RD), *ordered, label_LR),
         *(operands.num_rows, num_places, operands.num_classes, num_features, operands.start, operands.rows_apart),
         *(gradient_KD.stride(0), operands.features_RD.stride(0)),
         SUMS_GIVEN=sums_ND is not None,
@@ -202,14 +216,21 @@ def add_label_rows(
 def class_sums(gradient_K: Tensor, operands: Operands, rows: GradientRows) -> None:
     """Write a slab's part of the gradient of the biases."""
     num_classes = operands.num_classes
-    kernels.class_sums_kernel[(triton.cdiv(num_classes, SUM_TILE["CLASSES"]), operands.num_heads)](
-        *(gradient_K, rows.exp_RK, rows.base_R, rows.scale_R, operands.labels_LR, rows.label_LR),
+    launch_kernel(
+        kernels.class_sums_kernel,
+        (triton.cdiv(num_classes, SUM_TILE["CLASSES"]), operands.num_heads),
+        *(gradient_K, Strided(rows.exp_RK), rows.base_R, rows.scale_R, operands.labels_LR, rows.label_LR),
         *(operands.num_rows, rows.num_kept_rows(operands), operands.labels_LR.numel() // operands.num_heads),
         *(num_classes, operands.start, rows.exp_RK.stride(0)),
         HAS_BASE=len(rows.base_R) > 0,
         EMULATED=EMULATED,
         **SUM_TILE,
     )
+
+
+def _plain_floats(weight_R: Tensor | None) -> Tensor | None:
+    """Weights as the kernels take them: float32, side by side, though the caller may have expanded one number."""
+    return None if weight_R is None else weight_R.float().contiguous()
 
 
 def _feature_blocks(tile: dict[str, int], num_features: int) -> int:

@@ -15,6 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rlpheads.kernels.gpu import triton_kernels as kernels
 from rlpheads.kernels.gpu import triton_row_kernels as row_kernels
+from rlpheads.kernels.gpu.checked_launch import Strided, launch_kernel
 from rlpheads.kernels.gpu.slab_plan import PassOutputs, pad_classes
 from rlpheads.kernels.gpu.triton_tiles import (
     FIRST_CLASSES,
@@ -164,8 +165,10 @@ def matmul_precision(dtype: torch.dtype) -> str:
 def gather_tables(rows: Sequence[Tensor], indices: Sequence[Tensor | None], labels_SB: Tensor) -> None:
     """Write the labels of S heads: where a head has an index, `row[index]`, else its row."""
     num_sources, num_rows = labels_SB.shape
-    row_kernels.gather_labels_kernel[(triton.cdiv(num_rows, GATHER_TILE["ROWS"]), num_sources)](
-        *(tuple(rows), tuple(None if index_B is None else index_B.contiguous() for index_B in indices)),
+    launch_kernel(
+        row_kernels.gather_labels_kernel,
+        (triton.cdiv(num_rows, GATHER_TILE["ROWS"]), num_sources),
+        *(tuple(map(Strided, rows)), tuple(None if index_B is None else index_B.contiguous() for index_B in indices)),
         *(tuple(row_N.stride(0) for row_N in rows), tuple(map(len, rows)), labels_SB, num_rows),
         SOURCES=num_sources,
         **GATHER_TILE,
@@ -178,8 +181,11 @@ def row_shifts(operands: Operands, label_stats_FR: Tensor, has_base: bool) -> Ex
     num_rows = operands.num_rows
     shift_R = label_stats_FR.new_empty(label_stats_FR.shape[1])
     base_R = shift_R.new_empty(len(shift_R) if has_base else 0)
-    row_kernels.row_shifts_kernel[(triton.cdiv(num_rows, SHIFT_TILE["ROWS"]), operands.num_heads)](
-        *(features_RD, weight_KD, operands.bias_K, operands.labels_LR, shift_R, base_R, label_stats_FR),
+    launch_kernel(
+        row_kernels.row_shifts_kernel,
+        (triton.cdiv(num_rows, SHIFT_TILE["ROWS"]), operands.num_heads),
+        *(Strided(features_RD), Strided(weight_KD), operands.bias_K, operands.labels_LR),
+        *(shift_R, base_R, label_stats_FR),
         *(num_rows, min(operands.num_classes, FIRST_CLASSES), features_RD.shape[1], operands.start),
         *(operands.rows_apart, operands.num_classes, features_RD.stride(0), weight_KD.stride(0)),
         HAS_BIAS=operands.bias_K is not None,
@@ -195,8 +201,11 @@ def row_shifts(operands: Operands, label_stats_FR: Tensor, has_base: bool) -> Ex
 def exact_shifts(reference: ExpReference, state_SR: Tensor) -> None:
     """Put the rows' largest logits, which a pass has found, in the place of the guessed shifts, unless a row is near chance."""
     num_rows = len(reference.shift_R)
-    row_kernels.exact_shifts_kernel[(triton.cdiv(num_rows, EXACT_TILE["ROWS"]),)](
-        *(reference.shift_R, reference.base_R, state_SR, num_rows), **EXACT_TILE
+    launch_kernel(
+        row_kernels.exact_shifts_kernel,
+        (triton.cdiv(num_rows, EXACT_TILE["ROWS"]),),
+        *(reference.shift_R, reference.base_R, state_SR, num_rows),
+        **EXACT_TILE,
     )
 
 
@@ -223,28 +232,22 @@ def class_tiles(
     exp_RK, moment_RK = buffers
     num_kept_rows = num_rows if exp_RK is None else len(exp_RK) // num_heads
     unused = reference.shift_R
-    max_CR, sum_CR, moment_CR, logits_CR, label_stats_FR = statistics or (
-        *[unused] * 4,
-        unused.expand(num_labels + 2, -1),
-    )
+    moment_CR, logits_CR = (unused[:0],) * 2 if statistics is None else statistics[2:4]
+    out = (unused,) * 7 if statistics is None else _written_statistics(statistics, num_labels)
     if not (_has_descriptor(features_RD) and _has_descriptor(weight_KD)):
         tiles = without_descriptors(tiles)
     use_tma = tiles.tma
-    x: Any = TensorDescriptor.from_tensor(features_RD, [tiles.rows, tiles.features]) if use_tma else features_RD
-    w: Any = TensorDescriptor.from_tensor(weight_KD, [tiles.classes, tiles.features]) if use_tma else weight_KD
+    x: Any = (
+        TensorDescriptor.from_tensor(features_RD, [tiles.rows, tiles.features]) if use_tma else Strided(features_RD)
+    )
+    w: Any = TensorDescriptor.from_tensor(weight_KD, [tiles.classes, tiles.features]) if use_tma else Strided(weight_KD)
     grid = (triton.cdiv(num_kept_rows, tiles.rows) * triton.cdiv(num_classes, tiles.classes), num_heads)
-    kernels.class_tiles_kernel[grid](
+    launch_kernel(
+        kernels.class_tiles_kernel,
+        grid,
         *(x, w, bias_K, labels_LR, *reference),
-        *(unused if exp_RK is None else _padded(exp_RK), unused if moment_RK is None else _padded(moment_RK)),
-        *(
-            max_CR,
-            sum_CR,
-            moment_CR,
-            logits_CR,
-            label_stats_FR,
-            label_stats_FR[num_labels],
-            label_stats_FR[num_labels + 1],
-        ),
+        *(unused if each_RK is None else Strided(_padded(each_RK)) for each_RK in buffers),
+        *out,
         *(num_rows, num_kept_rows, num_classes, features_RD.shape[1], start),
         *(
             operands.rows_apart,
@@ -262,9 +265,9 @@ def class_tiles(
         STATISTICS=statistics is not None,
         KEEP=exp_RK is not None,
         HAS_BASE=len(reference.base_R) > 0,
-        MOMENT=statistics is not None and len(moment_CR) > 0,
+        MOMENT=len(moment_CR) > 0,
         KEEP_MOMENT=moment_RK is not None,
-        SUM_LOGITS=statistics is not None and len(logits_CR) > 0,
+        SUM_LOGITS=len(logits_CR) > 0,
         TMA=use_tma,
         LIMIT=OVERSHOOT[features_RD.dtype],
         PRECISION=matmul_precision(features_RD.dtype),
@@ -285,7 +288,9 @@ def merge_tiles(
     max_CR, sum_CR, moment_CR, logits_CR, label_stats_FR = statistics
     num_tiles, num_rows = max_CR.shape
     num_labels = len(operands.labels_LR)
-    row_kernels.merge_tiles_kernel[(triton.cdiv(num_rows, MERGE_TILE["ROWS"]),)](
+    launch_kernel(
+        row_kernels.merge_tiles_kernel,
+        (triton.cdiv(num_rows, MERGE_TILE["ROWS"]),),
         *(max_CR, sum_CR, moment_CR, logits_CR, reference.shift_R, operands.labels_LR),
         *(label_stats_FR[num_labels], label_stats_FR[num_labels + 1], reference.base_R, *out),
         *(num_rows, num_tiles, operands.num_classes, operands.start),
@@ -312,8 +317,11 @@ def align_tiles(
     assert exp_RK is not None
     num_rows, num_classes, num_heads = operands.num_rows, operands.num_classes, operands.num_heads
     grid = (triton.cdiv(num_rows, ALIGN_TILE["ROWS"]) * triton.cdiv(num_classes, tiles.classes), num_heads)
-    row_kernels.align_tiles_kernel[grid](
-        *(exp_RK, exp_RK if moment_RK is None else moment_RK, reference.base_R, statistics.max_CR, reference.shift_R),
+    launch_kernel(
+        row_kernels.align_tiles_kernel,
+        grid,
+        *(Strided(exp_RK), Strided(exp_RK if moment_RK is None else moment_RK)),
+        *(reference.base_R, statistics.max_CR, reference.shift_R),
         *(lift_R, num_rows, len(exp_RK) // num_heads, num_classes, exp_RK.stride(0), _row_stride(moment_RK)),
         HAS_BASE=len(reference.base_R) > 0,
         MOMENT=moment_RK is not None,
@@ -324,10 +332,16 @@ def align_tiles(
     )
 
 
+def _written_statistics(statistics: TileStatistics, num_labels: int) -> tuple[Tensor, ...]:
+    """What `class_tiles` writes: the tiles', then the label logits, the largest logits before and after the label."""
+    *of_tiles, label_stats_FR = statistics
+    return (*of_tiles, label_stats_FR, label_stats_FR[num_labels], label_stats_FR[num_labels + 1])
+
+
 def _has_descriptor(matrix: Tensor) -> bool:
     """Whether a tensor-memory descriptor can describe it: rows at multiples of 16 bytes, one after another."""
     is_aligned = matrix.stride(0) * matrix.element_size() % 16 == 0 and matrix.data_ptr() % 16 == 0
-    return is_aligned and matrix.stride(0) >= matrix.shape[1] > 0
+    return is_aligned and matrix.stride(0) >= matrix.shape[1] > 0 and matrix.stride(1) == 1
 
 
 def _padded(buffer: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlpheads.kernels.gpu import triton_gradient_launch as gradient_launch
 from rlpheads.kernels.gpu import triton_update_kernels as kernels
+from rlpheads.kernels.gpu.checked_launch import Strided, launch_kernel
 from rlpheads.kernels.gpu.triton_gradient_launch import SortedLabels
 from rlpheads.kernels.gpu.triton_launch import EMULATED, Operands, matmul_precision
 from rlpheads.kernels.gpu.triton_passes import GradientSlab, gradient_slabs, scaled_features
@@ -46,7 +47,8 @@ class WeightStep(NamedTuple):
 def count_step(rule: AdamRule, step: Tensor, left_out: Tensor) -> Tensor:
     """Count a step, unless it is left out; return lr/(1 − β1^n) and 1/√(1 − β2^n) of their number n, (2,)."""
     rates = step.new_empty(2)
-    kernels.count_step_kernel[(1,)](step, rates, left_out, rule.lr, 1 - rule.beta1, 1 - rule.beta2, num_warps=1)
+    numbers = rule.lr, 1 - rule.beta1, 1 - rule.beta2
+    launch_kernel(kernels.count_step_kernel, (1,), step, rates, left_out, *numbers, num_warps=1)
     return rates
 
 
@@ -77,9 +79,11 @@ def update_tiles(slab: GradientSlab, ordered: SortedLabels, step: WeightStep | N
     ]
     squared_T = rows.scale_R.new_empty(tiles[0] * tiles[1])
     weight_KD, first_KD, second_KD, copy_KD, rates, left_out = _arrays(step)
-    kernels.update_tiles_kernel[(len(squared_T),)](
-        *(weight_KD, first_KD, second_KD, copy_KD, squared_T, rows.exp_RK, scaled_RD, factor_H),
-        *(operands.features_RD, *ordered, rows.label_LR, rates, left_out, *_numbers(step)),
+    launch_kernel(
+        kernels.update_tiles_kernel,
+        (len(squared_T),),
+        *(weight_KD, first_KD, second_KD, copy_KD, squared_T, Strided(rows.exp_RK), scaled_RD, factor_H),
+        *(Strided(operands.features_RD), *ordered, rows.label_LR, rates, left_out, *_numbers(step)),
         *(operands.num_rows, rows.num_kept_rows(operands), ordered.labels_HN.shape[1], operands.num_classes),
         *(num_features, operands.start, operands.features_RD.stride(0), rows.exp_RK.stride(0)),
         STEP=step is not None,

@@ -86,6 +86,37 @@ def assert_heads_as_in_float64(case: ManyHeads, impl: str = "triton") -> None:
             assert error <= TOLERANCES[case.dtype] * (1 + float(exact.detach().abs().max())), error
 
 
+def assert_any_strides_give_the_same() -> None:
+    """Rows, labels and weights of pairs that lie apart, or are one number for all rows, of one head and of two."""
+    problem = make_problem(3, 6, 40, num_features=16).to(torch.float32)
+    assert problem.pair is not None
+    assert problem.bias_K is not None
+    seconds_B, own_weight_B = problem.pair[0], problem.pair[1].float()
+
+    def apart(tensor: Tensor) -> Tensor:
+        """The same numbers, with others between them."""
+        return tensor.repeat_interleave(2, -1)[..., ::2]
+
+    def of_heads(number: int, first_weight_B: Tensor, strided: bool) -> list[Tensor]:
+        lay = apart if strided else Tensor.clone
+        given = (problem.features_BD, problem.weight_KD, problem.bias_K, problem.labels_B, seconds_B)
+        features_BD, weight_KD, bias_K, labels_B, second_B = (lay(each) for each in given if each is not None)
+        losses = random_label_losses(
+            *(features_BD, [weight_KD.requires_grad_()] * number, [labels_B] * number),
+            biases=[bias_K] * number,
+            pairs=[(second_B, first_weight_B)] * number,
+            impl="triton",
+        )
+        (gradient_KD,) = torch.autograd.grad(losses.cross_entropy_HB.sum(), weight_KD)
+        return [losses.cross_entropy_HB, losses.lse_HB, gradient_KD]
+
+    for number in (1, 2):
+        for first_weight_B in (apart(own_weight_B), own_weight_B[:1].expand(6)):
+            strided = of_heads(number, first_weight_B, strided=True)
+            for found, expected in zip(strided, of_heads(number, first_weight_B.clone(), strided=False), strict=True):
+                torch.testing.assert_close(found, expected)
+
+
 def assert_heads_need_not_require_gradients() -> None:
     """Weights that are frozen, and features that need no gradient, get none; the others get theirs."""
     problems = [make_problem(n, 6, 40).to(torch.float32) for n in (1, 7)]

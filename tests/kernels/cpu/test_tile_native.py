@@ -271,8 +271,8 @@ def test_a_row_that_is_not_finite_ends_and_spoils_no_other(kind: str, value: flo
 
 @needs_compiler
 def test_memory_that_is_not_to_be_had_is_an_error_and_not_the_end_of_the_process() -> None:
-    """Labels of more rows than any memory holds: one, repeated."""
-    features_BD, labels_LB = torch.zeros(1, 16), torch.zeros(1, 1, dtype=torch.int64).expand(1, 2**60)
+    """More rows than any memory holds, which have no label."""
+    features_BD, labels_LB = torch.zeros(1, 16), torch.zeros(0, 2**60, dtype=torch.int64)
     with pytest.raises(MemoryError, match="the loss on the CPU"):
         make_pass(features_BD, labels_LB).exponentiate(
             Tile(0, 3, NONE, NONE, NONE), torch.zeros(3, 16), None, torch.zeros(3, 1), torch.zeros(1)

@@ -20,11 +20,29 @@ CASES = [
     ManyHeads((16, 16), 5, 300, "entropy", FP32, seed=6),
 ]
 
+DEGENERATE = [
+    *(ManyHeads((16, 16, 0), rows, 40, "entropy", FP32, seed) for rows in (1, 2) for seed in (0, 2)),
+    *(ManyHeads((16,), rows, 300, "uniform", FP32, seed=3) for rows in (1, 2)),
+    *(ManyHeads((1, 1), rows, 2, "unlikelihood", FP32, seed=3) for rows in (1, 2)),
+]
+"""Pairs with seeds 0 and 3."""
+
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_heads_as_in_float64(interpreter: Interpreter, case: ManyHeads) -> None:
     interpreter(many_heads.assert_heads_as_in_float64, case)
+
+
+@pytest.mark.parametrize("case", DEGENERATE, ids=str)
+@pytest.mark.parametrize("impl", ["triton", "batched"])
+def test_where_views_of_one_row_or_feature_lie_otherwise(interpreter: Interpreter, case: ManyHeads, impl: str) -> None:
+    """A view of size 1 in some dimension is contiguous, or not, by other rules than all the rest."""
+    interpreter(many_heads.assert_heads_as_in_float64, case, impl)
+
+
+def test_operands_of_any_strides(interpreter: Interpreter) -> None:
+    interpreter(many_heads.assert_any_strides_give_the_same)
 
 
 @pytest.mark.parametrize("case", [*CASES[1:2], *CASES[3:]], ids=str)
