@@ -95,7 +95,7 @@ def _compute_partials(
             check_values_on_host(index_LR, first_weight_R, held.num_labels)
         logits_RK = (stacked_logits if uses_stacks(device) else batched_logits)(heads, dtype)
         sums, _ = sums_over_range(logits_RK, index_LR, held.start)
-        packed_FR = torch.cat([numbers.reshape(-1, len(logits_RK)) for numbers in sums.partials])
+        packed_FR = torch.cat([torch.atleast_2d(numbers) for numbers in sums.partials])
         moment_RK = sums.moment_BC[:, 1:] if held.regularizer == "entropy" else logits_RK.new_empty(0, 0)
         return [packed_FR, sums.exp_BC[:, 1:].contiguous(), moment_RK.contiguous()]
 

@@ -70,6 +70,20 @@ def test_ranges_give_the_rows_of_whole_heads(kind: str | None, mixed: bool, name
                 assert relative_error(value_RK, expected_RK) <= 1e-5, member
 
 
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_ranges_of_no_rows(plain: bool, mixed: bool) -> None:
+    """What a rank of an empty batch sends and gets: all that it else does, of no row."""
+    heads, labels = problem(10, mixed, torch.float32)
+    heads = heads._replace(features=[features_BD[:0] for features_BD in heads.features])
+    labels = BatchedLabels(labels.index_LR[:, :0], None if labels.first_weight_R is None else labels.first_weight_R[:0])
+    sums = range_partials(heads, labels, HeldRange(0, 10, "entropy", plain))
+    assert [tuple(each.shape) for each in sums] == [(7 + mixed, 0), (0, 10), (0, 10)]
+    for rows, num_held in zip(merged(heads, labels, [0, 4, 10], "entropy", [plain] * 2), (4, 6), strict=True):
+        assert [len(value) for value in rows[:6]] == [0] * 6
+        assert [each.shape for each in rows[6:]] == [(0, num_held)] * 2
+
+
 def test_every_rank_has_the_same_bits() -> None:
     heads, labels = problem(10, True, torch.float32)
     first, *others = merged(heads, labels, [0, 4, 8, 10], "entropy", [False] * 3)
