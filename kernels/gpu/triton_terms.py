@@ -300,8 +300,9 @@ def written_rows_kernel(
         before_M, after_M = join_second_label(before_M, after_M, label0_M, label1_M, z1_M)
     offset_MN = tl.where(is_other_MN, logits_MN - shift_M[:, None], 0.0)
     exp_MN = tl.where(is_other_MN, exponential(offset_MN), 0.0)
-    # The choice keeps the product out of a fused multiply-add, which would round the sums of a row's threads differently.
-    moment_MN = tl.where(is_other_MN, exp_MN * offset_MN, 0.0)
+    # 0·(−∞) is no moment; and the choice keeps the product out of a fused multiply-add, which would round the sums of a row's
+    # threads differently.
+    moment_MN = tl.where(exp_MN > 0.0, exp_MN * offset_MN, 0.0)
     sum_M = tl.sum(exp_MN, 1)
     row_shift_M, inverse_M, log_p_M, lse_M, loss_M, own0_M, own1_M, value_M, exp_M, moment_M, other0_M, other1_M = (
         terms_of_rows(

@@ -28,8 +28,16 @@ def log_odds(logits_BK: Tensor, labels_LB: Tensor) -> Tensor:
 
 
 def _log_odds_of_one(logits_BK: Tensor, labels_B1: Tensor) -> Tensor:
-    others_BK = logits_BK.scatter(1, labels_B1, -torch.inf)
-    return logits_BK.gather(1, labels_B1)[:, 0] - others_BK.logsumexp(1)
+    rest_BK, is_empty_B1 = _rest(logits_BK, labels_B1)
+    log_rest_B = rest_BK.logsumexp(1).masked_fill(is_empty_B1[:, 0], -torch.inf)
+    return logits_BK.gather(1, labels_B1)[:, 0] - log_rest_B
+
+
+def _rest(logits_BK: Tensor, labels_B1: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits, −∞ at the labels, and whether no class is left (B, 1): there they are 0, as −∞ alone has no gradient."""
+    rest_BK = logits_BK.scatter(1, labels_B1, -torch.inf)
+    is_empty_B1 = (rest_BK == -torch.inf).all(1, keepdim=True)
+    return rest_BK.masked_fill(is_empty_B1, 0.0), is_empty_B1
 
 
 def cross_entropy(logits_BK: Tensor, labels: RowLabels) -> Tensor:
@@ -59,8 +67,9 @@ def entropy(logits_BK: Tensor, labels: RowLabels) -> Tensor:
     far above the rest would hide them: its gradient is off by 2 % at a margin of 40 even in float64.
     """
     top_B1 = logits_BK.argmax(1, keepdim=True)
-    odds_B = _log_odds_of_one(logits_BK, top_B1)
-    log_q_BK = logits_BK.scatter(1, top_B1, -torch.inf).log_softmax(1).scatter(1, top_B1, 0.0)
+    odds_B = _log_odds_of_one(logits_BK, top_B1).clamp(max=torch.finfo(logits_BK.dtype).max)
+    rest_BK, _ = _rest(logits_BK, top_B1)
+    log_q_BK = rest_BK.log_softmax(1).masked_fill(rest_BK == -torch.inf, 0.0)  # 0·log 0 = 0
     rest_entropy_B = -(log_q_BK.exp() * log_q_BK).sum(1)
     split_entropy_B = -torch.sigmoid(odds_B) * F.logsigmoid(odds_B) - torch.sigmoid(-odds_B) * F.logsigmoid(-odds_B)
     return math.log(logits_BK.shape[1]) - split_entropy_B - torch.sigmoid(-odds_B) * rest_entropy_B

@@ -5,7 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_problems import IMPLS, KINDS, Problem, assert_same, evaluate, make_problem
+from kernel_problems import (
+    IMPLS,
+    KINDS,
+    Problem,
+    assert_classes_without_probability_do_not_count,
+    assert_same,
+    evaluate,
+    make_problem,
+)
 from torch import Tensor
 
 from rlpheads.kernels.random_label_loss import random_label_loss
@@ -228,6 +236,12 @@ def test_an_empty_batch(impl: str, kind: str) -> None:
     assert result["regularizer_gradient"].shape == (0, 5)
     assert torch.equal(result["weight_gradient"], torch.zeros(11, 5, dtype=torch.float64))
     assert torch.equal(result["bias_gradient"], torch.zeros(11, dtype=torch.float64))
+
+
+@impls
+@pytest.mark.parametrize("num_left", [39, 2, 1])
+def test_classes_without_probability_do_not_count(impl: str, num_left: int) -> None:
+    assert_classes_without_probability_do_not_count(impl, num_left)
 
 
 @impls

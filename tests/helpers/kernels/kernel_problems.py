@@ -1,5 +1,6 @@
 """Random problems for the loss, and one call that returns every value and gradient of it."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,6 +97,23 @@ def evaluate(
     if kind is not None:
         (results["regularizer_gradient"],) = torch.autograd.grad(loss.regularizer_B, features_BD, upstream_B)
     return results
+
+
+def assert_classes_without_probability_do_not_count(impl: str, num_left: int) -> None:
+    """Under a bias of −∞ `entropy` is log K − H of the softmax over the classes that are left, and so are its gradients."""
+    drawn = make_problem(1, 5, 40).to(torch.float32)
+    assert drawn.bias_K is not None
+    left = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:num_left]
+    bias_K = torch.full((40,), -torch.inf).index_copy(0, left, drawn.bias_K[left])
+    problem = replace(drawn, bias_K=bias_K, labels_B=left[torch.arange(5) % num_left])
+    found = evaluate(problem, "entropy", impl)
+    features_BD = problem.features_BD.double().requires_grad_()
+    logits_BJ = features_BD @ problem.weight_KD[left].double().T + bias_K[left]
+    value_B = math.log(40) + (logits_BJ.softmax(1) * logits_BJ.log_softmax(1)).sum(1)
+    (gradient_BD,) = torch.autograd.grad(value_B.sum(), features_BD)
+    expected = {"regularizer_B": value_B.detach(), "regularizer_gradient": gradient_BD}
+    assert_same({name: found[name] for name in expected}, expected, 1e-5)
+    assert all(found[name].isfinite().all() for name in ("weight_gradient", "bias_gradient", "joint_gradient"))
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton_behaviour as behaviour
 import triton_labels
-from kernel_problems import KINDS
+from kernel_problems import KINDS, assert_classes_without_probability_do_not_count
 from triton_cases import Case, assert_as_accurate_as_plain, grid
 from triton_interpreter import Interpreter
 
@@ -112,6 +112,12 @@ def test_class_ranges_combine_to_the_whole(interpreter: Interpreter, kind: str, 
 )
 def test_promises(interpreter: Interpreter, promise) -> None:
     interpreter(promise)
+
+
+@pytest.mark.parametrize("impl", ["triton", "batched"])
+@pytest.mark.parametrize("num_left", [39, 1])
+def test_classes_without_probability_do_not_count(interpreter: Interpreter, impl: str, num_left: int) -> None:
+    interpreter(assert_classes_without_probability_do_not_count, impl, num_left)
 
 
 @pytest.mark.long
