@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,18 @@ TENSOR_LANES, TENSOR_COLUMNS = 128, 512
 Action = Callable[[], None]
 
 
+BlockIndex = tuple[int, int, int]
+
+
+class BlockKind(NamedTuple):
+    """Blocks of a launch that execute the same instructions."""
+
+    name: str
+    blocks: list[BlockIndex]
+    num_outputs: int
+    """Numbers that all of them compute together."""
+
+
 @dataclass(frozen=True)
 class KernelLaunch:
     """A compiled kernel, its arguments and its surroundings."""
@@ -31,6 +43,8 @@ class KernelLaunch:
     grid: tuple[int, int, int]
     late: bool = True
     """Asynchronous operations complete when they are waited for, else at once."""
+    kind: BlockKind | None = None
+    """Of the blocks for which it stands; None: all of the grid."""
     counts: Counts = field(default_factory=Counts)
     most_turns: int = 100_000
     """Branches and waits after which a block is taken to go on for ever."""

@@ -38,10 +38,9 @@ class GlobalMemory:
         for cells, chosen, places in self._split(addresses, values.dtype.itemsize, self.written):
             cells[places] = values[chosen]
 
-    def read_once(self, scale: float) -> float:
-        """Bytes read if every tensor is read from memory at most once, of `scale` times as many blocks."""
-        sizes = {start: stop - start for start, stop in self._regions}
-        return sum(min(scale * num_bytes, sizes[start]) for start, num_bytes in self.read.items())
+    def size(self, start: int) -> int:
+        """Bytes of the tensor that begins at an address."""
+        return dict(self._regions)[start] - start
 
     def _split(self, addresses: Array, size: int, counter: Counter[int]) -> Iterator[tuple[Array, Array, Array]]:
         """Numbers of each region, which addresses lie in it, and where.

@@ -1,10 +1,12 @@
 """Runs Triton kernels on CPU tensors as compiled for a chip: `with executed(90): random_label_loss(…, impl="triton")`."""
 
+import importlib
 import os
+import pkgutil
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from unittest.mock import patch
@@ -17,8 +19,9 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from rlpheads.kernels import gpu
 from rlpheads.kernels.tools.ptx.asynchronous_copies import TensorMap
-from rlpheads.kernels.tools.ptx.block import Block, KernelLaunch
+from rlpheads.kernels.tools.ptx.block import Block, BlockIndex, BlockKind, KernelLaunch
 from rlpheads.kernels.tools.ptx.global_memory import GlobalMemory
 from rlpheads.kernels.tools.ptx.program import Program, parse
 from rlpheads.kernels.tools.ptx.scheduler import Scheduler, check_supported
@@ -53,8 +56,9 @@ class Executor:
     late: bool = True
     seed: int | None = None
     """Shuffles the order of the blocks."""
-    limits: dict[str, int] = field(default_factory=dict)
-    """How many blocks of a kernel to run; all by default."""
+    kinds: Mapping[str, Callable[[dict[str, Any], tuple[int, int, int]], list[BlockKind]]] = field(default_factory=dict)
+    """Of a kernel the kinds of its blocks, by arguments and grid: of each the first block is run, in a launch of its own. Of
+    kernels that are not here all blocks are run."""
     launches: list[KernelLaunch] = field(default_factory=list)
     """What was executed."""
     compiled: dict[Any, Compiled] = field(default_factory=dict)
@@ -64,8 +68,12 @@ class Executor:
         """Take the place of JITFunction.run."""
         compiled, values = self.compile(kernel, arguments, options)
         width, height, depth = (*grid, 1, 1)[:3]
-        self.launches.append(lay_out(compiled, values, (width, height, depth), self.late))
-        run_blocks(self.launches[-1], self.seed, self.limits.get(compiled.program.name))
+        whole = width, height, depth
+        find_kinds = self.kinds.get(compiled.program.name)
+        named = dict(zip(kernel.arg_names, values, strict=True))
+        for kind in [None] if find_kinds is None else find_kinds(named, whole):
+            self.launches.append(replace(lay_out(compiled, values, whole, self.late), kind=kind))
+            run_blocks(self.launches[-1], self.seed)
 
     def compile(
         self, kernel: JITFunction, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -138,17 +146,19 @@ TOGETHER = 32
 """Blocks that run at the same time, where nothing in the code is asynchronous: numpy's time is by the instruction."""
 
 
-def run_blocks(launch: KernelLaunch, seed: int | None = None, limit: int | None = None) -> None:
-    """Run the blocks, one after another or some together.
+def run_blocks(launch: KernelLaunch, seed: int | None = None) -> None:
+    """Run the blocks, one after another or some together; of a kind one, which stands for all of it.
 
     Raises:
         KernelError: a block does what it must not.
     """
     width, height, depth = launch.grid
-    blocks = [(x, y, z) for z in range(depth) for y in range(height) for x in range(width)]
+    blocks: list[BlockIndex] = [(x, y, z) for z in range(depth) for y in range(height) for x in range(width)]
     if seed is not None:
         random.Random(seed).shuffle(blocks)
-    launch.counts.grid, blocks = len(blocks), blocks[:limit]
+    launch.counts.grid = len(blocks)
+    if launch.kind is not None:
+        launch.counts.grid, blocks = len(launch.kind.blocks), launch.kind.blocks[:1]
     check_supported(launch.program)
     is_asynchronous = any(instruction.name in ASYNCHRONOUS for instruction in launch.program.code)
     number = 1 if is_asynchronous else TOGETHER
@@ -162,8 +172,8 @@ def run_blocks(launch: KernelLaunch, seed: int | None = None, limit: int | None 
 @contextmanager
 def executed(chip: int, kind: type[Executor] = Executor, **settings: Any) -> Iterator[Executor]:
     """Let every Triton kernel that is launched here run on the CPU as compiled for a chip; takes `Executor`'s settings."""
-    from rlpheads.kernels.gpu import triton_launch  # noqa: F401 - decides at its import whether Triton interprets
-
+    for module in pkgutil.iter_modules(gpu.__path__):  # a kernel is compiled or interpreted as its module was imported
+        importlib.import_module(f"{gpu.__name__}.{module.name}")
     executor = kind(chip, **settings)
 
     def run(kernel: JITFunction, *arguments: Any, warmup: bool, **options: Any) -> None:

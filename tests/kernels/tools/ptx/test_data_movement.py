@@ -55,7 +55,8 @@ def test_vectors_through_shared_and_global_memory() -> None:
     expected[:, 2:4], expected[:, 6:8] = rows[:, 6:8], rows[:, 4:6]
     assert torch.equal(target.view(32, 8), expected)
     memory = launch.memory
-    assert (memory.read.total(), memory.written.total(), memory.read_once(100)) == (32 * 16, 32 * 16, 32 * 32)
+    assert (memory.read.total(), memory.written.total()) == (32 * 16, 32 * 16)
+    assert memory.size(source.data_ptr()) == 32 * 32
     assert launch.counts.stores == {8: 64}
     assert launch.counts.bank_conflicts == 0
 

@@ -3,7 +3,6 @@
 The bound is that of the interpreter's tests. `make test-ptx` runs all; by default a few of each chip.
 """
 
-import re
 import time
 
 import pytest
@@ -21,10 +20,10 @@ from ptx_works import merge_work
 from triton_cases import Case
 
 from rlpheads.kernels.gpu import triton_gradient_launch, triton_launch
+from rlpheads.kernels.gpu.slab_plan import pad_classes
 from rlpheads.kernels.gpu.triton_gradient_launch import SortedLabels
 from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS
 from rlpheads.kernels.tools.aot_kernels import builds
-from rlpheads.kernels.tools.ptx.__main__ import main
 from rlpheads.kernels.tools.ptx.launch import executed
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -185,12 +184,20 @@ def test_promises(chip: int, promise) -> None:
 
 
 @pytest.mark.long
-def test_the_table_of_what_is_executed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every kernel of a loss has a row; the pass reads each operand at least once, and its row of the model stands below."""
-    main(["--chips", "90", "--sizes", "20", "72", "300"])
-    printed = capsys.readouterr().out
-    for kernel in ("row_shifts", "class_tiles", "merge_tiles"):
-        assert re.search(rf"{kernel} +│ sm_90", printed), printed
-    executed_share, modelled_share = (float(number) for number in re.findall(r"(\d\.\d{3}) (?:of the|by the)", printed))
-    assert 1 <= executed_share < 2
-    assert 1 <= modelled_share < 2
+@chips
+def test_exponentials_are_stored_by_16_bytes_at_every_width(chip: int) -> None:
+    """Of a tile that holds neither label nor edge, and of one that holds both; nothing else is stored by 16 bytes."""
+    rows, labels = 128, 203
+    exp_RK = torch.zeros(rows, pad_classes(labels), dtype=BF16)[:, :labels]
+    labels_LB = torch.full((1, rows), 202)
+    operands = triton_launch.Operands(
+        torch.zeros(rows, 72, dtype=BF16), torch.zeros(labels, 72, dtype=BF16), None, labels_LB, 0
+    )
+    with executed(chip) as executor:
+        reference = triton_launch.ExpReference(torch.zeros(rows), torch.empty(0))
+        tiles = triton_launch.tiles_for(operands, has_base=False)
+        triton_launch.class_tiles(operands, reference, triton_launch.SlabBuffers(exp_RK), tiles)
+    (launch,) = executor.launches
+    assert launch.memory.written[exp_RK.data_ptr()] == rows * pad_classes(labels) * 2
+    assert launch.counts.stores == {16: rows * pad_classes(labels) // 8}
+    assert torch.equal(exp_RK.float(), (torch.arange(labels) != 202).float().expand(rows, -1))
