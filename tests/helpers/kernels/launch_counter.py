@@ -145,12 +145,10 @@ class Step:
                 biases=given.biases,
                 regularizer=self.regularizer,
                 impl=self.impl,
-            ).by_head()
-            outputs = [loss.cross_entropy_B for loss in losses]
-            if self.regularizer:
-                outputs += [loss.regularizer_B for loss in losses]  # type: ignore[misc]
+            )
+            outputs = [each for each in (losses.cross_entropy_HB, losses.regularizer_HB) if each is not None]
             inputs = [*given.weights, *given.biases, *(given.features if self.regularizer else ())]
-            gradients = torch.autograd.grad(outputs, inputs, [given.upstream_B] * len(outputs))
+            gradients = torch.autograd.grad(outputs, inputs, [given.upstream_B.expand_as(each) for each in outputs])
             launches.place("gradients", gradients)
         return launches
 
