@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from types import FrameType
+from typing import Any
 
 import psutil
 import torch
@@ -36,8 +37,10 @@ _BY_SIGNAL = 128
 """A process that a signal ended has this exit code and the signal's number, as shells have it."""
 _LEFT_S = 10
 """Seconds that ranks have after another one failed: they wait for it, and have nothing to save."""
-_HAS_SHUTDOWN_TIMEOUT = "shutdown_timeout" in (each.name for each in fields(LaunchConfig))
-"""Not so in torch 2.11, whose ranks are left 30 seconds."""
+_SHUTDOWN: dict[str, Any] = (
+    {"shutdown_timeout": _LEFT_S} if "shutdown_timeout" in {each.name for each in fields(LaunchConfig)} else {}
+)
+"""Empty for torch 2.11, whose ranks are left 30 seconds."""
 _NO_SHARED_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """torch 2.14's launchers otherwise keep one store through all restarts and tell its address in the first round alone: one that
 joins later, in the place of another, waits for it in vain (dynamic_rendezvous.py: `_bootstrap_store_info`)."""
@@ -118,7 +121,7 @@ def _launch_config(options: LauncherOptions, folder: str) -> LaunchConfig:
         rdzv_configs={**({"rank": options.node_rank} if options.backend == "static" else {}), **options.settings},
         local_addr=options.address,
         max_restarts=options.restarts,
-        **({"shutdown_timeout": _LEFT_S} if _HAS_SHUTDOWN_TIMEOUT else {}),
+        **_SHUTDOWN,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
         signals_to_handle=_PASSED_ON_ELSEWHERE,
     )
