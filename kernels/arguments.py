@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from numbers import Integral
 from operator import attrgetter
 from typing import Any
 
@@ -143,7 +144,7 @@ def check_regularizer(regularizer: str | None) -> None:
 def check_memory_budget(memory_budget: int | None) -> None:
     """Check the number of bytes."""
     if memory_budget is not None and (
-        isinstance(memory_budget, bool) or not isinstance(memory_budget, int) or memory_budget < 0
+        isinstance(memory_budget, bool) or not isinstance(memory_budget, Integral) or memory_budget < 0
     ):
         raise ValueError(f"memory_budget must be a number of bytes, 0 or more, or None; got {memory_budget!r}")
 

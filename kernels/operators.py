@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 _LIBRARY = torch.library.Library("rlpheads", "FRAGMENT")
-_PLAIN = {Tensor, Parameter, type(None)}
+_PLAIN = {Tensor, Parameter}
 _PROFILER = torch.autograd.profiler
 
 Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
@@ -82,7 +82,7 @@ def register_named_operator(
 def _define(name: str, schema: str, function: Any, shape: Any) -> Any:
     """Define an operator; see `register_operator`."""
     _LIBRARY.define(f"{name}({schema}")
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, lambda *given: function(*map(_in_memory, given)), "CompositeExplicitAutograd")
     torch.library.register_fake(f"rlpheads::{name}", shape, lib=_LIBRARY)
     IMPLEMENTATIONS[f"rlpheads::{name}"] = function
     return getattr(torch.ops.rlpheads, name).default
@@ -128,8 +128,22 @@ def _schema(kind: Any, result: Any, mutated: Sequence[str]) -> str:
     return torch.library.infer_schema(prototype, mutates_args=mutated).removeprefix("(")
 
 
+def _in_memory(argument: Any) -> Any:
+    """An argument whose memory holds its numbers; those that have a negative bit, or are zeros without memory, are written."""
+    if isinstance(argument, (list, tuple)):
+        return [_in_memory(each) for each in argument]
+    if not isinstance(argument, Tensor):
+        return argument
+    if argument._is_zerotensor():
+        return argument.new_zeros(argument.shape)
+    return argument.resolve_neg()
+
+
 def _is_watched(arguments: Iterable[Any]) -> bool:
-    """Whether a compiler, a mode (FakeTensorMode, …), a transform, a profiler or a subclass of a tensor must see it."""
+    """Whether a compiler, a mode (FakeTensorMode, …), a transform, a profiler or a subclass of a tensor must see it.
+
+    So must the dispatcher tensors whose memory does not hold their numbers.
+    """
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -139,12 +153,17 @@ def _is_watched(arguments: Iterable[Any]) -> bool:
         return True
     for argument in arguments:
         if isinstance(argument, (list, tuple)):
-            if not _PLAIN.issuperset(map(type, argument)) and any(_is_subclass(each) for each in argument):
+            if _PLAIN.issuperset(map(type, argument)):  # mostly, and then without a call of Python's for each
+                if any(map(Tensor.is_neg, argument)) or any(map(Tensor._is_zerotensor, argument)):
+                    return True
+            elif any(map(_must_be_seen, argument)):
                 return True
-        elif _is_subclass(argument):
+        elif _must_be_seen(argument):
             return True
     return False
 
 
-def _is_subclass(argument: Any) -> bool:
-    return isinstance(argument, Tensor) and type(argument) not in _PLAIN
+def _must_be_seen(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and (
+        type(argument) not in _PLAIN or argument.is_neg() or argument._is_zerotensor()
+    )

@@ -142,9 +142,10 @@ def random_label_losses(
         ValueError: as for one head, with the head's number; lists that differ in length or are empty; heads that differ
             in B, K or the dtype of their sums; pairs for some of the heads only.
     """
+    weights = list(weights)
     heads = _Heads(
         [features] * len(weights) if isinstance(features, Tensor) else list(features),
-        list(weights),
+        weights,
         [None] * len(weights) if biases is None else list(biases),
     )
     given = _GivenLabels(list(labels), [None] * len(weights) if pairs is None else list(pairs))
@@ -186,7 +187,7 @@ def _losses_of_rows(heads: "_Heads", labels: _GivenLabels, options: _Options) ->
     if chosen == "batched":
         terms = BatchedTerms(regularizer, joint)
         return RandomLabelLoss(*batched_losses(WrittenHeads(*heads), labels_of_rows, terms))
-    budget = DEFAULT_MEMORY_BUDGET if options.memory_budget is None else options.memory_budget
+    budget = DEFAULT_MEMORY_BUDGET if options.memory_budget is None else int(options.memory_budget)
     needs = heads.needs(regularizer, joint, budget)
     if chosen == "triton" and consumer is None:
         wanted = Wanted(regularizer, joint, needs.class_gradients, needs.feature_gradient, budget)

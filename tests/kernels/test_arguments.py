@@ -2,11 +2,12 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from kernel_problems import IMPLS
 
-from rlpheads.kernels.random_label_loss import random_label_loss
+from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
 
 impls = pytest.mark.parametrize("impl", IMPLS)
 
@@ -59,6 +60,7 @@ TABLE, INDEX = torch.zeros(2, 9, dtype=torch.int32), torch.tensor([0, -1, 1])
         ({"regularizer": "cross_entropy"}, "unknown regularizer 'cross_entropy'"),
         ({"impl": "tiled-cpu"}, "unknown impl 'tiled-cpu'.*did you mean 'tiled_cpu'"),
         ({"memory_budget": -1}, "memory_budget must be a number of bytes"),
+        ({"memory_budget": True}, "memory_budget must be a number of bytes"),
         ({"memory_budget": 2.5}, "memory_budget must be a number of bytes"),
         (
             {"features_BD": torch.zeros(3, 0), "weight_KD": torch.zeros(5, 0)},
@@ -87,6 +89,18 @@ TABLE, INDEX = torch.zeros(2, 9, dtype=torch.int32), torch.tensor([0, -1, 1])
 def test_bad_input_is_refused(impl: str, change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         random_label_loss(**{"impl": impl, **GOOD, **change})
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_budget_of_numpy_and_heads_of_a_generator(impl: str) -> None:
+    expected = random_label_loss(**GOOD, impl=impl).cross_entropy_B
+    budget = random_label_loss(**GOOD, impl=impl, memory_budget=np.int64(5)).cross_entropy_B
+    assert torch.equal(budget, expected)
+    features_BD, weight_KD, labels_B = (GOOD[name] for name in ("features_BD", "weight_KD", "labels"))
+    heads = random_label_losses(
+        *(features_BD, (each for each in [weight_KD] * 2), (each for each in [labels_B] * 2)), impl=impl
+    )
+    torch.testing.assert_close(heads.cross_entropy_HB, expected.expand(2, -1))
 
 
 @pytest.mark.parametrize("impl", ["auto", "triton", *IMPLS])
