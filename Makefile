@@ -26,11 +26,11 @@ test: $(INSTALLED_DEV)  ## Set up and run the default tests
 test-slow: $(INSTALLED_DEV)  ## Run the tests that take more than a minute each
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-gpu: $(INSTALLED_DEV)  ## Run the tests that need a CUDA device, on a machine that has one
-	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
+test-gpu: $(if $(PYTHON_OF),,$(INSTALLED_DEV))  ## Run the tests that need a CUDA device, on a machine that has one (PYTHON_OF=python3: with that Python, installing nothing)
+	$(or $(PYTHON_OF),$(BIN)/python) -m pytest -m gpu --continue-on-collection-errors tests/gpu $(ARGS)
 
-bench-gpu: $(INSTALLED)  ## Ask a first GPU everything: loss, engine, step, compile modes, augmentation, loaders, sanitizers (ten minutes; RANKS=4, ARGS="--device cpu")
-	$(BIN)/python benchmarks/bench_gpu.py $(ARGS)
+bench-gpu: $(if $(PYTHON_OF),,$(INSTALLED))  ## Ask a first GPU everything: loss, engine, step, compile modes, augmentation, loaders, sanitizers (ten minutes; RANKS=4, ARGS="--device cpu", PYTHON_OF=python3)
+	$(or $(PYTHON_OF),$(BIN)/python) benchmarks/bench_gpu.py $(ARGS)
 
 test-ptx: $(INSTALLED_DEV)  ## Execute every GPU kernel on the CPU, as compiled for three chips (half an hour)
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/kernels/tools/ptx $(ARGS)

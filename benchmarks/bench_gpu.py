@@ -7,7 +7,7 @@ RANKS=4 python benchmarks/bench_gpu.py          # several GPUs: replicated again
 
 Each part is a command of its own with a share of the time, and what the parts before it left of theirs: it is ended then, and
 no part is left without. What it lacks (a module, a tool, a GPU, several of them) is said by name. The shares are guesses until
-a GPU has run them. Needs nothing but torch and what the part itself imports. Writes a folder:
+a GPU has run them. rlpheads need not be installed, and a part needs nothing but torch and its `modules`. Writes a folder:
 parts.json, table.md, a log of every part, and what the parts themselves write.
 """
 
@@ -34,7 +34,8 @@ PYTHON = sys.executable
 TINY = "--data.synthetic.train 64 --data.synthetic.val 32 --data.synthetic.classes 5 --heads.labels 50 --batch_size 8"
 """For a CPU in place of 12 x 100,000 labels."""
 SMALL_VIT = "--data.image_size 32 --model.name vit_tiny_patch16_224 --model.args.img_size 32 --data.workers 0"
-SANITIZED = "-m pytest -q -x tests/gpu/test_gpu_random_label_loss.py -k"
+QUIET = "--log.tensorboard false"
+"""What a run need not write here, and need not have installed."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,13 @@ class Outcome:
     last_lines: list[str]
 
 
-ENGINE = ("timm", "jsonargparse", "pyarrow", "rich")
+LOSS = ("numpy", "rich")
+IMAGES = ("numpy", "torchvision", "xxhash", "yaml")
+ENGINE = (*IMAGES, "timm", "scipy", "pyarrow", "jsonargparse", "rich", "psutil", "matplotlib")
+BENCHED = (*ENGINE, "sklearn", "tensorboard")
+"""With the digits, and all that a start takes."""
+TESTS = (*LOSS, "pytest", "pytest_timeout", "hypothesis")
+IMAGE_TESTS = (*TESTS, *IMAGES, "pyarrow", "scipy")
 
 
 def synthetic(*more: str, ranks: int = 1) -> Callable[[Setting], str]:
@@ -94,7 +101,8 @@ def synthetic(*more: str, ranks: int = 1) -> Callable[[Setting], str]:
         processes = f"--nproc-per-node {setting.ranks}" if ranks > 1 else ""
         return (
             f"-m rlpheads.engine.cli train {processes} --config {ROOT}/configs/imagenet_vit_b.yaml --device {setting.device} "
-            f"--data.dataset synthetic --epochs 1 {size} --run.dir {setting.folder}/runs --run.name {name} {' '.join(more)}"
+            f"--data.dataset synthetic --epochs 1 {size} {QUIET} "
+            f"--run.dir {setting.folder}/runs --run.name {name} {' '.join(more)}"
         )
 
     return words
@@ -104,7 +112,7 @@ def digits(epochs: int) -> Callable[[Setting], str]:
     """The digits; a second start goes on from the checkpoint of the first."""
     return lambda setting: (
         f"-m rlpheads.engine.cli train --config {ROOT}/configs/digits_vit.yaml --device {setting.device} --epochs {epochs} "
-        f"--schedule.name constant --checkpoint.every 1 --run.dir {setting.folder}/runs --run.name digits"
+        f"--schedule.name constant --checkpoint.every 1 {QUIET} --run.dir {setting.folder}/runs --run.name digits"
     )
 
 
@@ -137,70 +145,98 @@ def scaling(setting: Setting) -> str:
     return benchmark("bench_scaling", *[f"--quick --ranks 1 {setting.ranks}"] * 2)(setting)
 
 
-def tests(which: str) -> Callable[[Setting], str]:
-    """Tests that need a GPU."""
-    return lambda _: f"-m pytest -q -m gpu -p no:cacheprovider {which}"
+def tests(*which: str) -> Callable[[Setting], str]:
+    """Tests that need a GPU: files of tests/gpu, names in them, and options of pytest."""
+    named = " ".join(f"tests/gpu/{word}" if word.startswith("test_") else word for word in which)
+    return lambda _: f"-m pytest -q -m gpu -p no:cacheprovider {named}"
 
 
 def under(sanitizer: str) -> Callable[[Setting], str]:
     """The kernels' tests of every dtype below a program that watches their memory accesses."""
-    return lambda _: f"{sanitizer} {PYTHON} {SANITIZED} every_dtype"
+    watched = tests("test_gpu_random_label_loss.py", "-x", "-k", "every_dtype")
+    return lambda setting: f"{sanitizer} {PYTHON} {watched(setting)}"
+
+
+def arriving(kind: str) -> str:
+    """The test of one loader into a GPU's memory."""
+    return f"test_gpu_loaders.py::test_images_and_their_labels_arrive_and_nothing_waits[{kind}]"
 
 
 NEEDS_GPU = "kernels of a GPU"
+GPU_MEMORY = "a GPU's memory"
 SHAPES = (128, 768, 10_000), (128, 768, 100_000), (1024, 768, 100_000), (2048, 2048, 102_400), (1024, 4096, 128_256)
 """(B, D, K); of the last two QuACK publishes times on an H200, 3.44 ms of the one before."""
-BENCHED = (*ENGINE, "scipy", "psutil")
 PARTS = (
-    Part("environment", lambda _: "-m rlpheads.engine.cli env", ENGINE, share_s=10),
-    Part("tests, loss", tests("tests/gpu/test_gpu_random_label_loss.py"), ("pytest",), gpu_only=NEEDS_GPU, share_s=40),
-    *(Part(f"loss {shape}", loss(*shape), ("scipy", "rich"), share_s=12) for shape in SHAPES),
-    Part("engine, digits", digits(1), ENGINE, share_s=15),
-    Part("engine, digits resumed", digits(2), ENGINE, share_s=10),
+    Part("environment", lambda _: "-m rlpheads.engine.cli env", LOSS, share_s=10),
+    Part("tests, loss", tests("test_gpu_random_label_loss.py"), TESTS, gpu_only=NEEDS_GPU, share_s=40),
+    Part(
+        "tests, head update",
+        tests("test_gpu_triton_update.py"),
+        (*TESTS, "timm", "torchvision", "yaml"),
+        gpu_only=NEEDS_GPU,
+        share_s=20,
+    ),
+    Part("tests, augmentation", tests("test_gpu_augment.py"), IMAGE_TESTS, gpu_only=NEEDS_GPU, share_s=10),
+    *(Part(f"loss {shape}", loss(*shape), LOSS, share_s=12) for shape in SHAPES),
+    Part("engine, digits", digits(1), (*ENGINE, "sklearn"), share_s=15),
+    Part("engine, digits resumed", digits(2), (*ENGINE, "sklearn"), share_s=10),
     Part("engine, ViT-B, bf16", synthetic("--precision bf16"), ENGINE),
     Part("engine, ViT-B, fp16", synthetic("--precision fp16"), ENGINE, gpu_only="fp16 autocast of training"),
     Part("engine, ViT-B, profile", synthetic("--runtime.profile.first 1 --runtime.profile.steps 1"), ENGINE),
-    Part("step", benchmark("bench_step", "--quick", "--small --rounds 1"), BENCHED, share_s=60),
-    Part("augmentation", benchmark("bench_augment_graph", "--rounds 7", "--small --rounds 3"), BENCHED, share_s=30),
+    Part("step", benchmark("bench_step", "--quick", "--small --rounds 1"), BENCHED, share_s=50),
+    Part("augmentation", benchmark("bench_augment_graph", "--rounds 7", "--small --rounds 3"), BENCHED, share_s=25),
     Part("epoch end", benchmark("bench_epoch_end", "", "--quick"), BENCHED, share_s=10),
-    Part("startup", benchmark("bench_startup", "--rounds 1", "--rounds 1"), BENCHED, share_s=35),
+    Part("startup", benchmark("bench_startup", "--rounds 1", "--rounds 1"), BENCHED, share_s=30),
     Part("engine, replicated heads", synthetic("--heads.shard none", ranks=2), ENGINE, ranks=2),
     Part("engine, sharded heads", synthetic("--heads.shard class", ranks=2), ENGINE, ranks=2),
     Part("scaling by ranks", scaling, BENCHED, share_s=60, ranks=2),
     Part(
         "loaders",
         lambda setting: f"{HERE}/bench_loaders.py --quick --out {setting.folder}/loaders",
-        ("PIL",),
-        share_s=25,
+        (*IMAGES, "PIL", "pyarrow", "rich", "psutil", "scipy", "sklearn"),
+        share_s=20,
     ),
     Part(
-        "loaders, into GPU memory",
-        tests("tests/gpu/test_gpu_delivery.py"),
-        ("pytest",),
-        gpu_only="a GPU's memory",
+        "loaders, torch into GPU memory",
+        tests("test_gpu_delivery.py", arriving("torch")),
+        (*IMAGE_TESTS, "sklearn"),
+        gpu_only=GPU_MEMORY,
         share_s=10,
     ),
+    *(
+        Part(
+            f"loaders, {name} into GPU memory",
+            tests(arriving(kind)),
+            (*IMAGE_TESTS, module),
+            gpu_only=GPU_MEMORY,
+            share_s=10,
+        )
+        for name, kind, module in (("FFCV", "ffcv", "ffcv"), ("DALI cpu", "dali", "nvidia.dali"))
+    ),
     Part(
-        "loaders, DALI mixed", tests("tests/gpu/test_gpu_dali.py"), ("pytest", "nvidia.dali"), gpu_only="DALI on a GPU"
+        "loaders, DALI mixed",
+        tests("test_gpu_dali.py"),
+        (*IMAGE_TESTS, "sklearn", "nvidia.dali"),
+        gpu_only="DALI on a GPU",
     ),
     Part(
         "compiled step, true",
         benchmark("bench_compile", "--mode true", "--mode true --small --rounds 3"),
         BENCHED,
-        share_s=45,
+        share_s=40,
     ),
     Part(
         "compiled step, reduce-overhead",
         benchmark("bench_compile", "--mode reduce-overhead"),
         BENCHED,
         gpu_only="CUDA graphs",
-        share_s=45,
+        share_s=40,
     ),
     *(
         Part(
             f"compute-sanitizer, {tool}",
             under(f"compute-sanitizer --tool {tool} --error-exitcode 9"),
-            ("pytest",),
+            TESTS,
             ("compute-sanitizer",),
             gpu_only=NEEDS_GPU,
             share_s=25,
@@ -210,7 +246,7 @@ PARTS = (
     Part(
         "Triton's sanitizer of concurrency",
         under("env TRITON_INSTRUMENTATION_MODE=consan"),
-        ("pytest", "triton"),
+        (*TESTS, "triton"),
         gpu_only=NEEDS_GPU,
         share_s=15,
     ),
@@ -219,7 +255,7 @@ PARTS = (
         benchmark("bench_compile", "--mode max-autotune"),
         BENCHED,
         gpu_only="kernels of a GPU to choose among",
-        share_s=60,
+        share_s=45,
     ),
 )
 
@@ -228,13 +264,21 @@ LEAST_S = 5.0
 """Seconds below which nothing is begun: importing torch takes as long."""
 
 
+def is_importable(module: str) -> bool:
+    """Whether a module can be found, which imports nothing but the packages that it lies in."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def obstacle(part: Part, setting: Setting) -> str | None:
     """Why a part cannot be run here."""
     if part.gpu_only and not setting.is_gpu:
         return f"needs a GPU: {part.gpu_only}"
     if part.ranks > setting.ranks:
         return f"needs {part.ranks} ranks: RANKS={part.ranks}"
-    missing = [name for name in part.modules if importlib.util.find_spec(name.partition(".")[0]) is None]
+    missing = [name for name in part.modules if not is_importable(name)]
     missing += [name for name in part.tools if shutil.which(name) is None]
     return f"not installed: {', '.join(missing)}" if missing else None
 
@@ -254,10 +298,15 @@ def run(part: Part, setting: Setting, limit_s: float) -> Outcome:
     command = words if words[0] in ("compute-sanitizer", "env") else [PYTHON, *words]
     log = setting.folder / f"{part.name.replace(' ', '_').replace(',', '')}.log"
     start = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(HERE))))}
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT), str(HERE))))
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             code = process.wait(limit_s)

@@ -11,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+import rlpheads
 from rlpheads.engine import exit_codes
 from rlpheads.engine.config.errors import ConfigError
 from rlpheads.engine.config.paths import expand_path
@@ -99,7 +99,7 @@ def _build_parser(called: str | None) -> argparse.ArgumentParser:
         description="Train image classifiers, and measure how much of the training set each layer memorises.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"rlpheads {version('rlpheads')}")
+    parser.add_argument("--version", action="version", version=f"rlpheads {rlpheads.__version__}")
     parser.set_defaults(run=None, takes_settings=False)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, summary in COMMANDS.items():

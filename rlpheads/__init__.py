@@ -79,12 +79,21 @@ if (
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
-
-        return version("rlpheads")
+        return _version()
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("rlpheads")
+    except PackageNotFoundError:  # a source tree that is not installed
+        import tomllib
+
+        return str(tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def __dir__() -> list[str]:

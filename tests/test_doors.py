@@ -1,6 +1,7 @@
 """The package's own doors: lazy, typed, each the object of its room; and what a loop of one's own does with them."""
 
 import ast
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,16 @@ def test_every_door_opens_and_type_checkers_see_the_same():
         assert getattr(rlpheads, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'RLPHead'"):
         rlpheads.RLPHead  # noqa: B018
+
+
+def test_a_source_tree_that_is_not_installed_knows_its_version(monkeypatch):
+    installed = rlpheads.__version__
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert rlpheads.__version__ == installed == "0.1.0"
 
 
 def features_and_labels(draws=1):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import bench_gpu
 import psutil
 import pytest
 from bench_gpu import PARTS, Part, Setting
+from lean_python import python_with
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,12 +54,53 @@ def test_the_command_writes_json_and_a_table(tmp_path: Path) -> None:
     assert "| tests, loss | needs a GPU: kernels of a GPU | 0 |" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("part", [part for part in PARTS if "pytest" in part.modules], ids=lambda part: part.name)
+def test_a_part_with_tests_has_some_where_only_what_it_names_is_installed(part: Part, setting: Setting) -> None:
+    python = python_with(part.modules, setting.folder / "python")
+    words = part.words(setting).split()
+    command = [str(python), *words[words.index("-m") :], "--collect-only"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "::test_" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "part", [part for part in PARTS if not part.gpu_only and part.ranks == 1], ids=lambda part: part.name
+)
+def test_a_part_runs_where_only_what_it_names_is_installed(
+    part: Part, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither rlpheads itself, nor anything else that it requires."""
+    monkeypatch.setattr(bench_gpu, "PYTHON", str(python_with(part.modules, setting.folder / "python")))
+    outcome = bench_gpu.run(part, setting, 500)
+    assert outcome.state == "ok", outcome.last_lines
+
+
+@pytest.mark.parametrize("target", ["bench-gpu", "test-gpu"])
+def test_with_a_python_that_is_there_nothing_is_installed(target: str) -> None:
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", target]
+    asked = [
+        subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for more in ([], ["PYTHON_OF=python9"])
+    ]
+    assert "pip" in asked[0]
+    assert re.fullmatch(r"python9 (benchmarks/bench_gpu\.py|-m pytest [^\n]*tests/gpu) *\n", asked[1])
+
+
+def test_a_module_in_a_package_that_others_share_is_looked_for_itself() -> None:
+    assert bench_gpu.is_importable("importlib.metadata")
+    assert not bench_gpu.is_importable("importlib.no_such_module")
+    assert not bench_gpu.is_importable("no_such_package.module")
+
+
 def test_every_part_names_files_and_configs_that_exist(tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         for part in PARTS:
             words = part.words(Setting(device, 2, tmp_path)).split()
-            named = [word for word in words if word.endswith((".py", ".yaml"))]
-            assert all((ROOT / word).exists() for word in named), words
+            named = [word for word in words if word.partition("::")[0].endswith((".py", ".yaml"))]
+            assert all((ROOT / word.partition("::")[0]).exists() for word in named), words
     assert len({part.name for part in PARTS}) == len(PARTS)
 
 

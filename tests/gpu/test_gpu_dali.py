@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from device_waits import no_device_waits
+from torch import Tensor
 
+from rlpheads.kernels.gpu.triton_labels import gather_by_triton
+from rlpheads.kernels.label_source import gather_labels
 from rlpheads.loaders.adapters.dali_options import DaliOptions
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.loaders.contract.crops import CropSpec
@@ -18,6 +21,7 @@ from rlpheads.loaders.contract.options import LoaderOptions
 from rlpheads.loaders.contract.order import Order
 from rlpheads.loaders.factory import make_loader
 from rlpheads.loaders.sources.datasets import ImageSource, open_dataset
+from rlpheads.memorization.heads.labels import label_table
 
 pytestmark = [
     pytest.mark.gpu,
@@ -85,17 +89,23 @@ def test_a_step_that_follows_waits_for_the_pixels_and_the_host_for_nothing(photo
     loader = deliver(
         make_loader("dali", photographs, order, CROP, train=True, options=options, dali=GPU), torch.device("cuda", 0)
     )
-    sums, expected = [], []
+    table_MN = label_table(103, 1000, num_draws=2, seed=0, split="train", device="cuda")
+
+    def step(batch: Batch) -> tuple[Tensor, Tensor]:
+        return batch.images.sum(), gather_labels([(table_MN, batch.index, 1)], gather_by_triton)
+
+    expected = []
     batches = iter(loader)
-    first = next(batches)
-    sums.append(first.images.sum())
+    arrived = [step(next(batches))]  # compiles
     with no_device_waits():
-        sums.extend(batch.images.sum() for batch in islice(batches, 6))
+        arrived.extend(step(batch) for batch in islice(batches, 6))
     again = make_loader("dali", photographs, order, CROP, train=True, options=options, dali=GPU)
     for batch in islice(again, 7):
         torch.cuda.synchronize()
-        expected.append(batch.images.sum())
-    assert torch.equal(torch.stack(sums), torch.stack(expected))
+        expected.append((batch.images.sum(), table_MN[1, batch.index].long()))
+    assert all(
+        torch.equal(*pair) for mine, its in zip(arrived, expected, strict=True) for pair in zip(mine, its, strict=True)
+    )
 
 
 def test_unreadable_files_are_named_or_black_on_the_gpu_too(photographs, tmp_path):
