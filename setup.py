@@ -31,12 +31,12 @@ WANDB = ["wandb>=0.19,<1"]
 PHOTOGRAPHS = ["scikit-image>=0.24,<1"]  # eight of the ten of data.dataset patches
 # For the CUDA of torch's own wheels. It decodes without a GPU, too.
 DALI = ["nvidia-dali-cuda130>=2.4,<3; platform_system == 'Linux'"]
-# In place of torchvision's deprecated decoders; needs no FFmpeg for images.
-TORCHCODEC = ["torchcodec>=0.17,<0.19"]
 EXTRAS = {
     "patches": PHOTOGRAPHS,
     "dali": DALI,
-    "torchcodec": TORCHCODEC,
+    "torchcodec": [
+        "torchcodec>=0.17,<0.19"
+    ],  # in place of torchvision's deprecated decoders; needs no FFmpeg for images
     "wandb": WANDB,
     "trackio": ["trackio>=0.20,<1"],
     "lightning": ["lightning>=2.5,<3"],
@@ -52,7 +52,6 @@ EXTRAS = {
         *PHOTOGRAPHS,
         *DALI,
         *WANDB,
-        *TORCHCODEC,
         "pytest>=8.3",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

@@ -25,7 +25,9 @@ def file_of(kind: str, orientation: int = 1) -> bytes:
 
 @pytest.fixture(params=["torchcodec", "torchvision"])
 def codec(request, monkeypatch) -> str:
-    if request.param == "torchvision":
+    if request.param == "torchcodec":
+        pytest.importorskip("torchcodec")
+    else:
         monkeypatch.setitem(sys.modules, "torchcodec", None)
         monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     image_codec._codec.cache_clear()
