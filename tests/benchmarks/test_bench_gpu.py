@@ -54,8 +54,14 @@ def test_the_command_writes_json_and_a_table(tmp_path: Path) -> None:
     assert "| tests, loss | needs a GPU: kernels of a GPU | 0 |" in (tmp_path / "table.md").read_text()
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("part", [part for part in PARTS if "pytest" in part.modules], ids=lambda part: part.name)
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(part, id=part.name, marks=pytest.mark.long if "memcheck" in part.name else pytest.mark.slow)
+        for part in PARTS
+        if "pytest" in part.modules
+    ],
+)
 def test_a_part_with_tests_has_some_where_only_what_it_names_is_installed(part: Part, setting: Setting) -> None:
     python = python_with(part.modules, setting.folder / "python")
     words = part.words(setting).split()
