@@ -9,8 +9,11 @@ OLDEST := .venv-oldest
 INSTALLED_OLDEST := $(OLDEST)/.installed
 # The least that setup.py admits; Triton 3.6's interpreter takes no numpy from 2.4 on.
 OLDEST_VERSIONS := torch==2.11.0 torchvision==0.26.0 triton==3.6.0 'numpy<2.4'
-# torch 2.11's own forward-mode rules use what it deprecates; what the executor knows of PTX is the newest Triton's.
-OLDEST_OPTIONS := -W 'ignore:`torch.jit.script` is deprecated:DeprecationWarning' --ignore tests/kernels/tools/ptx
+# torch 2.11's own forward-mode rules, compiler and CommDebugMode do what it warns of; what the executor knows of PTX is the newest Triton's.
+OLDEST_OPTIONS := -W 'ignore:`torch.jit.script` is deprecated:DeprecationWarning' \
+	-W 'ignore:`torch.jit.script_method` is deprecated:DeprecationWarning' \
+	-W "ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning" -W 'ignore:Full backward hook is firing:UserWarning' \
+	--ignore tests/kernels/tools/ptx
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
 .PHONY: help demo test test-slow test-gpu bench-gpu test-ptx test-oldest test-browser test-slurm test-integrations docs commands bench bench-timm faults kills errors fuzz check lint house format lock ffcv clean
@@ -35,8 +38,8 @@ bench-gpu: $(if $(PYTHON_OF),,$(INSTALLED))  ## Ask a first GPU everything: loss
 test-ptx: $(INSTALLED_DEV)  ## Execute every GPU kernel on the CPU, as compiled for three chips (half an hour)
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/kernels/tools/ptx $(ARGS)
 
-test-oldest: $(INSTALLED_OLDEST)  ## Run the tests of the kernels and of the engine on the oldest torch and Triton, in a venv of their own
-	$(OLDEST)/bin/python -m pytest -m 'not slow and not gpu and not fuzz' $(OLDEST_OPTIONS) $(or $(ARGS),tests/kernels tests/engine)
+test-oldest: $(INSTALLED_OLDEST)  ## Run the tests of kernels, heads, engine and ranks on the oldest torch and Triton, in a venv of their own
+	$(OLDEST)/bin/python -m pytest -m 'not slow and not gpu and not fuzz' $(OLDEST_OPTIONS) $(or $(ARGS),tests/kernels tests/memorization tests/engine tests/distributed)
 
 test-browser: $(INSTALLED_DEV)  ## Open the report in a browser (Debian's chromium; axe-core comes by npm)
 	npm install --no-audit --no-fund --prefix build/browser axe-core@4

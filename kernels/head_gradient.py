@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlpheads.kernels.cpu import tile_update
 from rlpheads.kernels.gpu import triton_update
-from rlpheads.kernels.gpu.kept_stages import KeptStages
+from rlpheads.kernels.gpu.heads.kept_stages import KeptStages
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
 from rlpheads.kernels.rows.updates import SurveyArguments, UpdateArguments, UpdateRule, Updates

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 
 _LIBRARY = torch.library.Library("rlpheads", "FRAGMENT")
 _PLAIN = {Tensor, Parameter}
+_INERT = {bool, int}
 _PROFILER = torch.autograd.profiler
 
 Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
@@ -153,7 +154,10 @@ def _is_watched(arguments: Iterable[Any]) -> bool:
         return True
     for argument in arguments:
         if isinstance(argument, (list, tuple)):
-            if _PLAIN.issuperset(map(type, argument)):  # mostly, and then without a call of Python's for each
+            kinds = set(map(type, argument))  # mostly one, and then without a call of Python's for each
+            if kinds <= _INERT:
+                continue
+            if kinds <= _PLAIN:
                 if any(map(Tensor.is_neg, argument)) or any(map(Tensor._is_zerotensor, argument)):
                     return True
             elif any(map(_must_be_seen, argument)):

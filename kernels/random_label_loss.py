@@ -18,10 +18,10 @@ from rlpheads.kernels import arguments
 from rlpheads.kernels.batched.batched_loss import BatchedLabels, BatchedTerms, batched_losses
 from rlpheads.kernels.batched.stacked_heads import uses_stacks
 from rlpheads.kernels.batched.written_rows import WrittenHeads, product_dtype
-from rlpheads.kernels.gpu.kept_operands import KeptOperands
+from rlpheads.kernels.gpu.heads.kept_operands import KeptOperands
+from rlpheads.kernels.gpu.heads.whole_heads import Wanted, WholeHeads, whole_head_losses
 from rlpheads.kernels.gpu.triton_labels import gather_by_triton
 from rlpheads.kernels.gpu.triton_loss import unsupported_reason
-from rlpheads.kernels.gpu.whole_heads import Wanted, WholeHeads, whole_head_losses
 from rlpheads.kernels.head_gradient import Consumer, HandingOver
 from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
 from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels, tensors_of_labels
@@ -189,14 +189,17 @@ def _losses_of_rows(heads: "_Heads", labels: _GivenLabels, options: _Options) ->
         return RandomLabelLoss(*batched_losses(WrittenHeads(*heads), labels_of_rows, terms))
     budget = DEFAULT_MEMORY_BUDGET if options.memory_budget is None else int(options.memory_budget)
     needs = heads.needs(regularizer, joint, budget)
-    if chosen == "triton" and consumer is None:
+    kernel = kernel_that_keeps(chosen, options.kept)
+    kernel = kernel if consumer is None else HandingOver(chosen, kernel, consumer)
+    if chosen == "triton":
         wanted = Wanted(regularizer, joint, needs.class_gradients, needs.feature_gradient, budget)
-        return RandomLabelLoss(*whole_head_losses(WholeHeads(*heads, *labels_of_rows), wanted, options.kept))
+        last_stage = None if consumer is None else kernel
+        return RandomLabelLoss(
+            *whole_head_losses(WholeHeads(*heads, *labels_of_rows), wanted, options.kept, last_stage)
+        )
     rows = arguments.check_label_values(row_labels(*labels_of_rows, dtype), heads.num_labels)
     if chosen == "reference":
         return _loss_by_reference(heads, rows, regularizer, joint)
-    kernel = kernel_that_keeps(chosen, options.kept)
-    kernel = kernel if consumer is None else HandingOver(chosen, kernel, consumer)
     return _loss_by_stages(heads, rows, needs, joint, kernel)
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from rlpheads.kernels.cpu import tiled_cpu
 from rlpheads.kernels.first_derivative import refuse_second_derivative, save_with_anchor
 from rlpheads.kernels.gpu import triton_loss
-from rlpheads.kernels.gpu.kept_operands import KeptOperands
-from rlpheads.kernels.gpu.kept_stages import KeptStages
+from rlpheads.kernels.gpu.heads.kept_operands import KeptOperands
+from rlpheads.kernels.gpu.heads.kept_stages import KeptStages
 from rlpheads.kernels.rows import reference_stages
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Partials, Products
@@ -131,11 +131,11 @@ def attach_class_gradients(
 
 class _FeatureRoute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value_B: Tensor, read_by_head: Sequence[int], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, value_B: Tensor, read_by_head: Sequence[int], *tensors: Tensor) -> tuple[Tensor, ...]:
         num_distinct = len(tensors) - len(read_by_head)
         ctx.read_by_head = read_by_head
         ctx.dtypes = [features_BD.dtype for features_BD in tensors[:num_distinct]]
-        return save_with_anchor(ctx, value_B.clone(), *tensors[num_distinct:])
+        return save_with_anchor(ctx, (value_B.clone(),), *tensors[num_distinct:])
 
     @staticmethod
     @refuse_second_derivative
@@ -176,9 +176,9 @@ class _ClassRoute(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, value_B: Tensor, ranges: Sequence[tuple[int, int]], kernel: Kernel, *saved: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         ctx.ranges, ctx.kernel = ranges, kernel
-        return save_with_anchor(ctx, value_B.clone(), *saved)
+        return save_with_anchor(ctx, (value_B.clone(),), *saved)
 
     @staticmethod
     @refuse_second_derivative

@@ -66,16 +66,17 @@ ARROWS = {
     "kernels": {
         "tools": "gpu cpu rows random_label_loss",
         "tools/ptx": "tools gpu random_label_loss",
-        "random_label_loss": "arguments transforms implementations batched head_gradient stages rows gpu label_source"
-        " loss_results",
+        "random_label_loss": "arguments transforms implementations batched head_gradient stages rows gpu gpu/heads"
+        " label_source loss_results",
         "loss_results": "rows",
         "implementations": "arguments gpu",
-        "head_gradient": "cpu gpu rows",
-        "stages": "cpu gpu rows first_derivative",
+        "head_gradient": "cpu gpu gpu/heads rows",
+        "stages": "cpu gpu gpu/heads rows first_derivative",
         "batched": "rows gpu native label_source first_derivative operators",
         "pixels": "native",
         "cpu": "rows native operators",
-        "gpu": "rows cache_folder label_source first_derivative operators",
+        "gpu": "rows cache_folder label_source operators",
+        "gpu/heads": "gpu rows label_source first_derivative operators",
         "arguments": "rows label_source operators",
         "transforms": "",
         "rows": "",
@@ -105,7 +106,15 @@ ARROWS = {
 STEP_FOLDERS = (
     *("engine/learner", "engine/model", "engine/distributed", "engine/gauges", "engine/training"),
     *("memorization/heads", "memorization/records"),
-    *("kernels", "kernels/rows", "kernels/cpu", "kernels/gpu", "kernels/batched", "kernels/pixels"),
+    *(
+        "kernels",
+        "kernels/rows",
+        "kernels/cpu",
+        "kernels/gpu",
+        "kernels/gpu/heads",
+        "kernels/batched",
+        "kernels/pixels",
+    ),
     *("loaders/augment", "loaders/contract"),
 )
 HOST_READS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique"}

@@ -272,7 +272,7 @@ def _optimizer_errors(key: str, optim: OptimConfig, config: Config) -> Iterator[
 def _update_errors(config: Config, world_size: int) -> Iterator[ConfigError]:
     """Yield what keeps heads from being updated as their gradients are made, where that is asked for."""
     if config.heads.update == "fused":
-        is_averaged = world_size > 1 and config.heads.shard != "class"
+        is_averaged = world_size > 1 and config.heads.shard == "none"
         for obstacle in obstacles_to_fusing(config, is_averaged=is_averaged):
             allowed = f"{obstacle.allowed} with heads.update fused: {obstacle.reason}"
             yield refusal(obstacle.key, obstacle.given, allowed)

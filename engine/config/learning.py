@@ -127,8 +127,8 @@ class HeadsConfig:
     independently, heads.labels of them for each class, and a head chooses among those of the image's class."""
     shard: Literal["none", "class", "auto"] = "none"
     """Sharding of the heads over the ranks. none: every rank holds all heads, and their gradients are averaged; class:
-    every rank holds a range of each head's labels, and the features travel; auto: class where it sends fewer bytes or
-    the heads would not fit otherwise. What is learned stays the same."""
+    every rank holds a range of each head's labels, and the features travel; auto: class where it sends fewer bytes, the
+    heads would not fit otherwise, or their update is fused. What is learned stays the same."""
     update: Literal["separate", "fused", "auto"] = "auto"
     """Update of the heads. separate: the optimizer steps when the gradients of all heads are there; fused: each head is
     stepped as its gradient is made, which is nowhere kept (with adamw, adam, sgd or momentum) or only for one head at a

@@ -64,7 +64,8 @@ class Meters:
         """
         if self._names != tuple(shares):
             self._names, self._steps, self._shares = tuple(shares), (), []
-        self._shares.append(torch.stack([shares[name].detach().float() for name in self._names]))
+        with torch.no_grad():
+            self._shares.append(torch.stack([shares[name].float() for name in self._names]))
         self._steps = (*self._steps, step)
 
     def partial_window(self) -> PartialWindow | None:

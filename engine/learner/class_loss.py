@@ -15,6 +15,8 @@ from torch import Tensor
 from rlpheads.loaders.contract.batch import Partners
 
 LossKind = Literal["cross_entropy", "bce"]
+_IGNORED = torch.iinfo(torch.int64).min
+"""No class: torch's default, −100, would give a target of that number the loss 0, where any other that is no class raises."""
 
 
 class ClassLosses(NamedTuple):
@@ -47,7 +49,7 @@ class ClassLoss:
         """Return the losses of logits of any float type."""
         logits_BC = logits_BC.float()
         log_p_BC = F.log_softmax(logits_BC, dim=-1)
-        recorded_B = -_at(log_p_BC, targets_B)
+        recorded_B = F.nll_loss(log_p_BC, targets_B, reduction="none", ignore_index=_IGNORED)
         if self.kind == "bce":
             return ClassLosses(recorded_B, self._sigmoids(logits_BC, targets_B, partners))
         trained_B = recorded_B if partners is None else -_weighted(log_p_BC, targets_B, partners)

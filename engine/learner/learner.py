@@ -118,7 +118,7 @@ class Learner:
     def loss_scales(self) -> dict[str, Tensor]:
         """The parts' loss scales as they are now, 0-d on the device, named as figures; empty where nothing is scaled."""
         scales = {name: part.loss_scale for name, part in self.trained_parts}
-        return {f"{name}_loss_scale": scale.factor for name, scale in scales.items() if scale is not None}
+        return {f"{name}_loss_scale": scale.factor.clone() for name, scale in scales.items() if scale is not None}
 
     @cached_property
     def statistics(self) -> RunningStatistics:

@@ -3,9 +3,9 @@
 Each part has a scale of its own. With a shared one an overflow in the heads would leave out a step of the backbone, and
 the backbone would no longer be bit-identical with and without heads.
 
-Ranks agree without a message: DDP has averaged the gradients before they are looked at, so an infinity at one rank is an
+Ranks agree without a message: gradients have been averaged before they are looked at, so an infinity at one rank is an
 infinity at all of them, every rank leaves the same step out, and the scales stay equal. A part whose gradients are not
-all-reduced (classes sharded over ranks) shares what it found before it steps (`rlpheads.engine.learner.sharded_part`).
+all-reduced (classes sharded over ranks) shares its norm before it steps (`rlpheads.engine.learner.sharded_part`).
 """
 
 from __future__ import annotations
@@ -15,57 +15,45 @@ from torch import Tensor
 
 from rlpheads.engine.config.learning import LossScaleConfig
 
+_GROWTH, _BACKOFF = 2.0, 0.5
+
 
 class LossScale:
-    """The loss scale of one part; it moves on the device, and nothing waits for it.
+    """The loss scale of one part, as torch's GradScaler moves it; it does so on the device, and nothing waits for it.
 
-    The exception are optimizers without a fused step: whether a step is left out is then decided on the host, which reads
-    one number a step (`rlpheads.engine.learner.optimizer.host_sync_warnings` tells).
+    GradScaler itself reads and writes every gradient to find overflows and to take the scale out. Here an overflow is a norm
+    that is not finite, and a fused step takes the scale out in its own pass. Optimizers without one let the host read whether
+    there was an overflow (`rlpheads.engine.learner.optimizer.host_sync_warnings` tells).
     """
 
     def __init__(self, config: LossScaleConfig, device: torch.device):
-        self._scaler = torch.amp.GradScaler(device.type, init_scale=config.initial, growth_interval=config.growth_every)
-        self._one = torch.ones((), device=device)
+        self._factor = torch.full((), config.initial, dtype=torch.float32, device=device)
+        self._num_good_steps = torch.zeros((), dtype=torch.int32, device=device)
+        self._growth_every = config.growth_every
 
     @property
     def factor(self) -> Tensor:
-        """The factor, a 0-d float32 tensor on the device."""
-        return self._scaler.scale(self._one)
+        """The factor, float32 () on the device; `update` changes it in place."""
+        return self._factor
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Return a loss times the factor."""
-        return self._scaler.scale(loss)
+        return loss * self._factor
 
-    def unscale(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        """Divide the gradients by the factor; return the numbers, 0-d on the device, that are above 0 where one is not finite.
-
-        The caller may change them, where ranks have different gradients.
-        """
-        self._scaler.unscale_(optimizer)
-        return self.overflows(optimizer)
-
-    def overflows(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        """Return what `unscale` returned."""
-        return list(self._scaler._found_inf_per_device(optimizer).values())
-
-    def overflowed(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Whether one of the gradients that were unscaled was not finite, bool () on the device."""
-        return torch.stack(self.overflows(optimizer)).sum() > 0
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step, unless one of the gradients that were unscaled was not finite; move the factor."""
-        self._scaler.step(optimizer)
-        self._scaler.update()
+    def update(self, overflowed: Tensor) -> None:
+        """Halve the factor where the gradients overflowed, bool () on the device; double it where long none did."""
+        torch._amp_update_scale_(
+            self._factor, self._num_good_steps, overflowed.float(), _GROWTH, _BACKOFF, self._growth_every
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint keeps, as tensors on the host."""
-        state = self._scaler.state_dict()
         return {
-            "factor": torch.tensor(state["scale"], dtype=torch.float64),
-            "num_good_steps": torch.tensor(state["_growth_tracker"]),
+            "factor": torch.tensor(float(self._factor), dtype=torch.float64),
+            "num_good_steps": torch.tensor(int(self._num_good_steps)),
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take up what `state` returned; how often it grows stays as configured."""
-        loaded = {"scale": float(state["factor"]), "_growth_tracker": int(state["num_good_steps"])}
-        self._scaler.load_state_dict(self._scaler.state_dict() | loaded)
+        self._factor.fill_(float(state["factor"]))
+        self._num_good_steps.fill_(int(state["num_good_steps"]))

@@ -13,7 +13,6 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
 
 from rlpheads.engine.config.learning import LossScaleConfig, OptimConfig, ScheduleConfig
 from rlpheads.engine.learner.loss_scale import LossScale
@@ -88,19 +87,14 @@ class TrainedPart:
         raise NotImplementedError("this part's norm needs no numbers of other ranks")
 
     def gradient_norm(self) -> Tensor:
-        """Take the loss scale out of the gradients and return their global norm, before clipping: float32 ().
+        """Return the global norm of the gradients, loss scale and clipping left out: float32 ().
 
         Where that `finds_norm_late`, a bound of it, which is finite if and only if the norm is.
         """
         if self.finds_norm_late:
             assert self.pending is not None
             return total_norm(self.weights, [bound.square() for bound in self.pending.norm_bounds()])
-        pending = self._survey_pending()
-        overflows = [] if self.loss_scale is None else self.loss_scale.unscale(self.optimizer)
-        norm = total_norm(self.weights, pending)
-        for overflow in overflows:
-            overflow.copy_(torch.maximum(overflow, (~norm.isfinite()).float()))
-        return norm
+        return self.without_scale(total_norm(self.weights, self.survey_pending()))
 
     def update(self, num_updates: int, norm: Tensor, left_out: Tensor | None = None) -> Tensor:
         """Clip, take optimizer step number `num_updates` (from 0) at its scheduled rate, and drop the gradients.
@@ -118,11 +112,11 @@ class TrainedPart:
         self.scheduler.step_update(num_updates)
         if self.finds_norm_late:
             return self._update_late(left_out)
-        divisor, factor, skipped = self._clip(norm), self._pending_factor(norm), self._skipped(left_out)
+        divisor, skipped = self._clip(norm), self._skipped(norm, left_out)
+        factor = None if self.pending is None else self._pending_factor(norm)
         if self.loss_scale is not None:
-            self.loss_scale.step(self.optimizer)
-        else:
-            take_step(self.optimizer, skipped, divisor)
+            self.loss_scale.update(is_nonfinite(norm))
+        take_step(self.optimizer, skipped, divisor)
         self.optimizer.zero_grad(set_to_none=True)
         if self.pending is not None:
             self.pending.apply(self.optimizer, factor, skipped)
@@ -131,7 +125,7 @@ class TrainedPart:
     def _update_late(self, left_out: Tensor | None) -> Tensor:
         """Step the weights whose gradients are pending, then what is small; return the norm."""
         assert self.pending is not None
-        skipped = self._skipped(left_out)
+        skipped = self._skipped(None, left_out)
         kept = [(parameter, parameter.grad) for parameter in self.weights if parameter.grad is not None]
         self.optimizer.zero_grad(set_to_none=True)
         squared = self.pending.apply(self.optimizer, None, skipped)
@@ -154,10 +148,13 @@ class TrainedPart:
 
         set_optimizer_state_dict(self.module, self.optimizer, state)
 
-    def _survey_pending(self) -> list[Tensor]:
-        """Return the squared norms of the gradients that are still to be made, without loss scale."""
-        squared = [] if self.pending is None else self.pending.survey()
-        return squared if self.loss_scale is None else [each / self.loss_scale.factor.square() for each in squared]
+    def survey_pending(self) -> list[Tensor]:
+        """Return the squared norms of the gradients that are still to be made."""
+        return [] if self.pending is None else self.pending.survey()
+
+    def without_scale(self, norm: Tensor) -> Tensor:
+        """Return a norm of gradients that carry the loss scale as that of those without."""
+        return norm if self.loss_scale is None else norm / self.loss_scale.factor
 
     def _pending_factor(self, norm: Tensor) -> Tensor:
         """Return by what gradients are multiplied that are still to be made: clipping's factor over the loss scale."""
@@ -166,22 +163,34 @@ class TrainedPart:
             factor = (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grads_with_norm_
         return factor if self.loss_scale is None else factor / self.loss_scale.factor
 
-    def _skipped(self, left_out: Tensor | None) -> Tensor | None:
+    def _skipped(self, norm: Tensor | None, left_out: Tensor | None) -> Tensor | None:
         """Return whether the optimizer leaves its step out, bool (), None where it takes it in any case."""
         if self.loss_scale is not None:
-            return self.loss_scale.overflowed(self.optimizer)
+            assert norm is not None
+            overflowed = is_nonfinite(norm)
+            return overflowed if left_out is None else overflowed | left_out
         return left_out if self.waits or can_skip_on_device(self.optimizer) else None
 
     def _clip(self, norm: Tensor) -> Tensor | None:
-        """Clip the gradients. Where a fused step clips by norm in its own pass, return what it is to divide them by."""
-        if self.optim.clip_norm is not None:
-            if self.loss_scale is None and can_skip_on_device(self.optimizer):
-                return ((norm + 1e-6) / self.optim.clip_norm).clamp(min=1.0)
-            torch.nn.utils.clip_grads_with_norm_(self.weights, self.optim.clip_norm, norm)
-        if self.optim.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(self.weights, self.optim.clip_value)
-        if self.optim.clip_agc is not None:
-            adaptive_clip_grad(self.weights, self.optim.clip_agc)
+        """Take the loss scale out of the gradients and clip them.
+
+        Where a fused step does both in its own pass, return what it is to divide them by; None: 1.
+        """
+        scale, optim = self.loss_scale, self.optim
+        if can_skip_on_device(self.optimizer) and optim.clip_value is None and optim.clip_agc is None:
+            factor = None if scale is None else scale.factor.clone()
+            if optim.clip_norm is None:
+                return factor
+            excess = ((norm + 1e-6) / optim.clip_norm).clamp(min=1.0)
+            return excess if factor is None else excess * factor
+        if scale is not None:
+            torch._foreach_div_([each.grad for each in self.weights if each.grad is not None], scale.factor)
+        if optim.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.weights, optim.clip_norm, norm)
+        if optim.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(self.weights, optim.clip_value)
+        if optim.clip_agc is not None:
+            adaptive_clip_grad(self.weights, optim.clip_agc)
         return None
 
     @property
@@ -232,9 +241,16 @@ def build_part(module: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, 
     return TrainedPart(module, wrapped, optimizer, build_scheduler(optimizer, lr, schedule, span), optim)
 
 
+def is_nonfinite(number: Tensor) -> Tensor:
+    """Whether a 0-d number is infinite or NaN, bool (): two operations, where `~number.isfinite()` is five."""
+    return (number - number) != 0
+
+
 def total_norm(parameters: Iterable[nn.Parameter], pending: Sequence[Tensor] = ()) -> Tensor:
     """Return the global norm of the parameters' gradients and of those that are pending, given as squared norms: float32 ()."""
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # torch.nn.utils.get_total_norm is this, and looks at the device of every norm
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) if gradients else torch.zeros(())
     if not pending:
         return norm
     return torch.stack([norm.double().square(), *pending]).sum().sqrt().float()

@@ -149,13 +149,15 @@ class HeadWorkload:
 
 
 def choose_sharding(config: Config, work: HeadWorkload, world_size: int, device: torch.device) -> ShardChoice:
-    """Decide as `heads.shard` says; auto: shard where that sends less, or where whole heads would not fit."""
+    """Decide as `heads.shard` says; auto: shard where that sends less, whole heads do not fit, or the update is to be fused."""
     setting = config.heads.shard
     if setting == "none" or world_size == 1:
         return ShardChoice(setting == "class", "")
     whole, sharded = work.whole(world_size), work.sharded(world_size)
     if setting == "class":
         return ShardChoice(True, f"heads.shard class: {sharded}; none: {whole}")
+    if config.heads.update == "fused":
+        return ShardChoice(True, f"heads.shard auto: class ({sharded}), as heads.update fused needs it; none: {whole}")
     reason = _reason_against(config, work, world_size)
     if reason is None and whole.memory > _memory_of(device) * SHARE_FOR_HEADS:
         return ShardChoice(True, f"heads.shard auto: class ({sharded}), as whole heads would not fit: {whole}")
@@ -194,7 +196,7 @@ def obstacles_to_fusing(config: Config, *, is_averaged: bool) -> Iterator[Obstac
     optim = config.heads.optim
     if is_averaged:
         yield Obstacle(
-            "heads.shard", config.heads.shard, "class", "the ranks average the gradients of whole heads first"
+            "heads.shard", config.heads.shard, "class or auto", "the ranks average the gradients of whole heads first"
         )
     if config.accumulate > 1:
         yield Obstacle("accumulate", config.accumulate, "1", "micro-batches sum their gradients first")

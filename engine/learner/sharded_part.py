@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rlpheads.engine.learner.parts import TrainedPart, total_norm
@@ -18,7 +17,7 @@ class ShardedPart(TrainedPart):
     """Heads that are sharded by class, with an optimizer of this rank's range.
 
     Gradients are whole as they come: none but those of hidden layers is summed over the ranks. What all ranks must agree on
-    travels in one message of a few numbers: the squared norm of the gradient, and whether fp16 overflowed anywhere.
+    travels in one message: the squared norm of the gradient, which is not finite where fp16 overflowed anywhere.
     """
 
     @property
@@ -37,23 +36,19 @@ class ShardedPart(TrainedPart):
         return list(self.heads.replicated_parameters())
 
     def to_sum(self) -> Tensor:
-        """See `TrainedPart.to_sum`: the squared norm of this range's gradient, before it whether fp16 overflowed."""
+        """See `TrainedPart.to_sum`: the squared norm of this range's gradient, which is finite unless fp16 overflowed."""
         self.heads.sum_replicated_gradients()
-        pending = self._survey_pending()
-        overflows = [] if self.loss_scale is None else self.loss_scale.unscale(self.optimizer)
-        return torch.stack([*overflows, total_norm(self.heads.heads.parameters(), pending).square()])
+        norm = total_norm(self.heads.heads.parameters(), self.survey_pending())
+        return self.without_scale(norm).square()[None]
 
     def norm_from(self, summed: Tensor) -> Tensor:
         """See `TrainedPart.norm_from`: the norm over the classes of all ranks."""
-        overflows = [] if self.loss_scale is None else self.loss_scale.overflows(self.optimizer)
-        for overflow, total in zip(overflows, summed, strict=False):
-            overflow.copy_(torch.maximum(total, (~summed[-1].isfinite()).float()).clamp(max=1))
         replicated = self.heads.replicated_parameters()
-        squared = summed[-1] + total_norm(replicated).square() if replicated else summed[-1]
+        squared = summed[0] + self.without_scale(total_norm(replicated)).square() if replicated else summed[0]
         return squared.sqrt()
 
     def gradient_norm(self) -> Tensor:
-        """See `TrainedPart.gradient_norm`: the norm over the classes of all ranks, whose overflows come in the same message."""
+        """See `TrainedPart.gradient_norm`: the norm over the classes of all ranks, in one message."""
         summed = self.to_sum()
         self.heads.shards.sum_over_ranks(summed)
         return self.norm_from(summed)

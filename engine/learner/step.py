@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -104,12 +105,14 @@ def forward_rows(
         routes: the terms of the heads; audit heads have none but their own loss.
         heads_stream: where the heads run, who reads their losses there or behind its `join`; None: with the rest.
     """
-    labels = _random_labels(table_MN, batch)
     logits, taps = network.model(batch.images)
-    own, audited = labels.of_draws(slice(routes.num_draws)), labels.of_draws(slice(routes.num_draws, None))
-    given = [labels.first_MB, batch.index, *taps, *(() if labels.pair is None else labels.pair)]
-    with (heads_stream or SideStream()).work(*given):
-        heads, audit = _losses_of_heads(network, taps, (own, audited), routes.terms, batch)
+    heads = audit = None
+    if network.heads is not None or network.audit is not None:
+        labels = _random_labels(table_MN, batch)
+        of_draws = labels.of_draws(slice(routes.num_draws)), labels.of_draws(slice(routes.num_draws, None))
+        given = [labels.first_MB, batch.index, *taps, *(() if labels.pair is None else labels.pair)]
+        with (heads_stream or SideStream()).work(*given):
+            heads, audit = _losses_of_heads(network, taps, of_draws, routes.terms, batch)
     class_loss_B, trained_loss_B = routes.class_loss(logits, batch.targets, batch.partners)
     predicted_B, confidence_B = logits.argmax(-1), logits.detach().float().softmax(-1).amax(-1)
     class_hit_B = predicted_B == batch.targets
@@ -231,13 +234,13 @@ class TrainStep:
         apart = self.heads_stream if self._heads_are_apart else SideStream()
         with self.timed(), autocast(batch.images.device, self.config.precision):
             rows = forward_rows(self.learner.wrapped, batch, self.table_MN, self.routes, apart)
-        valid_B = batch.index >= 0
+        valid_B = _valid_rows(batch)
         scale = self.routes.world_size / batch.num_global_rows
-        total = torch.where(valid_B, rows.trained_loss_B, 0.0).sum() * scale
-        shares = {"class_loss": total.detach(), "top1": (rows.class_hit_B & valid_B).sum() * scale}
+        total = _without_padding(rows.trained_loss_B, valid_B).sum() * scale
+        shares = {"class_loss": total.detach(), "top1": _without_padding(rows.class_hit_B, valid_B).sum() * scale}
         shares["skipped"] = total.new_full((), len(batch.skipped) * scale)
         trains = {"backbone": total}
-        with apart.work(valid_B):
+        with apart.work(*(() if valid_B is None else (valid_B,))):
             for part, losses, weights in (("heads", rows.heads, term_weights), ("audit", rows.audit, TermWeights())):
                 if losses is None:
                     continue
@@ -262,10 +265,10 @@ class TrainStep:
 
 
 def _figures_of_heads(
-    prefix: str, terms: CombinedLoss, losses: HeadLosses, valid_B: Tensor, scale: float
+    prefix: str, terms: CombinedLoss, losses: HeadLosses, valid_B: Tensor | None, scale: float
 ) -> dict[str, Tensor]:
     """Return the terms of heads, and the accuracy of their first and last tap."""
-    hits_TM = (losses.hit_TMB & valid_B).sum(-1) * scale
+    hits_TM = _without_padding(losses.hit_TMB, valid_B).sum(-1) * scale
     accuracies = {f"{prefix}rla_first": hits_TM[0].mean(), f"{prefix}rla_last": hits_TM[-1].mean()}
     return {prefix + name: value for name, value in terms.scalars.items()} | accuracies
 
@@ -276,11 +279,24 @@ def _root_mean_square(batch: Batch) -> Tensor:
     Networks that normalise their inputs hide what is wrong with these.
     """
     # rows of channels-last images, flattened, would be a copy
-    norm_B = torch.linalg.vector_norm(batch.images, dim=(1, 2, 3), dtype=torch.float32)
-    valid_B = batch.index >= 0
-    num_values = valid_B.sum().clamp(min=1) * batch.images[0].numel()
-    norm = torch.linalg.vector_norm(torch.where(valid_B, norm_B, 0.0))
-    return torch.nan_to_num(norm / num_values.sqrt(), nan=math.nan, posinf=_LARGEST)
+    norm_of = partial(torch.linalg.vector_norm, batch.images, dtype=torch.float32)
+    valid_B = _valid_rows(batch)
+    if valid_B is None:
+        mean = norm_of(dim=(0, 1, 2, 3)) / batch.images.numel() ** 0.5
+    else:
+        num_values = valid_B.sum().clamp(min=1) * batch.images[0].numel()
+        mean = torch.linalg.vector_norm(_without_padding(norm_of(dim=(1, 2, 3)), valid_B)) / num_values.sqrt()
+    return torch.nan_to_num(mean, nan=math.nan, posinf=_LARGEST)
+
+
+def _valid_rows(batch: Batch) -> Tensor | None:
+    """Return which rows are no padding, bool (B,); None where the host knows that all are."""
+    return batch.index >= 0 if batch.may_have_padding else None
+
+
+def _without_padding(values_B: Tensor, valid_B: Tensor | None) -> Tensor:
+    """Return values (…, B) with 0 or False for padding."""
+    return values_B if valid_B is None else torch.where(valid_B, values_B, 0)
 
 
 def _sum_by_name(each: Sequence[_Scalars]) -> _Scalars:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlpheads.engine.learner.parts import TrainedPart
+from rlpheads.engine.learner.parts import TrainedPart, is_nonfinite
 
 
 class Verdict(NamedTuple):
@@ -66,13 +66,13 @@ def _exchange(
 
 def _is_spoiled(part: TrainedPart, loss: Tensor, norm: Tensor | None) -> Tensor:
     """Whether the loss or, where it is known, the gradient are not finite."""
-    is_spoiled = ~loss.detach().isfinite()
+    is_spoiled = is_nonfinite(loss.detach())
     return is_spoiled if norm is None else is_spoiled | _overflows(part, norm)
 
 
 def _overflows(part: TrainedPart, norm: Tensor) -> Tensor:
     """Whether a gradient is not finite; an overflow that a smaller loss scale can mend is none."""
-    overflows = ~norm.isfinite()
+    overflows = is_nonfinite(norm)
     return overflows if part.loss_scale is None else overflows & (part.loss_scale.factor < 1)
 
 

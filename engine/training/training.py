@@ -60,6 +60,7 @@ class Training:
         learner: what learns.
         splits: what is read and recorded.
         step: one optimizer step, for a prepared batch.
+        order: the order of the training samples.
         preparation: what is done to batches before.
         gauges: what is measured meanwhile.
         saver: writes the checkpoints.
@@ -77,6 +78,7 @@ class Training:
         self.run = run
         self.learner = learner
         self.splits = splits
+        self.order: Order = splits.trained.loader.order
         self.step = step
         self.preparation = preparation
         self.gauges = gauges
@@ -112,11 +114,6 @@ class Training:
     def refit(self) -> FreshRefit | None:
         """Heads refitted to fresh labels in the last clean pass of this process, at the main rank; None without one."""
         return self._refit
-
-    @property
-    def order(self) -> Order:
-        """The order of the training samples."""
-        return self.splits.trained.loader.order
 
     @property
     def num_updates(self) -> int:

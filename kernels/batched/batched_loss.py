@@ -109,12 +109,12 @@ Held = tuple[Tensor, Tensor]
 
 class _ClassRoute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, held: Held, features: list[Tensor], *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, held: Held, features: list[Tensor], *parameters: Tensor | None) -> tuple[Tensor, ...]:
         value_R, gradient_RK = held
         ctx.dtypes = [None if parameter is None else parameter.dtype for parameter in parameters]
         weights = [parameter for parameter in parameters[: len(features)] if parameter is not None]
         ctx.product_dtype = product_dtype(features, weights)
-        return save_with_anchor(ctx, value_R, gradient_RK, *features)
+        return save_with_anchor(ctx, (value_R,), gradient_RK, *features)
 
     @staticmethod
     @refuse_second_derivative
@@ -132,11 +132,11 @@ def _in_dtype(gradient: Tensor | None, dtype: torch.dtype | None) -> Tensor | No
 
 class _FeatureRoute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, held: Held, places: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, held: Held, places: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
         value_R, gradient_RK = held
         num_distinct = len(tensors) - len(places)
         ctx.places, ctx.dtypes = places, [features_BD.dtype for features_BD in tensors[:num_distinct]]
-        return save_with_anchor(ctx, value_R, gradient_RK, *tensors[num_distinct:])
+        return save_with_anchor(ctx, (value_R,), gradient_RK, *tensors[num_distinct:])
 
     @staticmethod
     @refuse_second_derivative
@@ -218,6 +218,8 @@ def _compute_class_gradients(
     native = None if in_stacks else _native_loops(gradient_RK)
     if native is not None:
         found = native.class_gradients(features, gradient_RK, upstream_R, wanted)
+        if dtype == gradient_RK.dtype:
+            return found
         num_weights = sum(wanted[: len(features)])
         return [*(each.to(dtype) for each in found[:num_weights]), *found[num_weights:]]
     with _without_autocast(gradient_RK.device):

@@ -242,7 +242,8 @@ private:
         if (kind == REVERSAL) return -cross_entropy;
         if (kind != ENTROPY) return 0.0f;
         float labels = 0.0f;
-        for (int l = 0; l < labels_.count; ++l) labels += odds_[l].minus_log_p() * odds_[l].p() * labels_.present[l];
+        for (int l = 0; l < labels_.count; ++l)  // finite, so that its product with p = 0 is 0
+            labels += smaller(odds_[l].minus_log_p(), -NO_CLASS_SHIFT) * odds_[l].p() * labels_.present[l];
         const float others = std::exp(log_others_ - log_sum_) * log_sum_ - moment_ * inverse_sum_;
         return log_num_classes - (labels + others);
     }
@@ -273,16 +274,17 @@ private:
 
     Coefficients entropy() const {
         Coefficients found;
-        float p[MAX_LABELS] = {}, mean = moment_ * inverse_sum_;
+        float p[MAX_LABELS] = {}, offset[MAX_LABELS] = {}, mean = moment_ * inverse_sum_;
         const float moment = mean;
         for (int l = 0; l < labels_.count; ++l) {
             p[l] = odds_[l].p() * labels_.present[l];
-            mean += p[l] * offset_[l];
+            offset[l] = larger(offset_[l], NO_CLASS_SHIFT);  // finite, too
+            mean += p[l] * offset[l];
         }
         const float others = std::exp(log_others_ - log_sum_);
         for (int l = 0; l < labels_.count; ++l) {
-            float apart = offset_[l] * others - moment;
-            if (labels_.count == 2) apart += p[1 - l] * (offset_[l] - offset_[1 - l]);
+            float apart = offset[l] * others - moment;
+            if (labels_.count == 2) apart += p[1 - l] * (offset[l] - offset[1 - l]);
             found.label[l] = p[l] * apart;
         }
         found.exp = -mean * inverse_sum_;

@@ -47,6 +47,7 @@ inline float exp_near(float x) {
 }
 
 inline float larger(float a, float b) { return a > b ? a : b; }
+inline float smaller(float a, float b) { return a < b ? a : b; }
 
 // Read the logits of the labels (num_labels, rows) that lie in the chunk, then set them to -infinity.
 void take_labels(const Chunk& chunk, const int64_t* labels, int64_t num_labels, float* label_logit) {

@@ -113,7 +113,7 @@ class PlainPass:
         moments_KB = out_KB.clone() if len(state.moment_B) else None
         state.sum_B.add_(out_KB.exp_().sum(0))
         if moments_KB is not None:
-            tile.fill_labels(moments_KB, 0.0)  # 0·(−inf) is not 0
+            moments_KB.masked_fill_(out_KB == 0, 0.0)  # at the labels and elsewhere: 0·(−inf) is not 0
             state.moment_B.add_(moments_KB.mul_(out_KB).sum(0))
             if len(sums.moment_weight_BD):
                 sums.moment_weight_BD.addmm_(moments_KB.T, weight_KD)

@@ -183,7 +183,9 @@ def feature_gradients_kernel(
     label_factor,
     num_rows,
     num_classes,
+    num_labels,
     num_features,
+    start,
     stride_w,
     PAIR: tl.constexpr,
     MOMENT: tl.constexpr,
@@ -195,7 +197,7 @@ def feature_gradients_kernel(
 ):
     """dL/dx of a head's rows: the sums over its classes times each row's factors, and the labels' own rows of the weight.
 
-    UNIFORM: dL/dz of every class is 1/K less.
+    The weight holds `num_classes` of the `num_labels` classes, from `start` on. UNIFORM: dL/dz of every class is 1/K less.
     """
     head = tl.program_id(2)
     rows_M = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -211,10 +213,10 @@ def feature_gradients_kernel(
         total_MD += tl.load(moment_weight + out_MD, mask=inside_MD, other=0.0) * moment_M[:, None]
     if UNIFORM:
         sum_D = tl.load(weight_sum + head * num_features + offset_D, mask=offset_D < num_features, other=0.0)
-        total_MD -= (sum_D / num_classes)[None, :]
+        total_MD -= (sum_D / num_labels)[None, :]
     for number in tl.static_range(2 if PAIR else 1):
         at_M = number * num_rows * tl.num_programs(2) + places_M
-        label_M = tl.load(labels + at_M, mask=in_rows_M, other=-1)
+        label_M = tl.load(labels + at_M, mask=in_rows_M, other=-1) - start
         is_class_M = in_rows_M & (label_M >= 0) & (label_M < num_classes)
         own_M1 = weight + (head * num_classes + tl.where(is_class_M, label_M, 0)).to(tl.int64)[:, None] * stride_w
         own_MD = tl.load(own_M1 + offset_D[None, :], mask=is_class_M[:, None] & inside_MD, other=0.0)

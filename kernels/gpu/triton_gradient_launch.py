@@ -8,8 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from rlpheads.kernels.gpu import triton_gradient_kernels as kernels
+from rlpheads.kernels.gpu import triton_row_kernels as row_kernels
 from rlpheads.kernels.gpu import triton_terms
 from rlpheads.kernels.gpu.checked_launch import Strided, launch_kernel
+from rlpheads.kernels.gpu.slab_plan import NUM_STATE
 from rlpheads.kernels.gpu.triton_launch import EMULATED, Operands
 
 WRITTEN_ENTRIES = 512
@@ -41,25 +43,52 @@ class RowTerms(NamedTuple):
     """dL/dz of the regularizer at the labels."""
 
 
+def merge_ranges(
+    parts_NFR: Tensor, rows: slice, own_shift_CR: Tensor, labels_a_row: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge some rows of the partials of N class ranges; return what `row_terms` takes of rows that hold all classes.
+
+    The shifts are those of this rank's own slabs, and behind them that of the merged rows.
+    """
+    num_ranges, _, rows_apart = parts_NFR.shape
+    num_slabs, num_rows = own_shift_CR.shape
+    state_SR, label_stats_LR = parts_NFR.new_empty(NUM_STATE, num_rows), parts_NFR.new_empty(labels_a_row, num_rows)
+    shift_CR = parts_NFR.new_empty(num_slabs + 1, num_rows)
+    shift_CR[:-1] = own_shift_CR
+    launch_kernel(
+        row_kernels.merge_ranges_kernel,
+        (triton.cdiv(num_rows, TERMS_TILE["ROWS"]),),
+        *(state_SR, label_stats_LR, shift_CR[-1], parts_NFR),
+        *(num_rows, num_ranges, rows_apart, rows.start),
+        PAIR=labels_a_row == 2,
+        **TERMS_TILE,
+    )
+    return state_SR, label_stats_LR, shift_CR
+
+
 def row_terms(
-    operands: Operands, statistics: tuple[Tensor, Tensor, Tensor], first_weight_R: Tensor | None, kind: str | None
+    labels_LR: Tensor,
+    num_labels: int,
+    statistics: tuple[Tensor, Tensor, Tensor],
+    first_weight_R: Tensor | None,
+    kind: str | None,
 ) -> RowTerms:
-    """Values and coefficients of rows from `statistics`: their state, label statistics and slabs' shifts."""
+    """Values and coefficients of rows of K classes from `statistics`: their state, label statistics and slabs' shifts."""
     state_SR, label_stats_FR, shift_CR = statistics
     num_slabs, num_rows = shift_CR.shape
     empty = state_SR.new_empty
     terms = RowTerms(
         tuple(empty(num_rows) for _ in range(6)),
         empty(num_rows, dtype=torch.bool),
-        *(empty(num_slabs, num_rows), empty(len(operands.labels_LR), num_rows), empty(num_rows), empty(num_rows)),
-        empty(len(operands.labels_LR), num_rows),
+        *(empty(num_slabs, num_rows), empty(len(labels_LR), num_rows), empty(num_rows), empty(num_rows)),
+        empty(len(labels_LR), num_rows),
     )
     launch_kernel(
         triton_terms.row_terms_kernel,
         (triton.cdiv(num_rows, TERMS_TILE["ROWS"]),),
-        *(*terms, state_SR, label_stats_FR, shift_CR, operands.labels_LR, _plain_floats(first_weight_R)),
-        *(num_rows, num_slabs, operands.num_classes),
-        PAIR=len(operands.labels_LR) == 2,
+        *(*terms, state_SR, label_stats_FR, shift_CR, labels_LR, _plain_floats(first_weight_R)),
+        *(num_rows, num_slabs, num_labels),
+        PAIR=len(labels_LR) == 2,
         KIND=-1 if kind is None else triton_terms.KINDS.index(kind),
         **TERMS_TILE,
     )
@@ -97,9 +126,14 @@ class FeatureSums(NamedTuple):
 
 
 def feature_gradients(
-    operands: Operands, sums: FeatureSums, factors: tuple[Tensor, Tensor | None, Tensor], *, uniform: bool
+    operands: Operands,
+    sums: FeatureSums,
+    factors: tuple[Tensor, Tensor | None, Tensor],
+    num_labels: int,
+    *,
+    uniform: bool,
 ) -> Tensor:
-    """dL/dx (R, D) in float32 of every head's rows under an upstream of 1.
+    """What the operands' classes, of K, add to dL/dx (R, D) of every head's rows under an upstream of 1, in float32.
 
     `factors` are those of the exponentials' sum (R,), of the moments' (R,) or None, and dL/dz at the labels (L, R); with
     `uniform` dL/dz of every class is 1/K less.
@@ -115,7 +149,7 @@ def feature_gradients(
         kernels.feature_gradients_kernel,
         grid,
         *(gradient_RD, *sums, Strided(operands.weight_KD), operands.labels_LR, *factors),
-        *(num_rows, operands.num_classes, num_features, operands.weight_KD.stride(0)),
+        *(num_rows, operands.num_classes, num_labels, num_features, operands.start, operands.weight_KD.stride(0)),
         PAIR=len(operands.labels_LR) == 2,
         MOMENT=factors[1] is not None,
         UNIFORM=uniform,

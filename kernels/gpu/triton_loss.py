@@ -8,7 +8,8 @@ Three products, 6·B·K·D operations, is the least that the two routes take, an
 3. V = Eᵀ(v∘x) for the weight's gradient, backward, by torch.bmm; `add_label_rows` adds the labels' terms in float32, of labels
    in ascending order, so that equal ones stand side by side.
 
-All heads of a call share the launches of each (`rlpheads.kernels.gpu.whole_heads`); the stages here serve one class range.
+All heads of a call share the launches of each (`rlpheads.kernels.gpu.heads`), whole ones and those whose classes are sharded;
+the stages here serve one class range, whose gradients something else than `.grad` takes.
 
 The kernels use no atomic operation: two runs give the same bits. With a `memory_budget` too small for E, and for the
 moments of `entropy`, the classes are taken slab by slab, and backward computes E again: four products.
@@ -43,7 +44,6 @@ from torch import Tensor
 
 from rlpheads.kernels.gpu.slab_plan import NUM_STATE, PassOutputs, SlabPlan, plan_slabs
 from rlpheads.kernels.operators import register_named_operator
-from rlpheads.kernels.rows.kernel import PassArguments
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
 
 if TYPE_CHECKING:
@@ -75,14 +75,19 @@ def local_partials(
     features_BD: Tensor, head: ClassRange, labels_LB: Tensor, needs: Needs
 ) -> tuple[Partials, Products, Exponentials]:
     """First stage: reduce a class range to `Partials`, and keep what its own gradients need."""
-    found = _partials_op(PassArguments(features_BD, head, labels_LB, needs))
-    state_SB, label_stats_FB, exp_weight_BD, moment_weight_BD, weight_sum_D, kept_RK, shift_CB, base_CB = found
-    _, sum_B, moment_B, logits_B, before_B, after_B = state_SB
-    partials = Partials(shift_CB[-1], sum_B, moment_B, logits_B, label_stats_FB[:-2], before_B, after_B)
+    return heads_partials(HeadsInMemory(features_BD, head.weight_KD, head.bias_K, labels_LB, head.start), needs)
+
+
+def heads_partials(heads: "HeadsInMemory", needs: Needs) -> tuple[Partials, Products, Exponentials]:
+    """`local_partials` of all heads' rows: the sum of each head's weights lies one after another in `weight_sum_D`."""
+    found = _partials_op(HeadsPassArguments(heads, needs))
+    state_SR, label_stats_FR, exp_weight_RD, moment_weight_RD, weight_sum_D, kept_RK, shift_CR, base_CR = found
+    _, sum_R, moment_R, logits_R, before_R, after_R = state_SR
+    partials = Partials(shift_CR[-1], sum_R, moment_R, logits_R, label_stats_FR[:-2], before_R, after_R)
     return (
         partials,
-        Products(exp_weight_BD, moment_weight_BD, weight_sum_D, features_BD.dtype),
-        Exponentials(kept_RK, shift_CB, base_CB),
+        Products(exp_weight_RD, moment_weight_RD, weight_sum_D, heads.features_RD.dtype),
+        Exponentials(kept_RK, shift_CR, base_CR),
     )
 
 
@@ -116,10 +121,15 @@ class HeadsInMemory(NamedTuple):
     start: int = 0
     num_heads: int = 1
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of one head."""
+        return self.labels_LR.shape[1] // self.num_heads
+
     def plan(self, memory_budget: int | None, outputs: PassOutputs) -> SlabPlan:
         """How the pass over each head's classes is cut into slabs."""
-        num_rows, num_classes = self.labels_LR.shape[1] // self.num_heads, len(self.weight_KD) // self.num_heads
-        return plan_slabs(num_rows, num_classes, self.features_RD.dtype.itemsize, memory_budget, outputs)
+        num_classes = len(self.weight_KD) // self.num_heads
+        return plan_slabs(self.num_rows, num_classes, self.features_RD.dtype.itemsize, memory_budget, outputs)
 
 
 def class_gradients(
@@ -136,25 +146,30 @@ def class_gradients(
 # --------------------------------------------------------------------------------------------------------- the operators
 
 
-def _compute_partials(given: PassArguments) -> list[Tensor]:
-    heads, plan, outputs = _planned(given)
-    if len(given.features_BD) == 0:
-        return [shape.zeros(given.features_BD) for shape in pass_shapes(heads, plan, outputs)]
+class HeadsPassArguments(NamedTuple):
+    """What the operator of the first stage takes."""
+
+    heads: HeadsInMemory
+    needs: Needs
+
+
+def _compute_partials(given: HeadsPassArguments) -> list[Tensor]:
+    heads, (plan, outputs) = given.heads, planned(*given)
+    if heads.labels_LR.shape[1] == 0:
+        return [shape.zeros(heads.features_RD) for shape in pass_shapes(heads, plan, outputs)]
     state_SR, label_stats_FR, sums, *exponentials = run_forward_pass(heads, plan, outputs)
     weight_sum_D = sums.weight_sum_HD.flatten().clone()  # of a buffer of its own, as a compiler is told
     return [state_SR, label_stats_FR, sums.exp_weight_RD, sums.moment_weight_RD, weight_sum_D, *exponentials]
 
 
-def _shape_of_partials(given: PassArguments) -> list[Tensor]:
-    return [shape.empty(given.features_BD) for shape in pass_shapes(*_planned(given))]
+def _shape_of_partials(given: HeadsPassArguments) -> list[Tensor]:
+    return [shape.empty(given.heads.features_RD) for shape in pass_shapes(given.heads, *planned(*given))]
 
 
-def _planned(given: PassArguments) -> "tuple[HeadsInMemory, SlabPlan, PassOutputs]":
-    """Return the one head, what is computed of it, and how its classes are cut."""
-    features_BD, head, labels_LB, needs = given
-    heads = HeadsInMemory(features_BD, head.weight_KD, head.bias_K, labels_LB, head.start)
+def planned(heads: HeadsInMemory, needs: Needs) -> tuple[SlabPlan, PassOutputs]:
+    """Return how the heads' classes are cut, and what is computed of them."""
     outputs = PassOutputs.of(needs.regularizer, products=needs.feature_gradient)
-    return heads, heads.plan(needs.memory_budget if needs.class_gradients else None, outputs), outputs
+    return heads.plan(needs.memory_budget if needs.class_gradients else None, outputs), outputs
 
 
 def run_forward_pass(heads: HeadsInMemory, plan: SlabPlan, outputs: PassOutputs) -> "ForwardPass":

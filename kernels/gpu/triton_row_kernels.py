@@ -268,3 +268,62 @@ def align_tiles_kernel(
         moment_MN = (moment_MN + true_exp_MN * (drop_M * LN_2)[:, None]) * factor_M1
         tl.store(moment_place_MN, round_to_nearest(moment_MN, moments.dtype.element_ty, EMULATED), mask=inside_MN)
     tl.store(place_MN, round_to_nearest(exp_MN * factor_M1, exps.dtype.element_ty, EMULATED), mask=inside_MN)
+
+
+@triton.jit
+def merge_ranges_kernel(
+    state,
+    label_stats,
+    shift,
+    parts,
+    num_rows,
+    num_ranges,
+    rows_apart,
+    start,
+    PAIR: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Merge the partials of class ranges into the state, label logits and shift of rows that then hold all classes.
+
+    `parts` (ranges, 7, rows), with PAIR (ranges, 8, rows), are the members of `rlpheads.kernels.rows.partials.Partials`, each
+    `rows_apart` numbers behind the one before; merged are `num_rows` rows from `start` on. The ranges are taken in their
+    order, so that the same parts give the same bits.
+    """
+    rows_M = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside_M = rows_M < num_rows
+    top_M = tl.full((ROWS,), NO_CLASS_SHIFT, tl.float32)
+    part_M = parts + start + rows_M
+    for _ in range(num_ranges):
+        top_M = tl.maximum(top_M, tl.load(part_M, mask=inside_M, other=NO_CLASS_SHIFT))
+        part_M += (8 if PAIR else 7) * rows_apart
+    sum_M = tl.zeros((ROWS,), tl.float32)
+    moment_M = tl.zeros((ROWS,), tl.float32)
+    logits_M = tl.zeros((ROWS,), tl.float32)
+    z0_M = tl.full((ROWS,), float("-inf"), tl.float32)
+    z1_M = tl.full((ROWS,), float("-inf"), tl.float32)
+    before_M = tl.full((ROWS,), float("-inf"), tl.float32)
+    after_M = tl.full((ROWS,), float("-inf"), tl.float32)
+    part_M = parts + start + rows_M
+    for _ in range(num_ranges):
+        drop_M = tl.load(part_M, mask=inside_M, other=NO_CLASS_SHIFT) - top_M
+        factor_M = tl.exp2(drop_M * LOG2_E)
+        own_sum_M = tl.load(part_M + rows_apart, mask=inside_M, other=0.0)
+        own_moment_M = tl.load(part_M + 2 * rows_apart, mask=inside_M, other=0.0)
+        sum_M += factor_M * own_sum_M
+        moment_M += factor_M * (own_moment_M + drop_M * own_sum_M)
+        logits_M += tl.load(part_M + 3 * rows_apart, mask=inside_M, other=0.0)
+        z0_M = tl.maximum(z0_M, tl.load(part_M + 4 * rows_apart, mask=inside_M, other=0.0))
+        if PAIR:
+            z1_M = tl.maximum(z1_M, tl.load(part_M + 5 * rows_apart, mask=inside_M, other=0.0))
+        before_M = tl.maximum(before_M, tl.load(part_M + (6 if PAIR else 5) * rows_apart, mask=inside_M, other=0.0))
+        after_M = tl.maximum(after_M, tl.load(part_M + (7 if PAIR else 6) * rows_apart, mask=inside_M, other=0.0))
+        part_M += (8 if PAIR else 7) * rows_apart
+    tl.store(state + num_rows + rows_M, sum_M, mask=inside_M)
+    tl.store(state + 2 * num_rows + rows_M, moment_M, mask=inside_M)
+    tl.store(state + 3 * num_rows + rows_M, logits_M, mask=inside_M)
+    tl.store(state + 4 * num_rows + rows_M, before_M, mask=inside_M)
+    tl.store(state + 5 * num_rows + rows_M, after_M, mask=inside_M)
+    tl.store(label_stats + rows_M, z0_M, mask=inside_M)
+    if PAIR:
+        tl.store(label_stats + num_rows + rows_M, z1_M, mask=inside_M)
+    tl.store(shift + rows_M, top_M, mask=inside_M)

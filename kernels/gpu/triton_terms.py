@@ -47,6 +47,12 @@ def sigmoid(x):
 
 
 @triton.jit
+def finite(x):
+    """−∞ as a finite number, so that its product with a probability of 0 is 0."""
+    return tl.maximum(x, NO_CLASS_SHIFT)
+
+
+@triton.jit
 def log_add_exp(a, b):
     """log(e^a + e^b); of two −∞ it is −∞."""
     return tl.maximum(a, b) + tl.where(a == b, LN_2, log1p_of_exp(-tl.abs(a - b)))
@@ -137,16 +143,17 @@ def terms_of_rows(
         own1 = tl.where(present1, sigmoid(odds1), 0.0)
     if KIND == ENTROPY:
         p0, p1 = sigmoid(odds0), tl.where(present1, sigmoid(odds1), 0.0)
+        f0, f1 = finite(o0), finite(o1)
         others = exponential(log_others - log_sum)
-        of_labels = -log_p0 * exponential(log_p0)
-        mean_offset = row_moment * inverse + p0 * o0
-        apart0 = o0 * others - row_moment * inverse
-        apart1 = o1 * others - row_moment * inverse
+        of_labels = -finite(log_p0) * exponential(log_p0)
+        mean_offset = row_moment * inverse + p0 * f0
+        apart0 = f0 * others - row_moment * inverse
+        apart1 = f1 * others - row_moment * inverse
         if PAIR:
-            of_labels += tl.where(present1, -log_p1 * exponential(log_p1), 0.0)
-            mean_offset += p1 * o1
-            apart0 += p1 * (o0 - o1)
-            apart1 += p0 * (o1 - o0)
+            of_labels += tl.where(present1, -finite(log_p1) * exponential(log_p1), 0.0)
+            mean_offset += p1 * f1
+            apart0 += p1 * (f0 - f1)
+            apart1 += p0 * (f1 - f0)
         value = tl.log(num_labels.to(tl.float32)) - (of_labels + (others * log_sum - row_moment * inverse))
         exp_factor, moment_factor = -mean_offset * inverse, inverse
         own0, own1 = p0 * apart0, p1 * apart1

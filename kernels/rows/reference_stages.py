@@ -82,8 +82,11 @@ def local_class_gradients(
     return weight_gradient_KD, bias_gradient_K
 
 
-def sum_rows(logits_BC: Tensor, places: LabelPlaces) -> RowSums:
-    """Softmax statistics of rows of logits, −∞ where there is no class and in the whole of column 0."""
+def sum_rows(logits_BC: Tensor, places: LabelPlaces, is_class_BC: Tensor | None = None) -> RowSums:
+    """Softmax statistics of rows of logits, −∞ where there is no class and in the whole of column 0.
+
+    `is_class_BC`, bool, says where there is one: a class may have the logit −∞, too; None: everywhere but in column 0.
+    """
     column_LB = places.column
     others_BC = logits_BC.scatter(1, column_LB.T, -torch.inf)
     top_B = others_BC.amax(1)
@@ -97,7 +100,7 @@ def sum_rows(logits_BC: Tensor, places: LabelPlaces) -> RowSums:
         shift_B=shift_B,
         sum_others_B=exp_BC.sum(1),
         moment_others_B=moment_BC.sum(1),
-        sum_logits_B=torch.where(logits_BC > -torch.inf, logits_BC, 0.0).sum(1),
+        sum_logits_B=(logits_BC[:, 1:] if is_class_BC is None else torch.where(is_class_BC, logits_BC, 0.0)).sum(1),
         label_logit_LB=logits_BC.gather(1, column_LB.T).T,
         max_before_B=others_BC.masked_fill(columns_C >= first_B1, -torch.inf).amax(1),
         max_after_B=others_BC.masked_fill(columns_C <= first_B1, -torch.inf).amax(1),

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlpheads.kernels.rows.partials import NO_CLASS_SHIFT
 from rlpheads.kernels.rows.row_softmax import RowSoftmax, by_head
 
 
@@ -96,7 +97,8 @@ def _uniform_coefficients(rows: RowSoftmax) -> Coefficients:
 
 def _entropy(rows: RowSoftmax) -> Tensor:
     """KL(p ‖ uniform) = log K − H(p), the entropy written as its labels' terms plus the others', neither of which cancels."""
-    labels_part_B = (-rows.log_p * rows.log_p.exp() * rows.labels.present_LB).sum(0)
+    log_p_LB = rows.log_p.clamp(min=NO_CLASS_SHIFT)
+    labels_part_B = (-log_p_LB * log_p_LB.exp() * rows.labels.present_LB).sum(0)
     others_B = torch.exp(rows.log_others_B - rows.log_sum_B)
     others_part_B = others_B * rows.log_sum_B - rows.moment_others_B * rows.inverse_sum_B
     return math.log(rows.num_labels) - (labels_part_B + others_part_B)
@@ -105,14 +107,16 @@ def _entropy(rows: RowSoftmax) -> Tensor:
 def _entropy_coefficients(rows: RowSoftmax) -> Coefficients:
     """p_j·(o_j − ō) with o = z − s and ō its mean under p, which equals p_j·(log p_j + H).
 
-    At a label, o_y − ō is expanded over the other classes, since o_y and ō agree in all digits as p_y → 1.
+    At a label, o_y − ō is expanded over the other classes, since o_y and ō agree in all digits as p_y → 1. Its offset is kept
+    finite, as log p_y is: where p_y is 0, so is its product with them.
     """
     scale_B = rows.inverse_sum_B
     p_LB = torch.sigmoid(rows.log_odds) * rows.labels.present_LB
+    offset_LB = rows.offset.clamp(min=NO_CLASS_SHIFT)
     moment_B = rows.moment_others_B * scale_B
-    mean_offset_B = moment_B + (p_LB * rows.offset).sum(0)
-    apart_LB = rows.offset * torch.exp(rows.log_others_B - rows.log_sum_B) - moment_B
-    apart_LB = apart_LB + p_LB.flip(0) * (rows.offset - rows.offset.flip(0))
+    mean_offset_B = moment_B + (p_LB * offset_LB).sum(0)
+    apart_LB = offset_LB * torch.exp(rows.log_others_B - rows.log_sum_B) - moment_B
+    apart_LB = apart_LB + p_LB.flip(0) * (offset_LB - offset_LB.flip(0))
     return Coefficients(-mean_offset_B * scale_B, p_LB * apart_LB, moment_B=scale_B)
 
 

@@ -282,6 +282,7 @@ def _row_builds(chip: int, *, quick: bool = False) -> list[Build]:
         shifts._replace(dtype=torch.float32),
         _RowKernel(triton_row_kernels.exact_shifts_kernel, "", (), triton_launch.EXACT_TILE),
         _merge_kernel(half),
+        _RowKernel(triton_row_kernels.merge_ranges_kernel, "pair", ("PAIR",), tiles.TERMS_TILE),
         _align_kernel(torch.bfloat16, half),
         _align_kernel(torch.float32, wide),
         *(

@@ -72,9 +72,9 @@ def modelled_product_bytes(load: Workload) -> int:
 def cast_bytes(load: Workload, passes_a_version: int | None = None) -> int:
     """Bytes of the weight's casts in a forward pass: read as it is stored, written as an operand; 0 if it is one already.
 
-    Where the operand is kept (`rlpheads.kernels.gpu.kept_operands`) it is cast once for so many passes of one version of the
-    weight, the micro-batches of a step or the batches of an evaluation. Else a pass in one slab casts once; in several it casts
-    each slab, for `entropy` twice, and the first classes. Backward casts again what was not kept, which is not counted.
+    Where the operand is kept (`rlpheads.kernels.gpu.heads.kept_operands`) it is cast once for so many passes of one version of
+    the weight, the micro-batches of a step or the batches of an evaluation. Else a pass in one slab casts once; in several it
+    casts each slab, for `entropy` twice, and the first classes. Backward casts again what was not kept, which is not counted.
     """
     if load.weight_itemsize == load.itemsize:
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -79,6 +80,12 @@ class Batch:
         if self.index.device.type != "cpu":
             raise ValueError(f"the indices lie on {self.index.device} alone; give the batch its host_index")
         return np.asarray(self.index)
+
+    @cached_property
+    def may_have_padding(self) -> bool:
+        """Whether a row may be padding: False where the host knows that none is, so that none need be masked."""
+        is_known = self.host_index is not None or self.index.device.type == "cpu"
+        return not is_known or bool((self.index_on_host < 0).any())
 
     @property
     def skipped_index(self) -> Tensor:

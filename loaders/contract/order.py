@@ -7,6 +7,7 @@ reads a sample, never which sample it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -67,13 +68,13 @@ class Order:
                 f"repeats is {self.repeats}; only a shuffled order that drops its last, partial batch has any"
             )
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
         """Steps of an epoch."""
         whole, rest = divmod(self.num_samples, self.batch_size)
         return whole + (1 if rest and self.partial == "pad" else 0)
 
-    @property
+    @cached_property
     def samples_per_epoch(self) -> int:
         """Samples that an epoch reads, padding not counted."""
         return min(self.num_samples, self.num_steps * self.batch_size)

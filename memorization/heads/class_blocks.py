@@ -125,7 +125,7 @@ class ClassBlockStages:
         weight_BCD = with_no_class(head.weight_KD, 0.0)[columns_BC]
         assert head.bias_K is not None
         bias_BC = with_no_class(head.bias_K.unsqueeze(1), -torch.inf)[columns_BC, 0]
-        sums = sum_rows(_logits(features_BD, weight_BCD, bias_BC), places)
+        sums = sum_rows(_logits(features_BD, weight_BCD, bias_BC), places, columns_BC > 0)
         products = NO_PRODUCTS
         if needs.feature_gradient:
             products = Products(

@@ -15,6 +15,10 @@ from torch.distributed.device_mesh import DeviceMesh
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+# Their names before torch 2.14, which warns of them.
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_into = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def is_dtensor(value: object) -> TypeGuard[DTensor]:
     """Whether a value is a DTensor: none is before somebody loads them, which takes half as long as torch itself."""
@@ -58,7 +62,7 @@ class ClassShards:
     def gather_blocks(self, block: Tensor) -> Tensor:
         """Return the ranks' tensors of one shape, in their order: (N, …). No gradient."""
         gathered = block.new_empty(self.world_size, *block.shape)
-        dist.all_gather_single(gathered.view(-1), block.contiguous().view(-1), group=self._group)
+        _gather_into(gathered.view(-1), block.contiguous().view(-1), group=self._group)
         return gathered
 
     def sum_own_rows(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -70,7 +74,7 @@ class ClassShards:
             own_BX = parts_GX.unflatten(0, (self.world_size, -1)).sum(0)
         else:
             own_BX = packed_GX.new_empty(len(packed_GX) // self.world_size, packed_GX.shape[1])
-            dist.reduce_scatter_single(own_BX, packed_GX, group=self._group)
+            _reduce_scatter_into(own_BX, packed_GX, group=self._group)
         return list(own_BX.split([tensor.shape[1] for tensor in tensors], 1))
 
     def sum_over_ranks(self, tensor: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlpheads.kernels.gpu.kept_operands import KeptOperands
+from rlpheads.kernels.gpu.heads.kept_operands import KeptOperands
 from rlpheads.kernels.head_gradient import Consumer
 from rlpheads.memorization.arguments import check_count, check_num_labels, check_seed
 from rlpheads.memorization.heads.hashing import key_from_name

@@ -116,14 +116,18 @@ class ShardedRLPHeads(HeadModules):
         return forward_together([HeadCall(self, labels_MB, terms, pair)], taps, valid_B)[0]
 
     def _allocate(self, device: torch.device) -> None:
-        """Give all heads of one width slices of one buffer [heads, K, D], and their biases slices of another."""
+        """Give all heads of one width slices of one buffer [heads, K, D], and their biases slices of another.
+
+        Each slice counts its own versions, so that a change of one head is none of the others, whose copies stay valid
+        (`rlpheads.kernels.gpu.heads.kept_operands`).
+        """
         heads = self.heads_at(range(len(self.tap_dims)))
         for dim in sorted({head.weight.shape[1] for head in heads}):
             alike = [head for head in heads if head.weight.shape[1] == dim]
             for name in ("weight", "bias"):
                 buffer = torch.empty_like(torch.stack([getattr(head, name) for head in alike]), device=device)
                 for head, part in zip(alike, buffer, strict=True):
-                    setattr(head, name, nn.Parameter(part))
+                    setattr(head, name, nn.Parameter(part.data))
         if self.layers is not None:
             self.layers.to_empty(device=device)
 

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rlpheads.kernels.batched.batched_loss import BatchedLabels, attach_classes, feature_gradients_op
 from rlpheads.kernels.batched.range_rows import HeldRange, range_partials, rows_of_ranges
 from rlpheads.kernels.batched.written_rows import WrittenHeads
+from rlpheads.kernels.first_derivative import refuse_second_derivative, save_with_anchor
 from rlpheads.kernels.loss_results import RandomLabelLoss
 from rlpheads.memorization.heads.class_shards import ClassShards
-from rlpheads.memorization.heads.sharded_loss import ShardedHead, ShardedLabels, regularizer_of
+from rlpheads.memorization.heads.sharded_loss import ShardedHead, ShardedLabels, regularizer_of, trained_targets
 
 
 def written_losses(
@@ -48,7 +48,7 @@ def written_losses(
         [head.classes.weight_KD for head in heads],
         [head.classes.bias_K for head in heads],
     )
-    of_classes = torch.is_grad_enabled() and heads[0].classes.weight_KD.requires_grad
+    of_classes = any(head.needs.class_gradients for head in heads)
     terms = {route.term for route in routes}
     wanted = of_classes or bool(terms - {"regularizer_B"}), "regularizer_B" in terms
     of_rows, held = BatchedLabels(*labels), HeldRange(heads[0].classes.start, num_labels, kind, plain)
@@ -80,20 +80,9 @@ class _Route(NamedTuple):
     """Of each of these heads the number of what it reads, among all that is trained."""
 
 
-def _targets(heads: Sequence[ShardedHead]) -> list[Tensor]:
-    """Return what is trained in front of the heads, in the heads' order: that of the message, at every rank."""
-    found: dict[int, Tensor] = {}
-    if torch.is_grad_enabled():
-        for head in heads:
-            for target in (head.learned_BD, head.carried_BD):
-                if target is not None and target.requires_grad:
-                    found.setdefault(id(target), target)
-    return list(found.values())
-
-
 def _routes(heads: Sequence[ShardedHead], *, joint: bool) -> list[_Route]:
     """Return what trains the features and hidden layers."""
-    places = {id(target): number for number, target in enumerate(_targets(heads))}
+    places = {id(target): number for number, target in enumerate(trained_targets(heads))}
     wanted = {
         "cross_entropy_B": [head.learned_BD for head in heads],
         "regularizer_B": [None if head.regularizer is None else head.carried_BD for head in heads],
@@ -125,9 +114,9 @@ def _attach_features(
     """Make the losses functions of the features that they train: one node, whose backward sends one message."""
     if not routes:
         return loss
-    targets = _targets(heads)
+    targets = trained_targets(heads)
     plan = _RoutePlan(shards, len(heads), tuple(routes), tuple(target.dtype for target in targets))
-    attached = _FeatureRoute.apply(
+    *attached, _ = _FeatureRoute.apply(
         plan,
         *(getattr(loss, route.term) for route in routes),
         *(matrices[route.term] for route in routes),
@@ -144,14 +133,14 @@ class _FeatureRoute(torch.autograd.Function):
     def forward(ctx: Any, plan: _RoutePlan, *tensors: Tensor) -> tuple[Tensor, ...]:
         num_routes = len(plan.routes)
         ctx.plan = plan
-        ctx.save_for_backward(*tensors[num_routes : 2 * num_routes + plan.num_heads])
-        return tuple(value.clone() for value in tensors[:num_routes])
+        copies = tuple(value.clone() for value in tensors[:num_routes])
+        return save_with_anchor(ctx, copies, *tensors[num_routes : 2 * num_routes + plan.num_heads])
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    @refuse_second_derivative
+    def backward(ctx: Any, saved: Sequence[Tensor], *upstream: Tensor) -> tuple[Tensor | None, ...]:
         plan, num_routes = ctx.plan, len(ctx.plan.routes)
-        matrices, weights = ctx.saved_tensors[:num_routes], ctx.saved_tensors[num_routes:]
+        matrices, weights = saved[:num_routes], saved[num_routes:]
         sums: list[Tensor | None] = [None] * len(plan.dtypes)
         for route, matrix_RK, upstream_R in zip(plan.routes, matrices, upstream, strict=True):
             for target, of_target_GD in _gradients(route, matrix_RK * upstream_R[:, None], weights).items():

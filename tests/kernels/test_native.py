@@ -84,13 +84,19 @@ def test_the_second_process_loads_what_the_first_one_built(quick, cache_home, mo
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def put(library: Path, content: bytes) -> None:
+    """Put another file in its place: this process has loaded the old one, and runs its code once more at its end."""
+    library.unlink()
+    library.write_bytes(content)
+
+
 def cut(library: Path, record: Path) -> None:
     content = library.read_bytes()
-    library.write_bytes(content[: len(content) // 3])
+    put(library, content[: len(content) // 3])
 
 
 def empty(library: Path, record: Path) -> None:
-    library.write_bytes(b"")
+    put(library, b"")
 
 
 def put_another_library(library: Path, record: Path) -> None:
@@ -104,7 +110,7 @@ def put_another_library(library: Path, record: Path) -> None:
 def flip_a_bit(library: Path, record: Path) -> None:
     content = bytearray(library.read_bytes())
     content[len(content) // 2] ^= 1
-    library.write_bytes(content)
+    put(library, bytes(content))
 
 
 def drop_the_record(library: Path, record: Path) -> None:

@@ -10,6 +10,7 @@ from kernel_problems import (
     KINDS,
     Problem,
     assert_classes_without_probability_do_not_count,
+    assert_label_without_probability,
     assert_same,
     evaluate,
     make_problem,
@@ -242,6 +243,15 @@ def test_an_empty_batch(impl: str, kind: str) -> None:
 @pytest.mark.parametrize("num_left", [39, 2, 1])
 def test_classes_without_probability_do_not_count(impl: str, num_left: int) -> None:
     assert_classes_without_probability_do_not_count(impl, num_left)
+
+
+@impls
+@kinds
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("num_labels", [7, 300, 3000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_label_without_probability(impl: str, kind: str, mixed: bool, num_labels: int, dtype: torch.dtype) -> None:
+    assert_label_without_probability(impl, kind, num_labels, mixed, dtype)
 
 
 @impls

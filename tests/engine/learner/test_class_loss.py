@@ -50,3 +50,10 @@ def test_a_weight_of_one_is_the_plain_loss(loss):
 def test_low_precision_logits_are_computed_in_float32():
     losses = ClassLoss("bce")(LOGITS.to(torch.bfloat16), TARGETS)
     assert {losses.recorded_B.dtype, losses.trained_B.dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("target", [-100, -1, NUM_CLASSES])
+@pytest.mark.parametrize("loss", [ClassLoss(), ClassLoss("bce")])
+def test_a_target_that_is_no_class_is_refused(loss, target):
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        loss(LOGITS[:1], torch.tensor([target]))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from operator_counter import OperatorNames
 from torch import nn
 
 from rlpheads.engine.config.learning import LossScaleConfig, OptimConfig, ScheduleConfig
@@ -78,8 +79,9 @@ def test_an_overflow_leaves_the_step_out_and_halves_the_scale(name, at):
     assert float(trained.loss_scale.factor) == 4.0
 
 
-def test_the_scale_doubles_after_steps_in_a_row():
-    trained = part(OptimConfig(**PLAIN), growth_every=2)
+@pytest.mark.parametrize("initial", [8.0, 8])
+def test_the_scale_doubles_after_steps_in_a_row(initial):
+    trained = part(OptimConfig(**PLAIN), initial, growth_every=2)
     found = []
     for number in range(5):
         step(trained, number, spoil=number == 1)
@@ -94,6 +96,46 @@ def test_gradients_are_clipped_after_the_scale_is_taken_out(clip):
     step(trained, 0)
     step(expected, 0)
     torch.testing.assert_close(trained.module.weight, expected.module.weight)
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum", "lion"])
+def test_weights_and_scale_move_as_with_torchs_own_scaler(name):
+    optim = OptimConfig(name=name, clip_norm=0.25, **PLAIN)
+    trained, theirs = part(optim, initial=1024.0, growth_every=3), unscaled(optim)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+    for number in range(12):
+        spoil = number in (2, 3, 8)
+        step(trained, number, spoil)
+        scaler.scale(theirs.module(torch.ones(2, 4)).square().sum()).backward()
+        if spoil:
+            theirs.module.weight.grad[0, 0] = torch.inf
+        scaler.unscale_(theirs.optimizer)
+        torch.nn.utils.clip_grad_norm_(theirs.module.parameters(), 0.25)
+        theirs.scheduler.step_update(number)
+        scaler.step(theirs.optimizer)
+        scaler.update()
+        theirs.optimizer.zero_grad()
+        assert float(trained.loss_scale.factor) == scaler.get_scale()
+        torch.testing.assert_close(trained.module.weight, theirs.module.weight)
+
+
+def test_nothing_goes_through_the_gradients_before_a_fused_step_but_their_norm():
+    trained = part(OptimConfig(clip_norm=0.25, **PLAIN))
+    trained.scaled(trained.module(torch.ones(2, 4)).square().sum()).backward()
+    with OperatorNames() as called:
+        trained.update(0, trained.gradient_norm())
+    of_gradients = [name for name in called.names if "_foreach_" in name or "_amp_foreach" in name]
+    assert [name for name in of_gradients if "norm" in name] == ["aten::_foreach_norm.Scalar"]
+    assert not any("mul" in name or "div" in name or "unscale" in name for name in of_gradients), of_gradients
+
+
+def test_a_step_that_is_left_out_is_no_overflow():
+    trained = part(OptimConfig(**PLAIN))
+    before = trained.module.weight.detach().clone()
+    trained.scaled(trained.module(torch.ones(2, 4)).square().sum()).backward()
+    trained.update(0, trained.gradient_norm(), torch.tensor(True))
+    assert torch.equal(trained.module.weight, before)
+    assert float(trained.loss_scale.factor) == 8.0
 
 
 @pytest.mark.parametrize("name", sorted(FUSED))

@@ -125,6 +125,15 @@ def test_audit_heads_hidden_layers_pairs_and_trained_features_cost_more(imagenet
     assert hidden.sharded(8).memory == 16 * (12 * 12_500 * 65 + layers)
 
 
+def test_auto_shards_where_the_update_is_to_be_fused(imagenet):
+    """Few labels too, which would send less whole: only a rank's own gradients are taken as they are made."""
+    few = replace(imagenet, heads=replace(imagenet.heads, labels=10, update="fused"))
+    chosen = choose_sharding(few, workload(few), 2, CPU)
+    assert chosen.is_sharded
+    assert "as heads.update fused needs it; none: " in chosen.line
+    assert not choose_sharding(few, workload(few), 1, CPU).is_sharded
+
+
 def test_auto_takes_what_sends_less_and_says_both(imagenet):
     chosen = choose_sharding(imagenet, workload(imagenet), 8, CPU)
     assert chosen.is_sharded

@@ -8,7 +8,7 @@ from kernel_problems import make_problem
 from launch_counter import counted
 from torch import Tensor
 
-from rlpheads.kernels.gpu.kept_operands import KeptOperands
+from rlpheads.kernels.gpu.heads.kept_operands import KeptOperands
 from rlpheads.kernels.loss_results import RandomLabelLoss
 from rlpheads.kernels.random_label_loss import random_label_losses
 

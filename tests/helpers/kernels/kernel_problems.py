@@ -116,6 +116,20 @@ def assert_classes_without_probability_do_not_count(impl: str, num_left: int) ->
     assert all(found[name].isfinite().all() for name in ("weight_gradient", "bias_gradient", "joint_gradient"))
 
 
+def assert_label_without_probability(impl: str, kind: str, num_labels: int, mixed: bool, dtype: torch.dtype) -> None:
+    """Where a row's own label has a bias of −∞, values and gradients are those of the logits written out."""
+    drawn = make_problem(3 if mixed else 1, 6, num_labels).to(dtype)
+    assert drawn.bias_K is not None
+    barred = torch.unique(drawn.labels_B[:2])
+    problem = replace(drawn, bias_K=drawn.bias_K.index_fill(0, barred, -torch.inf))
+    expected = evaluate(problem.to(torch.float64), kind, "reference")
+    found = evaluate(problem, kind, impl)
+    assert not expected["cross_entropy_B"].isfinite().all()
+    for name, truth in expected.items():
+        tolerance = 1e-5 if truth.dtype.is_floating_point else 0.0
+        torch.testing.assert_close(found[name].to(truth.dtype), truth, rtol=tolerance, atol=tolerance, msg=name)
+
+
 def relative_error(value: Tensor, truth: Tensor) -> float:
     """‖value − truth‖ / ‖truth‖ in float64."""
     norm = truth.double().norm()

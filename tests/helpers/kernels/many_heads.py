@@ -7,8 +7,8 @@ from kernel_problems import make_problem
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlpheads.kernels.gpu import whole_heads
-from rlpheads.kernels.gpu.whole_heads import Wanted, WholeHeads
+from rlpheads.kernels.gpu.heads import whole_heads
+from rlpheads.kernels.gpu.heads.whole_heads import Wanted, WholeHeads
 from rlpheads.kernels.loss_results import RandomLabelLoss
 from rlpheads.kernels.random_label_loss import random_label_losses
 

@@ -15,9 +15,11 @@ from triton_labels import sources
 
 from rlpheads.kernels.gpu import triton_launch
 from rlpheads.kernels.gpu.slab_plan import PassOutputs
+from rlpheads.kernels.gpu.triton_gradient_launch import merge_ranges
 from rlpheads.kernels.gpu.triton_labels import gather_by_triton
 from rlpheads.kernels.gpu.triton_tiles import chip_tiles
 from rlpheads.kernels.label_source import gather_labels
+from rlpheads.kernels.rows.partials import NO_CLASS_SHIFT
 
 WORK_SHAPES = ((126, 272, 140), (140, 272, 300))
 """Rows, features and labels: two tiles, the second ragged; then six, with more labels than the shift is guessed from.
@@ -99,6 +101,25 @@ def merge_work(chip: int) -> Work:
     return Work("merge_tiles, moments, logits and bases", launch)
 
 
+def ranges_work(labels_a_row: int) -> Work:
+    """Merge the partials of three ranges, one of which holds each label, and of whose second some rows have no class."""
+    rows = WORK_SHAPES[1][0]
+
+    def launch() -> None:
+        generator = torch.Generator().manual_seed(labels_a_row)
+        parts_NFR = torch.randn(3, 6 + labels_a_row, rows + 9, generator=generator)
+        parts_NFR[:, :1] *= 20
+        parts_NFR[:, 1] = parts_NFR[:, 1].exp()
+        parts_NFR[1, 0, ::5] = NO_CLASS_SHIFT
+        parts_NFR[1, 1:4, ::5] = 0.0
+        parts_NFR[1, -2:, ::5] = -torch.inf
+        outside_NLR = torch.arange(3)[:, None, None] != torch.randint(3, (labels_a_row, rows + 9), generator=generator)
+        parts_NFR[:, 4:-2][outside_NLR] = -torch.inf
+        merge_ranges(parts_NFR, slice(9, 9 + rows), torch.randn(2, rows, generator=generator), labels_a_row)
+
+    return Work(f"merge_ranges, {labels_a_row} labels a row", launch)
+
+
 def update_works(chip: int) -> list[list[Work]]:
     """Steps of optimizers in tiles, by rule and dtype."""
 
@@ -113,4 +134,5 @@ def works(chip: int) -> list[list[Work]]:
     """Groups of works that launch the same kernels; together every kernel that `aot` lists."""
     groups = [[loss_work(loss) for loss in group] for group in zip(*map(cases, WORK_SHAPES), strict=True)]
     labels = Work("gather_labels", lambda: gather_labels(sources("cpu") * 2, gather_by_triton))
-    return [*groups, [merge_work(chip)], [labels], *update_works(chip)]
+    ranges = [[ranges_work(labels_a_row)] for labels_a_row in (1, 2)]
+    return [*groups, [merge_work(chip)], *ranges, [labels], *update_works(chip)]

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton_cases import Case, cast, on_device
 
-from rlpheads.kernels.gpu import slab_plan, triton_loss, whole_heads
+from rlpheads.kernels.gpu import slab_plan, triton_loss
+from rlpheads.kernels.gpu.heads import whole_heads
 from rlpheads.kernels.random_label_loss import random_label_loss, random_label_losses
-from rlpheads.kernels.rows.kernel import PassArguments
 from rlpheads.kernels.rows.partials import ClassRange, LogitGradient, Needs
 from rlpheads.kernels.rows.row_softmax import merge_partials
 from rlpheads.kernels.rows.terms import TERMS
@@ -189,11 +189,10 @@ def assert_traces(kind: str) -> None:
     assert all(isinstance(value, FakeTensor) for value in fake.values())
     assert all((fake[name].shape, fake[name].dtype) == (real[name].shape, real[name].dtype) for name in real)
     labels_LB = torch.stack([problem.labels_B, problem.pair[0]])
-    head, needs = ClassRange(problem.weight_KD, problem.bias_K, 0, 30), Needs(kind, True, True, 10**6)
-    first = PassArguments(problem.features_BD, head, labels_LB, needs)
-    check_operator("triton_partials", first)
-    exponentials = triton_loss.local_partials(*first)[-1]
     heads = triton_loss.HeadsInMemory(problem.features_BD, problem.weight_KD, problem.bias_K, labels_LB)
+    first = triton_loss.HeadsPassArguments(heads, Needs(kind, True, True, 10**6))
+    check_operator("triton_partials", first)
+    exponentials = triton_loss.heads_partials(*first)[-1]
     gradient = LogitGradient(torch.rand_like(exponentials.tile_shift_CB), torch.rand(2, 4))
     dtypes, wanted = (torch.float32, torch.float32), (True, True)
     check_operator(

@@ -10,7 +10,7 @@ from triton_behaviour import use_default_slabs, use_small_slabs
 
 from rlpheads.engine.learner.optimizer import take_step
 from rlpheads.engine.learner.pending_update import PendingUpdate
-from rlpheads.kernels.gpu.kept_operands import KeptOperands
+from rlpheads.kernels.gpu.heads.kept_operands import KeptOperands
 from rlpheads.kernels.gpu.triton_update_launch import count_step
 from rlpheads.kernels.head_gradient import HeadGradient
 from rlpheads.kernels.random_label_loss import random_label_losses
@@ -127,7 +127,7 @@ def assert_steps_are_the_optimizers(case: UpdateCase) -> None:
             torch.testing.assert_close(head.weight_KD, twin, rtol=2e-6, atol=1e-4 * rule.lr)
             if copy_KD is not None:
                 assert torch.equal(copy_KD, head.weight_KD.to(case.dtype))
-                assert head.kept.stack([head.weight_KD], case.dtype) is copy_KD
+                assert head.kept.stack([head.weight_KD], case.dtype).data_ptr() == copy_KD.data_ptr()
         of_torch = [state for state in optimizer.state[twin].values() if isinstance(state, Tensor)]
         for state, expected in zip(sorted(states, key=_size), sorted(of_torch, key=_size), strict=True):
             assert float((state - expected).norm()) <= 2e-6 * float(expected.norm())
@@ -177,8 +177,11 @@ def assert_counts_of_steps_lose_no_digits() -> None:
         torch.testing.assert_close(rates.double(), torch.tensor(exact, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
-def assert_pending_updates_are_separate_ones(device: str = "cpu") -> None:
-    """Two heads of a part, trained by what the backward pass leaves and by `.grad`: clipped, scaled, and once left out."""
+def assert_pending_updates_are_separate_ones(device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    """Two heads of a part, trained by what the backward pass leaves and by `.grad`: clipped, scaled, and once left out.
+
+    They share their launches; the copies of their weights in another dtype, which the products take, are written by the update.
+    """
     generator = torch.Generator().manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(600, 12, generator=generator).to(device)) for _ in range(2)]
     twins = [torch.nn.Parameter(weight_KD.detach().clone()) for weight_KD in weights]
@@ -186,7 +189,7 @@ def assert_pending_updates_are_separate_ones(device: str = "cpu") -> None:
     optimizers = [torch.optim.AdamW(each, lr=0.01, eps=1e-4, fused=True) for each in (weights, twins)]
 
     for factor, left_out in ((0.5, False), (2.0, True), (1.0, False), (None, False)):
-        features_BD = torch.randn(5, 12, generator=generator).to(device)
+        features_BD = torch.randn(5, 12, generator=generator).to(device, dtype)
         labels = list(torch.randint(600, (2, 5), generator=generator).to(device))
         for parameters, consumer in ((weights, pending), (twins, None)):
             losses = random_label_losses(
@@ -205,6 +208,9 @@ def assert_pending_updates_are_separate_ones(device: str = "cpu") -> None:
         optimizers[1].zero_grad()
         for weight_KD, twin in zip(weights, twins, strict=True):
             torch.testing.assert_close(weight_KD, twin, rtol=2e-6, atol=1e-6)
+            copy_KD = kept.copy_of(weight_KD, dtype)
+            assert copy_KD is not None
+            assert torch.equal(copy_KD, weight_KD.to(dtype))
     for weight_KD, twin in zip(weights, twins, strict=True):
         assert float(optimizers[0].state[weight_KD]["step"]) == float(optimizers[1].state[twin]["step"]) == 3
 

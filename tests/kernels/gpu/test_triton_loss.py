@@ -7,7 +7,11 @@ import pytest
 import torch
 import triton_behaviour as behaviour
 import triton_labels
-from kernel_problems import KINDS, assert_classes_without_probability_do_not_count
+from kernel_problems import (
+    KINDS,
+    assert_classes_without_probability_do_not_count,
+    assert_label_without_probability,
+)
 from triton_cases import Case, assert_as_accurate_as_plain, grid
 from triton_interpreter import Interpreter
 
@@ -118,6 +122,13 @@ def test_promises(interpreter: Interpreter, promise) -> None:
 @pytest.mark.parametrize("num_left", [39, 1])
 def test_classes_without_probability_do_not_count(interpreter: Interpreter, impl: str, num_left: int) -> None:
     interpreter(assert_classes_without_probability_do_not_count, impl, num_left)
+
+
+@pytest.mark.parametrize("impl", ["triton", "batched"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_label_without_probability(interpreter: Interpreter, impl: str, kind: str, mixed: bool) -> None:
+    interpreter(assert_label_without_probability, impl, kind, 20, mixed, torch.float32)
 
 
 @pytest.mark.long

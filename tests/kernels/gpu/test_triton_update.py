@@ -60,3 +60,4 @@ def test_counts_of_steps_lose_no_digits(interpreter: Interpreter) -> None:
 
 def test_pending_updates_are_separate_ones(interpreter: Interpreter) -> None:
     interpreter(triton_updates.assert_pending_updates_are_separate_ones)
+    interpreter(triton_updates.assert_pending_updates_are_separate_ones, "cpu", BF16)

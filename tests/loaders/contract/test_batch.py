@@ -68,3 +68,15 @@ def test_indices_that_only_a_device_knows_are_not_read():
     rows = torch.arange(4)
     with pytest.raises(ValueError, match="the indices lie on meta alone; give the batch its host_index"):
         Batch(torch.zeros(4, 3, 2, 2), rows, rows.to("meta"), 4).index_on_host  # noqa: B018
+
+
+def test_padding_is_looked_for_where_the_host_cannot_rule_it_out():
+    batch = make_batch(4)
+    assert not batch.may_have_padding
+    assert not batch.to("meta").may_have_padding
+    skipped = batch.skip_rows({3: ImageReadError(300, "cat/3.jpg", "the file is empty")})
+    assert skipped.may_have_padding
+    assert skipped.to("meta").may_have_padding
+    assert [chunk.may_have_padding for chunk in skipped.to("meta").chunks(2)] == [False, True]
+    rows = torch.arange(4)
+    assert Batch(torch.zeros(4, 3, 2, 2), rows, rows.to("meta"), 4).may_have_padding

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_problems import KINDS, relative_error
+from second_derivatives import WAYS
 from simulated_ranks import (
     GlobalBatch,
     HeadProblem,
@@ -18,6 +19,7 @@ from simulated_ranks import (
     simulated_ranks,
 )
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlpheads.memorization.heads.class_shards import ClassShards
@@ -85,7 +87,10 @@ def test_single_precision_of_every_term_at_every_number_of_ranks(world_size, ter
     assert error <= 1e-5
 
 
-@pytest.mark.parametrize("terms", [TERMS[0], HeadTerms("unlikelihood", (0, 2), joint=True, impl="reference")])
+@pytest.mark.parametrize(
+    "terms",
+    [TERMS[0], *(HeadTerms(kind, (0, 2), joint=True, impl="reference") for kind in ("unlikelihood", "uniform"))],
+)
 @pytest.mark.parametrize(
     ("options", "mixed"),
     [({}, True), ({"hidden": 5}, False), ({"num_blocks": 4}, False), ({"num_blocks": 4, "hidden": 5}, True)],
@@ -163,11 +168,41 @@ def test_heads_of_one_width_are_slices_of_one_buffer():
     assert part.heads[1][0].weight.untyped_storage().nbytes() == 4 * 4 * 3 * 9
 
 
+def test_a_change_of_one_head_is_no_new_version_of_another():
+    """Else copies of the others' weights would be made again: heads are updated one by one, and kept by their versions."""
+    heads = ShardedRLPHeads((6, 6), 5, 2, seed=0, shards=ClassShards(0, 2))
+    changed, *others = heads.heads_at((0, 1))
+    before = [head.weight._version for head in others]
+    with torch.no_grad():
+        changed.weight.add_(1)
+    assert [head.weight._version for head in others] == before
+
+
 @pytest.fixture
 def group_of_one():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("impl", ["reference", "batched", "tiled_cpu"])
+@pytest.mark.parametrize("frozen", ["heads.0", "weight"])
+def test_what_is_not_frozen_learns_beside_what_is(group_of_one, frozen, impl):
+    """The heads of the first tap, or all weights but the biases."""
+    problem = HeadProblem(num_labels=40, rows_per_rank=4, dims=(6, 6), dtype=torch.float32)
+    batch = problem.batch(1)
+
+    def gradients(heads, impl: str) -> dict[str, torch.Tensor | None]:
+        for name, parameter in heads.named_parameters():
+            parameter.requires_grad_(frozen not in name)
+        combine_losses(heads(batch.taps, batch.labels_MG, HeadTerms(impl=impl))).total.backward()
+        return {name: parameter.grad for name, parameter in heads.named_parameters()}
+
+    expected = gradients(problem.whole_heads(), "reference")
+    found = gradients(problem.own_part(ClassShards(0, 1)), impl)
+    for name, gradient in expected.items():
+        assert (gradient is None) == (frozen in name)
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +295,28 @@ def test_operations_of_a_step_are_those_of_whole_heads_at_any_number_of_labels(g
     assert sharded[10] == sharded[1_000]
     assert sharded[5_000] == sharded[50_000]
     assert all(sharded[count] <= 1.3 * whole[count] for count in sharded), (sharded, whole)
+
+
+@pytest.mark.parametrize(("num_labels", "impl"), [(10, "auto"), (10, "reference"), (5_000, "auto")])
+@pytest.mark.parametrize("hidden", [None, 4])
+@pytest.mark.parametrize("term", ["cross_entropy_TMB", "regularizer_RMB", "joint_TMB"])
+@pytest.mark.parametrize("way", WAYS)
+def test_second_derivatives_are_refused_by_name(group_of_one, num_labels, impl, hidden, term, way):
+    """Of features where they are trained, else of the hidden layer or the head itself; no zeros."""
+    problem = HeadProblem(num_labels, rows_per_rank=4, options={"hidden": hidden})
+    heads, batch = problem.own_part(ClassShards(0, 1)), problem.batch(1)
+    of_parameter = term == "cross_entropy_TMB"
+    name = "layers.0.0.weight" if hidden else "heads.0.0.weight"
+
+    def total(tensor):
+        given = {name: 1 * tensor} if of_parameter else {}
+        taps = batch.taps if of_parameter else [1 * tensor, *batch.taps[1:]]
+        terms = HeadTerms("uniform", (0, 2), joint=True, impl=impl)
+        return getattr(functional_call(heads, given, (taps, batch.labels_MG, terms)).losses, term).sum()
+
+    trained = dict(heads.named_parameters())[name] if of_parameter else batch.taps[0]
+    with pytest.raises(RuntimeError, match="differentiated twice.*sharded.*impl='reference'"):
+        WAYS[way](total, trained.detach().clone().requires_grad_())
 
 
 def test_own_rows_are_those_that_a_rank_gave(group_of_one):

@@ -16,7 +16,9 @@ from many_heads import ManyHeads, assert_heads_as_in_float64
 from ptx_cases import SHAPES, LossCase, builds_run, cases, errors_in_bounds
 from ptx_twin import TwinExecutor
 from ptx_updates import assert_steps, launches_of_every_build
-from ptx_works import merge_work
+from ptx_works import merge_work, ranges_work
+from range_ranks import RankCase, assert_ranks_agree_with_whole_heads
+from simulated_ranks import HeadProblem
 from triton_cases import Case
 
 from rlpheads.kernels.gpu import triton_gradient_launch, triton_launch
@@ -25,6 +27,7 @@ from rlpheads.kernels.gpu.triton_gradient_launch import SortedLabels
 from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS
 from rlpheads.kernels.tools.aot_kernels import builds
 from rlpheads.kernels.tools.ptx.launch import executed
+from rlpheads.memorization.heads.head_losses import HeadTerms
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 chips = pytest.mark.parametrize("chip", KNOWN_CHIPS)
@@ -75,6 +78,35 @@ def test_heads_in_the_same_launches(chip: int, case: ManyHeads) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("chip", "terms", "mixed"),
+    [
+        (80, HeadTerms("uniform", (0, 1), impl="reference"), False),
+        (90, HeadTerms("entropy", (0, 1), joint=True, impl="reference"), True),
+        (100, HeadTerms("unlikelihood", (1,), impl="reference"), False),
+    ],
+    ids=str,
+)
+def test_heads_sharded_over_ranks(chip: int, terms: HeadTerms, mixed: bool) -> None:
+    """Two ranks with a range of the classes each, of two heads in the same launches."""
+    problem = HeadProblem(150, 4, (24, 24), num_draws=1, mixed=mixed, dtype=torch.float32)
+    with executed(chip, TwinExecutor, late=True, seed=1) as executor:
+        assert_ranks_agree_with_whole_heads(RankCase(2, problem, terms))
+    counts = {launch.program.name for launch in executor.launches}
+    assert {"merge_ranges_kernel", "row_terms_kernel", "feature_gradients_kernel"} <= counts
+
+
+@pytest.mark.long
+@chips
+@pytest.mark.parametrize("labels_a_row", [1, 2])
+def test_ranges_are_merged(chip: int, labels_a_row: int) -> None:
+    """To what the interpreter finds, launch by launch."""
+    with executed(chip, TwinExecutor, seed=1) as executor:
+        ranges_work(labels_a_row).launch()
+    assert [launch.program.name for launch in executor.launches] == ["merge_ranges_kernel"]
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(("chip", "kind"), [(80, "uniform"), (90, "entropy"), (100, "unlikelihood")])
 def test_heads_of_few_labels(chip: int, kind: str) -> None:
     with executed(chip, TwinExecutor, seed=1) as executor:
@@ -113,6 +145,8 @@ def test_every_kernel_that_is_listed(chip: int, mode: str) -> None:
     with executed(chip, TwinExecutor, late=mode == "late", seed=1) as executor:
         triton_labels.assert_every_kind_of_source()
         merge_work(chip).launch()
+        for labels_a_row in (1, 2):
+            ranges_work(labels_a_row).launch()
         for kind in ("unlikelihood", "uniform", "entropy"):
             for seed in (2, 3):
                 assert_heads_as_in_float64(ManyHeads((24, 16), 7, 40, kind, seed=seed), "batched")

@@ -2,8 +2,7 @@
 
 The stages of `rlpheads.kernels.gpu.triton_loss` serve class ranges, whose statistics must be exchanged between them. A head
 that is held whole needs no exchange: one operator here goes from features and weights to every value and coefficient, and
-heads are a dimension of each launch. Heads are taken in groups of equal widths and dtypes, as large as `SlabPlan` and
-STACKED_BYTES allow: a group's weights are written one after another in the products' dtype, a cast that is made anyway.
+heads are a dimension of each launch. Heads are taken in groups (`rlpheads.kernels.gpu.heads.head_groups`).
 """
 
 from collections.abc import Sequence
@@ -13,22 +12,21 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels.first_derivative import refuse_second_derivative, save_with_anchor
-from rlpheads.kernels.gpu.kept_operands import KeptOperands, stack_weights
-from rlpheads.kernels.gpu.slab_plan import PassOutputs
-from rlpheads.kernels.gpu.triton_loss import (
-    HeadsInMemory,
-    Shape,
-    class_gradients,
-    operands_of,
-    pass_shapes,
-    run_forward_pass,
+from rlpheads.kernels.gpu.heads.head_groups import (
+    GroupGradient,
+    Held,
+    LastStage,
+    LinearHeads,
+    attach_group_classes,
+    group_heads,
 )
+from rlpheads.kernels.gpu.heads.kept_operands import KeptOperands
+from rlpheads.kernels.gpu.slab_plan import PassOutputs
+from rlpheads.kernels.gpu.triton_loss import HeadsInMemory, Shape, operands_of, pass_shapes, run_forward_pass
 from rlpheads.kernels.label_source import concatenate
 from rlpheads.kernels.operators import register_named_operator
+from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import Exponentials, LogitGradient
-
-STACKED_BYTES = 256 * 2**20
-"""Weights of a group, in the dtype of the products, unless one head alone has more."""
 
 Losses = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor]
 """The members of `RandomLabelLoss`, in their order."""
@@ -44,6 +42,11 @@ class WholeHeads(NamedTuple):
     first_weight_R: Tensor | None
     """Weight of the first of two labels; None where rows have one."""
 
+    @property
+    def linear(self) -> LinearHeads:
+        """The heads without their labels."""
+        return LinearHeads(*self[:3])
+
     def of(self, heads: slice) -> "WholeHeads":
         """Some of the heads, one after another."""
         if heads == slice(0, len(self.weights)):
@@ -51,8 +54,7 @@ class WholeHeads(NamedTuple):
         num_rows = self.labels_LR.shape[1] // len(self.weights)
         rows = slice(heads.start * num_rows, heads.stop * num_rows)
         first_weight_R = None if self.first_weight_R is None else self.first_weight_R[rows]
-        lists = (self.features[heads], self.weights[heads], self.biases[heads])
-        return WholeHeads(*lists, self.labels_LR[:, rows], first_weight_R)
+        return WholeHeads(*self.linear.of(heads), self.labels_LR[:, rows], first_weight_R)
 
 
 class Wanted(NamedTuple):
@@ -67,12 +69,18 @@ class Wanted(NamedTuple):
     """Bytes of exponentials that each head may keep."""
 
 
-def whole_head_losses(heads: WholeHeads, wanted: Wanted, kept: KeptOperands | None = None) -> Losses:
+def whole_head_losses(
+    heads: WholeHeads, wanted: Wanted, kept: KeptOperands | None = None, last_stage: Kernel | None = None
+) -> Losses:
     """The members of `RandomLabelLoss` of all heads' rows, (R,), with their gradient routes attached.
 
-    `kept` holds the weights in the products' dtype from one call to the next; None: each call casts them.
+    Args:
+        heads: the heads.
+        wanted: what is computed.
+        kept: holds the weights in the products' dtype from one call to the next; None: each call casts them.
+        last_stage: takes the gradients of weights and biases, head by head; None: they are made together.
     """
-    groups = [_group_losses(heads.of(some), wanted, kept) for some in _groups(heads, wanted)]
+    groups = [_group_losses(heads.of(some), wanted, kept, last_stage) for some in _groups(heads, wanted)]
     if len(groups) == 1:
         return groups[0]
     members = [None if parts[0] is None else concatenate(parts) for parts in zip(*groups, strict=True)]
@@ -81,72 +89,40 @@ def whole_head_losses(heads: WholeHeads, wanted: Wanted, kept: KeptOperands | No
 
 def _groups(heads: WholeHeads, wanted: Wanted) -> list[slice]:
     """Heads one after another that share their launches."""
-    groups: list[slice] = []
-    last: object = None
-    for number in range(len(heads.weights)):
-        kind = _kind(heads, number)
-        if kind == last and groups[-1].stop - groups[-1].start < _together(heads, number, wanted):
-            groups[-1] = slice(groups[-1].start, number + 1)
-        else:
-            groups.append(slice(number, number + 1))
-        last = kind
-    return groups
+    linear = heads.linear
 
+    def most_together(number: int) -> int:
+        one = heads.of(slice(number, number + 1))
+        plan = one.linear.in_memory(one.labels_LR).plan(
+            wanted.memory_budget if wanted.for_classes else None, _outputs(wanted)
+        )
+        return linear.most_together(number, plan)
 
-def _kind(heads: WholeHeads, number: int) -> object:
-    """What heads of one group have in common: width and dtypes."""
-    features_BD, bias_K = heads.features[number], heads.biases[number]
-    bias_dtype = None if bias_K is None else bias_K.dtype
-    return features_BD.shape[1], features_BD.dtype, heads.weights[number].dtype, bias_dtype
-
-
-def _together(heads: WholeHeads, number: int, wanted: Wanted) -> int:
-    """How many heads like this one a group may have: one where its pass takes several slabs."""
-    features_BD, weight_KD = heads.features[number], heads.weights[number]
-    plan = _in_memory(heads.of(slice(number, number + 1))).plan(
-        wanted.memory_budget if wanted.for_classes else None, _outputs(wanted)
-    )
-    return 1 if plan.num_slabs > 1 else STACKED_BYTES // (weight_KD.numel() * features_BD.dtype.itemsize)
+    return group_heads(list(map(linear.kind, range(len(heads.weights)))), most_together)
 
 
 def _outputs(wanted: Wanted) -> PassOutputs:
     return PassOutputs.of(wanted.regularizer, products=wanted.for_features)
 
 
-def _in_memory(heads: WholeHeads, kept: KeptOperands | None = None) -> HeadsInMemory:
-    """One head as it is, several copied side by side: features that all read once, weights in the features' dtype."""
-    features_BD, weight_KD, bias_K = heads.features[0], heads.weights[0], heads.biases[0]
-    if len(heads.weights) == 1:
-        if kept is not None and weight_KD.dtype != features_BD.dtype:
-            weight_KD = kept.stack(heads.weights, features_BD.dtype)
-        return HeadsInMemory(features_BD, weight_KD, bias_K, heads.labels_LR)
-    if any(each is not features_BD for each in heads.features):
-        features_BD = torch.cat(heads.features)
-    biases = [each for each in heads.biases if each is not None]
-    return HeadsInMemory(
-        features_BD,
-        (stack_weights if kept is None else kept.stack)(heads.weights, features_BD.dtype),
-        torch.cat(biases) if biases else None,
-        heads.labels_LR,
-        num_heads=len(heads.weights),
-    )
-
-
-def _group_losses(heads: WholeHeads, wanted: Wanted, kept: KeptOperands | None) -> Losses:
+def _group_losses(heads: WholeHeads, wanted: Wanted, kept: KeptOperands | None, last_stage: Kernel | None) -> Losses:
     """The losses of heads of one group."""
     with torch.no_grad():
-        in_memory = _in_memory(heads, kept)
+        in_memory = heads.linear.in_memory(heads.labels_LR, kept=kept)
         found = _Forward._make(_forward_op(_ForwardArguments(in_memory, heads.first_weight_R, wanted)))
     places = _distinct_places(heads.features)
     loss_R, regularizer_R, joint_R = found.cross_entropy_R, found.regularizer_R, found.joint_R
     if wanted.for_classes:
-        loss_R, _ = _ClassRoute.apply(_Held((loss_R,)), in_memory, found, *heads.weights, *heads.biases)
+        exponentials = Exponentials(found.kept_RK, found.shift_CR, found.base_CR)
+        gradient = GroupGradient(in_memory, exponentials, LogitGradient(found.scale_CR, found.label_LR))
+        stage = None if last_stage is None else LastStage(last_stage, len(heads.weights[0]))
+        loss_R = attach_group_classes(loss_R, gradient, heads.linear, stage)
     if wanted.for_features:
         distinct = [each for number, each in enumerate(heads.features) if places[number] not in places[:number]]
         if wanted.regularizer is not None:
-            regularizer_R, _ = _FeatureRoute.apply(_Held((regularizer_R, found.regularizer_RD)), places, *distinct)
+            regularizer_R, _ = _FeatureRoute.apply(Held((regularizer_R, found.regularizer_RD)), places, *distinct)
         if wanted.joint:
-            joint_R, _ = _FeatureRoute.apply(_Held((joint_R, found.joint_RD)), places, *distinct)
+            joint_R, _ = _FeatureRoute.apply(Held((joint_R, found.joint_RD)), places, *distinct)
     return (
         loss_R,
         regularizer_R if wanted.regularizer is not None else None,
@@ -161,51 +137,12 @@ def _distinct_places(features: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(numbers.setdefault(id(features_BD), len(numbers)) for features_BD in features)
 
 
-class _Held(NamedTuple):
-    """Tensors that a route takes as they are: autograd does not see them, so that they need no copy to become outputs."""
-
-    tensors: tuple[Tensor, ...]
-
-
-class _ClassRoute(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, held: _Held, heads: HeadsInMemory, found: "_Forward", *parameters: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        # Weights are read again only where exponentials were not kept.
-        exponentials = Exponentials(found.kept_RK, found.shift_CR, found.base_CR)
-        gradient = LogitGradient(found.scale_CR, found.label_LR)
-        ctx.num_heads = heads.num_heads
-        ctx.dtypes = [None if parameter is None else parameter.dtype for parameter in parameters]
-        return save_with_anchor(ctx, held.tensors[0], *heads[:4], *exponentials, *gradient)
-
-    @staticmethod
-    @refuse_second_derivative
-    def backward(ctx: Any, saved: Sequence[Any], upstream_R: Tensor) -> tuple[Tensor | None, ...]:
-        num_heads = ctx.num_heads
-        features_RD, weight_KD, bias_K, labels_LR, *exponentials, scale_CR, label_LR = saved
-        needed = ctx.needs_input_grad[3:]
-        wanted = any(needed[:num_heads]), any(needed[num_heads:])
-        bias_dtype = ctx.dtypes[num_heads] or ctx.dtypes[0]
-        gradients = class_gradients(
-            HeadsInMemory(features_RD, weight_KD, bias_K, labels_LR, num_heads=num_heads),
-            Exponentials(*exponentials),
-            LogitGradient(upstream_R * scale_CR, upstream_R * label_LR),
-            (ctx.dtypes[0], bias_dtype),
-            wanted,
-        )
-        each: list[Tensor | None] = []
-        for gradient, is_wanted in zip(gradients, wanted, strict=True):
-            each += gradient.unflatten(0, (num_heads, -1)).unbind() if is_wanted else [None] * num_heads
-        return (None, None, None, *(one if is_needed else None for one, is_needed in zip(each, needed, strict=True)))
-
-
 class _FeatureRoute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, held: _Held, places: tuple[int, ...], *features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, held: Held, places: tuple[int, ...], *features: Tensor) -> tuple[Tensor, ...]:
         value_R, gradient_RD = held.tensors
         ctx.places, ctx.dtype, ctx.num_features = places, features[0].dtype, len(features)
-        return save_with_anchor(ctx, value_R, gradient_RD)
+        return save_with_anchor(ctx, (value_R,), gradient_RD)
 
     @staticmethod
     @refuse_second_derivative
@@ -269,17 +206,16 @@ def _compute_forward(given: _ForwardArguments) -> list[Tensor]:
     operands = operands_of(heads)
     plan = heads.plan(wanted.memory_budget if wanted.for_classes else None, outputs)
     found = run_forward_pass(heads, plan, outputs)
-    terms = launch.row_terms(
-        operands, (found.state_SR, found.label_stats_FR, found.shift_CR), first_weight_R, wanted.regularizer
-    )
+    num_labels, statistics = operands.num_classes, (found.state_SR, found.label_stats_FR, found.shift_CR)
+    terms = launch.row_terms(operands.labels_LR, num_labels, statistics, first_weight_R, wanted.regularizer)
     regularizer_RD, joint_RD = (features_RD.new_empty(0, features_RD.shape[1], dtype=torch.float32) for _ in range(2))
     if wanted.for_features and wanted.regularizer is not None:
         factors = terms.exp_R, terms.moment_R if outputs.moments else None, terms.own_LR
         uniform = wanted.regularizer == "uniform"
-        regularizer_RD = launch.feature_gradients(operands, found.sums, factors, uniform=uniform)
+        regularizer_RD = launch.feature_gradients(operands, found.sums, factors, num_labels, uniform=uniform)
     if wanted.for_features and wanted.joint:
         joint_RD = launch.feature_gradients(
-            operands, found.sums, (terms.scale_CR[-1], None, terms.label_LR), uniform=False
+            operands, found.sums, (terms.scale_CR[-1], None, terms.label_LR), num_labels, uniform=False
         )
     kept = found.kept_RK, found.shift_CR, found.base_CR
     return [*terms.values, terms.hit_R, terms.scale_CR, terms.label_LR, *kept, regularizer_RD, joint_RD]

@@ -16,6 +16,10 @@ class _Stack(NamedTuple):
     states: tuple[tuple[int, int], ...]
     stacked_KD: Tensor
 
+    def place_of(self, weight: Tensor) -> int | None:
+        """Which of the weights this is; None: none of them."""
+        return next((number for number, each in enumerate(self.weights) if each() is weight), None)
+
 
 class KeptOperands:
     """Copies of heads' weights for the matrix products, kept for as long as the weights stay as they are.
@@ -73,21 +77,23 @@ class KeptOperands:
         self._stacks = [stack for stack in self._stacks if not any(id(each()) in stepped for each in stack.weights)]
 
     def copy_of(self, weight_KD: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """The copy of one weight as it is, if there is one that is no other weight's too; None: `stack` would make one."""
+        """The copy of one weight as it is, part of others' or alone, if there is one; None: `stack` would make one."""
         if torch.compiler.is_compiling() or not _may_be_kept(weight_KD):
             return None
         for stack in self._stacks:
-            if _are(stack.weights, [weight_KD]) and stack.states == (_state_of(weight_KD),):
-                return stack.stacked_KD if stack.stacked_KD.dtype == dtype else None
+            number = stack.place_of(weight_KD)
+            if number is not None and stack.states[number] == _state_of(weight_KD):
+                copies_HKD = stack.stacked_KD.unflatten(0, (len(stack.weights), -1))
+                return copies_HKD[number] if copies_HKD.dtype == dtype else None
         return None
 
     def renew(self, weight_KD: Tensor) -> None:
         """Take the copy of one weight for one of the weight as it is now: whoever changed it has written both."""
-        of_weight = [_are(stack.weights, [weight_KD]) for stack in self._stacks]
-        self._stacks = [
-            stack._replace(states=(_state_of(weight_KD),)) if is_its else stack
-            for stack, is_its in zip(self._stacks, of_weight, strict=True)
-        ]
+        for place, stack in enumerate(self._stacks):
+            number = stack.place_of(weight_KD)
+            if number is not None:
+                states = (*stack.states[:number], _state_of(weight_KD), *stack.states[number + 1 :])
+                self._stacks[place] = stack._replace(states=states)
 
 
 def stack_weights(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

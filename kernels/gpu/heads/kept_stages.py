@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rlpheads.kernels.gpu import triton_loss
-from rlpheads.kernels.gpu.kept_operands import KeptOperands
+from rlpheads.kernels.gpu.heads.kept_operands import KeptOperands
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
 
 
