@@ -5,6 +5,7 @@ python benchmarks/bench_step.py --quick             # fewer cases and rounds: mi
 python benchmarks/bench_step.py --device cuda       # ViT-S/16 and ResNet-50, batches of 256 in bf16
 python benchmarks/bench_step.py --small             # micro models, on any device: does it run?
 python benchmarks/bench_step.py --timm CHECKOUT     # whole runs of CHECKOUT/train.py (pytorch-image-models) and engine/train.py
+python benchmarks/bench_step.py --timm CHECKOUT --model resnet18    # of this network alone
 
 In one process: the engine's step (0, 1 and 12 taps; K labels; fp32 and bf16; with and without RandAugment and mixup) takes
 turns with a bare loop: timm's model, cross-entropy, fused AdamW, the same batch of bytes normalised. The bound by arithmetic of
@@ -255,13 +256,14 @@ def main() -> None:
     parser.add_argument(
         "--timm", type=Path, metavar="CHECKOUT", help="compare whole runs with this checkout's train.py"
     )
+    parser.add_argument("--model", choices=sorted({pairing.model for pairing in PAIRINGS}), help="with --timm: only it")
     parser.add_argument("--out", type=Path, help="folder of the results")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (5 if arguments.quick else 15)
     results, said = Results("step", arguments.device, arguments.out), []
     if arguments.timm:
         runs = arguments.rounds or (2 if arguments.quick else 5)
-        for pairing in PAIRINGS:
+        for pairing in (each for each in PAIRINGS if arguments.model in (None, each.model)):
             found = results.measure(
                 partial(measure_runs, arguments.timm, pairing, runs, quick=arguments.quick),
                 **pairing._asdict(),
