@@ -31,7 +31,7 @@ def gather_labels(heads: Sequence[Labels], gather_tables: TableGather | None = N
     if gather_tables is not None and any(isinstance(labels, tuple) for labels in heads):
         rows = [labels if isinstance(labels, Tensor) else labels[0][labels[2]] for labels in heads]
         return gather_tables(rows, [None if isinstance(labels, Tensor) else labels[1] for labels in heads])
-    return concatenate([_gather_by_pytorch(labels) for labels in heads])
+    return concatenate([each.long() if isinstance(each, Tensor) else _gather_by_pytorch(*each) for each in heads])
 
 
 def check_values_on_host(labels_LB: Tensor, weight_LB: Tensor | None, num_labels: int) -> None:
@@ -50,10 +50,7 @@ def concatenate(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
 
 
-def _gather_by_pytorch(labels: Labels) -> Tensor:
-    if isinstance(labels, Tensor):
-        return labels.long()
-    table_MN, index_B, draw = labels
+def _gather_by_pytorch(table_MN: Tensor, index_B: Tensor, draw: int) -> Tensor:
     if index_B.device.type == "cpu":
         return _gather_op(table_MN, index_B, draw)
     return table_MN[draw].index_select(0, index_B.clamp(min=0)).long()

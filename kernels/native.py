@@ -127,12 +127,12 @@ def build_library(folder: Path, recipe: Recipe) -> ctypes.CDLL:
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Where a tensor's numbers begin, for C++, which computes all other places from sizes; None for none.
+    """Where a tensor's numbers begin, for C++, which computes all other places from sizes; 0 or None where it has none.
 
     Raises:
         RuntimeError: the numbers do not lie side by side: C++ would read or write another tensor's.
     """
-    if tensor is None or tensor.numel() == 0:
+    if tensor is None:
         return None
     if not tensor.is_contiguous():
         raise RuntimeError(f"C++ cannot take a {tuple(tensor.shape)} with strides {tensor.stride()}")

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 _LIBRARY = torch.library.Library("rlpheads", "FRAGMENT")
 _PLAIN = {Tensor, Parameter}
-_INERT = {bool, int}
+_INERT = {bool, int, float, str, type(None), torch.dtype}
 _PROFILER = torch.autograd.profiler
 
 Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
@@ -27,7 +27,7 @@ IMPLEMENTATIONS: dict[str, Any] = {}
 
 
 def register_operator(name: str, schema: str, function: Any, shape: Any) -> Callable[..., Any]:
-    """Define an operator, and return what calls it.
+    """Define an operator, and return what calls it; no derivative of it is recorded.
 
     Args:
         name: without the namespace `rlpheads`.
@@ -38,7 +38,10 @@ def register_operator(name: str, schema: str, function: Any, shape: Any) -> Call
     operator = _define(name, schema, function, shape)
 
     def call(*arguments: Any) -> Any:
-        return operator(*arguments) if _is_watched(arguments) else function(*arguments)
+        if not _is_watched(arguments):
+            return function(*arguments)
+        with torch.no_grad():
+            return operator(*arguments)
 
     return call
 
@@ -153,7 +156,10 @@ def _is_watched(arguments: Iterable[Any]) -> bool:
     ):
         return True
     for argument in arguments:
-        if isinstance(argument, (list, tuple)):
+        kind = type(argument)
+        if kind in _INERT:
+            continue
+        if kind is list or kind is tuple:
             kinds = set(map(type, argument))  # mostly one, and then without a call of Python's for each
             if kinds <= _INERT:
                 continue
@@ -168,6 +174,6 @@ def _is_watched(arguments: Iterable[Any]) -> bool:
 
 
 def _must_be_seen(argument: Any) -> bool:
-    return isinstance(argument, Tensor) and (
-        type(argument) not in _PLAIN or argument.is_neg() or argument._is_zerotensor()
-    )
+    if type(argument) in _PLAIN:
+        return bool(argument.is_neg() or argument._is_zerotensor())
+    return isinstance(argument, Tensor)

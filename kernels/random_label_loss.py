@@ -8,6 +8,7 @@ route that belongs to it, and what is measured along the way.
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -150,7 +151,8 @@ def random_label_losses(
     )
     given = _GivenLabels(list(labels), [None] * len(weights) if pairs is None else list(pairs))
     rows = _losses_of_rows(heads, given, _Options(regularizer, joint, impl, memory_budget, consumer, kept))
-    return RandomLabelLosses._make(None if each_R is None else each_R.view(len(heads.weights), -1) for each_R in rows)
+    num_heads = len(weights)
+    return RandomLabelLosses(*[None if each_R is None else each_R.view(num_heads, -1) for each_R in rows])
 
 
 class _GivenLabels(NamedTuple):
@@ -178,10 +180,7 @@ def _losses_of_rows(heads: "_Heads", labels: _GivenLabels, options: _Options) ->
     chosen = _chosen_impl(heads, options)
     if options.impl != "reference" and may_transform():
         check_no_transform(_tensors(heads, labels))
-    by_triton = chosen == "triton" or (
-        chosen == "batched" and uses_stacks(heads.features[0].device) and not unsupported_reason(heads.features[0])
-    )
-    labels_of_rows = _gather_labels_of_rows(*labels, by_triton)
+    labels_of_rows = _gather_labels_of_rows(*labels, chosen, heads.features[0])
     dtype = accumulation_dtype(heads.features[0], heads.weights[0])
     heads = _cast_to_autocast_dtype(heads)
     if chosen == "batched":
@@ -212,7 +211,7 @@ def _check_arguments(heads: "_Heads", labels: _GivenLabels, options: _Options) -
         arguments.check_labels(heads.features, *labels)
 
     lists = (*heads, *labels)
-    arguments.PASSED.check([each for given in lists for each in given], tuple(len(given) for given in lists), check)
+    arguments.PASSED.check(list(chain.from_iterable(lists)), tuple(map(len, lists)), check)
     arguments.check_regularizer(options.regularizer)
     arguments.check_memory_budget(options.memory_budget)
 
@@ -261,10 +260,15 @@ def _tensors(heads: _Heads, labels: _GivenLabels) -> list[Tensor]:
     return [*heads.features, *heads.weights, *biases, *of_labels, *(weight_B for _, weight_B in given)]
 
 
-def _gather_labels_of_rows(labels: list[Labels], pairs: list[Pair | None], by_triton: bool) -> BatchedLabels:
+def _gather_labels_of_rows(
+    labels: list[Labels], pairs: list[Pair | None], chosen: str, features_BD: Tensor
+) -> BatchedLabels:
     """Return the labels of all heads' rows, one head after another."""
     if len(labels) == 1 and isinstance(labels[0], Tensor) and pairs[0] is None:
         return BatchedLabels(labels[0].long()[None], None)
+    by_triton = chosen == "triton" or (
+        chosen == "batched" and uses_stacks(features_BD.device) and not unsupported_reason(features_BD)
+    )
     given = [pair for pair in pairs if pair is not None]
     sources = [*labels, *(second for second, _ in given)]
     index_R = gather_labels(sources, gather_by_triton if by_triton else None)

@@ -4,7 +4,7 @@ Three products in all: logits, and the two gradients. On a CPU and in float32 ea
 elsewhere one batched product of the library (`written_rows`). Memory: B·K numbers a head for each gradient route.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import compress
 from typing import Any, NamedTuple
@@ -63,12 +63,11 @@ def batched_losses(heads: WrittenHeads, labels: BatchedLabels, terms: BatchedTer
     """
     with_gradient = torch.is_grad_enabled()
     parameters = [*heads.weights, *heads.biases]
-    for_classes = with_gradient and any(each is not None and each.requires_grad for each in parameters)
-    for_features = with_gradient and any(features_BD.requires_grad for features_BD in heads.features)
+    for_classes = with_gradient and _some_require_gradients(parameters)
+    for_features = with_gradient and _some_require_gradients(heads.features)
     # The joint term has the gradient of the cross-entropy.
     wanted = for_classes or (terms.joint and for_features), for_features and terms.regularizer is not None
-    with torch.no_grad():
-        rows = _forward(heads, labels, terms.regularizer, wanted)
+    rows = _forward(heads, labels, terms.regularizer, wanted)
     cross_entropy_R, regularizer_R, joint_R = rows.cross_entropy_R, None, None
     if terms.joint:  # before the cross-entropy itself becomes a function of the weights
         joint_R = _attach_features(cross_entropy_R.clone(), rows.class_gradient_RK if for_features else None, heads)
@@ -77,6 +76,13 @@ def batched_losses(heads: WrittenHeads, labels: BatchedLabels, terms: BatchedTer
     if for_classes:
         cross_entropy_R = attach_classes(cross_entropy_R, rows.class_gradient_RK, heads)
     return cross_entropy_R, regularizer_R, joint_R, rows.hit_R, rows.bits_R, rows.margin_R, rows.lse_R
+
+
+def _some_require_gradients(tensors: Iterable[Tensor | None]) -> bool:
+    for each in tensors:  # noqa: SIM110 - a generator within `any` costs a call for each
+        if each is not None and each.requires_grad:
+            return True
+    return False
 
 
 def _attach_features(value_R: Tensor, gradient_RK: Tensor | None, heads: WrittenHeads) -> Tensor:
@@ -121,13 +127,16 @@ class _ClassRoute(torch.autograd.Function):
     def backward(ctx: Any, saved: Sequence[Tensor], upstream_R: Tensor) -> tuple[Tensor | None, ...]:
         gradient_RK, *features = saved
         wanted = ctx.needs_input_grad[2:]
-        found = iter(_class_gradients_op(features, gradient_RK, upstream_R, wanted, ctx.product_dtype))
-        gradients = [next(found) if is_wanted else None for is_wanted in wanted]
-        return (None, None, *map(_in_dtype, gradients, ctx.dtypes))
+        found = _class_gradients_op(features, gradient_RK, upstream_R, wanted, ctx.product_dtype)
+        gradients = _in_dtypes(found, compress(ctx.dtypes, wanted))
+        if all(wanted):
+            return (None, None, *gradients)
+        left = iter(gradients)
+        return (None, None, *[next(left) if is_wanted else None for is_wanted in wanted])
 
 
-def _in_dtype(gradient: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-    return gradient if gradient is None or gradient.dtype == dtype else gradient.to(dtype)
+def _in_dtypes(gradients: Iterable[Tensor], dtypes: Iterable[torch.dtype]) -> list[Tensor]:
+    return [each if each.dtype == dtype else each.to(dtype) for each, dtype in zip(gradients, dtypes, strict=True)]
 
 
 class _FeatureRoute(torch.autograd.Function):
@@ -144,7 +153,7 @@ class _FeatureRoute(torch.autograd.Function):
         gradient_RK, *weights = saved
         dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else gradient_RK.dtype
         sums = feature_gradients_op(weights, gradient_RK * upstream_R[:, None], ctx.places, dtype)
-        return (None, None, *map(_in_dtype, sums, ctx.dtypes), *[None] * len(weights))
+        return (None, None, *_in_dtypes(sums, ctx.dtypes), *[None] * len(weights))
 
 
 def _forward(heads: WrittenHeads, labels: BatchedLabels, kind: str | None, wanted: tuple[bool, bool]) -> WrittenRows:
@@ -178,17 +187,20 @@ class _ForwardCall(NamedTuple):
 def _compute_rows(*arguments: Any) -> list[Tensor]:
     call = _ForwardCall(*arguments)
     heads, labels, device = WrittenHeads(*call[:3]), (call.index_LR, call.first_weight_R), call.index_LR.device
-    wanted, num_labels, in_stacks = (call.for_classes, call.for_features), len(call.weights[0]), uses_stacks(device)
+    wanted, num_labels, in_stacks = (call.for_classes, call.for_features), call.weights[0].shape[0], uses_stacks(device)
     native = None if in_stacks else native_batch(call.dtype, device)
-    with _without_autocast(device):
-        if in_stacks:
-            rows = stacked_rows(heads, labels, call.kind, wanted, call.dtype)
-        elif native is not None:
-            logits_RK = None if num_labels <= MAX_LABELS_OF_LOOPS else batched_logits(heads, call.dtype)
-            rows = native.forward(heads, labels, call.kind, wanted, logits_RK)
-        else:
-            check_values_on_host(*labels, num_labels)
-            rows = written_rows(batched_logits(heads, call.dtype), row_labels(*labels, call.dtype), call.kind, wanted)
+    if native is not None and num_labels <= MAX_LABELS_OF_LOOPS:
+        rows = native.forward(heads, labels, call.kind, wanted)
+    else:
+        with torch.no_grad(), _without_autocast(device):  # the contexts cost what a small call does
+            if in_stacks:
+                rows = stacked_rows(heads, labels, call.kind, wanted, call.dtype)
+            elif native is not None:
+                rows = native.forward(heads, labels, call.kind, wanted, batched_logits(heads, call.dtype))
+            else:
+                check_values_on_host(*labels, num_labels)
+                logits_RK = batched_logits(heads, call.dtype)
+                rows = written_rows(logits_RK, row_labels(*labels, call.dtype), call.kind, wanted)
     return [rows.lse_R.new_empty(0) if each is None else each for each in rows]  # outputs must not be one tensor
 
 

@@ -47,16 +47,17 @@ class NativeBatch:
 
         `logits_RK` are overwritten; without them they are computed, too.
         """
-        features, weights = list(map(plain_floats, heads.features)), list(map(plain_floats, heads.weights))
-        biases = [None if bias_K is None else plain_floats(bias_K) for bias_K in heads.biases]
+        features, weights, biases = map(plain_floats, heads)
         labels_LR = labels[0].contiguous()
-        first_weight_R = None if labels[1] is None else plain_floats(labels[1])
+        (first_weight_R,) = plain_floats([labels[1]])
         (labels_a_row, num_rows), num_labels = labels_LR.shape, weights[0].shape[0]
         empty = features[0].new_empty
         matrices = [empty(num_rows, num_labels) if is_wanted else None for is_wanted in wanted]
         values = [empty(num_rows) for _ in range(5)]
         rows = WrittenRows._make([*values, empty(num_rows, dtype=torch.bool), *matrices])
-        outputs = OutputPointers(*map(native.address, (*rows, logits_RK)))
+        outputs = OutputPointers(
+            *[None if each is None else each.data_ptr() for each in rows], native.address(logits_RK)
+        )
         batch = HeadPointers(
             pointers(features),
             pointers(weights),
@@ -77,7 +78,7 @@ class NativeBatch:
         self, features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, wanted: Sequence[bool]
     ) -> list[Tensor]:
         """The gradients of `batched_class_gradients` that are wanted; an entry for each weight, then for each bias."""
-        features, num_heads, num_labels = list(map(plain_floats, features)), len(features), gradient_RK.shape[1]
+        features, num_heads, num_labels = plain_floats(features), len(features), gradient_RK.shape[1]
         empty = gradient_RK.new_empty
         of_weights = [
             empty(num_labels, features_BD.shape[1]) if is_wanted else None
@@ -90,8 +91,10 @@ class NativeBatch:
         raise_if_no_memory(
             self._library.rlpheads_batched_class_gradients(
                 ctypes.byref(batch),
-                *(ctypes.c_void_p(native.address(tensor)) for tensor in (gradient_RK, upstream_R)),
-                *(pointers(gradients) for gradients in (of_weights, of_biases)),
+                ctypes.c_void_p(native.address(gradient_RK)),
+                ctypes.c_void_p(native.address(upstream_R)),
+                pointers(of_weights),
+                pointers(of_biases),
                 torch.get_num_threads(),
             )
         )
@@ -99,7 +102,7 @@ class NativeBatch:
 
     def feature_gradients(self, weights: list[Tensor], gradient_RK: Tensor, places: Sequence[int]) -> list[Tensor]:
         """See `batched_feature_gradients`."""
-        weights, num_rows = list(map(plain_floats, weights)), gradient_RK.shape[0] // len(weights)
+        weights, num_rows = plain_floats(weights), gradient_RK.shape[0] // len(weights)
         gradients: list[Tensor] = []
         for place, weight_KD in zip(places, weights, strict=True):
             if place == len(gradients):

@@ -1,12 +1,15 @@
 """The arguments of the calls of C++ for heads of few labels (`batched_heads.h`), and what tensors become there."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from rlpheads.kernels.native import address
+
+_MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
 
 BAD_VALUES = 2
 """What C++ returns where a label is none of the classes or a weight is outside [0, 1]."""
@@ -38,9 +41,12 @@ class OutputPointers(ctypes.Structure):
     )
 
 
-def plain_floats(tensor: Tensor) -> Tensor:
-    """The tensor in float32 and contiguous, as it mostly is."""
-    return tensor if tensor.dtype == torch.float32 and tensor.is_contiguous() else tensor.float().contiguous()
+def plain_floats(tensors: Iterable[_MaybeTensor]) -> list[_MaybeTensor]:
+    """Tensors in float32 and contiguous, as they mostly are; None stays None."""
+    return [
+        each if each is None or (each.dtype == torch.float32 and each.is_contiguous()) else each.float().contiguous()
+        for each in tensors
+    ]
 
 
 def widths(matrices: list[Tensor]) -> "ctypes.Array[ctypes.c_int64]":
@@ -49,8 +55,12 @@ def widths(matrices: list[Tensor]) -> "ctypes.Array[ctypes.c_int64]":
 
 
 def pointers(tensors: Sequence[Tensor | None]) -> "ctypes.Array[ctypes.c_void_p]":
-    """Where each tensor lies, null for None."""
-    return (ctypes.c_void_p * len(tensors))(*map(address, tensors))
+    """Where each tensor lies, null for None; as `rlpheads.kernels.native.address`, without a call of Python's for each."""
+    places = [
+        None if each is None else each.data_ptr() if each.is_contiguous() else address(each)  # which raises
+        for each in tensors
+    ]
+    return (ctypes.c_void_p * len(places))(*places)
 
 
 def raise_if_no_memory(failure: int) -> None:

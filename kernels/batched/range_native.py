@@ -35,8 +35,7 @@ class NativeRanges:
         Raises:
             ValueError: labels outside [0, K), or weights outside [0, 1].
         """
-        features, weights = list(map(plain_floats, heads.features)), list(map(plain_floats, heads.weights))
-        biases = [None if bias_K is None else plain_floats(bias_K) for bias_K in heads.biases]
+        features, weights, biases = map(plain_floats, heads)
         (labels_a_row, num_rows), num_held = labels[0].shape, len(weights[0])
         has_logits = num_held > MAX_LABELS_OF_LOOPS
         empty = features[0].new_empty
@@ -112,7 +111,7 @@ def _kept_labels(
     batch: HeadPointers, labels: tuple[Tensor, Tensor | None], heads_and_classes: tuple[int, int]
 ) -> tuple[Tensor, Tensor | None]:
     """Point to the labels and their weights; return the tensors that must outlive the call."""
-    labels_LR, first_weight_R = labels[0].contiguous(), None if labels[1] is None else plain_floats(labels[1])
+    labels_LR, (first_weight_R,) = labels[0].contiguous(), plain_floats([labels[1]])
     batch.labels, batch.first_weight = native.address(labels_LR), native.address(first_weight_R)
     batch.num_heads, batch.num_labels = heads_and_classes
     batch.num_rows, batch.labels_a_row = labels_LR.shape[1] // batch.num_heads, len(labels_LR)

@@ -125,4 +125,6 @@ class LogitGradient(NamedTuple):
 
 def accumulation_dtype(features_BD: Tensor, weight_KD: Tensor) -> torch.dtype:
     """Type of every sum and statistic: float64 if an input is, else float32."""
+    if features_BD.dtype is weight_KD.dtype is torch.float32:
+        return torch.float32
     return torch.promote_types(torch.promote_types(features_BD.dtype, weight_KD.dtype), torch.float32)

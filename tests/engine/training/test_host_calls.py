@@ -1,29 +1,11 @@
 """The host's work in a step, counted in calls: the same in every step, and bounded beside a bare loop of the same network."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from types import FrameType
 
 import torch
 import torch.nn.functional as F
-
-
-def count_calls(action: Callable[[], object]) -> int:
-    """Count the calls of Python and C functions that Python code makes in this thread."""
-    count = 0
-
-    def profile(_frame: FrameType, event: str, _argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
-        action()
-    finally:
-        sys.setprofile(before)
-    return count
+from host_calls import count_calls
 
 
 def bare_step(model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor) -> Callable[[], None]:
