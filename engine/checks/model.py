@@ -293,9 +293,15 @@ def _argument_errors(key: str, optim: OptimConfig) -> Iterator[ConfigError]:
             yield refusal(
                 f"{key}.args.{name}", value, f"something like {show_value(known[name])}, which it is otherwise"
             )
+        elif name == "betas" and isinstance(value, list) and not all(_is_decay_rate(each) for each in value):
+            yield refusal(f"{key}.args.betas", value, "numbers from 0 to below 1")  # timm's own optimizers take any
     betas = optim.args.get("betas")
     if isinstance(betas, list) and optim.momentum not in (OptimConfig.momentum, betas[0]):
         yield refusal(f"{key}.momentum", optim.momentum, f"what {key}.args.betas begins with, or only one of the two")
+
+
+def _is_decay_rate(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def _is_like(value: Any, default: Any) -> bool:

@@ -136,7 +136,7 @@ def _open_splits(config: Config, listing: Path | None, run_listing: Path | None)
 def scan_cache(*, rescan: bool, run_listing: Path | None = None) -> ScanCache:
     """Return where listings of large trees are looked for and kept: in no cache folder that is not safe from other users."""
     folder = cache_folder()
-    is_safe = folder is not None and unusable_reason(folder / "scans", [".lock"]) is None
+    is_safe = folder is not None and unusable_reason(folder / "scans", []) is None
     return ScanCache(folder / "scans" if folder is not None and is_safe else None, run_listing, rescan)
 
 

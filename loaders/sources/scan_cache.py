@@ -42,7 +42,7 @@ class ScanCache:
     def listed(self, root: Path, split: str, scan: Callable[[Path, str], Manifest]) -> Manifest:
         """Return the listing of a folder that is kept, or scan it and keep what was found.
 
-        Of several processes of a machine one scans, and the others wait for it.
+        Of several processes of a machine that want the same folder one scans, and the others wait for it.
 
         Args:
             root: Folder of the split's classes.
@@ -57,7 +57,7 @@ class ScanCache:
         """
         if (found := self._find(root, split)) is not None:
             return found
-        with self._alone():
+        with self._alone(root, split):
             if (found := self._find(root, split)) is not None:  # another process has scanned it
                 return found
             began = time.time_ns()
@@ -85,20 +85,28 @@ class ScanCache:
         return listing_path(folder, key)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other processes from scanning meanwhile, where the file system knows locks."""
-        lock = None
+    def _alone(self, root: Path, split: str) -> Iterator[None]:
+        """Keep other processes from scanning this folder meanwhile, where the file system knows locks.
+
+        Each folder has a lock of its own: a tree of ten files does not wait for the scan of a million on a slow disk.
+        """
+        path = lock = None
         if self.folder is not None:
+            path = self._path(self.folder, root, split).with_suffix(".lock")
             with suppress(OSError):
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                lock = (self.folder / ".lock").open("w")
-        if lock is None:
+                lock = path.open("w")
+        if path is None or lock is None:
             yield
             return
         with lock:
             with suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # those who wait still get it; who comes now scans once more at most
+                    path.unlink()
 
 
 def _keep(manifest: Manifest, path: Path) -> None:

@@ -322,6 +322,10 @@ NAMES = [
         "optim.args: got 'epsilon'; allowed: an argument of adamw (nearest: eps): betas, eps, amsgrad",
     ),
     (["--heads.optim.args.lr", "0.1"], "heads.optim.args: got lr, which has a key of its own: heads.optim.lr"),
+    (
+        ["--optim.name", "lamb", "--optim.args.betas", "[0.9, 1.5]"],
+        "optim.args.betas: got [0.9, 1.5]; allowed: numbers from 0 to below 1",
+    ),
     (["--optim.args.eps", "true"], "optim.args.eps: got true; allowed: something like 1e-08, which it is otherwise"),
     (
         ["--optim.args.betas", "[0.8]"],

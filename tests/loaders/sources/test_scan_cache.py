@@ -1,6 +1,7 @@
 """Listings of large trees are taken up again while they are true, and made anew when they are not."""
 
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -124,3 +125,27 @@ def test_of_several_processes_one_scans(root, cache):
         found = list(pool.map(lambda _: cache.listed(root / "train", "train", scan), range(3)))
     assert scans == ["train"]
     assert len({manifest.fingerprint for manifest in found}) == 1
+
+
+def test_no_tree_waits_for_the_scan_of_another(root, cache, tmp_path):
+    """A small tree waited for the scan of a large one on a slow disk, without a word."""
+    other, scanning, go_on = tmp_path / "other", threading.Event(), threading.Event()
+    for name in "ab":
+        (other / name).mkdir(parents=True)
+        (other / name / "1.png").write_bytes(b"1")
+
+    def slowly(folder, split):
+        scanning.set()
+        assert go_on.wait(30)
+        return scan_image_folder(folder, split)
+
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(cache.listed, root / "train", "train", slowly)
+        try:
+            assert scanning.wait(30)
+            found = pool.submit(cache.listed, other, "train", scan_image_folder).result(timeout=20)
+        finally:
+            go_on.set()
+        assert found.num_samples == 2
+        assert slow.result().num_samples > 2
+    assert not list(cache.folder.glob("*.lock"))  # a file for each folder that was ever scanned
