@@ -91,7 +91,9 @@ class Cluster:
 
     def lose_node(self, node: str, run: Path) -> None:
         """Kill a node's daemon, and wait until Slurm has noticed while a run still goes on."""
-        self.daemons.pop(node).kill()
+        daemon = self.daemons.pop(node)
+        daemon.kill()
+        daemon.wait(20)
         self._wait_for(lambda: node in self.ask("sinfo", "-h", "-N", "-t", "down", "-o", "%N"), f"loss of {node}", 120)
         assert json.loads((run / "status.json").read_text())["status"] == "running", output_of(run)
 
@@ -105,6 +107,7 @@ class Cluster:
             with suppress(subprocess.TimeoutExpired):
                 daemon.wait(20)
             daemon.kill()
+            daemon.wait(20)
 
     def ask(self, *command: str) -> str:
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
@@ -127,8 +130,8 @@ class Cluster:
         return next((word.partition("=")[2] for word in words if word.startswith("JobState=")), "gone")
 
     def _start(self, name: str, *command: str) -> None:
-        output = (self.folder / f"{name}.out").open("a")
-        self.daemons[name] = subprocess.Popen(command, env=self.env, stdout=output, stderr=output)
+        with (self.folder / f"{name}.out").open("a") as output:  # the daemon has a copy of its own
+            self.daemons[name] = subprocess.Popen(command, env=self.env, stdout=output, stderr=output)
 
     def _wait_for(self, there, what: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
