@@ -78,7 +78,11 @@ def staged(source: ImageSource, root: Path, folder: Path) -> ImageSource:
             raise DatasetError(f"{copied.path} is not a copy of {source.path}: remove {folder}")
         return copied
     place = source.manifest.root
-    manifest = source.manifest if place is None else replace(source.manifest, root=folder / place.relative_to(root))
+    manifest = source.manifest
+    if place is not None:
+        # Those that cannot be read are not copied: who looks for one at the path in its error would find nothing.
+        unreadable = {index: f"{why} (not copied from {place})" for index, why in manifest.unreadable.items()}
+        manifest = replace(manifest, root=folder / place.relative_to(root), unreadable=unreadable)
     if isinstance(source, (SubsetSource, CanarySource)):
         return replace(source, manifest=manifest, source=staged(source.source, root, folder))
     assert isinstance(source, ImageFolderSource)
