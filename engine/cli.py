@@ -12,15 +12,14 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import rlpheads
 from rlpheads.engine import exit_codes
-from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.errors import ConfigError, nearest, show_value
 from rlpheads.engine.config.paths import expand_path
 from rlpheads.engine.distributed import host_memory
 from rlpheads.engine.terminal import standard_streams
-from rlpheads.engine.terminal.text import printable
 
 COMMANDS = {
     "train": "train, with random-label prediction heads",
@@ -43,7 +42,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code.
 
-    Without a command the help is printed and the code is 2; so it is, from argparse, for one that is not understood.
+    Without a command the help is printed and the code is 2, as it is for one that is not understood.
     """
     if argv is None:
         host_memory.keep_freed_memory()
@@ -55,7 +54,7 @@ def _run(words: list[str]) -> int:
     parser = _build_parser(next((word for word in words if word in COMMANDS), None))
     arguments, settings = parser.parse_known_args(words)
     if settings and not arguments.takes_settings:
-        parser.error(f"unrecognized arguments: {' '.join(settings)}")
+        arguments.parser.refuse(settings)
     arguments.settings = settings
     if arguments.run is None:
         parser.print_help()
@@ -85,14 +84,33 @@ def _expand_paths(arguments: argparse.Namespace) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Quotes what it does not understand as text."""
+    """Answers a mistake in one line: what was given, what is allowed, the nearest valid choice."""
 
     def error(self, message: str) -> NoReturn:
-        """Print usage and message, and exit with 2."""
-        super().error(printable(message))
+        """Print the message as a line `error: ...`, and exit with 2."""
+        text = f"{message.removeprefix('argument ')}; see {self.prog} --help"
+        raise SystemExit(exit_codes.report_error(text))
+
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """Exit with 2, for `words` of the command line that no argument takes."""
+        option = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+        if option is None:
+            self.error(f"{self.prog}: got {show_value(words[0])}, which is one argument too many")
+        allowed = [each for each in self._option_string_actions if each.startswith("--")]
+        self.error(f"{option}: no such option of {self.prog}; {_allowed(option, allowed)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            allowed = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(action, f"got {show_value(value)}; {_allowed(str(value), allowed)}")
 
 
-def _build_parser(called: str | None) -> argparse.ArgumentParser:
+def _allowed(given: str, choices: Sequence[str]) -> str:
+    close = nearest(given, choices)
+    return f"allowed: {', '.join(choices)}" + (f"; nearest: {close}" if close else "")
+
+
+def _build_parser(called: str | None) -> _Parser:
     """Build the parser of every command's name, and of the arguments of the one that was called."""
     parser = _Parser(
         prog="rlpheads",

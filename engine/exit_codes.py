@@ -12,7 +12,7 @@ FAILED = 1
 DAMAGED_FILES = 1
 """`rlpheads verify` decoded every file, and some are damaged or unreadable."""
 WRONG_SETTINGS = 2
-"""Settings, arguments or a folder cannot be used as they are; argparse exits with this code too."""
+"""Settings, arguments or a folder cannot be used as they are."""
 REQUEUE = 75
 """Stopped by a signal, with everything saved: the same command goes on. The number is EX_TEMPFAIL of BSD's sysexits.h."""
 INTERRUPTED = 130

@@ -17,12 +17,37 @@ def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str
     assert "env" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [["environment"], ["env", "--js"], ["env", "extra"]])
-def test_what_is_not_understood_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+NOT_UNDERSTOOD = [
+    ("trian", "COMMAND: got 'trian'; allowed: train, ", "; nearest: train; see rlpheads --help"),
+    (
+        "env --js",
+        "--js: no such option of rlpheads env; allowed: --help, ",
+        "; nearest: --json; see rlpheads env --help",
+    ),
+    (
+        "env --jsno=1",
+        "--jsno: no such option of rlpheads env; allowed: --help, ",
+        "; nearest: --json; see rlpheads env --help",
+    ),
+    ("env extra", "rlpheads env: got 'extra', which is one argument too many", "; see rlpheads env --help"),
+    (
+        "samples RUN --phase clen",
+        "--phase: got 'clen'; allowed: running, clean, heldout; nearest: clean",
+        "samples --help",
+    ),
+    ("samples RUN --top x", "--top: invalid int value: 'x'", "; see rlpheads samples --help"),
+    ("report", "the following arguments are required: RUN", "; see rlpheads report --help"),
+]
+
+
+@pytest.mark.parametrize(("words", "begins", "ends"), NOT_UNDERSTOOD, ids=[words for words, _, _ in NOT_UNDERSTOOD])
+def test_what_is_not_understood_is_one_line_with_the_nearest(words, begins, ends, capsys):
     with pytest.raises(SystemExit) as exit_:
-        main(argv)
+        main(words.split())
     assert exit_.value.code == 2
-    assert argv[-1] in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {begins}")
+    assert line.endswith(ends)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
