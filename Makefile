@@ -70,8 +70,7 @@ faults: $(INSTALLED_DEV)  ## Inject every fault of benchmarks/faults.yaml and wr
 	$(BIN)/python benchmarks/fault_table.py $(ARGS)
 
 kills: $(INSTALLED_DEV)  ## Kill and stop runs at 200 random moments and in every phase (hours; ARGS="--count 20" for the random ones)
-	$(BIN)/python benchmarks/random_kills.py $(ARGS)
-	$(BIN)/python benchmarks/phase_kills.py
+	$(BIN)/python benchmarks/random_kills.py $(ARGS); random=$$?; $(BIN)/python benchmarks/phase_kills.py && exit $$random
 
 errors: $(INSTALLED_DEV)  ## Count the wrong configs, trees, files, checkpoints and environments that are answered as promised
 	$(BIN)/python -m pytest -q -m 'wrong and not gpu and not fuzz' tests $(ARGS)

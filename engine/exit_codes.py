@@ -16,7 +16,7 @@ WRONG_SETTINGS = 2
 REQUEUE = 75
 """Stopped by a signal, with everything saved: the same command goes on. The number is EX_TEMPFAIL of BSD's sysexits.h."""
 INTERRUPTED = 130
-"""Stopped from the keyboard with nothing saved for it: 128 + SIGINT, as shells have it. A training's first Ctrl-C is REQUEUE."""
+"""Stopped from the keyboard with nothing saved for it: 128 + SIGINT, as shells have it. A training's is REQUEUE."""
 
 
 def report_error(error: object, code: int = WRONG_SETTINGS) -> int:
