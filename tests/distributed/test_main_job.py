@@ -103,6 +103,7 @@ def test_killed_runs_curves_are_those_of_an_undisturbed_run(killed, undisturbed)
     assert [value for _, value in curves(killed)["step/class_loss"]] == pytest.approx(of_metrics, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_killed_pair_with_everything_on_goes_on_to_the_same_end(runner, record_property):
     """Two ranks, workers, average, accumulation, regulariser and audit heads, augmented and mixed images."""
     flags = ["--data.workers", "1", "--model.ema_decay", "0.9", "--accumulate", "2", "--optim.clip_norm", "1"]

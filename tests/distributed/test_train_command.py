@@ -27,7 +27,14 @@ def test_mistake_earns_one_line(runner: Runner, flags, message, ranks):
     assert not refused.folder.exists()
 
 
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGHUP, 2)])
+@pytest.mark.parametrize(
+    ("number", "ranks"),
+    [
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
+        (signal.SIGINT, 2),
+        pytest.param(signal.SIGHUP, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_run_saves_and_says_how_to_go_on(runner: Runner, number, ranks):
     """Ctrl-C reaches the whole foreground process group, as here; the ranks get one signal each, from the launcher."""
     name = f"stopped_{number.name}_{ranks}"
