@@ -9,7 +9,7 @@ route that belongs to it, and what is measured along the way.
 import math
 from collections.abc import Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +152,7 @@ def random_label_losses(
     given = _GivenLabels(list(labels), [None] * len(weights) if pairs is None else list(pairs))
     rows = _losses_of_rows(heads, given, _Options(regularizer, joint, impl, memory_budget, consumer, kept))
     num_heads = len(weights)
-    return RandomLabelLosses(*[None if each_R is None else each_R.view(num_heads, -1) for each_R in rows])
+    return RandomLabelLosses._make([None if each_R is None else each_R.view(num_heads, -1) for each_R in rows])
 
 
 class _GivenLabels(NamedTuple):
@@ -210,7 +210,7 @@ def _check_arguments(heads: "_Heads", labels: _GivenLabels, options: _Options) -
         arguments.check_heads(*heads)
         arguments.check_labels(heads.features, *labels)
 
-    lists = (*heads, *labels)
+    lists: tuple[list[Any], ...] = (*heads, *labels)
     arguments.PASSED.check(list(chain.from_iterable(lists)), tuple(map(len, lists)), check)
     arguments.check_regularizer(options.regularizer)
     arguments.check_memory_budget(options.memory_budget)

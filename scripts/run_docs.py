@@ -88,7 +88,9 @@ HOW = (
         skip="changes the machine, or needs one that is not here",
     ),
     How(r"tensorboard", skip="does not end by itself"),
-    How(r".*(--nnodes|--node-rank|--rdzv|two_nodes)", skip="several nodes: tests/launch and tests/distributed run them"),
+    How(
+        r".*(--nnodes|--node-rank|--rdzv|two_nodes)", skip="several nodes: tests/launch and tests/distributed run them"
+    ),
     How(r".*(-h|--help)( \w+)?$"),
     How(
         r"rlpheads (train|audit( --taps)?|canaries|convert|verify|study|samples|export|truth|evaluate)$",

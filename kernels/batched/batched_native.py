@@ -47,7 +47,8 @@ class NativeBatch:
 
         `logits_RK` are overwritten; without them they are computed, too.
         """
-        features, weights, biases = map(plain_floats, heads)
+        features, weights = plain_floats(heads.features), plain_floats(heads.weights)
+        biases = plain_floats(heads.biases)
         labels_LR = labels[0].contiguous()
         (first_weight_R,) = plain_floats([labels[1]])
         (labels_a_row, num_rows), num_labels = labels_LR.shape, weights[0].shape[0]

@@ -35,7 +35,8 @@ class NativeRanges:
         Raises:
             ValueError: labels outside [0, K), or weights outside [0, 1].
         """
-        features, weights, biases = map(plain_floats, heads)
+        features, weights = plain_floats(heads.features), plain_floats(heads.weights)
+        biases = plain_floats(heads.biases)
         (labels_a_row, num_rows), num_held = labels[0].shape, len(weights[0])
         has_logits = num_held > MAX_LABELS_OF_LOOPS
         empty = features[0].new_empty
