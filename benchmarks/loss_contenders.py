@@ -145,7 +145,7 @@ def floors(problem: Problem) -> dict[str, Callable[[], object]]:
     z_KB = torch.zeros(len(w_KD), len(x_BD), dtype=x_BD.dtype, device=x_BD.device)
     u_BD, v_KD = torch.zeros_like(x_BD), torch.zeros_like(w_KD)
     by_onednn: dict[str, Callable[[], object]] = {}
-    if x_BD.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if x_BD.device.type == "cpu" and onednn_multiplies(x_BD.dtype):
         by_onednn = {
             "logits, oneDNN": lambda: onednn_product(x_BD, w_KD),
             "features, oneDNN": lambda: onednn_product(z_BK, w_KD.T),
@@ -159,6 +159,14 @@ def floors(problem: Problem) -> dict[str, Callable[[], object]]:
         "weight, rows by labels": lambda: torch.mm(z_BK.T, x_BD, out=v_KD),
         "weight, labels by rows": lambda: torch.mm(z_KB, x_BD, out=v_KD),
     }
+
+
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there, and has products of this type on this processor: bfloat16 needs some of its instructions."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    has_bfloat16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and has_bfloat16)
 
 
 def onednn_product(left_MN: Tensor, right_LN: Tensor) -> Tensor:

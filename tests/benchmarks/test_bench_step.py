@@ -4,7 +4,7 @@ import bench_step
 import pytest
 import timm_runs
 import torch
-from loss_contenders import floors, make_problem
+from loss_contenders import floors, make_problem, onednn_multiplies
 
 from rlpheads.engine.checks.settings import settings_errors
 from rlpheads.engine.config.ranges import range_errors
@@ -45,7 +45,8 @@ def test_every_way_of_a_bare_product_makes_the_same(dtype):
         found = calls[name]()
         found = found.T if name == "logits, labels by rows" else found
         torch.testing.assert_close(found, expected[kind], msg=lambda said, way=way, kind=kind: f"{kind}, {way}: {said}")
-    assert "logits, oneDNN" in calls
+    assert ("logits, oneDNN" in calls) == onednn_multiplies(dtype)
+    assert onednn_multiplies(torch.float32)
 
 
 @pytest.mark.parametrize("pairing", timm_runs.PAIRINGS, ids=lambda each: f"{each.model}-{each.precision}")
