@@ -21,6 +21,11 @@ Encoder = Callable[[Tensor, int], Tensor]
 _SIGNATURES = (JPEG_SIGNATURE, b"GIF87a", b"GIF89a")
 
 
+def load_codec() -> None:
+    """Import the library that decodes, which the first image would wait for: for seconds, on a slow machine."""
+    _codec()
+
+
 def decode_stored(data: bytes) -> Tensor:
     """Decode a JPEG, GIF or WebP file, its pixels as they are stored: uint8 (3, H, W), or (N, 3, H, W) of an animation.
 

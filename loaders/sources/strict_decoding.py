@@ -23,6 +23,7 @@ from typing import IO
 from rlpheads.loaders.contract.manifest import Manifest
 from rlpheads.loaders.contract.regular_files import read_listed_file
 from rlpheads.loaders.decoding.decode import decode_rgb
+from rlpheads.loaders.decoding.image_codec import load_codec
 
 Verdict = tuple[str, str] | None
 """(status, reason) of a damaged or unreadable file, as of `BadFile`; None for a whole one."""
@@ -49,6 +50,7 @@ def examine_files(most_seconds: float, paths: list[str], sizes: list[int]) -> li
     Returns:
         The verdict on each file.
     """
+    load_codec()  # no file's own time
     with _standard_error_to_file() as messages:
         verdicts = []
         for path, size in zip(paths, sizes, strict=True):

@@ -13,7 +13,8 @@ def dies_at_seven(most_seconds: float, paths: list[str], sizes: list[int]) -> li
 
 
 def never_ends_at_seven(most_seconds: float, paths: list[str], sizes: list[int]) -> list:
-    signal.setitimer(signal.ITIMER_PROF, most_seconds)
-    while any(path.endswith("007.jpg") for path in paths):
-        pass
+    if any(path.endswith("007.jpg") for path in paths):
+        signal.setitimer(signal.ITIMER_PROF, most_seconds)
+        while True:
+            pass
     return examine_files(most_seconds, paths, sizes)
