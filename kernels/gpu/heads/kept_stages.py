@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rlpheads.kernels.gpu import triton_loss
 from rlpheads.kernels.gpu.heads.kept_operands import KeptOperands
-from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
+from rlpheads.kernels.rows.partials import ClassRange, Exponentials, Needs, Partials, Products
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,5 @@ class KeptStages:
             head = head._replace(weight_KD=self.kept.stack([head.weight_KD], features_BD.dtype))
         return triton_loss.local_partials(features_BD, head, labels_LB, needs)
 
-    def local_class_gradients(
-        self,
-        features_BD: Tensor,
-        head: ClassRange,
-        labels_LB: Tensor,
-        exponentials: Exponentials,
-        gradient: LogitGradient,
-        wanted: tuple[bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Last stage."""
-        return triton_loss.local_class_gradients(features_BD, head, labels_LB, exponentials, gradient, wanted)
+    local_class_gradients = staticmethod(triton_loss.local_class_gradients)
+    """Last stage."""
