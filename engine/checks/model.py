@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -260,13 +261,20 @@ def _optimizer_errors(key: str, optim: OptimConfig, config: Config) -> Iterator[
         yield refusal(f"{key}.name", optim.name, "an optimizer that needs first-order gradients only, such as adamw")
     elif wrong := list(_argument_errors(key, optim)):
         yield from wrong
-    else:
-        try:
-            with torch.random.fork_rng(devices=[]):
-                one_layer = replace(optim, layer_decay=None)  # timm would warn of it
-                build_part(nn.Linear(2, 2), one_layer, config.schedule, Span(config.epochs, 2), ddp=False)
-        except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
-            yield ConfigError(f"{key}.name: {optim.name} cannot be built here: {error}")
+    elif (problem := _building_problem(optim, config)) is not None:
+        by_args = optim.args and _building_problem(replace(optim, args={}), config) is None
+        yield ConfigError(f"{key}.{'args' if by_args else 'name'}: {optim.name} cannot be built here: {problem}")
+
+
+def _building_problem(optim: OptimConfig, config: Config) -> Exception | None:
+    """Return what timm or torch raises when this optimizer is built for one layer."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            one_layer = replace(optim, layer_decay=None)  # timm would warn of it
+            build_part(nn.Linear(2, 2), one_layer, config.schedule, Span(config.epochs, 2), ddp=False)
+    except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
+        return error
+    return None
 
 
 def _update_errors(config: Config, world_size: int) -> Iterator[ConfigError]:
@@ -295,6 +303,8 @@ def _argument_errors(key: str, optim: OptimConfig) -> Iterator[ConfigError]:
             )
         elif name == "betas" and isinstance(value, list) and not all(_is_decay_rate(each) for each in value):
             yield refusal(f"{key}.args.betas", value, "numbers from 0 to below 1")  # timm's own optimizers take any
+        elif name == "eps" and isinstance(value, (int, float)) and not 0 <= value < math.inf:
+            yield refusal(f"{key}.args.eps", value, "a number of at least 0")
     betas = optim.args.get("betas")
     if isinstance(betas, list) and optim.momentum not in (OptimConfig.momentum, betas[0]):
         yield refusal(f"{key}.momentum", optim.momentum, f"what {key}.args.betas begins with, or only one of the two")

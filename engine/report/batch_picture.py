@@ -82,6 +82,6 @@ def _captions(batch: Batch, classes: Sequence[str]) -> list[list[str]]:
 
 def _words(index: int, target: int, classes: Sequence[str], weight: float | None = None) -> str:
     if index < 0:
-        return "padding"
+        return "no image"  # a padding row, or one that was skipped
     share = "" if weight is None else f"{weight:.0%} "
     return f"{share}{printable(classes[target])} #{index}"

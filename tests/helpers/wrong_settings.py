@@ -331,7 +331,11 @@ NAMES = [
         ["--optim.args.betas", "[0.8]"],
         "optim.args.betas: got [0.8]; allowed: something like (0.9, 0.999), which it is otherwise",
     ),
-    (["--optim.args.eps", "-1"], "optim.name: adamw cannot be built here: Invalid epsilon value: -1"),
+    (["--optim.name", "lamb", "--optim.args.eps", "-1"], "optim.args.eps: got -1; allowed: a number of at least 0"),
+    (
+        ["--optim.name", "sgd", "--optim.args.dampening", "0.5"],
+        "optim.args: sgd cannot be built here: Nesterov momentum requires a momentum and zero dampening",
+    ),
     (
         ["--optim.momentum", "0.8", "--optim.args.betas", "[0.7, 0.9]"],
         "optim.momentum: got 0.8; allowed: what optim.args.betas begins with, or only one of the two",

@@ -44,9 +44,9 @@ def test_each_pixel_of_an_image_is_there(tmp_path, side):
 def test_captions_name_both_samples_of_a_mixed_row_and_padding():
     batch, _ = batch_of(4, 8)
     partners = Partners(batch.targets.flip(0), torch.tensor([-1, 2, 1, 0]), torch.tensor([1.0, 0.75, 0.75, 1.0]))
-    assert batch_picture._captions(batch, CLASSES) == [["ape #0"], ["bee #1"], ["cat #2"], ["padding"]]
+    assert batch_picture._captions(batch, CLASSES) == [["ape #0"], ["bee #1"], ["cat #2"], ["no image"]]
     mixed = batch_picture._captions(replace(batch, partners=partners), CLASSES)
-    assert mixed == [["ape #0"], ["75% bee #1", "25% cat #2"], ["75% cat #2", "25% bee #1"], ["padding"]]
+    assert mixed == [["ape #0"], ["75% bee #1", "25% cat #2"], ["75% cat #2", "25% bee #1"], ["no image"]]
 
 
 def test_the_first_batches_of_a_run_are_drawn_and_no_other(tiny, build):
