@@ -85,7 +85,6 @@ class Ended:
 
     screen: Screen
     code: int
-    cpu_seconds: float
 
 
 def run_in_terminal(
@@ -114,8 +113,8 @@ def run_in_terminal(
             pressed = True
     else:
         os.kill(process, signal.SIGKILL)
-    _, status, usage = os.wait4(process, 0)
+    _, status = os.waitpid(process, 0)
     os.close(terminal)
     screen = Screen(width)
     screen.feed(written.decode(errors="replace"))
-    return Ended(screen, os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime)
+    return Ended(screen, os.waitstatus_to_exitcode(status))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -255,17 +254,14 @@ def test_nothing_given_where_configs_are_not_shipped(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.wrong("config")
 @pytest.mark.parametrize("suffix", [".yaml", ".toml"])
-def test_a_file_of_300_000_keys_is_refused_at_once(tmp_path, suffix):
+def test_a_large_file_is_refused_unread(tmp_path, suffix):
     path = tmp_path / f"keys{suffix}"
-    path.write_text(
-        "".join(f"key{number}{': ' if suffix == '.yaml' else ' = '}{number}\n" for number in range(300_000))
-    )
-    start = time.process_time()
+    path.touch()
+    os.truncate(path, 2**38)  # more than fits into memory, of which none is on the disk
     assert (
         message(["--config", str(path)])
         == f"{path}: the file has more than 262,144 bytes, which no configuration needs"
     )
-    assert time.process_time() - start < 1
 
 
 @pytest.mark.timeout(30)

@@ -1,7 +1,6 @@
 """The Hugging Face hub that does not answer is asked once, and its cache is read without it."""
 
 import socket
-import time
 
 import huggingface_hub.constants
 import pytest
@@ -30,10 +29,9 @@ def test_hub_is_left_alone_once_it_is_silent():
 
 
 @pytest.mark.wrong("checkpoint")
-def test_weights_of_a_silent_hub_are_one_error_within_seconds(tmp_path):
-    began = time.perf_counter()
+def test_weights_of_a_silent_hub_are_one_error_and_not_asked_for_again(tmp_path):
     said = complaint("--model.pretrained", "--model.name", "vit_tiny_patch16_224", *PREPARED)
-    assert time.perf_counter() - began < 20, "the hub's client tries again and again for 51 seconds"
+    assert huggingface_hub.constants.is_offline_mode()  # else its client would try again and again for 51 seconds
     assert f"they are not in {tmp_path / 'hub'}, and {CLOSED} does not answer (" in said
     assert said.endswith("--model.checkpoint FILE")
 
