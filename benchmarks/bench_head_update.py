@@ -97,7 +97,7 @@ class WholeStep:
         start = time.perf_counter()
         _, losses = self._step._forward_backward(self._batch, 0, TermWeights())
         middle = time.perf_counter()
-        trained = dict(self._learner.trained_parts)
+        trained = self._learner.trained_parts
         self._learner.update(0, judge(trained, losses, 1))
         return middle - start, time.perf_counter() - middle
 

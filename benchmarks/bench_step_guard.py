@@ -65,7 +65,7 @@ def measure(batch_size: int, rounds: int, model: dict[str, int]) -> dict[str, An
 
         training.learner.train()
         seconds = interleave({"with": guarded, "without": unguarded}, rounds)
-        weights = dict(training.learner.trained_parts)["backbone"].replicated_parameters()
+        weights = training.learner.trained_parts["backbone"].replicated_parameters()
         hashes = interleave({"hash": lambda: bit_sum(weights)}, HASHES)["hash"]
         return {
             "seconds": {name: [each / STEPS for each in times] for name, times in seconds.items()},

@@ -58,14 +58,13 @@ class Meters:
         self._pending: _Read | None = None
 
     def add(self, step: int, shares: Mapping[str, Tensor]) -> None:
-        """Add the figures of step number `step` (0-d tensors on the device).
+        """Add the figures of step number `step` (0-d tensors on the device, without a graph).
 
         A window that was resumed with other figures than the step's, by whoever wrote that checkpoint, begins anew.
         """
         if self._names != tuple(shares):
             self._names, self._steps, self._shares = tuple(shares), (), []
-        with torch.no_grad():
-            self._shares.append(torch.stack([shares[name].float() for name in self._names]))
+        self._shares.append(torch.stack(tuple(shares.values())).float())
         self._steps = (*self._steps, step)
 
     def partial_window(self) -> PartialWindow | None:

@@ -9,8 +9,8 @@ heads sharded by class.)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 
@@ -31,13 +31,18 @@ class HostTimer:
     def __init__(self, now: Callable[[], float] = time.perf_counter):
         self._now = now
         self._seconds = 0.0
+        self._began = 0.0
 
-    @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Measure what is inside."""
-        before = self._now()
-        yield
-        self._seconds += self._now() - before
+    def measuring(self) -> HostTimer:
+        """Measure what is inside: one stretch at a time, and one that an exception ends is not counted."""
+        return self
+
+    def __enter__(self) -> None:
+        self._began = self._now()
+
+    def __exit__(self, raised: type[BaseException] | None, *_: object) -> None:
+        if raised is None:
+            self._seconds += self._now() - self._began
 
     @property
     def seconds(self) -> float:

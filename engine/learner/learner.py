@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -68,23 +68,18 @@ class Learner:
     update_line: str = ""
     attention_line: str = ""
 
-    @property
-    def parts(self) -> Iterator[tuple[str, TrainedPart | FrozenPart]]:
+    @cached_property
+    def parts(self) -> Mapping[str, TrainedPart | FrozenPart]:
         """The parts, by name."""
-        yield "backbone", self.backbone
-        if self.heads is not None:
-            yield "heads", self.heads
-        if self.audit is not None:
-            yield "audit", self.audit
+        parts = {"backbone": self.backbone, "heads": self.heads, "audit": self.audit}
+        return {name: part for name, part in parts.items() if part is not None}
 
-    @property
-    def trained_parts(self) -> Iterator[tuple[str, TrainedPart]]:
+    @cached_property
+    def trained_parts(self) -> Mapping[str, TrainedPart]:
         """The parts that have an optimizer, by name."""
-        for name, part in self.parts:
-            if isinstance(part, TrainedPart):
-                yield name, part
+        return {name: part for name, part in self.parts.items() if isinstance(part, TrainedPart)}
 
-    @property
+    @cached_property
     def wrapped(self) -> Network:
         """The modules as training runs them, in their wrappers."""
         heads, audit = (None if part is None else part.wrapped for part in (self.heads, self.audit))
@@ -105,25 +100,25 @@ class Learner:
     def without_sync(self) -> ExitStack:
         """Return the context in which no part reduces its gradients."""
         stack = ExitStack()
-        for _, part in self.parts:
+        for part in self.parts.values():
             stack.enter_context(part.without_sync())
         return stack
 
     def scaled(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the sum of losses, by the part that each trains, as it is to be back-propagated."""
-        scaled = [part.scaled(losses[name]) for name, part in self.parts if name in losses]
+        scaled = [part.scaled(losses[name]) for name, part in self.parts.items() if name in losses]
         return sum(scaled[1:], scaled[0])
 
     @property
     def loss_scales(self) -> dict[str, Tensor]:
         """The parts' loss scales as they are now, 0-d on the device, named as figures; empty where nothing is scaled."""
-        scales = {name: part.loss_scale for name, part in self.trained_parts}
+        scales = {name: part.loss_scale for name, part in self.trained_parts.items()}
         return {f"{name}_loss_scale": scale.factor.clone() for name, scale in scales.items() if scale is not None}
 
     @cached_property
     def statistics(self) -> RunningStatistics:
         """Batch norm's statistics in the parts that are trained; whoever takes a step keeps them before it."""
-        return RunningStatistics(part.module for _, part in self.trained_parts)
+        return RunningStatistics(part.module for part in self.trained_parts.values())
 
     def update(self, num_updates: int, verdicts: Mapping[str, Verdict]) -> dict[str, Tensor]:
         """Take optimizer step number `num_updates` (from 0) with every part that may, then move the average.
@@ -137,7 +132,7 @@ class Learner:
         """
         norms = {
             name: part.update(num_updates, verdicts[name].norm, verdicts[name].nonfinite)
-            for name, part in self.trained_parts
+            for name, part in self.trained_parts.items()
         }
         if "backbone" in verdicts:
             self.statistics.restore_where(verdicts["backbone"].nonfinite)
@@ -147,13 +142,13 @@ class Learner:
 
     def train(self, mode: bool = True) -> None:
         """Switch every part between training and evaluation mode."""
-        for _, part in self.parts:
+        for part in self.parts.values():
             part.train(mode)
 
     def state(self) -> dict[str, Any]:
         """Return every tensor that a checkpoint keeps, by reference (nothing is copied)."""
-        state: dict[str, Any] = {name: part.module.state_dict() for name, part in self.parts}
-        for name, part in self.trained_parts:
+        state: dict[str, Any] = {name: part.module.state_dict() for name, part in self.parts.items()}
+        for name, part in self.trained_parts.items():
             state[f"{name}_optimizer"] = part.optimizer_state()
             if part.loss_scale is not None:
                 state[f"{name}_loss_scale"] = part.loss_scale.state()
@@ -163,7 +158,7 @@ class Learner:
 
     def load_optimizers(self, state: dict[str, Any]) -> None:
         """Hand the part of a loaded `state()` back that no module holds (the modules' tensors were filled in place)."""
-        for name, part in self.trained_parts:
+        for name, part in self.trained_parts.items():
             part.load_optimizer_state(state[f"{name}_optimizer"])
             if part.loss_scale is not None:
                 part.loss_scale.load(state[f"{name}_loss_scale"])

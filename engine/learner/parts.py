@@ -117,7 +117,7 @@ class TrainedPart:
         if self.loss_scale is not None:
             self.loss_scale.update(is_nonfinite(norm))
         take_step(self.optimizer, skipped, divisor)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         if self.pending is not None:
             self.pending.apply(self.optimizer, factor, skipped)
         return norm
@@ -127,14 +127,18 @@ class TrainedPart:
         assert self.pending is not None
         skipped = self._skipped(None, left_out)
         kept = [(parameter, parameter.grad) for parameter in self.weights if parameter.grad is not None]
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         squared = self.pending.apply(self.optimizer, None, skipped)
         for parameter, gradient in kept:
             parameter.grad = gradient
         norm = total_norm(self.weights, squared)
         take_step(self.optimizer, skipped)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         return norm
+
+    def _drop_gradients(self) -> None:
+        for weight in self.weights:
+            weight.grad = None
 
     def optimizer_state(self) -> dict[str, Any]:
         """Return the optimizer's state, by reference, under the names of the parameters."""

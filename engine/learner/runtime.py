@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -87,22 +87,20 @@ class SideStream:
         """Whether there is one."""
         return self._side is not None
 
-    @contextmanager
-    def work(self, *reads: Tensor) -> Iterator[None]:
-        """The context whose operations go to the side stream.
+    def work(self, *reads: Tensor) -> AbstractContextManager[object]:
+        """Return the context whose operations go to the side stream, which waits for what the current one was given.
 
         Args:
             reads: tensors of the current stream that they read and that may be dropped before they are through: the memory
                 is kept until then.
         """
         if self._side is None:
-            yield
-            return
+            return nullcontext()
         self._side.wait_stream(self._streams.current_stream())
         for tensor in reads:
             tensor.record_stream(self._side)
-        with self._streams.stream(self._side):
-            yield
+        context: AbstractContextManager[object] = self._streams.stream(self._side)
+        return context
 
     def join(self) -> None:
         """Let the current stream go on when the side stream is through."""

@@ -33,6 +33,8 @@ from rlpheads.memorization.records.ledger import Ledger
 
 _Scalars: TypeAlias = dict[str, Tensor]
 """0-d tensors on the device, by name."""
+_UNWEIGHTED = TermWeights()
+"""Of the audit heads, which train nothing but themselves."""
 _LARGEST = 1e30
 """Shown where a root mean square overflows: it is finite, as the images are, and a mean over ranks still is."""
 
@@ -167,19 +169,16 @@ def record_rows(ledger: Ledger, batch: Batch, rows: RowLosses) -> None:
 
     Rows that could not be read are marked as skipped; how many is known to the host, so that nothing waits.
     """
-    heads = [losses.own for losses in (rows.heads, rows.audit) if losses is not None]
-    hit_TMB, bits_TMB, margin_TMB = (
-        torch.cat([getattr(losses, name).detach() for losses in heads], dim=1) if heads else None
-        for name in ("hit_TMB", "bits_TMB", "margin_TMB")
-    )
+    of_draws: _Scalars = {}
+    if heads := [losses.own for losses in (rows.heads, rows.audit) if losses is not None]:
+        for name in ("hit_TMB", "bits_TMB", "margin_TMB"):
+            of_draws[name] = torch.cat([getattr(losses, name).detach() for losses in heads], dim=1)
     ledger.record(
         batch.index,
         batch.targets,
-        rows.class_loss_B.detach(),
+        rows.class_loss_B,
         rows.class_hit_B,
-        hit_TMB,
-        bits_TMB,
-        margin_TMB,
+        **of_draws,
         predicted_B=rows.predicted_B,
         confidence_B=rows.confidence_B,
         counts_only_B=None if batch.is_first is None else ~batch.is_first,
@@ -213,13 +212,15 @@ class TrainStep:
         num_parts = self.config.accumulate
         seeds = [stream_seed(self.config.seed, "dropout", num_updates, self.rank, part) for part in range(num_parts)]
         parts = list(zip(batch.chunks(num_parts), seeds, strict=True))
-        learner, trained = self.learner, dict(self.learner.trained_parts)
+        learner = self.learner
+        found: list[tuple[_Scalars, _Scalars]] = []
         learner.statistics.keep()
-        with learner.without_sync():
-            found = [self._forward_backward(*part, term_weights) for part in parts[:-1]]
+        if num_parts > 1:
+            with learner.without_sync():
+                found = [self._forward_backward(*part, term_weights) for part in parts[:-1]]
         found.append(self._forward_backward(*parts[-1], term_weights))
-        shares, losses = (_sum_by_name(each) for each in zip(*found, strict=True))
-        verdicts = judge(trained, losses, self.routes.world_size)
+        shares, losses = map(_sum_by_name, zip(*found, strict=True))
+        verdicts = judge(learner.trained_parts, losses, self.routes.world_size)
         norms = learner.update(num_updates, verdicts)
         for name, verdict in verdicts.items():
             shares |= {f"{name}_grad_norm": norms[name], f"{name}_nonfinite": verdict.nonfinite.float()}
@@ -241,7 +242,7 @@ class TrainStep:
         shares["skipped"] = total.new_full((), len(batch.skipped) * scale)
         trains = {"backbone": total}
         with apart.work(*(() if valid_B is None else (valid_B,))):
-            for part, losses, weights in (("heads", rows.heads, term_weights), ("audit", rows.audit, TermWeights())):
+            for part, losses, weights in (("heads", rows.heads, term_weights), ("audit", rows.audit, _UNWEIGHTED)):
                 if losses is None:
                     continue
                 terms = combine_losses(losses, valid_B, batch.num_global_rows, self.routes.world_size, weights)
@@ -300,6 +301,8 @@ def _without_padding(values_B: Tensor, valid_B: Tensor | None) -> Tensor:
 
 
 def _sum_by_name(each: Sequence[_Scalars]) -> _Scalars:
+    if len(each) == 1:
+        return each[0]
     return {name: sum((other[name] for other in each[1:]), each[0][name]) for name in each[0]}
 
 

@@ -34,14 +34,20 @@ def judge(parts: Mapping[str, TrainedPart], losses: Mapping[str, Tensor], world_
 
     Args:
         parts: the parts that have an optimizer, by name.
-        losses: this rank's share of the loss that trains each, 0-d.
+        losses: this rank's share of the loss that trains each, 0-d, without a graph.
         world_size: number of ranks.
     """
-    asked = {name: part.to_sum() for name, part in parts.items()}
-    to_sum = {name: numbers for name, numbers in asked.items() if numbers is not None}
-    norms = {name: part.gradient_norm() for name, part in parts.items() if name not in to_sum}
-    # norms that need other ranks' numbers are looked at behind the message, alike at every rank
-    spoiled = {name: _is_spoiled(part, losses[name], norms.get(name)) for name, part in parts.items()}
+    to_sum: dict[str, Tensor] = {}
+    norms: dict[str, Tensor] = {}
+    spoiled: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        spoiled[name] = is_nonfinite(losses[name])
+        numbers = part.to_sum()
+        if numbers is None:
+            norms[name] = part.gradient_norm()
+            spoiled[name] = spoiled[name] | _overflows(part, norms[name])
+        else:  # looked at behind the message, alike at every rank
+            to_sum[name] = numbers
     if world_size > 1 or to_sum:
         spoiled, sums = _exchange(spoiled, to_sum)
         for name, summed in sums.items():
@@ -62,12 +68,6 @@ def _exchange(
     dist.all_reduce(packed)
     spoiled_P, *sums = packed.split([len(spoiled), *(len(numbers) for numbers in to_sum.values())])
     return dict(zip(spoiled, (spoiled_P > 0).unbind(), strict=True)), dict(zip(to_sum, sums, strict=True))
-
-
-def _is_spoiled(part: TrainedPart, loss: Tensor, norm: Tensor | None) -> Tensor:
-    """Whether the loss or, where it is known, the gradient are not finite."""
-    is_spoiled = is_nonfinite(loss.detach())
-    return is_spoiled if norm is None else is_spoiled | _overflows(part, norm)
 
 
 def _overflows(part: TrainedPart, norm: Tensor) -> Tensor:
@@ -92,7 +92,6 @@ class RunningStatistics:
         """Copy them as they are before a step."""
         self._before = [buffer.clone() for buffer in self._buffers]
 
-    @torch.no_grad()
     def restore_where(self, nonfinite: Tensor) -> None:
         """Put back what was kept last, if `nonfinite`, a bool () on the device, is true."""
         for buffer, before in zip(self._buffers, self._before, strict=True):

@@ -48,7 +48,7 @@ class Position:
 
     def after(self, num_samples: int) -> Position:
         """Return the position so many samples of the same epoch later."""
-        return replace(self, consumed=self.consumed + num_samples)
+        return Position(self.epoch, self.consumed + num_samples, self.left_out, self.skipped_in_a_row)
 
     @property
     def next_epoch(self) -> Position:

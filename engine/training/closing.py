@@ -110,7 +110,7 @@ def close_run(training: Training, outcome: Outcome, display: Display, warnings: 
 
 def _weight_hashes(training: Training) -> dict[str, str]:
     """Hash the weights at the main rank; the others help where they hold a part of them. Collective."""
-    parts = dict(training.learner.parts)
+    parts = training.learner.parts
     is_main = training.run.launch.is_main
     modules = {name: part.module for name, part in parts.items() if is_main or isinstance(part, ShardedPart)}
     if is_main and training.learner.ema is not None:

@@ -87,7 +87,7 @@ class BatchPreparation:
         """
         self._announce_skipped(batch)
         if self.repeats is None:
-            images = self.augment(batch.images, batch.index, epoch, batch.index_on_host)
+            images = self.augment(batch.images, batch.index, epoch, batch.host_index)
             return self.mixer(batch.with_images(images), epoch, step)
         keys_B = batch.index_on_host + self.repeats.offset_B
         images = self.augment(batch.images, batch.index + self.repeats.offset, epoch, keys_B)

@@ -137,7 +137,7 @@ def _is_on(training: Training) -> bool:
 
 
 def _begin(training: Training) -> None:
-    parts = {name: part.replicated_parameters() for name, part in training.learner.trained_parts}
+    parts = {name: part.replicated_parameters() for name, part in training.learner.trained_parts.items()}
     training.gauges.replicas.begin(training.num_updates, {name: held for name, held in parts.items() if held})
 
 

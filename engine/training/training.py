@@ -170,13 +170,14 @@ class Training:
 
     def train_on(self, delivered: Batch) -> None:
         """Take the next optimizer step, on the next batch of the training loader."""
-        if self.num_updates + 1 in self._position.left_out:
+        num_updates = self.num_updates
+        if num_updates + 1 in self._position.left_out:
             self._leave_out(delivered)
         else:
             with self.gauges.own_time.work.measuring():
                 batch = self.preparation.for_training(delivered, self._position.epoch, self._step_of_epoch)
-            self.gauges.meters.add(self.num_updates + 1, self.step(batch, self.num_updates, self._term_weights))
-            is_drawn = self.num_updates < self.run.config.log.images
+            self.gauges.meters.add(num_updates + 1, self.step(batch, num_updates, self._term_weights))
+            is_drawn = num_updates < self.run.config.log.images
             self._last_batch = batch if is_drawn or self._may_be_last else None
         self._position = self._position.after(delivered.num_global_rows)
 

@@ -11,7 +11,7 @@ from rlpheads.engine.training.training import Training
 
 def close_window(training: Training) -> None:
     """Start to read the averages of the steps since the last window was closed. Collective."""
-    rates = {f"{name}_lr": part.lr for name, part in training.learner.parts}
+    rates = {f"{name}_lr": part.lr for name, part in training.learner.parts.items()}
     own = training.gauges.own_time.take()
     alone = training.run.launch.world_size == 1
     training.gauges.meters.begin_read(training.num_updates, None if alone else own, **rates)

@@ -85,7 +85,7 @@ class Batch:
     def may_have_padding(self) -> bool:
         """Whether a row may be padding: False where the host knows that none is, so that none need be masked."""
         is_known = self.host_index is not None or self.index.device.type == "cpu"
-        return not is_known or bool((self.index_on_host < 0).any())
+        return not is_known or PADDING in self.index_on_host
 
     @property
     def skipped_index(self) -> Tensor:
@@ -102,7 +102,16 @@ class Batch:
 
     def with_images(self, images_B3HW: Tensor) -> Batch:
         """Return the batch with other images of the same rows, such as its own once they are normalised."""
-        return replace(self, images=images_B3HW)
+        return Batch(  # `replace` looks at the class anew, which a step of a small network notices
+            images_B3HW,
+            self.targets,
+            self.index,
+            self.num_global_rows,
+            self.skipped,
+            self.partners,
+            self.host_index,
+            self.is_first,
+        )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Copy to a device; without waiting, if `non_blocking` and the batch is pinned."""

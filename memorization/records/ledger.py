@@ -54,7 +54,6 @@ class Ledger:
             "margin": rows(torch.float32, *per_head),
         }
 
-    @torch.no_grad()
     def record(
         self,
         index_B: Tensor,
@@ -188,7 +187,7 @@ class Ledger:
 
     def _write(self, slot_B: Tensor, name: str, values: Tensor) -> None:
         rows = self._rows[name]
-        rows.index_copy_(0, slot_B, values.to(rows.dtype))
+        rows.index_copy_(0, slot_B, values.detach().to(rows.dtype))
 
     def _mean(self, name: str) -> Tensor:
         """Mean over the samples seen; the others are zero."""

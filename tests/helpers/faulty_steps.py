@@ -29,7 +29,7 @@ def _meet(fault: Fault, training: Training) -> list[Any]:
     """Let the next step meet a fault; return the hooks to be removed after it."""
     if fault.kind == "images":
         return [training.preparation.augment.register_forward_hook(lambda _module, _given, made: made * fault.size)]
-    module = dict(training.learner.parts)[fault.part].module
+    module = training.learner.parts[fault.part].module
     parameter = next(each for each in module.parameters() if each.requires_grad)
     if fault.kind == "gradient":
         return [parameter.register_hook(lambda gradient: gradient * fault.size)]

@@ -54,7 +54,7 @@ def take_steps(training, num_steps: int, first: int = 0) -> list[dict[str, float
 def weights_of(training) -> dict[str, torch.Tensor]:
     return {
         f"{part}.{name}": tensor.clone()
-        for part, trained in training.learner.parts
+        for part, trained in training.learner.parts.items()
         for name, tensor in trained.module.state_dict().items()
     }
 

@@ -39,7 +39,9 @@ def steps_of(training, num_steps: int = 3) -> list[float]:
 
 
 def weights_of(training) -> dict[str, torch.Tensor]:
-    return {name: tensor for _, part in training.learner.parts for name, tensor in part.module.state_dict().items()}
+    return {
+        name: tensor for part in training.learner.parts.values() for name, tensor in part.module.state_dict().items()
+    }
 
 
 @pytest.mark.long

@@ -60,7 +60,7 @@ def test_sharded_heads_learn_what_whole_ones_learn(tiny, build, changes, heads):
     ledgers = [training.splits.trained.ledger.tensors() for training in trainings]
     assert torch.equal(ledgers[0]["hit"], ledgers[1]["hit"])
     torch.testing.assert_close(ledgers[0]["bits"], ledgers[1]["bits"], rtol=1e-3, atol=1e-4)
-    modules = [dict(training.learner.parts) for training in trainings]
+    modules = [training.learner.parts for training in trainings]
     assert isinstance(modules[0]["heads"], ShardedPart)
     for name in modules[1]:
         parts = [part[name].module.state_dict() for part in modules]

@@ -28,7 +28,7 @@ def state_of(training, part: str) -> dict[str, Tensor]:
 
 def take_step(training, number: int, *spoiled: str) -> dict[str, Tensor]:
     """Take a step, with an infinity in the gradients of some parts."""
-    parts = dict(training.learner.parts)
+    parts = training.learner.parts
     parameters = [next(iter(parts[name].module.parameters())) for name in spoiled]
     hooks = [parameter.register_hook(lambda gradient: gradient * torch.inf) for parameter in parameters]
     training.learner.train()
