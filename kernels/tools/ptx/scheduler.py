@@ -95,11 +95,19 @@ class Scheduler:
             step.active = group & (step.read(instruction.guard, "pred") ^ instruction.unless)
             if not step.active.any():
                 return True
+        if "aligned" in instruction.modifiers:
+            self._check_whole_warps(step.active)
         if instruction.name in CONTROL or instruction.modifiers[:1] == ("try_wait",):
             self._place[group] = place + 1
             return self._control(step, place)
         INSTRUCTIONS[instruction.name](step)
         return True
+
+    def _check_whole_warps(self, active: Array) -> None:
+        """`.aligned`: all threads of a warp that have not ended execute the instruction, or none (e.g. 9.7.15.5.14)."""
+        active_WT, lives_WT = active.reshape(-1, 32), self._lives.reshape(-1, 32)
+        if (lives_WT & ~active_WT)[active_WT.any(1)].any():
+            raise KernelError("a part of a warp executes what all of it must")
 
     def _control(self, step: Step, place: int) -> bool:
         """Control flow (PTX ISA, 9.7.12) and waiting: `bar.sync` (9.7.13), `mbarrier.try_wait` (9.7.13.15)."""

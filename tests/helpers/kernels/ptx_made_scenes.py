@@ -120,7 +120,10 @@ def one_other(values_BK: Tensor, value: float, seed: int) -> Tensor:
 
 
 def moved(named: Arguments, gap: int) -> Iterator[Arguments]:
-    """A size lowered by a gap, with no bias and no rows of a step beyond it; or labels moved by it to either side."""
+    """A size lowered by a gap, with no bias and no rows of a step beyond it; or labels moved by it to either side.
+
+    Where features are fewer, rows are so long as before, or no longer than they: the last one then ends with its buffer.
+    """
     for name, value in named.items():
         lowered = value + gap if name.startswith("num_") and type(value) is int else 0
         if gap < 0 and lowered > 1 and (lowered % 16 == 0) == (value % 16 == 0):
@@ -130,10 +133,20 @@ def moved(named: Arguments, gap: int) -> Iterator[Arguments]:
             if name == "num_kept_rows" and "scaled" in named:
                 changed |= {key: like(named[key][:lowered], named[key][:lowered]) for key in ("exps", "scaled")}
             yield named | changed
-    if gap and "labels" in named:
+            if name == "num_features" and type(named.get("features")) is type(named.get("weight")) is Tensor:
+                yield named | changed | with_narrow_rows(named, lowered)
+    if gap and "labels" in named and "num_classes" in named:
+        start = named.get("start", 0)
         for step in (gap, -gap):
-            labels = (named["labels"] - named["start"] + step) % named["num_classes"]
-            yield named | {"labels": labels + named["start"]}
+            labels = (named["labels"] - start + step) % named["num_classes"]
+            yield named | {"labels": labels + start}
+
+
+def with_narrow_rows(named: Arguments, width: int) -> Arguments:
+    """Features and weight whose rows hold so many features and nothing behind them."""
+    strides = {"features": "stride_x", "weight": "stride_w"}
+    rows = {name: named[name].reshape(-1, named[stride])[:, :width].contiguous() for name, stride in strides.items()}
+    return rows | dict.fromkeys(strides.values(), width)
 
 
 def like(wanted: Any, values: Tensor) -> Any:

@@ -116,6 +116,7 @@ def test_a_in_tensor_memory(rows: int) -> None:
         (STORE + "[%r8 + 0]", STORE + "[%r6 + 0]", "not its own"),
         ("complete, [%r1], %r2", "complete, [%r1], 1", "not waited for"),
         ("[%r10];", "[%r1];", "deadlock|not waited for"),
+        ("setp.lt.u32 %p4, %r0, 32", "setp.le.u32 %p4, %r0, 32", "a part of a warp"),
     ],
 )  # fmt: skip
 def test_what_tcgen05_needs(line: str, other: str, message: str) -> None:
