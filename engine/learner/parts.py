@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +21,7 @@ from rlpheads.engine.learner.optimizer import (
     can_skip_on_device,
     prepare_to_skip,
     scaled_lr,
-    take_step,
+    stepper_of,
 )
 from rlpheads.engine.learner.pending_update import PendingUpdate
 from rlpheads.engine.learner.schedule import Span, build_scheduler
@@ -68,6 +68,10 @@ class TrainedPart:
     def weights(self) -> tuple[nn.Parameter, ...]:
         """The module's weights, found once: looking through a deep network takes longer than a step's small operations."""
         return tuple(self.module.parameters())
+
+    @cached_property
+    def _take_step(self) -> Callable[[Tensor | None, Tensor | None], None]:
+        return stepper_of(self.optimizer)
 
     def replicated_parameters(self) -> list[nn.Parameter]:
         """Return the weights that every rank holds alike."""
@@ -116,7 +120,7 @@ class TrainedPart:
         factor = None if self.pending is None else self._pending_factor(norm)
         if self.loss_scale is not None:
             self.loss_scale.update(is_nonfinite(norm))
-        take_step(self.optimizer, skipped, divisor)
+        self._take_step(skipped, divisor)
         self._drop_gradients()
         if self.pending is not None:
             self.pending.apply(self.optimizer, factor, skipped)
@@ -132,7 +136,7 @@ class TrainedPart:
         for parameter, gradient in kept:
             parameter.grad = gradient
         norm = total_norm(self.weights, squared)
-        take_step(self.optimizer, skipped)
+        self._take_step(skipped, None)
         self._drop_gradients()
         return norm
 

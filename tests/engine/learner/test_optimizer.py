@@ -1,12 +1,18 @@
 """Parts are stepped, scheduled and clipped each by itself."""
 
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from timm.optim import get_optimizer_info, list_optimizers
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
-from rlpheads.engine.learner.optimizer import argument_defaults
+from rlpheads.engine.learner.optimizer import argument_defaults, build_optimizer, prepare_to_skip, stepper_of, take_step
 from rlpheads.engine.learner.parts import TrainedPart, build_part
 from rlpheads.engine.learner.schedule import Span
 
@@ -187,3 +193,54 @@ def test_layers_learn_the_slower_the_earlier_they_are(tiny):
     assert found == pytest.approx([found[-1] * 0.5**k for k in (3, 2, 1, 0)])
     assert trained.lr == found[-1] == 1.0
     assert sum(len(group["params"]) for group in trained.optimizer.param_groups) == len(list(model.parameters()))
+
+
+def network_and_optimizer(name: str, **args: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    optimizer = build_optimizer(network, OptimConfig(name=name, args=args), 0.1)
+    prepare_to_skip(optimizer)
+    return network, optimizer
+
+
+def take_some_steps(network: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[..., None]) -> None:
+    """Seven steps: the second is left out, the third divided, and the last layer's weight has a gradient in some alone."""
+    torch.manual_seed(1)
+    for number in range(7):
+        for weight in network.parameters():
+            weight.grad = torch.randn_like(weight)
+        if number in (0, 4):
+            network[1].weight.grad = None
+        if number == 5:  # as a resumed run does
+            optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
+        step(torch.tensor(number == 1), torch.tensor(3.0) if number == 2 else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("adamw", {}), ("adam", {"betas": (0.7, 0.9)}), ("adamw", {"amsgrad": True}), ("sgd", {})]
+)
+def test_steps_that_look_states_up_once_are_the_optimizers_own(name, args):
+    theirs, their_optimizer = network_and_optimizer(name, **args)
+    take_some_steps(theirs, their_optimizer, partial(take_step, their_optimizer))
+    ours, our_optimizer = network_and_optimizer(name, **args)
+    take_some_steps(ours, our_optimizer, stepper_of(our_optimizer))
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
+        for key, kept in their_optimizer.state[other].items():
+            assert torch.equal(our_optimizer.state[mine][key], kept), key
+
+
+def test_hooks_and_traces_see_every_step():
+    network, optimizer = network_and_optimizer("adamw")
+    step, told = stepper_of(optimizer), []
+    take_some_steps(network, optimizer, step)
+    hooks = [optimizer.register_step_post_hook(lambda *_: told.append("its own"))]
+    hooks.append(register_optimizer_step_post_hook(lambda *_: told.append("all")))
+    step(torch.tensor(False), None)
+    for hook in hooks:
+        hook.remove()
+    step(torch.tensor(False), None)
+    assert told == ["its own", "all"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+        step(torch.tensor(False), None)
+    assert "Optimizer.step#AdamW.step" in {event.name for event in trace.events()}
