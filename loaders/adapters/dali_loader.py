@@ -199,6 +199,7 @@ def _make_batch(fetched: FetchedRequest, decoded: Decoded) -> Batch:
         num_global_rows=fetched.request.num_global_rows,
         skipped=tuple(fetched.errors.values()),
         host_index=host_index_B,
+        is_full=len(fetched.images) == len(index_B),
     )
 
 

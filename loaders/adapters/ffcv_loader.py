@@ -99,5 +99,8 @@ class FfcvLoader(PositionedLoader):
             images_B3SS[num_rows:] = 0
         if errors and self._options.on_error == "raise":
             raise errors[min(errors)]
-        batch = Batch(images_B3SS, targets_B, torch.from_numpy(index_B), num_global_rows).skip_rows(errors)
+        is_full = num_rows == len(index_B)
+        batch = Batch(images_B3SS, targets_B, torch.from_numpy(index_B), num_global_rows, is_full=is_full).skip_rows(
+            errors
+        )
         return batch.pin_memory() if self._options.pin_memory else batch

@@ -86,13 +86,14 @@ class BatchMaker(Dataset[Batch | ImageReadError]):
 
     def _make_batch(self, request: Request) -> Batch:
         index_B, transform = request.index_B, self.transform.at(request.epoch)
+        rows = np.flatnonzero(index_B >= 0)
         batch = Batch(
             images=_blank_images(len(index_B), transform.image_size),
             targets=_shared(torch.zeros(len(index_B), dtype=torch.int64)),
             index=_shared(torch.from_numpy(index_B.copy())),
             num_global_rows=request.num_global_rows,
+            is_full=len(rows) == len(index_B),
         )
-        rows = np.flatnonzero(index_B >= 0)
         batch.targets[rows] = torch.from_numpy(self.source.manifest.targets[index_B[rows]])
         errors: dict[int, ImageReadError] = {}
         for start in range(0, len(rows), _OPENED_AT_ONCE):

@@ -53,6 +53,7 @@ class Batch:
         is_first: bool (B,), on the device: rows that are no repeats of rows before them in the global batch; None: all.
         host_index: `index` on the host, where the tensor lies on another device; None: the tensor lies on the host, or
             nobody knows its values there.
+        is_full: Whoever made the batch knows that no row is padding; False: there may be some.
     """
 
     images: Tensor
@@ -63,6 +64,7 @@ class Batch:
     partners: Partners | None = None
     host_index: Int64Array | None = None
     is_first: Tensor | None = None
+    is_full: bool = False
 
     def __len__(self) -> int:
         """Return the rows of this rank, padding included."""
@@ -84,6 +86,8 @@ class Batch:
     @cached_property
     def may_have_padding(self) -> bool:
         """Whether a row may be padding: False where the host knows that none is, so that none need be masked."""
+        if self.is_full:
+            return False
         is_known = self.host_index is not None or self.index.device.type == "cpu"
         return not is_known or PADDING in self.index_on_host
 
@@ -98,7 +102,7 @@ class Batch:
             self.images[row] = 0
             self.targets[row] = 0
             self.index[row] = PADDING
-        return replace(self, skipped=self.skipped + tuple(errors.values()))
+        return replace(self, skipped=self.skipped + tuple(errors.values()), is_full=self.is_full and not errors)
 
     def with_images(self, images_B3HW: Tensor) -> Batch:
         """Return the batch with other images of the same rows, such as its own once they are normalised."""
@@ -111,6 +115,7 @@ class Batch:
             self.partners,
             self.host_index,
             self.is_first,
+            self.is_full,
         )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:

@@ -182,6 +182,7 @@ def test_evaluation_sees_every_index_once(kind, open_noise, count, world_size):
             index = torch.cat([share.index for share in shares])
             images = torch.cat([share.images for share in shares])
             assert not images[index == -1].any()
+            assert [share.is_full for share in shares] == [-1 not in share.index for share in shares]
             assert {share.num_global_rows for share in shares} == {int((index >= 0).sum())}
             seen.append(index[index >= 0])
         assert torch.equal(torch.cat(seen), torch.arange(count))

@@ -142,6 +142,7 @@ def test_evaluation_sees_each_sample_once_at_any_world_size(digits, world_size, 
         padding = index == -1
         seen.append(index[~padding])
         assert {share.num_global_rows for share in shares} == {int((~padding).sum())}
+        assert [share.is_full for share in shares] == [-1 not in share.index for share in shares]
         rows.append(shares[0].num_global_rows)
         assert not torch.cat([share.images for share in shares])[padding].any()
         assert not torch.cat([share.targets for share in shares])[padding].any()

@@ -1,5 +1,7 @@
 """Batches are cut, moved and pinned without losing a row."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -80,3 +82,12 @@ def test_padding_is_looked_for_where_the_host_cannot_rule_it_out():
     assert [chunk.may_have_padding for chunk in skipped.to("meta").chunks(2)] == [False, True]
     rows = torch.arange(4)
     assert Batch(torch.zeros(4, 3, 2, 2), rows, rows.to("meta"), 4).may_have_padding
+
+
+def test_a_batch_that_is_full_stays_so_until_a_row_is_skipped():
+    rows = torch.arange(4)
+    full = Batch(torch.zeros(4, 3, 2, 2), rows, rows.to("meta"), 4, is_full=True)
+    changed = full.with_images(torch.ones(4, 3, 2, 2)).chunks(2)
+    assert not any(each.may_have_padding for each in (full, full.to("meta"), *changed, full.skip_rows({})))
+    spoiled = replace(full, index=rows).skip_rows({3: ImageReadError(3, "cat/3.jpg", "the file is empty")})
+    assert spoiled.with_images(spoiled.images).may_have_padding
