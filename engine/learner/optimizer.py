@@ -162,7 +162,7 @@ def _step_groups(
 ) -> None:
     """Step weights, given by the optimizer's groups with their gradients and states, by torch's fused kernels."""
     found_inf = left_out.float()
-    counted = 1 - found_inf
+    counted = torch.rsub(found_inf, 1)
     for group, rows in zip(optimizer.param_groups, groups, strict=True):
         if not rows:
             continue

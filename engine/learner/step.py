@@ -182,6 +182,7 @@ def record_rows(ledger: Ledger, batch: Batch, rows: RowLosses) -> None:
         predicted_B=rows.predicted_B,
         confidence_B=rows.confidence_B,
         counts_only_B=None if batch.is_first is None else ~batch.is_first,
+        may_have_padding=batch.may_have_padding,
     )
     if batch.skipped:
         ledger.skip(batch.skipped_index.to(batch.index.device, non_blocking=True))

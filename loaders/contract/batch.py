@@ -83,11 +83,13 @@ class Batch:
             raise ValueError(f"the indices lie on {self.index.device} alone; give the batch its host_index")
         return np.asarray(self.index)
 
-    @cached_property
+    @property
     def may_have_padding(self) -> bool:
         """Whether a row may be padding: False where the host knows that none is, so that none need be masked."""
-        if self.is_full:
-            return False
+        return not self.is_full and self._shows_padding
+
+    @cached_property
+    def _shows_padding(self) -> bool:
         is_known = self.host_index is not None or self.index.device.type == "cpu"
         return not is_known or PADDING in self.index_on_host
 

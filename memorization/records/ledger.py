@@ -67,6 +67,7 @@ class Ledger:
         predicted_B: Tensor | None = None,
         confidence_B: Tensor | None = None,
         counts_only_B: Tensor | None = None,
+        may_have_padding: bool = True,
     ) -> None:
         """Write one micro-batch; safe inside a step: no host synchronisation, nothing depends on a value.
 
@@ -82,10 +83,11 @@ class Ledger:
             confidence_B: its probability; None: NaN.
             counts_only_B: bool, rows that raise their sample's count and leave its row as it is, such as repeats within a
                 batch, one of which alone is recorded, by one rank; None: no row.
+            may_have_padding: False where the host knows that no index is -1, and none need be looked for.
 
         A sample that comes again overwrites its row, and its count goes up.
         """
-        slot_B = self._slots(index_B)
+        slot_B = self._slots(index_B) if may_have_padding else index_B
         self._rows["count"].index_add_(0, slot_B, torch.ones_like(slot_B, dtype=torch.int32))
         if counts_only_B is not None:
             slot_B = torch.where(counts_only_B, self.num_samples, slot_B)

@@ -60,6 +60,9 @@ def test_padding_rows_leave_no_trace():
         batch[name][..., [1, 3]] = float("nan")
     padded.record(**batch)
     assert_same(plain, padded)
+    full = new_ledger()
+    full.record(**batch_of([2, 10]), may_have_padding=False)
+    assert_same(plain, full)
     assert padded.num_seen == 2
 
 
