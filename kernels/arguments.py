@@ -12,7 +12,7 @@ from torch import Tensor
 from rlpheads.kernels.label_source import Labels, Pair, check_values_on_host
 from rlpheads.kernels.operators import register_operator
 from rlpheads.kernels.rows.partials import accumulation_dtype
-from rlpheads.kernels.rows.row_softmax import RowLabels
+from rlpheads.kernels.rows.row_softmax import LabelsOfRows
 from rlpheads.kernels.rows.terms import REGULARIZERS
 
 LABEL_DTYPES = (torch.int32, torch.int64)
@@ -220,22 +220,22 @@ def _check_device(name: str, tensor: Tensor | None, features_BD: Tensor) -> None
         raise ValueError(f"{name} must be on the features' device {features_BD.device}; got {tensor.device}")
 
 
-def check_label_values(labels: RowLabels, num_labels: int) -> RowLabels:
+def check_label_values(labels: LabelsOfRows, num_labels: int) -> LabelsOfRows:
     """Check that labels lie in [0, K) and weights in [0, 1], and return them; unchecked on a GPU, as that would wait for it."""
     if labels.index_LB.device.type != "cpu":
         return labels
-    return labels._replace(index_LB=_check_values_op(labels.index_LB, labels.weight_LB, num_labels))
+    return labels._replace(index_LB=_check_values_op(*labels, num_labels))
 
 
-def _checked(labels_LB: Tensor, weight_LB: Tensor, num_labels: int) -> Tensor:
+def _checked(labels_LB: Tensor, first_weight_B: Tensor | None, num_labels: int) -> Tensor:
     """Check in an operator, since Python cannot branch on values under FakeTensorMode or torch.compile."""
-    check_values_on_host(labels_LB, weight_LB, num_labels)
+    check_values_on_host(labels_LB, first_weight_B, num_labels)
     return labels_LB.clone()
 
 
 _check_values_op = register_operator(
     "check_label_values",
-    "Tensor labels, Tensor weight, SymInt num_labels) -> Tensor",
+    "Tensor labels, Tensor? first_weight, SymInt num_labels) -> Tensor",
     _checked,
-    lambda labels_LB, _weight_LB, _num_labels: torch.empty_like(labels_LB),
+    lambda labels_LB, _first_weight_B, _num_labels: torch.empty_like(labels_LB),
 )

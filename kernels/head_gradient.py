@@ -153,3 +153,8 @@ class HandingOver:
             return self.kernel.local_class_gradients(*made_from, wanted)
         self.consumer(HeadGradient(self.kernel, *made_from, UPDATES.get(self.name)))
         return None, None
+
+
+def kernel_beneath(kernel: Kernel) -> Kernel:
+    """Return the kernel that computes: the one whose gradients are handed over, or this one."""
+    return kernel.kernel if isinstance(kernel, HandingOver) else kernel

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.rows.row_softmax import RowSoftmax
-from rlpheads.kernels.rows.terms import TERMS
+from rlpheads.kernels.head_rows.head_rows import HeadRows
 
 
 class RandomLabelLoss(NamedTuple):
@@ -56,14 +55,14 @@ class RandomLabelLosses(NamedTuple):
         return cls._make(None if each[0] is None else torch.stack(each) for each in zip(*losses, strict=True))
 
 
-def losses_without_gradient(rows: RowSoftmax) -> RandomLabelLoss:
-    """Return what the merged statistics of the rows say, without gradient routes; regulariser and joint term are None."""
+def loss_without_gradient(rows: HeadRows) -> RandomLabelLoss:
+    """Return what the merged rows say, without gradient routes; regulariser and joint term are None."""
     return RandomLabelLoss(
-        cross_entropy_B=TERMS["cross_entropy"].value_B(rows),
+        cross_entropy_B=rows.cross_entropy_B,
         regularizer_B=None,
         joint_B=None,
-        hit_B=rows.hit,
-        bits_B=rows.bits,
-        margin_B=rows.margin,
-        lse_B=rows.lse,
+        hit_B=rows.hit_B,
+        bits_B=rows.bits_B,
+        margin_B=rows.margin_B,
+        lse_B=rows.lse_B,
     )

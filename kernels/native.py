@@ -16,11 +16,13 @@ import subprocess
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from rlpheads.kernels.cache_folder import folder_for_code, warn_not_kept
@@ -30,7 +32,7 @@ CPP_SOURCES = tuple(
     ROOM / name
     for name in (
         *("cpu/tile_pass.cpp", "cpu/tile_update.cpp", "batched/batched_pass.cpp"),
-        *("batched/batched_ranges.cpp", "batched/row_message.cpp"),
+        *("batched/batched_ranges.cpp", "batched/row_message.cpp", "head_rows/head_rows.cpp"),
         *("pixels/pixel_pass.cpp", "pixels/pair_mixing.cpp"),
     )
 )
@@ -38,9 +40,12 @@ CPP_HEADERS = tuple(
     ROOM / name
     for name in (
         *("cpu/tile_chunk.h", "cpu/tile_products.h", "cpu/tile_scratch.h"),
-        *("batched/batched_heads.h", "batched/batched_products.h", "batched/row_terms.h", "pixels/pixel_image.h"),
+        *("batched/batched_heads.h", "batched/batched_products.h", "pixels/pixel_image.h"),
+        *("head_rows/row_terms.h", "head_rows/row_outputs.h", "head_rows/range_sums.h"),
     )
 )
+_MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
+
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 BUILD_TIMEOUT_SECONDS = 120
@@ -137,6 +142,28 @@ def address(tensor: Tensor | None) -> int | None:
     if not tensor.is_contiguous():
         raise RuntimeError(f"C++ cannot take a {tuple(tensor.shape)} with strides {tensor.stride()}")
     return tensor.data_ptr()
+
+
+def pointers(tensors: Sequence[Tensor | None]) -> "ctypes.Array[ctypes.c_void_p]":
+    """Where each tensor lies, null for None; as `address`, without a call of Python's for each."""
+    places = [
+        None if each is None else each.data_ptr() if each.is_contiguous() else address(each)  # which raises
+        for each in tensors
+    ]
+    return (ctypes.c_void_p * len(places))(*places)
+
+
+def plain_floats(tensors: Iterable[_MaybeTensor]) -> list[_MaybeTensor]:
+    """Tensors in float32 and contiguous, as they mostly are; None stays None."""
+    return [
+        each if each is None or (each.dtype == torch.float32 and each.is_contiguous()) else each.float().contiguous()
+        for each in tensors
+    ]
+
+
+def widths(matrices: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_int64]":
+    """D of each matrix (…, D)."""
+    return (ctypes.c_int64 * len(matrices))(*[matrix.shape[1] for matrix in matrices])
 
 
 def make_recipe() -> Recipe:

@@ -23,21 +23,21 @@ from rlpheads.kernels.gpu.heads.kept_operands import KeptOperands
 from rlpheads.kernels.gpu.heads.whole_heads import Wanted, WholeHeads, whole_head_losses
 from rlpheads.kernels.gpu.triton_labels import gather_by_triton
 from rlpheads.kernels.gpu.triton_loss import unsupported_reason
-from rlpheads.kernels.head_gradient import Consumer, HandingOver
+from rlpheads.kernels.head_gradient import Consumer, HandingOver, kernel_beneath
+from rlpheads.kernels.head_rows.head_rows import head_rows
 from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
 from rlpheads.kernels.label_source import Labels, Pair, concatenate, gather_labels, tensors_of_labels
-from rlpheads.kernels.loss_results import RandomLabelLoss, RandomLabelLosses, losses_without_gradient
+from rlpheads.kernels.loss_results import RandomLabelLoss, RandomLabelLosses, loss_without_gradient
 from rlpheads.kernels.rows import reference
 from rlpheads.kernels.rows.kernel import Kernel
-from rlpheads.kernels.rows.partials import ClassRange, Needs, Partials, accumulation_dtype
-from rlpheads.kernels.rows.row_softmax import RowLabels, by_head, merge_partials, row_labels
-from rlpheads.kernels.rows.terms import TERMS
+from rlpheads.kernels.rows.partials import ClassRange, Needs, accumulation_dtype
+from rlpheads.kernels.rows.row_softmax import LabelsOfRows, RowLabels, row_labels
 from rlpheads.kernels.stages import (
-    LocalHead,
     attach_class_gradients,
     attach_feature_gradient,
+    feature_gradients_of_heads,
     kernel_that_keeps,
-    local_feature_gradient,
+    pass_over_heads,
 )
 from rlpheads.kernels.transforms import check_no_transform, may_transform
 
@@ -196,10 +196,10 @@ def _losses_of_rows(heads: "_Heads", labels: _GivenLabels, options: _Options) ->
         return RandomLabelLoss(
             *whole_head_losses(WholeHeads(*heads, *labels_of_rows), wanted, options.kept, last_stage)
         )
-    rows = arguments.check_label_values(row_labels(*labels_of_rows, dtype), heads.num_labels)
+    checked = arguments.check_label_values(LabelsOfRows(*labels_of_rows), heads.num_labels)
     if chosen == "reference":
-        return _loss_by_reference(heads, rows, regularizer, joint)
-    return _loss_by_stages(heads, rows, needs, joint, kernel)
+        return _loss_by_reference(heads, row_labels(*checked, dtype), regularizer, joint)
+    return _loss_by_stages(heads, checked, needs, joint, kernel)
 
 
 def _check_arguments(heads: "_Heads", labels: _GivenLabels, options: _Options) -> None:
@@ -289,40 +289,33 @@ def _cast_to_autocast_dtype(heads: _Heads) -> _Heads:
     return heads._replace(features=features)
 
 
-def _loss_by_stages(heads: _Heads, labels: RowLabels, needs: Needs, joint: bool, kernel: Kernel) -> RandomLabelLoss:
+def _loss_by_stages(heads: _Heads, labels: LabelsOfRows, needs: Needs, joint: bool, kernel: Kernel) -> RandomLabelLoss:
     """Run one pass over the classes of each head for every value, then attach each loss's gradient route."""
     num_heads, num_labels = len(heads.weights), heads.num_labels
-    labels_of_heads, passes, local_heads = by_head(labels.index_LB, num_heads), [], []
-    for features_BD, weight_KD, bias_K, labels_LB in zip(*heads, labels_of_heads, strict=True):
-        head, fixed_BD = ClassRange(weight_KD, bias_K, 0, num_labels), features_BD.detach()
-        with torch.no_grad():  # not a detached weight: its copies are kept for itself
-            passes.append(kernel.local_partials(fixed_BD, head, labels_LB, needs))
-        local_heads.append(LocalHead(fixed_BD, head, passes[-1][2]))
-    partials = Partials(*(concatenate(parts) for parts in zip(*(partials for partials, _, _ in passes), strict=True)))
-    rows = merge_partials([partials], labels, num_labels)
+    ranges = [
+        ClassRange(weight_KD, bias_K, 0, num_labels)
+        for weight_KD, bias_K in zip(heads.weights, heads.biases, strict=True)
+    ]
+    stages, fixed = kernel_beneath(kernel), [features_BD.detach() for features_BD in heads.features]
+    passes = pass_over_heads(stages, fixed, ranges, labels.index_LB, [needs] * num_heads)
+    rows = head_rows(passes.packed_FR[None], labels, num_labels, needs.regularizer)
 
-    def with_feature_gradient(kind: str) -> Tensor:
-        value_R = TERMS[kind].value_B(rows)
+    def with_feature_gradient(value_R: Tensor, term: str) -> Tensor:
         if not needs.feature_gradient:
             return value_R
-        coefficients = TERMS[kind].coefficients(rows).by_head(num_heads)
-        gradients = [
-            local_feature_gradient(local.head.detach(), labels_LB, shift_B, coefficients_of_head, partials, products)
-            for local, labels_LB, shift_B, coefficients_of_head, (partials, products, _) in zip(
-                local_heads, labels_of_heads, by_head(rows.shift_B, num_heads), coefficients, passes, strict=True
-            )
-        ]
+        gradients = feature_gradients_of_heads(stages, passes, rows, term, range(num_heads))
         return attach_feature_gradient(value_R, heads.features, gradients)
 
-    loss = losses_without_gradient(rows)
+    loss = loss_without_gradient(rows)
     if needs.class_gradients:
-        coefficients = TERMS["cross_entropy"].coefficients(rows)
-        attached_R = attach_class_gradients(loss.cross_entropy_B, local_heads, rows, coefficients, kernel)
+        local_heads = [each.local for each in passes.heads]
+        attached_R = attach_class_gradients(rows.cross_entropy_B, local_heads, rows, rows.of_cross_entropy, kernel)
         loss = loss._replace(cross_entropy_B=attached_R)
-    return loss._replace(
-        regularizer_B=None if needs.regularizer is None else with_feature_gradient(needs.regularizer),
-        joint_B=with_feature_gradient("cross_entropy") if joint else None,
-    )
+    if needs.regularizer is not None:
+        loss = loss._replace(regularizer_B=with_feature_gradient(rows.regularizer_B, needs.regularizer))
+    if joint:
+        loss = loss._replace(joint_B=with_feature_gradient(rows.cross_entropy_B.clone(), "cross_entropy"))
+    return loss
 
 
 def _loss_by_reference(heads: _Heads, labels: RowLabels, regularizer: str | None, joint: bool) -> RandomLabelLoss:

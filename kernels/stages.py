@@ -14,14 +14,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlpheads.kernels.cpu import tiled_cpu
+from rlpheads.kernels.cpu import tiled_cpu, tiled_heads
 from rlpheads.kernels.first_derivative import refuse_second_derivative, save_with_anchor
 from rlpheads.kernels.gpu import triton_loss
 from rlpheads.kernels.gpu.heads.kept_operands import KeptOperands
 from rlpheads.kernels.gpu.heads.kept_stages import KeptStages
+from rlpheads.kernels.head_rows.feature_gradients import (
+    Summed,
+    gradients_in_features,
+    local_feature_gradient,
+    sum_feature_gradients,
+)
+from rlpheads.kernels.head_rows.head_rows import HeadRows, logit_gradients
 from rlpheads.kernels.rows import reference_stages
 from rlpheads.kernels.rows.kernel import Kernel
-from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Partials, Products
+from rlpheads.kernels.rows.partials import ClassRange, Exponentials, Needs, Products, packed_partials, unpacked
 from rlpheads.kernels.rows.row_softmax import RowSoftmax, by_head
 from rlpheads.kernels.rows.terms import Coefficients
 
@@ -43,38 +50,57 @@ class LocalHead(NamedTuple):
     exponentials: Exponentials
 
 
-def local_feature_gradient(
-    head: ClassRange,
-    labels_LB: Tensor,
-    shift_B: Tensor,
-    coefficients: Coefficients,
-    partials: Partials,
-    products: Products,
-) -> Tensor:
-    """The range's part of each row's dL/dx: (B, D) in the accumulation dtype; `shift_B` is that of the merged rows.
+class HeadPass(NamedTuple):
+    """One head after the pass over its range of classes."""
 
-    A combination of what the first stage summed over the classes, so that no class is visited again but the labels'.
-    """
-    offset_B = partials.shift_B - shift_B
-    factor_B = offset_B.exp()
-    exp_B = coefficients.exp_B
-    if coefficients.moment_B is not None:
-        exp_B = exp_B + offset_B * coefficients.moment_B
-    # Where the range holds no class but the row's labels the sum is 0, and exp_B may be infinite.
-    gradient_BD = torch.where(factor_B == 0, 0, factor_B * exp_B)[:, None] * products.exp_weight_BD
-    if coefficients.moment_B is not None:
-        gradient_BD = torch.addcmul(gradient_BD, (factor_B * coefficients.moment_B)[:, None], products.moment_weight_BD)
-    if coefficients.uniform:
-        gradient_BD = gradient_BD + coefficients.uniform * products.weight_sum_D
-    for number, (index_B, label_B) in enumerate(zip(labels_LB - head.start, coefficients.label_LB, strict=True)):
-        if products.label_weight_LBD is not None:
-            gradient_BD = torch.addcmul(gradient_BD, label_B[:, None], products.label_weight_LBD[number])
-            continue
-        inside_B = (index_B >= 0) & (index_B < len(head.weight_KD))
-        weight_BD = head.weight_KD.index_select(0, index_B.clamp(0, len(head.weight_KD) - 1))
-        weight_BD = weight_BD.to(products.operand_dtype or weight_BD.dtype).to(gradient_BD.dtype)
-        gradient_BD = torch.addcmul(gradient_BD, torch.where(inside_B, label_B, 0)[:, None], weight_BD)
-    return gradient_BD
+    local: LocalHead
+    products: Products
+
+
+class HeadPasses(NamedTuple):
+    """All heads after the pass over their ranges, which are of the same classes."""
+
+    packed_FR: Tensor
+    """`rows.partials.packed_partials` of all their rows, one head after another: what the ranges exchange."""
+    heads: list[HeadPass]
+
+
+def pass_over_heads(
+    kernel: Kernel,
+    features: Sequence[Tensor],
+    ranges: Sequence[ClassRange],
+    labels_LR: Tensor,
+    needs: Sequence[Needs],
+) -> HeadPasses:
+    """The first stage of all heads, on features outside every graph; in tiles on a CPU it is one call."""
+    with torch.no_grad():  # not a detached weight: its copies are kept for itself
+        if kernel is tiled_cpu:
+            packed_FR, found = tiled_heads.partials_of_heads(features, ranges, labels_LR, needs)
+        else:
+            passes = list(map(kernel.local_partials, features, ranges, by_head(labels_LR, len(ranges)), needs))
+            packed_FR, found = packed_partials([partials for partials, *_ in passes]), [each[1:] for each in passes]
+    local_heads = map(LocalHead, features, ranges, (kept for _, kept in found))
+    return HeadPasses(packed_FR, list(map(HeadPass, local_heads, (products for products, _ in found))))
+
+
+def feature_gradients_of_heads(
+    kernel: Kernel, passes: HeadPasses, rows: HeadRows, term: str, numbers: Sequence[int]
+) -> list[Tensor]:
+    """Of each head of these numbers the range's part of dL/dx of a term, (B, D): the cross-entropy or the regulariser."""
+    num_heads, wanted = len(passes.heads), [(number, *passes.heads[number]) for number in numbers]
+    if kernel is tiled_cpu:
+        of_ranges = [(number, local.head, products) for number, local, products in wanted]
+        return gradients_in_features(rows, passes.packed_FR, term, of_ranges, num_heads)
+    labels, shifts, partials = (
+        by_head(each, num_heads) for each in (rows.labels.index_LB, rows.shift_B, passes.packed_FR)
+    )
+    factors = rows.coefficients(term).by_head(num_heads)
+    return [
+        local_feature_gradient(
+            local.head.detach(), labels[number], shifts[number], factors[number], unpacked(partials[number]), products
+        )
+        for number, local, products in wanted
+    ]
 
 
 def attach_feature_gradient(value_B: Tensor, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
@@ -95,37 +121,18 @@ def attach_feature_gradient(value_B: Tensor, features: Sequence[Tensor], gradien
 
 
 def attach_class_gradients(
-    value_B: Tensor, heads: Sequence[LocalHead], rows: RowSoftmax, coefficients: Coefficients, kernel: Kernel
+    value_B: Tensor, heads: Sequence[LocalHead], rows: RowSoftmax | HeadRows, coefficients: Coefficients, kernel: Kernel
 ) -> Tensor:
     """`value_B` as a function of the heads' weights and biases alone; `kernel` computes their gradients in backward.
 
     The rows are those of all heads, one head after another.
     """
-    saved: list[_SavedHead] = []
-    for local, shift_B, exp_B, label_LB, labels_LB in zip(
-        heads,
-        by_head(rows.shift_B, len(heads)),
-        by_head(coefficients.exp_B, len(heads)),
-        by_head(coefficients.label_LB, len(heads)),
-        by_head(rows.labels.index_LB, len(heads)),
-        strict=True,
-    ):
-        scale_CB = exp_B * torch.exp(local.exponentials.tile_shift_CB - shift_B)
-        kept, classes = local.exponentials, local.head
-        head = _SavedHead(
-            classes.weight_KD,
-            classes.bias_K,
-            local.features_BD,
-            labels_LB,
-            kept.flat,
-            kept.tile_shift_CB,
-            kept.tile_base_CB,
-            scale_CB,
-            label_LB,
-        )
-        saved.append(head)
-    ranges = [(local.head.start, local.head.num_labels) for local in heads]
-    attached_B, _ = _ClassRoute.apply(value_B, ranges, kernel, *chain.from_iterable(saved))
+    plan = _ClassPlan([(local.head.start, local.head.num_labels) for local in heads], kernel)
+    of_heads = [
+        _SavedHead(local.head.weight_KD, local.head.bias_K, local.features_BD, *local.exponentials) for local in heads
+    ]
+    of_rows = _SavedRows(coefficients.exp_B, coefficients.label_LB, rows.shift_B, rows.labels.index_LB)
+    attached_B, _ = _ClassRoute.apply(value_B, plan, *of_rows, *chain.from_iterable(of_heads))
     return attached_B
 
 
@@ -140,15 +147,26 @@ class _FeatureRoute(torch.autograd.Function):
     @staticmethod
     @refuse_second_derivative
     def backward(ctx: Any, saved: Sequence[Tensor], upstream_B: Tensor) -> tuple[Tensor | None, ...]:
-        num_heads = len(ctx.read_by_head)
-        sums: list[Tensor | None] = [None] * len(ctx.dtypes)
-        for place, upstream_of_head_B, gradient_BD in zip(
-            ctx.read_by_head, by_head(upstream_B, num_heads), saved, strict=True
-        ):
-            sum_BD, upstream_B1 = sums[place], upstream_of_head_B[:, None]
-            sums[place] = upstream_B1 * gradient_BD if sum_BD is None else sum_BD.addcmul(upstream_B1, gradient_BD)
-        of_features = [sum_BD.to(dtype) for sum_BD, dtype in zip(sums, ctx.dtypes, strict=True) if sum_BD is not None]
-        return (None, None, *of_features, *[None] * num_heads)
+        parts = [Summed(0, number, (place,)) for number, place in enumerate(ctx.read_by_head)]
+        sums = sum_feature_gradients([upstream_B], saved, parts, len(parts))
+        of_features = [sum_BD.to(dtype) for sum_BD, dtype in zip(sums, ctx.dtypes, strict=True)]
+        return (None, None, *of_features, *[None] * len(parts))
+
+
+class _ClassPlan(NamedTuple):
+    ranges: list[tuple[int, int]]
+    """First label and number of labels of the whole head, of each."""
+    kernel: Kernel
+
+
+class _SavedRows(NamedTuple):
+    """What the class gradients of all heads need of the rows."""
+
+    exp_R: Tensor
+    """Coefficients of the loss."""
+    label_LR: Tensor
+    shift_R: Tensor
+    index_LR: Tensor
 
 
 class _SavedHead(NamedTuple):
@@ -157,14 +175,9 @@ class _SavedHead(NamedTuple):
     weight_KD: Tensor
     bias_K: Tensor | None
     features_BD: Tensor
-    labels_LB: Tensor
     flat: Tensor
     tile_shift_CB: Tensor
     tile_base_CB: Tensor | None
-    scale_CB: Tensor
-    """dL/dz over the exponentials, for an upstream of 1."""
-    label_LB: Tensor
-    """dL/dz at the labels."""
 
     @property
     def exponentials(self) -> Exponentials:
@@ -174,26 +187,38 @@ class _SavedHead(NamedTuple):
 
 class _ClassRoute(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, value_B: Tensor, ranges: Sequence[tuple[int, int]], kernel: Kernel, *saved: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        ctx.ranges, ctx.kernel = ranges, kernel
+    def forward(ctx: Any, value_B: Tensor, plan: _ClassPlan, *saved: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.plan = plan
         return save_with_anchor(ctx, (value_B.clone(),), *saved)
 
     @staticmethod
     @refuse_second_derivative
     def backward(ctx: Any, saved: Sequence[Tensor], upstream_B: Tensor) -> tuple[Tensor | None, ...]:
-        size, needed = len(_SavedHead._fields), ctx.needs_input_grad[3:]
+        first, size, needed = len(_SavedRows._fields), len(_SavedHead._fields), ctx.needs_input_grad[2:]
+        rows, starts = _SavedRows(*saved[:first]), range(first, len(saved), size)
+        heads = [_SavedHead(*saved[start : start + size]) for start in starts]
+        wanted = [needed[start : start + 2] for start in starts]  # weight and bias
         gradients: list[Tensor | None] = []
-        for number, upstream_of_head_B in enumerate(by_head(upstream_B, len(ctx.ranges))):
-            head = _SavedHead(*saved[number * size :][:size])
-            gradients += ctx.kernel.local_class_gradients(
-                head.features_BD,
-                ClassRange(head.weight_KD, head.bias_K, *ctx.ranges[number]),
-                head.labels_LB,
-                head.exponentials,
-                LogitGradient(upstream_of_head_B * head.scale_CB, upstream_of_head_B * head.label_LB),
-                needed[number * size :][:2],  # weight and bias
-            )
-            gradients += [None] * (size - 2)
-        return (None, None, None, *gradients)
+        for of_head in _class_gradients(ctx.plan, rows, heads, upstream_B, wanted):
+            gradients += [*of_head, *[None] * (size - 2)]
+        return (None, None, *[None] * first, *gradients)
+
+
+def _class_gradients(
+    plan: _ClassPlan,
+    rows: _SavedRows,
+    heads: Sequence[_SavedHead],
+    upstream_R: Tensor,
+    wanted: Sequence[tuple[bool, bool]],
+) -> Sequence[tuple[Tensor | None, Tensor | None]]:
+    """The last stage of all heads: gradients of weight and bias of each. In tiles on a CPU it is one call."""
+    of_loss, tile_shifts = Coefficients(rows.exp_R, rows.label_LR), [head.tile_shift_CB for head in heads]
+    of_logits = logit_gradients(upstream_R, rows.shift_R, of_loss, tile_shifts)
+    ranges = [
+        ClassRange(head.weight_KD, head.bias_K, *of_head) for head, of_head in zip(heads, plan.ranges, strict=True)
+    ]
+    features, kept = [head.features_BD for head in heads], [head.exponentials for head in heads]
+    if plan.kernel is tiled_cpu:
+        return tiled_heads.class_gradients_of_heads(features, ranges, rows.index_LR, kept, of_logits, wanted)
+    labels = by_head(rows.index_LR, len(heads))
+    return list(map(plan.kernel.local_class_gradients, features, ranges, labels, kept, of_logits, wanted))

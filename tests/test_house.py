@@ -64,13 +64,13 @@ ARROWS = {
     "kernels": {
         "tools": "gpu cpu rows random_label_loss",
         "tools/ptx": "tools gpu random_label_loss",
-        "random_label_loss": "arguments transforms implementations batched head_gradient stages rows gpu gpu/heads"
+        "random_label_loss": "arguments transforms implementations batched head_gradient stages head_rows rows gpu gpu/heads"
         " label_source loss_results",
-        "loss_results": "rows",
+        "loss_results": "head_rows",
         "implementations": "arguments gpu",
         "head_gradient": "cpu gpu gpu/heads rows",
-        "stages": "cpu gpu gpu/heads rows first_derivative",
-        "batched": "rows gpu native label_source first_derivative operators",
+        "stages": "cpu gpu gpu/heads head_rows rows first_derivative",
+        "batched": "head_rows rows gpu native label_source first_derivative operators",
         "pixels": "native",
         "cpu": "rows native operators",
         "gpu": "rows cache_folder label_source operators",
@@ -78,6 +78,7 @@ ARROWS = {
         "arguments": "rows label_source operators",
         "transforms": "",
         "rows": "",
+        "head_rows": "rows native operators",
         "native": "cache_folder",
         "cache_folder": "",
         "label_source": "operators",
@@ -107,6 +108,7 @@ STEP_FOLDERS = (
     *(
         "kernels",
         "kernels/rows",
+        "kernels/head_rows",
         "kernels/cpu",
         "kernels/gpu",
         "kernels/gpu/heads",

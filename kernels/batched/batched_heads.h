@@ -2,8 +2,8 @@
 
 #pragma once
 
+#include "../head_rows/row_outputs.h"
 #include "batched_products.h"
-#include "row_terms.h"
 
 #include <new>
 #include <omp.h>
@@ -23,8 +23,7 @@ struct BatchedHeads {
 // Of all heads' rows. Gradients (num_heads * B, K) are null where they are not wanted; logits (likewise) are null where they
 // are to be computed, else given, and overwritten.
 struct BatchedOutputs {
-    float *cross_entropy, *regularizer, *bits, *margin, *lse;
-    bool* hit;
+    ValueOutputs values;
     float *class_gradient, *feature_gradient, *logits;
 };
 
@@ -56,25 +55,7 @@ inline int worthy_threads(const BatchedHeads& heads, int threads) {
 }
 
 inline RowLabels labels_of(const BatchedHeads& heads, int64_t row) {
-    const int64_t all_rows = heads.num_heads * heads.num_rows;
-    RowLabels found = {heads.labels_a_row, {heads.labels[row], 0}, {1.0f, 0.0f}, {1.0f, 0.0f}};
-    if (found.count == 2) {
-        found.index[1] = heads.labels[all_rows + row];
-        found.present[1] = found.index[0] != found.index[1] ? 1.0f : 0.0f;
-        found.weight[1] = (1.0f - heads.first_weight[row]) * found.present[1];
-        found.weight[0] = 1.0f - found.weight[1];
-    }
-    return found;
-}
-
-inline void write_values(const Row& row, Kind kind, int64_t num_labels, int64_t number, const BatchedOutputs& out) {
-    const RowValues values = row.values(kind, std::log(static_cast<float>(num_labels)));
-    out.cross_entropy[number] = values.cross_entropy;
-    if (out.regularizer != nullptr) out.regularizer[number] = values.regularizer;
-    out.bits[number] = values.bits;
-    out.margin[number] = values.margin;
-    out.lse[number] = values.lse;
-    out.hit[number] = values.hit;
+    return LabelsOfRows{heads.labels, heads.first_weight, heads.num_heads * heads.num_rows, heads.labels_a_row}.at(row);
 }
 
 }  // namespace

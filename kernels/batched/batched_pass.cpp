@@ -23,7 +23,7 @@ void write_row(const BatchedHeads& heads, const BatchedOutputs& out, Kind kind, 
     const RowSums sums = row.is_short ? sum_short_row(row.z, held.count, row.width, labels, kind, moments)
                                       : sum_range(row.z, held, labels, kind, moments);
     const Row terms(sums, labels, held.count);
-    write_values(terms, kind, held.count, number, out);
+    write_values(terms, kind, held.count, number, out.values);
     const auto write = [&](const Coefficients& factors, const float* own_moments, float* gradient) {
         if (gradient != nullptr)
             write_gradient(factors, labels, held, row.z, own_moments, gradient + number * held.count,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels import native
-from rlpheads.kernels.batched.native_arguments import pointers
+from rlpheads.kernels.native import pointers
 
 
 class MessageLayout(NamedTuple):

@@ -9,16 +9,14 @@ from rlpheads.kernels import native
 from rlpheads.kernels.batched.batched_native import MAX_LABELS_OF_LOOPS
 from rlpheads.kernels.batched.native_arguments import (
     BAD_VALUES,
-    KINDS,
     HeadPointers,
     OutputPointers,
-    plain_floats,
-    pointers,
     raise_if_no_memory,
-    widths,
 )
 from rlpheads.kernels.batched.written_rows import WrittenHeads, WrittenRows, batched_logits
+from rlpheads.kernels.head_rows.row_native import KINDS
 from rlpheads.kernels.label_source import check_values_on_host
+from rlpheads.kernels.native import plain_floats, pointers, widths
 
 
 class NativeRanges:

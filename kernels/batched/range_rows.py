@@ -21,7 +21,7 @@ from rlpheads.kernels.batched.written_rows import (
 )
 from rlpheads.kernels.label_source import check_values_on_host
 from rlpheads.kernels.operators import register_operator
-from rlpheads.kernels.rows.partials import Partials, accumulation_dtype
+from rlpheads.kernels.rows.partials import accumulation_dtype, unpacked
 from rlpheads.kernels.rows.row_softmax import merge_stacked_partials, row_labels
 
 
@@ -125,12 +125,6 @@ def _compute_rows(
         rows = merged_rows(merged, exp_RK, moments, own, held.start, held.regularizer, wanted)
     nothing = rows.lse_R.new_empty(0)
     return [nothing if each is None else each for each in rows]
-
-
-def unpacked(packed_XFR: Tensor) -> Partials:
-    """The members of packed partials (…, F, R)."""
-    shift, sums, moment, logits, *_, before, after = packed_XFR.unbind(-2)
-    return Partials(shift, sums, moment, logits, packed_XFR[..., 4:-2, :], before, after)
 
 
 def _shape_of_partials(*arguments: Any) -> list[Tensor]:

@@ -163,7 +163,8 @@ class TiledHead:
 
 
 @torch.autocast("cpu", enabled=False)
-def _compute_partials(given: PassArguments) -> list[Tensor]:
+def partials_in_tiles(given: PassArguments) -> list[Tensor]:
+    """Compute what the operator of the first stage returns."""
     features_BD, (weight_KD, bias_K, start, _), labels_LB, needs = given
     num_kept = _num_kept_classes(needs, features_BD, weight_KD)
     head = TiledHead(features_BD, weight_KD, bias_K, labels_LB - start, num_kept)
@@ -189,7 +190,8 @@ def _compute_partials(given: PassArguments) -> list[Tensor]:
     return [state.shift_B, state.sum_B, moment_B, sum_logits_B, *state[3:], *sums, exp_flat, tile_shift_CB]
 
 
-def _shape_of_partials(given: PassArguments) -> list[Tensor]:
+def shape_of_partials_in_tiles(given: PassArguments) -> list[Tensor]:
+    """Return empty tensors like it."""
     features_BD, (weight_KD, *_), labels_LB, needs = given
     num_rows, num_features = features_BD.shape
     shapes = [(num_rows,)] * 4 + [tuple(labels_LB.shape)] + [(num_rows,)] * 2
@@ -218,7 +220,8 @@ class GradientArguments(NamedTuple):
 
 
 @torch.autocast("cpu", enabled=False)
-def _compute_class_gradients(given: GradientArguments) -> tuple[Tensor, Tensor]:
+def gradients_in_tiles(given: GradientArguments) -> tuple[Tensor, Tensor]:
+    """Compute what the operator of the last stage returns: both gradients, empty where they are not wanted."""
     features_BD, (weight_KD, bias_K, start, _), labels_LB, exponentials, gradient, for_weight, for_bias = given
     num_rows, num_classes = len(features_BD), len(weight_KD)
     num_kept = exponentials.flat.numel() // max(num_rows, 1)
@@ -240,14 +243,15 @@ def _compute_class_gradients(given: GradientArguments) -> tuple[Tensor, Tensor]:
     return weight_gradient_KD, bias_gradient_K.to(bias_dtype)
 
 
-def _shape_of_class_gradients(given: GradientArguments) -> tuple[Tensor, Tensor]:
+def shape_of_gradients_in_tiles(given: GradientArguments) -> tuple[Tensor, Tensor]:
+    """Return empty tensors like them."""
     weight_KD, num_features = given.head.weight_KD, given.features_BD.shape[1]
     weight_gradient_KD = weight_KD.new_empty(len(weight_KD) if given.for_weight else 0, num_features)
     bias = weight_KD if given.head.bias_K is None else given.head.bias_K
     return weight_gradient_KD, bias.new_empty(len(weight_KD) if given.for_bias else 0)
 
 
-_partials_op = register_named_operator("tiled_cpu_partials", _compute_partials, _shape_of_partials)
+_partials_op = register_named_operator("tiled_cpu_partials", partials_in_tiles, shape_of_partials_in_tiles)
 _class_gradients_op = register_named_operator(
-    "tiled_cpu_class_gradients", _compute_class_gradients, _shape_of_class_gradients
+    "tiled_cpu_class_gradients", gradients_in_tiles, shape_of_gradients_in_tiles
 )

@@ -5,6 +5,7 @@ as in an online softmax, small enough to be exchanged; what only the range's own
 stays on its device.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,6 +82,18 @@ class Partials(NamedTuple):
     logit is > max_before and ≥ max_after, so that merging them compares no indices. Where one of them settles the
     question alone (max_before ≥ max_after, or max_after > max_before) the other may be −inf.
     """
+
+
+def packed_partials(partials_of_heads: Sequence[Partials]) -> Tensor:
+    """The partials of all heads' rows as they travel, (F, R), one head after another."""
+    members = [parts[0] if len(parts) == 1 else torch.cat(parts, -1) for parts in zip(*partials_of_heads, strict=True)]
+    return torch.cat([torch.atleast_2d(numbers) for numbers in members])
+
+
+def unpacked(packed_XFR: Tensor) -> Partials:
+    """The members of packed partials (…, F, R)."""
+    shift, sums, moment, logits, *_, before, after = packed_XFR.unbind(-2)
+    return Partials(shift, sums, moment, logits, packed_XFR[..., 4:-2, :], before, after)
 
 
 class Products(NamedTuple):

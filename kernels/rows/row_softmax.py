@@ -26,6 +26,15 @@ class RowLabels(NamedTuple):
     """1 where the label is a class of its own, 0 where it repeats the first label; in the dtype of the weights."""
 
 
+class LabelsOfRows(NamedTuple):
+    """Labels as they are given: of the rows of all heads, one head after another."""
+
+    index_LB: Tensor
+    """int64; two for mixed rows."""
+    first_weight_B: Tensor | None
+    """Of mixed rows the weight in [0, 1] of the first label; None where a row has one label."""
+
+
 class RowSoftmax(NamedTuple):
     """Statistics of each row over all classes, from which every loss and every gradient's coefficients follow."""
 

@@ -22,6 +22,7 @@ from rlpheads.kernels.implementations import resolve_impl, resolve_kernel
 from rlpheads.kernels.loss_results import RandomLabelLoss
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange
+from rlpheads.kernels.rows.row_softmax import LabelsOfRows
 from rlpheads.kernels.stages import kernel_that_keeps
 from rlpheads.memorization.heads.class_blocks import ClassBlockStages
 from rlpheads.memorization.heads.class_shards import ClassShards
@@ -32,7 +33,7 @@ from rlpheads.memorization.heads.head_losses import (
     mix_pair_losses,
 )
 from rlpheads.memorization.heads.head_modules import HeadModules
-from rlpheads.memorization.heads.sharded_loss import ShardedHead, ShardedLabels, sharded_losses
+from rlpheads.memorization.heads.sharded_loss import ShardedHead, sharded_losses
 from rlpheads.memorization.heads.written_shards import written_losses
 
 
@@ -225,7 +226,7 @@ class _GatheredRows(NamedTuple):
     features: list[list[Tensor]]
     """Those of each head (G, D), by call."""
     valid_G: Tensor
-    labels: ShardedLabels
+    labels: LabelsOfRows
     """Of every head's rows, tap by tap and draw by draw in each call."""
 
 
@@ -239,15 +240,15 @@ def _gather(calls: Sequence[HeadCall], inputs: Sequence[Sequence[HeadInput]], va
     rows = unpack_rows(messages_NX, own, [len(call.heads.tap_dims) for call in calls])
     features = dict(zip(values, rows.features, strict=True))
     of_calls = [[features[id(each.values_BD)] for each in of_call] for of_call in inputs]
-    return _GatheredRows(of_calls, rows.valid_G, ShardedLabels(*rows.labels))
+    return _GatheredRows(of_calls, rows.valid_G, LabelsOfRows(*rows.labels))
 
 
 def _losses(calls: Sequence[HeadCall], inputs: Sequence[Sequence[HeadInput]], rows: _GatheredRows) -> list[HeadLosses]:
     """Compute the losses of every head of every call at once."""
     first, heads, labels = calls[0].heads, _heads(calls, inputs, rows), rows.labels
-    weight_R, joint = labels.first_weight_R, any(call.terms.joint for call in calls)
+    weight_R, joint = labels.first_weight_B, any(call.terms.joint for call in calls)
     if first.num_blocks > 1:  # see `_heads`
-        labels = ShardedLabels(labels.index_LR.view(1, -1), None)
+        labels = LabelsOfRows(labels.index_LB.view(1, -1), None)
     of_heads = (heads, labels, first.num_labels, first.shards)
     if _writes_out(calls, heads[0]):
         loss = written_losses(*of_heads, joint=joint, plain=calls[0].terms.impl == "reference")
@@ -273,7 +274,7 @@ def _heads(calls: Sequence[HeadCall], inputs: Sequence[Sequence[HeadInput]], row
         for head in call.heads.sharded_heads(each, features, call.terms)
     ]
     # a partner's label is in the block of the partner's class, over whose labels its own softmax goes
-    return heads * 2 if rows.labels.first_weight_R is not None and calls[0].heads.num_blocks > 1 else heads
+    return heads * 2 if rows.labels.first_weight_B is not None and calls[0].heads.num_blocks > 1 else heads
 
 
 def _rows_at(loss: RandomLabelLoss, rows: slice) -> RandomLabelLoss:

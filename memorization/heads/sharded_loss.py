@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from rlpheads.kernels import arguments
-from rlpheads.kernels.batched.range_rows import unpacked
 from rlpheads.kernels.first_derivative import refuse_second_derivative, save_with_anchor
 from rlpheads.kernels.gpu.heads.head_groups import LastStage, LinearHeads
 from rlpheads.kernels.gpu.heads.kept_stages import KeptStages
@@ -27,15 +26,16 @@ from rlpheads.kernels.gpu.heads.range_heads import (
     merged_range_rows,
     range_passes,
 )
-from rlpheads.kernels.head_gradient import HandingOver
+from rlpheads.kernels.head_gradient import HandingOver, kernel_beneath
+from rlpheads.kernels.head_rows.feature_gradients import Summed, sum_feature_gradients
+from rlpheads.kernels.head_rows.head_rows import HeadRows, head_rows
 from rlpheads.kernels.label_source import concatenate
-from rlpheads.kernels.loss_results import RandomLabelLoss, losses_without_gradient
+from rlpheads.kernels.loss_results import RandomLabelLoss, loss_without_gradient
 from rlpheads.kernels.random_label_loss import DEFAULT_MEMORY_BUDGET
 from rlpheads.kernels.rows.kernel import Kernel
-from rlpheads.kernels.rows.partials import ClassRange, Needs, Partials, Products, accumulation_dtype
-from rlpheads.kernels.rows.row_softmax import RowSoftmax, by_head, merge_stacked_partials, row_labels
-from rlpheads.kernels.rows.terms import TERMS
-from rlpheads.kernels.stages import LocalHead, attach_class_gradients, local_feature_gradient
+from rlpheads.kernels.rows.partials import ClassRange, Needs, packed_partials
+from rlpheads.kernels.rows.row_softmax import LabelsOfRows
+from rlpheads.kernels.stages import HeadPasses, attach_class_gradients, feature_gradients_of_heads, pass_over_heads
 from rlpheads.memorization.heads.class_shards import ClassShards
 
 
@@ -76,18 +76,9 @@ class _FeatureGradient(NamedTuple):
     gradient_RD: Tensor
 
 
-class ShardedLabels(NamedTuple):
-    """Labels of the rows of all ranks and heads, one head after another."""
-
-    index_LR: Tensor
-    """int64; two for mixed rows."""
-    first_weight_R: Tensor | None
-    """Of mixed rows the weight in [0, 1] of the first label; None where a row has one label."""
-
-
 def sharded_losses(
     heads: Sequence[ShardedHead],
-    labels: ShardedLabels,
+    labels: LabelsOfRows,
     num_labels: int,
     shards: ClassShards,
     kernel: Kernel,
@@ -113,7 +104,7 @@ def sharded_losses(
     Raises:
         ValueError: labels that no head has, or weights outside [0, 1] (on the CPU).
     """
-    in_shared_launches = isinstance(kernel.kernel if isinstance(kernel, HandingOver) else kernel, KeptStages)
+    in_shared_launches = isinstance(kernel_beneath(kernel), KeptStages)
     find = _losses_in_shared_launches if in_shared_launches else _losses_by_stages
     loss, gradients = find(heads, labels, num_labels, shards, kernel, joint=joint)
     return _attach_feature_gradients(loss, gradients, heads, shards)
@@ -135,28 +126,12 @@ def trained_targets(heads: Sequence[ShardedHead]) -> list[Tensor]:
     return list(found.values())
 
 
-def _packed(partials_of_heads: Sequence[Partials]) -> Tensor:
-    """The partials of all heads' rows as they travel, (F, R)."""
-    partials = Partials(*(concatenate(parts) for parts in zip(*partials_of_heads, strict=True)))
-    num_rows = partials.shift_B.shape[0]
-    return torch.cat([numbers.reshape(-1, num_rows) for numbers in partials])
-
-
 # ------------------------------------------------------------------------------------------------------- head by head
-
-
-class _RangePass(NamedTuple):
-    """One head after the pass over its range of classes."""
-
-    head: ShardedHead
-    partials: Partials
-    products: Products
-    local: LocalHead
 
 
 def _losses_by_stages(
     heads: Sequence[ShardedHead],
-    labels: ShardedLabels,
+    labels: LabelsOfRows,
     num_labels: int,
     shards: ClassShards,
     kernel: Kernel,
@@ -164,50 +139,36 @@ def _losses_by_stages(
     joint: bool,
 ) -> tuple[RandomLabelLoss, list[_FeatureGradient]]:
     """The losses as functions of weights and biases, and what the ranges add to gradients in the features."""
-    of_rows = row_labels(*labels, accumulation_dtype(heads[0].features_GD, heads[0].classes.weight_KD))
-    checked = arguments.check_label_values(of_rows, heads[0].classes.num_labels)
-    labels_of_heads = by_head(checked.index_LB, len(heads))
-    passes = [_pass_over_range(head, each, kernel) for head, each in zip(heads, labels_of_heads, strict=True)]
-    gathered_NFR = shards.gather_blocks(_packed([each.partials for each in passes]))
-    rows = merge_stacked_partials(unpacked(gathered_NFR), checked, num_labels)
-    loss = losses_without_gradient(rows)
-    if any(head.needs.class_gradients for head in heads):
-        local_heads, coefficients = [each.local for each in passes], TERMS["cross_entropy"].coefficients(rows)
-        attached_R = attach_class_gradients(loss.cross_entropy_B, local_heads, rows, coefficients, kernel)
+    checked, kind = arguments.check_label_values(labels, heads[0].classes.num_labels), regularizer_of(heads)
+    features, needs = [head.features_GD for head in heads], [head.needs for head in heads]
+    stages = kernel_beneath(kernel)
+    passes = pass_over_heads(stages, features, [head.classes for head in heads], checked.index_LB, needs)
+    rows = head_rows(shards.gather_blocks(passes.packed_FR), checked, num_labels, kind)
+    loss = loss_without_gradient(rows)
+    if any(each.class_gradients for each in needs):
+        local_heads = [each.local for each in passes.heads]
+        attached_R = attach_class_gradients(rows.cross_entropy_B, local_heads, rows, rows.of_cross_entropy, kernel)
         loss = loss._replace(cross_entropy_B=attached_R)
-    kind = regularizer_of(heads)
     loss = loss._replace(
-        regularizer_B=None if kind is None else TERMS[kind].value_B(rows),
-        joint_B=TERMS["cross_entropy"].value_B(rows) if joint else None,
+        regularizer_B=None if kind is None else rows.regularizer_B,
+        joint_B=rows.cross_entropy_B.clone() if joint else None,
     )
-    return loss, _feature_gradients(passes, rows, joint=joint)
+    return loss, _feature_gradients(heads, stages, passes, rows, joint=joint)
 
 
-def _pass_over_range(head: ShardedHead, labels_LG: Tensor, kernel: Kernel) -> _RangePass:
-    needs = head.needs
-    with torch.no_grad():  # not a detached weight: its copies are kept for itself
-        partials, products, kept = kernel.local_partials(head.features_GD, head.classes, labels_LG, needs)
-    return _RangePass(head, partials, products, LocalHead(head.features_GD, head.classes, kept))
-
-
-def _feature_gradients(passes: Sequence[_RangePass], rows: RowSoftmax, *, joint: bool) -> list[_FeatureGradient]:
+def _feature_gradients(
+    heads: Sequence[ShardedHead], kernel: Kernel, passes: HeadPasses, rows: HeadRows, *, joint: bool
+) -> list[_FeatureGradient]:
     """Return what the ranges add to the gradient of every term in every head's features."""
-    num_heads = len(passes)
-    shifts, all_labels = by_head(rows.shift_B, num_heads), by_head(rows.labels.index_LB, num_heads)
-    kinds = {"cross_entropy", *(each.head.regularizer or "cross_entropy" for each in passes)}
-    coefficients = {kind: TERMS[kind].coefficients(rows).by_head(num_heads) for kind in kinds}
+    trained: dict[tuple[str, str], dict[int, list[Tensor | None]]] = {}
+    for number, head in enumerate(heads):
+        for term, kind, targets in _trained([head], joint=joint):
+            trained.setdefault((term, kind), {})[number] = targets
     found = []
-    for number, (head, partials, products, local) in enumerate(passes):
-        for term, kind, (target_BD,) in _trained([head], joint=joint):
-            gradient_GD = local_feature_gradient(
-                local.head.detach(),
-                all_labels[number],
-                shifts[number],
-                coefficients[kind][number],
-                partials,
-                products,
-            )
-            found.append(_FeatureGradient(term, number, [target_BD], gradient_GD))
+    for (term, kind), of_heads in trained.items():
+        gradients = feature_gradients_of_heads(kernel, passes, rows, kind, list(of_heads))
+        for (number, targets), gradient_GD in zip(of_heads.items(), gradients, strict=True):
+            found.append(_FeatureGradient(term, number, targets, gradient_GD))
     return found
 
 
@@ -229,7 +190,7 @@ def _trained(heads: Sequence[ShardedHead], *, joint: bool) -> Iterator[tuple[str
 
 def _losses_in_shared_launches(
     heads: Sequence[ShardedHead],
-    labels: ShardedLabels,
+    labels: LabelsOfRows,
     num_labels: int,
     shards: ClassShards,
     kernel: Kernel,
@@ -242,18 +203,18 @@ def _losses_in_shared_launches(
         [head.classes.weight_KD for head in heads],
         [head.classes.bias_K for head in heads],
     )
-    ranges = HeadRanges(linear, labels.index_LR, heads[0].classes.start)
+    ranges = HeadRanges(linear, labels.index_LB, heads[0].classes.start)
     last_stage = LastStage(kernel, num_labels) if isinstance(kernel, HandingOver) else None
-    stages = kernel.kernel if isinstance(kernel, HandingOver) else kernel
+    stages = kernel_beneath(kernel)
     assert isinstance(stages, KeptStages)
     passes = range_passes(ranges, [head.needs for head in heads], stages.kept)
-    gathered_NFR = shards.gather_blocks(_packed([each.partials for each in passes]))
+    gathered_NFR = shards.gather_blocks(packed_partials([each.partials for each in passes]))
     parts: list[RandomLabelLoss] = []
     gradients: list[_FeatureGradient] = []
     for each in passes:
         of_group, of_rows = heads[each.heads], ranges.rows_of(each.heads)
         trained = {term: targets for term, _, targets in _trained(of_group, joint=joint)}
-        first_weight_R = None if labels.first_weight_R is None else labels.first_weight_R[of_rows]
+        first_weight_R = None if labels.first_weight_B is None else labels.first_weight_B[of_rows]
         terms = RangeTerms(
             num_labels, of_group[0].regularizer, "regularizer_B" in trained, bool(trained.keys() - {"regularizer_B"})
         )
@@ -292,7 +253,7 @@ def _attach_feature_gradients(
     targets = trained_targets(heads)
     places = {id(target): number for number, target in enumerate(targets)}
     entries = [
-        _Entry(terms.index(each.term), each.first_head, tuple(places.get(id(target), -1) for target in each.targets))
+        Summed(terms.index(each.term), each.first_head, tuple(places.get(id(target), -1) for target in each.targets))
         for each in gradients
     ]
     *attached, _ = _SharedFeatureRoute.apply(
@@ -304,18 +265,10 @@ def _attach_feature_gradients(
     return loss._replace(**dict(zip(terms, attached, strict=True)))
 
 
-class _Entry(NamedTuple):
-    """Which term of which heads a gradient belongs to, and which target each head's part is added to; −1: none."""
-
-    term: int
-    first_head: int
-    targets: tuple[int, ...]
-
-
 class _RoutePlan(NamedTuple):
     shards: ClassShards
     num_heads: int
-    entries: tuple[_Entry, ...]
+    entries: tuple[Summed, ...]
 
 
 class _SharedFeatureRoute(torch.autograd.Function):
@@ -324,7 +277,7 @@ class _SharedFeatureRoute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _RoutePlan, *tensors: Tensor) -> tuple[Tensor, ...]:
         num_gradients = len(plan.entries)
-        num_targets = 1 + max(place for entry in plan.entries for place in entry.targets)
+        num_targets = 1 + max(place for entry in plan.entries for place in entry.places)
         values = tensors[: len(tensors) - num_targets - num_gradients]
         ctx.plan = plan
         ctx.dtypes = [target_BD.dtype for target_BD in tensors[len(values) :][:num_targets]]
@@ -335,17 +288,7 @@ class _SharedFeatureRoute(torch.autograd.Function):
     @refuse_second_derivative
     def backward(ctx: Any, saved: Sequence[Tensor], *upstream: Tensor) -> tuple[Tensor | None, ...]:
         plan = ctx.plan
-        num_rows = len(upstream[0]) // plan.num_heads
-        sums: list[Tensor | None] = [None] * len(ctx.dtypes)
-        for entry, gradient_RD in zip(plan.entries, saved, strict=True):
-            begin = entry.first_head * num_rows
-            upstream_R1 = upstream[entry.term][begin : begin + len(gradient_RD), None]
-            of_heads = (upstream_R1 * gradient_RD).unflatten(0, (len(entry.targets), -1)).unbind()
-            for place, of_head_GD in zip(entry.targets, of_heads, strict=True):
-                if place >= 0:
-                    sum_GD = sums[place]
-                    sums[place] = of_head_GD if sum_GD is None else sum_GD + of_head_GD
-        own = plan.shards.sum_own_rows([sum_GD for sum_GD in sums if sum_GD is not None])
+        own = plan.shards.sum_own_rows(sum_feature_gradients(upstream, saved, plan.entries, plan.num_heads))
         of_targets = [own_BD.to(dtype) for own_BD, dtype in zip(own, ctx.dtypes, strict=True)]
         # a value goes on to the node that trains the classes, where there is one
         return (None, *upstream, *of_targets, *[None] * len(plan.entries))

@@ -17,13 +17,14 @@ from rlpheads.kernels.batched.range_rows import HeldRange, range_partials, rows_
 from rlpheads.kernels.batched.written_rows import WrittenHeads
 from rlpheads.kernels.first_derivative import refuse_second_derivative, save_with_anchor
 from rlpheads.kernels.loss_results import RandomLabelLoss
+from rlpheads.kernels.rows.row_softmax import LabelsOfRows
 from rlpheads.memorization.heads.class_shards import ClassShards
-from rlpheads.memorization.heads.sharded_loss import ShardedHead, ShardedLabels, regularizer_of, trained_targets
+from rlpheads.memorization.heads.sharded_loss import ShardedHead, regularizer_of, trained_targets
 
 
 def written_losses(
     heads: Sequence[ShardedHead],
-    labels: ShardedLabels,
+    labels: LabelsOfRows,
     num_labels: int,
     shards: ClassShards,
     *,

@@ -1,4 +1,4 @@
-// One row of logits, all written out: its losses, its measures, and dL/dz of every class.
+// One row: its losses, its measures, and dL/dz of every class, from all its logits or from statistics of ranges of them.
 //
 // The formulas are those of rlpheads.kernels.rows (row_softmax, terms), where they are explained.
 
@@ -32,6 +32,15 @@ struct RowValues {
 struct Coefficients {
     float exp = 0.0f, moment = 0.0f, uniform = 0.0f, label[MAX_LABELS] = {};
 };
+
+// The same multiples of a range's exponentials, which were taken with its own shift, less `offset` than the merged row's, and
+// add up to `sum`.
+inline Coefficients of_range(Coefficients factors, float offset, float sum) {
+    const float scale = std::exp(offset);
+    factors.exp = sum > 0.0f ? scale * (factors.exp + offset * factors.moment) : 0.0f;
+    factors.moment = sum > 0.0f ? scale * factors.moment : 0.0f;
+    return factors;
+}
 
 // log-odds d of a label: e^-|d| and log(1 + e^-|d|), from which softplus and the logistic function of d and -d follow.
 struct LogOdds {
@@ -172,13 +181,8 @@ public:
         find_inverse_sum();
     }
 
-    // The same multiples of a range's exponentials, which were taken with its own shift and sum.
-    Coefficients of_range(Coefficients factors, float shift, float sum) const {
-        const float offset = shift - shift_, scale = std::exp(offset);
-        factors.exp = sum > 0.0f ? scale * (factors.exp + offset * factors.moment) : 0.0f;
-        factors.moment = sum > 0.0f ? scale * factors.moment : 0.0f;
-        return factors;
-    }
+    // s, which the multiples of exponentials are relative to.
+    float shift() const { return shift_; }
 
     // `log_num_classes`: log K.
     RowValues values(Kind kind, float log_num_classes) const {
