@@ -1,10 +1,10 @@
 """The loss in three stages over class ranges: local partials → merge → local gradients.
 
-A head that is held whole runs the three in a row. A head whose classes are sharded runs the first on each range
-(`Kernel.local_partials`), passes the partials of all ranges in class order to
-`rlpheads.kernels.rows.row_softmax.merge_partials`, and runs the last on each range again: `local_feature_gradient`, to be
-summed over the ranges before it is attached, and `attach_class_gradients`, whose result is the range's own. The two
-`attach_*` functions route the gradients: a loss reaches either the head or the features, never both.
+Heads that are held whole run the three in a row. Heads whose classes are sharded run the first on each range
+(`pass_over_heads`), pass what all ranges packed, in class order, to `rlpheads.kernels.head_rows.head_rows.head_rows`, and run
+the last on each range again: `feature_gradients_of_heads`, to be summed over the ranges before it is attached, and
+`attach_class_gradients`, whose result is the range's own. The two `attach_*` functions route the gradients: a loss reaches
+either the head or the features, never both. A kernel computes one head at a time; tiles on a CPU have a call for all.
 """
 
 from collections.abc import Sequence
@@ -34,6 +34,9 @@ from rlpheads.kernels.rows.terms import Coefficients
 
 KERNELS: dict[str, Kernel] = {"reference": reference_stages, "tiled_cpu": tiled_cpu, "triton": triton_loss}
 """The implementations of the local stages by their name."""
+
+_TILES: Kernel = tiled_cpu
+"""The one whose stages take all heads in a call (`tiled_heads`)."""
 
 
 def kernel_that_keeps(name: str, kept: KeptOperands | None) -> Kernel:
@@ -74,7 +77,7 @@ def pass_over_heads(
 ) -> HeadPasses:
     """The first stage of all heads, on features outside every graph; in tiles on a CPU it is one call."""
     with torch.no_grad():  # not a detached weight: its copies are kept for itself
-        if kernel is tiled_cpu:
+        if kernel is _TILES:
             packed_FR, found = tiled_heads.partials_of_heads(features, ranges, labels_LR, needs)
         else:
             passes = list(map(kernel.local_partials, features, ranges, by_head(labels_LR, len(ranges)), needs))
@@ -88,7 +91,7 @@ def feature_gradients_of_heads(
 ) -> list[Tensor]:
     """Of each head of these numbers the range's part of dL/dx of a term, (B, D): the cross-entropy or the regulariser."""
     num_heads, wanted = len(passes.heads), [(number, *passes.heads[number]) for number in numbers]
-    if kernel is tiled_cpu:
+    if kernel is _TILES:
         of_ranges = [(number, local.head, products) for number, local, products in wanted]
         return gradients_in_features(rows, passes.packed_FR, term, of_ranges, num_heads)
     labels, shifts, partials = (
@@ -218,7 +221,7 @@ def _class_gradients(
         ClassRange(head.weight_KD, head.bias_K, *of_head) for head, of_head in zip(heads, plan.ranges, strict=True)
     ]
     features, kept = [head.features_BD for head in heads], [head.exponentials for head in heads]
-    if plan.kernel is tiled_cpu:
+    if plan.kernel is _TILES:
         return tiled_heads.class_gradients_of_heads(features, ranges, rows.index_LR, kept, of_logits, wanted)
     labels = by_head(rows.index_LR, len(heads))
     return list(map(plan.kernel.local_class_gradients, features, ranges, labels, kept, of_logits, wanted))
