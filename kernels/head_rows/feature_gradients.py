@@ -136,14 +136,11 @@ def _compute_feature_gradients(
     of_heads = [by_head(each, num_heads) for each in (index_LR, shift_R, packed_FR)]
     of_terms = coefficients.by_head(num_heads)
     gradients = []
-    for number, weight_KD, *sums_of_head in zip(
-        numbers, weights, exp_weights, moment_weights, weight_sums, strict=True
-    ):
+    products = map(Products, exp_weights, moment_weights, weight_sums)
+    for number, weight_KD, of_head in zip(numbers, weights, products, strict=True):
         labels_LB, shift_B, packed_FB = (each[number] for each in of_heads)
-        head, products = ClassRange(weight_KD, None, start, num_labels), Products(*sums_of_head)
-        gradients.append(
-            local_feature_gradient(head, labels_LB, shift_B, of_terms[number], unpacked(packed_FB), products)
-        )
+        head, factors = ClassRange(weight_KD, None, start, num_labels), of_terms[number]
+        gradients.append(local_feature_gradient(head, labels_LB, shift_B, factors, unpacked(packed_FB), of_head))
     return gradients
 
 

@@ -55,14 +55,26 @@ def head_rows(gathered_NFR: Tensor, labels: LabelsOfRows, num_labels: int, kind:
         kind: of regulariser, or None.
     """
     with torch.no_grad():
-        *values, exp_R, label_LR, exp_of_kind_R, label_of_kind_LR, moment_R = _rows_op(
-            gathered_NFR, *labels, num_labels, kind
-        )
+        found = _rows_op(gathered_NFR, *labels, num_labels, kind)
+    cross_entropy_R, regularizer_R, bits_R, margin_R, lse_R, hit_R, shift_R = found[:7]
+    exp_R, label_LR, exp_of_kind_R, label_of_kind_LR, moment_R = found[7:]
     of_regularizer = None
     if kind is not None:
         moment = moment_R if kind == "entropy" else None
         of_regularizer = Coefficients(exp_of_kind_R, label_of_kind_LR, moment, uniform_share(kind, num_labels))
-    return HeadRows(*values, labels, num_labels, Coefficients(exp_R, label_LR), of_regularizer)
+    return HeadRows(
+        cross_entropy_B=cross_entropy_R,
+        regularizer_B=regularizer_R,
+        bits_B=bits_R,
+        margin_B=margin_R,
+        lse_B=lse_R,
+        hit_B=hit_R,
+        shift_B=shift_R,
+        labels=labels,
+        num_labels=num_labels,
+        of_cross_entropy=Coefficients(exp_R, label_LR),
+        of_regularizer=of_regularizer,
+    )
 
 
 def logit_gradients(
