@@ -30,4 +30,4 @@ def test_no_step_makes_more_calls_than_the_ones_before(tiny, build):
     prepared = training.preparation.for_evaluation(at_hand[0])
     bare = bare_step(training.learner.tapped.backbone, prepared.images, prepared.targets)
     theirs = [count_calls(bare) for _ in range(4)][-1]
-    assert counts[-1] - theirs <= -200, (counts[-1], theirs)  # -218 when this was written: not to grow unseen
+    assert counts[-1] - theirs <= -220, (counts[-1], theirs)  # -228 when this was written: not to grow unseen
