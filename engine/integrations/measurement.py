@@ -250,15 +250,19 @@ class Measurement:
             self._num_heldout += len(rows.index_B)
 
     def _record(self, rows: _Rows, logits_BC: Tensor, losses: list[HeadLosses]) -> None:
-        rows_of = {
-            name: torch.cat([getattr(each, name).detach() for each in losses], dim=1)
+        measured_TMB = [
+            torch.cat([getattr(each, name).detach() for each in losses], dim=1)
             for name in ("hit_TMB", "bits_TMB", "margin_TMB")
-        }
+        ]
         logits_BC = logits_BC.float()
         class_loss_B = F.cross_entropy(logits_BC, rows.targets_B, reduction="none")
         confidence_B, predicted_B = logits_BC.softmax(-1).max(-1)
-        rows_of |= {"predicted_B": predicted_B, "confidence_B": confidence_B}
-        self.ledger.record(rows.index_B, rows.targets_B, class_loss_B, predicted_B == rows.targets_B, **rows_of)
+        self.ledger.record(
+            *(rows.index_B, rows.targets_B, class_loss_B, predicted_B == rows.targets_B),
+            *measured_TMB,
+            predicted_B=predicted_B,
+            confidence_B=confidence_B,
+        )
 
     def _build(self, dims: list[int]) -> None:
         settings = self.settings
