@@ -241,6 +241,6 @@ def test_hooks_and_traces_see_every_step():
         hook.remove()
     step(torch.tensor(False), None)
     assert told == ["its own", "all"]
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+    with torch.profiler.profile(acc_events=True, activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
         step(torch.tensor(False), None)
     assert "Optimizer.step#AdamW.step" in {event.name for event in trace.events()}
