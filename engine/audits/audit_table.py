@@ -22,9 +22,9 @@ def print_audit(audit: RunAudit, path: Path, console: Console) -> None:
     console.print(_about_class_probes(audit), soft_wrap=True)  # a title would be as narrow as its table
     console.print(class_probe_table(audit))
     if audit.is_saturated:
-        console.print(
-            "Where the probe fits nearly every fresh label it can show no excess: take a smaller one, or least_squares."
-        )
+        least = audit.probe["name"] == "least_squares"
+        remedy = "there are too few images for it" if least else "take a smaller one, or least_squares"
+        console.print(f"Where the probe fits nearly every fresh label it can show no excess: {remedy}.")
     if audit.num_skipped:
         console.print(f"{audit.num_skipped} images could not be read and were left out.")
     console.print(f"written: {path}", soft_wrap=True)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "labels in the last ledger",
     )
     add("--least", action="store_true", help="the smallest values first instead of the greatest")
-    add("--class", dest="class_name", help="images that were given this class alone: its name or number")
+    add("--class", dest="class_name", help="images that were given this class alone: its name, or its number")
     add("--tap", help="which tap, for measures of the random labels; default: the last")
     add("--phase", choices=("running", "clean", "heldout"), default="running", help="which ledgers; default: running")
     add("--csv", action="store_true", help="as CSV, with every column")

@@ -54,7 +54,8 @@ class RankingQuery:
         least: the smallest values first instead of the greatest.
         phase: which ledgers: running or clean (training images), or heldout.
         tap: for measures of the random labels; None: the last.
-        class_name: samples of this class alone, by name or number of the class they were given; None: all.
+        class_name: samples of this class alone, by the name of the class they were given, or, where no class is called so, by
+            its number; None: all.
     """
 
     by: str = "class_loss"
@@ -186,10 +187,11 @@ class SampleRanker:
         return table.add_column(0, "rank", pa.array(np.arange(1, table.num_rows + 1)))
 
     def _of_class(self, name: str) -> NDArray[np.bool_]:
-        """Return which samples were given the class of this name or number."""
+        """Return which samples were given the class of this name, or, where none is called so, of this number."""
         numbers = pc.cast(self.named.column("given_class"), pa.string())
         names = pc.coalesce(self.named.column("given_name"), numbers)
-        chosen = pc.or_kleene(pc.equal(names, name), pc.equal(numbers, name))
+        is_name = any(pc.any(pc.equal(self.named.column(each), name)).as_py() for each in ("given_name", "class_name"))
+        chosen = pc.equal(names if is_name else numbers, name)
         if self.named.num_rows and not pc.any(chosen).as_py():
             raise _refusal(
                 "--class", name, sorted({str(each) for each in pc.unique(names).to_pylist() if each is not None})
@@ -215,7 +217,7 @@ def _by_labels(table: LedgerTable, query: RankingQuery) -> tuple[NDArray[np.floa
     if not facts.taps:
         raise RunError(f"--by {query.by}: the run has no heads; allowed: {', '.join(_HISTORIES)}")
     if group not in facts.draws:
-        raise RunError(f"--by {query.by}: the run has no audit heads (heads.audit); nearest: {query.by[6:]}")
+        raise RunError(f"--by {query.by}: the run has no audit heads (heads.audit_draws); nearest: {query.by[6:]}")
     taps = [str(tap) for tap in facts.taps]
     tap = query.tap if query.tap is not None else taps[-1]
     if tap not in taps:

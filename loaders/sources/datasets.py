@@ -112,7 +112,7 @@ def open_dataset(
         return open_store(Path(root).expanduser(), name, split_key(name, val_fraction, seed), exif)
     _check_name_and_root(name, root)
     if val_fraction is not None and name in ("cifar10", "cifar100", "synthetic"):
-        raise DatasetError(f"{name} has held-out images of its own: leave val_fraction out")
+        raise DatasetError(f"{name} has held-out images of its own: set val_fraction to null")
     if exif == "apply" and name != "imagefolder":
         raise DatasetError(f"the images of {name} have no EXIF orientation: leave data.exif at ignore")
     if name in ("digits", "patches"):

@@ -122,7 +122,7 @@ def open_image_folder(
     if {"train", "val"} <= folders:
         if val_fraction is not None:
             raise DatasetError(
-                f"{root} has a val folder already: leave val_fraction out, or point root at {root / 'train'}"
+                f"{root} has a val folder already: set val_fraction to null, or point root at {root / 'train'}"
             )
         found = (as_listed(manifest, listing) for manifest in scan_splits(root, cache))
         train, val = (with_verification(manifest, root, verified) for manifest in found)

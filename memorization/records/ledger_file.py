@@ -213,7 +213,7 @@ def _hit_groups(path: Path) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool
         _check_claims(path, file.metadata, math.prod(shape))
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, ["status", "hit"])
-            hits = _column_values(path, "hit", table, math.prod(shape)).reshape(-1, *shape)
+            hits = _column_values(path, "hit", table, math.prod(shape)).reshape(table.num_rows, *shape)
             yield _column_values(path, "status", table, 1) == SEEN, hits
 
 

@@ -2,9 +2,12 @@
 
 import csv
 import io
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from ledger_batches import METADATA
@@ -82,6 +85,21 @@ def test_rankings_are_in_order_by_class_and_by_least(folder, capsys):
     assert rows(capsys, folder, "--class", "1", "--least", "--top", 2) == of_class
 
 
+def test_a_class_whose_name_is_another_ones_number_is_taken_by_its_name(folder, tmp_path, capsys):
+    """Folders called 1, 10, 2 and 3 are the classes 0 to 3."""
+    named = tmp_path / "run"
+    shutil.copytree(folder, named)
+    samples = pq.read_table(named / "samples.parquet")
+    for number, name in (("class", "class_name"), ("given_class", "given_name")):
+        called = pa.array(["1", "10", "2", "3"]).take(samples.column(number))
+        samples = samples.set_column(samples.schema.get_field_index(name), name, called)
+    pq.write_table(samples, named / "samples.parquet")
+    for name, number in (("1", "0"), ("10", "1"), ("0", "0")):
+        found = rows(capsys, named, "--class", name, "--top", NUM_SAMPLES)
+        assert {row["given_class"] for row in found} == {number}
+        assert len(found) == NUM_SAMPLES / 4
+
+
 def test_epochs_of_learning_are_epochs_and_never_comes_last(folder, capsys):
     first_learned = rows(capsys, folder, "--by", "first_learned", "--top", NUM_SAMPLES)
     assert {row["value"] for row in first_learned} >= {"0", "1", "3"}
@@ -100,7 +118,7 @@ def test_bits_are_ranked_where_draws_agree_and_not_where_they_are_noise(folder, 
 
 WRONG = {
     ("--by", "clas_loss"): "--by: got 'clas_loss'; allowed: class_loss, .*; nearest: class_loss",
-    ("--by", "audit_bits"): "the run has no audit heads .*; nearest: bits",
+    ("--by", "audit_bits"): r"the run has no audit heads \(heads.audit_draws\); nearest: bits",
     ("--class", "bea"): "--class: got 'bea'; allowed: ant, bee, cat, dog; nearest: bee",
     ("--by", "bits", "--tap", "7"): "--tap: got '7'; allowed: 0, 1",
     ("--top", "0"): "--top is 0; it must be at least 1",

@@ -102,5 +102,5 @@ def test_a_failed_fetch_says_so(tmp_path, monkeypatch):
 
 
 def test_its_own_test_split_is_used(tmp_path):
-    with pytest.raises(DatasetError, match="cifar10 has held-out images of its own: leave val_fraction out"):
+    with pytest.raises(DatasetError, match="cifar10 has held-out images of its own: set val_fraction to null"):
         open_dataset("cifar10", tmp_path, val_fraction=0.1, seed=0)

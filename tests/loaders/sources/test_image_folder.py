@@ -181,7 +181,7 @@ WRONG_TREES = {
         {},
         "differ in their classes; only in train: emu; only in val: fox",
     ),
-    "split twice": (SPLIT_TREE, {"val_fraction": 0.1}, "has a val folder already: leave val_fraction out"),
+    "split twice": (SPLIT_TREE, {"val_fraction": 0.1}, "has a val folder already: set val_fraction to null"),
     "fraction": ({"cat": PAIR, "dog": PAIR}, {"val_fraction": 1.0}, r"val_fraction is 1.0; .* in \(0, 1\)"),
     "lone image": ({"cat": PAIR, "dog": ["a.jpg"]}, {"val_fraction": 0.5}, r"class 'dog' has 1 image\(s\)"),
     "empty class in val": (SPLIT_TREE | {"val/dog": []}, {}, r"without images in .*/val: dog"),

@@ -17,8 +17,10 @@ from rlpheads.memorization.records.ledger_file import (
     SKIPPED,
     LabelSource,
     LedgerError,
+    read_hit_counts,
     read_ledger,
     read_ledger_metadata,
+    read_sample_hits,
 )
 from rlpheads.memorization.records.ledger_labels import ledger_labels
 
@@ -30,6 +32,9 @@ def test_a_run_without_heads_has_a_ledger_of_the_classes(tmp_path):
     table = read_ledger(tmp_path / "ledger.parquet")
     assert table.class_loss[4] == batch["class_loss_B"].item()
     assert table.hit.shape == (0, 1, NUM_SAMPLES)
+    _, num_seen, hits_TM = read_hit_counts(tmp_path / "ledger.parquet")
+    assert (num_seen, hits_TM.shape) == (1, (0, 1))
+    assert read_sample_hits(tmp_path / "ledger.parquet", np.array([4])).shape == (1, 0, 1)
 
 
 def test_a_file_reads_back_as_it_was_written(tmp_path):
