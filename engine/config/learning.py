@@ -151,6 +151,13 @@ class HeadsConfig:
         """Return how many heads of K labels one head is made of: one for each class, or one for all."""
         return num_classes if self.balance == "per_class" else 1
 
+    def telling(self, *, audited: bool) -> Literal["own", "audit"]:
+        """Return which heads tell what the network remembers: audit heads if there are any, from which no regulariser hides.
+
+        With a joint term it is the own heads: the network learns their labels, and never sees those of the audit heads.
+        """
+        return "audit" if audited and self.joint == 0 else "own"
+
     @property
     def label_balance(self) -> Literal["iid", "balanced"]:
         """How the training images' labels are drawn: inside each class, where the classes have labels of their own."""

@@ -9,7 +9,9 @@ from rlpheads.engine.config.values import flat_settings
 from rlpheads.engine.page.blocks import Block, Drawing, Grid, Section
 from rlpheads.engine.page.facts import RunFacts
 from rlpheads.engine.page.run_sections import HIDDEN
+from rlpheads.engine.page.verdict import TELLING
 from rlpheads.engine.report.display import percent
+from rlpheads.engine.report.summary import telling_figure
 from rlpheads.memorization.figures.class_figures import draw_pareto
 from rlpheads.memorization.figures.figure_file import inline_svg
 
@@ -34,7 +36,7 @@ def comparison_section(runs: Sequence[RunFacts]) -> Section:
             f"{run.last('regularizer_factor') or 0:g}",
             percent(top1),
             percent(memory),
-            percent(max(run.last("fresh_refit_clean") or [float("nan")])),
+            percent(max(run.last("fresh_refit_clean") or [], default=None)),
         )
         for run, top1, memory in measured
     ]
@@ -45,9 +47,7 @@ def comparison_section(runs: Sequence[RunFacts]) -> Section:
         "random-label accuracy, greatest over taps",
         "refit there, greatest",
     )
-    blocks.append(
-        Grid("Accuracy and memory", columns, results, "Audit heads where a run has them, own heads otherwise.")
-    )
+    blocks.append(Grid("Accuracy and memory", columns, results, f"{TELLING}."))
     points = [
         (f"{run.name} (λ {run.last('regularizer_factor') or 0:g})", top1, memory)
         for run, top1, memory in measured
@@ -62,6 +62,7 @@ def comparison_section(runs: Sequence[RunFacts]) -> Section:
 
 
 def greatest_memory(run: RunFacts) -> float | None:
-    """Return the random-label accuracy that a regulariser cannot hide, the greatest over the taps."""
-    values = run.last("audit_rla_clean") or run.last("rla_clean")
+    """Return the random-label accuracy of the heads that tell what is remembered, the greatest over the taps."""
+    row = next((row for row in reversed(run.epochs) if row.get("rla_clean")), {})
+    values = row.get(telling_figure(row, run.config.heads))
     return None if not values else max(values)

@@ -32,7 +32,9 @@ def downloads_section(facts: RunFacts) -> Section:
     figures = pa.BufferOutputStream()
     pq.write_table(open_run(facts.path).epochs(), figures, compression="zstd")
     files = [
-        _attachment(facts, "summary.csv", "text/csv", summary_text(facts.epochs).encode(), "the epochs"),
+        _attachment(
+            facts, "summary.csv", "text/csv", summary_text(facts.epochs, facts.config.heads).encode(), "the epochs"
+        ),
         _attachment(
             facts,
             "epochs.parquet",

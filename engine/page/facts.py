@@ -32,11 +32,13 @@ class PhaseHits:
     """Hits of the random labels in one ledger.
 
     Attributes:
+        epoch: of the ledger.
         num_samples: samples that were seen.
         hits_TM: hits of every tap and draw, int64.
         draws: the draws of the heads' own and of audit heads, by name.
     """
 
+    epoch: int
     num_samples: int
     hits_TM: NDArray[np.int64]
     draws: Mapping[str, slice]
@@ -102,8 +104,22 @@ class RunFacts:
         for phase in PHASES:
             for path in list_ledgers(self.path, phase)[-1:]:
                 metadata, num_seen, hits_TM = read_hit_counts(path)
-                found[phase] = PhaseHits(num_seen, hits_TM, metadata.draws)
+                found[phase] = PhaseHits(metadata.epoch, num_seen, hits_TM, metadata.draws)
         return found
+
+    def of_clean_ledger(self, name: str) -> Any:
+        """Return a figure of the epoch whose clean ledger is the last, or None: what is set beside its hits."""
+        clean = self.hits.get("clean")
+        return next((row.get(name) for row in self.epochs if clean is not None and row["epoch"] == clean.epoch), None)
+
+    @property
+    def when_clean_ledger(self) -> str:
+        """Say of which epoch the last clean ledger is, where a clean pass without one (ledger.every) followed; else nothing."""
+        passes = [row["epoch"] for row in self.epochs if row.get("rla_clean")]
+        clean = self.hits.get("clean")
+        return (
+            f"in epoch {clean.epoch}, the last with a ledger, " if clean and passes and clean.epoch < passes[-1] else ""
+        )
 
     def class_rows(self, phase: str) -> LedgerTable | None:
         """Return what the last ledger of a phase says of the classes."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from rlpheads.engine.page.blocks import Block, Drawing, Grid, Section, Text
 from rlpheads.engine.page.facts import RunFacts
-from rlpheads.engine.page.verdict import tap_verdicts
+from rlpheads.engine.page.verdict import TELLING, tap_verdicts
 from rlpheads.engine.report.display import percent
 from rlpheads.engine.tables.run_figures import depth_caption, depth_figure, heat_map_caption, heat_map_figure
 from rlpheads.memorization.figures.figure_file import inline_svg
@@ -24,7 +24,7 @@ def depth_section(facts: RunFacts) -> Section:
     if not facts.taps:
         return Section("depth", "Random-label accuracy by depth", [_NO_HEADS])
     blocks: list[Block] = []
-    figure = depth_figure(facts.path, facts.num_labels)
+    figure = depth_figure(facts.path, facts.config)
     if figure is not None:
         caption = depth_caption(facts.path, facts.config)
         blocks.append(Drawing(inline_svg(figure, f"depth-{facts.name_key}", caption), caption))
@@ -37,7 +37,7 @@ def _depth_table(facts: RunFacts) -> Grid:
     columns = ["tap", "own heads, clean", "audit heads, clean", "refit, fresh labels", "excess over the refit, points"]
     clean = facts.hits.get("clean")
     excesses = {each.tap: each for each in tap_verdicts(facts)}
-    refits, half_widths = facts.last("fresh_refit_clean"), facts.last("fresh_refit_half_width_clean")
+    refits, half_widths = (facts.of_clean_ledger(f"fresh_refit_{name}clean") for name in ("", "half_width_"))
     rows = []
     for position, tap in enumerate(facts.taps):
         cells = [tap]
@@ -50,10 +50,10 @@ def _depth_table(facts: RunFacts) -> Grid:
         cells.append("–" if found is None else f"{100 * found.excess:+.2f} ± {100 * found.half_width:.2f}")
         rows.append(cells)
     note = (
-        f"Chance is {percent(1 / facts.num_labels)}. Accuracies with 95 % intervals (over all draws; Student's t where draws "
-        "differ); excesses hold at all taps together, and are of the audit heads where there are any."
+        f"Chance is {percent(1 / facts.num_labels)}. Accuracies {facts.when_clean_ledger}with 95 % intervals (over all draws; "
+        f"Student's t where draws differ); excesses hold at all taps together. Excesses: {TELLING[0].lower()}{TELLING[1:]}."
     )
-    return Grid("Random-label accuracy of the last clean pass", columns, rows, note)
+    return Grid("Random-label accuracy on clean training images", columns, rows, note)
 
 
 def _with_interval(hits_M: NDArray[np.int64], num_samples: int) -> str:
@@ -66,7 +66,7 @@ def _with_interval(hits_M: NDArray[np.int64], num_samples: int) -> str:
 
 def epochs_section(facts: RunFacts) -> Section:
     """Tap against epoch, as a heat map."""
-    figure = heat_map_figure(facts.path, facts.num_labels)
+    figure = heat_map_figure(facts.path, facts.config)
     if figure is None:
         return Section("epochs", "By epoch", [])
     caption = heat_map_caption(facts.path, facts.config)

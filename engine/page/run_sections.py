@@ -185,7 +185,7 @@ def _device(environment: Mapping[str, Any]) -> str:
 
 
 def _hours(facts: RunFacts) -> str:
-    last = with_derived(facts.epochs)[-1]
+    last = with_derived(facts.epochs, facts.config.heads)[-1]
     if "wall_hours" not in last:
         return "–"
     return f"{last['wall_hours']:.3g} hours, {last['device_hours']:.3g} device hours"

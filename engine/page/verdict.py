@@ -14,9 +14,14 @@ from rlpheads.engine.report.display import percent
 from rlpheads.memorization.measures.intervals import HELD_OUT_LEVEL, binomial_bounds
 from rlpheads.memorization.measures.pooled_draws import pool_draws
 
+TELLING = (
+    "Audit heads where a run has them; own heads otherwise, and where the network learns their labels (heads.joint)"
+)
+"""Which heads are believed (`HeadsConfig.telling`), in words."""
+
 
 class TapVerdict(NamedTuple):
-    """The excess of one tap: accuracy of audit heads (own ones without any) less that of refits on fresh labels."""
+    """The excess of one tap: accuracy of the heads that tell what is remembered less that of refits on fresh labels."""
 
     tap: str
     group: str
@@ -30,12 +35,12 @@ class TapVerdict(NamedTuple):
 
 
 def tap_verdicts(facts: RunFacts) -> list[TapVerdict]:
-    """Return the verdict of every tap, without any where no clean pass or no refit was made."""
-    clean, refits = facts.hits.get("clean"), facts.last("fresh_refit_clean")
+    """Return the verdict of every tap by the last clean ledger; none where there is none, or its pass refitted nothing."""
+    clean, refits = facts.hits.get("clean"), facts.of_clean_ledger("fresh_refit_clean")
     if clean is None or refits is None or not facts.taps:
         return []
-    half_widths = facts.last("fresh_refit_half_width_clean") or [0.0] * len(refits)
-    group = "audit" if "audit" in clean.draws and facts.config.heads.joint == 0 else "own"
+    half_widths = facts.of_clean_ledger("fresh_refit_half_width_clean") or [0.0] * len(refits)
+    group = facts.config.heads.telling(audited="audit" in clean.draws)
     sigmas = NormalDist().inv_cdf(1 - 0.025 / len(facts.taps))
     found = []
     for tap, hits_M, refit, half in zip(facts.taps, clean.of(group), refits, half_widths, strict=True):
@@ -80,14 +85,15 @@ def _memory_sentence(facts: RunFacts) -> str:
     most = max(verdicts, key=lambda each: each.excess - each.half_width)
     heads = "audit heads, whose labels the regulariser never saw," if most.group == "audit" else "heads"
     numbers = (
-        f"at tap {most.tap} {heads} reach {percent(most.accuracy)} (95 % interval {percent(most.low)} to "
-        f"{percent(most.high)}), and heads refitted to fresh labels {percent(most.refit)}; chance is "
+        f"{facts.when_clean_ledger}at tap {most.tap} {heads} reach {percent(most.accuracy)} (95 % interval "
+        f"{percent(most.low)} to {percent(most.high)}), and heads refitted to fresh labels {percent(most.refit)}; chance is "
         f"{percent(1 / facts.num_labels)}"
     )
     points = f"{100 * most.excess:+.2f} ± {100 * most.half_width:.2f} points, at all taps together"
     if most.excess > most.half_width:
         return f"Memory beyond the head is shown: {numbers} ({points})."
-    return f"Below what a head alone reaches: no memory beyond the head is shown; {numbers} ({points})."
+    where = "Below" if most.excess < -most.half_width else "Not beyond"
+    return f"{where} what a head alone reaches: no memory beyond the head is shown; {numbers} ({points})."
 
 
 def _check_sentence(facts: RunFacts) -> str:

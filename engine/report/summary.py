@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rlpheads.engine.config.learning import HeadsConfig
 from rlpheads.engine.runs.folder import RunFolder, write_atomically
 
 SUMMARY_FILE = "summary.csv"
@@ -16,23 +17,26 @@ _BY_TAP = ("rla_clean", "audit_rla_clean", "fresh_refit_clean", "excess_clean", 
 _TIMES = ("images_per_second", "wall_hours", "device_hours")
 
 
-def write_summary(folder: RunFolder, *, wide: bool = False) -> None:
-    """Derive summary.csv of a run folder from the epoch lines of its metrics.jsonl."""
+def write_summary(folder: RunFolder, heads: HeadsConfig, *, wide: bool = False) -> None:
+    """Derive summary.csv of a run folder from the epoch lines of its metrics.jsonl; `summary_text` says what the rest is."""
     path = folder.path / SUMMARY_FILE
     header = path.read_text().partition("\n")[0] if path.is_file() else ""
-    write_atomically(path, summary_text(folder.metrics("epoch"), header, wide=wide))
+    write_atomically(path, summary_text(folder.metrics("epoch"), heads, header, wide=wide))
 
 
-def summary_text(rows: Sequence[Mapping[str, Any]], existing_header: str = "", *, wide: bool = False) -> str:
+def summary_text(
+    rows: Sequence[Mapping[str, Any]], heads: HeadsConfig, existing_header: str = "", *, wide: bool = False
+) -> str:
     """Return the file's text: timm's columns first, accuracies in [0, 1], lists over numbered columns.
 
     Args:
         rows: the epoch lines of metrics.jsonl.
+        heads: the run's settings of its heads.
         existing_header: first line of the file that is there. One of before there were narrow files stays as wide as it is.
         wide: every figure of the lines.
     """
     columns = wide_columns if wide or _is_wide(existing_header) else narrow_columns
-    flat = [_spread_lists(row) for row in with_derived(rows)]
+    flat = [_spread_lists(row) for row in with_derived(rows, heads)]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns(flat), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -40,16 +44,17 @@ def summary_text(rows: Sequence[Mapping[str, Any]], existing_header: str = "", *
     return text.getvalue()
 
 
-def with_derived(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def with_derived(rows: Iterable[Mapping[str, Any]], heads: HeadsConfig) -> list[dict[str, Any]]:
     """Return epoch lines with what follows from them.
 
-    `excess_clean`: accuracy on clean training images at each tap, of the audit heads where there are any, less that of heads
-    refitted to fresh labels. `wall_hours` and `device_hours`: sums over the epochs so far, of the processes that trained them.
+    `excess_clean`: accuracy on clean training images at each tap, of the heads that tell what is remembered
+    (`HeadsConfig.telling`), less that of heads refitted to fresh labels. `wall_hours` and `device_hours`: sums over the epochs
+    so far, of the processes that trained them.
     """
     derived, seconds, device_seconds = [], 0.0, 0.0
     for row in rows:
         added: dict[str, Any] = {}
-        measured, refit = row.get("audit_rla_clean", row.get("rla_clean")), row.get("fresh_refit_clean")
+        measured, refit = row.get(telling_figure(row, heads)), row.get("fresh_refit_clean")
         if measured is not None and refit is not None:
             added["excess_clean"] = [
                 None if None in pair else pair[0] - pair[1] for pair in zip(measured, refit, strict=False)
@@ -59,6 +64,12 @@ def with_derived(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             added |= {"wall_hours": seconds / 3600, "device_hours": device_seconds / 3600}
         derived.append({**row, **added})
     return derived
+
+
+def telling_figure(row: Mapping[str, Any], heads: HeadsConfig) -> str:
+    """Return the name of an epoch line's accuracies on clean images, of the heads that tell what is remembered."""
+    group = heads.telling(audited="audit_rla_clean" in row)
+    return "audit_rla_clean" if group == "audit" else "rla_clean"
 
 
 def narrow_columns(flat: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -36,7 +36,6 @@ def draw_run_figures(
         formats: png, svg, pdf.
         width: of each figure, in inches; None: as the figure likes it.
     """
-    num_labels = config.heads.num_labels
     written: list[Path] = []
     figures: dict[str, tuple[Callable[..., Figure | None], Callable[[Path, Config], str]]] = {
         "rla_by_depth": (depth_figure, depth_caption),
@@ -44,18 +43,18 @@ def draw_run_figures(
         "rla_heat_map": (heat_map_figure, heat_map_caption),
     }
     for name, (draw, caption) in figures.items():
-        figure = draw(folder, num_labels, width)
+        figure = draw(folder, config, width)
         if figure is not None:
             written += save_figure(figure, folder / "figures" / name, formats)
             write_atomically(folder / "figures" / f"{name}.txt", caption(folder, config) + "\n")
     return tuple(written)
 
 
-def depth_figure(folder: Path, num_labels: int, width: float | None = None) -> Figure | None:
+def depth_figure(folder: Path, config: Config, width: float | None = None) -> Figure | None:
     """Draw random-label accuracy by depth from the last ledgers, every draw a dot; None where there is nothing to draw."""
     accuracy: dict[str, Any] = {}
     taps: tuple[int | str, ...] = ()
-    num_heldout = None
+    num_heldout, clean_epoch = None, None
     for phase in ("clean", "running", "heldout"):
         for path in list_ledgers(folder, phase)[-1:]:
             metadata, num_seen, hits_TM = read_hit_counts(path)
@@ -67,12 +66,17 @@ def depth_figure(folder: Path, num_labels: int, width: float | None = None) -> F
                 if group in metadata.draws:
                     accuracy[name] = hits_TM[:, metadata.draws[group]] / num_seen
             num_heldout = num_seen if phase == "heldout" else num_heldout
+            clean_epoch = metadata.epoch if phase == "clean" else clean_epoch
     if not accuracy:
         return None
-    return draw_rla_by_depth(taps, accuracy, _references(folder, num_labels, num_heldout), **_width(width))
+    rows = RunFolder(folder).metrics("epoch")
+    if clean_epoch is not None:  # the refit on the features that these very accuracies are of
+        rows = [row for row in rows if row["epoch"] == clean_epoch]
+    references = _references(rows, config.heads.num_labels, num_heldout)
+    return draw_rla_by_depth(taps, accuracy, references, **_width(width))
 
 
-def epoch_figure(folder: Path, num_labels: int, width: float | None = None) -> Figure | None:
+def epoch_figure(folder: Path, config: Config, width: float | None = None) -> Figure | None:
     """Draw random-label accuracy by epoch, averages over draws; None where there is nothing to draw."""
     rows, taps = RunFolder(folder).metrics("epoch"), _taps(folder)
     accuracy = {
@@ -83,19 +87,21 @@ def epoch_figure(folder: Path, num_labels: int, width: float | None = None) -> F
     if not accuracy:
         return None
     num_heldout = next((read_hit_counts(path)[1] for path in list_ledgers(folder, "heldout")[-1:]), None)
-    references = _references(folder, num_labels, num_heldout)
+    references = _references(rows, config.heads.num_labels, num_heldout)
     return draw_rla_by_epoch([row["epoch"] for row in rows], taps, accuracy, references, width=width)
 
 
-def heat_map_figure(folder: Path, num_labels: int, width: float | None = None) -> Figure | None:
+def heat_map_figure(folder: Path, config: Config, width: float | None = None) -> Figure | None:
     """Draw accuracy over taps and epochs: of the clean passes, or while training where there are none."""
     rows, taps = RunFolder(folder).metrics("epoch"), _taps(folder)
-    name = _mapped_figure(rows)
+    name = _mapped_figure(rows, config)
     if not taps or name is None:
         return None
     measured = [row for row in rows if row.get(name)]
     values_ET = np.array([row[name] for row in measured], dtype=float)
-    return draw_rla_heat_map([row["epoch"] for row in measured], taps, values_ET, num_labels, **_width(width))
+    return draw_rla_heat_map(
+        [row["epoch"] for row in measured], taps, values_ET, config.heads.num_labels, **_width(width)
+    )
 
 
 def depth_caption(folder: Path, config: Config) -> str:
@@ -112,7 +118,7 @@ def epoch_caption(folder: Path, config: Config) -> str:
 
 def heat_map_caption(folder: Path, config: Config) -> str:
     """Return the caption of the heat map."""
-    name = _mapped_figure(RunFolder(folder).metrics("epoch"))
+    name = _mapped_figure(RunFolder(folder).metrics("epoch"), config)
     which = {"audit_rla_clean": "Audit heads, clean passes", "rla_clean": "Own heads, clean passes"}
     told = which.get(name or "", "Own heads, while training")
     return f"Random-label accuracy over taps and epochs. {told}. {_circumstances(folder, config)} The scale begins at chance."
@@ -133,23 +139,26 @@ def _circumstances(folder: Path, config: Config) -> str:
 
 
 def _line_in_words(folder: Path) -> str:
-    if _last(folder, "fresh_refit_clean") is None:
+    if _last(RunFolder(folder).metrics("epoch"), "fresh_refit_clean") is None:
         return ""
     return " Dotted: heads refitted to fresh labels on the same features, with their 95 % interval."
 
 
-def _mapped_figure(rows: Sequence[dict[str, Any]]) -> str | None:
-    names = ("audit_rla_clean", "rla_clean", "rla_running")
+def _mapped_figure(rows: Sequence[dict[str, Any]], config: Config) -> str | None:
+    """Return which accuracies the map shows: of the heads that tell what is remembered, in clean passes if there are any."""
+    audited = any(row.get("audit_rla_clean") for row in rows)
+    clean = "audit_rla_clean" if config.heads.telling(audited=audited) == "audit" else "rla_clean"
+    names = (clean, "rla_running")
     return next((name for name in names if any(row.get(name) for row in rows)), None)
 
 
-def _references(folder: Path, num_labels: int, num_heldout: int | None) -> References:
-    refit, half_width = (_last(folder, f"fresh_refit_{name}clean") for name in ("", "half_width_"))
+def _references(rows: Sequence[dict[str, Any]], num_labels: int, num_heldout: int | None) -> References:
+    refit, half_width = (_last(rows, f"fresh_refit_{name}clean") for name in ("", "half_width_"))
     return References(num_labels, num_heldout, refit, "refit, fresh labels", half_width)
 
 
-def _last(folder: Path, name: str) -> list[float] | None:
-    return next((row[name] for row in reversed(RunFolder(folder).metrics("epoch")) if row.get(name)), None)
+def _last(rows: Sequence[dict[str, Any]], name: str) -> list[float] | None:
+    return next((row[name] for row in reversed(rows) if row.get(name)), None)
 
 
 def _taps(folder: Path) -> list[int | str]:

@@ -13,7 +13,7 @@ from rlpheads.engine.report.console import open_console
 from rlpheads.engine.report.display import Display
 from rlpheads.engine.runs.folder import RunFolder
 from rlpheads.engine.runs.sources import Sources
-from rlpheads.engine.training.closing import close_run
+from rlpheads.engine.training.closing import close_run, forget_earlier_end
 from rlpheads.engine.training.loop import fit
 from rlpheads.engine.training.opening import opening_lines
 from rlpheads.engine.training.outcome import Outcome, RollBackError
@@ -65,6 +65,7 @@ def _train_from(
             known = None if start.point is None else start.point.record
             training.run.log.open(training.num_updates, training.position.epoch, asdict(config), known)
             record_rollback(training, start)
+        forget_earlier_end(training)
         outcome = fit(training, display, stop_flag)
         training.announce("run_finished", outcome.status, outcome.reason)
         close_run(training, outcome, display, start.warnings)

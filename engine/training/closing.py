@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 from rlpheads.engine.config.learning import HeadsConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.distributed.stop_flag import StopFlag
+from rlpheads.engine.learner.learner import num_audit_draws
 from rlpheads.engine.learner.sharded_part import ShardedPart
 from rlpheads.engine.report.display import Display, calibration_text, percent
 from rlpheads.engine.report.evaluation_summary import summarize_ledger
 from rlpheads.engine.report.findings import FRESH_REFIT, Findings, TapFinding, draw_figures, summarize_findings
 from rlpheads.engine.runs.checkpoint import weights_sha256
 from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.runs.weights_files import LAST_AVERAGED_WEIGHTS, LAST_WEIGHTS
 from rlpheads.engine.terminal.text import shell_word
-from rlpheads.engine.training.epoch_end import clean_pass, evaluate_split
+from rlpheads.engine.training.epoch_end import clean_pass, evaluate_split, reason_to_stop_early
 from rlpheads.engine.training.outcome import Outcome
 from rlpheads.engine.training.training import Training
 
@@ -66,6 +68,21 @@ def conclude(training: Training, display: Display, stop_flag: StopFlag, reason: 
     if closed and training.splits.clean.ledger.num_seen and training.splits.heldout.ledger.num_seen:
         _record_memory(training, display)
     return Outcome("done", reason, found)
+
+
+def forget_earlier_end(training: Training) -> None:
+    """Delete what an earlier end left in the folder of a run that goes on from there (epochs or max_steps raised). Collective.
+
+    It is of weights that are trained further: whoever reads the folder before the next end would take it for the present.
+    """
+    has_steps = training.position.epoch < training.run.config.epochs and not training.reached_max_steps
+    if not has_steps or reason_to_stop_early(training) is not None or not training.run.launch.is_main:
+        return
+    from rlpheads.engine.report.run_memory import MEMORY_FILE  # scipy is behind it
+
+    folder = training.run.folder
+    for path in (folder.path / MEMORY_FILE, folder.weights / LAST_WEIGHTS, folder.weights / LAST_AVERAGED_WEIGHTS):
+        path.unlink(missing_ok=True)
 
 
 def _record_memory(training: Training, display: Display) -> None:
@@ -155,7 +172,7 @@ def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[Cl
         yield ClosingLine("next: the same command again, which goes on from this very sample")
     if outcome.findings is not None:
         yield ClosingLine(f"learned: {_summary(outcome.findings, config)}")
-        if (meaning := _meaning(outcome.findings, config.heads)) is not None:
+        if (meaning := _meaning(outcome.findings, config)) is not None:
             yield ClosingLine(f"means: {meaning}")
         yield ClosingLine(*_figure_paths(outcome.findings, config, folder))
     if config.log.wandb == "offline":
@@ -166,9 +183,7 @@ def closing_lines(outcome: Outcome, config: Config, folder: Path) -> Iterator[Cl
 
 def _summary(found: Findings, config: Config) -> str:
     text = f"held-out top-1 {percent(found.top1)}{calibration_text(found)}"
-    measured = [
-        (value, tap) for tap in found.taps if (value := _honest_accuracy(tap, config.heads.joint > 0)) is not None
-    ]
+    measured = [(value, tap) for tap in found.taps if (value := _telling_accuracy(tap, config.heads)) is not None]
     if not measured:
         return text
     value, tap = max(measured, key=lambda pair: pair[0])
@@ -176,20 +191,21 @@ def _summary(found: Findings, config: Config) -> str:
     return f"{text}; random-label accuracy at most {percent(value)}, at tap {tap.block} ({beside})"
 
 
-def _meaning(found: Findings, heads: HeadsConfig) -> str | None:
+def _meaning(found: Findings, config: Config) -> str | None:
     """Say what the trained heads' accuracies mean beside the line; None where nothing was measured.
 
     An accuracy is beyond the line where it is by more than chance explains at all taps together (5 %): that of the labels,
     a(1 − a)/(N·M), and that of the refits' draws.
     """
-    measured = [(value, tap) for tap in found.taps if (value := _honest_accuracy(tap, heads.joint > 0)) is not None]
+    heads = config.heads
+    measured = [(value, tap) for tap in found.taps if (value := _telling_accuracy(tap, heads)) is not None]
     if not measured:
         return None
     value, tap = max(measured, key=lambda pair: pair[0] - pair[1].baseline)
     excess, sigmas = value - tap.baseline, NormalDist().inv_cdf(1 - 0.025 / len(measured))
-    luck = math.hypot(
-        (tap.baseline_half_width or 0) / 1.96, math.sqrt(value * (1 - value) / (found.num_train * heads.draws))
-    )
+    group = heads.telling(audited=tap.audit is not None)
+    num_trials = found.num_train * (num_audit_draws(config) if group == "audit" else heads.draws)
+    luck = math.hypot((tap.baseline_half_width or 0) / 1.96, math.sqrt(value * (1 - value) / num_trials))
     reference = "heads refitted to fresh labels reach" if found.line == FRESH_REFIT else "a head alone reaches"
     if excess > sigmas * luck:
         points = f"{100 * excess:.2f} ± {100 * sigmas * luck:.2f} points"
@@ -214,14 +230,11 @@ def _by_depth(found: Findings) -> str:
     return text
 
 
-def _honest_accuracy(tap: TapFinding, joint: bool) -> float | None:
-    """Return the accuracy that a regulariser cannot hide, where it was measured.
-
-    A backbone that learns the labels jointly knows those of its own heads, not those of the audit heads.
-    """
-    if joint and tap.clean is not None:
-        return max(tap.clean, tap.audit or 0.0)
-    return next((value for value in (tap.audit, tap.clean, tap.running) if value is not None), None)
+def _telling_accuracy(tap: TapFinding, heads: HeadsConfig) -> float | None:
+    """Return the accuracy of the heads that tell what is remembered, on clean images where it was measured."""
+    if heads.telling(audited=tap.audit is not None) == "audit":
+        return tap.audit
+    return tap.clean if tap.clean is not None else tap.running
 
 
 def _next(command: str, meaning: str) -> ClosingLine:

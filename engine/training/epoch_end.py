@@ -59,7 +59,7 @@ def finish_epoch(training: Training, display: Display, stop_flag: StopFlag) -> d
             for phase, ledger in ledgers.items():
                 _write_ledger(training, phase, ledger)
         run.log.append(row)
-        write_summary(run.folder, wide=config.log.summary == "wide")
+        write_summary(run.folder, config.heads, wide=config.log.summary == "wide")
     display.epoch(row, training.learner.tapped.taps)
     if run.launch.is_main:
         keep_weights(training, row, last=last)

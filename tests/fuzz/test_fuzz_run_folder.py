@@ -23,6 +23,7 @@ from rlpheads.engine.commands.study_report import collect_study, print_study
 from rlpheads.engine.config.command_line import dump_config, parse_config
 from rlpheads.engine.config.data import CanaryConfig
 from rlpheads.engine.config.errors import ConfigError
+from rlpheads.engine.config.learning import HeadsConfig
 from rlpheads.engine.config.run import EvalConfig, LedgerConfig, LogConfig, RunConfig
 from rlpheads.engine.model.plan import ModelPlan, plan_model
 from rlpheads.engine.report.canaries_report import collect_report, print_report
@@ -85,7 +86,7 @@ def resume(folder: Path) -> None:
         if start.point is not None:
             log = RunLog(claimed, LogConfig(tensorboard=False), (0, 1))
             log.open(start.point.position.epoch * 6, start.point.position.epoch, {}, start.point.record)
-            write_summary(claimed)
+            write_summary(claimed, HeadsConfig())
 
 
 def audit(folder: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,11 +15,14 @@ from rlpheads.engine.config.command_line import parse_config
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.page.blocks import Gallery
 from rlpheads.engine.page.class_sections import classes_section, membership_section
+from rlpheads.engine.page.comparison import greatest_memory
 from rlpheads.engine.page.facts import read_facts
 from rlpheads.engine.page.run_sections import overhead_section, settings_section, shipped_config
 from rlpheads.engine.page.sample_sections import pictures_section
 from rlpheads.engine.page.verdict import tap_verdicts, verdict_sentences
+from rlpheads.engine.report.summary import with_derived
 from rlpheads.engine.tables.rankings import RankingQuery, SampleRanker
+from rlpheads.engine.tables.run_figures import depth_figure, heat_map_caption
 from rlpheads.engine.tables.run_tables import open_run
 from rlpheads.memorization.records.ledger_file import read_ledger
 
@@ -55,9 +59,48 @@ def test_the_verdict_has_the_numbers_of_the_ledgers(detached_run):
     classes, memory, check = verdict_sentences(facts)
     assert "done after 7 epochs" in classes
     assert memory.startswith(
-        ("Memory beyond the head is shown: at tap ", "Below what a head alone reaches: no memory beyond the head")
+        ("Memory beyond the head is shown: at tap ", "Below what a head", "Not beyond what a head")
     )
     assert check.startswith("The held-out check passed")
+
+
+def test_hits_of_a_ledger_are_set_beside_the_refit_of_the_same_pass(ledgered_run, tmp_path):
+    """As of a run in progress whose last clean passes had no ledger yet (ledger.every)."""
+    shutil.copytree(ledgered_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "epoch=000[3-5]"))
+    facts = read_facts(tmp_path / "run")
+    row = facts.epochs[2]
+    assert row["fresh_refit_clean"] != facts.last("fresh_refit_clean")
+    found = tap_verdicts(facts)
+    assert [each.refit for each in found] == row["fresh_refit_clean"]
+    assert [each.accuracy for each in found] == pytest.approx(row["audit_rla_clean"])
+    assert "in epoch 2, the last with a ledger, at tap" in verdict_sentences(facts)[1]
+    drawn = depth_figure(tmp_path / "run", facts.config).axes[0].get_lines()
+    (line,) = (line for line in drawn if line.get_label() == "refit, fresh labels")
+    assert list(line.get_ydata()[1:-1]) == row["fresh_refit_clean"]
+    assert "ledger" not in verdict_sentences(read_facts(ledgered_run))[1]
+
+
+def test_heads_that_are_believed_are_the_same_everywhere(ledgered_run):
+    """Audit heads, but where the network learns the labels of its own heads: comparison, verdict, file and map agree."""
+    facts = read_facts(ledgered_run)
+    for joint, name in ((0.0, "audit_rla_clean"), (1.0, "rla_clean")):
+        facts = replace(facts, config=replace(facts.config, heads=replace(facts.config.heads, joint=joint)))
+        accuracy_T, refit_T = facts.last(name), facts.last("fresh_refit_clean")
+        assert greatest_memory(facts) == max(accuracy_T)
+        assert [each.accuracy for each in tap_verdicts(facts)] == pytest.approx(accuracy_T)
+        excess_T = with_derived(facts.epochs, facts.config.heads)[-1]["excess_clean"]
+        assert excess_T == pytest.approx(np.subtract(accuracy_T, refit_T))
+        heads = {"audit_rla_clean": "Audit heads, clean", "rla_clean": "Own heads, clean"}[name]
+        assert heads in heat_map_caption(ledgered_run, facts.config)
+
+
+def test_an_excess_within_chance_is_not_said_to_be_below_the_line(ledgered_run):
+    facts = read_facts(ledgered_run)
+    refit_T = [value - 0.001 for value in facts.last("audit_rla_clean")]
+    lines = [{**row, "fresh_refit_clean": refit_T} for row in facts.epochs]
+    sentence = verdict_sentences(replace(facts, epochs=lines))[1]
+    assert sentence.startswith("Not beyond what a head alone reaches: no memory beyond the head is shown")
+    assert "(+0.10 ± " in sentence
 
 
 def test_settings_that_differ_are_those_of_the_run(detached_run):

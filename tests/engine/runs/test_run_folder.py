@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rlpheads.engine.config.learning import HeadsConfig
 from rlpheads.engine.config.run import RunConfig
 from rlpheads.engine.report.summary import write_summary
 from rlpheads.engine.runs.folder import RunFolder, RunFolderError, claim, write_atomically
@@ -320,8 +321,8 @@ def epoch_line(epoch=0, **figures):
     return {"kind": "epoch", "step": 2, "epoch": epoch, **figures}
 
 
-def summary(tmp_path, **options):
-    write_summary(RunFolder(tmp_path), **options)
+def summary(tmp_path, joint=0.0, **options):
+    write_summary(RunFolder(tmp_path), HeadsConfig(joint=joint), **options)
     return (tmp_path / "summary.csv").read_text().splitlines()
 
 
@@ -340,6 +341,8 @@ def test_summary_has_timms_columns_accuracy_and_excess_by_tap_and_times(tmp_path
     assert header == f"{TIMM},{by_tap},excess_clean_0,excess_clean_1,wall_hours,device_hours"
     assert first == "0,1.5,1.0,0.5,0.75,0.1,0.25,0.5,,,0.125,0.5,0.125,0.0,0.5,2.0"
     assert second.endswith("0.5,0.75,0.125,0.5,0.375,0.25,1.0,4.0")
+    *_, joint = summary(tmp_path, joint=1.0)  # the network learns the own heads' labels, and none of the audit heads'
+    assert joint.endswith("0.5,0.75,0.125,0.5,0.125,0.0,1.0,4.0")
 
 
 def test_a_summary_can_have_every_figure(tmp_path):

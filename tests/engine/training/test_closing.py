@@ -1,6 +1,7 @@
 """A run's last lines: what was learned, where the figures are, what to run next."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from rlpheads.engine.config.run import EvalConfig, LogConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.report.findings import FRESH_REFIT, Findings, TapFinding
 from rlpheads.engine.report.run_memory import MEMORY_FILE
+from rlpheads.engine.runs.weights_files import read_weights
 from rlpheads.engine.training import job
 from rlpheads.engine.training.closing import closing_lines
 from rlpheads.engine.training.outcome import Outcome
@@ -26,8 +28,11 @@ FOUND = Findings(
 )
 
 
+AUDITED = Config(heads=HeadsConfig(audit_draws=1))
+
+
 def lines(found: Findings | None, folder: Path, config: Config | None = None, status="done") -> list[str]:
-    kept = list(closing_lines(Outcome(status, "all 2 epochs trained", found), config or Config(), folder))
+    kept = list(closing_lines(Outcome(status, "all 2 epochs trained", found), config or AUDITED, folder))
     assert all(line.command in line.text for line in kept)
     return [line.text for line in kept]
 
@@ -78,6 +83,16 @@ def test_audit_heads_are_believed_before_those_that_a_regulariser_fools(tmp_path
     assert "at most 35.00%" in lines(replace(FOUND, taps=taps), tmp_path)[1]
 
 
+def test_luck_is_that_of_the_draws_of_the_heads_that_are_believed(tmp_path):
+    """7 points above the line by one draw of 100 images are chance (10.7 points), whatever sixteen own draws would resolve."""
+    taps = tuple(replace(tap, clean=0.1, audit=0.35, baseline=0.28) for tap in TAPS)
+    found = replace(FOUND, taps=taps, line=FRESH_REFIT, num_train=100)
+    config = Config(heads=HeadsConfig(draws=16, audit_draws=1))
+    assert lines(found, tmp_path, config)[2].startswith("means: no tap beyond what heads refitted")
+    many = Config(heads=HeadsConfig(draws=1, audit_draws=16))
+    assert "heads know 7.00 ± 2.67 points more" in lines(found, tmp_path, many)[2]
+
+
 def test_a_network_that_learns_the_labels_is_read_from_its_own_heads(tmp_path):
     """Joint heads fit 90 % of their labels; audit heads, whose labels the backbone never saw, stay near chance."""
     taps = (replace(TAPS[0], clean=0.3, audit=0.15), replace(TAPS[1], clean=0.9, audit=0.12))
@@ -118,6 +133,21 @@ def test_start_behind_the_last_checkpoint_finds_what_the_one_before_found(tmp_pa
     assert first[0]
     (tmp_path / "closed" / MEMORY_FILE).unlink()
     assert found() == first
+
+
+@pytest.mark.long
+def test_a_run_that_goes_on_leaves_nothing_of_its_earlier_end(detached_run, tmp_path):
+    """Its weights and its memory are of fewer epochs: they are gone until it ends again, and weights are the checkpoint's."""
+    folder = shutil.copytree(detached_run, tmp_path / "detached")
+    ended = [folder / "memory.json", folder / "weights" / "last.safetensors"]
+    assert all(path.is_file() for path in ended)
+    config, steps = (
+        small_config(tmp_path, "detached", epochs=9),
+        json.loads((folder / "status.json").read_text())["step"],
+    )
+    assert job.run(replace(config, max_steps=steps + 1)) == 0
+    assert not any(path.exists() for path in ended)
+    assert read_weights(str(folder)).words.endswith(f"step={steps + 1:09d}")
 
 
 @pytest.mark.long

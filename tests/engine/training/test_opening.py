@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlpheads.engine.distributed import cores
+from rlpheads.engine.training.closing import forget_earlier_end
 from rlpheads.engine.training.opening import opening_lines
 
 
@@ -35,3 +36,14 @@ def test_what_is_not_compiled_is_said(build, tiny, heads, said):
     config = replace(tiny, runtime=replace(tiny.runtime, compile=True), heads=replace(tiny.heads, **heads))
     lines = [line for line in opening_lines(build(config), fresh=True) if line.startswith("runtime.compile")]
     assert lines == ([] if said is None else [f"runtime.compile: the network alone; {said}"])
+
+
+def test_a_start_with_no_step_left_keeps_what_the_run_ended_with(build, tiny):
+    for config in (replace(tiny, max_steps=0), tiny):
+        training = build(config)
+        kept = training.run.folder.path / "memory.json"
+        kept.touch()
+        if config is tiny:
+            training.move_to(replace(training.position, epoch=tiny.epochs))
+        forget_earlier_end(training)
+        assert kept.is_file()
