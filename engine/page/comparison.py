@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from rlpheads.engine.config.values import flat_settings
 from rlpheads.engine.page.blocks import Block, Drawing, Grid, Section
@@ -63,6 +64,7 @@ def comparison_section(runs: Sequence[RunFacts]) -> Section:
 
 def greatest_memory(run: RunFacts) -> float | None:
     """Return the random-label accuracy of the heads that tell what is remembered, the greatest over the taps."""
-    row = next((row for row in reversed(run.epochs) if row.get("rla_clean")), {})
+    measured = (row for row in reversed(run.epochs) if row.get("rla_clean"))
+    row: Mapping[str, Any] = next(measured, {})
     values = row.get(telling_figure(row, run.config.heads))
     return None if not values else max(values)
