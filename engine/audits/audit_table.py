@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
@@ -16,8 +15,8 @@ from rlpheads.memorization.audit.excesses import Excess
 from rlpheads.memorization.measures.estimates import Estimated
 
 
-def print_audit(audit: RunAudit, path: Path, console: Console) -> None:
-    """Print the table of an audit that was written to `path`."""
+def print_audit(audit: RunAudit, console: Console) -> None:
+    """Print the tables of an audit."""
     console.print(audit_table(audit))
     console.print(_about_class_probes(audit), soft_wrap=True)  # a title would be as narrow as its table
     console.print(class_probe_table(audit))
@@ -27,7 +26,6 @@ def print_audit(audit: RunAudit, path: Path, console: Console) -> None:
         console.print(f"Where the probe fits nearly every fresh label it can show no excess: {remedy}.")
     if audit.num_skipped:
         console.print(f"{audit.num_skipped} images could not be read and were left out.")
-    console.print(f"written: {path}", soft_wrap=True)
 
 
 def audit_table(audit: RunAudit) -> Table:

@@ -63,9 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
         return exit_codes.report_error(error)
     except (ImageReadError, LoaderError) as error:
         return exit_codes.report_error(error, exit_codes.FAILED)
-    path = write_audit(opened, audit)
+    console = open_console(stderr=arguments.json)
     if arguments.json:
         print(audit.to_json(), end="")
     else:
-        print_audit(audit, path, open_console())
+        print_audit(audit, console)
+    try:
+        path = write_audit(opened, audit)
+    except OSError as error:  # what was found is printed
+        return exit_codes.report_error(error, exit_codes.FAILED)
+    if not arguments.json:
+        console.print(f"written: {path}", soft_wrap=True)
     return exit_codes.DONE

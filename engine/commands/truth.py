@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _run(arguments)
     except (ConfigError, RunError, CheckpointError, RetrainingError, LedgerError) as error:
         return exit_codes.report_error(error)
-    except (ImageReadError, LoaderError) as error:
+    except (ImageReadError, LoaderError, OSError) as error:
         return exit_codes.report_error(error, exit_codes.FAILED)
     except KeyboardInterrupt:
         print("stopped: interrupted; the same command goes on with the networks that are missing", file=sys.stderr)

@@ -144,7 +144,7 @@ def _of_run(place: Path, options: EvaluationOptions) -> _Weights:
             run, config=replace(run.config, model=config.model)
         )  # such as one that takes other sizes of images
     else:
-        sources = open_images(run)
+        sources = open_images(run, "--data.root")
     if options.ema and config.model.ema_decay is None:
         raise RunError(f"{folder} has no moving average of its weights (model.ema_decay is null); leave --ema out")
     model = load_saved_network(run, "ema" if options.ema else "backbone")

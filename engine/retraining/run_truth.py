@@ -59,6 +59,7 @@ class RetrainedRun:
         groups = self._record.missing(num_networks, at_once)
         if not groups:
             return
+        self._record.make_folder()
         config, manifest = self._run.config, self._sources.train.manifest
         images = EpochImages(config, self._sources.train, self._device)
         targets_N = torch.from_numpy(manifest.targets).to(self._device)

@@ -37,13 +37,21 @@ class TruthRecord:
     """The folder RUN/truth, of networks of one identity, numbered from 0.
 
     Args:
-        folder: it; made by the first group that is added.
+        folder: it; `make_folder` makes it.
         identity: of the networks.
         num_samples: training images N.
     """
 
     def __init__(self, folder: Path, identity: TruthIdentity, num_samples: int):
         self._folder, self._identity, self._num_samples = folder, identity, num_samples
+
+    def make_folder(self) -> None:
+        """Make the folder, before anything is trained for it.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        self._folder.mkdir(exist_ok=True)
 
     def missing(self, num_networks: int, at_once: int) -> list[range]:
         """Return the groups, of at most `at_once`, that are to be trained for the first `num_networks` to be there."""

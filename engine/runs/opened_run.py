@@ -142,8 +142,10 @@ def read_run(
     return SavedRun(folder, config, _choose_checkpoint(folder, epoch, step))
 
 
-def open_images(run: SavedRun) -> Sources:
+def open_images(run: SavedRun, flag: str = "--root") -> Sources:
     """List the very images that a run was trained and evaluated on.
+
+    `flag`: by which the command that asks is told where they are now.
 
     Raises:
         RunError: the images are others.
@@ -156,7 +158,7 @@ def open_images(run: SavedRun) -> Sources:
             raise ConfigError(f"{error}{hint}") from error
         if run.config.data.root is None:
             raise
-        raise ConfigError(f"{error}; if the images were moved, name their folder: --root FOLDER") from error
+        raise ConfigError(f"{error}; if the images were moved, name their folder: {flag} FOLDER") from error
     try:
         check_images(sources, read_run_manifest(run.saved.path))
     except CheckpointError as error:

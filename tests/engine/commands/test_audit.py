@@ -102,6 +102,19 @@ def test_an_audit_as_json_is_the_file_and_the_same_again(detached_run, capsys):
     assert [tap["tap"] for tap in json.loads(printed[0])["taps"]] == ["0", "1.attn"]
 
 
+@pytest.mark.wrong("files")
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_an_audit_that_cannot_be_written_is_printed(detached_run, tmp_path, capsys, flags):
+    copy = shutil.copytree(detached_run, tmp_path / "copy", ignore=shutil.ignore_patterns("audit"))
+    (copy / "audit").touch()
+    assert main(["audit", str(copy), "--taps", "1", "--draws", "4", *flags]) == 1
+    printed = capsys.readouterr()
+    assert "fresh" in printed.out
+    assert "written" not in printed.out
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+
+
 def test_a_probe_that_fits_everything_says_so(detached_run, capsys):
     arguments = ["audit", str(detached_run), "--taps", "1", "--draws", "4", "--probe", "two_layer"]
     assert main([*arguments, "--hidden", "64"]) == 0

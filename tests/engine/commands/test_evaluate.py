@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -83,10 +84,14 @@ def test_what_cannot_be_evaluated_is_one_line(detached_run, capsys, tmp_path):
     for place in ("train/a", "train/b", "val/a", "val/b"):
         (tmp_path / "two" / place).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "two" / place / "0.png")
+    moved = shutil.copytree(detached_run, tmp_path / "moved")
+    config = (moved / "config.yaml").read_text().replace("dataset: digits", "dataset: imagefolder")
+    (moved / "config.yaml").write_text(config.replace("  root: null", "  root: /nowhere"))
     two = ["--data.dataset", "imagefolder", "--data.root", tmp_path / "two", "--data.val_fraction", "null"]
     wrong = {
         (tmp_path / "nowhere",): "nowhere has no config.json beside it",
         (tmp_path / "bare.safetensors",): "has no config.json beside it, .*; name its network: --model.name NAME",
+        (moved,): "/nowhere does not exist; if the images were moved, name their folder: --data.root FOLDER",
         (detached_run, "--ema"): "has no moving average of its weights",
         (detached_run, "--epoch", "2"): "has no checkpoint of the end of epoch 2",
         (detached_run, "--data.datset", "digits"): "data.datset.*data.dataset",

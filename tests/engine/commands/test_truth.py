@@ -1,6 +1,7 @@
 """`rlpheads truth`: networks on subsets of a real run's images, resumed, judged, and compared over two widths."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -72,3 +73,13 @@ def test_what_cannot_be_done_is_told(runs, capsys, words, message):
     capsys.readouterr()
     assert main(["truth", str(runs[0]), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.wrong("files")
+def test_a_folder_that_cannot_be_made_is_told_before_networks_are_trained(runs, tmp_path, capsys):
+    copy = shutil.copytree(runs[0], tmp_path / "copy", ignore=shutil.ignore_patterns("truth"))
+    (copy / "truth").touch()
+    assert main(["truth", str(copy), *ARGUMENTS, "--networks", "4"]) == 1
+    told = capsys.readouterr()
+    assert "error: " in told.err
+    assert "100%" not in told.out
