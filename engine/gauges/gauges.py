@@ -40,8 +40,13 @@ class Gauges:
 
     @property
     def rates(self) -> dict[str, float]:
-        """How fast the training goes: images per second, share of waiting for data, and MFU where it is known."""
+        """How fast the training goes: images per second, share of waiting for data, and MFU where it is known.
+
+        Nothing before there is a rate, in the first steps after a start.
+        """
         rate = self.clock.images_per_second
+        if rate == 0:
+            return {}
         return {"images_per_second": rate, "data_wait": self.clock.data_wait, **self.utilisation.figures(rate)}
 
     def eta_seconds(self, images_left: int, evaluation_images_left: int) -> float | None:

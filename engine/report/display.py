@@ -111,7 +111,7 @@ class Display:
             + f"  loss: train {number(row.get('train_loss'))}, held-out {number(row.get('eval_loss'))}"
             + _calibration_errors(row)
             + _skipped_counts(row)
-            + f"  {row['images_per_second']:.0f} img/s, data wait {percent(row['data_wait'])}"
+            + _speed(row)
         )
         if "regularizer_factor" in row:
             title += f"  λ {row['regularizer_factor']:.4g} (λ/K {row['regularizer_factor_per_label']:.4g})"
@@ -204,8 +204,8 @@ def step_line(row: Mapping[str, Any], eta_seconds: float | None) -> str:
         parts.append(f"RLA first {percent(row['rla_first'])} last {percent(row['rla_last'])}")
     if row.get("skipped"):
         parts.append(f"skipped {percent(row['skipped'])}")
-    parts.append(f"{row['images_per_second']:.0f} img/s")
-    parts.append(f"wait {percent(row['data_wait'])}")
+    if "images_per_second" in row:
+        parts += [f"{row['images_per_second']:.0f} img/s", f"wait {percent(row['data_wait'])}"]
     if "slowest_rank" in row:
         seconds, waited = (1e3 * row[f"slowest_rank_{name}"] for name in ("seconds", "data_wait"))
         parts.append(f"slowest rank {row['slowest_rank']}: {seconds:.0f} ms, {waited:.0f} of them waiting")
@@ -229,6 +229,12 @@ def calibration_text(found: Findings) -> str:
         return ""
     clean = "" if found.clean_ece is None else f"; training images {percent(found.clean_ece)}"
     return f" (calibration error {percent(found.ece)}{clean})"
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    """Say how fast an epoch was trained; nothing of one that ended in the first steps after a start."""
+    known = "images_per_second" in row
+    return f"  {row['images_per_second']:.0f} img/s, data wait {percent(row['data_wait'])}" if known else ""
 
 
 def _skipped_counts(row: Mapping[str, Any]) -> str:

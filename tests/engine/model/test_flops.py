@@ -122,4 +122,8 @@ def test_run_on_a_cpu_knows_its_arithmetic_and_claims_no_utilisation(tiny: Confi
     assert training.gauges.utilisation.flops is not None
     assert training.gauges.utilisation.flops.network > 0
     assert training.gauges.utilisation.flops.heads == 2 * 2 * 2 * 5 * 24 * 2  # taps x draws x FLOP of a product, twice
+    assert training.gauges.rates == {}  # no step, no rate
+    training.gauges.clock.start()
+    for _ in range(3):
+        training.gauges.clock.step(8)
     assert training.gauges.rates.keys() == {"images_per_second", "data_wait"}

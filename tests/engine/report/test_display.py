@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from rlpheads.engine.report.display import Display
+from rlpheads.engine.report.display import Display, step_line
 
 ROW = {
     "step": 30,
@@ -44,6 +44,18 @@ def test_plain_output_is_one_line_without_control_codes():
     assert line.startswith("epoch 1 step 30/44")
     assert "\x1b" not in line
     assert [figure for figure in FIGURES if figure not in line] == []
+
+
+def test_the_first_steps_after_a_start_have_no_speed_yet():
+    measured = {"class_loss": 1.0, "top1": 0.5, "images_per_second": 812.0, "data_wait": 0.04}
+    assert "812 img/s  wait 4.00%" in step_line(measured, None)
+    assert step_line({"class_loss": 1.0, "top1": 0.5}, None) == "loss 1.0000  top-1 50.00%"
+    without_speed = {
+        name: value for name, value in epoch_row(1).items() if name not in ("images_per_second", "data_wait")
+    }
+    out = io.StringIO()
+    Display(Console(file=out, width=200), 10, 44, torch.device("cpu")).epoch(without_speed, [0])
+    assert "img/s" not in out.getvalue()
 
 
 def epoch_row(num_taps):
