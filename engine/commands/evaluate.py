@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         return exit_codes.DONE
     skipped = f" ({found.num_skipped} skipped)" if found.num_skipped else ""
     console = open_console()
-    console.print(f"{found.weights}, {found.num_samples:,} images of {found.split}{skipped}:", soft_wrap=True)
+    images = f"{found.num_samples:,} images of {found.split}, {found.image_size} x {found.image_size}{skipped}"
+    console.print(f"{found.weights}, {images}:", soft_wrap=True)
     shares = "  ".join(f"{name} {100 * value:.2f}%" for name, value in _shares(found.top1, found.top5, found.ece))
     console.print(f"loss {found.loss:.4f}  {shares}")
     if arguments.out is not None:

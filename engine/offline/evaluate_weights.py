@@ -70,6 +70,7 @@ class EvaluatedWeights:
     Attributes:
         weights: which weights, in words.
         split: name of the split.
+        image_size: side of the images, in pixels: `eval.image_size`, or else `data.image_size`.
         num_samples: images that were read.
         num_skipped: images that could not be read (`data.on_error` skip).
         loss: mean cross-entropy, nats.
@@ -82,6 +83,7 @@ class EvaluatedWeights:
 
     weights: str
     split: str
+    image_size: int
     num_samples: int
     num_skipped: int
     loss: float
@@ -250,6 +252,7 @@ def _evaluate(weights: _Weights, source: ImageSource, device: torch.device) -> E
     return EvaluatedWeights(
         weights=weights.words,
         split=source.manifest.split,
+        image_size=config.evaluation_size,
         num_samples=table.num_rows,
         num_skipped=num_skipped,
         loss=means["loss"],

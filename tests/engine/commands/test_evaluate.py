@@ -48,7 +48,7 @@ def test_a_run_is_evaluated_as_it_evaluated_itself(detached_run, capsys, tmp_pat
 
 def test_training_images_and_an_earlier_checkpoint(detached_run, capsys):
     found = evaluated(capsys, detached_run, "--split", "train", "--epoch", 5)
-    assert (found["split"], found["num_samples"]) == ("train", 179)
+    assert (found["split"], found["num_samples"], found["image_size"]) == ("train", 179, 8)
     assert found["loss"] != evaluated(capsys, detached_run, "--split", "train")["loss"]
 
 
