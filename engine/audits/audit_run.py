@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
@@ -36,6 +38,8 @@ from rlpheads.memorization.probes.class_probe import (
 from rlpheads.memorization.probes.feature_moments import FeatureError
 from rlpheads.memorization.probes.probe_heads import PROBES, ClassBlockProbe, LeastSquaresProbe, Probe, TwoLayerProbe
 
+_LONGEST_NAME = 100
+"""Characters of taps that stand in a file's name as they are."""
 AUDIT_ERRORS = (UserError, DatasetError, FeatureError)
 """What keeps a run from being audited, each with the one message that its user needs."""
 
@@ -278,15 +282,19 @@ def _default_draws(run: OpenedRun, train: SplitFeatures, heldout: SplitFeatures,
 
 
 def write_audit(run: OpenedRun, audit: RunAudit) -> Path:
-    """Write `audit/STEP_PROBE.json` in the run folder in one move, over an older audit of that checkpoint and probe."""
-    path = audit_path(run, audit.probe["name"])
+    """Write what was found into the run folder in one move, over an older audit of that checkpoint, probe and taps."""
+    path = audit_path(run, audit.options)
     write_atomically(path, audit.to_json())
     return path
 
 
-def audit_path(run: OpenedRun, probe: str) -> Path:
-    """Return where the audit of a run's checkpoint by a kind of probe is written."""
-    return run.folder.path / "audit" / f"{run.saved.path.name}_{probe}.json"
+def audit_path(run: OpenedRun, options: AuditOptions) -> Path:
+    """Return where an audit of a run's checkpoint is written: `audit/STEP_PROBE.json`; of other taps `STEP_PROBE_TAPS.json`."""
+    name = f"{run.saved.path.name}_{options.probe}"
+    if options.taps is not None:
+        taps = re.sub(r"[^\w.,-]", "", options.taps)
+        name += f"_{taps}" if len(taps) <= _LONGEST_NAME else f"_{hashlib.sha256(taps.encode()).hexdigest()[:16]}"
+    return run.folder.path / "audit" / f"{name}.json"
 
 
 def _probe_settings(probe: Probe) -> dict[str, Any]:

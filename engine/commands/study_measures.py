@@ -91,7 +91,7 @@ def measure_run(study: Study, run: PlannedRun) -> dict[str, Any]:
     found = {"arm": run.arm, "seed": run.seed, "trained_at": trained.get("git"), "measures": measures}
     if study.audit is None:
         return found
-    return found | _audit_measures(audit_path(open_checkpoint(run.folder, plugins=True), study.audit.probe), measures)
+    return found | _audit_measures(audit_path(open_checkpoint(run.folder, plugins=True), study.audit), measures)
 
 
 def _audit_measures(path: Path, measures: dict[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def log_path(run: PlannedRun) -> Path:
 
 def _is_audited(run: PlannedRun, options: AuditOptions) -> bool:
     """Whether the newest checkpoint has been audited with these options."""
-    path = audit_path(open_checkpoint(run.folder, plugins=True), options.probe)
+    path = audit_path(open_checkpoint(run.folder, plugins=True), options)
     try:
         return path.exists() and parse_mapping(path.read_bytes()).get("options") == asdict(options)
     except DamagedJsonError:

@@ -79,7 +79,7 @@ def test_the_command_prints_a_table_of_what_it_writes(detached_run, probe, capsy
     arguments += ["--hidden", "2"] if probe == "two_layer" else []
     assert main(["audit", str(detached_run), *arguments]) == 0
     table = capsys.readouterr().out
-    (path,) = (detached_run / "audit").glob(f"*_{probe}.json")
+    (path,) = (detached_run / "audit").glob(f"*_{probe}_1.attn.json")
     assert f"written: {path}" in table
     written = json.loads(path.read_text())
     assert (written["epoch"], written["num_labels"], written["num_fresh_draws"]) == (5, 5, 4)
@@ -93,12 +93,16 @@ def test_the_command_prints_a_table_of_what_it_writes(detached_run, probe, capsy
 
 
 def test_an_audit_as_json_is_the_file_and_the_same_again(detached_run, capsys):
+    """Of other taps than the run's own it is a file of its own."""
     printed = []
-    for _ in range(2):
-        assert main(["audit", str(detached_run), "--taps", "0,1.attn", "--json"]) == 0
+    for flags in ((), ("--taps", "0,1.attn"), ("--taps", "[0, 1.attn]"), ("--taps", "0,1.attn")):
+        assert main(["audit", str(detached_run), *flags, "--json"]) == 0
         printed.append(capsys.readouterr().out)
-    (path,) = (detached_run / "audit").glob(f"{open_checkpoint(detached_run).saved.path.name}_least_squares.json")
-    assert printed[0] == printed[1] == path.read_text()
+    name = f"{open_checkpoint(detached_run).saved.path.name}_least_squares"
+    own, other = ((detached_run / "audit" / f"{name}{taps}.json").read_text() for taps in ("", "_0,1.attn"))
+    assert own == printed[0]
+    assert other == printed[1] == printed[3]
+    printed = printed[1:]
     assert [tap["tap"] for tap in json.loads(printed[0])["taps"]] == ["0", "1.attn"]
 
 
