@@ -11,7 +11,7 @@ from typing import Any
 from rlpheads.engine.audits.audit_run import audit_path
 from rlpheads.engine.commands.study_plan import PlannedRun, Study
 from rlpheads.engine.report.canaries_report import collect_report
-from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.runs.folder import MEMORY_FILE, RunFolder
 from rlpheads.engine.runs.opened_run import RunError, open_checkpoint
 from rlpheads.engine.runs.sources import CANARIES_FILE
 from rlpheads.loaders.sources.canary_source import NOISY
@@ -119,7 +119,7 @@ def _audit_measures(path: Path, measures: dict[str, Any]) -> dict[str, Any]:
 
 def _memory_measures(folder: Path) -> dict[str, float]:
     """Return what a run's memory.json says; nothing where the run has none."""
-    path = folder / "memory.json"
+    path = folder / MEMORY_FILE
     if not path.exists():
         return {}
     with _told_of(path):

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.report.run_memory import MEMORY_FILE
-from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.runs.folder import MEMORY_FILE, RunFolder
 from rlpheads.engine.runs.opened_run import RunError
 from rlpheads.engine.tables.rankings import SampleRanker
 from rlpheads.engine.tables.run_tables import open_run, run_config

@@ -26,7 +26,6 @@ from rlpheads.memorization.measures.sample_dynamics import loss_trace_iqr
 from rlpheads.memorization.records.ledger import Ledger
 from rlpheads.memorization.records.ledger_file import SEEN, read_ledger
 
-MEMORY_FILE = "memory.json"
 LEAST_TRACE = 4
 """Epochs with both a clean and a held-out ledger from which on traces of the loss have quartiles."""
 LONG_TAIL = 2

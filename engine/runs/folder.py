@@ -34,6 +34,8 @@ from rlpheads.memorization.json_reading import DamagedJsonError, Kind, parse_map
 _ROW: dict[str, Kind] = {"kind": "text", "step": "count", "epoch": "count"}
 """What every line of metrics.jsonl says beside its figures."""
 
+MEMORY_FILE = "memory.json"
+"""What a run remembers, written as it ends (`rlpheads.engine.report.run_memory`)."""
 LISTING = "listing"
 Status = Literal["running", "done", "requeue", "failed"]
 

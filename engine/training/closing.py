@@ -18,7 +18,7 @@ from rlpheads.engine.report.display import Display, calibration_text, percent
 from rlpheads.engine.report.evaluation_summary import summarize_ledger
 from rlpheads.engine.report.findings import FRESH_REFIT, Findings, TapFinding, draw_figures, summarize_findings
 from rlpheads.engine.runs.checkpoint import weights_sha256
-from rlpheads.engine.runs.folder import RunFolder
+from rlpheads.engine.runs.folder import MEMORY_FILE, RunFolder
 from rlpheads.engine.runs.weights_files import LAST_AVERAGED_WEIGHTS, LAST_WEIGHTS
 from rlpheads.engine.terminal.text import shell_word
 from rlpheads.engine.training.epoch_end import clean_pass, evaluate_split, reason_to_stop_early
@@ -78,8 +78,6 @@ def forget_earlier_end(training: Training) -> None:
     has_steps = training.position.epoch < training.run.config.epochs and not training.reached_max_steps
     if not has_steps or reason_to_stop_early(training) is not None or not training.run.launch.is_main:
         return
-    from rlpheads.engine.report.run_memory import MEMORY_FILE  # scipy is behind it
-
     folder = training.run.folder
     for path in (folder.path / MEMORY_FILE, folder.weights / LAST_WEIGHTS, folder.weights / LAST_AVERAGED_WEIGHTS):
         path.unlink(missing_ok=True)
@@ -87,7 +85,7 @@ def forget_earlier_end(training: Training) -> None:
 
 def _record_memory(training: Training, display: Display) -> None:
     """Write and print what the run remembers of its training images beyond what it says of held-out ones."""
-    from rlpheads.engine.report.run_memory import MEMORY_FILE, measure_run_memory  # scipy loads after training
+    from rlpheads.engine.report.run_memory import measure_run_memory  # scipy loads after training
 
     run, splits = training.run, training.splits
     memory = measure_run_memory(

@@ -13,7 +13,7 @@ from rlpheads.engine.config.learning import HeadsConfig
 from rlpheads.engine.config.run import EvalConfig, LogConfig
 from rlpheads.engine.config.schema import Config
 from rlpheads.engine.report.findings import FRESH_REFIT, Findings, TapFinding
-from rlpheads.engine.report.run_memory import MEMORY_FILE
+from rlpheads.engine.runs.folder import MEMORY_FILE
 from rlpheads.engine.runs.weights_files import read_weights
 from rlpheads.engine.training import job
 from rlpheads.engine.training.closing import closing_lines
