@@ -238,7 +238,7 @@ def rows_of(case: dict[str, Any], line: dict[str, Any]) -> Iterator[tuple[str, .
 
 def told_of(case: dict[str, Any], line: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of a case that have no formula: errors beside whole heads, and the losses of its steps."""
-    named = (case["shard"], f"{case['num_labels']:,}", str(case["regularizer"]))
+    named = (case.get("shard", ""), f"{case['num_labels']:,}", str(case["regularizer"]))
     for what, error in line.get("errors", {}).items():
         yield *named, f"{what}, beside whole heads", f"{error:.1e}", "", ""
     if "process_bytes" in line:
