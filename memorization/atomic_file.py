@@ -13,6 +13,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; on leaving, flush it to the disk and rename it to `path`.
 
     Missing parent folders are made. If the body raises, the temporary file is removed and an older `path` is as it was.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`, not the temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,6 +25,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         flush_to_disk(temporary)
         temporary.replace(path)
         flush_to_disk(path.parent)  # the rename itself
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) != os.fspath(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
