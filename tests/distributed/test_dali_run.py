@@ -41,7 +41,9 @@ def test_a_run_on_dali_records_what_a_run_on_torch_records(runner, flags, whole)
     first, second = (run.ledgers["ledger/epoch=0000/running.parquet"] for run in (whole, with_torch))
     away = pc.abs(pc.subtract(first["class_loss"], second["class_loss"]))
     assert pc.max(away).as_py() < 0.05, "the pixels differ by a fifth of a level"
-    assert all(0 <= row["data_wait"] < 1 for row in whole.rows("step"))
+    waits = [row["data_wait"] for row in whole.rows("step") if "data_wait" in row]  # the first steps are not timed
+    assert waits
+    assert all(0 <= wait < 1 for wait in waits)
 
 
 def test_a_stopped_run_on_dali_goes_on_to_the_same_bit(runner, flags, whole):
