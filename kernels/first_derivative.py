@@ -36,6 +36,8 @@ class _FirstDerivativeOnly(torch.autograd.Function):
 
 def save_with_anchor(ctx: Any, values: tuple[Tensor, ...], *saved: Tensor | None) -> tuple[Tensor, ...]:
     """Save tensors for a backward that `refuse_second_derivative` decorates; return what the forward must: values, anchor."""
+    if len(values) == 1:
+        ctx.set_materialize_grads(False)  # no zeros for the anchor
     anchor = values[0].new_empty(0)
     ctx.save_for_backward(anchor, *saved)
     return *values, anchor
@@ -51,6 +53,8 @@ def refuse_second_derivative(backward: Callable[..., Gradients]) -> Callable[...
     @wraps(backward)
     def refusing(ctx: Any, *upstream: Tensor) -> Gradients:
         upstream = upstream[:-1]  # the last is the anchor's
+        if upstream[0] is None:  # of a route of one value
+            return (None,) * len(ctx.needs_input_grad)
         for each in upstream:
             check_no_transform_of_backward(each)
         anchor, *saved = ctx.saved_tensors

@@ -159,14 +159,8 @@ def _is_watched(arguments: Iterable[Any]) -> bool:
         kind = type(argument)
         if kind in _INERT:
             continue
-        if kind is list or kind is tuple:
-            kinds = set(map(type, argument))  # mostly one, and then without a call of Python's for each
-            if kinds <= _INERT:
-                continue
-            if kinds <= _PLAIN:
-                if any(map(Tensor.is_neg, argument)) or any(map(Tensor._is_zerotensor, argument)):
-                    return True
-            elif any(map(_must_be_seen, argument)):
+        if kind in _PLAIN:
+            if argument.is_neg() or argument._is_zerotensor():
                 return True
         elif _must_be_seen(argument):
             return True
@@ -174,6 +168,12 @@ def _is_watched(arguments: Iterable[Any]) -> bool:
 
 
 def _must_be_seen(argument: Any) -> bool:
-    if type(argument) in _PLAIN:
-        return bool(argument.is_neg() or argument._is_zerotensor())
-    return isinstance(argument, Tensor)
+    """Of lists, and of what is no plain tensor."""
+    if not isinstance(argument, (list, tuple)):
+        return isinstance(argument, Tensor)
+    kinds = set(map(type, argument))  # mostly one, and then without a call of Python's for each
+    if kinds <= _INERT:
+        return False
+    if kinds <= _PLAIN:
+        return any(map(Tensor.is_neg, argument)) or any(map(Tensor._is_zerotensor, argument))
+    return _is_watched(argument)

@@ -100,7 +100,8 @@ def random_label_loss(
             or a negative budget.
     """
     heads = _Heads([features_BD], [weight_KD], [bias_K])
-    return _losses_of_rows(heads, _GivenLabels([labels], [pair]), _Options(regularizer, joint, impl, memory_budget))
+    options = _Options(regularizer, joint, impl, memory_budget)
+    return RandomLabelLoss._make(_in_shape(_losses_of_rows(heads, _GivenLabels([labels], [pair]), options), (-1,)))
 
 
 def random_label_losses(
@@ -151,8 +152,12 @@ def random_label_losses(
     )
     given = _GivenLabels(list(labels), [None] * len(weights) if pairs is None else list(pairs))
     rows = _losses_of_rows(heads, given, _Options(regularizer, joint, impl, memory_budget, consumer, kept))
-    num_heads = len(weights)
-    return RandomLabelLosses._make([None if each_R is None else each_R.view(num_heads, -1) for each_R in rows])
+    return RandomLabelLosses._make(_in_shape(rows, (len(weights), -1)))
+
+
+def _in_shape(rows: RandomLabelLoss, shape: tuple[int, ...]) -> list[Tensor | None]:
+    """The members in a shape; those that have it are no views, which would cost a small call a tenth of its time."""
+    return [each if each is None or each.ndim == len(shape) else each.view(shape) for each in rows]
 
 
 class _GivenLabels(NamedTuple):
@@ -174,7 +179,7 @@ class _Options(NamedTuple):
 
 
 def _losses_of_rows(heads: "_Heads", labels: _GivenLabels, options: _Options) -> RandomLabelLoss:
-    """Return the losses of all heads' rows, (R,), one head after another."""
+    """Return the losses of all heads' rows, one head after another: (H, B) from `batched`, (R,) from the others."""
     _check_arguments(heads, labels, options)
     regularizer, joint, consumer = options.regularizer, options.joint, options.consumer
     chosen = _chosen_impl(heads, options)
@@ -265,7 +270,7 @@ def _gather_labels_of_rows(
 ) -> BatchedLabels:
     """Return the labels of all heads' rows, one head after another."""
     if len(labels) == 1 and isinstance(labels[0], Tensor) and pairs[0] is None:
-        return BatchedLabels(labels[0].long()[None], None)
+        return BatchedLabels(labels[0].long().unsqueeze(0), None)
     by_triton = chosen == "triton" or (
         chosen == "batched" and uses_stacks(features_BD.device) and not unsupported_reason(features_BD)
     )

@@ -11,16 +11,10 @@
 
 extern "C" {
 
-// Mirrored in rlpheads.kernels.batched.batched_native. Matrices are contiguous; `biases` may hold nulls.
-struct BatchedHeads {
-    const float *const *features, *const *weights, *const *biases;  // of each head: (B, D), (K, D), (K)
-    const int64_t* num_features;                                    // D of each head
-    const int64_t* labels;                                          // (num_labels_a_row, num_heads * B)
-    const float* first_weight;                                      // (num_heads * B), null where rows have one label
-    int64_t num_heads, num_rows, num_labels, labels_a_row;
-};
+// Sizes and places, in 8 bytes each: what rlpheads.kernels.batched.native_arguments packs, and `BatchedHeads` reads.
+typedef int64_t PackedHeads;
 
-// Of all heads' rows. Gradients (num_heads * B, K) are null where they are not wanted; logits (likewise) are null where they
+// Of all heads' rows, packed there, too. Gradients (num_heads * B, K) are null where they are not wanted; logits (likewise) are null where they
 // are to be computed, else given, and overwritten.
 struct BatchedOutputs {
     ValueOutputs values;
@@ -30,6 +24,25 @@ struct BatchedOutputs {
 }  // extern "C"
 
 namespace {
+
+// Matrices are contiguous; `biases` may hold nulls, as all that a call does not read.
+struct BatchedHeads {
+    int64_t num_heads, num_rows, num_labels, labels_a_row;
+    const int64_t* labels;                                          // (num_labels_a_row, num_heads * B)
+    const float* first_weight;                                      // (num_heads * B), null where rows have one label
+    const float *const *features, *const *weights, *const *biases;  // of each head: (B, D), (K, D), (K)
+    const int64_t* num_features;                                    // D of each head
+
+    explicit BatchedHeads(const PackedHeads* packed)
+        : num_heads(packed[0]), num_rows(packed[1]), num_labels(packed[2]), labels_a_row(packed[3]),
+          labels(reinterpret_cast<const int64_t*>(packed[4])), first_weight(reinterpret_cast<const float*>(packed[5])) {
+        const PackedHeads* const of_heads = packed + 6;
+        features = reinterpret_cast<const float* const*>(of_heads);
+        weights = features + num_heads;
+        biases = weights + num_heads;
+        num_features = of_heads + 3 * num_heads;
+    }
+};
 
 constexpr int64_t MOST_ROWS = 36;               // rows of a task at most, whole blocks of dot products
 constexpr int64_t WORTH_A_THREAD = 1 << 20;     // multiplications

@@ -46,6 +46,10 @@ BatchedLosses = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tens
 """The members of `RandomLabelLoss`, in their order."""
 
 
+NUM_VALUES = 6
+"""Members of `WrittenRows` before its gradients."""
+
+
 class BatchedLabels(NamedTuple):
     """Labels of all heads' rows, one head after another."""
 
@@ -56,7 +60,7 @@ class BatchedLabels(NamedTuple):
 
 
 def batched_losses(heads: WrittenHeads, labels: BatchedLabels, terms: BatchedTerms) -> BatchedLosses:
-    """The members of `RandomLabelLoss` of all heads' rows, (R,), with their gradient routes attached.
+    """The members of `RandomLabelLoss` of all heads' rows, with their gradient routes attached: (H, B) by C++, else (R,).
 
     Raises:
         ValueError: labels outside [0, K), or weights outside [0, 1] (on the CPU).
@@ -124,10 +128,10 @@ class _ClassRoute(torch.autograd.Function):
 
     @staticmethod
     @refuse_second_derivative
-    def backward(ctx: Any, saved: Sequence[Tensor], upstream_R: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: Sequence[Tensor], upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient_RK, *features = saved
         wanted = ctx.needs_input_grad[2:]
-        found = _class_gradients_op(features, gradient_RK, upstream_R, wanted, ctx.product_dtype)
+        found = _class_gradients_op(features, gradient_RK, upstream.reshape(-1), wanted, ctx.product_dtype)
         gradients = _in_dtypes(found, compress(ctx.dtypes, wanted))
         if all(wanted):
             return (None, None, *gradients)
@@ -149,17 +153,17 @@ class _FeatureRoute(torch.autograd.Function):
 
     @staticmethod
     @refuse_second_derivative
-    def backward(ctx: Any, saved: Sequence[Tensor], upstream_R: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: Sequence[Tensor], upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient_RK, *weights = saved
         dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else gradient_RK.dtype
-        sums = feature_gradients_op(weights, gradient_RK * upstream_R[:, None], ctx.places, dtype)
+        sums = feature_gradients_op(weights, gradient_RK * upstream.reshape(-1, 1), ctx.places, dtype)
         return (None, None, *_in_dtypes(sums, ctx.dtypes), *[None] * len(weights))
 
 
 def _forward(heads: WrittenHeads, labels: BatchedLabels, kind: str | None, wanted: tuple[bool, bool]) -> WrittenRows:
-    *values, class_gradient_RK, feature_gradient_RK = _forward_op(*heads, *labels, kind, *wanted)
-    matrices = class_gradient_RK if wanted[0] else None, feature_gradient_RK if wanted[1] else None
-    return WrittenRows._make([*values, *matrices])
+    found = _forward_op(*heads, *labels, kind, *wanted)
+    matrices = iter(found[NUM_VALUES:])
+    return WrittenRows._make([*found[:NUM_VALUES], *[next(matrices) if each else None for each in wanted]])
 
 
 # --------------------------------------------------------------------------------------------------------- the operators
@@ -183,17 +187,22 @@ class _ForwardCall(NamedTuple):
         """Of the sums."""
         return accumulation_dtype(self.features[0], self.weights[0])
 
+    @property
+    def native(self) -> NativeBatch | None:
+        """The calls of C++, if they take it."""
+        device = self.index_LR.device
+        return None if uses_stacks(device) else native_batch(self.dtype, device)
+
 
 def _compute_rows(*arguments: Any) -> list[Tensor]:
     call = _ForwardCall(*arguments)
     heads, labels, device = WrittenHeads(*call[:3]), (call.index_LR, call.first_weight_R), call.index_LR.device
-    wanted, num_labels, in_stacks = (call.for_classes, call.for_features), call.weights[0].shape[0], uses_stacks(device)
-    native = None if in_stacks else native_batch(call.dtype, device)
+    wanted, num_labels, native = (call.for_classes, call.for_features), call.weights[0].shape[0], call.native
     if native is not None and num_labels <= MAX_LABELS_OF_LOOPS:
         rows = native.forward(heads, labels, call.kind, wanted)
     else:
         with torch.no_grad(), _without_autocast(device):  # the contexts cost what a small call does
-            if in_stacks:
+            if uses_stacks(device):
                 rows = stacked_rows(heads, labels, call.kind, wanted, call.dtype)
             elif native is not None:
                 rows = native.forward(heads, labels, call.kind, wanted, batched_logits(heads, call.dtype))
@@ -201,7 +210,7 @@ def _compute_rows(*arguments: Any) -> list[Tensor]:
                 check_values_on_host(*labels, num_labels)
                 logits_RK = batched_logits(heads, call.dtype)
                 rows = written_rows(logits_RK, row_labels(*labels, call.dtype), call.kind, wanted)
-    return [rows.lse_R.new_empty(0) if each is None else each for each in rows]  # outputs must not be one tensor
+    return [*rows[:NUM_VALUES], *compress(rows[NUM_VALUES:], wanted)]
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -214,12 +223,13 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
 def _shape_of_rows(*arguments: Any) -> list[Tensor]:
     call = _ForwardCall(*arguments)
     num_rows, num_labels = call.index_LR.shape[1], len(call.weights[0])
+    of_values = (num_rows,) if call.native is None else (len(call.features), call.features[0].shape[0])
 
     def empty(*shape: int, dtype: torch.dtype = call.dtype) -> Tensor:
         return call.features[0].new_empty(shape, dtype=dtype)
 
-    matrices = [empty(num_rows, num_labels) if wanted else empty(0) for wanted in (call.for_classes, call.for_features)]
-    return [*(empty(num_rows) for _ in range(5)), empty(num_rows, dtype=torch.bool), *matrices]
+    matrices = [empty(num_rows, num_labels) for wanted in (call.for_classes, call.for_features) if wanted]
+    return [*(empty(*of_values) for _ in range(5)), empty(*of_values, dtype=torch.bool), *matrices]
 
 
 def _compute_class_gradients(

@@ -2,6 +2,8 @@
 
 import ctypes
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -9,14 +11,15 @@ from torch import Tensor
 from rlpheads.kernels import native
 from rlpheads.kernels.batched.native_arguments import (
     BAD_VALUES,
-    HeadPointers,
-    OutputPointers,
+    packed_heads,
+    packed_places,
+    plain_labels,
     raise_if_no_memory,
 )
 from rlpheads.kernels.batched.written_rows import WrittenHeads, WrittenRows
 from rlpheads.kernels.head_rows.row_native import KINDS
 from rlpheads.kernels.label_source import check_values_on_host
-from rlpheads.kernels.native import plain_floats, pointers, widths
+from rlpheads.kernels.native import plain_floats
 
 MAX_LABELS_OF_LOOPS = 128
 """Labels up to which the products are loops of this file's own: beyond, the library's products are faster, though each is a
@@ -41,32 +44,23 @@ class NativeBatch:
         wanted: tuple[bool, bool],
         logits_RK: Tensor | None = None,
     ) -> WrittenRows:
-        """See `written_rows`; `labels`: those of the rows (L, R), and the weight (R,) of the first of two, None for one.
+        """See `written_rows`, but values are (H, B).
 
-        `logits_RK` are overwritten; without them they are computed, too.
+        `labels`: those of the rows (L, R), and the weight (R,) of the first of two, None for one. `logits_RK` are
+        overwritten; without them they are computed, too.
         """
-        features, weights = plain_floats(heads.features), plain_floats(heads.weights)
-        biases = plain_floats(heads.biases)
-        labels_LR = labels[0].contiguous()
-        (first_weight_R,) = plain_floats([labels[1]])
-        (labels_a_row, num_rows), num_labels = labels_LR.shape, weights[0].shape[0]
-        empty = features[0].new_empty
-        matrices = [empty(num_rows, num_labels) if is_wanted else None for is_wanted in wanted]
-        values = [empty(num_rows) for _ in range(5)]
-        rows = WrittenRows._make([*values, empty(num_rows, dtype=torch.bool), *matrices])
-        outputs = OutputPointers(
-            *[None if each is None else each.data_ptr() for each in rows], native.address(logits_RK)
-        )
-        batch = HeadPointers(
-            pointers(features),
-            pointers(weights),
-            pointers(biases),
-            widths(features),
-            *map(native.address, (labels_LR, first_weight_R)),
-            *(len(features), features[0].shape[0], num_labels, labels_a_row),
-        )
+        (num_rows, _), num_labels = heads.features[0].shape, heads.weights[0].shape[0]
+        widths, operands = [each.shape[1] for each in heads.weights], plain_floats(chain(*heads))
+        num_heads, kept = len(widths), plain_labels(labels)
+        empty = partial(heads.features[0].new_empty, dtype=torch.float32)
+        matrices = [empty(num_heads * num_rows, num_labels) if is_wanted else None for is_wanted in wanted]
+        values = [empty(num_heads, num_rows) for _ in range(5)]
+        rows = WrittenRows._make([*values, empty(num_heads, num_rows, dtype=torch.bool), *matrices])
         failure = self._library.rlpheads_batched_forward(
-            ctypes.byref(batch), ctypes.byref(outputs), ctypes.c_int64(KINDS.index(kind)), torch.get_num_threads()
+            packed_heads((num_heads, num_rows, num_labels), widths, operands, kept),
+            packed_places([*rows, logits_RK]),
+            KINDS.index(kind),
+            torch.get_num_threads(),
         )
         if failure == BAD_VALUES:
             check_values_on_host(*labels, num_labels)
@@ -84,16 +78,21 @@ class NativeBatch:
             for features_BD, is_wanted in zip(features, wanted[:num_heads], strict=True)
         ]
         of_biases = [empty(num_labels) if is_wanted else None for is_wanted in wanted[num_heads:]]
-        upstream_R = upstream_R.contiguous()
-        batch = HeadPointers(features=pointers(features), num_features=widths(features))
-        batch.num_heads, batch.num_rows, batch.num_labels = num_heads, features[0].shape[0], num_labels
+        stride = 0 if upstream_R.stride() == (0,) else 1  # one number for all rows, as a mean has it, or each its own
+        if stride:
+            upstream_R = upstream_R.contiguous()
         raise_if_no_memory(
             self._library.rlpheads_batched_class_gradients(
-                ctypes.byref(batch),
+                packed_heads(
+                    (num_heads, features[0].shape[0], num_labels),
+                    [each.shape[1] for each in features],
+                    [*features, *[None] * (2 * num_heads)],
+                ),
                 ctypes.c_void_p(native.address(gradient_RK)),
-                ctypes.c_void_p(native.address(upstream_R)),
-                pointers(of_weights),
-                pointers(of_biases),
+                ctypes.c_void_p(upstream_R.data_ptr()),
+                stride,
+                packed_places(of_weights),
+                packed_places(of_biases),
                 torch.get_num_threads(),
             )
         )
@@ -101,19 +100,21 @@ class NativeBatch:
 
     def feature_gradients(self, weights: list[Tensor], gradient_RK: Tensor, places: Sequence[int]) -> list[Tensor]:
         """See `batched_feature_gradients`."""
-        weights, num_rows = plain_floats(weights), gradient_RK.shape[0] // len(weights)
+        weights, num_heads, num_rows = plain_floats(weights), len(weights), gradient_RK.shape[0] // len(weights)
         gradients: list[Tensor] = []
         for place, weight_KD in zip(places, weights, strict=True):
             if place == len(gradients):
                 gradients.append(gradient_RK.new_empty(num_rows, weight_KD.shape[1]))
         gradient_RK = gradient_RK.contiguous()
-        batch = HeadPointers(weights=pointers(weights), num_features=widths(weights))
-        batch.num_heads, batch.num_rows, batch.num_labels = len(weights), num_rows, gradient_RK.shape[1]
         raise_if_no_memory(
             self._library.rlpheads_batched_feature_gradients(
-                ctypes.byref(batch),
+                packed_heads(
+                    (num_heads, num_rows, gradient_RK.shape[1]),
+                    [each.shape[1] for each in weights],
+                    [*[None] * num_heads, *weights, *[None] * num_heads],
+                ),
                 ctypes.c_void_p(native.address(gradient_RK)),
-                pointers([gradients[place] for place in places]),
+                packed_places([gradients[place] for place in places]),
                 (ctypes.c_bool * len(places))(*[place in places[:number] for number, place in enumerate(places)]),
                 torch.get_num_threads(),
             )

@@ -6,7 +6,11 @@
 
 #include "batched_heads.h"
 
+#include <memory>
+
 namespace {
+
+constexpr int64_t CLASSES_OF_PART = 16;  // a cache line of a row's gradient
 
 // A row as it lies in memory: `width` logits from `z` on, and as many numbers of scratch memory, whole vectors where the row is
 // short. `may_exceed`: what is written behind the row is overwritten, as this thread writes the next rows afterwards.
@@ -33,10 +37,11 @@ void write_row(const BatchedHeads& heads, const BatchedOutputs& out, Kind kind, 
     write(terms.cross_entropy(), nullptr, out.class_gradient);
 }
 
-// scaled (labels, rows) = the transpose of gradient (rows, labels), whose rows are multiplied by their own factors.
-inline void scale_transposed(int64_t rows, int64_t labels, const float* gradient, const float* factors, float* scaled) {
-    for (int64_t k = 0; k < labels; ++k)
-        for (int64_t b = 0; b < rows; ++b) scaled[k * rows + b] = gradient[b * labels + k] * factors[b];
+// Of some classes: scaled (classes, rows) = the transpose of gradient (rows, row_stride), whose rows are multiplied by factors.
+inline void scale_transposed(int64_t rows, int64_t classes, const float* gradient, int64_t row_stride, const float* factors,
+                             int64_t factor_stride, float* scaled) {
+    for (int64_t k = 0; k < classes; ++k)
+        for (int64_t b = 0; b < rows; ++b) scaled[k * rows + b] = gradient[b * row_stride + k] * factors[b * factor_stride];
 }
 
 inline float sum_of(int64_t size, const float* values) {
@@ -67,26 +72,27 @@ struct Panels {
 extern "C" {
 
 // Returns 0, or what was wrong: nothing useful is written then.
-int rlpheads_batched_forward(const BatchedHeads* heads, const BatchedOutputs* out, int64_t kind, int threads) try {
-    if (!has_good_values(*heads, heads->num_labels)) return BAD_VALUES;
-    const int64_t block = std::min<int64_t>(MOST_ROWS, heads->num_rows);
-    const int64_t blocks = block == 0 ? 0 : (heads->num_rows + block - 1) / block;
-    const int team = worthy_threads(*heads, threads);
+int rlpheads_batched_forward(const PackedHeads* given, const BatchedOutputs* out, int kind, int threads) try {
+    const BatchedHeads heads(given);
+    if (!has_good_values(heads, heads.num_labels)) return BAD_VALUES;
+    const int64_t block = std::min<int64_t>(MOST_ROWS, heads.num_rows);
+    const int64_t blocks = block == 0 ? 0 : (heads.num_rows + block - 1) / block;
+    const int team = worthy_threads(heads, threads);
     const bool has_logits = out->logits != nullptr;
-    const int64_t labels = heads->num_labels, width = has_logits ? labels : (labels + LANES - 1) / LANES * LANES;
+    const int64_t labels = heads.num_labels, width = has_logits ? labels : (labels + LANES - 1) / LANES * LANES;
     const int64_t own = (has_logits ? 1 : block + 1) * width;  // numbers of a thread
     std::vector<float> spare(team * own);
 #pragma omp parallel for num_threads(team) schedule(static)
-    for (int64_t task = 0; task < blocks * heads->num_heads; ++task) {
-        const int64_t head = task / blocks, first = task % blocks * block, depth = heads->num_features[head];
-        const int64_t rows = std::min(block, heads->num_rows - first), number = head * heads->num_rows + first;
+    for (int64_t task = 0; task < blocks * heads.num_heads; ++task) {
+        const int64_t head = task / blocks, first = task % blocks * block, depth = heads.num_features[head];
+        const int64_t rows = std::min(block, heads.num_rows - first), number = head * heads.num_rows + first;
         float* scratch = spare.data() + omp_get_thread_num() * own;
         float* z = has_logits ? out->logits + number * labels : scratch + width;
         if (!has_logits)
-            dot_product_matrix(rows, labels, depth, heads->features[head] + first * depth, heads->weights[head],
-                               heads->biases[head], z, width);
+            dot_product_matrix(rows, labels, depth, heads.features[head] + first * depth, heads.weights[head],
+                               heads.biases[head], z, width);
         for (int64_t b = 0; b < rows; ++b)
-            write_row(*heads, *out, static_cast<Kind>(kind), number + b,
+            write_row(heads, *out, static_cast<Kind>(kind), number + b,
                       {z + b * width, scratch, width, !has_logits, (rows - b) * labels >= width});
     }
     return 0;
@@ -95,33 +101,41 @@ int rlpheads_batched_forward(const BatchedHeads* heads, const BatchedOutputs* ou
 }
 
 // weight_gradients[h] (K, D) = (upstream * gradient)^T X and bias_gradients[h] (K) = its sums; nulls are left out.
-int rlpheads_batched_class_gradients(const BatchedHeads* heads, const float* gradient, const float* upstream,
-                                     float* const* weight_gradients, float* const* bias_gradients, int threads) try {
-    const int64_t rows = heads->num_rows, labels = heads->num_labels;
-    const Panels panels(*heads);
-    const int team = worthy_threads(*heads, threads);
-    std::vector<float> memory(team * rows * (PANEL + labels));
+// The upstream of row r is upstream[r * upstream_stride].
+int rlpheads_batched_class_gradients(const PackedHeads* given, const float* gradient, const float* upstream,
+                                     int upstream_stride, float* const* weight_gradients, float* const* bias_gradients,
+                                     int threads) try {
+    const BatchedHeads heads(given);
+    const int64_t rows = heads.num_rows, labels = heads.num_labels;
+    const int64_t parts = (labels + CLASSES_OF_PART - 1) / CLASSES_OF_PART;
+    const Panels panels(heads);
+    const int team = worthy_threads(heads, threads);
+    const std::unique_ptr<float[]> scaled(new float[heads.num_heads * labels * rows]);  // of each head (K, rows)
+    const std::unique_ptr<float[]> packed(new float[team * rows * PANEL]);
 #pragma omp parallel num_threads(team)
     {
-        float* packed = memory.data() + omp_get_thread_num() * rows * (PANEL + labels);
-        float* scaled = packed + rows * PANEL;  // of a head, (K, rows)
-        int64_t scaled_head = -1;
+#pragma omp for schedule(static)
+        for (int64_t task = 0; task < parts * heads.num_heads; ++task) {
+            const int64_t head = task / parts, first = task % parts * CLASSES_OF_PART;
+            const int64_t classes = std::min(CLASSES_OF_PART, labels - first), row = head * rows;
+            float* own = scaled.get() + (head * labels + first) * rows;
+            scale_transposed(rows, classes, gradient + row * labels + first, labels, upstream + row * upstream_stride,
+                             upstream_stride, own);
+            if (bias_gradients[head] != nullptr)
+                for (int64_t k = 0; k < classes; ++k) bias_gradients[head][first + k] = sum_of(rows, own + k * rows);
+        }
+        float* const own_packed = packed.get() + omp_get_thread_num() * rows * PANEL;
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < panels.count(); ++task) {
             const int64_t head = panels.head_of(task), first = (task - panels.first_panel[head]) * PANEL;
-            const int64_t depth = heads->num_features[head], columns = std::min<int64_t>(PANEL, depth - first);
-            if (head != scaled_head)
-                scale_transposed(rows, labels, gradient + head * rows * labels, upstream + head * rows, scaled);
-            scaled_head = head;
-            if (weight_gradients[head] != nullptr) {
-                const float* x = heads->features[head] + first;
-                const bool is_read_in_place = columns == PANEL && labels <= 2 * BLOCK;  // twice at most
-                if (!is_read_in_place) pack(rows, depth, columns, x, packed);
-                const Panel panel = is_read_in_place ? Panel{x, depth, columns} : Panel{packed, PANEL, columns};
-                outer_product_panel(labels, rows, {scaled, rows, 1}, panel, weight_gradients[head] + first, depth, false);
-            }
-            if (first == 0 && bias_gradients[head] != nullptr)
-                for (int64_t k = 0; k < labels; ++k) bias_gradients[head][k] = sum_of(rows, scaled + k * rows);
+            const int64_t depth = heads.num_features[head], columns = std::min<int64_t>(PANEL, depth - first);
+            if (weight_gradients[head] == nullptr) continue;
+            const float* x = heads.features[head] + first;
+            const bool is_read_in_place = columns == PANEL && labels <= 2 * BLOCK;  // twice at most
+            if (!is_read_in_place) pack(rows, depth, columns, x, own_packed);
+            const Panel panel = is_read_in_place ? Panel{x, depth, columns} : Panel{own_packed, PANEL, columns};
+            outer_product_panel(labels, rows, {scaled.get() + head * labels * rows, rows, 1}, panel,
+                                weight_gradients[head] + first, depth, false);
         }
     }
     return 0;
@@ -130,23 +144,24 @@ int rlpheads_batched_class_gradients(const BatchedHeads* heads, const float* gra
 }
 
 // feature_gradients[h] (B, D) = gradient W of each head; a head whose `adds` is set adds to that of an earlier one.
-int rlpheads_batched_feature_gradients(const BatchedHeads* heads, const float* gradient, float* const* feature_gradients,
+int rlpheads_batched_feature_gradients(const PackedHeads* given, const float* gradient, float* const* feature_gradients,
                                        const bool* adds, int threads) try {
-    const int64_t rows = heads->num_rows, labels = heads->num_labels, widest = [&] {
-        return *std::max_element(heads->num_features, heads->num_features + heads->num_heads);
+    const BatchedHeads heads(given);
+    const int64_t rows = heads.num_rows, labels = heads.num_labels, widest = [&] {
+        return *std::max_element(heads.num_features, heads.num_features + heads.num_heads);
     }();
-    const int team = worthy_threads(*heads, threads);
+    const int team = worthy_threads(heads, threads);
     std::vector<float> packed(team * DOT_CHUNK * PANEL);
 #pragma omp parallel for num_threads(team) schedule(static)
     for (int64_t first = 0; first < widest; first += PANEL)
-        for (int64_t head = 0; head < heads->num_heads; ++head) {
-            const int64_t depth = heads->num_features[head], columns = std::min<int64_t>(PANEL, depth - first);
+        for (int64_t head = 0; head < heads.num_heads; ++head) {
+            const int64_t depth = heads.num_features[head], columns = std::min<int64_t>(PANEL, depth - first);
             if (columns <= 0) continue;
             float* panel = packed.data() + omp_get_thread_num() * DOT_CHUNK * PANEL;
             int64_t k = 0;
             do {  // once where a range of classes is empty, too: its gradient is 0
                 const int64_t here = std::min(DOT_CHUNK, labels - k);
-                pack(here, depth, columns, heads->weights[head] + k * depth + first, panel);
+                pack(here, depth, columns, heads.weights[head] + k * depth + first, panel);
                 outer_product_panel(rows, here, {gradient + head * rows * labels + k, labels, 1},
                                     {panel, PANEL, columns}, feature_gradients[head] + first, depth,
                                     adds[head] || k > 0);

@@ -1,31 +1,48 @@
-"""The arguments of the calls of C++ for heads of few labels (`batched_heads.h`)."""
+"""The arguments of the calls of C++ for heads of few labels (`batched_heads.h`), packed as bytes.
 
-import ctypes
+A call of few labels costs what its arguments do: one packing in place of a ctypes array for each list.
+"""
 
-from rlpheads.kernels.head_rows.row_native import ValuePointers
+import struct
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from rlpheads.kernels.native import address, places, plain_floats
 
 BAD_VALUES = 2
 """What C++ returns where a label is none of the classes or a weight is outside [0, 1]."""
 
 
-class HeadPointers(ctypes.Structure):
-    """`BatchedHeads` of batched_heads.h."""
+def packed_heads(
+    sizes: tuple[int, int, int],
+    widths: Sequence[int],
+    matrices: Sequence[Tensor | None],
+    labels: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> bytes:
+    """`BatchedHeads` of batched_heads.h. The tensors must outlive the call; what it does not read is None.
 
-    _fields_ = (
-        *((name, ctypes.POINTER(ctypes.c_void_p)) for name in ("features", "weights", "biases")),
-        ("num_features", ctypes.POINTER(ctypes.c_int64)),
-        *((name, ctypes.c_void_p) for name in ("labels", "first_weight")),
-        *((name, ctypes.c_int64) for name in ("num_heads", "num_rows", "num_labels", "labels_a_row")),
-    )
+    Args:
+        sizes: H, B and K.
+        widths: D of each head.
+        matrices: the features of all heads, then their weights, then their biases.
+        labels: those of the rows (L, R), and the weight (R,) of the first of two.
+    """
+    labels_LR, first_weight_R = labels
+    labels_a_row = 0 if labels_LR is None else labels_LR.shape[0]
+    of_rows = address(labels_LR) or 0, address(first_weight_R) or 0
+    return struct.pack(f"{6 + 4 * sizes[0]}q", *sizes, labels_a_row, *of_rows, *places(matrices), *widths)
 
 
-class OutputPointers(ctypes.Structure):
-    """`BatchedOutputs` of batched_heads.h."""
+def plain_labels(labels: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Labels of rows and the weight of the first of two, as C++ reads them."""
+    (first_weight_R,) = plain_floats([labels[1]])
+    return labels[0].contiguous(), first_weight_R
 
-    _fields_ = (
-        *ValuePointers._fields_,
-        *((name, ctypes.c_void_p) for name in ("class_gradient", "feature_gradient", "logits")),
-    )
+
+def packed_places(tensors: Sequence[Tensor | None]) -> bytes:
+    """Where each tensor lies, as an array of pointers."""
+    return struct.pack(f"{len(tensors)}q", *places(tensors))
 
 
 def raise_if_no_memory(failure: int) -> None:

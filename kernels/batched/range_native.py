@@ -1,6 +1,8 @@
 """Ranges of the classes of heads of few labels in C++ (`batched_ranges.cpp`, called by ctypes), for float32."""
 
 import ctypes
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -9,14 +11,15 @@ from rlpheads.kernels import native
 from rlpheads.kernels.batched.batched_native import MAX_LABELS_OF_LOOPS
 from rlpheads.kernels.batched.native_arguments import (
     BAD_VALUES,
-    HeadPointers,
-    OutputPointers,
+    packed_heads,
+    packed_places,
+    plain_labels,
     raise_if_no_memory,
 )
 from rlpheads.kernels.batched.written_rows import WrittenHeads, WrittenRows, batched_logits
 from rlpheads.kernels.head_rows.row_native import KINDS
 from rlpheads.kernels.label_source import check_values_on_host
-from rlpheads.kernels.native import plain_floats, pointers, widths
+from rlpheads.kernels.native import plain_floats
 
 
 class NativeRanges:
@@ -33,18 +36,16 @@ class NativeRanges:
         Raises:
             ValueError: labels outside [0, K), or weights outside [0, 1].
         """
-        features, weights = plain_floats(heads.features), plain_floats(heads.weights)
-        biases = plain_floats(heads.biases)
-        (labels_a_row, num_rows), num_held = labels[0].shape, len(weights[0])
+        widths, operands = [each.shape[1] for each in heads.weights], plain_floats(chain(*heads))
+        (labels_a_row, num_rows), num_held = labels[0].shape, len(heads.weights[0])
         has_logits = num_held > MAX_LABELS_OF_LOOPS
-        empty = features[0].new_empty
+        empty = partial(heads.features[0].new_empty, dtype=torch.float32)
         exp_RK = batched_logits(heads, torch.float32) if has_logits else empty(num_rows, num_held)
         moment_RK = empty((num_rows, num_held) if kind == "entropy" else (0, 0))
         packed_FR = empty(6 + labels_a_row, num_rows)
-        batch = HeadPointers(pointers(features), pointers(weights), pointers(biases), widths(features))
-        kept = _kept_labels(batch, labels, (len(features), num_held))
+        kept, sizes = plain_labels(labels), (len(widths), num_rows // len(widths), num_held)
         failure = self._library.rlpheads_batched_partials(
-            ctypes.byref(batch),
+            packed_heads(sizes, widths, operands, kept),
             ctypes.byref(_range(start, num_labels, kind, exp_RK, moment_RK)),
             ctypes.c_bool(has_logits),
             ctypes.c_void_p(native.address(packed_FR)),
@@ -72,17 +73,17 @@ class NativeRanges:
         matrices = [empty(exp_RK.shape) if is_wanted else None for is_wanted in wanted]
         values = [empty(num_rows) for _ in range(5)]
         rows = WrittenRows._make([*values, empty(num_rows, dtype=torch.bool), *matrices])
-        batch, gathered_NFR = HeadPointers(), gathered_NFR.contiguous()
-        kept = _kept_labels(batch, labels, (num_heads, exp_RK.shape[1]))
+        gathered_NFR, kept = gathered_NFR.contiguous(), plain_labels(labels)
         self._library.rlpheads_batched_merge(
-            ctypes.byref(batch),
+            packed_heads(
+                (num_heads, num_rows // num_heads, exp_RK.shape[1]), [0] * num_heads, [None] * (3 * num_heads), kept
+            ),
             ctypes.byref(_range(start, num_labels, kind, exp_RK, moment_RK)),
             *(ctypes.c_void_p(native.address(each)) for each in (packed_FR, gathered_NFR)),
             ctypes.c_int64(len(gathered_NFR)),
-            ctypes.byref(OutputPointers(*map(native.address, rows))),
+            packed_places([*rows, None]),
             torch.get_num_threads(),
         )
-        del kept
         return rows
 
 
@@ -104,14 +105,3 @@ class _RangePointers(ctypes.Structure):
 def _range(start: int, num_labels: int, kind: str | None, exp_RK: Tensor, moment_RK: Tensor) -> _RangePointers:
     moments = moment_RK if kind == "entropy" else None
     return _RangePointers(start, num_labels, KINDS.index(kind), native.address(exp_RK), native.address(moments))
-
-
-def _kept_labels(
-    batch: HeadPointers, labels: tuple[Tensor, Tensor | None], heads_and_classes: tuple[int, int]
-) -> tuple[Tensor, Tensor | None]:
-    """Point to the labels and their weights; return the tensors that must outlive the call."""
-    labels_LR, (first_weight_R,) = labels[0].contiguous(), plain_floats([labels[1]])
-    batch.labels, batch.first_weight = native.address(labels_LR), native.address(first_weight_R)
-    batch.num_heads, batch.num_labels = heads_and_classes
-    batch.num_rows, batch.labels_a_row = labels_LR.shape[1] // batch.num_heads, len(labels_LR)
-    return labels_LR, first_weight_R

@@ -3,20 +3,19 @@
 What narrower heads lack is zeros. A stack is written by one call, the cast included.
 """
 
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rlpheads.kernels.batched.written_rows import WrittenHeads, WrittenRows, written_rows
-from rlpheads.kernels.gpu import few_labels
+from rlpheads.kernels.gpu import few_labels, triton_loss
 from rlpheads.kernels.rows.row_softmax import row_labels
 
 
 def uses_stacks(device: torch.device) -> bool:
     """Whether heads are multiplied in stacks there: on a GPU, and where Triton's interpreter stands for one."""
-    return device.type != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
+    return device.type != "cpu" or triton_loss.INTERPRETS
 
 
 def stacked_rows(

@@ -53,13 +53,16 @@ if TYPE_CHECKING:
 OPERAND_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Types of the matrix products; the features' own is taken."""
 
+INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton's interpreter, and a CPU, stand for a GPU. Triton decides that at its import, too."""
+
 
 def unsupported_reason(features_BD: Tensor) -> str | None:
     """Why Triton cannot run on these features (dtype, device, compute capability); None if it can."""
     device = features_BD.device
     if features_BD.dtype not in OPERAND_DTYPES:
         return f"multiplies float16, bfloat16 or float32; the features are {features_BD.dtype}"
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+    if device.type == "cpu" and INTERPRETS:
         return None
     if device.type != "cuda":
         return f"runs on a CUDA GPU; the features are on {device}"

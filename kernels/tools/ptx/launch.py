@@ -1,7 +1,6 @@
 """Runs Triton kernels on CPU tensors as compiled for a chip: `with executed(90): random_label_loss(…, impl="triton")`."""
 
 import importlib
-import os
 import pkgutil
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rlpheads.kernels import gpu
+from rlpheads.kernels.gpu import triton_loss
 from rlpheads.kernels.tools.ptx.asynchronous_copies import TensorMap
 from rlpheads.kernels.tools.ptx.block import Block, BlockIndex, BlockKind, KernelLaunch
 from rlpheads.kernels.tools.ptx.global_memory import GlobalMemory
@@ -184,6 +184,6 @@ def executed(chip: int, kind: type[Executor] = Executor, **settings: Any) -> Ite
         patch.object(JITFunction, "run", run),
         patch("torch.cuda.get_device_capability", lambda *_: divmod(chip, 10)),
         patch("torch.cuda.get_device_name", lambda *_: f"sm_{chip} executed on a CPU"),
-        patch.dict(os.environ, TRITON_INTERPRET="1"),  # the loss then takes CPU tensors
+        patch.object(triton_loss, "INTERPRETS", True),  # the loss then takes CPU tensors
     ):
         yield executor
