@@ -14,11 +14,12 @@ extern "C" {
 // Sizes and places, in 8 bytes each: what rlpheads.kernels.batched.native_arguments packs, and `BatchedHeads` reads.
 typedef int64_t PackedHeads;
 
-// Of all heads' rows, packed there, too. Gradients (num_heads * B, K) are null where they are not wanted; logits (likewise) are null where they
-// are to be computed, else given, and overwritten.
+// Of all heads' rows, packed there, too. Gradients (num_heads * B, K) are null where they are not wanted; products W X^T of
+// each head (num_heads, K, B), without bias, are null where they are to be computed.
 struct BatchedOutputs {
     ValueOutputs values;
-    float *class_gradient, *feature_gradient, *logits;
+    float *class_gradient, *feature_gradient;
+    const float* products;
 };
 
 }  // extern "C"

@@ -1,7 +1,8 @@
 """Heads of few labels in one call: `impl="batched"` writes out the logits of all of them, and of each row its dL/dz.
 
-Three products in all: logits, and the two gradients. On a CPU and in float32 each is one call of C++ (`batched_native`),
-elsewhere one batched product of the library (`written_rows`). Memory: B·K numbers a head for each gradient route.
+Three products in all: logits, and the two gradients. On a CPU and in float32 each is one call of C++ (`batched_native`; of many
+labels the logits are the library's), elsewhere one batched product of the library (`written_rows`). Memory: B·K numbers a
+head for each gradient route.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ from rlpheads.kernels.batched.written_rows import (
     batched_feature_gradients,
     batched_logits,
     product_dtype,
+    transposed_products,
     written_rows,
 )
 from rlpheads.kernels.first_derivative import refuse_second_derivative, save_with_anchor
@@ -156,7 +158,7 @@ class _FeatureRoute(torch.autograd.Function):
     def backward(ctx: Any, saved: Sequence[Tensor], upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient_RK, *weights = saved
         dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else gradient_RK.dtype
-        sums = feature_gradients_op(weights, gradient_RK * upstream.reshape(-1, 1), ctx.places, dtype)
+        sums = feature_gradients_op(weights, gradient_RK, upstream.reshape(-1), ctx.places, dtype)
         return (None, None, *_in_dtypes(sums, ctx.dtypes), *[None] * len(weights))
 
 
@@ -205,7 +207,7 @@ def _compute_rows(*arguments: Any) -> list[Tensor]:
             if uses_stacks(device):
                 rows = stacked_rows(heads, labels, call.kind, wanted, call.dtype)
             elif native is not None:
-                rows = native.forward(heads, labels, call.kind, wanted, batched_logits(heads, call.dtype))
+                rows = native.forward(heads, labels, call.kind, wanted, transposed_products(heads, call.dtype))
             else:
                 check_values_on_host(*labels, num_labels)
                 logits_RK = batched_logits(heads, call.dtype)
@@ -237,7 +239,7 @@ def _compute_class_gradients(
 ) -> list[Tensor]:
     """Those gradients that are wanted of the weights, in a dtype, then of the biases, in that of the logits' gradient."""
     in_stacks = uses_stacks(gradient_RK.device)
-    native = None if in_stacks else _native_loops(gradient_RK)
+    native = None if in_stacks else _native_loops(gradient_RK, dtype)
     if native is not None:
         found = native.class_gradients(features, gradient_RK, upstream_R, wanted)
         if dtype == gradient_RK.dtype:
@@ -252,9 +254,11 @@ def _compute_class_gradients(
     return list(compress([*of_weights, *of_biases], wanted))
 
 
-def _native_loops(gradient_RK: Tensor) -> NativeBatch | None:
-    """The calls that multiply by loops in C++, where these are faster."""
-    return native_batch(gradient_RK.dtype, gradient_RK.device) if gradient_RK.shape[1] <= MAX_LABELS_OF_LOOPS else None
+def _native_loops(gradient_RK: Tensor, operands: torch.dtype) -> NativeBatch | None:
+    """The calls that multiply by loops in C++; None where the library is faster with such operands, and without C++."""
+    if operands != torch.float32 and gradient_RK.shape[1] > MAX_LABELS_OF_LOOPS:
+        return None
+    return native_batch(gradient_RK.dtype, gradient_RK.device)
 
 
 def _shape_of_class_gradients(
@@ -270,19 +274,20 @@ def _shape_of_class_gradients(
 
 
 def _compute_feature_gradients(
-    weights: list[Tensor], gradient_RK: Tensor, places: list[int], dtype: torch.dtype
+    weights: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, places: list[int], dtype: torch.dtype
 ) -> list[Tensor]:
-    """Σ of G·W over the heads that read the same features, rounded once to a dtype."""
+    """Σ of v·G·W over the heads that read the same features, v the upstream of every row, rounded once to a dtype."""
     in_stacks, all_differ = uses_stacks(gradient_RK.device), max(places) + 1 == len(places)
-    native = None if in_stacks else _native_loops(gradient_RK)
+    operands = product_dtype(weights, weights) if dtype == torch.bfloat16 else gradient_RK.dtype
+    native = None if in_stacks else _native_loops(gradient_RK, operands)
     if native is not None:
-        return [each.to(dtype) for each in native.feature_gradients(weights, gradient_RK, places)]
+        return [each.to(dtype) for each in native.feature_gradients(weights, gradient_RK, upstream_R, places)]
     with _without_autocast(gradient_RK.device):
         if in_stacks:
-            each = stacked_feature_gradients(weights, gradient_RK, dtype if all_differ else gradient_RK.dtype)
+            of_stacks = dtype if all_differ else gradient_RK.dtype
+            each = stacked_feature_gradients(weights, gradient_RK, upstream_R, of_stacks)
         else:
-            operands = product_dtype(weights, weights) if dtype == torch.bfloat16 else gradient_RK.dtype
-            each = batched_feature_gradients(weights, gradient_RK, operands)
+            each = batched_feature_gradients(weights, gradient_RK, upstream_R, operands)
             each = each if all_differ else [each_BD.to(gradient_RK.dtype) for each_BD in each]
     return [each_BD.to(dtype) for each_BD in _sums(each, places)]
 
@@ -301,7 +306,7 @@ def _sums(each: list[Tensor], places: Sequence[int]) -> list[Tensor]:
 
 
 def _shape_of_feature_gradients(
-    weights: list[Tensor], gradient_RK: Tensor, places: list[int], dtype: torch.dtype
+    weights: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, places: list[int], dtype: torch.dtype
 ) -> list[Tensor]:
     num_rows, widths = len(gradient_RK) // len(places), [weight_KD.shape[1] for weight_KD in weights]
     return [gradient_RK.new_empty(num_rows, widths[places.index(n)], dtype=dtype) for n in range(max(places) + 1)]
@@ -321,7 +326,7 @@ _class_gradients_op = register_operator(
 )
 feature_gradients_op = register_operator(
     "batched_feature_gradients",
-    "Tensor[] weights, Tensor gradient, int[] places, ScalarType dtype) -> Tensor[]",
+    "Tensor[] weights, Tensor gradient, Tensor upstream, int[] places, ScalarType dtype) -> Tensor[]",
     _compute_feature_gradients,
     _shape_of_feature_gradients,
 )

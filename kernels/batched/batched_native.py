@@ -22,8 +22,8 @@ from rlpheads.kernels.label_source import check_values_on_host
 from rlpheads.kernels.native import plain_floats
 
 MAX_LABELS_OF_LOOPS = 128
-"""Labels up to which the products are loops of this file's own: beyond, the library's products are faster, though each is a
-call of its own."""
+"""Labels up to which the logits are loops of this file's own: beyond, the library's products are faster, though each is a call
+of its own. So it is for gradients from operands in bfloat16; those in float32 are loops at any number of labels."""
 
 
 class NativeBatch:
@@ -42,12 +42,12 @@ class NativeBatch:
         labels: tuple[Tensor, Tensor | None],
         kind: str | None,
         wanted: tuple[bool, bool],
-        logits_RK: Tensor | None = None,
+        products_HKB: Tensor | None = None,
     ) -> WrittenRows:
         """See `written_rows`, but values are (H, B).
 
-        `labels`: those of the rows (L, R), and the weight (R,) of the first of two, None for one. `logits_RK` are
-        overwritten; without them they are computed, too.
+        `labels`: those of the rows (L, R), and the weight (R,) of the first of two, None for one. `products_HKB` are
+        `transposed_products`; without them the logits are computed, too.
         """
         (num_rows, _), num_labels = heads.features[0].shape, heads.weights[0].shape[0]
         widths, operands = [each.shape[1] for each in heads.weights], plain_floats(chain(*heads))
@@ -58,7 +58,7 @@ class NativeBatch:
         rows = WrittenRows._make([*values, empty(num_heads, num_rows, dtype=torch.bool), *matrices])
         failure = self._library.rlpheads_batched_forward(
             packed_heads((num_heads, num_rows, num_labels), widths, operands, kept),
-            packed_places([*rows, logits_RK]),
+            packed_places([*rows, products_HKB]),
             KINDS.index(kind),
             torch.get_num_threads(),
         )
@@ -78,9 +78,7 @@ class NativeBatch:
             for features_BD, is_wanted in zip(features, wanted[:num_heads], strict=True)
         ]
         of_biases = [empty(num_labels) if is_wanted else None for is_wanted in wanted[num_heads:]]
-        stride = 0 if upstream_R.stride() == (0,) else 1  # one number for all rows, as a mean has it, or each its own
-        if stride:
-            upstream_R = upstream_R.contiguous()
+        upstream_R = _plain_upstream(upstream_R)
         raise_if_no_memory(
             self._library.rlpheads_batched_class_gradients(
                 packed_heads(
@@ -90,7 +88,7 @@ class NativeBatch:
                 ),
                 ctypes.c_void_p(native.address(gradient_RK)),
                 ctypes.c_void_p(upstream_R.data_ptr()),
-                stride,
+                upstream_R.stride(0),
                 packed_places(of_weights),
                 packed_places(of_biases),
                 torch.get_num_threads(),
@@ -98,14 +96,16 @@ class NativeBatch:
         )
         return [gradient for gradient in (*of_weights, *of_biases) if gradient is not None]
 
-    def feature_gradients(self, weights: list[Tensor], gradient_RK: Tensor, places: Sequence[int]) -> list[Tensor]:
-        """See `batched_feature_gradients`."""
+    def feature_gradients(
+        self, weights: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, places: Sequence[int]
+    ) -> list[Tensor]:
+        """See `batched_feature_gradients`; those of heads that have the same place are added up."""
         weights, num_heads, num_rows = plain_floats(weights), len(weights), gradient_RK.shape[0] // len(weights)
         gradients: list[Tensor] = []
         for place, weight_KD in zip(places, weights, strict=True):
             if place == len(gradients):
                 gradients.append(gradient_RK.new_empty(num_rows, weight_KD.shape[1]))
-        gradient_RK = gradient_RK.contiguous()
+        gradient_RK, upstream_R = gradient_RK.contiguous(), _plain_upstream(upstream_R)
         raise_if_no_memory(
             self._library.rlpheads_batched_feature_gradients(
                 packed_heads(
@@ -114,12 +114,19 @@ class NativeBatch:
                     [*[None] * num_heads, *weights, *[None] * num_heads],
                 ),
                 ctypes.c_void_p(native.address(gradient_RK)),
+                ctypes.c_void_p(upstream_R.data_ptr()),
+                upstream_R.stride(0),
                 packed_places([gradients[place] for place in places]),
                 (ctypes.c_bool * len(places))(*[place in places[:number] for number, place in enumerate(places)]),
                 torch.get_num_threads(),
             )
         )
         return gradients
+
+
+def _plain_upstream(upstream_R: Tensor) -> Tensor:
+    """The upstream of the rows as C++ reads it: one number for all, as a mean has it, or each its own, side by side."""
+    return upstream_R if upstream_R.stride() == (0,) else upstream_R.contiguous()
 
 
 def native_batch(dtype: torch.dtype, device: torch.device) -> NativeBatch | None:

@@ -37,13 +37,6 @@ void write_row(const BatchedHeads& heads, const BatchedOutputs& out, Kind kind, 
     write(terms.cross_entropy(), nullptr, out.class_gradient);
 }
 
-// Of some classes: scaled (classes, rows) = the transpose of gradient (rows, row_stride), whose rows are multiplied by factors.
-inline void scale_transposed(int64_t rows, int64_t classes, const float* gradient, int64_t row_stride, const float* factors,
-                             int64_t factor_stride, float* scaled) {
-    for (int64_t k = 0; k < classes; ++k)
-        for (int64_t b = 0; b < rows; ++b) scaled[k * rows + b] = gradient[b * row_stride + k] * factors[b * factor_stride];
-}
-
 inline float sum_of(int64_t size, const float* values) {
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
@@ -75,25 +68,29 @@ extern "C" {
 int rlpheads_batched_forward(const PackedHeads* given, const BatchedOutputs* out, int kind, int threads) try {
     const BatchedHeads heads(given);
     if (!has_good_values(heads, heads.num_labels)) return BAD_VALUES;
-    const int64_t block = std::min<int64_t>(MOST_ROWS, heads.num_rows);
-    const int64_t blocks = block == 0 ? 0 : (heads.num_rows + block - 1) / block;
+    const int64_t blocks = (heads.num_rows + MOST_ROWS - 1) / MOST_ROWS;
+    const int64_t block = blocks == 0 ? 0 : (heads.num_rows + blocks - 1) / blocks;  // as even as can be
     const int team = worthy_threads(heads, threads);
-    const bool has_logits = out->logits != nullptr;
-    const int64_t labels = heads.num_labels, width = has_logits ? labels : (labels + LANES - 1) / LANES * LANES;
-    const int64_t own = (has_logits ? 1 : block + 1) * width;  // numbers of a thread
-    std::vector<float> spare(team * own);
+    const bool has_products = out->products != nullptr;
+    const int64_t labels = heads.num_labels, stride = (labels + LANES - 1) / LANES * LANES;
+    const int64_t width = has_products ? labels : stride;
+    const std::unique_ptr<float[]> spare(new float[team * (block + 1) * stride]);
 #pragma omp parallel for num_threads(team) schedule(static)
     for (int64_t task = 0; task < blocks * heads.num_heads; ++task) {
         const int64_t head = task / blocks, first = task % blocks * block, depth = heads.num_features[head];
         const int64_t rows = std::min(block, heads.num_rows - first), number = head * heads.num_rows + first;
-        float* scratch = spare.data() + omp_get_thread_num() * own;
-        float* z = has_logits ? out->logits + number * labels : scratch + width;
-        if (!has_logits)
-            dot_product_matrix(rows, labels, depth, heads.features[head] + first * depth, heads.weights[head],
-                               heads.biases[head], z, width);
+        float* scratch = spare.get() + omp_get_thread_num() * (block + 1) * stride;
+        float* z = scratch + stride;
+        const float* bias = heads.biases[head];
+        if (has_products)
+            transpose(labels, rows, out->products + head * labels * heads.num_rows + first, heads.num_rows, z, stride,
+                      [bias](int64_t k, float product) { return product + (bias == nullptr ? 0.0f : bias[k]); });
+        else
+            dot_product_matrix(rows, labels, depth, heads.features[head] + first * depth, heads.weights[head], bias, z,
+                               stride);
         for (int64_t b = 0; b < rows; ++b)
             write_row(heads, *out, static_cast<Kind>(kind), number + b,
-                      {z + b * width, scratch, width, !has_logits, (rows - b) * labels >= width});
+                      {z + b * stride, scratch, width, !has_products, (rows - b) * labels >= width});
     }
     return 0;
 } catch (const std::bad_alloc&) {
@@ -119,8 +116,9 @@ int rlpheads_batched_class_gradients(const PackedHeads* given, const float* grad
             const int64_t head = task / parts, first = task % parts * CLASSES_OF_PART;
             const int64_t classes = std::min(CLASSES_OF_PART, labels - first), row = head * rows;
             float* own = scaled.get() + (head * labels + first) * rows;
-            scale_transposed(rows, classes, gradient + row * labels + first, labels, upstream + row * upstream_stride,
-                             upstream_stride, own);
+            const float* factors = upstream + row * upstream_stride;
+            transpose(rows, classes, gradient + row * labels + first, labels, own, rows,
+                      [=](int64_t b, float number) { return number * factors[b * upstream_stride]; });
             if (bias_gradients[head] != nullptr)
                 for (int64_t k = 0; k < classes; ++k) bias_gradients[head][first + k] = sum_of(rows, own + k * rows);
         }
@@ -134,8 +132,8 @@ int rlpheads_batched_class_gradients(const PackedHeads* given, const float* grad
             const bool is_read_in_place = columns == PANEL && labels <= 2 * BLOCK;  // twice at most
             if (!is_read_in_place) pack(rows, depth, columns, x, own_packed);
             const Panel panel = is_read_in_place ? Panel{x, depth, columns} : Panel{own_packed, PANEL, columns};
-            outer_product_panel(labels, rows, {scaled.get() + head * labels * rows, rows, 1}, panel,
-                                weight_gradients[head] + first, depth, false);
+            outer_product_panel(labels, rows, {scaled.get() + head * labels * rows, rows, 1}, panel, {nullptr, 0},
+                                {weight_gradients[head] + first, depth, false});
         }
     }
     return 0;
@@ -143,9 +141,10 @@ int rlpheads_batched_class_gradients(const PackedHeads* given, const float* grad
     return NO_MEMORY;
 }
 
-// feature_gradients[h] (B, D) = gradient W of each head; a head whose `adds` is set adds to that of an earlier one.
-int rlpheads_batched_feature_gradients(const PackedHeads* given, const float* gradient, float* const* feature_gradients,
-                                       const bool* adds, int threads) try {
+// feature_gradients[h] (B, D) = upstream * gradient W of each head; a head whose `adds` is set adds to that of an earlier one.
+int rlpheads_batched_feature_gradients(const PackedHeads* given, const float* gradient, const float* upstream,
+                                       int upstream_stride, float* const* feature_gradients, const bool* adds,
+                                       int threads) try {
     const BatchedHeads heads(given);
     const int64_t rows = heads.num_rows, labels = heads.num_labels, widest = [&] {
         return *std::max_element(heads.num_features, heads.num_features + heads.num_heads);
@@ -163,8 +162,8 @@ int rlpheads_batched_feature_gradients(const PackedHeads* given, const float* gr
                 const int64_t here = std::min(DOT_CHUNK, labels - k);
                 pack(here, depth, columns, heads.weights[head] + k * depth + first, panel);
                 outer_product_panel(rows, here, {gradient + head * rows * labels + k, labels, 1},
-                                    {panel, PANEL, columns}, feature_gradients[head] + first, depth,
-                                    adds[head] || k > 0);
+                                    {panel, PANEL, columns}, {upstream + head * rows * upstream_stride, upstream_stride},
+                                    {feature_gradients[head] + first, depth, adds[head] || k > 0});
                 k += DOT_CHUNK;
             } while (k < labels);
         }

@@ -99,13 +99,24 @@ void dot_product_matrix(int64_t rows, int64_t classes, int64_t depth, const floa
     for (int64_t first = 0; first < classes; first += DOT_CHUNK) {
         const int64_t here = std::min(DOT_CHUNK, classes - first);
         const float* chunk_bias = bias == nullptr ? nullptr : bias + first;
+        const auto pass = [&](auto dot_rows, int64_t b) {
+            dot_rows(here, depth, x + b * depth, w + first * depth, chunk_bias, out + b * out_stride + first, out_stride);
+        };
         int64_t b = 0;
-        for (; b + DOT_ROWS <= rows; b += DOT_ROWS)
-            dot_rows_with_chunk<DOT_ROWS>(here, depth, x + b * depth, w + first * depth, chunk_bias,
-                                          out + b * out_stride + first, out_stride);
-        for (; b < rows; ++b)
-            dot_rows_with_chunk<1>(here, depth, x + b * depth, w + first * depth, chunk_bias, out + b * out_stride + first,
-                                   out_stride);
+        for (; b + DOT_ROWS <= rows; b += DOT_ROWS) pass(dot_rows_with_chunk<DOT_ROWS>, b);
+        for (; b + 2 <= rows; b += 2) pass(dot_rows_with_chunk<2>, b);
+        if (b < rows) pass(dot_rows_with_chunk<1>, b);
+    }
+}
+
+// to (columns, to_stride) = the transpose of from (rows, from_stride), whose numbers become those of of_row(row, number).
+template <class OfRow>
+inline void transpose(int64_t rows, int64_t columns, const float* from, int64_t from_stride, float* to, int64_t to_stride,
+                      const OfRow& of_row) {
+    for (int64_t first = 0; first < rows; first += CACHE_LINE) {
+        const int64_t end = std::min(first + CACHE_LINE, rows);
+        for (int64_t c = 0; c < columns; ++c)
+            for (int64_t r = first; r < end; ++r) to[c * to_stride + r] = of_row(r, from[r * from_stride + c]);
     }
 }
 
@@ -126,35 +137,50 @@ inline void add_row(float* to, const Lanes (&sums)[PANEL_VECTORS], int64_t colum
     for (int64_t c = 0; c < columns; ++c) to[c] += row[c];
 }
 
+// What each row of a product is multiplied by; no data: nothing.
+struct RowFactors {
+    const float* data;
+    int64_t stride;
+};
+
 // Rows of which `columns` numbers count, PANEL of them readable, the rows `stride` apart.
 struct Panel {
     const float* data;
     int64_t stride, columns;
 };
 
-// out[m][.] (+)= sum over the depth of left(m, d) * panel[d]: M rows of a panel.
+// How a product is written: its first row, the distance of its rows, and whether to what is there.
+struct Written {
+    float* out;
+    int64_t stride;
+    bool adds;
+};
+
+// out[m][.] (+)= factor(m) * sum over the depth of left(m, d) * panel[d]: M rows of a panel.
 template <int M>
-void outer_rows(int64_t depth, const Strided& left, int64_t m, const Panel& panel, float* out, int64_t out_stride, bool adds) {
+void outer_rows(int64_t depth, const Strided& left, int64_t m, const Panel& panel, const RowFactors& factors,
+                const Written& to) {
     Lanes sums[M][PANEL_VECTORS] = {};
     multiply<M, PANEL_VECTORS>(depth, left.data + m * left.row_stride, left.row_stride, left.column_stride, panel.data, sums,
                                panel.stride);
-    for (int i = 0; i < M && adds; ++i) add_row(out + i * out_stride, sums[i], panel.columns);
-    if (!adds) store<false>(sums, out, out_stride, panel.columns);
+    for (int i = 0; i < M && factors.data != nullptr; ++i)
+        for (Lanes& lanes : sums[i]) lanes *= factors.data[(m + i) * factors.stride];
+    float* const out = to.out + m * to.stride;
+    for (int i = 0; i < M && to.adds; ++i) add_row(out + i * to.stride, sums[i], panel.columns);
+    if (!to.adds) store<false>(sums, out, to.stride, panel.columns);
 }
 
-// The panel's columns of out (rows, out_stride) (+)= left (rows, depth) panel (depth, columns).
-void outer_product_panel(int64_t rows, int64_t depth, const Strided& left, const Panel& panel, float* out,
-                         int64_t out_stride, bool adds) {
+// The panel's columns of what is written (rows, stride) (+)= factors * left (rows, depth) panel (depth, columns).
+void outer_product_panel(int64_t rows, int64_t depth, const Strided& left, const Panel& panel, const RowFactors& factors,
+                         const Written& to) {
     int64_t m = 0;
-    for (; m + BLOCK <= rows; m += BLOCK)
-        outer_rows<BLOCK>(depth, left, m, panel, out + m * out_stride, out_stride, adds);
-    float* rest = out + m * out_stride;
+    for (; m + BLOCK <= rows; m += BLOCK) outer_rows<BLOCK>(depth, left, m, panel, factors, to);
     switch (rows - m) {
-        case 5: outer_rows<5>(depth, left, m, panel, rest, out_stride, adds); break;
-        case 4: outer_rows<4>(depth, left, m, panel, rest, out_stride, adds); break;
-        case 3: outer_rows<3>(depth, left, m, panel, rest, out_stride, adds); break;
-        case 2: outer_rows<2>(depth, left, m, panel, rest, out_stride, adds); break;
-        case 1: outer_rows<1>(depth, left, m, panel, rest, out_stride, adds); break;
+        case 5: outer_rows<5>(depth, left, m, panel, factors, to); break;
+        case 4: outer_rows<4>(depth, left, m, panel, factors, to); break;
+        case 3: outer_rows<3>(depth, left, m, panel, factors, to); break;
+        case 2: outer_rows<2>(depth, left, m, panel, factors, to); break;
+        case 1: outer_rows<1>(depth, left, m, panel, factors, to); break;
         default: break;
     }
 }

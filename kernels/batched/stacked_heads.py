@@ -54,9 +54,11 @@ def stacked_class_gradients(
     return of_weights, list(scaled_HBK.sum(1).unbind())
 
 
-def stacked_feature_gradients(weights: Sequence[Tensor], gradient_RK: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Gradient of every head's features from that of its logits, rounded to a dtype."""
-    gradient_HBK = gradient_RK.unflatten(0, (len(weights), -1))
+def stacked_feature_gradients(
+    weights: Sequence[Tensor], gradient_RK: Tensor, upstream_R: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """See `batched_feature_gradients`; rounded to a dtype."""
+    gradient_HBK = (gradient_RK * upstream_R[:, None]).unflatten(0, (len(weights), -1))
     features_HBD = torch.bmm(gradient_HBK, _stack(weights, gradient_RK.dtype)).to(dtype)
     return [each_BD[:, : weight_KD.shape[1]] for each_BD, weight_KD in zip(features_HBD.unbind(), weights, strict=True)]
 

@@ -73,6 +73,16 @@ def batched_logits(heads: WrittenHeads, dtype: torch.dtype) -> Tensor:
     return logits_HBK.flatten(0, 1)
 
 
+def transposed_products(heads: WrittenHeads, dtype: torch.dtype) -> Tensor:
+    """W Xᵀ of each head, (H, K, B), in a dtype: `batched_logits` without biases, as a library is faster at them.
+
+    With fewer rows than classes its threads share the rows of its result better.
+    """
+    operands = product_dtype(heads.features, heads.weights)
+    features = [each.mT for each in _in_dtype(heads.features, operands)]
+    return _multiply_each(_in_dtype(heads.weights, operands), features).to(dtype)
+
+
 def batched_class_gradients(
     features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -86,9 +96,14 @@ def batched_class_gradients(
     return of_weights, list(scaled_HBK.sum(1))
 
 
-def batched_feature_gradients(weights: list[Tensor], gradient_RK: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Gradient of every head's features from that of its logits; `dtype` is that of the products and of the gradients."""
-    gradient_HBK = gradient_RK.to(dtype).unflatten(0, (len(weights), -1))
+def batched_feature_gradients(
+    weights: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """Gradient of every head's features from that of its logits and the upstream of every row.
+
+    `dtype` is that of the products and of the gradients.
+    """
+    gradient_HBK = (gradient_RK * upstream_R[:, None]).to(dtype).unflatten(0, (len(weights), -1))
     features_HBD = _multiply_each(list(gradient_HBK), _in_dtype(weights, dtype))
     return [each_BD[:, : weight_KD.shape[1]] for each_BD, weight_KD in zip(features_HBD, weights, strict=True)]
 

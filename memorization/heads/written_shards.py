@@ -144,7 +144,7 @@ class _FeatureRoute(torch.autograd.Function):
         matrices, weights = saved[:num_routes], saved[num_routes:]
         sums: list[Tensor | None] = [None] * len(plan.dtypes)
         for route, matrix_RK, upstream_R in zip(plan.routes, matrices, upstream, strict=True):
-            for target, of_target_GD in _gradients(route, matrix_RK * upstream_R[:, None], weights).items():
+            for target, of_target_GD in _gradients(route, matrix_RK, upstream_R, weights).items():
                 sum_GD = sums[target]
                 sums[target] = of_target_GD if sum_GD is None else sum_GD + of_target_GD
         own = plan.shards.sum_own_rows([sum_GD for sum_GD in sums if sum_GD is not None])
@@ -153,13 +153,16 @@ class _FeatureRoute(torch.autograd.Function):
         return (None, *upstream, *[None] * (num_routes + plan.num_heads), *of_targets)
 
 
-def _gradients(route: _Route, gradient_RK: Tensor, weights: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Σ of G·W over the heads that read the same, by the number of what they read."""
+def _gradients(route: _Route, gradient_RK: Tensor, upstream_R: Tensor, weights: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Σ of v·G·W over the heads that read the same, by the number of what they read."""
     if len(route.heads) < len(weights):
         num_rows, num_held = len(gradient_RK) // len(weights), gradient_RK.shape[1]  # which may be none
         of_heads = gradient_RK.view(len(weights), num_rows, num_held).unbind()
         gradient_RK = torch.cat([of_heads[number] for number in route.heads])
+        upstream_of_heads = upstream_R.view(len(weights), num_rows).unbind()
+        upstream_R = torch.cat([upstream_of_heads[number] for number in route.heads])
     distinct = list(dict.fromkeys(route.targets))
     places = [distinct.index(target) for target in route.targets]
-    found = feature_gradients_op([weights[number] for number in route.heads], gradient_RK, places, gradient_RK.dtype)
+    of_route = [weights[number] for number in route.heads]
+    found = feature_gradients_op(of_route, gradient_RK, upstream_R, places, gradient_RK.dtype)
     return dict(zip(distinct, found, strict=True))

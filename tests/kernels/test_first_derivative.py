@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import second_derivatives
@@ -10,6 +11,8 @@ import torch
 from second_derivatives import ROUTES, WAYS, losses_of
 from torch import Tensor
 from triton_interpreter import Interpreter
+
+from rlpheads.kernels.random_label_loss import random_label_loss
 
 ways = pytest.mark.parametrize("way", WAYS)
 routes = pytest.mark.parametrize("route", ROUTES)
@@ -87,3 +90,23 @@ def test_a_loss_that_is_dropped_leaves_nothing_behind(
     assert left() is not None
     del loss, gradient
     assert left() is None
+
+
+class _Stopped(torch.autograd.Function):
+    """Identity that hands no gradient on."""
+
+    @staticmethod
+    def forward(ctx: Any, value_B: Tensor) -> Tensor:  # noqa: ARG004
+        return value_B.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream_B: Tensor) -> None:  # noqa: ARG004
+        return None
+
+
+@pytest.mark.parametrize("impl", ["batched", "tiled_cpu"])
+def test_no_upstream_is_no_gradient(impl: str) -> None:
+    weight_KD = torch.randn(10, 4, requires_grad=True)
+    loss = random_label_loss(torch.randn(8, 4), weight_KD, torch.zeros(8, dtype=torch.int64), impl=impl)
+    _Stopped.apply(loss.cross_entropy_B).sum().backward()
+    assert weight_KD.grad is None

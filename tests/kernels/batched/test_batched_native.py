@@ -85,6 +85,21 @@ def test_the_bits_do_not_depend_on_the_threads(num_labels: int) -> None:
     assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in names)
 
 
+@pytest.mark.parametrize("num_labels", [10, 300])
+def test_a_mean_is_the_sum_of_equal_shares(num_labels: int) -> None:
+    problem = make_problem(4, 40, num_labels, num_features=70).to(torch.float32)
+
+    def gradients(reduce: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        leaves = [each.detach().requires_grad_() for each in (problem.features_BD, problem.weight_KD)]
+        loss = random_label_loss(*leaves, problem.labels_B, regularizer="uniform", impl="batched")
+        assert loss.regularizer_B is not None
+        return list(torch.autograd.grad(reduce(loss.cross_entropy_B) + reduce(loss.regularizer_B), leaves))
+
+    shares_B = torch.full((40,), 1 / 40)
+    for found, expected in zip(gradients(Tensor.mean), gradients(lambda loss_B: loss_B @ shares_B), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_a_row_of_nan_leaves_the_others_alone() -> None:
     problem = make_problem(1, 4, 30).to(torch.float32)
     broken_BD = problem.features_BD.clone()
