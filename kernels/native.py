@@ -144,17 +144,13 @@ def address(tensor: Tensor | None) -> int | None:
     return tensor.data_ptr()
 
 
-def places(tensors: Iterable[Tensor | None]) -> list[int]:
-    """Where each tensor lies, 0 for None; as `address`, without a call of Python's for each."""
-    return [
-        0 if each is None else each.data_ptr() if each.is_contiguous() else address(each) or 0  # which raises
+def pointers(tensors: Sequence[Tensor | None]) -> "ctypes.Array[ctypes.c_void_p]":
+    """Where each tensor lies, null for None; as `address`, without a call of Python's for each."""
+    places = [
+        None if each is None else each.data_ptr() if each.is_contiguous() else address(each)  # which raises
         for each in tensors
     ]
-
-
-def pointers(tensors: Sequence[Tensor | None]) -> "ctypes.Array[ctypes.c_void_p]":
-    """Where each tensor lies, null for None."""
-    return (ctypes.c_void_p * len(tensors))(*places(tensors))
+    return (ctypes.c_void_p * len(places))(*places)
 
 
 def plain_floats(tensors: Iterable[_MaybeTensor]) -> list[_MaybeTensor]:

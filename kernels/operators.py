@@ -155,25 +155,15 @@ def _is_watched(arguments: Iterable[Any]) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return True
+    tensors: list[Any] = []
     for argument in arguments:
         kind = type(argument)
-        if kind in _INERT:
-            continue
-        if kind in _PLAIN:
-            if argument.is_neg() or argument._is_zerotensor():
-                return True
-        elif _must_be_seen(argument):
+        if kind is list or kind is tuple:
+            tensors += argument
+        elif kind not in _INERT:
+            tensors.append(argument)
+    if not set(map(type, tensors)) <= _PLAIN:  # which spares a look at each
+        tensors = [each for each in tensors if type(each) not in _INERT and isinstance(each, Tensor)]
+        if not set(map(type, tensors)) <= _PLAIN:
             return True
-    return False
-
-
-def _must_be_seen(argument: Any) -> bool:
-    """Of lists, and of what is no plain tensor."""
-    if not isinstance(argument, (list, tuple)):
-        return isinstance(argument, Tensor)
-    kinds = set(map(type, argument))  # mostly one, and then without a call of Python's for each
-    if kinds <= _INERT:
-        return False
-    if kinds <= _PLAIN:
-        return any(map(Tensor.is_neg, argument)) or any(map(Tensor._is_zerotensor, argument))
-    return _is_watched(argument)
+    return any(map(Tensor.is_neg, tensors)) or any(map(Tensor._is_zerotensor, tensors))

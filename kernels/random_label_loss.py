@@ -186,7 +186,6 @@ def _losses_of_rows(heads: "_Heads", labels: _GivenLabels, options: _Options) ->
     if options.impl != "reference" and may_transform():
         check_no_transform(_tensors(heads, labels))
     labels_of_rows = _gather_labels_of_rows(*labels, chosen, heads.features[0])
-    dtype = accumulation_dtype(heads.features[0], heads.weights[0])
     heads = _cast_to_autocast_dtype(heads)
     if chosen == "batched":
         terms = BatchedTerms(regularizer, joint)
@@ -203,6 +202,7 @@ def _losses_of_rows(heads: "_Heads", labels: _GivenLabels, options: _Options) ->
         )
     checked = arguments.check_label_values(LabelsOfRows(*labels_of_rows), heads.num_labels)
     if chosen == "reference":
+        dtype = accumulation_dtype(heads.features[0], heads.weights[0])
         return _loss_by_reference(heads, row_labels(*checked, dtype), regularizer, joint)
     return _loss_by_stages(heads, checked, needs, joint, kernel)
 

@@ -46,7 +46,7 @@ struct BatchedHeads {
 };
 
 constexpr int64_t MOST_ROWS = 36;               // rows of a task at most, whole blocks of dot products
-constexpr int64_t WORTH_A_THREAD = 1 << 20;     // multiplications
+constexpr int64_t WORTH_A_THREAD = 1 << 18;     // multiplications: 5 microseconds
 
 constexpr int NO_MEMORY = 1, BAD_VALUES = 2;
 

@@ -78,7 +78,7 @@ class NativeBatch:
             for features_BD, is_wanted in zip(features, wanted[:num_heads], strict=True)
         ]
         of_biases = [empty(num_labels) if is_wanted else None for is_wanted in wanted[num_heads:]]
-        upstream_R = _plain_upstream(upstream_R)
+        upstream_R = upstream_R.contiguous()
         raise_if_no_memory(
             self._library.rlpheads_batched_class_gradients(
                 packed_heads(
@@ -88,9 +88,7 @@ class NativeBatch:
                 ),
                 ctypes.c_void_p(native.address(gradient_RK)),
                 ctypes.c_void_p(upstream_R.data_ptr()),
-                upstream_R.stride(0),
-                packed_places(of_weights),
-                packed_places(of_biases),
+                packed_places([*of_weights, *of_biases]),
                 torch.get_num_threads(),
             )
         )
@@ -105,7 +103,7 @@ class NativeBatch:
         for place, weight_KD in zip(places, weights, strict=True):
             if place == len(gradients):
                 gradients.append(gradient_RK.new_empty(num_rows, weight_KD.shape[1]))
-        gradient_RK, upstream_R = gradient_RK.contiguous(), _plain_upstream(upstream_R)
+        gradient_RK, upstream_R = gradient_RK.contiguous(), upstream_R.contiguous()
         raise_if_no_memory(
             self._library.rlpheads_batched_feature_gradients(
                 packed_heads(
@@ -115,18 +113,12 @@ class NativeBatch:
                 ),
                 ctypes.c_void_p(native.address(gradient_RK)),
                 ctypes.c_void_p(upstream_R.data_ptr()),
-                upstream_R.stride(0),
                 packed_places([gradients[place] for place in places]),
                 (ctypes.c_bool * len(places))(*[place in places[:number] for number, place in enumerate(places)]),
                 torch.get_num_threads(),
             )
         )
         return gradients
-
-
-def _plain_upstream(upstream_R: Tensor) -> Tensor:
-    """The upstream of the rows as C++ reads it: one number for all, as a mean has it, or each its own, side by side."""
-    return upstream_R if upstream_R.stride() == (0,) else upstream_R.contiguous()
 
 
 def native_batch(dtype: torch.dtype, device: torch.device) -> NativeBatch | None:

@@ -98,12 +98,13 @@ int rlpheads_batched_forward(const PackedHeads* given, const BatchedOutputs* out
 }
 
 // weight_gradients[h] (K, D) = (upstream * gradient)^T X and bias_gradients[h] (K) = its sums; nulls are left out.
-// The upstream of row r is upstream[r * upstream_stride].
+// `gradients`: the former of all heads, then the latter.
 int rlpheads_batched_class_gradients(const PackedHeads* given, const float* gradient, const float* upstream,
-                                     int upstream_stride, float* const* weight_gradients, float* const* bias_gradients,
-                                     int threads) try {
+                                     float* const* gradients, int threads) try {
     const BatchedHeads heads(given);
     const int64_t rows = heads.num_rows, labels = heads.num_labels;
+    float* const* const weight_gradients = gradients;
+    float* const* const bias_gradients = gradients + heads.num_heads;
     const int64_t parts = (labels + CLASSES_OF_PART - 1) / CLASSES_OF_PART;
     const Panels panels(heads);
     const int team = worthy_threads(heads, threads);
@@ -116,9 +117,9 @@ int rlpheads_batched_class_gradients(const PackedHeads* given, const float* grad
             const int64_t head = task / parts, first = task % parts * CLASSES_OF_PART;
             const int64_t classes = std::min(CLASSES_OF_PART, labels - first), row = head * rows;
             float* own = scaled.get() + (head * labels + first) * rows;
-            const float* factors = upstream + row * upstream_stride;
+            const float* factors = upstream + row;
             transpose(rows, classes, gradient + row * labels + first, labels, own, rows,
-                      [=](int64_t b, float number) { return number * factors[b * upstream_stride]; });
+                      [=](int64_t b, float number) { return number * factors[b]; });
             if (bias_gradients[head] != nullptr)
                 for (int64_t k = 0; k < classes; ++k) bias_gradients[head][first + k] = sum_of(rows, own + k * rows);
         }
@@ -132,7 +133,7 @@ int rlpheads_batched_class_gradients(const PackedHeads* given, const float* grad
             const bool is_read_in_place = columns == PANEL && labels <= 2 * BLOCK;  // twice at most
             if (!is_read_in_place) pack(rows, depth, columns, x, own_packed);
             const Panel panel = is_read_in_place ? Panel{x, depth, columns} : Panel{own_packed, PANEL, columns};
-            outer_product_panel(labels, rows, {scaled.get() + head * labels * rows, rows, 1}, panel, {nullptr, 0},
+            outer_product_panel(labels, rows, {scaled.get() + head * labels * rows, rows, 1}, panel, nullptr,
                                 {weight_gradients[head] + first, depth, false});
         }
     }
@@ -143,8 +144,7 @@ int rlpheads_batched_class_gradients(const PackedHeads* given, const float* grad
 
 // feature_gradients[h] (B, D) = upstream * gradient W of each head; a head whose `adds` is set adds to that of an earlier one.
 int rlpheads_batched_feature_gradients(const PackedHeads* given, const float* gradient, const float* upstream,
-                                       int upstream_stride, float* const* feature_gradients, const bool* adds,
-                                       int threads) try {
+                                       float* const* feature_gradients, const bool* adds, int threads) try {
     const BatchedHeads heads(given);
     const int64_t rows = heads.num_rows, labels = heads.num_labels, widest = [&] {
         return *std::max_element(heads.num_features, heads.num_features + heads.num_heads);
@@ -162,7 +162,7 @@ int rlpheads_batched_feature_gradients(const PackedHeads* given, const float* gr
                 const int64_t here = std::min(DOT_CHUNK, labels - k);
                 pack(here, depth, columns, heads.weights[head] + k * depth + first, panel);
                 outer_product_panel(rows, here, {gradient + head * rows * labels + k, labels, 1},
-                                    {panel, PANEL, columns}, {upstream + head * rows * upstream_stride, upstream_stride},
+                                    {panel, PANEL, columns}, upstream + head * rows,
                                     {feature_gradients[head] + first, depth, adds[head] || k > 0});
                 k += DOT_CHUNK;
             } while (k < labels);

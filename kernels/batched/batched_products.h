@@ -137,12 +137,6 @@ inline void add_row(float* to, const Lanes (&sums)[PANEL_VECTORS], int64_t colum
     for (int64_t c = 0; c < columns; ++c) to[c] += row[c];
 }
 
-// What each row of a product is multiplied by; no data: nothing.
-struct RowFactors {
-    const float* data;
-    int64_t stride;
-};
-
 // Rows of which `columns` numbers count, PANEL of them readable, the rows `stride` apart.
 struct Panel {
     const float* data;
@@ -156,22 +150,22 @@ struct Written {
     bool adds;
 };
 
-// out[m][.] (+)= factor(m) * sum over the depth of left(m, d) * panel[d]: M rows of a panel.
+// out[m][.] (+)= factors[m] * sum over the depth of left(m, d) * panel[d]: M rows of a panel.
 template <int M>
-void outer_rows(int64_t depth, const Strided& left, int64_t m, const Panel& panel, const RowFactors& factors,
+void outer_rows(int64_t depth, const Strided& left, int64_t m, const Panel& panel, const float* factors,
                 const Written& to) {
     Lanes sums[M][PANEL_VECTORS] = {};
     multiply<M, PANEL_VECTORS>(depth, left.data + m * left.row_stride, left.row_stride, left.column_stride, panel.data, sums,
                                panel.stride);
-    for (int i = 0; i < M && factors.data != nullptr; ++i)
-        for (Lanes& lanes : sums[i]) lanes *= factors.data[(m + i) * factors.stride];
+    for (int i = 0; i < M && factors != nullptr; ++i)
+        for (Lanes& lanes : sums[i]) lanes *= factors[m + i];
     float* const out = to.out + m * to.stride;
     for (int i = 0; i < M && to.adds; ++i) add_row(out + i * to.stride, sums[i], panel.columns);
     if (!to.adds) store<false>(sums, out, to.stride, panel.columns);
 }
 
-// The panel's columns of what is written (rows, stride) (+)= factors * left (rows, depth) panel (depth, columns).
-void outer_product_panel(int64_t rows, int64_t depth, const Strided& left, const Panel& panel, const RowFactors& factors,
+// The panel's columns of what is written (rows, stride) (+)= factors (rows; null: 1) * left (rows, depth) panel (depth, columns).
+void outer_product_panel(int64_t rows, int64_t depth, const Strided& left, const Panel& panel, const float* factors,
                          const Written& to) {
     int64_t m = 0;
     for (; m + BLOCK <= rows; m += BLOCK) outer_rows<BLOCK>(depth, left, m, panel, factors, to);

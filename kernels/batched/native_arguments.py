@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rlpheads.kernels.native import address, places, plain_floats
+from rlpheads.kernels.native import plain_floats
 
 BAD_VALUES = 2
 """What C++ returns where a label is none of the classes or a weight is outside [0, 1]."""
@@ -20,7 +20,7 @@ def packed_heads(
     matrices: Sequence[Tensor | None],
     labels: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> bytes:
-    """`BatchedHeads` of batched_heads.h. The tensors must outlive the call; what it does not read is None.
+    """`BatchedHeads` of batched_heads.h. The tensors are plain, and must outlive the call; what it does not read is None.
 
     Args:
         sizes: H, B and K.
@@ -28,10 +28,8 @@ def packed_heads(
         matrices: the features of all heads, then their weights, then their biases.
         labels: those of the rows (L, R), and the weight (R,) of the first of two.
     """
-    labels_LR, first_weight_R = labels
-    labels_a_row = 0 if labels_LR is None else labels_LR.shape[0]
-    of_rows = address(labels_LR) or 0, address(first_weight_R) or 0
-    return struct.pack(f"{6 + 4 * sizes[0]}q", *sizes, labels_a_row, *of_rows, *places(matrices), *widths)
+    labels_a_row = 0 if labels[0] is None else labels[0].shape[0]
+    return struct.pack(f"{6 + 4 * sizes[0]}q", *sizes, labels_a_row, *_places([*labels, *matrices]), *widths)
 
 
 def plain_labels(labels: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
@@ -41,8 +39,12 @@ def plain_labels(labels: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor |
 
 
 def packed_places(tensors: Sequence[Tensor | None]) -> bytes:
-    """Where each tensor lies, as an array of pointers."""
-    return struct.pack(f"{len(tensors)}q", *places(tensors))
+    """Where each tensor lies, all of them contiguous, as an array of pointers."""
+    return struct.pack(f"{len(tensors)}q", *_places(tensors))
+
+
+def _places(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if each is None else each.data_ptr() for each in tensors]
 
 
 def raise_if_no_memory(failure: int) -> None:
