@@ -183,7 +183,8 @@ class RegularizerConfig:
     0.02: two points above; heads that are trained along stay below it, so that such a target lets λ fall. λ starts at
     factor and is adjusted after every clean pass, with a line; null: λ is factor."""
     target_rate: float = 20.0
-    """Gain of the adjustment: a clean pass multiplies λ by exp(target_rate x (accuracy - refit - target))."""
+    """Gain of the adjustment: a clean pass multiplies λ by exp(target_rate x (accuracy - refit - target)),
+    by ten at most, and keeps it within a thousand times factor and a thousandth of it."""
 
 
 @dataclass(frozen=True)
