@@ -133,7 +133,7 @@ class _ClassRoute(torch.autograd.Function):
     def backward(ctx: Any, saved: Sequence[Tensor], upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient_RK, *features = saved
         wanted = ctx.needs_input_grad[2:]
-        found = _class_gradients_op(features, gradient_RK, upstream.reshape(-1), wanted, ctx.product_dtype)
+        found = _class_gradients_op(features, gradient_RK, upstream, wanted, ctx.product_dtype)
         gradients = _in_dtypes(found, compress(ctx.dtypes, wanted))
         if all(wanted):
             return (None, None, *gradients)
@@ -158,7 +158,7 @@ class _FeatureRoute(torch.autograd.Function):
     def backward(ctx: Any, saved: Sequence[Tensor], upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient_RK, *weights = saved
         dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else gradient_RK.dtype
-        sums = feature_gradients_op(weights, gradient_RK, upstream.reshape(-1), ctx.places, dtype)
+        sums = feature_gradients_op(weights, gradient_RK, upstream, ctx.places, dtype)
         return (None, None, *_in_dtypes(sums, ctx.dtypes), *[None] * len(weights))
 
 
@@ -192,8 +192,7 @@ class _ForwardCall(NamedTuple):
     @property
     def native(self) -> NativeBatch | None:
         """The calls of C++, if they take it."""
-        device = self.index_LR.device
-        return None if uses_stacks(device) else native_batch(self.dtype, device)
+        return _native(accumulation_dtype(self.features[0], self.weights[0]), self.index_LR.device)
 
 
 def _compute_rows(*arguments: Any) -> list[Tensor]:
@@ -235,36 +234,44 @@ def _shape_of_rows(*arguments: Any) -> list[Tensor]:
 
 
 def _compute_class_gradients(
-    features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, wanted: list[bool], dtype: torch.dtype
+    features: list[Tensor], gradient_RK: Tensor, upstream: Tensor, wanted: list[bool], dtype: torch.dtype
 ) -> list[Tensor]:
-    """Those gradients that are wanted of the weights, in a dtype, then of the biases, in that of the logits' gradient."""
-    in_stacks = uses_stacks(gradient_RK.device)
-    native = None if in_stacks else _native_loops(gradient_RK, dtype)
+    """Those gradients that are wanted of the weights, in a dtype, then of the biases, in that of the logits' gradient.
+
+    The upstream is that of the rows, in any shape.
+    """
+    native = _native_loops(gradient_RK, dtype)
     if native is not None:
-        found = native.class_gradients(features, gradient_RK, upstream_R, wanted)
+        found = native.class_gradients(features, gradient_RK, upstream, wanted)
         if dtype == gradient_RK.dtype:
             return found
         num_weights = sum(wanted[: len(features)])
         return [*(each.to(dtype) for each in found[:num_weights]), *found[num_weights:]]
+    upstream_R = upstream.reshape(-1)
     with _without_autocast(gradient_RK.device):
-        if in_stacks:
+        if uses_stacks(gradient_RK.device):
             of_weights, of_biases = stacked_class_gradients(features, gradient_RK, upstream_R)
         else:
             of_weights, of_biases = batched_class_gradients(features, gradient_RK, upstream_R, dtype)
     return list(compress([*of_weights, *of_biases], wanted))
 
 
+def _native(dtype: torch.dtype, device: torch.device) -> NativeBatch | None:
+    """The calls of C++ for sums of a dtype, if they are to be taken there."""
+    return None if uses_stacks(device) else native_batch(dtype, device)
+
+
 def _native_loops(gradient_RK: Tensor, operands: torch.dtype) -> NativeBatch | None:
     """The calls that multiply by loops in C++; None where the library is faster with such operands, and without C++."""
     if operands != torch.float32 and gradient_RK.shape[1] > MAX_LABELS_OF_LOOPS:
         return None
-    return native_batch(gradient_RK.dtype, gradient_RK.device)
+    return _native(gradient_RK.dtype, gradient_RK.device)
 
 
 def _shape_of_class_gradients(
     features: list[Tensor],
     gradient_RK: Tensor,
-    upstream_R: Tensor,
+    upstream: Tensor,
     wanted: list[bool],
     dtype: torch.dtype,
 ) -> list[Tensor]:
@@ -274,16 +281,17 @@ def _shape_of_class_gradients(
 
 
 def _compute_feature_gradients(
-    weights: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, places: list[int], dtype: torch.dtype
+    weights: list[Tensor], gradient_RK: Tensor, upstream: Tensor, places: list[int], dtype: torch.dtype
 ) -> list[Tensor]:
-    """Σ of v·G·W over the heads that read the same features, v the upstream of every row, rounded once to a dtype."""
-    in_stacks, all_differ = uses_stacks(gradient_RK.device), max(places) + 1 == len(places)
+    """Σ of v·G·W over the heads that read the same features, v the upstream of every row, in any shape; rounded once."""
+    all_differ = max(places) + 1 == len(places)
     operands = product_dtype(weights, weights) if dtype == torch.bfloat16 else gradient_RK.dtype
-    native = None if in_stacks else _native_loops(gradient_RK, operands)
+    native = _native_loops(gradient_RK, operands)
     if native is not None:
-        return [each.to(dtype) for each in native.feature_gradients(weights, gradient_RK, upstream_R, places)]
+        return [each.to(dtype) for each in native.feature_gradients(weights, gradient_RK, upstream, places)]
+    upstream_R = upstream.reshape(-1)
     with _without_autocast(gradient_RK.device):
-        if in_stacks:
+        if uses_stacks(gradient_RK.device):
             of_stacks = dtype if all_differ else gradient_RK.dtype
             each = stacked_feature_gradients(weights, gradient_RK, upstream_R, of_stacks)
         else:
@@ -306,7 +314,7 @@ def _sums(each: list[Tensor], places: Sequence[int]) -> list[Tensor]:
 
 
 def _shape_of_feature_gradients(
-    weights: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, places: list[int], dtype: torch.dtype
+    weights: list[Tensor], gradient_RK: Tensor, upstream: Tensor, places: list[int], dtype: torch.dtype
 ) -> list[Tensor]:
     num_rows, widths = len(gradient_RK) // len(places), [weight_KD.shape[1] for weight_KD in weights]
     return [gradient_RK.new_empty(num_rows, widths[places.index(n)], dtype=dtype) for n in range(max(places) + 1)]

@@ -1,8 +1,8 @@
 """Heads of few labels in C++ (`batched_pass.cpp`, called by ctypes), for float32: three calls for all heads."""
 
 import ctypes
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from itertools import chain
 
 import torch
@@ -51,8 +51,7 @@ class NativeBatch:
         """
         (num_rows, _), num_labels = heads.features[0].shape, heads.weights[0].shape[0]
         widths, operands = [each.shape[1] for each in heads.weights], plain_floats(chain(*heads))
-        num_heads, kept = len(widths), plain_labels(labels)
-        empty = partial(heads.features[0].new_empty, dtype=torch.float32)
+        num_heads, kept, empty = len(widths), plain_labels(labels), _new_floats(heads.features[0])
         matrices = [empty(num_heads * num_rows, num_labels) if is_wanted else None for is_wanted in wanted]
         values = [empty(num_heads, num_rows) for _ in range(5)]
         rows = WrittenRows._make([*values, empty(num_heads, num_rows, dtype=torch.bool), *matrices])
@@ -68,7 +67,7 @@ class NativeBatch:
         return rows
 
     def class_gradients(
-        self, features: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, wanted: Sequence[bool]
+        self, features: list[Tensor], gradient_RK: Tensor, upstream: Tensor, wanted: Sequence[bool]
     ) -> list[Tensor]:
         """The gradients of `batched_class_gradients` that are wanted; an entry for each weight, then for each bias."""
         features, num_heads, num_labels = plain_floats(features), len(features), gradient_RK.shape[1]
@@ -78,7 +77,7 @@ class NativeBatch:
             for features_BD, is_wanted in zip(features, wanted[:num_heads], strict=True)
         ]
         of_biases = [empty(num_labels) if is_wanted else None for is_wanted in wanted[num_heads:]]
-        upstream_R = upstream_R.contiguous()
+        upstream = upstream.contiguous()
         raise_if_no_memory(
             self._library.rlpheads_batched_class_gradients(
                 packed_heads(
@@ -87,7 +86,7 @@ class NativeBatch:
                     [*features, *[None] * (2 * num_heads)],
                 ),
                 ctypes.c_void_p(native.address(gradient_RK)),
-                ctypes.c_void_p(upstream_R.data_ptr()),
+                ctypes.c_void_p(upstream.data_ptr()),
                 packed_places([*of_weights, *of_biases]),
                 torch.get_num_threads(),
             )
@@ -95,7 +94,7 @@ class NativeBatch:
         return [gradient for gradient in (*of_weights, *of_biases) if gradient is not None]
 
     def feature_gradients(
-        self, weights: list[Tensor], gradient_RK: Tensor, upstream_R: Tensor, places: Sequence[int]
+        self, weights: list[Tensor], gradient_RK: Tensor, upstream: Tensor, places: Sequence[int]
     ) -> list[Tensor]:
         """See `batched_feature_gradients`; those of heads that have the same place are added up."""
         weights, num_heads, num_rows = plain_floats(weights), len(weights), gradient_RK.shape[0] // len(weights)
@@ -103,7 +102,7 @@ class NativeBatch:
         for place, weight_KD in zip(places, weights, strict=True):
             if place == len(gradients):
                 gradients.append(gradient_RK.new_empty(num_rows, weight_KD.shape[1]))
-        gradient_RK, upstream_R = gradient_RK.contiguous(), upstream_R.contiguous()
+        gradient_RK, upstream = gradient_RK.contiguous(), upstream.contiguous()
         raise_if_no_memory(
             self._library.rlpheads_batched_feature_gradients(
                 packed_heads(
@@ -112,7 +111,7 @@ class NativeBatch:
                     [*[None] * num_heads, *weights, *[None] * num_heads],
                 ),
                 ctypes.c_void_p(native.address(gradient_RK)),
-                ctypes.c_void_p(upstream_R.data_ptr()),
+                ctypes.c_void_p(upstream.data_ptr()),
                 packed_places([gradients[place] for place in places]),
                 (ctypes.c_bool * len(places))(*[place in places[:number] for number, place in enumerate(places)]),
                 torch.get_num_threads(),
@@ -126,4 +125,12 @@ def native_batch(dtype: torch.dtype, device: torch.device) -> NativeBatch | None
     if dtype != torch.float32 or device.type != "cpu":
         return None
     library = native.load_library()
-    return None if library is None else NativeBatch(library)
+    return None if library is None else _batch_of(library)
+
+
+_batch_of = cache(NativeBatch)
+
+
+def _new_floats(like: Tensor) -> Callable[..., Tensor]:
+    """`like.new_empty` in float32; a dtype that is named costs as much as an output."""
+    return like.new_empty if like.dtype == torch.float32 else partial(like.new_empty, dtype=torch.float32)
