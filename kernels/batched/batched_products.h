@@ -113,11 +113,22 @@ void dot_product_matrix(int64_t rows, int64_t classes, int64_t depth, const floa
 template <class OfRow>
 inline void transpose(int64_t rows, int64_t columns, const float* from, int64_t from_stride, float* to, int64_t to_stride,
                       const OfRow& of_row) {
-    for (int64_t first = 0; first < rows; first += CACHE_LINE) {
-        const int64_t end = std::min(first + CACHE_LINE, rows);
-        for (int64_t c = 0; c < columns; ++c)
-            for (int64_t r = first; r < end; ++r) to[c * to_stride + r] = of_row(r, from[r * from_stride + c]);
-    }
+    for (int64_t first = 0; first < rows; first += CACHE_LINE)
+        for (int64_t left = 0; left < columns; left += CACHE_LINE) {
+            float block[CACHE_LINE][CACHE_LINE];  // turned in the cache, so that both sides are taken by lines
+            const auto turn = [&](int64_t high, int64_t wide) __attribute__((always_inline)) {
+                for (int64_t r = 0; r < high; ++r)
+                    for (int64_t c = 0; c < wide; ++c)
+                        block[c][r] = of_row(first + r, from[(first + r) * from_stride + left + c]);
+                for (int64_t c = 0; c < wide; ++c)
+                    std::copy(block[c], block[c] + high, to + (left + c) * to_stride + first);
+            };
+            const int64_t high = std::min(CACHE_LINE, rows - first), wide = std::min(CACHE_LINE, columns - left);
+            if (high == CACHE_LINE && wide == CACHE_LINE)
+                turn(CACHE_LINE, CACHE_LINE);
+            else
+                turn(high, wide);
+        }
 }
 
 // How a matrix is read: at(i, j) = data[i * row_stride + j * column_stride].
