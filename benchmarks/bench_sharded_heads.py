@@ -6,10 +6,10 @@ python benchmarks/bench_sharded_heads.py memory    # 1.28 million labels: one ta
 python benchmarks/bench_sharded_heads.py parameter --ranks 2    # bytes a parameter, K = 10,000 at twelve taps of D = 768: 4 GB
 python benchmarks/bench_sharded_heads.py step --ranks 2         # times of steps of the same heads, interleaved: 9 GB
 
-ddp: whole heads under DDP; none: whole heads whose gradients travel as they are made; class: sharded. Bytes are those that the
-loopback device counts, headers of TCP included, less those of as many barriers without steps between them. As root the ranks
-have a loopback device of their own (`unshare --net`); else keep the machine's quiet. Memory is the resident memory of each
-rank's process: what it is at the peak of three steps above what it was before the heads were made.
+ddp: whole heads under DDP; none: whole heads whose gradients travel as they are made, each rank stepping its ranges; class:
+sharded. Bytes are those that the loopback device counts, headers of TCP included, less those of as many barriers without steps
+between them. As root the ranks have a loopback device of their own (`unshare --net`); else keep the machine's quiet. Memory is
+the resident memory of each rank's process: what it is at the peak of three steps above what it was before the heads were made.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from rich.table import Table
 from simulated_heads import measure_simulated
 
 from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
-from rlpheads.engine.distributed import launch
+from rlpheads.engine.distributed import host_memory, launch
 from rlpheads.engine.distributed.launch import Launch
 from rlpheads.engine.learner.averaged_part import average_part
 from rlpheads.engine.learner.parts import TrainedPart, build_part, with_pending_update
@@ -97,7 +97,7 @@ class Bench:
             part = build_part(RLPHeads(*shape, seed=0), OPTIM, ScheduleConfig(), span, ddp=True)
         elif case["shard"] == "none":
             part = build_part(RLPHeads(*shape, seed=0), OPTIM, ScheduleConfig(), span, ddp=False)
-            part = average_part(part, launched.world_size)
+            part = average_part(part, ClassShards.of_mesh(launched.mesh()))
         else:
             heads = ShardedRLPHeads(*shape, seed=0, shards=ClassShards.of_mesh(launched.mesh()))
             part = with_pending_update(shard_part(build_part(heads, OPTIM, ScheduleConfig(), span, ddp=False)))
@@ -124,7 +124,8 @@ class Bench:
         dims = tuple(self.case["dims"])
         trained = dims if self.case["regularizer"] else ()
         shape = (dims, self.case["num_labels"], (1, 0), None, self.case["num_rows"])
-        return HeadWorkload(*shape, trained, False, 4, 2, fused=self.case["shard"] == "class")
+        shard = self.case["shard"]
+        return HeadWorkload(*shape, trained, False, 4, 2, fused=shard == "class", in_ranges=shard == "none")
 
 
 def measure_wire(launched: Launch, case: dict[str, Any]) -> dict[str, Any]:
@@ -195,6 +196,7 @@ def measure_simulated_ranks(case: dict[str, Any]) -> dict[str, Any]:
 
 def run_rank(theme: str, number: int) -> None:
     """Measure one case at this rank, and print it at the main one."""
+    host_memory.keep_freed_memory()  # as a training does
     torch.set_num_threads(1)
     if CASES[theme][number].get("shard") == "simulated":
         print(json.dumps(measure_simulated_ranks(CASES[theme][number])), flush=True)

@@ -238,7 +238,7 @@ def build_learner(
             adapt_module(module, config.runtime if is_compiled else replace(config.runtime, compile=False))
             built = trained(module, config.heads.optim, wrap=ddp and is_compiled)
             if ddp and not is_compiled:
-                return average_part(built, launch.world_size)
+                return average_part(built, ClassShards.of_mesh(launch.mesh()))
         return with_pending_update(built) if fused else built
 
     heads, audit = part("heads", config.heads.draws), part("audit", num_audit_draws(config))

@@ -27,6 +27,11 @@ ELEMENTWISE = frozenset(
 classes learns what it would in the whole head. Others look at a whole matrix or its norm (muon, lamb, lars, adafactor, …)."""
 
 
+def is_elementwise(optim: OptimConfig) -> bool:
+    """Whether ranges of a weight learn what they would in the whole: neither optimizer nor clipping looks at more."""
+    return optim.name in ELEMENTWISE and optim.clip_agc is None
+
+
 _HOOKS_ON_ALL = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
 _ADAM_STATES = ("exp_avg", "exp_avg_sq", "step")
 OWN_KEYS = ("lr", "weight_decay", "momentum")

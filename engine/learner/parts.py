@@ -69,6 +69,11 @@ class TrainedPart:
         """The module's weights, found once: looking through a deep network takes longer than a step's small operations."""
         return tuple(self.module.parameters())
 
+    @property
+    def stepped(self) -> tuple[nn.Parameter, ...]:
+        """What the optimizer steps, where all gradients of an update are."""
+        return self.weights
+
     @cached_property
     def _take_step(self) -> Callable[[Tensor | None, Tensor | None], None]:
         return stepper_of(self.optimizer)
@@ -97,8 +102,8 @@ class TrainedPart:
         """
         if self.finds_norm_late:
             assert self.pending is not None
-            return total_norm(self.weights, [bound.square() for bound in self.pending.norm_bounds()])
-        return self.without_scale(total_norm(self.weights, self.survey_pending()))
+            return total_norm(self.stepped, [bound.square() for bound in self.pending.norm_bounds()])
+        return self.without_scale(total_norm(self.stepped, self.survey_pending()))
 
     def update(self, num_updates: int, norm: Tensor, left_out: Tensor | None = None) -> Tensor:
         """Clip, take optimizer step number `num_updates` (from 0) at its scheduled rate, and drop the gradients.
@@ -120,7 +125,7 @@ class TrainedPart:
         factor = None if self.pending is None else self._pending_factor(norm)
         if self.loss_scale is not None:
             self.loss_scale.update(is_nonfinite(norm))
-        self._take_step(skipped, divisor)
+        self._step(skipped, divisor)
         self._drop_gradients()
         if self.pending is not None:
             self.pending.apply(self.optimizer, factor, skipped)
@@ -130,19 +135,23 @@ class TrainedPart:
         """Step the weights whose gradients are pending, then what is small; return the norm."""
         assert self.pending is not None
         skipped = self._skipped(None, left_out)
-        kept = [(parameter, parameter.grad) for parameter in self.weights if parameter.grad is not None]
+        kept = [(parameter, parameter.grad) for parameter in self.stepped if parameter.grad is not None]
         self._drop_gradients()
         squared = self.pending.apply(self.optimizer, None, skipped)
         for parameter, gradient in kept:
             parameter.grad = gradient
-        norm = total_norm(self.weights, squared)
-        self._take_step(skipped, None)
+        norm = total_norm(self.stepped, squared)
+        self._step(skipped, None)
         self._drop_gradients()
         return norm
 
+    def _step(self, left_out: Tensor | None, divisor: Tensor | None) -> None:
+        """Take the optimizer's step by all gradients that are there; see `rlpheads.engine.learner.optimizer.take_step`."""
+        self._take_step(left_out, divisor)
+
     def _drop_gradients(self) -> None:
-        for weight in self.weights:
-            weight.grad = None
+        for parameter in self.stepped:
+            parameter.grad = None
 
     def optimizer_state(self) -> dict[str, Any]:
         """Return the optimizer's state, by reference, under the names of the parameters."""
@@ -192,13 +201,13 @@ class TrainedPart:
             excess = ((norm + 1e-6) / optim.clip_norm).clamp(min=1.0)
             return excess if factor is None else excess * factor
         if scale is not None:
-            torch._foreach_div_([each.grad for each in self.weights if each.grad is not None], scale.factor)
+            torch._foreach_div_([each.grad for each in self.stepped if each.grad is not None], scale.factor)
         if optim.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.weights, optim.clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.stepped, optim.clip_norm, norm)
         if optim.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(self.weights, optim.clip_value)
+            torch.nn.utils.clip_grad_value_(self.stepped, optim.clip_value)
         if optim.clip_agc is not None:
-            adaptive_clip_grad(self.weights, optim.clip_agc)
+            adaptive_clip_grad(self.stepped, optim.clip_agc)
         return None
 
     @property

@@ -3,8 +3,9 @@
 With P parameters in the heads, N ranks, a global batch of G rows, T taps of width D and M draws, a rank
 
 * holding whole heads keeps (2 + S)·4·P bytes: weights, gradients and the S states of its optimizer, in fp32 (a fused update
-  keeps no gradients), and on a GPU in half precision 2·P for the weights as the products read them; it sends
-  2·(N−1)/N·4·P bytes a step, a ring's all-reduce of the gradients;
+  keeps no gradients), and on a GPU in half precision 2·P for the weights as the products read them; of large weights, which
+  the ranks step in ranges (`averaged_part`), an N-th of the states; it sends 2·(N−1)/N·4·P bytes a step, a ring's all-reduce of
+  the gradients, or ranges of them and of the stepped weights;
 * holding a range of the classes keeps an N-th of that (of ceil(K/N) classes), and sends (N−1)/N of G rows of features, labels
   and pair weights, (N−1) times its partials, (7 or 8)·4·G·T·M bytes, and where a regulariser or the joint term trains the
   backbone (N−1)/N of G rows of gradients in fp32. None of it grows with K.
@@ -23,7 +24,8 @@ from torch import nn
 from rlpheads.engine.config.launcher_variables import local_world_size
 from rlpheads.engine.config.learning import OptimConfig
 from rlpheads.engine.config.schema import Config
-from rlpheads.engine.learner.optimizer import ELEMENTWISE, FUSED, build_optimizer
+from rlpheads.engine.learner.averaged_part import is_stepped_in_ranges
+from rlpheads.engine.learner.optimizer import ELEMENTWISE, FUSED, build_optimizer, is_elementwise
 from rlpheads.kernels.implementations import MAX_BATCHED_LABELS_ON_GPU, MAX_SMALL_LABELS
 from rlpheads.memorization.heads.class_shards import ClassShards
 
@@ -67,6 +69,7 @@ class HeadWorkload:
         num_states: numbers that the optimizer keeps for each parameter.
         fused: whether gradients that are not averaged over ranks are used up where they are made, and not kept.
         drops: whether heads and audit heads each drop features of their own (`heads.dropout`).
+        in_ranges: whether ranks that hold whole heads each step a range of large ones.
     """
 
     dims: tuple[int, ...]
@@ -80,6 +83,7 @@ class HeadWorkload:
     num_states: int
     fused: bool = False
     drops: bool = False
+    in_ranges: bool = False
 
     @property
     def num_heads(self) -> int:
@@ -98,6 +102,7 @@ class HeadWorkload:
         parameters = self.num_parameters(self.num_classes)
         keeps_gradients = world_size > 1 or self._keeps_gradients(self.num_classes)
         memory = self._memory(parameters, self.num_classes, keeps_gradients)
+        memory -= 4 * self.num_states * self.stepped_elsewhere(world_size)
         return HeadCosts(memory, 2 * (world_size - 1) * 4 * parameters // world_size)
 
     def sharded(self, world_size: int) -> HeadCosts:
@@ -109,15 +114,26 @@ class HeadWorkload:
         traffic = rows_of_others * (self._bytes_forward + self._bytes_backward) + partials + layers
         return HeadCosts(self._memory(self.num_parameters(held), held, self._keeps_gradients(held)), traffic)
 
-    def update_bytes(self, num_held: int) -> int:
+    def update_bytes(self, num_held: int, stepped_elsewhere: int = 0) -> int:
         """Bytes that an optimizer's step of heads of so many classes reads and writes, kept gradients and copies with them.
 
-        A fused update writes the copy beside the weight; else the weight is read once more for it.
+        A fused update writes the copy beside the weight; else the weight is read once more for it. Other ranks take the step
+        of numbers that are `stepped_elsewhere`.
         """
-        arrays = 2 * (1 + self.num_states) + 2 * self._keeps_gradients(num_held)
+        arrays = 2 * (1 + self.num_states)
+        gradients = 2 * self._keeps_gradients(num_held)
         copy = self._copy_bytes(num_held)
         casts = copy + 4 * (copy > 0 and self._keeps_gradients(num_held))
-        return (arrays * 4 + casts) * self.num_parameters(num_held)
+        return ((arrays + gradients) * 4 + casts) * self.num_parameters(num_held) - arrays * 4 * stepped_elsewhere
+
+    def stepped_elsewhere(self, world_size: int) -> int:
+        """Numbers of whole heads that other ranks step than the first, which steps the most."""
+        if not self.in_ranges:
+            return 0
+        widths = [self.hidden or dim for dim in self.dims]
+        large = [each for each in widths if is_stepped_in_ranges(self.num_classes * each, self.num_classes, world_size)]
+        _, held = ClassShards(0, world_size).start_and_stop(self.num_classes)
+        return (self.num_classes - held) * sum(large) * sum(self.draws)
 
     @property
     def _bytes_forward(self) -> int:
@@ -233,7 +249,8 @@ def update_line(config: Config, work: HeadWorkload, world_size: int, device: tor
     for way in ("separate", "fused"):
         of_way = replace(work, fused=way == "fused")
         memory = (of_way.sharded(world_size) if is_sharded else of_way.whole(world_size)).memory
-        of_ways[way] = f"{in_units(memory)} a rank, {in_units(of_way.update_bytes(held))} through memory a step"
+        moved = of_way.update_bytes(held, 0 if is_sharded else of_way.stepped_elsewhere(world_size))
+        of_ways[way] = f"{in_units(memory)} a rank, {in_units(moved)} through memory a step"
     reason = _reason_for_separate(config, device, is_averaged=world_size > 1 and not is_sharded)
     if reason is None:
         return f"heads.update auto: fused ({of_ways['fused']}), in tiles; separate: {of_ways['separate']}"
@@ -265,6 +282,7 @@ def head_workload(
         num_states=num_optimizer_states(heads.optim),
         fused=fuses_update(config, device, is_averaged=False),
         drops=heads.dropout > 0,
+        in_ranges=is_elementwise(heads.optim) and not config.runtime.compile,
     )
 
 

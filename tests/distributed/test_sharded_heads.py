@@ -48,18 +48,40 @@ def test_native_loss_over_real_ranks(num_ranks):
         assert sum(value for name, value in of_rank.items() if name.endswith("hits that differ")) == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_labels", [3001, 7])
-def test_gradients_that_travel_as_they_are_made_are_those_of_ddp(num_labels):
-    """Of heads of many labels and of few, with hidden layers, two micro-batches and clipping."""
-    assert max(told_by_ranks(2, "average", str(num_labels)).values()) <= 1e-5
+@pytest.mark.parametrize(
+    ("num_ranks", "num_labels", "in_ranges"),
+    [
+        (3, 601, True),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 3001, True), (2, 7, True), (2, 3001, False))),
+        pytest.param(2, 7, False, marks=pytest.mark.slow),
+    ],
+)
+def test_gradients_that_travel_as_they_are_made_are_those_of_ddp(num_ranks, num_labels, in_ranges):
+    """Of heads of many labels and of few, in ranges or averaged whole, with hidden layers, two micro-batches and clipping.
+
+    Ranks hold optimizer states of their own ranges, and the same weights to the last bit; a step that is left out changes none.
+    """
+    told = told_by_ranks(num_ranks, "average", str(num_labels), "1" if in_ranges else str(2**30))
+    assert len(told) == 3
+    held = -(-num_labels // num_ranks) if in_ranges else num_labels
+    for of_optimizer in told:
+        assert max(of_optimizer["errors"].values()) <= 1e-5
+        assert of_optimizer["untouched"]
+        assert of_optimizer["different_weights"] == 1
+        for tap in range(3):
+            assert set(of_optimizer["states"][f"heads.{tap}.0.weight"]) == {5 * held}
+            assert set(of_optimizer["states"][f"heads.{tap}.0.bias"]) == {num_labels}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "chain",
-    [[(1, "class"), (3, "class"), (16, "class"), (5, "class")], [(2, "none"), (3, "class"), (2, "none"), (1, "class")]],
-    ids=["1, 3, 16 and 5 ranks", "whole heads and back"],
+    [
+        [(1, "class"), (3, "class"), (16, "class"), (5, "class")],
+        [(2, "none"), (3, "class"), (2, "none"), (1, "class")],
+        [(2, "none, whole"), (3, "none"), (2, "none"), (2, "none, whole")],
+    ],
+    ids=["1, 3, 16 and 5 ranks", "whole heads and back", "stepped whole and in ranges"],
 )
 def test_checkpoints_load_at_any_number_of_ranks(chain, tmp_path):
     """Gathered weights and optimizer states to the last bit, losses to rounding."""

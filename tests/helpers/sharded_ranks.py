@@ -2,8 +2,8 @@
 
 python -m torch.distributed.run --standalone --nproc-per-node N tests/helpers/sharded_ranks.py compare
 … sharded_ranks.py draws NUMBER
-… sharded_ranks.py checkpoint FOLDER NUMBER class|none
-… sharded_ranks.py average LABELS
+… sharded_ranks.py checkpoint FOLDER NUMBER class | none | "none, whole"
+… sharded_ranks.py average LABELS MIN_RANGE_NUMBERS
 """
 
 import hashlib
@@ -11,19 +11,20 @@ import json
 import math
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from simulated_ranks import GlobalBatch, HeadProblem, HeadResults, evaluate_whole, gradient_of, weights_of
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlpheads.engine.config.learning import OptimConfig, ScheduleConfig
+from rlpheads.engine.config.learning import LossScaleConfig, OptimConfig, ScheduleConfig
 from rlpheads.engine.distributed import launch
 from rlpheads.engine.distributed.launch import Launch
-from rlpheads.engine.learner.averaged_part import average_part
-from rlpheads.engine.learner.parts import TrainedPart, build_part
+from rlpheads.engine.learner import averaged_part
+from rlpheads.engine.learner.parts import TrainedPart, build_part, with_loss_scale
 from rlpheads.engine.learner.schedule import Span
 from rlpheads.engine.learner.sharded_part import shard_part
 from rlpheads.engine.runs import checkpoint
@@ -34,6 +35,12 @@ from rlpheads.memorization.heads.combined_loss import TermWeights, combine_losse
 from rlpheads.memorization.heads.head_losses import HeadTerms
 
 KINDS = ("unlikelihood", "uniform", "reversal", "entropy")
+OPTIMS = [
+    OptimConfig(lr=0.01, weight_decay=0.1, clip_norm=0.1),
+    OptimConfig("momentum", lr=1.0, weight_decay=0.1, clip_value=1e-4),
+    OptimConfig("lion", lr=0.01, weight_decay=0.1, clip_value=1e-4),
+]
+"""The last without a step of torch's own that leaves itself out; those without a norm to clip with a loss scale."""
 NUM_ROWS = 240  # of the global batch: as many at 1, 3, 5 and 16 ranks
 
 
@@ -114,15 +121,14 @@ def save_and_load(launched: Launch, folder: Path, number: int, shard: str) -> di
     problem = HeadProblem(
         37, NUM_ROWS // launched.world_size, dtype=torch.float32, seed=0, options={"hidden": 5}, num_draws=1
     )
-    heads: nn.Module = problem.whole_heads()
     if shard == "class":
-        heads = problem.own_part(ClassShards.of_mesh(launched.mesh()))
-    optim = OptimConfig(lr=0.01, weight_decay=0.1, clip_norm=0.1)
-    part = build_part(heads, optim, ScheduleConfig(), Span(10, 10), ddp=False)
-    part = shard_part(part) if shard == "class" else average_part(part, launched.world_size)
+        sharded = problem.own_part(ClassShards.of_mesh(launched.mesh()))
+        part: TrainedPart = shard_part(build_part(sharded, OPTIMS[0], ScheduleConfig(), Span(10, 10), ddp=False))
+    else:
+        part = averaged(problem, OPTIMS[0], launched, 2**30 if shard == "none, whole" else 1)
     told: dict[str, Any] = {}
     if (last := checkpoint.list_whole(folder)) != []:
-        for parameter in heads.parameters():
+        for parameter in part.module.parameters():
             parameter.data.fill_(7.0)  # nothing of what was built may be left
         state = state_of(part)
         checkpoint.load(last[-1], state, launched)
@@ -137,29 +143,51 @@ def save_and_load(launched: Launch, folder: Path, number: int, shard: str) -> di
     return told
 
 
-def train_both_ways(launched: Launch, num_labels: int) -> dict[str, float]:
-    """Train whole heads under DDP and with gradients that travel as they are made; return how far apart they end."""
+def averaged(problem: HeadProblem, optim: OptimConfig, launched: Launch, min_numbers: int) -> TrainedPart:
+    """Whole heads that ranks step in ranges where weights have so many numbers."""
+    averaged_part.MIN_RANGE_NUMBERS = min_numbers
+    part = build_part(problem.whole_heads(), optim, ScheduleConfig(), Span(10, 10), ddp=False)
+    return averaged_part.average_part(part, ClassShards.of_mesh(launched.mesh()))
+
+
+def train_both_ways(launched: Launch, num_labels: int, min_numbers: int) -> list[dict[str, Any]]:
+    """Train whole heads under DDP and with gradients that travel as they are made, by several optimizers; say how both end."""
     problem = HeadProblem(
         num_labels, NUM_ROWS // launched.world_size, dtype=torch.float32, seed=0, options={"hidden": 5}, num_draws=1
     )
-    optim = OptimConfig(lr=0.01, weight_decay=0.1, clip_norm=0.1)
-    parts = [
-        build_part(problem.whole_heads(), optim, ScheduleConfig(), Span(10, 10), ddp=True),
-        average_part(
-            build_part(problem.whole_heads(), optim, ScheduleConfig(), Span(10, 10), ddp=False), launched.world_size
-        ),
-    ]
-    norms = []
+    return [both_ways(launched, problem, optim, min_numbers) for optim in OPTIMS]
+
+
+def both_ways(launched: Launch, problem: HeadProblem, optim: OptimConfig, min_numbers: int) -> dict[str, Any]:
+    """How far apart two ways of training end, what the other one's optimizer holds, and whether all is well with it."""
+    ddp = build_part(problem.whole_heads(), optim, ScheduleConfig(), Span(10, 10), ddp=True)
+    parts = [ddp, averaged(problem, optim, launched, min_numbers)]
+    if optim.clip_norm is None:
+        config, device = LossScaleConfig(initial=1024.0), torch.device("cpu")
+        parts = [with_loss_scale(replace(part, waits=True), config, device) for part in parts]
+    norms: list[list[Tensor]] = []
     for part in parts:
-        for step in range(3):
+        norms.append([])
+        for step in range(20):
             with part.without_sync():
                 loss_of(part, problem, launched, backward=True)
             loss_of(part, problem, launched, backward=True)
-            norms.append(part.gradient_norm())
-            part.update(step, norms[-1])
-    found = {f"norm {step}": relative_error(norms[3 + step], norms[step]) for step in range(3)}
+            norms[-1].append(part.gradient_norm())
+            part.update(step, norms[-1][-1])
+    errors = {f"norm {step}": relative_error(*each) for step, each in enumerate(zip(*norms, strict=True))}
     theirs, ours = (part.module.named_parameters() for part in parts)
-    return found | {name: relative_error(one, other) for (name, other), (_, one) in zip(theirs, ours, strict=True)}
+    errors |= {name: relative_error(other, one) for (name, one), (_, other) in zip(theirs, ours, strict=True)}
+    part, kept = parts[1], digest(state_of(parts[1]))
+    loss_of(part, problem, launched, backward=True)
+    part.update(20, part.gradient_norm(), torch.tensor(True))
+    ranks: list[Any] = [None] * launched.world_size
+    dist.all_gather_object(ranks, digest(part.module.state_dict()))
+    states = {
+        name: [state.numel() for state in part.optimizer.state[own].values() if state.dim()]
+        for name, own in zip(dict(part.module.named_parameters()), part.stepped, strict=True)
+    }
+    untouched = digest(state_of(part)) == kept
+    return {"errors": errors, "states": states, "untouched": untouched, "different_weights": len(set(ranks))}
 
 
 def relative_error(found: Tensor, expected: Tensor, whole: Tensor | None = None) -> float:
@@ -217,7 +245,7 @@ def main() -> None:
             told: Any = [None] * launched.world_size
             dist.all_gather_object(told, own)
         elif command == "average":
-            told = train_both_ways(launched, int(arguments[0]))
+            told = train_both_ways(launched, *map(int, arguments))
         else:
             told = save_and_load(launched, Path(arguments[0]), int(arguments[1]), arguments[2])
         if launched.is_main:
