@@ -211,7 +211,7 @@ def _compute_rows(*arguments: Any) -> list[Tensor]:
                 check_values_on_host(*labels, num_labels)
                 logits_RK = batched_logits(heads, call.dtype)
                 rows = written_rows(logits_RK, row_labels(*labels, call.dtype), call.kind, wanted)
-    return [*rows[:NUM_VALUES], *compress(rows[NUM_VALUES:], wanted)]
+    return [each for each in rows if each is not None]
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -60,14 +60,14 @@ class ClassShards:
         return size * (self.world_size - 1) >= num_classes
 
     def gather_blocks(self, block: Tensor) -> Tensor:
-        """Return the ranks' tensors of one shape, in their order: (N, …). No gradient."""
-        gathered = block.new_empty(self.world_size, *block.shape)
-        _gather_into(gathered.view(-1), block.contiguous().view(-1), group=self._group)
-        return gathered
+        """Return the ranks' tensors of one shape (F, …), in their order: (N, F, …). No gradient."""
+        gathered = block.new_empty(self.world_size * len(block), *block.shape[1:])
+        _gather_into(gathered, block.contiguous(), group=self._group)
+        return gathered.view(self.world_size, *block.shape)
 
     def sum_own_rows(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sum tensors (N·B, D) of one dtype over the ranks, and return this rank's rows of each: (B, D). One message."""
-        packed_GX = torch.cat(list(tensors), 1)
+        packed_GX = torch.cat(list(tensors), 1) if len(tensors) > 1 else tensors[0].contiguous()
         if packed_GX.device.type == "cpu":  # gloo's reduce-scatter is an all-reduce, which sends twice as much
             parts_GX = torch.empty_like(packed_GX)
             dist.all_to_all_single(parts_GX, packed_GX, group=self._group)
@@ -75,7 +75,7 @@ class ClassShards:
         else:
             own_BX = packed_GX.new_empty(len(packed_GX) // self.world_size, packed_GX.shape[1])
             _reduce_scatter_into(own_BX, packed_GX, group=self._group)
-        return list(own_BX.split([tensor.shape[1] for tensor in tensors], 1))
+        return list(own_BX.split([tensor.shape[1] for tensor in tensors], 1)) if len(tensors) > 1 else [own_BX]
 
     def range_of(self, whole_KX: Tensor) -> Tensor:
         """Return this rank's range of a tensor (K, …): a view of it."""

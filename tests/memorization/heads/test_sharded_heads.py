@@ -289,13 +289,13 @@ SHARDED = functools.partial(ShardedRLPHeads, shards=ClassShards(0, 1))
 @pytest.mark.parametrize("kind", [None, "unlikelihood"])
 @pytest.mark.parametrize("num_heads", [1, 12])
 def test_operations_of_a_step_are_those_of_whole_heads_at_any_number_of_labels(group_of_one, num_heads, kind):
-    """At most 1.35 times as many; and nearly flat: few labels are written out and need no views, many are taken in tiles."""
+    """At most 1.3 times as many; and flat, though few labels are written out and many taken in tiles, which whole heads cut up."""
     sharded = {count: operations_of_a_step(SHARDED, num_heads, count, kind) for count in (10, 1_000, 5_000, 50_000)}
     whole = {count: operations_of_a_step(RLPHeads, num_heads, count, kind) for count in sharded}
-    assert all(sharded[count] <= 1.35 * whole[count] for count in sharded), (sharded, whole)
-    for counts in (sharded, whole):
+    assert all(sharded[count] <= 1.3 * whole[count] for count in sharded), (sharded, whole)
+    for counts, most in ((sharded, 1.2), (whole, 1.4)):
         assert counts[10] == counts[1_000]
-        assert counts[5_000] == counts[50_000] <= 1.4 * counts[10], (sharded, whole)
+        assert counts[5_000] == counts[50_000] <= most * counts[10], (sharded, whole)
 
 
 @pytest.mark.parametrize(("num_labels", "impl"), [(10, "auto"), (10, "reference"), (5_000, "auto")])
