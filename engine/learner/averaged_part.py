@@ -43,11 +43,11 @@ class TravellingGradients:
         ranges: of each weight of which this rank steps a range, that range, which gets the sum as its gradient.
     """
 
-    def __init__(self, shards: ClassShards, ranges: Mapping[Tensor, nn.Parameter]) -> None:
+    def __init__(self, shards: ClassShards, ranges: Mapping[Any, nn.Parameter]) -> None:
         self._shards = shards
         self._ranges = ranges
         self._stays = False
-        self._underway: deque[tuple[Tensor, Callable[[], object]]] = deque()
+        self._underway: deque[tuple[Tensor, Callable[[], Any]]] = deque()
 
     @contextmanager
     def staying(self) -> Iterator[None]:

@@ -91,7 +91,7 @@ class ClassShards:
         own = self.range_of(whole_KX)
         if self._are_equal(whole_KX):
             summed = torch.empty_like(own)
-            work = _reduce_scatter_into(summed.view(-1), whole_KX.view(-1), group=self._group, async_op=True)
+            work: Any = _reduce_scatter_into(summed.view(-1), whole_KX.view(-1), group=self._group, async_op=True)
             return lambda: (work.wait(), summed)[1]
         received = {other.rank: torch.empty_like(own) for other in self._others}
         works = self._exchange({other.rank: other.range_of(whole_KX) for other in self._others}, received)

@@ -289,7 +289,7 @@ SHARDED = functools.partial(ShardedRLPHeads, shards=ClassShards(0, 1))
 @pytest.mark.parametrize("kind", [None, "unlikelihood"])
 @pytest.mark.parametrize("num_heads", [1, 12])
 def test_operations_of_a_step_are_those_of_whole_heads_at_any_number_of_labels(group_of_one, num_heads, kind):
-    """At most 1.3 times as many; and flat, though few labels are written out and many taken in tiles, which whole heads cut up."""
+    """At most 1.3 times as many; and flat: few labels are written out, many taken in tiles, which whole heads cut up."""
     sharded = {count: operations_of_a_step(SHARDED, num_heads, count, kind) for count in (10, 1_000, 5_000, 50_000)}
     whole = {count: operations_of_a_step(RLPHeads, num_heads, count, kind) for count in sharded}
     assert all(sharded[count] <= 1.3 * whole[count] for count in sharded), (sharded, whole)
