@@ -1,7 +1,7 @@
 // The gradient of a tile's weight, which never lies in memory: a few classes at a time it is looked at, or taken as a step.
 //
-// It is made in a core's cache (tile_products.h), a few whole rows at a time, and used up there by the optimizer's arithmetic on what was
-// fetched meanwhile of the weight and of its states. A step of its own would write and read a gradient as large as the weight.
+// It is made in a core's cache (tile_products.h), a panel of columns of a few rows at a time, and used up there by the optimizer's
+// arithmetic on what was fetched meanwhile of the weight and of its states. A step of its own would write and read a gradient as large as the weight.
 // rlpheads.kernels.native builds this file, rlpheads.kernels.cpu.tile_update calls it.
 
 #include "tile_products.h"
@@ -45,6 +45,7 @@ struct Step {
 namespace {
 
 constexpr int64_t SURVEYED = 48;  // classes that are surveyed at once, whole blocks
+constexpr int64_t AHEAD = 4;      // panels between a step and what is fetched for a later one, all of which the first cache holds
 constexpr int64_t STRIDE = 4;     // rows between two fetches: a core awaits few lines at a time, and would stand still for more
 
 void write_logit_gradients(const TileGradient& tile, int64_t first, int64_t size, float* out) {
@@ -171,7 +172,7 @@ void descend(int64_t size, const float* __restrict__ gradient, const Step& step,
     for (int64_t i = 0; i < size; ++i) weight[i] -= step.rate * (gradient[i] + step.l2 * weight[i]);
 }
 
-// Where weight and states lie that a later step takes.
+// Where weight and states begin that a block of rows has under a panel of columns.
 struct Place {
     const float *weight, *first, *second;
 
@@ -179,26 +180,26 @@ struct Place {
         : weight(step.weight + begin),
           first((step.first ? step.first : step.weight) + begin),
           second((step.second ? step.second : step.weight) + begin) {}
-
-    // Into the second cache: the first is too small, and streams of whole rows come on from there by themselves.
-    INLINED void fetch(int64_t offset) const {
-        __builtin_prefetch(weight + offset, 0, 2);
-        __builtin_prefetch(first + offset, 0, 2);
-        __builtin_prefetch(second + offset, 0, 2);
-    }
 };
 
-// The first `columns` of out (M, out_stride) = left (M, depth) * panel, of which N vectors are wanted; their squares are added up.
-// As many numbers at `later` are fetched meanwhile as a panel has of a whole block; beyond the arrays that does nothing.
+// out (M, PANEL) = left (M, depth) * panel, of which N vectors are wanted; their squares are added up. The lines at `place` are
+// fetched meanwhile; beyond the arrays that does nothing.
 template <int M, int N>
-INLINED WHOLE_VECTORS void dot_panel(int64_t depth, const float* left, const float* panel, float* out, int64_t out_stride,
-                                     int64_t columns, Lanes& squared, const Place& later) {
-    constexpr int64_t LINES = BLOCK * PANEL / CACHE_LINE;
-    const int64_t turns = std::max<int64_t>(depth / STRIDE, 1), each = ceil_divide(LINES, turns);
+INLINED WHOLE_VECTORS void dot_panel(int64_t depth, const float* left, const float* panel, float* out, Lanes& squared,
+                                     const Place& place, int64_t row_stride) {
+    constexpr uint64_t LINES_OF_ROW = PANEL / CACHE_LINE, LINES = BLOCK * LINES_OF_ROW;
+    const float *const weight = place.weight, *const first = place.first, *const second = place.second;
+    const uint64_t turns = std::max<int64_t>(depth / STRIDE, 1), each = (LINES + turns - 1) / turns;
     Lanes sums[M][N] = {};
-    int64_t line = 0, d = 0;
+    uint64_t line = 0;
+    int64_t d = 0;
     for (; d + STRIDE <= depth; d += STRIDE) {
-        for (const int64_t until = std::min(line + each, LINES); line < until; ++line) later.fetch(line * CACHE_LINE);
+        for (const uint64_t until = std::min(line + each, LINES); line < until; ++line) {
+            const int64_t offset = line / LINES_OF_ROW * row_stride + line % LINES_OF_ROW * CACHE_LINE;
+            __builtin_prefetch(weight + offset, 1, 3);
+            __builtin_prefetch(first + offset, 1, 3);
+            __builtin_prefetch(second + offset, 1, 3);
+        }
         multiply<M, N>(STRIDE, left + d, depth, 1, panel + d * PANEL, sums);
     }
     multiply<M, N>(depth - d, left + d, depth, 1, panel + d * PANEL, sums);
@@ -206,7 +207,7 @@ INLINED WHOLE_VECTORS void dot_panel(int64_t depth, const float* left, const flo
     for (int m = 0; m < M; ++m)
         for (int n = 0; n < N; ++n) squares[n] += sums[m][n] * sums[m][n];
     for (int n = 0; n < N; ++n) squared += squares[n];
-    store<false>(sums, out, out_stride, columns);
+    store<false>(sums, out, PANEL, N * LANES);
 }
 
 class Updater {
@@ -214,47 +215,50 @@ public:
     Updater(const TileGradient& tile, const Step& step, int threads) : tile_(tile), step_(step) {
         for (int thread = 0; thread < threads; ++thread) {
             logits_.emplace_back(BLOCK * tile.num_rows);
-            gradient_.emplace_back(BLOCK * tile.num_features);
+            gradient_.emplace_back(BLOCK * PANEL);
         }
     }
 
     void operator()(int thread, int64_t first, int64_t size) {
-        const int64_t features = tile_.num_features;
+        const int64_t features = tile_.num_features, panels = ceil_divide(features, PANEL);
         float *logits = logits_[thread].data(), *gradient = gradient_[thread].data();
         Lanes squared = {};
         write_logit_gradients(tile_, first, size, logits);
         sum_over_rows(logits, size, tile_.num_rows, step_.bias_gradient + first);
-        for (int64_t column = 0; column < features; column += PANEL) {
-            const Place later(step_, (first + BLOCK) * features + column * BLOCK);
-            multiply_block(size, column, logits, gradient, squared, later);
+        for (int64_t p = 0; p < panels; ++p) {
+            const int64_t ahead = p + AHEAD, next = first + ahead / panels * BLOCK, column = p * PANEL;
+            const Place later(step_, next * features + ahead % panels * PANEL);
+            const int64_t here = std::min<int64_t>(PANEL, features - column);
+            multiply_block(size, here, logits, tile_.features + column * tile_.num_rows, gradient, squared, later);
+            for (int64_t k = 0; k < size; ++k) {
+                const int64_t begin = (first + k) * features + p * PANEL;
+                here == PANEL ? take_step(PANEL, gradient + k * PANEL, begin)  // of a length that the compiler knows
+                              : take_step(here, gradient + k * PANEL, begin);
+            }
         }
-        take_step(size * features, gradient, first * features);
         float sum = 0.0f;
         for (int lane = 0; lane < LANES; ++lane) sum += squared[lane];
         step_.squared[thread] += sum;
     }
 
 private:
-    INLINED void multiply_block(int64_t size, int64_t column, const float* logits, float* out, Lanes& squared,
-                                const Place& later) const {
-        switch (std::min<int64_t>(ceil_divide(tile_.num_features - column, LANES), PANEL_VECTORS)) {
-            case 1: multiply_rows<1>(size, column, logits, out, squared, later); break;
-            case 2: multiply_rows<2>(size, column, logits, out, squared, later); break;
-            case 3: multiply_rows<3>(size, column, logits, out, squared, later); break;
-            default: multiply_rows<PANEL_VECTORS>(size, column, logits, out, squared, later);
+    INLINED void multiply_block(int64_t size, int64_t columns, const float* logits, const float* panel, float* out,
+                                Lanes& squared, const Place& later) const {
+        switch (ceil_divide(columns, LANES)) {
+            case 1: multiply_rows<1>(size, logits, panel, out, squared, later); break;
+            case 2: multiply_rows<2>(size, logits, panel, out, squared, later); break;
+            case 3: multiply_rows<3>(size, logits, panel, out, squared, later); break;
+            default: multiply_rows<PANEL_VECTORS>(size, logits, panel, out, squared, later);
         }
     }
 
     template <int N>
-    INLINED void multiply_rows(int64_t size, int64_t column, const float* logits, float* out, Lanes& squared,
+    INLINED void multiply_rows(int64_t size, const float* logits, const float* panel, float* out, Lanes& squared,
                                const Place& later) const {
         const int64_t depth = tile_.num_rows, features = tile_.num_features;
-        const int64_t here = std::min<int64_t>(PANEL, features - column);
-        const float* panel = tile_.features + column * depth;
-        out += column;
-        if (size == BLOCK) return dot_panel<BLOCK, N>(depth, logits, panel, out, features, here, squared, later);
+        if (size == BLOCK) return dot_panel<BLOCK, N>(depth, logits, panel, out, squared, later, features);
         for (int64_t k = 0; k < size; ++k)
-            dot_panel<1, N>(depth, logits + k * depth, panel, out + k * features, features, here, squared, later);
+            dot_panel<1, N>(depth, logits + k * depth, panel, out + k * PANEL, squared, later, features);
     }
 
     INLINED void take_step(int64_t size, const float* gradient, int64_t begin) const {
