@@ -16,6 +16,7 @@ from torch import Tensor
 from rlpheads.kernels.cpu import tile_update
 from rlpheads.kernels.gpu import triton_update
 from rlpheads.kernels.gpu.heads.kept_stages import KeptStages
+from rlpheads.kernels.row_norms import row_norms
 from rlpheads.kernels.rows.kernel import Kernel
 from rlpheads.kernels.rows.partials import ClassRange, Exponentials, LogitGradient, Needs, Partials, Products
 from rlpheads.kernels.rows.updates import SurveyArguments, UpdateArguments, UpdateRule, Updates
@@ -110,8 +111,7 @@ class HeadGradient(NamedTuple):
 
 def squared_norm(gradient_KD: Tensor) -> Tensor:
     """Return the squared norm of a gradient, (), in float32 or wider."""
-    dtype = torch.promote_types(gradient_KD.dtype, torch.float32)
-    return torch.linalg.vector_norm(gradient_KD, dtype=dtype) ** 2
+    return torch.linalg.vector_norm(row_norms(gradient_KD)) ** 2
 
 
 Consumer = Callable[[HeadGradient], None]

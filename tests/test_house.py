@@ -68,7 +68,7 @@ ARROWS = {
         " label_source loss_results",
         "loss_results": "head_rows",
         "implementations": "arguments gpu",
-        "head_gradient": "cpu gpu gpu/heads rows",
+        "head_gradient": "cpu gpu gpu/heads rows row_norms",
         "stages": "cpu gpu gpu/heads head_rows rows first_derivative",
         "batched": "head_rows rows gpu native label_source first_derivative operators",
         "pixels": "native",
@@ -84,6 +84,7 @@ ARROWS = {
         "label_source": "operators",
         "operators": "",
         "first_derivative": "transforms",
+        "row_norms": "",
     },
     "memorization": {
         "validation": "probes measures baselines heads audit arguments quantiles atomic_file",

@@ -25,6 +25,7 @@ from rlpheads.engine.learner.optimizer import (
 )
 from rlpheads.engine.learner.pending_update import PendingUpdate
 from rlpheads.engine.learner.schedule import Span, build_scheduler
+from rlpheads.kernels.row_norms import LARGE, row_norms
 from rlpheads.memorization.heads.head_modules import HeadModules
 
 
@@ -266,6 +267,7 @@ def is_nonfinite(number: Tensor) -> Tensor:
 def total_norm(parameters: Iterable[nn.Parameter], pending: Sequence[Tensor] = ()) -> Tensor:
     """Return the global norm of the parameters' gradients and of those that are pending, given as squared norms: float32 ()."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [row_norms(each) if each.nbytes > LARGE and each.is_cpu else each for each in gradients]
     # torch.nn.utils.get_total_norm is this, and looks at the device of every norm
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) if gradients else torch.zeros(())
     if not pending:

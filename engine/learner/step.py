@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -25,6 +24,7 @@ from rlpheads.engine.learner.runtime import SideStream, begin_compiled_pass
 from rlpheads.engine.learner.update_guard import judge
 from rlpheads.engine.model.builder import Network
 from rlpheads.engine.model.tapped_model import TappedModel
+from rlpheads.kernels.row_norms import row_norms
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.memorization.heads.combined_loss import CombinedLoss, TermWeights, combine_losses
 from rlpheads.memorization.heads.head_losses import GatheredLosses, HeadLosses, HeadTerms
@@ -280,14 +280,12 @@ def _root_mean_square(batch: Batch) -> Tensor:
 
     Networks that normalise their inputs hide what is wrong with these.
     """
-    # rows of channels-last images, flattened, would be a copy
-    norm_of = partial(torch.linalg.vector_norm, batch.images, dtype=torch.float32)
-    valid_B = _valid_rows(batch)
+    norm_B, valid_B = row_norms(batch.images), _valid_rows(batch)
+    norm = torch.linalg.vector_norm(_without_padding(norm_B, valid_B))
     if valid_B is None:
-        mean = norm_of(dim=(0, 1, 2, 3)) / batch.images.numel() ** 0.5
+        mean = norm / batch.images.numel() ** 0.5
     else:
-        num_values = valid_B.sum().clamp(min=1) * batch.images[0].numel()
-        mean = torch.linalg.vector_norm(_without_padding(norm_of(dim=(1, 2, 3)), valid_B)) / num_values.sqrt()
+        mean = norm / (valid_B.sum().clamp(min=1) * batch.images[0].numel()).sqrt()
     return torch.nan_to_num(mean, nan=math.nan, posinf=_LARGEST)
 
 
