@@ -24,7 +24,6 @@ from rlpheads.engine.learner.runtime import SideStream, begin_compiled_pass
 from rlpheads.engine.learner.update_guard import judge
 from rlpheads.engine.model.builder import Network
 from rlpheads.engine.model.tapped_model import TappedModel
-from rlpheads.kernels.row_norms import row_norms
 from rlpheads.loaders.contract.batch import Batch
 from rlpheads.memorization.heads.combined_loss import CombinedLoss, TermWeights, combine_losses
 from rlpheads.memorization.heads.head_losses import GatheredLosses, HeadLosses, HeadTerms
@@ -280,7 +279,9 @@ def _root_mean_square(batch: Batch) -> Tensor:
 
     Networks that normalise their inputs hide what is wrong with these.
     """
-    norm_B, valid_B = row_norms(batch.images), _valid_rows(batch)
+    valid_B = _valid_rows(batch)
+    # image by image: torch's norm of so many numbers at once is not right
+    norm_B = torch.linalg.vector_norm(batch.images, dim=(1, 2, 3), dtype=torch.float32)
     norm = torch.linalg.vector_norm(_without_padding(norm_B, valid_B))
     if valid_B is None:
         mean = norm / batch.images.numel() ** 0.5
