@@ -61,15 +61,26 @@ def test_gradients_that_travel_as_they_are_made_are_those_of_ddp(num_ranks, num_
 
     Ranks hold optimizer states of their own ranges, and the same weights to the last bit; a step that is left out changes none.
     """
-    told = told_by_ranks(num_ranks, "average", str(num_labels), "1" if in_ranges else str(2**30))
-    assert len(told) == 3
+    told = told_by_ranks(num_ranks, "average", str(num_labels), "1" if in_ranges else str(2**30), "5")
     held = -(-num_labels // num_ranks) if in_ranges else num_labels
+    check_both_ways(told, [5 * held] * 3, num_labels)
+
+
+def test_heads_in_ranges_beside_narrower_ones_that_are_averaged_whole():
+    """As taps of a ResNet have: each gradient is averaged once, however many travel after it."""
+    told = told_by_ranks(2, "average", "601", str(8 * 601), "0")
+    check_both_ways(told, [6 * 601, 9 * 301, 9 * 301], 601)
+
+
+def check_both_ways(told: Any, stepped_of_weights: list[int], num_labels: int) -> None:
+    """Both ways end alike, and the main rank holds states of so many numbers of each tap's weight."""
+    assert len(told) == 3
     for of_optimizer in told:
         assert max(of_optimizer["errors"].values()) <= 1e-5
         assert of_optimizer["untouched"]
         assert of_optimizer["different_weights"] == 1
-        for tap in range(3):
-            assert set(of_optimizer["states"][f"heads.{tap}.0.weight"]) == {5 * held}
+        for tap, stepped in enumerate(stepped_of_weights):
+            assert set(of_optimizer["states"][f"heads.{tap}.0.weight"]) == {stepped}
             assert set(of_optimizer["states"][f"heads.{tap}.0.bias"]) == {num_labels}
 
 

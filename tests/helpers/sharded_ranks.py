@@ -3,7 +3,7 @@
 python -m torch.distributed.run --standalone --nproc-per-node N tests/helpers/sharded_ranks.py compare
 … sharded_ranks.py draws NUMBER
 … sharded_ranks.py checkpoint FOLDER NUMBER class | none | "none, whole"
-… sharded_ranks.py average LABELS MIN_RANGE_NUMBERS
+… sharded_ranks.py average LABELS MIN_RANGE_NUMBERS HIDDEN (0: linear heads, of features of 6, 9 and 9 numbers)
 """
 
 import hashlib
@@ -150,10 +150,11 @@ def averaged(problem: HeadProblem, optim: OptimConfig, launched: Launch, min_num
     return averaged_part.average_part(part, ClassShards.of_mesh(launched.mesh()))
 
 
-def train_both_ways(launched: Launch, num_labels: int, min_numbers: int) -> list[dict[str, Any]]:
+def train_both_ways(launched: Launch, num_labels: int, min_numbers: int, hidden: int) -> list[dict[str, Any]]:
     """Train whole heads under DDP and with gradients that travel as they are made, by several optimizers; say how both end."""
+    options = {"hidden": hidden} if hidden else {}
     problem = HeadProblem(
-        num_labels, NUM_ROWS // launched.world_size, dtype=torch.float32, seed=0, options={"hidden": 5}, num_draws=1
+        num_labels, NUM_ROWS // launched.world_size, dtype=torch.float32, seed=0, options=options, num_draws=1
     )
     return [both_ways(launched, problem, optim, min_numbers) for optim in OPTIMS]
 
