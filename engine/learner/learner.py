@@ -46,7 +46,7 @@ class Learner:
 
     Attributes:
         backbone: the tapped classifier, trained or frozen.
-        heads: the random-label prediction heads, or None when no tap is read. They have a wrapper, an optimizer and
+        heads: the random-label prediction heads, or None when no tap is read. They have messages, an optimizer and
             a clipping norm of their own, so that with λ = 0 the backbone is bit-identical with and without them.
         audit: heads on draws of the labels that nothing but their own loss ever sees, or None; apart from `heads` in
             everything, so that they change nothing.
