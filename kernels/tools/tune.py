@@ -8,7 +8,6 @@ the times mean nothing.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -215,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print and keep; return the exit code: 1 where usual tiles do not run, 2 where nothing can be measured."""
     options = parse_arguments(arguments)
     console = Console(width=max(Console().width, 110))
-    on_cpu = os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available()
+    on_cpu = triton_loss.INTERPRETS or not torch.cuda.is_available()
     device, dtype, path = "cpu" if on_cpu else "cuda", DTYPES[options.dtype], options.file or tiles_file()
     reason = precondition_failure(path, device, dtype)
     if reason is not None or path is None:

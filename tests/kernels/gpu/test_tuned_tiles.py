@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="triton comes with torch's CUDA build only"
 import triton_tuning
 from triton_interpreter import Interpreter
 
+from rlpheads.kernels.gpu import triton_loss
 from rlpheads.kernels.gpu.triton_tiles import KNOWN_CHIPS, TileConfig, chip_tiles
 from rlpheads.kernels.gpu.tuned_tiles import (
     FILE_VARIABLE,
@@ -210,7 +211,7 @@ def test_there_is_nothing_to_measure_without_a_gpu(capsys: pytest.CaptureFixture
 def test_what_stands_in_the_way_is_told_before_anything_is_measured(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton_loss, "INTERPRETS", True)
     assert (
         f"nowhere to write: {FILE_VARIABLE} is empty, or there is no home folder; name a file by --file"
         in tune_output(SHAPE, capsys)
