@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -87,8 +88,12 @@ def test_a_part_runs_where_only_what_it_names_is_installed(
 @pytest.mark.parametrize("target", ["bench-gpu", "test-gpu"])
 def test_with_a_python_that_is_there_nothing_is_installed(target: str) -> None:
     command = ["make", "--dry-run", "--always-make", "--no-print-directory", target]
+    # what `make test ARGS=-x` was given is not for this one
+    variables = {
+        name: value for name, value in os.environ.items() if "MAKE" not in name and name not in ("ARGS", "MFLAGS")
+    }
     asked = [
-        subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        subprocess.run([*command, *more], cwd=ROOT, env=variables, capture_output=True, text=True, check=True).stdout
         for more in ([], ["PYTHON_OF=python9"])
     ]
     assert "pip" in asked[0]
